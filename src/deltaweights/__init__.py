@@ -1,0 +1,3 @@
+"""Rebuild models published as delta weights."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,129 @@
+"""Input files, opened once and read by position.
+
+Enters: a path. Leaves: an ``InputFile`` that reads byte ranges and knows when the file changed under it, and byte sources for
+contiguous tensors. Never: mmap (a mapped file that shrinks kills the process), a whole file in memory, or a read
+from anything but a regular file.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.errors import InputOutputError, MalformedInput
+
+
+class InputFile:
+    """One regular file, open for positioned reads; ``path`` is for messages, the descriptor is what is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # Without O_NONBLOCK, opening a FIFO that nobody writes to would wait for ever.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise InputOutputError.from_os(error, path, "open") from error
+        self._opened = os.fstat(self._fd)
+        if not stat.S_ISREG(self._opened.st_mode):
+            os.close(self._fd)
+            raise MalformedInput(
+                "not a regular file",
+                where=path,
+                found=_kind(self._opened.st_mode),
+                remedy="give the weights file itself",
+            )
+        self.size = self._opened.st_size
+
+    def close(self) -> None:
+        """Release the descriptor."""
+        os.close(self._fd)
+
+    def read_into(self, out: memoryview, offset: int) -> None:
+        """Fill ``out`` with the bytes from ``offset`` on. Raises ``InputOutputError`` when the file ends before that."""
+        done = 0
+        while done < len(out):
+            try:
+                got = os.preadv(self._fd, [out[done:]], offset + done)
+            except OSError as error:
+                raise InputOutputError.from_os(error, self.path, f"read at byte {offset + done}") from error
+            if got == 0:
+                raise InputOutputError(
+                    "cut short while being read",
+                    where=self.path,
+                    found=f"end of file at byte {offset + done}",
+                    expected=f"{self.size} bytes",
+                    remedy="check the file and the disk, and run again",
+                )
+            done += got
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return ``length`` bytes from ``offset`` on; for headers, not for weights."""
+        data = bytearray(length)
+        self.read_into(memoryview(data), offset)
+        return bytes(data)
+
+    def check_unchanged(self) -> None:
+        """Raise ``InputOutputError`` when the file was written to, or cut, since it was opened."""
+        now, then = os.fstat(self._fd), self._opened
+        if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
+            raise InputOutputError(
+                "changed while being read",
+                where=self.path,
+                found=f"{now.st_size} bytes, modified after the run began",
+                expected=f"the {then.st_size} bytes that were opened",
+                remedy="wait until nothing writes to it, and run again",
+            )
+
+
+def _kind(mode: int) -> str:
+    for is_kind, name in (
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a FIFO"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a device"),
+    ):
+        if is_kind(mode):
+            return name
+    return "a special file"
+
+
+@dataclass(frozen=True)
+class ContiguousSource:
+    """A tensor whose row-major bytes stand in one piece at ``offset``."""
+
+    file: InputFile
+    offset: int
+
+    def read_into(self, out: memoryview, start: int) -> None:
+        """See ``ByteSource``."""
+        self.file.read_into(out, self.offset + start)
+
+
+@dataclass(frozen=True)
+class LooseStorage:
+    """Stored bytes with a recorded checksum that no tensor covers exactly, so that no tensor's reader can prove it."""
+
+    source: ContiguousSource
+    name: str
+    nbytes: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """One weights file, its header read and checked.
+
+    ``header_digest`` is ``blake3:`` and the digest of all bytes that say where the tensors are; ``loose`` lists the storages whose
+    checksum needs a pass of its own; ``notes`` are remarks for people.
+    """
+
+    file: InputFile
+    container: str
+    header_digest: str
+    tensors: dict[str, LazyTensor]
+    loose: tuple[LooseStorage, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,78 @@
+"""What a tensor is to this program before its bytes are read.
+
+Enters: names, dtypes and shapes from headers. Leaves: ``TensorSpec``, a value, and ``LazyTensor``, which can also put any range of
+its bytes into a buffer. Never: an array library, or a whole tensor in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+ITEM_SIZES: dict[str, int] = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
+    "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4,
+    "I64": 8, "U64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+"""Bytes per element of every whole-byte dtype of safetensors 0.8, by safetensors' name for it."""
+
+MAX_BYTES = 2**63 - 1
+"""No tensor may claim more bytes than a file offset can express."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype (safetensors' name for it) and shape of one tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @cached_property
+    def count(self) -> int:
+        """Number of elements; 1 for a scalar, whose shape is empty."""
+        return math.prod(self.shape)
+
+    @property
+    def item_size(self) -> int:
+        """Bytes per element."""
+        return ITEM_SIZES[self.dtype]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return self.count * self.item_size
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+
+class ByteSource(Protocol):
+    """Where a tensor's bytes come from."""
+
+    def read_into(self, out: memoryview, start: int) -> None:
+        """Fill ``out`` with the row-major little-endian bytes ``[start, start + len(out))`` of the tensor.
+
+        ``out`` is a writable view of format ``B``; both ends lie on element boundaries. Thread-safe.
+
+        Raises ``InputOutputError`` when the bytes cannot be read or are no longer there.
+        """
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor whose bytes are still in their file.
+
+    ``crc32`` is the checksum that the container records for exactly these bytes in this order, or None; whoever reads the whole
+    tensor is to compare it. ``storage`` names the bytes behind the tensor within its checkpoint: tensors with equal storage and
+    spec are tied.
+    """
+
+    spec: TensorSpec
+    source: ByteSource
+    file: str
+    storage: object
+    crc32: int | None = None

@@ -1,0 +1,89 @@
+"""The one tree of exceptions that the program raises on purpose.
+
+Enters: what was wrong, where, and what to do about it. Leaves: an exception whose ``str`` is one printable line and whose
+``exit_code`` is what the command line returns. Never: a traceback for something a user can cause.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deltaweights.text import printable
+
+
+class DeltaweightsError(Exception):
+    """Base of all; never raised itself.
+
+    The message is assembled as ``where: tensor NAME: problem: found X, expected Y; remedy`` from the parts that are given.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        where: str | Path | None = None,
+        tensor: str | None = None,
+        found: object = None,
+        expected: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        facts = [f"found {found}"] if found is not None else []
+        facts += [f"expected {expected}"] if expected is not None else []
+        line = ": ".join(
+            [str(where)] * (where is not None)
+            + [f"tensor {tensor}"] * (tensor is not None)
+            + [problem]
+            + [", ".join(facts)] * bool(facts)
+        )
+        super().__init__(printable(f"{line}; {remedy}" if remedy else line))
+
+
+class UsageError(DeltaweightsError):
+    """The command line, or an argument of the Python API, makes no sense."""
+
+    exit_code = 2
+
+
+class MalformedInput(DeltaweightsError):
+    """An input breaks its format's rules, or tries something hostile."""
+
+    exit_code = 3
+
+
+class Mismatch(DeltaweightsError):
+    """Base and delta do not belong together."""
+
+    exit_code = 4
+
+
+class InputOutputError(DeltaweightsError):
+    """The system said no: not found, unreadable, no space, cut short or changed while being read."""
+
+    exit_code = 5
+
+    @classmethod
+    def from_os(cls, error: OSError, where: str | Path, doing: str, remedy: str | None = None) -> InputOutputError:
+        """Convert ``error``, met while ``doing`` something with ``where``."""
+        return cls(f"cannot {doing}: {error.strerror or error}", where=where, remedy=remedy)
+
+
+class CheckFailed(DeltaweightsError):
+    """A check that was asked for (verify, --strict, --expect) failed."""
+
+    exit_code = 6
+
+
+class TargetBusy(DeltaweightsError):
+    """The target is in use by another run, is one of the inputs, or holds something else."""
+
+    exit_code = 7
+
+
+class Interrupted(DeltaweightsError):
+    """A signal asked the run to end; finished shards stay in staging."""
+
+    def __init__(self, signal_number: int, problem: str) -> None:
+        super().__init__(problem)
+        self.exit_code = 128 + signal_number

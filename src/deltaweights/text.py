@@ -1,0 +1,70 @@
+"""Foreign text, made safe: strict JSON in, printable lines out.
+
+Enters: bytes of JSON documents and names from files that strangers wrote. Leaves: Python values, or a ``ValueError`` that says
+which rule was broken; strings without control characters. Never: a duplicate key that wins in silence, NaN, or an escape
+sequence that reaches a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+Json = Any
+"""A value that ``json`` can represent. (A recursive type gives no more safety: every reader checks what it takes.)"""
+
+
+def printable(text: str) -> str:
+    """Return ``text`` on one line with every character escaped that a terminal could act on, or that cannot be encoded."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def natural_key(name: str) -> tuple[list[object], str]:
+    """Sort key under which numbers inside names compare as numbers; ties (``1`` and ``01``) fall back to the name itself."""
+    parts = re.split("([0-9]+)", name)
+    # (length, digits) orders like the number, and has no limit on the count of digits, as int() has.
+    numbers = [(len(digits.lstrip("0")), digits.lstrip("0")) for digits in parts[1::2]]
+    key: list[object] = list(parts)
+    key[1::2] = numbers
+    return key, name
+
+
+def _no_duplicates(pairs: Sequence[tuple[str, Json]]) -> dict[str, Json]:
+    result: dict[str, Json] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"duplicate key {printable(json.dumps(key, ensure_ascii=False))}")
+        result[key] = value
+    return result
+
+
+def _no_constant(text: str) -> Json:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > 20:
+        raise ValueError(f"number with {len(text)} digits")
+    return int(text)
+
+
+def strict_json(data: bytes) -> Json:
+    """Parse one UTF-8 JSON document.
+
+    Raises ``ValueError`` for: bytes that are not UTF-8, a byte-order mark, a key written twice in one object (also when spelled
+    with different escapes), NaN and Infinity, integers of more than 20 characters, nesting that exhausts the stack, trailing bytes.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
+    if text.startswith("\ufeff"):
+        raise ValueError("starts with a byte-order mark")
+    try:
+        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_int=_bounded_int)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
