@@ -1,3 +1,34 @@
-"""Rebuild models published as delta weights."""
+"""Rebuild models that were published as delta weights: streamed, bit for bit, with checksums.
+
+``apply_delta`` adds a delta to its base and publishes the merged checkpoint; ``verify`` checks a folder against its manifest or a
+pinned digest. Both raise subclasses of ``DeltaweightsError``. Importing this package imports neither torch nor the jobs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deltaweights.errors import DeltaweightsError
+
+if TYPE_CHECKING:
+    from deltaweights.apply import ApplyResult, apply_delta
+    from deltaweights.manifest.verify import VerifyReport, verify
 
 __version__ = "0.1.0"
+
+__all__ = ["ApplyResult", "DeltaweightsError", "VerifyReport", "__version__", "apply_delta", "verify"]
+
+_HOMES = {
+    "ApplyResult": "deltaweights.apply",
+    "apply_delta": "deltaweights.apply",
+    "VerifyReport": "deltaweights.manifest.verify",
+    "verify": "deltaweights.manifest.verify",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'deltaweights' has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415  (only programs that use the API need it)
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -31,6 +31,16 @@ def natural_key(name: str) -> tuple[list[object], str]:
     return key, name
 
 
+def compact_json(value: Json) -> str:
+    """Return ``value`` as JSON without spaces, non-ASCII characters as themselves: the form that digests are made over."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def readable_json(value: Json) -> bytes:
+    """Return ``value`` as the bytes of a JSON document: two spaces of indent, keys in their order, a final newline."""
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n").encode()
+
+
 def _no_duplicates(pairs: Sequence[tuple[str, Json]]) -> dict[str, Json]:
     result: dict[str, Json] = {}
     for key, value in pairs:
@@ -50,12 +60,19 @@ def _bounded_int(text: str) -> int:
     return int(text)
 
 
+MOST_OBJECTS, MOST_COMMAS = 200_000, 2_000_000
+"""What a document may hold: enough for 100,000 tensors, too little to fill the memory of a machine."""
+
+
 def strict_json(data: bytes) -> Json:
     """Parse one UTF-8 JSON document.
 
     Raises ``ValueError`` for: bytes that are not UTF-8, a byte-order mark, a key written twice in one object (also when spelled
-    with different escapes), NaN and Infinity, integers of more than 20 characters, nesting that exhausts the stack, trailing bytes.
+    with different escapes), NaN and Infinity, integers of more than 20 characters, nesting that exhausts the stack, trailing bytes,
+    and more than ``MOST_OBJECTS`` objects or ``MOST_COMMAS`` commas.
     """
+    if data.count(b"{") > MOST_OBJECTS or data.count(b",") > MOST_COMMAS:
+        raise ValueError(f"more than {MOST_OBJECTS:,} objects or {MOST_COMMAS:,} commas")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

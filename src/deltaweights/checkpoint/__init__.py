@@ -1,0 +1,1 @@
+"""Reading checkpoints: headers into lazy tensors, bytes by position."""

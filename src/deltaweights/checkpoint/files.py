@@ -7,13 +7,19 @@ from anything but a regular file.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
+
+CHUNK = 1024 * 1024
+"""Bytes per read of a file that is read whole: stays in the processor's cache until it is digested."""
 
 
 class InputFile:
@@ -65,6 +71,21 @@ class InputFile:
         self.read_into(memoryview(data), offset)
         return bytes(data)
 
+    def sha256(self) -> str:
+        """Return the sha256 of the whole file as hex digits, from one pass in order."""
+        digest = hashlib.sha256()
+        for chunk in self.chunks():
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def chunks(self) -> Iterator[memoryview]:
+        """Yield the whole file in order, in pieces that are valid until the next one."""
+        buffer = memoryview(bytearray(CHUNK))
+        for offset in range(0, self.size, CHUNK):
+            piece = buffer[: min(CHUNK, self.size - offset)]
+            self.read_into(piece, offset)
+            yield piece
+
     def check_unchanged(self) -> None:
         """Raise ``InputOutputError`` when the file was written to, or cut, since it was opened."""
         now, then = os.fstat(self._fd), self._opened
@@ -111,6 +132,23 @@ class LooseStorage:
     name: str
     nbytes: int
     crc32: int
+
+    def prove(self) -> None:
+        """Read the storage once and raise ``MalformedInput`` when it is not what the container recorded."""
+        buffer = memoryview(bytearray(min(CHUNK, self.nbytes)))
+        crc = 0
+        for start in range(0, self.nbytes, CHUNK):
+            piece = buffer[: min(CHUNK, self.nbytes - start)]
+            self.source.read_into(piece, start)
+            crc = zlib.crc32(piece, crc)
+        if crc != self.crc32:
+            raise MalformedInput(
+                f"stored bytes of {self.name} are damaged",
+                where=self.source.file.path,
+                found=f"CRC-32 {crc:08x}",
+                expected=f"{self.crc32:08x}, as the file records",
+                remedy="fetch the file again",
+            )
 
 
 @dataclass(frozen=True)

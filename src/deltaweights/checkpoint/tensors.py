@@ -7,9 +7,12 @@ its bytes into a buffer. Never: an array library, or a whole tensor in memory.
 from __future__ import annotations
 
 import math
+import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
+
+from deltaweights.text import printable
 
 ITEM_SIZES: dict[str, int] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
@@ -21,6 +24,19 @@ ITEM_SIZES: dict[str, int] = {
 
 MAX_BYTES = 2**63 - 1
 """No tensor may claim more bytes than a file offset can express."""
+
+
+MAX_TENSORS = 100_000
+"""No checkpoint that is known has a tenth of it; a hostile header could fill the memory."""
+
+
+def name_fault(name: str) -> str | None:
+    """Return what is wrong with a tensor's or file's name, or None."""
+    if not name:
+        return "an empty name"
+    if any(unicodedata.category(char) in {"Cc", "Cs"} for char in name):
+        return f"a name with a control character or half a surrogate pair: {printable(name)}"
+    return None
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class StridedSource:
             self._gather(out[cut - start :], cut, stop, axis, origin)
             return
         rows = (stop - start) // inner
-        if self.strides[axis] == 1:
+        if rows and self.strides[axis] == 1:
             # Neighbours along this axis are neighbours in the file: one read per column, not one per element.
             for column, place in enumerate(_places(self.shape[axis + 1 :], self.strides[axis + 1 :])):
                 self._run(out[column : rows * inner : inner], origin + row + place)

@@ -1,0 +1,1 @@
+"""Digests, manifests, and checking a folder against its manifest."""

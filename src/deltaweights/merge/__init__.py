@@ -1,0 +1,1 @@
+"""Combining two checkpoints into one: rules, plan, arithmetic, stream."""

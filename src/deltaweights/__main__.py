@@ -1,0 +1,5 @@
+"""``python -m deltaweights``."""
+
+from deltaweights.cli import main
+
+main()

@@ -1,0 +1,265 @@
+"""The job: base + delta = merged, from paths to a published folder.
+
+Enters: paths and options. Leaves: a target folder with weights, manifest and checksums, and a result that says what it is. Never:
+a target that is not whole, or a byte of output before both inputs are known to fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from deltaweights.errors import CheckFailed, TargetBusy, UsageError
+from deltaweights.manifest.manifest import (
+    INDEX,
+    MANIFEST,
+    SUMS,
+    FileRecord,
+    Fragment,
+    index_bytes,
+    parse_manifest,
+    sums_bytes,
+)
+from deltaweights.manifest.verify import verify
+from deltaweights.merge.plan import fates
+from deltaweights.merge.record import merge_manifest, records_of
+from deltaweights.prepare import PathLike, Prepared, check_space, prepare, say
+from deltaweights.report import Report
+from deltaweights.staging.disk import remove, write_file
+from deltaweights.staging.folder import StagingFolder, StagingLock
+from deltaweights.staging.place import refuse_content
+from deltaweights.staging.publish import publish, recover
+
+
+@dataclass(frozen=True)
+class ApplyResult:
+    """What was made. ``status`` is "merged" or "already complete"; ``bytes`` counts weights; ``seconds`` by stage, and in total."""
+
+    target: str
+    status: str
+    content_digest: str
+    manifest_sha256: str
+    tensors: int
+    parameters: int
+    bytes: int
+    shards: int
+    fates: dict[str, int]
+    dropped: dict[str, dict[str, str]]
+    nonfinite: dict[str, int]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def apply_delta(
+    base: PathLike,
+    delta: PathLike,
+    target: PathLike,
+    *,
+    compute_dtype: str = "float16",
+    dtype: str | None = None,
+    max_shard_size: str | int = "5GB",
+    device: str = "cpu",
+    workers: int | None = None,
+    overwrite: bool = False,
+    strict: bool = False,
+    hash_inputs: bool = False,
+    report: Report | None = None,
+) -> ApplyResult:
+    """Add ``delta`` to ``base`` and publish the merged checkpoint at ``target``.
+
+    ``base`` and ``delta`` are folders, index files or single weights files (safetensors or torch). Both are cast to
+    ``compute_dtype`` (float16, bfloat16 or float32), added once, and stored as ``dtype`` (the compute dtype unless given) in
+    shards of at most ``max_shard_size`` (bytes, or text such as ``"5GB"``). ``device`` is ``cpu``, ``cuda[:N]`` or ``auto``; the
+    bits are the same. With ``strict``, NaN or infinite weights in the result are an error; with ``hash_inputs`` the manifest has
+    the sha256 of every input file. A killed run is finished by the same call.
+
+    Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, ``TargetBusy``, and ``CheckFailed`` (``strict``);
+    the target is then as it was before.
+    """
+    began = time.monotonic()
+    report = report or Report()
+    workers = default_workers() if workers is None else workers
+    if workers < 1:
+        raise UsageError("no workers", found=workers, expected="at least 1")
+    with prepare(
+        base, delta, target, compute_dtype=compute_dtype, dtype=dtype, max_shard_size=max_shard_size, report=report
+    ) as job:
+        say(job, report)
+        seconds = {"prepare": time.monotonic() - began}
+        done = _already_complete(job)
+        if done is None:
+            with StagingLock(job.place) as lock:
+                for text in (lock.note, recover(job.place)):
+                    if text:
+                        report.note(text)
+                # The run that held the lock before us may have published this very plan.
+                done = _already_complete(job)
+                if done is None:
+                    refuse_content(job.place, overwrite=overwrite)
+                    done = _merge(job, device, workers, report, seconds, strict=strict, hash_inputs=hash_inputs)
+                else:
+                    remove(job.place.root)
+        seconds["total"] = time.monotonic() - began
+        return _result(job, done, seconds)
+
+
+def default_workers() -> int:
+    """Return a worker for each processor that this process may use, at least 2 and at most 16."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(2, min(count, 16))
+
+
+@dataclass(frozen=True)
+class _Done:
+    status: str
+    content_digest: str
+    manifest_sha256: str
+    nonfinite: dict[str, int]
+
+
+def _already_complete(job: Prepared) -> _Done | None:
+    """Return what stands in the target if it is the result of this plan and verifies; None if it is something else.
+
+    Raises ``TargetBusy`` when it is the result of this plan, damaged.
+    """
+    try:
+        manifest = parse_manifest((job.place.target / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return None
+    if manifest.plan != job.plan.identity or job.place.journal.exists():
+        return None
+    found = verify(job.place.target)
+    if not found.ok or found.manifest_sha256 is None:
+        raise TargetBusy(
+            f"target is the result of this very plan, but it does not verify: {found.problems[0]}",
+            where=job.place.target,
+            remedy="move it away, and run again",
+        )
+    return _Done("already complete", manifest.content_digest, found.manifest_sha256, manifest.nonfinite)
+
+
+def _merge(
+    job: Prepared,
+    device: str,
+    workers: int,
+    report: Report,
+    seconds: dict[str, float],
+    *,
+    strict: bool,
+    hash_inputs: bool,
+) -> _Done:
+    """Write what is missing into staging, and publish it."""
+    staging = StagingFolder(job.place)
+    fragments, discarded = staging.prepare(job.plan)
+    if discarded:
+        report.note("staging held another plan (other inputs or options): it was discarded")
+    if fragments:
+        report.note(f"{len(fragments)} of {len(job.plan.shards)} shards are finished already")
+    check_space(job, fragments)
+    began = time.monotonic()
+    _stream(job, staging, fragments, device, workers, report, seconds)
+    seconds["stream"] = time.monotonic() - began
+    for checkpoint in (job.base, job.delta):
+        checkpoint.check_unchanged()
+    nonfinite = {name: record.nonfinite for name, record in records_of(fragments).items() if record.nonfinite}
+    if nonfinite:
+        _report_nonfinite(nonfinite, report, strict=strict)
+    began = time.monotonic()
+    input_sha256 = _hash_inputs(job) if hash_inputs else {}
+    seconds["hash inputs"] = time.monotonic() - began
+    began = time.monotonic()
+    digest, manifest_sha256 = _write_documents(job, fragments, input_sha256)
+    publish(job.place)
+    seconds["publish"] = time.monotonic() - began
+    return _Done("merged", digest, manifest_sha256, nonfinite)
+
+
+def _stream(
+    job: Prepared,
+    staging: StagingFolder,
+    fragments: dict[str, Fragment],
+    device: str,
+    workers: int,
+    report: Report,
+    seconds: dict[str, float],
+) -> None:
+    """Make the shards that have no fragment yet, and add theirs to ``fragments``."""
+    from deltaweights.merge.stream import Resources, Stream  # noqa: PLC0415  (torch: over a second, not needed before here)
+
+    def keep(fragment: Fragment) -> None:
+        staging.keep(fragment)
+        fragments[fragment.file] = fragment
+
+    for weights in (*job.base.files, *job.delta.files):
+        for loose in weights.loose:
+            loose.prove()
+    missing = [shard for shard in job.plan.shards if shard.file not in fragments]
+    stream = Stream(job.plan, job.base.tensors, job.delta.tensors, job.place.shards, keep, Resources(device, workers))
+    report.begin("merging", sum(shard.size - len(shard.header) for shard in missing))
+    try:
+        for done in stream.run(missing):
+            report.progress(done)
+    finally:
+        report.end()
+    seconds["flush"] = stream.flush_seconds
+
+
+def _report_nonfinite(nonfinite: Mapping[str, int], report: Report, *, strict: bool) -> None:
+    name = next(iter(nonfinite))
+    found = f"{sum(nonfinite.values())} NaN or infinite weights in {len(nonfinite)} tensors, first in {name}"
+    if strict:
+        raise CheckFailed(
+            "result is not finite", tensor=name, found=found, remedy="check base and delta, or run without --strict"
+        )
+    report.warn(f"result is not finite: {found}")
+
+
+def _hash_inputs(job: Prepared) -> dict[str, dict[str, str]]:
+    return {
+        checkpoint.role: {weights.file.path.name: weights.file.sha256() for weights in checkpoint.files}
+        for checkpoint in (job.base, job.delta)
+    }
+
+
+def _write_documents(
+    job: Prepared, fragments: Mapping[str, Fragment], input_sha256: Mapping[str, Mapping[str, str]]
+) -> tuple[str, str]:
+    """Write everything but weights beside the shards; return the content digest and the manifest's sha256."""
+    plan, folder = job.plan, job.place.shards
+    documents = dict(job.companions.files)
+    if len(plan.shards) > 1:
+        weight_map = {tensor.spec.name: shard.file for shard in plan.shards for tensor in shard.tensors}
+        total, parameters = (sum(getattr(t.spec, what) for t in plan.tensors) for what in ("nbytes", "count"))
+        documents[INDEX] = index_bytes(weight_map, total, parameters)
+    files = {shard.file: fragments[shard.file].record for shard in plan.shards}
+    files |= {name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in documents.items()}
+    manifest, digest = merge_manifest(plan, fragments, files, input_sha256)
+    manifest_record = FileRecord(len(manifest), hashlib.sha256(manifest).hexdigest())
+    documents |= {MANIFEST: manifest, SUMS: sums_bytes(files, manifest_record)}
+    for name, data in documents.items():
+        write_file(folder / name, data)
+    return digest, manifest_record.sha256
+
+
+def _result(job: Prepared, done: _Done, seconds: dict[str, float]) -> ApplyResult:
+    plan = job.plan
+    dropped = {
+        role: {item.spec.name: item.reason for item in record.dropped}
+        for role, record in (("base", plan.base), ("delta", plan.delta))
+    }
+    return ApplyResult(
+        target=str(job.place.target),
+        status=done.status,
+        content_digest=done.content_digest,
+        manifest_sha256=done.manifest_sha256,
+        tensors=len(plan.tensors),
+        parameters=sum(tensor.spec.count for tensor in plan.tensors),
+        bytes=sum(tensor.spec.nbytes for tensor in plan.tensors),
+        shards=len(plan.shards),
+        fates=fates(plan),
+        dropped=dropped,
+        nonfinite=done.nonfinite,
+        seconds={stage: round(value, 3) for stage, value in seconds.items()},
+    )

@@ -1,0 +1,115 @@
+"""The files that travel with the weights: configuration, tokenizer, licence.
+
+Enters: the folder of a delta. Leaves: the bytes of the files on the allow-list, by their name in the target, and the names of
+those left behind. Never: code, pickles, stale indexes, or a file outside the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltaweights.checkpoint.files import InputFile
+from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.text import strict_json
+
+COPIED = frozenset({
+    "config.json", "generation_config.json",
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "chat_template.json", "chat_template.jinja",
+    "preprocessor_config.json", "processor_config.json",
+})  # fmt: skip
+
+LEGAL = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY)(\.(txt|md))?", re.IGNORECASE)
+
+README, DELTA_README = "README.md", "DELTA_README.md"
+
+MAX_SIZE = 64 * 1024 * 1024
+"""A tokenizer.json has at most some 20 MB; what is larger is no companion."""
+
+NOTICE_NAME = "DELTAWEIGHTS_NOTICE.txt"
+
+NOTICE = """\
+RESEARCH USE ONLY. NOT FOR CLINICAL USE.
+
+The weights in this folder were rebuilt by adding published delta weights to a base model. They are subject to the licence of the
+base model and to the licence and terms of the delta; rebuilding them grants no further right. Both LLaMA-1 and the models derived
+from it that were published as deltas are for research only.
+
+LLaVA-Med, and every model made from it, is for research use only: it is subject to the terms of LLaMA, Vicuna and GPT-4, and it is
+not for clinical care or for any clinical decision.
+"""
+"""Stands in every output. Part of the format: a change of a letter changes every manifest."""
+
+
+@dataclass(frozen=True)
+class Companions:
+    """File contents by their name in the target; names that were left behind; the change made to config.json, if any."""
+
+    files: dict[str, bytes]
+    left_behind: tuple[str, ...]
+    change: str | None = None
+
+
+def read_companions(folder: Path, weights: frozenset[str], dtype: str) -> Companions:
+    """Read what is copied from ``folder``, passing over ``weights``, and make config.json state ``dtype`` (torch's name).
+
+    Raises ``MalformedInput`` when config.json is not a JSON object or a companion is not a regular file, ``InputOutputError`` when
+    one cannot be read.
+    """
+    files = {NOTICE_NAME: NOTICE.encode()}
+    left_behind = []
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        raise InputOutputError.from_os(error, folder, "list") from error
+    for name in names:
+        if name in COPIED or LEGAL.fullmatch(name):
+            files[name] = _read(folder / name)
+        elif name == README:
+            files[DELTA_README] = _read(folder / name)
+        elif name not in weights and not name.startswith("."):
+            left_behind.append(name)
+    change = None
+    if "config.json" in files:
+        files["config.json"], change = state_dtype(files["config.json"], dtype, folder / "config.json")
+    return Companions(files, tuple(left_behind), change)
+
+
+def _read(path: Path) -> bytes:
+    file = InputFile(path)
+    try:
+        if file.size > MAX_SIZE:
+            raise MalformedInput("too large to be a configuration file", where=path, found=f"{file.size} bytes")
+        return file.read(0, file.size)
+    finally:
+        file.close()
+
+
+def state_dtype(config: bytes, dtype: str, where: Path) -> tuple[bytes, str | None]:
+    """Return ``config`` with its ``torch_dtype`` (``dtype`` in newer files) set to ``dtype``, that value alone, and what changed.
+
+    A config that states no dtype, or the right one, is returned as it is. Raises ``MalformedInput`` when it is not a JSON object.
+    """
+    try:
+        document = strict_json(config)
+    except ValueError as error:
+        raise MalformedInput("not strict JSON", where=where, found=error, remedy="fetch it again") from None
+    if not isinstance(document, dict):
+        raise MalformedInput("not a JSON object", where=where, remedy="fetch it again")
+    for key in ("torch_dtype", "dtype"):
+        stated = document.get(key)
+        if not isinstance(stated, str) or stated == dtype:
+            continue
+        pattern = re.compile(re.escape(json.dumps(key)) + r"(\s*:\s*)" + re.escape(json.dumps(stated)))
+        for place in pattern.finditer(config.decode()):
+            text = config.decode()
+            changed = (
+                f"{text[: place.start()]}{json.dumps(key)}{place.group(1)}{json.dumps(dtype)}{text[place.end() :]}"
+            )
+            # The same words may stand deeper down, for a part of the model: only the change of the top-level key is wanted.
+            if strict_json(changed.encode()) == {**document, key: dtype}:
+                return changed.encode(), f"config.json: {key} changed from {stated} to {dtype}"
+    return config, None

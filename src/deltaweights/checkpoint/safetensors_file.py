@@ -1,0 +1,132 @@
+"""One safetensors file: its header, read and checked without mercy.
+
+Enters: a path. Leaves: a ``WeightsFile`` whose tensors tile the file exactly. Never: a byte of weights, or a header that two
+readers could take for two different things. The rules are those of the format (README of huggingface/safetensors, "Format"),
+and those its library leaves out: duplicate keys, unknown fields, control characters in names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from blake3 import blake3
+
+from deltaweights.checkpoint.files import ContiguousSource, InputFile, WeightsFile
+from deltaweights.checkpoint.sniff import what_is_it
+from deltaweights.checkpoint.tensors import ITEM_SIZES, MAX_BYTES, MAX_TENSORS, LazyTensor, TensorSpec, name_fault
+from deltaweights.errors import MalformedInput
+from deltaweights.text import Json, strict_json
+
+MAX_HEADER = 32 * 1024 * 1024
+"""Longest header read. The format allows 100 MB; 100,000 tensors need about 15."""
+
+FETCH_AGAIN = "the file is damaged or cut: fetch it again"
+
+
+def open_safetensors(path: Path) -> WeightsFile:
+    """Open ``path`` and read its header.
+
+    Raises ``MalformedInput`` when the file breaks a rule of the format, ``InputOutputError`` when it cannot be read.
+    """
+    file = InputFile(path)
+    try:
+        header = _header(file)
+        tensors = _tensors(file, header, data_start=8 + len(header))
+    except BaseException:
+        file.close()
+        raise
+    digest = blake3(len(header).to_bytes(8, "little") + header).hexdigest()
+    return WeightsFile(file, "safetensors", f"blake3:{digest}", tensors)
+
+
+def _refuse(
+    file: InputFile, problem: str, found: object = None, expected: object = None, tensor: str | None = None
+) -> NoReturn:
+    raise MalformedInput(problem, where=file.path, tensor=tensor, found=found, expected=expected, remedy=FETCH_AGAIN)
+
+
+def _header(file: InputFile) -> bytes:
+    head = file.read(0, min(file.size, 1024))
+    other = what_is_it(head)
+    if other is not None:
+        what, remedy = other
+        raise MalformedInput("not a safetensors file", where=file.path, found=what, remedy=remedy)
+    if file.size < 8:
+        _refuse(file, "too short for a safetensors file", f"{file.size} bytes", "at least 8")
+    length = int.from_bytes(head[:8], "little")
+    if length > file.size - 8:
+        _refuse(file, "header runs past the end of the file", f"a header of {length} bytes in a file of {file.size}")
+    if length > MAX_HEADER:
+        _refuse(file, "header is too long", f"{length} bytes", f"at most {MAX_HEADER}")
+    return file.read(8, length)
+
+
+def _tensors(file: InputFile, header: bytes, data_start: int) -> dict[str, LazyTensor]:
+    try:
+        document = strict_json(header)
+    except ValueError as error:
+        _refuse(file, "header is not strict JSON", error)
+    if not isinstance(document, dict) or not header.startswith(b"{"):
+        _refuse(file, "header is not a JSON object")
+    metadata = document.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        _refuse(file, "__metadata__ is not a map from strings to strings")
+    if len(document) > MAX_TENSORS:
+        _refuse(file, "too many tensors", len(document), f"at most {MAX_TENSORS}")
+    entries = [_entry(file, name, fields) for name, fields in document.items()]
+    _check_tiling(file, entries, file.size - data_start)
+    return {
+        spec.name: LazyTensor(spec, ContiguousSource(file, data_start + begin), file.path.name, (file.path.name, begin))
+        for spec, begin, _ in entries
+    }
+
+
+def _entry(file: InputFile, name: str, fields: Json) -> tuple[TensorSpec, int, int]:
+    """Return one tensor's spec, begin and end, each checked on its own."""
+    fault = name_fault(name)
+    if fault:
+        _refuse(file, "unusable tensor name", fault)
+    if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
+        keys = sorted(fields) if isinstance(fields, dict) else type(fields).__name__
+        _refuse(file, "header entry has the wrong fields", keys, "dtype, shape, data_offsets", name)
+    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
+        _refuse(file, "unknown dtype", dtype, "one of " + " ".join(ITEM_SIZES), name)
+    if not _is_sizes(shape):
+        _refuse(file, "shape is not a list of sizes", shape, "whole numbers from 0 on", name)
+    if not _is_sizes(offsets) or len(offsets) != 2:
+        _refuse(file, "data_offsets is not a pair of sizes", offsets, "whole numbers from 0 on", name)
+    begin, end = offsets
+    if begin > end:
+        _refuse(file, "begins after its end", f"data_offsets {offsets}", None, name)
+    nbytes = math.prod(shape) * ITEM_SIZES[dtype]
+    if nbytes > MAX_BYTES or nbytes != end - begin:
+        _refuse(file, "shape and data_offsets disagree", f"{end - begin} bytes", f"{nbytes} for {dtype} {shape}", name)
+    return TensorSpec(name, dtype, tuple(shape)), begin, end
+
+
+def _is_sizes(value: Json) -> bool:
+    # bool is a subclass of int, and JSON's true is no size.
+    return isinstance(value, list) and all(type(size) is int and 0 <= size <= MAX_BYTES for size in value)
+
+
+def _check_tiling(file: InputFile, entries: list[tuple[TensorSpec, int, int]], data_size: int) -> None:
+    """Refuse overlaps, holes, and bytes that belong to no tensor."""
+    place = 0
+    for spec, begin, end in _by_place(entries):
+        if begin < place:
+            _refuse(file, "overlaps the tensor before it", f"begin at {begin}", place, spec.name)
+        if begin > place:
+            _refuse(file, "leaves a hole before it", f"begin at {begin}", place, spec.name)
+        if end > data_size:
+            _refuse(file, "runs past the end of the file", f"{data_size} bytes of data", f"at least {end}", spec.name)
+        place = end
+    if place != data_size:
+        _refuse(file, "bytes after the last tensor", f"{data_size} bytes of data", place)
+
+
+def _by_place(entries: list[tuple[TensorSpec, int, int]]) -> Iterator[tuple[TensorSpec, int, int]]:
+    return iter(sorted(entries, key=lambda entry: entry[1:]))

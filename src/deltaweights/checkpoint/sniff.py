@@ -1,0 +1,60 @@
+"""What a file is when it is not what its name says.
+
+Enters: the first bytes of a file that a reader could not read. Leaves: what it is and what to do, in words, or None when the bytes
+say nothing. Never: a decision whether a file is sound; that is the readers' part.
+"""
+
+from __future__ import annotations
+
+HEAD_BYTES = 512
+"""As many bytes as ``what_is_it`` looks at."""
+
+_MAX_SAFETENSORS_HEADER = 100_000_000
+_TAR_MAGIC = slice(257, 262)
+
+_BY_PREFIX: tuple[tuple[bytes, str, str], ...] = (
+    (
+        b"version https://git-lfs.github.com/spec/v1",
+        "a git-LFS pointer",
+        "run git lfs pull in its folder, or download the file itself",
+    ),
+    (b"PK\x03\x04", "a zip archive, as torch.save writes", "if it holds tensors, name it .bin or .pth"),
+    (
+        b"\x80\x02\x8a\x0a",
+        "a file in torch's legacy format, from before torch 1.6",
+        "load it with torch.load and write it again with torch.save",
+    ),
+    (b"\x1f\x8b", "a gzip file", "unpack it first"),
+)
+
+_NO_PAGE = "download the file itself, not a page; a private file needs a login"
+_NO_TEXT = "it may hold a server's error: see what it says, and download again"
+_BY_TEXT: tuple[tuple[bytes, str, str], ...] = (
+    (b"<!doctype html", "an HTML page", _NO_PAGE),
+    (b"<html", "an HTML page", _NO_PAGE),
+    (b"<?xml", "a text document", _NO_TEXT),
+    (b"{", "a text document", _NO_TEXT),
+)
+
+
+def looks_like_safetensors(head: bytes) -> bool:
+    """Tell whether ``head`` is a length and the beginning of a JSON object, as in every safetensors file."""
+    return int.from_bytes(head[:8], "little") <= _MAX_SAFETENSORS_HEADER and head[8:9] == b"{"
+
+
+def what_is_it(head: bytes) -> tuple[str, str] | None:
+    """Return what the file that begins with ``head`` is, and what to do about it; None when unknown, or for safetensors."""
+    if not head:
+        return "an empty file", "download it again"
+    if looks_like_safetensors(head):  # first, since a length may spell anything: 35,615 is the magic number of gzip
+        return None
+    for prefix, what, remedy in _BY_PREFIX:
+        if head.startswith(prefix):
+            return what, remedy
+    if head[_TAR_MAGIC] == b"ustar":
+        return "a tar archive", "unpack it first"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for prefix, what, remedy in _BY_TEXT:
+        if text.startswith(prefix) and b"\0" not in text:
+            return what, remedy
+    return None

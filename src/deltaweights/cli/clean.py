@@ -1,0 +1,22 @@
+"""``deltaweights clean``.
+
+Enters: a target. Leaves: no staging beside it. Never: a change to the target, unless a publication was cut off half-way.
+"""
+
+from __future__ import annotations
+
+import click
+
+from deltaweights.staging.clean import clean
+
+
+@click.command("clean")
+@click.argument("target", metavar="TARGET")
+def command(target: str) -> None:
+    """Remove what a killed run left beside a target.
+
+    Finished shards are lost with it; to use them, run the same apply command again instead. A publication that was cut off half-way
+    is finished first.
+    """
+    for line in clean(target):
+        click.echo(line)

@@ -1,0 +1,49 @@
+"""``apply-delta``: the command line of the original scripts, and ours.
+
+Enters: arguments as people have them in their notes and job scripts. Leaves: what ``deltaweights apply`` does. Never: logic.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from deltaweights.cli.apply import apply, common_options
+
+ORIGINAL = ("--base-model-path", "--target-model-path", "--delta-path", "--low-cpu-mem")
+"""The flags of ``python -m llava.model.apply_delta`` and ``python -m fastchat.model.apply_delta``."""
+
+
+class AbbreviatedCommand(click.Command):
+    """Takes the original flags also shortened, as argparse, which the original scripts use, allows."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Spell shortened original flags out, and parse."""
+        own = {name for parameter in self.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        return super().parse_args(ctx, [_spell_out(argument, own) for argument in args])
+
+
+def _spell_out(argument: str, own: set[str]) -> str:
+    flag, equals, value = argument.partition("=")
+    matches = [original for original in ORIGINAL if original.startswith(flag)]
+    if len(flag) > 2 and flag.startswith("--") and flag not in own and len(matches) == 1:
+        return f"{matches[0]}{equals}{value}"
+    return argument
+
+
+@click.command("apply-delta", cls=AbbreviatedCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--base-model-path", "--base", "base", required=True, metavar="PATH", help="The original LLaMA.")
+@click.option("--target-model-path", "--target", "target", required=True, metavar="PATH", help="The folder to create.")
+@click.option("--delta-path", "--delta", "delta", required=True, metavar="PATH", help="The delta.")
+@click.option("--low-cpu-mem", is_flag=True, help="Accepted for old scripts: memory is always low.")
+@common_options
+@click.version_option(package_name="deltaweights")
+def apply_delta(base: str, target: str, delta: str, *, low_cpu_mem: bool, **options: Any) -> None:
+    """Add a delta to its base, with the flags of the original apply_delta scripts.
+
+    Flags may be shortened as there: --base, --base-model, --target, --delta. See also: deltaweights apply --help.
+    """
+    if low_cpu_mem and not options["quiet"]:
+        click.echo("--low-cpu-mem: memory is always low here; the flag changes nothing", err=True)
+    apply("apply-delta", base, delta, target, **options)

@@ -1,0 +1,54 @@
+"""The group of commands. Each is a module of its own, imported when it is asked for.
+
+Enters: arguments. Leaves: the command that they name. Never: logic.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+from deltaweights import __version__
+
+COMMANDS = {
+    "apply": "Add a delta to its base and write the merged checkpoint.",
+    "verify": "Check a merged checkpoint against its manifest or a pinned digest.",
+    "clean": "Remove what a killed run left beside a target.",
+    "demo": "Run the whole job on a tiny pair that is made on the spot.",
+}
+"""Command names and their one-line helps, so that listing them imports none."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"deltaweights.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def deltaweights() -> None:
+    r"""Rebuild models that were published as delta weights.
+
+    \b
+    deltaweights apply --base LLAMA --delta DELTA --target OUT
+    deltaweights verify OUT
+
+    Results go to stdout, everything else to stderr. Exit codes: 0 done; 2 usage; 3 malformed input; 4 base and delta do not belong
+    together; 5 input/output; 6 a check failed; 7 target busy; 130, 143 interrupted; 1 a bug.
+    """

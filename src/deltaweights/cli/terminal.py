@@ -1,0 +1,66 @@
+"""What a job says, on a terminal or in a log.
+
+Enters: remarks and progress. Leaves: lines on stderr; on a terminal, a bar with bytes, rate and time left. Never: anything on
+stdout, which belongs to results.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import NoReturn
+
+import click
+from tqdm import tqdm
+
+from deltaweights.report import Report
+from deltaweights.sizes import human_bytes
+from deltaweights.text import printable
+
+LOG_EVERY = 10.0
+"""Seconds between progress lines in a log."""
+
+
+class TerminalReport(Report):
+    """Prints to stderr; ``quiet`` leaves only warnings."""
+
+    def __init__(self, name: str, *, quiet: bool) -> None:
+        self._name, self._quiet = name, quiet
+        self._bar: tqdm[NoReturn] | None = None
+        self._doing, self._total, self._began, self._logged = "", 0, 0.0, 0.0
+
+    def note(self, text: str) -> None:
+        """Print a remark."""
+        if not self._quiet:
+            click.echo(printable(text), err=True)
+
+    def warn(self, text: str) -> None:
+        """Print a warning, also when quiet."""
+        click.echo(printable(f"{self._name}: warning: {text}"), err=True)
+
+    def begin(self, doing: str, total: int) -> None:
+        """Start a bar, or a row of progress lines."""
+        self._doing, self._total, self._began = doing, total, time.monotonic()
+        self._logged = self._began
+        if not self._quiet and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total, desc=doing, unit="B", unit_scale=True, file=sys.stderr, dynamic_ncols=True, leave=False
+            )
+
+    def progress(self, done: int) -> None:
+        """Move the bar, or print a line now and then."""
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+        elif not self._quiet and now - self._logged >= LOG_EVERY and done:
+            self._logged = now
+            rate = done / (now - self._began)
+            left = (self._total - done) / rate
+            share = f"{human_bytes(done)} of {human_bytes(self._total)}"
+            click.echo(f"{self._doing}: {share}, {human_bytes(rate)}/s, {left:.0f} s left", err=True)
+
+    def end(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,50 @@
+"""The digests that name tensors and checkpoints. Frozen: docs/manifest-format.md states them, with golden vectors.
+
+Enters: bytes and tensor specs. Leaves: strings that begin with the name of their algorithm. Never: an open file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from blake3 import blake3
+
+from deltaweights.text import compact_json
+
+
+class Hasher(Protocol):
+    """What BLAKE3 and hashlib's digests have in common, as far as it is used here."""
+
+    def update(self, data: memoryview, /) -> object:
+        """Add ``data`` to what is digested."""
+
+    def hexdigest(self) -> str:
+        """Return the digest of all data so far."""
+
+
+def tensor_hasher() -> Hasher:
+    """Return a new hasher for one tensor's row-major little-endian bytes."""
+    return blake3()
+
+
+def tensor_digest(hasher: Hasher) -> str:
+    """Return the tensor digest: ``blake3:`` and 64 hex digits."""
+    return f"blake3:{hasher.hexdigest()}"
+
+
+def json_digest(prefix: str, value: object) -> str:
+    """Return ``prefix``, a colon, and the BLAKE3 of the compact JSON of ``value``."""
+    return f"{prefix}:{blake3(compact_json(value).encode()).hexdigest()}"
+
+
+def content_digest(tensors: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:
+    """Return the content digest of a checkpoint, given (name, dtype, shape, tensor digest) of each tensor in any order.
+
+    ``dw1:`` and the BLAKE3 of one line ``[name,dtype,[shape],digest]`` per tensor, as compact UTF-8 JSON, sorted by the bytes of
+    the name. It does not depend on sharding, container, order or metadata, and says nothing of configuration files.
+    """
+    hasher = blake3()
+    for name, dtype, shape, digest in sorted(tensors, key=lambda tensor: tensor[0].encode()):
+        hasher.update(f"{compact_json([name, dtype, list(shape), digest])}\n".encode())
+    return f"dw1:{hasher.hexdigest()}"

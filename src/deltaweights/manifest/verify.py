@@ -1,0 +1,265 @@
+"""Checking a folder against its manifest, or against a pinned digest, in both directions.
+
+Enters: a folder. Leaves: a report of everything that is not as it should be. Never: torch, a file outside the folder, or trust in
+what the manifest says where the bytes can be asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deltaweights.checkpoint.files import ContiguousSource, InputFile
+from deltaweights.checkpoint.safetensors_file import open_safetensors
+from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.errors import CheckFailed, DeltaweightsError, InputOutputError, UsageError
+from deltaweights.manifest.digest import Hasher, content_digest, tensor_digest, tensor_hasher
+from deltaweights.manifest.manifest import (
+    MANIFEST,
+    SUMS,
+    FileRecord,
+    Manifest,
+    parse_manifest,
+    sums_bytes,
+)
+from deltaweights.text import printable
+
+PERMITTED = frozenset({"model.sig", ".cache", "lost+found"})
+"""What may stand beside our files: a signature, the Hub client's cache, what ext4 puts at the root of a disk; and ``.git*``."""
+
+MAX_MANIFEST = 256 * 1024 * 1024
+
+TensorRow = tuple[str, tuple[int, ...], str]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is not as it should be."""
+
+    file: str
+    problem: str
+    found: str | None = None
+    expected: str | None = None
+
+    def __str__(self) -> str:
+        facts = [f"found {self.found}"] * bool(self.found) + [f"expected {self.expected}"] * bool(self.expected)
+        return printable(f"{self.file}: {self.problem}" + (": " + ", ".join(facts) if facts else ""))
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What verification found. ``content_digest`` is what the manifest states, or, if ``recomputed``, what the bytes give."""
+
+    target: str
+    content_digest: str | None
+    recomputed: bool
+    manifest_sha256: str | None
+    files: int
+    bytes: int
+    problems: tuple[Problem, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is as it should be."""
+        return not self.problems
+
+    def raise_if_failed(self) -> None:
+        """Raise ``CheckFailed`` with the first problem when there is one."""
+        if self.problems:
+            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+            raise CheckFailed(f"{self.problems[0]}{more}", where=self.target)
+
+
+def verify(
+    folder: str | os.PathLike[str],
+    *,
+    expect: str | None = None,
+    expect_manifest: str | None = None,
+    workers: int | None = None,
+) -> VerifyReport:
+    """Check every file of ``folder`` against its manifest, and the folder against ``expect`` and ``expect_manifest``.
+
+    ``expect`` is a content digest (``dw1:...``), recomputed from the bytes of all tensors; ``expect_manifest`` is the sha256 of
+    manifest.json. Mismatches, missing and extra files are collected in the report. Raises ``InputOutputError`` when the folder
+    cannot be read, ``UsageError`` when a pin is malformed.
+    """
+    _check_pins(expect, expect_manifest)
+    root = Path(folder)
+    problems: list[Problem] = []
+    present = _list(root, problems)
+    manifest, manifest_record = _read_manifest(root, present, problems)
+    if (
+        expect_manifest is not None
+        and manifest_record is not None
+        and manifest_record.sha256 != expect_manifest.lower()
+    ):
+        problems.append(Problem(MANIFEST, "is not the pinned one", manifest_record.sha256, expect_manifest.lower()))
+    files = manifest.files if manifest else {}
+    if manifest is not None and manifest_record is not None:
+        _check_sums(root, present, sums_bytes(files, manifest_record), problems)
+        for name in sorted(present - set(files) - {MANIFEST, SUMS}):
+            problems.append(Problem(name, "is not in the manifest", "an extra file"))
+        if content_digest((n, *row) for n, row in manifest.tensors.items()) != manifest.content_digest:
+            problems.append(Problem(MANIFEST, "content_digest does not follow from the tensors that it lists"))
+    rows = _check_files(root, present, files, problems, workers, with_tensors=expect is not None)
+    digest = manifest.content_digest if manifest else None
+    if expect is not None and manifest is not None:
+        digest = content_digest((n, *row) for n, row in rows.items())
+        _check_tensors(rows, manifest, problems)
+        if digest != expect:
+            problems.append(Problem(str(root), "content digest is not the expected one", digest, expect))
+    total = sum(record.size for record in files.values())
+    sha256 = manifest_record.sha256 if manifest_record else None
+    return VerifyReport(str(root), digest, expect is not None, sha256, len(files), total, tuple(problems))
+
+
+def _check_pins(expect: str | None, expect_manifest: str | None) -> None:
+    def is_hex(text: str) -> bool:
+        return len(text) == 64 and not set(text.lower()) - set("0123456789abcdef")
+
+    if expect is not None and not (expect.startswith("dw1:") and is_hex(expect[4:]) and expect == expect.lower()):
+        raise UsageError("not a content digest", found=expect, expected="dw1: and 64 lower-case hex digits")
+    if expect_manifest is not None and not is_hex(expect_manifest):
+        raise UsageError("not a sha256", found=expect_manifest, expected="64 hex digits")
+
+
+def _list(root: Path, problems: list[Problem]) -> set[str]:
+    """Return the names of the regular files in ``root``; what is neither that nor permitted is a problem."""
+    present = set()
+    try:
+        entries = list(os.scandir(root))
+    except OSError as error:
+        raise InputOutputError.from_os(error, root, "verify", "give the folder of a merged checkpoint") from error
+    for entry in entries:
+        if entry.name in PERMITTED or entry.name.startswith(".git"):
+            continue
+        mode = entry.stat(follow_symlinks=False).st_mode
+        if stat.S_ISREG(mode):
+            present.add(entry.name)
+        else:
+            kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "a special file"
+            problems.append(Problem(entry.name, "is not a regular file", kind))
+    return present
+
+
+def _read_whole(path: Path, limit: int) -> bytes:
+    file = InputFile(path)
+    try:
+        return file.read(0, min(file.size, limit))
+    finally:
+        file.close()
+
+
+def _read_manifest(root: Path, present: set[str], problems: list[Problem]) -> tuple[Manifest | None, FileRecord | None]:
+    if MANIFEST not in present:
+        problems.append(Problem(MANIFEST, "is missing", None, "the manifest that deltaweights writes"))
+        return None, None
+    data = _read_whole(root / MANIFEST, MAX_MANIFEST)
+    record = FileRecord(len(data), hashlib.sha256(data).hexdigest())
+    try:
+        return parse_manifest(data), record
+    except ValueError as error:
+        problems.append(Problem(MANIFEST, "is not a manifest", str(error)))
+        return None, record
+
+
+def _check_sums(root: Path, present: set[str], expected: bytes, problems: list[Problem]) -> None:
+    if SUMS not in present:
+        problems.append(Problem(SUMS, "is missing"))
+    elif _read_whole(root / SUMS, MAX_MANIFEST) != expected:
+        problems.append(Problem(SUMS, "does not say what manifest.json says"))
+
+
+def _check_files(
+    root: Path,
+    present: set[str],
+    files: dict[str, FileRecord],
+    problems: list[Problem],
+    workers: int | None,
+    *,
+    with_tensors: bool,
+) -> dict[str, TensorRow]:
+    """Digest every file that is there, the largest first; return the tensors of the weights files if asked for."""
+    rows: dict[str, TensorRow] = {}
+    for name in sorted(set(files) - present):
+        if not any(problem.file == name for problem in problems):
+            problems.append(Problem(name, "is missing"))
+    names = sorted(set(files) & present, key=lambda name: (-files[name].size, name))
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        digests = pool.map(lambda name: _check_file(root / name, files[name], with_tensors=with_tensors), names)
+        for found, tensors in digests:
+            problems.extend(found)
+            for tensor, row in tensors.items():
+                if tensor in rows:
+                    problems.append(Problem(tensor, "is in two weights files"))
+                rows[tensor] = row
+    return rows
+
+
+def _check_file(path: Path, expected: FileRecord, *, with_tensors: bool) -> tuple[list[Problem], dict[str, TensorRow]]:
+    """Compare one file with its record in one pass, digesting its tensors on the way."""
+    weights = None
+    try:
+        tensors: list[LazyTensor] = []
+        if with_tensors and path.suffix == ".safetensors":
+            weights = open_safetensors(path)
+            tensors = list(weights.tensors.values())
+        file = weights.file if weights else InputFile(path)
+        try:
+            if file.size != expected.size:
+                return [Problem(path.name, "has another size", f"{file.size} bytes", f"{expected.size} bytes")], {}
+            sha256, rows = _digest(file, tensors)
+            file.check_unchanged()
+        finally:
+            file.close()
+    except DeltaweightsError as error:
+        return [Problem(path.name, f"cannot be verified: {error}")], {}
+    if sha256 != expected.sha256:
+        return [Problem(path.name, "has another sha256", sha256, expected.sha256)], rows
+    return [], rows
+
+
+def _digest(file: InputFile, tensors: Iterable[LazyTensor]) -> tuple[str, dict[str, TensorRow]]:
+    """Return the sha256 of ``file`` and the digests of its ``tensors``, from one pass in order."""
+    sha256 = hashlib.sha256()
+    rows: dict[str, TensorRow] = {}
+    waiting = sorted(tensors, key=_extent, reverse=True)
+    current: Hasher = tensor_hasher()
+    position = 0
+    for chunk in file.chunks():
+        sha256.update(chunk)
+        end = position + len(chunk)
+        while waiting:
+            begin, stop = _extent(waiting[-1])
+            if begin >= end and stop > begin:
+                break
+            current.update(chunk[max(begin, position) - position : min(stop, end) - position])
+            if stop > end:
+                break
+            spec = waiting.pop().spec
+            rows[spec.name] = (spec.dtype, spec.shape, tensor_digest(current))
+            current = tensor_hasher()
+        position = end
+    return sha256.hexdigest(), rows
+
+
+def _extent(tensor: LazyTensor) -> tuple[int, int]:
+    assert isinstance(tensor.source, ContiguousSource)  # noqa: S101  (safetensors has no views; this tells mypy)
+    return tensor.source.offset, tensor.source.offset + tensor.spec.nbytes
+
+
+def _check_tensors(rows: dict[str, TensorRow], manifest: Manifest, problems: list[Problem]) -> None:
+    for name in sorted(set(rows) | set(manifest.tensors)):
+        if name not in rows:
+            problems.append(Problem(name, "tensor is in the manifest, in no weights file"))
+        elif name not in manifest.tensors:
+            problems.append(Problem(name, "tensor is in a weights file, not in the manifest"))
+        elif rows[name] != manifest.tensors[name]:
+            problems.append(
+                Problem(name, "tensor is not what the manifest says", str(rows[name]), str(manifest.tensors[name]))
+            )

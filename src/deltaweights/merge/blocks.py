@@ -1,0 +1,94 @@
+"""The unit of streaming: a run of elements of one result tensor, and the part of its base that belongs to it.
+
+Enters: planned tensors. Leaves: blocks in file order. Never: bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from deltaweights.merge.plan import PlannedTensor, Shard
+from deltaweights.merge.rules import Fate, Match
+
+
+@dataclass(frozen=True)
+class Run:
+    """Elements ``[start, stop)`` of a block to which the elements from ``base`` on, of the base's part, are added."""
+
+    start: int
+    stop: int
+    base: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """Elements ``[start, stop)`` of ``tensor``; the ``number``-th block of its shard, from 0, and whether it is the shard's last.
+
+    ``base_start`` and ``base_stop`` bound the elements of the base tensor that belong here: one piece, since both are row-major.
+    """
+
+    tensor: PlannedTensor
+    start: int
+    stop: int
+    number: int
+    last_of_shard: bool
+    base_start: int
+    base_stop: int
+    runs: tuple[Run, ...]
+
+    @property
+    def first_of_tensor(self) -> bool:
+        """Whether the tensor begins here."""
+        return self.start == 0
+
+    @property
+    def last_of_tensor(self) -> bool:
+        """Whether the tensor ends here."""
+        return self.stop == self.tensor.spec.count
+
+    @property
+    def offset(self) -> int:
+        """Where the block's bytes go in the shard's file."""
+        return self.tensor.offset + self.start * self.tensor.spec.item_size
+
+
+def blocks_of(shard: Shard, size: int) -> Iterator[Block]:
+    """Yield the blocks of ``shard``, of at most ``size`` elements each, in file order; an empty tensor has one empty block."""
+    number = 0
+    for tensor in shard.tensors:
+        for start in range(0, max(tensor.spec.count, 1), size):
+            stop = min(start + size, tensor.spec.count)
+            last = tensor is shard.tensors[-1] and stop == tensor.spec.count
+            yield Block(tensor, start, stop, number, last, *base_part(tensor.match, start, stop))
+            number += 1
+
+
+def base_part(match: Match, start: int, stop: int) -> tuple[int, int, tuple[Run, ...]]:
+    """Return which elements of the base belong to elements ``[start, stop)`` of the delta, and where they are added."""
+    if match.base is None:
+        return 0, 0, ()
+    if match.fate is Fate.ADD:
+        return start, stop, (Run(0, stop - start, 0),)
+    rows, columns = match.base.shape
+    width = match.delta.shape[1]
+    if columns == width:  # only the vocabulary grew: the base is the beginning of the delta
+        end = max(start, min(stop, match.base.count))
+        return start, end, (Run(0, end - start, 0),) if start < end else ()
+    first = _elements_before(start, rows, columns, width)
+    last = _elements_before(stop, rows, columns, width)
+    runs: list[Run] = []
+    done = first
+    while done < last:
+        row, column = divmod(done, columns)
+        length = min(columns - column, last - done)
+        place = row * width + column - start
+        runs.append(Run(place, place + length, done - first))
+        done += length
+    return first, last, tuple(runs)
+
+
+def _elements_before(element: int, rows: int, columns: int, width: int) -> int:
+    """Return how many elements of a ``rows x columns`` block stand before ``element`` of a matrix of ``width`` columns."""
+    row, column = divmod(element, width)
+    return rows * columns if row >= rows else row * columns + min(column, columns)

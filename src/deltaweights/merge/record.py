@@ -1,0 +1,94 @@
+"""The manifest of a merge, from its plan and what was digested on the way.
+
+Enters: a plan, the fragments of its shards, the records of the other files. Leaves: the manifest's bytes. Never: an open file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from deltaweights.manifest.digest import content_digest
+from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord, manifest_bytes
+from deltaweights.merge.plan import InputRecord, Plan
+from deltaweights.text import Json
+
+CHECKS = {"safetensors": ["header"], "torch": ["header", "crc32"]}
+"""What is checked of an input file as it is read, by container."""
+
+
+def records_of(fragments: Mapping[str, Fragment]) -> dict[str, TensorRecord]:
+    """Return the tensor records of all fragments by name."""
+    return {record.name: record for fragment in fragments.values() for record in fragment.tensors}
+
+
+def merge_manifest(
+    plan: Plan,
+    fragments: Mapping[str, Fragment],
+    files: Mapping[str, FileRecord],
+    input_sha256: Mapping[str, Mapping[str, str]],
+) -> tuple[bytes, str]:
+    """Return the manifest's bytes, and the content digest of the result.
+
+    ``files`` are all files of the target but the manifest and SHA256SUMS; ``input_sha256`` holds, by role and file name, the
+    whole-file hashes of inputs that were made.
+    """
+    records = records_of(fragments)
+    places = {tensor.spec.name: shard.file for shard in plan.shards for tensor in shard.tensors}
+    tensors = {
+        tensor.spec.name: {
+            "dtype": tensor.spec.dtype,
+            "shape": list(tensor.spec.shape),
+            "fate": tensor.match.fate.value,
+            "file": places[tensor.spec.name],
+            "digest": records[tensor.spec.name].digest,
+        }
+        for tensor in plan.tensors
+    }
+    digest = content_digest(
+        (tensor.spec.name, tensor.spec.dtype, tensor.spec.shape, records[tensor.spec.name].digest)
+        for tensor in plan.tensors
+    )
+    result: Json = {
+        "content_digest": digest,
+        "parameters": sum(tensor.spec.count for tensor in plan.tensors),
+        "bytes": sum(tensor.spec.nbytes for tensor in plan.tensors),
+        "options": vars(plan.options),
+        "nonfinite": {name: record.nonfinite for name, record in records.items() if record.nonfinite},
+        "files": {name: vars(files[name]) for name in sorted(files)},
+        "tensors": tensors,
+    }
+    inputs: Json = {
+        "plan": plan.identity,
+        "base": _input(plan.base, {n: r.base for n, r in records.items() if r.base}, input_sha256.get("base", {})),
+        "delta": _input(plan.delta, {n: r.delta for n, r in records.items()}, input_sha256.get("delta", {})),
+    }
+    return manifest_bytes(result, inputs), digest
+
+
+def _input(record: InputRecord, digests: Mapping[str, str], sha256: Mapping[str, str]) -> Json:
+    used = {name: record.tensors[name] for name in sorted(digests)}
+    return {
+        "container": record.container,
+        "content_digest": content_digest((name, spec.dtype, spec.shape, digests[name]) for name, spec in used.items()),
+        "files": {
+            file.name: {
+                "size": file.size,
+                "header_digest": file.header_digest,
+                **({"sha256": sha256[file.name]} if file.name in sha256 else {}),
+                "checks": CHECKS[record.container] + ["sha256"] * (file.name in sha256),
+            }
+            for file in record.files
+        },
+        "dropped": {
+            dropped.spec.name: {
+                "dtype": dropped.spec.dtype,
+                "shape": list(dropped.spec.shape),
+                "reason": dropped.reason,
+            }
+            for dropped in record.dropped
+        },
+        "tensors": {
+            name: {"dtype": spec.dtype, "shape": list(spec.shape), "digest": digests[name]}
+            for name, spec in used.items()
+        },
+    }

@@ -1,0 +1,148 @@
+"""The merge: read, combine, write, digest, record; block by block, on several workers.
+
+Enters: a plan and the lazy tensors of both inputs. Leaves: shards on the disk, each with a fragment that was kept after its flush.
+Never: more in memory than a few blocks per worker, or an unfinished shard after an error.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.manifest.manifest import Fragment
+from deltaweights.merge.arithmetic import Workbench, choose_device, single_threaded
+from deltaweights.merge.blocks import Block, blocks_of
+from deltaweights.merge.lane import Lane, Stopped
+from deltaweights.merge.plan import Plan, Shard
+from deltaweights.merge.writer import ShardWriter
+
+BLOCK = 1 << 20
+"""Elements per block: small enough that a block of float16 is still in the processor's cache when it is digested."""
+
+WORKERS_PER_LANE = 2
+"""SHA-256 of one file is sequential and takes about a third of all work, so more workers on one shard would wait."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """How to run, none of which changes a bit of the result. ``block`` counts elements."""
+
+    device: str = "cpu"
+    workers: int = 2
+    block: int = BLOCK
+
+
+class Stream:
+    """One run over the shards that are still to be made."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        base: Mapping[str, LazyTensor],
+        delta: Mapping[str, LazyTensor],
+        folder: Path,
+        keep: Callable[[Fragment], None],
+        resources: Resources,
+    ) -> None:
+        """``keep`` is given the fragment of each shard once it is on the disk; shards are written into ``folder``."""
+        self._plan, self._base, self._delta = plan, base, delta
+        self._folder, self._keep, self._resources = folder, keep, resources
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._lanes: list[Lane] = []
+        self._errors: list[BaseException] = []
+
+    def run(self, shards: Sequence[Shard]) -> Iterator[int]:
+        """Make ``shards``; yield the bytes done so far, about ten times a second. Raises what a worker met first."""
+        self._device = choose_device(self._resources.device)
+        self._feed = self._blocks(shards)
+        workers = [threading.Thread(target=self._guard, daemon=True) for _ in range(self._resources.workers)]
+        with single_threaded():
+            try:
+                for worker in workers:
+                    worker.start()
+                for worker in workers:
+                    while worker.is_alive():
+                        worker.join(timeout=0.1)
+                        yield sum(lane.done for lane in self._lanes)
+            finally:
+                self._stop.set()
+                for worker in workers:
+                    worker.join()
+                for lane in self._lanes:
+                    lane.writer.abandon()
+        if self._errors:
+            raise self._errors[0]
+
+    @property
+    def flush_seconds(self) -> float:
+        """Seconds that workers waited for the disk to have finished shards."""
+        return sum(lane.writer.flush_seconds for lane in self._lanes)
+
+    def _guard(self) -> None:
+        """Run a worker; keep its error for ``run`` to raise, and stop the others."""
+        try:
+            self._work()
+        except Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001  (raised again by run, in the caller's thread)
+            self._errors.append(error)
+            self._stop.set()
+
+    def _work(self) -> None:
+        options = self._plan.options
+        bench = Workbench(self._device, options.compute_dtype, options.dtype, self._resources.block)
+        while (task := self._next()) is not None:
+            lane, block = task
+            delta, base = self._read(block, bench)
+            match = block.tensor.match
+            base_dtype = match.base.dtype if match.base else None
+            total = bench.combine(block.stop - block.start, match.delta.dtype, base_dtype, block.runs)
+            lane.writer.write(total.data, block.offset)
+            with lane.tensor_turns.turn(block.number):
+                lane.digest_tensors(block, base, delta, total.data, total.nonfinite)
+            with lane.file_turns.turn(block.number):
+                lane.writer.digest(total.data)
+                lane.done += len(total.data)
+            if block.last_of_shard:
+                self._keep(lane.finish(self._plan.identity))
+
+    def _read(self, block: Block, bench: Workbench) -> tuple[memoryview, memoryview]:
+        """Read a block of delta and its part of the base into the bench's buffers; return the parts that were filled."""
+        match, name = block.tensor.match, block.tensor.spec.name
+        item = match.delta.item_size
+        delta = bench.delta[: (block.stop - block.start) * item]
+        self._delta[name].source.read_into(delta, block.start * item)
+        if match.base is None:
+            return delta, bench.base[:0]
+        item = match.base.item_size
+        base = bench.base[: (block.base_stop - block.base_start) * item]
+        self._base[name].source.read_into(base, block.base_start * item)
+        return delta, base
+
+    def _next(self) -> tuple[Lane, Block] | None:
+        with self._lock:
+            if self._stop.is_set():
+                raise Stopped
+            return next(self._feed, None)
+
+    def _blocks(self, shards: Sequence[Shard]) -> Iterator[tuple[Lane, Block]]:
+        """Yield the blocks of all shards: those of one shard in order, those of the shards in flight in turn."""
+        waiting = deque(shards)
+        flying: deque[tuple[Lane, Iterator[Block]]] = deque()
+        most = max(1, self._resources.workers // WORKERS_PER_LANE)
+        while waiting or flying:
+            while waiting and len(flying) < most:
+                shard = waiting.popleft()
+                lane = Lane(shard, ShardWriter(self._folder, shard), self._base, self._delta, self._stop)
+                self._lanes.append(lane)
+                flying.append((lane, blocks_of(shard, self._resources.block)))
+            lane, blocks = flying.popleft()
+            block = next(blocks, None)
+            if block is not None:
+                flying.append((lane, blocks))
+                yield lane, block

@@ -1,0 +1,82 @@
+"""What a pair that does not fit, or should not, most likely is.
+
+Enters: the names and shapes of both checkpoints. Leaves: a sentence for people. Never: a decision.
+
+The sizes are those of the published models: LLaMA-1 has 32000 rows at 7B to 65B; Vicuna v0 and Alpaca added one row, LLaVA v0
+three, LLaVA-Med four.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from deltaweights.checkpoint.tensors import TensorSpec
+
+EMBEDDING = "model.embed_tokens.weight"
+
+HIDDEN_SIZES = {4096: "7B", 5120: "13B", 6656: "30B", 8192: "65B"}
+
+FINE_TUNED_ROWS = {
+    32001: "Vicuna v0 or Alpaca",
+    32003: "LLaVA",
+    32004: "LLaVA-Med",
+    128256: "LLaMA-3",
+}
+"""Rows of the embedding by which a checkpoint shows that it is not the original LLaMA, whose number is 32000."""
+
+REMEDY = "use the original LLaMA-1 of the delta's size as the base"
+
+Specs = Mapping[str, TensorSpec]
+
+
+def likely_reason(base: Specs, delta: Specs) -> str:
+    """Return the likely reason why ``base`` and ``delta`` do not fit, and the way out."""
+    hidden_base, hidden_delta = _hidden_size(base), _hidden_size(delta)
+    if hidden_base != hidden_delta and hidden_base and hidden_delta:
+        return f"likely models of two sizes: base {_size(hidden_base)}, delta {_size(hidden_delta)}; {REMEDY}"
+    layers_base, layers_delta = _layers(base), _layers(delta)
+    if layers_base != layers_delta:
+        return f"base has {layers_base} layers, the delta {layers_delta}: two models, or an incomplete one; {REMEDY}"
+    if any(".attention.wq." in name for name in base):
+        return "the base has Meta's tensor names: convert it to the Hugging Face layout first"
+    if EMBEDDING not in base and "embed_tokens.weight" in base:
+        return "the base was saved without its head (LlamaModel, not LlamaForCausalLM): use the full checkpoint"
+    rows = _rows(base)
+    if rows in FINE_TUNED_ROWS:
+        return f"{rows} rows: the base is likely {FINE_TUNED_ROWS[rows]}, which is already fine-tuned; {REMEDY}"
+    if any("mm_projector" in name or "vision_tower" in name for name in base):
+        return f"the base is likely already a LLaVA model; {REMEDY}"
+    if any("lora_" in name for name in delta):
+        return "the delta holds LoRA adapters, not delta weights: merge it with peft"
+    return f"base and delta are likely not a pair; {REMEDY}"
+
+
+def suspicion(base: Specs, delta: Specs) -> tuple[str, ...]:
+    """Return warnings about a pair that fits by its shapes, though a published delta would not belong on such a base."""
+    warnings = []
+    rows = _rows(base)
+    if rows in FINE_TUNED_ROWS and rows != _rows(delta):
+        warnings.append(
+            f"base has {rows} rows: it is likely {FINE_TUNED_ROWS[rows]}, not the original LLaMA (32000 rows); {REMEDY}"
+        )
+    if any("mm_projector" in name for name in base):
+        warnings.append(f"base has a multimodal projector: it is likely already a LLaVA model; {REMEDY}")
+    return tuple(warnings)
+
+
+def _rows(specs: Specs) -> int:
+    return specs[EMBEDDING].shape[0] if EMBEDDING in specs and specs[EMBEDDING].shape else 0
+
+
+def _hidden_size(specs: Specs) -> int:
+    return specs[EMBEDDING].shape[-1] if EMBEDDING in specs and specs[EMBEDDING].shape else 0
+
+
+def _size(hidden: int) -> str:
+    return f"{HIDDEN_SIZES[hidden]} (hidden size {hidden})" if hidden in HIDDEN_SIZES else f"hidden size {hidden}"
+
+
+def _layers(specs: Specs) -> int:
+    found = (re.match(r"model\.layers\.([0-9]{1,6})\.", name) for name in specs)
+    return max((int(layer.group(1)) + 1 for layer in found if layer), default=0)

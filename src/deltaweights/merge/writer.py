@@ -1,0 +1,82 @@
+"""One output shard, written at any offset and digested in order.
+
+Enters: blocks of bytes. Leaves: a file that is flushed to the disk, and the record of it. Never: a file whose size or written bytes
+differ from what was asked for without an error, or permissions other than the umask's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from pathlib import Path
+
+from deltaweights.errors import InputOutputError
+from deltaweights.manifest.manifest import FileRecord
+from deltaweights.merge.plan import Shard
+
+KEPT = "finished shards are kept: make room or mend the disk, then run the same command again"
+
+
+class ShardWriter:
+    """Writes ``shard`` into ``folder``. ``write`` may be called from any thread in any order, ``digest`` in file order only.
+
+    ``flush_seconds`` is the time that the final flush to the disk took.
+    """
+
+    def __init__(self, folder: Path, shard: Shard) -> None:
+        self._path = folder / shard.file
+        self._size = shard.size
+        self._sha256 = hashlib.sha256()
+        self._fd = -1
+        self.flush_seconds = 0.0
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self._fd = os.open(self._path, flags, 0o666)
+        except OSError as error:
+            raise InputOutputError.from_os(error, self._path, "create", KEPT) from error
+        header = memoryview(shard.header)
+        self.write(header, 0)
+        self.digest(header)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write ``data`` at byte ``offset``. Raises ``InputOutputError`` when the disk refuses."""
+        done = 0
+        while done < len(data):  # a short write is no error: the rest may fit, or tell why not
+            try:
+                done += os.pwrite(self._fd, data[done:], offset + done)
+            except OSError as error:
+                raise InputOutputError.from_os(error, self._path, f"write at byte {offset + done}", KEPT) from error
+
+    def digest(self, data: memoryview) -> None:
+        """Add ``data``, the next bytes of the file, to its sha256."""
+        self._sha256.update(data)
+
+    def finish(self) -> FileRecord:
+        """Flush the file to the disk and close it; return its record."""
+        try:
+            size = os.fstat(self._fd).st_size
+            if size != self._size:
+                raise InputOutputError(
+                    "wrong size after writing", where=self._path, found=size, expected=self._size, remedy=KEPT
+                )
+            began = time.monotonic()
+            os.fsync(self._fd)
+            self.flush_seconds = time.monotonic() - began
+        except OSError as error:
+            raise InputOutputError.from_os(error, self._path, "flush to the disk", KEPT) from error
+        finally:
+            self._close()
+        return FileRecord(self._size, self._sha256.hexdigest())
+
+    def abandon(self) -> None:
+        """Close and remove the file if it is unfinished."""
+        if self._fd >= 0:
+            self._close()
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        os.close(fd)

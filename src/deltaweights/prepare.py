@@ -1,0 +1,146 @@
+"""The first half of the job: from paths to two open checkpoints that fit, and a plan.
+
+Enters: paths and options. Leaves: everything that the second half needs, and what a dry run shows. Never: a byte written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltaweights.checkpoint.companions import Companions, read_companions
+from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
+from deltaweights.checkpoint.samples import sample_digest
+from deltaweights.errors import InputOutputError, UsageError
+from deltaweights.merge.plan import DTYPES, Companion, InputFileRecord, InputRecord, Options, Plan, fates, make_plan
+from deltaweights.merge.rules import Dropped, match
+from deltaweights.report import Report
+from deltaweights.sizes import human_bytes, parse_size
+from deltaweights.staging.disk import free_bytes
+from deltaweights.staging.place import Place, locate, refuse_inputs
+from deltaweights.text import Json
+
+PathLike = str | os.PathLike[str]
+
+SLACK = 16 * 1024 * 1024
+"""Bytes kept free beyond the shards: folders, fragments, companions, the manifest."""
+
+FOOTPRINT, PER_WORKER = 260 * 1024 * 1024, 24 * 1024 * 1024
+"""Memory of the interpreter with torch loaded, and of one worker's blocks, both measured (docs/benchmarks.md)."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Both inputs open, known to fit, and planned; nothing written yet."""
+
+    base: Checkpoint
+    delta: Checkpoint
+    companions: Companions
+    plan: Plan
+    place: Place
+
+
+@contextmanager
+def prepare(
+    base: PathLike,
+    delta: PathLike,
+    target: PathLike,
+    *,
+    compute_dtype: str = "float16",
+    dtype: str | None = None,
+    max_shard_size: str | int = "5GB",
+    report: Report | None = None,
+) -> Iterator[Prepared]:
+    """Open and match both inputs and plan the result, from headers and samples; nothing is written.
+
+    Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, and ``TargetBusy`` when target and input overlap.
+    """
+    report = report or Report()
+    stored = dtype or compute_dtype
+    for given in (compute_dtype, stored):
+        if given not in DTYPES:
+            raise UsageError("unknown dtype", found=given, expected=", ".join(DTYPES))
+    options = Options(DTYPES[compute_dtype], DTYPES[stored], parse_size(max_shard_size))
+    place = locate(target)
+    with open_checkpoint(Path(base), "base") as opened_base, open_checkpoint(Path(delta), "delta") as opened_delta:
+        refuse_inputs(place, (opened_base.path, opened_delta.path))
+        matching = match(opened_base.tensors, opened_delta.tensors)
+        shards = frozenset(weights.file.path.name for weights in opened_delta.files)
+        companions = read_companions(opened_delta.folder, shards, stored)
+        for text in (*opened_base.notes, *opened_delta.notes, *matching.warnings):
+            report.warn(text)
+        plan = make_plan(
+            matching,
+            options,
+            _record(opened_base, matching.dropped_base),
+            _record(opened_delta, matching.dropped_delta),
+            [Companion(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in companions.files.items()],
+        )
+        yield Prepared(opened_base, opened_delta, companions, plan, place)
+
+
+def _record(checkpoint: Checkpoint, dropped: tuple[Dropped, ...]) -> InputRecord:
+    return InputRecord(
+        checkpoint.container,
+        tuple(InputFileRecord(w.file.path.name, w.file.size, w.header_digest) for w in checkpoint.files),
+        {name: tensor.spec for name, tensor in checkpoint.tensors.items()},
+        {name: sample_digest(tensor) for name, tensor in checkpoint.tensors.items()},
+        dropped,
+    )
+
+
+def say(job: Prepared, report: Report) -> None:
+    """Report every fate: how many tensors are added and copied, what is dropped, and what is not copied beside them."""
+    counts = fates(job.plan)
+    tensors = len(job.plan.tensors)
+    report.note(
+        f"{tensors} tensors: {counts['add']} added, {counts['add_block']} added into a larger block, {counts['copy']} copied"
+    )
+    for role, record in (("base", job.plan.base), ("delta", job.plan.delta)):
+        for reason in sorted({dropped.reason for dropped in record.dropped}):
+            names = [dropped.spec.name for dropped in record.dropped if dropped.reason == reason]
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            report.note(f"dropped from the {role} ({reason}): {names[0]}{others}")
+    if job.companions.left_behind:
+        report.note(f"not copied from the delta: {', '.join(job.companions.left_behind)}")
+    if job.companions.change:
+        report.note(job.companions.change)
+
+
+def check_space(job: Prepared, finished: Mapping[str, object]) -> None:
+    """Raise ``InputOutputError`` when the shards that are not ``finished`` would not fit on the disk."""
+    needed, free = disk_needed(job, finished), free_bytes(job.place.root)
+    if free < needed:
+        raise InputOutputError(
+            "not enough free disk",
+            where=job.place.root.parent,
+            found=f"{human_bytes(free)} free",
+            expected=human_bytes(needed),
+            remedy="make room, or choose a target on another disk",
+        )
+
+
+def disk_needed(job: Prepared, finished: Mapping[str, object]) -> int:
+    """Return the bytes that will be written, shards that are ``finished`` left out."""
+    return SLACK + sum(shard.size for shard in job.plan.shards if shard.file not in finished)
+
+
+def describe(job: Prepared, workers: int) -> dict[str, Json]:
+    """Return what a run would do: shards, fates, and the disk and memory that it needs, in bytes."""
+    return {
+        "target": str(job.place.target),
+        "plan": job.plan.identity,
+        "tensors": len(job.plan.tensors),
+        "bytes": sum(tensor.spec.nbytes for tensor in job.plan.tensors),
+        "shards": [
+            {"file": shard.file, "size": shard.size, "tensors": len(shard.tensors)} for shard in job.plan.shards
+        ],
+        "fates": fates(job.plan),
+        "disk_needed": disk_needed(job, {}),
+        "disk_free": free_bytes(job.place.root),
+        "memory_needed": FOOTPRINT + workers * PER_WORKER,
+    }

@@ -1,0 +1,32 @@
+"""Sizes as people write and read them.
+
+Enters: text such as ``5GB``, or counts of bytes. Leaves: counts of bytes, or text. Never: a guess at what a unit means: ``GB`` is
+10^9 bytes, ``GiB`` is 2^30.
+"""
+
+from __future__ import annotations
+
+import re
+
+from deltaweights.errors import UsageError
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_size(text: str | int) -> int:
+    """Return the bytes that ``text`` says, such as ``5GB``, ``512MiB`` or ``1000``. Raises ``UsageError``."""
+    parts = re.fullmatch(r"([0-9]{1,15})\s*([A-Za-z]*)", str(text).strip())
+    size = int(parts[1]) * UNITS.get(parts[2].upper(), 0) if parts else 0
+    if size < 1:
+        raise UsageError("not a size", found=text, expected="a number above 0 with B, KB, MB, GB, KiB, MiB or GiB")
+    return size
+
+
+def human_bytes(count: float) -> str:
+    """Return ``count`` bytes with three digits and a decimal unit, such as ``13.5 GB``."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB" if count < 1000 else f"{count / 1000:.3g} TB"

@@ -1,0 +1,1 @@
+"""From a folder nobody looks at to a target that is whole or absent."""

@@ -1,0 +1,25 @@
+"""Removing abandoned staging.
+
+Enters: a target. Leaves: what was done, in words. Never: staging of a run that is alive.
+"""
+
+from __future__ import annotations
+
+import os
+
+from deltaweights.staging.disk import flush_folder, remove
+from deltaweights.staging.folder import StagingLock
+from deltaweights.staging.place import locate
+from deltaweights.staging.publish import recover
+
+
+def clean(target: str | os.PathLike[str]) -> list[str]:
+    """Remove the staging folder of ``target``. Raises ``TargetBusy`` when a run is using it, ``InputOutputError``."""
+    place = locate(target)
+    if not place.root.exists():
+        return [f"nothing to clean for {place.target}"]
+    with StagingLock(place):
+        done = recover(place)
+        remove(place.root)
+        flush_folder(place.root.parent)
+    return [*([done] if done else []), f"removed {place.root}"]

@@ -1,0 +1,125 @@
+"""The staging folder: one run at a time, one plan at a time, and what a killed run finished.
+
+Enters: a place and a plan. Leaves: fragments of shards that need not be made again. Never: a shard of another plan, or one that
+was not flushed before its fragment.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from pathlib import Path
+from types import TracebackType
+
+from deltaweights.errors import InputOutputError, TargetBusy
+from deltaweights.manifest.manifest import Fragment
+from deltaweights.merge.plan import Plan
+from deltaweights.staging.disk import flush_folder, make_folder, remove, replace_file
+from deltaweights.staging.place import Place
+from deltaweights.text import readable_json, strict_json
+
+
+class StagingLock:
+    """Holds the staging folder for this process; the system lets go when the process ends, however it ends."""
+
+    def __init__(self, place: Place) -> None:
+        """Take the lock. Raises ``TargetBusy`` when another run has it."""
+        self._path = place.root / "lock"
+        self.note: str | None = None
+        while True:
+            make_folder(place.root)
+            try:
+                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            except FileNotFoundError:
+                continue  # a run that ended removed the folder in between
+            except OSError as error:
+                raise InputOutputError.from_os(error, self._path, "open the lock") from error
+            if self._try() and self._is_current():
+                return
+            os.close(self._fd)
+
+    def _try(self) -> bool:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._fd)
+            remedy = "wait for it to end"
+            raise TargetBusy("another run is working on this target", where=self._path.parent, remedy=remedy) from None
+        except OSError as error:
+            if error.errno not in {errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}:
+                raise InputOutputError.from_os(error, self._path, "lock") from error
+            self.note = "this file system has no locks: make sure that no other run works on this target"
+        return True
+
+    def _is_current(self) -> bool:
+        # The run that had the lock before us may have removed the file that we opened.
+        try:
+            ours, named = os.fstat(self._fd), self._path.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino)
+
+    def __enter__(self) -> StagingLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+
+
+class StagingFolder:
+    """The contents of a locked staging folder."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    def prepare(self, plan: Plan) -> tuple[dict[str, Fragment], bool]:
+        """Make the folder ready for ``plan``; return the fragments to reuse by shard, and whether another plan's were discarded."""
+        place = self._place
+        stale = self._plan_identity() != plan.identity
+        discarded = stale and place.shards.exists()
+        if stale:
+            for leftover in (place.plan, place.shards, place.fragments):
+                remove(leftover)
+        make_folder(place.shards)
+        make_folder(place.fragments)
+        replace_file(place.plan, readable_json({"identity": plan.identity, **plan.document}))
+        fragments = self._finished(plan)
+        for entry in place.shards.iterdir():
+            if entry.name not in fragments:
+                remove(entry)
+        return fragments, discarded
+
+    def keep(self, fragment: Fragment) -> None:
+        """Record a shard that is on the disk."""
+        flush_folder(self._place.shards)
+        replace_file(self._fragment_path(fragment.file), fragment.to_bytes())
+
+    def _fragment_path(self, shard: str) -> Path:
+        return self._place.fragments / f"{shard}.json"
+
+    def _plan_identity(self) -> str | None:
+        try:
+            document = strict_json(self._place.plan.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return document.get("identity") if isinstance(document, dict) else None
+
+    def _finished(self, plan: Plan) -> dict[str, Fragment]:
+        """Return the fragments of ``plan`` whose shards are there, whole."""
+        finished = {}
+        for shard in plan.shards:
+            try:
+                fragment = Fragment.from_bytes(self._fragment_path(shard.file).read_bytes())
+                found = (self._place.shards / shard.file).stat(follow_symlinks=False)
+            except (OSError, ValueError):
+                continue
+            whole = stat.S_ISREG(found.st_mode) and found.st_size == fragment.record.size == shard.size
+            names = [tensor.name for tensor in fragment.tensors]
+            expected = [tensor.spec.name for tensor in shard.tensors]
+            if whole and (fragment.plan, fragment.file) == (plan.identity, shard.file) and names == expected:
+                finished[shard.file] = fragment
+        return finished

@@ -1,0 +1,113 @@
+"""Where a result will stand, and where it is built until then.
+
+Enters: the path that the user named. Leaves: a ``Place``. Never: a change to the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltaweights.errors import InputOutputError, TargetBusy
+from deltaweights.manifest.manifest import MANIFEST
+
+CHECKPOINT_SIGNS = (
+    MANIFEST,
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
+"""Files by which a folder shows that it holds a model, and so may be replaced with ``--overwrite``."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """``target`` is the folder to publish, ``root`` the staging folder. With ``inside``, ``root`` is in ``target``."""
+
+    target: Path
+    root: Path
+    inside: bool
+
+    @property
+    def shards(self) -> Path:
+        """The folder that becomes the target."""
+        return self.root / "shards"
+
+    @property
+    def fragments(self) -> Path:
+        """The folder of the records of finished shards."""
+        return self.root / "fragments"
+
+    @property
+    def plan(self) -> Path:
+        """The plan that staging belongs to."""
+        return self.root / "plan.json"
+
+    @property
+    def replaced(self) -> Path:
+        """Where the old target waits in the middle of a swap of two steps."""
+        return self.root / "replaced"
+
+    @property
+    def journal(self) -> Path:
+        """The names that are being moved into ``target``, when staging is inside."""
+        return self.root / "publishing.json"
+
+    def contents(self) -> list[str]:
+        """Return what stands in the target, apart from staging and what belongs to the disk. A file is its own content."""
+        try:
+            names = sorted(entry.name for entry in os.scandir(self.target))
+        except FileNotFoundError:
+            return []
+        except NotADirectoryError:
+            return [self.target.name]
+        except OSError as error:
+            raise InputOutputError.from_os(error, self.target, "look into the target") from error
+        return [name for name in names if self.target / name != self.root and name != "lost+found"]
+
+
+def locate(target: str | os.PathLike[str]) -> Place:
+    """Return the place for ``target``: staging beside it, or inside it where a rename cannot publish it.
+
+    That is so when it is a mount point, when its parent cannot be written, and when it is the working folder of this process.
+    """
+    path = Path(os.path.realpath(Path(target).expanduser()))
+    if path.is_dir():
+        parent_is_closed = not os.access(path.parent, os.W_OK | os.X_OK)
+        if path.is_mount() or parent_is_closed or Path.cwd().is_relative_to(path):
+            return Place(path, path / ".deltaweights", inside=True)
+    return Place(path, path.parent / f".{path.name}.deltaweights", inside=False)
+
+
+def refuse_inputs(place: Place, inputs: Iterable[Path]) -> None:
+    """Raise ``TargetBusy`` when the target is one of the input folders, inside one, or holds one."""
+    for given in inputs:
+        source = Path(os.path.realpath(given))
+        if place.target.is_relative_to(source) or source.is_relative_to(place.target):
+            raise TargetBusy(
+                "target and input overlap", where=place.target, found=f"input {source}", remedy="choose another target"
+            )
+
+
+def refuse_content(place: Place, *, overwrite: bool) -> None:
+    """Raise ``TargetBusy`` when something stands in the target and may not be replaced."""
+    contents = place.contents()
+    if not contents:
+        return
+    some = ", ".join(contents[:3]) + (f" and {len(contents) - 3} more" if len(contents) > 3 else "")
+    if not overwrite:
+        remedy = "choose another target, or replace it with --overwrite"
+        raise TargetBusy("target is already there with other content", where=place.target, found=some, remedy=remedy)
+    if not stat.S_ISDIR(place.target.stat().st_mode):
+        raise TargetBusy("target is not a folder", where=place.target, remedy="choose another target")
+    if not any(sign in contents for sign in CHECKPOINT_SIGNS):
+        raise TargetBusy(
+            "will not overwrite a folder that is not a checkpoint",
+            where=place.target,
+            found=some,
+            remedy="empty it, or choose another target",
+        )

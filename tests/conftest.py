@@ -1,0 +1,40 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.pairs import make_pair
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A LLaVA-Med-like base and delta, as sharded torch files. Not to be changed."""
+    return make_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture
+def run() -> Run:
+    """Run ``deltaweights ARGUMENTS`` as a process of its own, as users do."""
+
+    def run_command(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "deltaweights", *map(str, arguments)]
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env=os.environ | {"COLUMNS": "200"},
+            **options,
+        )  # type: ignore[call-overload,no-any-return]
+
+    return run_command
