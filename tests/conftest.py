@@ -17,7 +17,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A LLaVA-Med-like base and delta, as sharded torch files. Not to be changed."""
+    """Make a LLaVA-Med-like base and delta, as sharded torch files, for tests that only read them."""
     return make_pair(tmp_path_factory.mktemp("pair"))
 
 
@@ -25,16 +25,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def run() -> Run:
     """Run ``deltaweights ARGUMENTS`` as a process of its own, as users do."""
 
-    def run_command(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    def run_command(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "deltaweights", *map(str, arguments)]
+        environment = os.environ | {"COLUMNS": "200"}
         return subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-            env=os.environ | {"COLUMNS": "200"},
-            **options,
-        )  # type: ignore[call-overload,no-any-return]
+            command, capture_output=True, text=True, timeout=120, check=False, env=environment, cwd=cwd
+        )
 
     return run_command

@@ -1,7 +1,7 @@
 """Tiny real base/delta pairs, made by transformers and torch, and the straightforward merge that ours is compared with.
 
-Enters: sizes, dtypes, containers. Leaves: checkpoint folders of the real structure. Never: our own code, so that a test compares two
-independent ways to the same bytes.
+Enters: sizes, dtypes, containers. Leaves: checkpoint folders of the real structure. Never: our own code, so that a test
+compares two independent ways to the same bytes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def base_tensors(
 def delta_tensors(
     base: Tensors, new_tokens: int = 4, seed: int = 1, projector: bool = True, dtype: torch.dtype = torch.float16
 ) -> Tensors:
-    """Return a LLaVA-Med-like delta on ``base``: a fine-tuned copy minus the base, a grown vocabulary, a projector, zero buffers."""
+    """Return a LLaVA-Med-like delta on ``base``: tuned weights minus the base, new tokens, a projector, zero buffers."""
     torch.manual_seed(seed)
     delta = {}
     for name, tensor in base.items():
@@ -88,7 +88,7 @@ def save(tensors: Tensors, folder: Path, container: str = "torch", shards: int =
     if shards == 1:
         saver(tensors, folder / f"{stem}{suffix}")
     else:
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for shard in range(shards):
             file = f"{stem}-{shard + 1:05d}-of-{shards:05d}{suffix}"
             part = names[shard * len(names) // shards : (shard + 1) * len(names) // shards]
