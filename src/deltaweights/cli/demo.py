@@ -1,0 +1,76 @@
+"""``deltaweights demo``.
+
+Enters: nothing. Leaves: a tiny pair, merged and verified before the user's eyes, and what to type next. Never: files that were not
+asked to be kept.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import click
+
+from deltaweights.cli.terminal import TerminalReport
+from deltaweights.errors import TargetBusy
+from deltaweights.sizes import human_bytes
+
+NEXT = """\
+With real weights (you need LLaMA-1 7B, and 13.5 GB of free disk):
+  hf download microsoft/llava-med-7b-delta --local-dir llava-med-delta
+  deltaweights apply --base /path/to/llama-7b --delta llava-med-delta --target llava-med-7b
+  deltaweights verify llava-med-7b
+LLaVA-Med is for research use only; it is not for clinical care or any clinical decision."""
+
+
+@click.command("demo")
+@click.option("--keep", metavar="DIR", help="Make the files in this new folder, and leave them there.")
+def command(keep: str | None) -> None:
+    """Run the whole job on a tiny pair that is made on the spot.
+
+    Makes a base and a LLaVA-Med-like delta with the structure of the published ones, merges them, and verifies the result.
+    """
+    if keep is not None:
+        folder = Path(keep)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise TargetBusy(
+                "will not make the demo's files here", where=folder, found="something", expected="a new folder"
+            )
+        _demo(folder)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="deltaweights-demo-"))
+    try:
+        _demo(folder)
+        click.echo(f"\n{folder} is removed again; --keep DIR leaves the files to look at.")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _demo(folder: Path) -> None:
+    from deltaweights.apply import apply_delta  # noqa: PLC0415  (torch: not for --help)
+    from deltaweights.demo import make_pair  # noqa: PLC0415
+    from deltaweights.manifest.verify import verify  # noqa: PLC0415
+
+    click.echo("1. A tiny base, and a delta with the structure of microsoft/llava-med-7b-delta:")
+    base, delta = make_pair(folder)
+    target = folder / "merged"
+    _list(base)
+    _list(delta)
+    click.echo(f"\n2. deltaweights apply --base {base} --delta {delta} --target {target}")
+    result = apply_delta(base, delta, target, report=TerminalReport("deltaweights", quiet=False))
+    click.echo(f"target          {result.target}")
+    click.echo(f"content digest  {result.content_digest}")
+    click.echo(f"tensors         {result.tensors} ({result.parameters:,} parameters, {human_bytes(result.bytes)})")
+    _list(target)
+    click.echo(f"\n3. deltaweights verify {target} --expect {result.content_digest}")
+    checked = verify(target, expect=result.content_digest)
+    checked.raise_if_failed()
+    click.echo(f"verified        {checked.files} files, content digest recomputed from the bytes")
+    click.echo(f"\n{NEXT}")
+
+
+def _list(folder: Path) -> None:
+    click.echo(f"   {folder}/")
+    for path in sorted(folder.iterdir()):
+        click.echo(f"     {path.name:40} {human_bytes(path.stat().st_size):>10}")
