@@ -37,15 +37,38 @@ def compact_json(value: Json) -> str:
 
 
 def readable_json(value: Json) -> bytes:
-    """Return ``value`` as the bytes of a JSON document: two spaces of indent, keys in their order, a final newline."""
-    return (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n").encode()
+    """Return ``value`` as the bytes of a JSON document that people can read and ``diff`` can compare, a final newline included.
+
+    Two spaces of indent, keys in their order; a list, or an object of at most 8 keys, that holds no object stands on one line.
+    """
+    return f"{_indented(value, '')}\n".encode()
+
+
+def _indented(value: Json, indent: str) -> str:
+    if not isinstance(value, (dict, list)) or not value or _fits_a_line(value):
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    deeper = f"{indent}  "
+    if isinstance(value, list):
+        lines = [f"{deeper}{_indented(item, deeper)}" for item in value]
+        return "[\n" + ",\n".join(lines) + f"\n{indent}]"
+    lines = [f"{deeper}{json.dumps(key, ensure_ascii=False)}: {_indented(item, deeper)}" for key, item in value.items()]
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+
+
+def _fits_a_line(value: Json) -> bool:
+    return not _holds_object(value) and (isinstance(value, list) or len(value) <= 8)
+
+
+def _holds_object(value: Json) -> bool:
+    items = value if isinstance(value, list) else value.values()
+    return any(isinstance(item, dict) or (isinstance(item, list) and _holds_object(item)) for item in items)
 
 
 def _no_duplicates(pairs: Sequence[tuple[str, Json]]) -> dict[str, Json]:
     result: dict[str, Json] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"duplicate key {printable(json.dumps(key, ensure_ascii=False))}")
+            raise ValueError(f"duplicate key {printable(json.dumps(key[:200], ensure_ascii=False))}")
         result[key] = value
     return result
 
@@ -54,10 +77,10 @@ def _no_constant(text: str) -> Json:
     raise ValueError(f"{text} is not JSON")
 
 
-def _bounded_int(text: str) -> int:
+def _bounded_int(text: str) -> int | float:
     if len(text) > 20:
         raise ValueError(f"number with {len(text)} digits")
-    return int(text)
+    return -0.0 if text == "-0" else int(text)  # minus zero is no size, and other readers refuse it as one
 
 
 MOST_OBJECTS, MOST_COMMAS = 200_000, 2_000_000

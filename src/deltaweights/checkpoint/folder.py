@@ -6,6 +6,7 @@ an index names, a guess between two sets of weights, or a byte of weights.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +63,17 @@ def open_checkpoint(path: str | Path, role: str) -> Checkpoint:
     Raises ``InputOutputError`` when it is not there or cannot be read, ``MalformedInput`` when a file breaks its format or the
     files do not fit each other.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # noqa: PTH111  (Path's own raises when there is no such user)
     try:
         start = _start_of(path, role) if path.is_dir() else path
         if not start.exists():
+            if start.is_symlink():
+                raise InputOutputError(
+                    f"no {role} here",
+                    where=start,
+                    found="a link to nothing",
+                    remedy="finish the download, or give the folder that it was copied from",
+                )
             raise InputOutputError(f"no {role} here", where=path, found="nothing", remedy=_how_to_get(path, role))
     except OSError as error:
         raise InputOutputError.from_os(error, path, f"open the {role}") from error
@@ -132,7 +140,11 @@ class _Index:
         """Return the shards that the index at ``start`` names, in natural order; raise when one is missing."""
         paths = [start.with_name(name) for name in sorted(set(self.weight_map.values()), key=natural_key)]
         for path in paths:
-            if not path.exists():
+            try:
+                missing = not path.exists()
+            except OSError as error:
+                raise InputOutputError.from_os(error, path, "look for the shard") from error
+            if missing:
                 expected = f"every file that {start.name} names"
                 raise MalformedInput("shard is missing", where=path, expected=expected, remedy="finish the download")
         return paths
@@ -172,8 +184,10 @@ def _read_index(path: Path) -> _Index:
 
 
 def _is_plain(name: str) -> bool:
-    """Tell whether ``name`` is the plain name of a weights file: no folder, no way up, nothing hidden in it."""
-    return "/" not in name and "\\" not in name and name_fault(name) is None and Path(name).suffix in OPENERS
+    """Tell whether ``name`` is the plain name of a weights file: no folder, no way up, nothing hidden in it, no endless one."""
+    if len(name) > 255 or "/" in name or "\\" in name or name_fault(name) is not None:
+        return False
+    return len(name.encode()) <= 255 and Path(name).suffix in OPENERS
 
 
 def _collect(files: Iterable[WeightsFile]) -> dict[str, LazyTensor]:

@@ -7,7 +7,6 @@ and those its library leaves out: duplicate keys, unknown fields, control charac
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -22,6 +21,12 @@ from deltaweights.text import Json, strict_json
 
 MAX_HEADER = 32 * 1024 * 1024
 """Longest header read. The format allows 100 MB; 100,000 tensors need about 15."""
+
+MAX_NAME = 4096
+"""Longest name of a tensor; known ones have at most some hundred characters."""
+
+MAX_AXES = 64
+"""Most axes of a tensor: as many as numpy and torch can handle."""
 
 FETCH_AGAIN = "the file is damaged or cut: fetch it again"
 
@@ -45,6 +50,8 @@ def open_safetensors(path: Path) -> WeightsFile:
 def _refuse(
     file: InputFile, problem: str, found: object = None, expected: object = None, tensor: str | None = None
 ) -> NoReturn:
+    if found is not None and len(str(found)) > 200:
+        found = f"{str(found)[:200]} and so on"
     raise MalformedInput(problem, where=file.path, tensor=tensor, found=found, expected=expected, remedy=FETCH_AGAIN)
 
 
@@ -72,7 +79,7 @@ def _tensors(file: InputFile, header: bytes, data_start: int) -> dict[str, LazyT
     if not isinstance(document, dict) or not header.startswith(b"{"):
         _refuse(file, "header is not a JSON object")
     metadata = document.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(map(_is_text, (*metadata.keys(), *metadata.values()))):
         _refuse(file, "__metadata__ is not a map from strings to strings")
     if len(document) > MAX_TENSORS:
         _refuse(file, "too many tensors", len(document), f"at most {MAX_TENSORS}")
@@ -86,6 +93,8 @@ def _tensors(file: InputFile, header: bytes, data_start: int) -> dict[str, LazyT
 
 def _entry(file: InputFile, name: str, fields: Json) -> tuple[TensorSpec, int, int]:
     """Return one tensor's spec, begin and end, each checked on its own."""
+    if len(name) > MAX_NAME:
+        _refuse(file, "unusable tensor name", f"{len(name)} characters", f"at most {MAX_NAME}")
     fault = name_fault(name)
     if fault:
         _refuse(file, "unusable tensor name", fault)
@@ -97,15 +106,26 @@ def _entry(file: InputFile, name: str, fields: Json) -> tuple[TensorSpec, int, i
         _refuse(file, "unknown dtype", dtype, "one of " + " ".join(ITEM_SIZES), name)
     if not _is_sizes(shape):
         _refuse(file, "shape is not a list of sizes", shape, "whole numbers from 0 on", name)
+    if len(shape) > MAX_AXES:
+        _refuse(file, "too many axes", len(shape), f"at most {MAX_AXES}", name)
     if not _is_sizes(offsets) or len(offsets) != 2:
         _refuse(file, "data_offsets is not a pair of sizes", offsets, "whole numbers from 0 on", name)
     begin, end = offsets
     if begin > end:
         _refuse(file, "begins after its end", f"data_offsets {offsets}", None, name)
-    nbytes = math.prod(shape) * ITEM_SIZES[dtype]
-    if nbytes > MAX_BYTES or nbytes != end - begin:
+    nbytes = ITEM_SIZES[dtype]
+    for size in shape:
+        nbytes *= size
+        if nbytes > MAX_BYTES:  # also before a size of 0: a reader with 64-bit numbers overflows here
+            _refuse(file, "shape is too large", f"{dtype} {shape}", f"at most {MAX_BYTES} bytes", name)
+    if nbytes != end - begin:
         _refuse(file, "shape and data_offsets disagree", f"{end - begin} bytes", f"{nbytes} for {dtype} {shape}", name)
     return TensorSpec(name, dtype, tuple(shape)), begin, end
+
+
+def _is_text(value: Json) -> bool:
+    # Half a surrogate pair, which JSON can spell, is no text: no other reader takes it.
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _is_sizes(value: Json) -> bool:

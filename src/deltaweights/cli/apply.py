@@ -14,7 +14,7 @@ import click
 
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.sizes import human_bytes
-from deltaweights.text import Json
+from deltaweights.text import Json, printable
 
 DTYPE = click.Choice(["float16", "bfloat16", "float32"])
 
@@ -91,7 +91,8 @@ def apply(
 
 
 def _print(outcome: dict[str, Json], as_json: bool, lines: list[str]) -> None:
-    click.echo(json.dumps(outcome, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
+    # ASCII, and no raw path: a file name may hold bytes that are no text, and they must not make a finished run fail.
+    click.echo(json.dumps(outcome, indent=2) if as_json else "\n".join(map(printable, lines)))
 
 
 def _result_lines(outcome: dict[str, Json]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import click
 
 from deltaweights.staging.clean import clean
+from deltaweights.text import printable
 
 
 @click.command("clean")
@@ -19,4 +20,4 @@ def command(target: str) -> None:
     is finished first.
     """
     for line in clean(target):
-        click.echo(line)
+        click.echo(printable(line))

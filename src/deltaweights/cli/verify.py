@@ -13,6 +13,7 @@ import click
 from deltaweights.errors import CheckFailed
 from deltaweights.manifest.verify import VerifyReport, verify
 from deltaweights.sizes import human_bytes
+from deltaweights.text import printable
 
 
 @click.command("verify")
@@ -34,12 +35,12 @@ def command(
     """
     report = verify(folder, expect=expect, expect_manifest=expect_manifest, workers=workers)
     if as_json:
-        click.echo(json.dumps({"ok": report.ok, **asdict(report)}, indent=2, ensure_ascii=False))
+        click.echo(json.dumps({"ok": report.ok, **asdict(report)}, indent=2))
     elif not report.ok:
         for problem in report.problems:
             click.echo(f"FAILED          {problem}")
     elif not quiet:
-        click.echo("\n".join(_lines(report)))
+        click.echo("\n".join(map(printable, _lines(report))))
     if not report.ok:
         raise CheckFailed(
             f"{len(report.problems)} problems",

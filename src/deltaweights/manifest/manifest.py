@@ -6,6 +6,7 @@ Never: an open file, or anything that depends on the machine, the path or the ti
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -86,10 +87,10 @@ def _document(data: bytes, expected_format: str) -> dict[str, Any]:
 
 
 def index_bytes(weight_map: Mapping[str, str], total_size: int, total_parameters: int) -> bytes:
-    """Return ``model.safetensors.index.json``, with the keys that Hugging Face's writers put there."""
+    """Return ``model.safetensors.index.json``, with the keys and the spacing of Hugging Face's writers, in natural order."""
     ordered = dict(sorted(weight_map.items(), key=lambda item: natural_key(item[0])))
     metadata = {"total_parameters": total_parameters, "total_size": total_size}
-    return readable_json({"metadata": metadata, "weight_map": ordered})
+    return (json.dumps({"metadata": metadata, "weight_map": ordered}, ensure_ascii=False, indent=2) + "\n").encode()
 
 
 def sums_bytes(files: Mapping[str, FileRecord], manifest: FileRecord) -> bytes:

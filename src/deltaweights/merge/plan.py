@@ -6,7 +6,6 @@ file, or anything that depends on the machine, the path or the time.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -185,15 +184,14 @@ def shard_cuts(sizes: Sequence[int], limit: int) -> list[int]:
     tensor larger than the limit stands alone. Sizes and limit are in bytes.
     """
     fewest = len(_first_fit(sizes, limit))
-    low, high = math.ceil(sum(sizes) / fewest), limit
+    low, high = 0, limit
     while low < high:
         middle = (low + high) // 2
         if len(_first_fit(sizes, middle)) <= fewest:
             high = middle
         else:
             low = middle + 1
-    # An oversized tensor makes the mean larger than the limit, and then there is nothing to even out.
-    return [0, *_first_fit(sizes, min(low, limit))]
+    return [0, *_first_fit(sizes, low)]
 
 
 def _first_fit(sizes: Sequence[int], limit: int) -> list[int]:

@@ -25,6 +25,9 @@ DELTA_ONLY = frozenset({"model.mm_projector.weight", "model.mm_projector.bias"})
 BUFFER_SUFFIX = ".rotary_emb.inv_freq"
 """A buffer, not a weight: zero in a delta (target minus base), recomputed by current loaders, and harmful when copied."""
 
+RESERVED = "__metadata__"
+"""A name that torch files may hold, and that would overwrite the metadata of a safetensors header."""
+
 FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 
 
@@ -81,7 +84,11 @@ def match(base: Mapping[str, LazyTensor], delta: Mapping[str, LazyTensor]) -> Ma
             matches.append(outcome)
         else:
             problems.append(outcome)
-    used = {(tensor.storage, tensor.spec.shape): name for name, tensor in base.items() if name in delta}
+    used = {
+        (tensor.storage, tensor.spec.shape): name
+        for name, tensor in base.items()
+        if name in delta and not name.endswith(BUFFER_SUFFIX)
+    }
     for name, tensor in base.items():
         if name.endswith(BUFFER_SUFFIX):
             dropped_base.append(Dropped(tensor.spec, "buffer"))
@@ -101,6 +108,8 @@ def match(base: Mapping[str, LazyTensor], delta: Mapping[str, LazyTensor]) -> Ma
 def _meet(delta: LazyTensor, base: LazyTensor | None) -> Match | Mismatch:
     """Return how two tensors of one name meet, or why they cannot."""
     spec = delta.spec
+    if spec.name == RESERVED:
+        return _problem(delta, "cannot be written: safetensors keeps this name for itself", str(spec), "another name")
     if base is None:
         if spec.name not in DELTA_ONLY:
             return _problem(delta, "is in the delta, not in the base", "no such tensor", str(spec))

@@ -20,8 +20,9 @@ from deltaweights.merge.lane import Lane, Stopped
 from deltaweights.merge.plan import Plan, Shard
 from deltaweights.merge.writer import ShardWriter
 
-BLOCK = 1 << 20
-"""Elements per block: small enough that a block of float16 is still in the processor's cache when it is digested."""
+BLOCK = 1 << 18
+"""Elements per block: 512 KiB of float16, so that a block is still in a core's own cache when it is digested and written. Twice as
+much makes writing three times as slow (docs/benchmarks.md)."""
 
 WORKERS_PER_LANE = 2
 """SHA-256 of one file is sequential and takes about a third of all work, so more workers on one shard would wait."""

@@ -32,23 +32,24 @@ Specs = Mapping[str, TensorSpec]
 
 def likely_reason(base: Specs, delta: Specs) -> str:
     """Return the likely reason why ``base`` and ``delta`` do not fit, and the way out."""
+    # How the tensors are named comes first: under other names there are no layers to count.
+    if any(".attention.wq." in name for name in base):
+        return "the base has Meta's tensor names: convert it to the Hugging Face layout first"
+    if EMBEDDING not in base and "embed_tokens.weight" in base:
+        return "the base was saved without its head (LlamaModel, not LlamaForCausalLM): use the full checkpoint"
+    if any("lora_" in name for name in delta):
+        return "the delta holds LoRA adapters, not delta weights: merge it with peft"
     hidden_base, hidden_delta = _hidden_size(base), _hidden_size(delta)
     if hidden_base != hidden_delta and hidden_base and hidden_delta:
         return f"likely models of two sizes: base {_size(hidden_base)}, delta {_size(hidden_delta)}; {REMEDY}"
     layers_base, layers_delta = _layers(base), _layers(delta)
     if layers_base != layers_delta:
         return f"base has {layers_base} layers, the delta {layers_delta}: two models, or an incomplete one; {REMEDY}"
-    if any(".attention.wq." in name for name in base):
-        return "the base has Meta's tensor names: convert it to the Hugging Face layout first"
-    if EMBEDDING not in base and "embed_tokens.weight" in base:
-        return "the base was saved without its head (LlamaModel, not LlamaForCausalLM): use the full checkpoint"
     rows = _rows(base)
     if rows in FINE_TUNED_ROWS:
         return f"{rows} rows: the base is likely {FINE_TUNED_ROWS[rows]}, which is already fine-tuned; {REMEDY}"
     if any("mm_projector" in name or "vision_tower" in name for name in base):
         return f"the base is likely already a LLaVA model; {REMEDY}"
-    if any("lora_" in name for name in delta):
-        return "the delta holds LoRA adapters, not delta weights: merge it with peft"
     return f"base and delta are likely not a pair; {REMEDY}"
 
 

@@ -7,6 +7,8 @@ differ from what was asked for without an error, or permissions other than the u
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import os
 import time
@@ -17,6 +19,28 @@ from deltaweights.manifest.manifest import FileRecord
 from deltaweights.merge.plan import Shard
 
 KEPT = "finished shards are kept: make room or mend the disk, then run the same command again"
+
+
+SEND_EVERY = 64 * 1024 * 1024
+"""Bytes after which the system is asked to start writing them to the disk."""
+
+FALLOC_FL_KEEP_SIZE = 1
+"""From linux/falloc.h: reserve blocks, leave the file's size alone, so that the size still tells how much was written."""
+
+_fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+
+
+def _preallocate(fd: int, size: int) -> None:
+    """Reserve ``size`` bytes of disk: no space is an error now, not later, and writing takes half the time (ext4, measured).
+
+    Not ``os.posix_fallocate``, which writes a byte to every block where the file system cannot reserve.
+    """
+    if _fallocate is None:
+        return
+    if _fallocate(fd, FALLOC_FL_KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size)) != 0:
+        code = ctypes.get_errno()
+        if code not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}:
+            raise OSError(code, os.strerror(code))
 
 
 class ShardWriter:
@@ -30,12 +54,18 @@ class ShardWriter:
         self._size = shard.size
         self._sha256 = hashlib.sha256()
         self._fd = -1
+        self._digested = self._sent = 0
         self.flush_seconds = 0.0
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._fd = os.open(self._path, flags, 0o666)
         except OSError as error:
             raise InputOutputError.from_os(error, self._path, "create", KEPT) from error
+        try:
+            _preallocate(self._fd, shard.size)
+        except OSError as error:
+            self.abandon()
+            raise InputOutputError.from_os(error, self._path, f"make room for {shard.size} bytes", KEPT) from error
         header = memoryview(shard.header)
         self.write(header, 0)
         self.digest(header)
@@ -52,6 +82,12 @@ class ShardWriter:
     def digest(self, data: memoryview) -> None:
         """Add ``data``, the next bytes of the file, to its sha256."""
         self._sha256.update(data)
+        self._digested += len(data)
+        if self._digested - self._sent >= SEND_EVERY and hasattr(os, "posix_fadvise"):
+            # On Linux this starts writing dirty pages out and drops clean ones (mm/fadvise.c). The disk so works along,
+            # the final flush has little left to do, and the page cache stays free for the machine's other jobs.
+            os.posix_fadvise(self._fd, self._sent, self._digested - self._sent, os.POSIX_FADV_DONTNEED)
+            self._sent = self._digested
 
     def finish(self) -> FileRecord:
         """Flush the file to the disk and close it; return its record."""
