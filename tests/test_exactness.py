@@ -550,7 +550,7 @@ Words = np.ndarray[tuple[int], np.dtype[np.unsignedinteger]]
 def widen(patterns: Words, dtype: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Return the numbers that bit patterns of ``dtype`` stand for, in float64."""
     if dtype == "bfloat16":
-        patterns, dtype = patterns.astype(np.uint32) << 16, "float32"
+        patterns, dtype = np.left_shift(patterns.astype(np.uint32), np.uint32(16)), "float32"
     kind = np.float16 if dtype == "float16" else np.float32
     return patterns.view(kind).astype(np.float64)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +50,8 @@ class NoBytes:
     """Stands where a tensor's bytes would come from; whoever reads it has broken the promise of the rules."""
 
     def read_into(self, out: memoryview, start: int) -> None:
-        raise AssertionError("rules and plan read no weights")
+        """Fail."""
+        raise AssertionError(f"rules and plan read no weights, but {len(out)} bytes from {start} were asked for")
 
 
 Shapes = dict[str, tuple[int, ...]]
@@ -95,7 +97,7 @@ def test_fates_of_a_llava_med_pair() -> None:
     delta = delta_of(llama(32004) | {PROJECTOR: (4096, 1024), PROJECTOR_BIAS: (4096,)})
     buffers = [f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in (0, 1)]
     matching = match(base, delta)
-    assert {
+    assert {found.delta.name: found.fate for found in matching.matches} == {
         EMBEDDING: Fate.ADD_BLOCK,
         HEAD: Fate.ADD_BLOCK,
         "model.norm.weight": Fate.ADD,
@@ -103,7 +105,7 @@ def test_fates_of_a_llava_med_pair() -> None:
         "model.layers.1.self_attn.q_proj.weight": Fate.ADD,
         PROJECTOR: Fate.COPY,
         PROJECTOR_BIAS: Fate.COPY,
-    } == {found.delta.name: found.fate for found in matching.matches}
+    }
     assert tuple(Dropped(base[name].spec, "buffer") for name in buffers) == matching.dropped_base
     assert tuple(Dropped(delta[name].spec, "buffer") for name in buffers) == matching.dropped_delta
     assert matching.warnings == ()
@@ -164,8 +166,8 @@ def refusal(base: dict[str, LazyTensor], delta: dict[str, LazyTensor]) -> str:
 
 
 ORIGINAL = "use the original LLaMA-1 of the delta's size as the base"
-META = {"tok_embeddings.weight": (32000, 4096), "layers.0.attention.wq.weight": (4096, 4096)}
-LORA = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": (8, 4096)}
+META: Shapes = {"tok_embeddings.weight": (32000, 4096), "layers.0.attention.wq.weight": (4096, 4096)}
+LORA: Shapes = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": (8, 4096)}
 
 REFUSALS: dict[str, tuple[dict[str, LazyTensor], dict[str, LazyTensor], tuple[str, ...]]] = {
     "base-of-vicuna": (
@@ -310,7 +312,7 @@ def test_refuses(base: dict[str, LazyTensor], delta: dict[str, LazyTensor], part
     ids=["vicuna", "llava"],
 )
 def test_warns(base: Shapes, delta: Shapes, warning: str) -> None:
-    """A base that fits by its shapes but looks fine-tuned is merged with a warning that says what it looks like, and what to use."""
+    """A base that fits by its shapes but looks fine-tuned is merged with a warning that says what it is, and what to use."""
     (found,) = match(base_of(base), delta_of(delta)).warnings
     assert warning in found
     assert ORIGINAL in found
@@ -373,9 +375,9 @@ def test_every_tensor_has_exactly_one_fate(pair: tuple[dict[str, LazyTensor], di
 
 
 @SETTINGS
-@given(pair=legal_pairs(), pick=st.randoms(use_true_random=False))
+@given(pair=legal_pairs())
 def test_one_more_tensor_is_never_passed_over(
-    pair: tuple[dict[str, LazyTensor], dict[str, LazyTensor]], pick: object
+    pair: tuple[dict[str, LazyTensor], dict[str, LazyTensor]],
 ) -> None:
     """A legal pair with one more tensor on either side, under a name without a rule, is refused by that name."""
     base, delta = pair
@@ -445,7 +447,7 @@ def test_natural_order() -> None:
     """Numbers inside names are compared as numbers, whatever their length, and equal numbers by the name itself."""
     ordered = ["a", "a.1", "a.01", "a.2.b", "a.2.c", "a.10.b", "a.1" + "0" * 5000, "b", "b0"]
     ordered[1:3] = sorted(ordered[1:3])
-    assert ordered == sorted(reversed(ordered), key=natural_key)
+    assert ordered == sorted(ordered[::-1], key=natural_key)
 
 
 @SETTINGS
@@ -469,22 +471,21 @@ def plan_of(shapes: Shapes, options: Options | None = None) -> tuple[Shard, ...]
 
 
 def test_header_golden() -> None:
-    """The header of a tiny shard is exactly these bytes."""
+    """The header of a tiny shard is exactly these bytes, the last of which is padding."""
     specs = [TensorSpec("b", "F16", (2, 3)), TensorSpec("ü", "BF16", ()), TensorSpec("a", "F32", (0,))]
     expected = (
-        b"\xb8\0\0\0\0\0\0\0"
+        b"\xc8\0\0\0\0\0\0\0"
         b'{"__metadata__":{"format":"pt"},'
         b'"b":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]},'
         b'"\xc3\xbc":{"dtype":"BF16","shape":[],"data_offsets":[12,14]},'
-        b'"a":{"dtype":"F32","shape":[0],"data_offsets":[14,14]}}'
+        b'"a":{"dtype":"F32","shape":[0],"data_offsets":[14,14]}} '
     )
-    expected += b" " * (-len(expected) % 8)
     assert expected == safetensors_header(specs)
 
 
 def test_empty_header_golden() -> None:
-    """The header of no tensors is exactly these bytes, with one space of padding."""
-    assert b'\x20\0\0\0\0\0\0\0{"__metadata__":{"format":"pt"}} ' == safetensors_header([])
+    """The header of no tensors is exactly these bytes, which need no padding."""
+    assert safetensors_header([]) == b'\x20\0\0\0\0\0\0\0{"__metadata__":{"format":"pt"}}'
 
 
 @SETTINGS
@@ -526,7 +527,7 @@ def test_plan_counts_fates() -> None:
         replace(record({}), dropped=items) for items in (matching.dropped_base, matching.dropped_delta)
     )
     plan = make_plan(matching, Options(), dropped_base, dropped_delta, [])
-    assert {"add": 3, "add_block": 2, "copy": 1, "dropped": 4} == fates(plan)
+    assert fates(plan) == {"add": 3, "add_block": 2, "copy": 1, "dropped": 4}
     assert sum(shard.size for shard in plan.shards) == plan.nbytes
 
 
@@ -552,11 +553,13 @@ class Inputs:
     base: Tensors
     delta: Tensors
 
-    def identity(self, **options: str) -> str:
+    def identity(self, **options: Any) -> str:
+        """Return the identity of the plan for the pair as it stands on the disk."""
         with prepare(self.folder / "base", self.folder / "delta", self.folder / "out", **options) as job:
             return job.plan.identity
 
     def write(self) -> None:
+        """Put the tensors as they are now on the disk."""
         save(self.base, self.folder / "base", "safetensors", 1)
         save(self.delta, self.folder / "delta", "safetensors", 2)
 

@@ -1,0 +1,905 @@
+"""Killed, interrupted, crowded and starved runs: the target is whole or absent, and the next run makes use of what is there.
+
+The processes here are real: they are killed, stopped, limited and starved from outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from deltaweights.apply import apply_delta
+from deltaweights.errors import InputOutputError, TargetBusy
+from deltaweights.manifest.manifest import INDEX, MANIFEST, SUMS
+from deltaweights.manifest.verify import verify
+from deltaweights.staging import publish as publishing
+from deltaweights.staging.clean import clean
+from deltaweights.staging.disk import exchange
+from deltaweights.staging.folder import StagingLock
+from deltaweights.staging.place import Place, locate
+from deltaweights.staging.publish import publish, recover
+from tests.pairs import base_tensors, delta_tensors, load, reference, same_bits, save
+
+SHARDS = 40
+"""Of the large pair, at one megabyte each."""
+
+Pair = tuple[Path, Path]
+
+
+def apply_command(base: Path, delta: Path, target: Path | str, *more: str) -> list[str]:
+    """Return the command line of a merge in shards of a megabyte."""
+    places = ["--base", str(base), "--delta", str(delta), "--target", str(target)]
+    return [sys.executable, "-m", "deltaweights", "apply", *places, "--max-shard-size", "1MB", *more]
+
+
+def finish(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Make a pair of 80 MB whose merge takes 40 shards, so that there is time to do something to it."""
+    folder = tmp_path_factory.mktemp("large")
+    return large_part(folder / "base", 1), large_part(folder / "delta", 2)
+
+
+def large_part(folder: Path, seed: int) -> Path:
+    """Write a checkpoint of ``SHARDS`` tensors of a megabyte."""
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        f"model.layers.{number}.weight": torch.randn(500, 1000, generator=generator).half() for number in range(SHARDS)
+    }
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(f'{{"seed": {seed}}}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(large: Pair, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Return the files of a merge of the large pair that nothing happened to."""
+    target = tmp_path_factory.mktemp("uninterrupted") / "merged"
+    apply_delta(*large, target, max_shard_size="1MB")
+    return files_of(target)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return the contents of all files of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def marks_of(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return what shows whether a file was written again: inode and time of the last change of its contents."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+@contextlib.contextmanager
+def caught_in_the_middle(command: list[str], place: Place, **options: object) -> Iterator[subprocess.Popen[str]]:
+    """Start a merge, and stop it (SIGSTOP) when some shards are finished and others are not."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
+    try:
+        deadline = time.monotonic() + 60
+        while not finished_shards(place):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        assert 0 < len(finished_shards(place)) < SHARDS
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def finished_shards(place: Place) -> set[str]:
+    """Return the names of the shards that have a fragment."""
+    return {path.stem for path in place.fragments.glob("*.json")} if place.fragments.exists() else set()
+
+
+def kill_in_the_middle(command: list[str], place: Place) -> dict[str, tuple[int, int]]:
+    """Kill a merge (SIGKILL) in the middle; return the marks of the shards that it had finished."""
+    with caught_in_the_middle(command, place) as process:
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    return {name: mark for name, mark in marks_of(place.shards).items() if name in finished_shards(place)}
+
+
+def small_pair(folder: Path, seed: int = 0) -> Pair:
+    """Write a small pair with several shards' worth of tensors."""
+    base = base_tensors(layers=1, vocabulary=20, hidden=16, seed=seed)
+    return save(base, folder / f"base{seed}", "safetensors"), save(
+        delta_tensors(base), folder / f"delta{seed}", "safetensors"
+    )
+
+
+merge_small = partial(apply_delta, max_shard_size=2500, workers=2)
+
+
+# Killed and interrupted.
+
+
+def test_a_killed_run_is_finished_by_the_same_command(
+    large: Pair, uninterrupted: dict[str, bytes], tmp_path: Path
+) -> None:
+    """After kill -9 nothing has the target's name; the same command reuses the finished shards and gives the same bytes."""
+    target = tmp_path / "merged"
+    command = apply_command(*large, target)
+    finished = kill_in_the_middle(command, locate(target))
+    assert not target.exists()
+    again = finish(command)
+    assert again.returncode == 0, again.stderr
+    assert f"{len(finished)} of {SHARDS} shards are finished already" in again.stderr
+    assert files_of(target) == uninterrupted
+    assert finished.items() <= marks_of(target).items()
+    assert os.listdir(tmp_path) == ["merged"]
+
+
+def test_another_base_of_the_same_shape_reuses_nothing(large: Pair, tmp_path: Path) -> None:
+    """Staging of a killed run with one base is not taken for that of another base with the same names and shapes."""
+    target = tmp_path / "merged"
+    finished = kill_in_the_middle(apply_command(*large, target), locate(target))
+    other = large_part(tmp_path / "other", 3)
+    again = finish(apply_command(other, large[1], target))
+    assert again.returncode == 0, again.stderr
+    assert "staging held another plan (other inputs or options): it was discarded" in again.stderr
+    assert "finished already" not in again.stderr
+    assert same_bits(load(target), reference(load(other), load(large[1])))
+    assert not set(finished.values()) & set(marks_of(target).values())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_run_ends_at_once_and_tidily(
+    large: Pair, uninterrupted: dict[str, bytes], tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """On SIGTERM and SIGINT a run ends within two seconds with one line; finished shards stay, unfinished ones do not."""
+    target = tmp_path / "merged"
+    command = apply_command(*large, target, "--quiet")
+    with caught_in_the_middle(command, locate(target)) as process:
+        process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
+        began = time.monotonic()
+        stdout, stderr = process.communicate(timeout=20)
+        assert time.monotonic() - began < 2
+    assert (process.returncode, stdout) == (code, "")
+    assert stderr.startswith("deltaweights: error: ")
+    assert stderr.count("\n") == 1
+    assert not target.exists()
+    staged = marks_of(locate(target).shards)
+    assert set(staged) == finished_shards(locate(target))
+    assert 0 < len(staged) < SHARDS
+    assert finish(command).returncode == 0
+    assert files_of(target) == uninterrupted
+    assert staged.items() <= marks_of(target).items()
+
+
+# Two runs, and targets that are there.
+
+
+def test_a_second_run_on_the_same_target_is_refused_while_the_first_lives(
+    large: Pair, uninterrupted: dict[str, bytes], tmp_path: Path
+) -> None:
+    """While a run works on a target, another run and a clean-up end with 7 and one line, and the first finishes unharmed."""
+    target = tmp_path / "merged"
+    with caught_in_the_middle(apply_command(*large, target), locate(target)) as process:
+        second = finish(apply_command(*large, target, "--quiet"))
+        cleaning = finish([sys.executable, "-m", "deltaweights", "clean", str(target)])
+        with pytest.raises(TargetBusy) as caught:
+            apply_delta(*large, target, max_shard_size="1MB", overwrite=True)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(timeout=60) == 0
+    for refused in (second, cleaning):
+        assert refused.returncode == caught.value.exit_code == 7
+        assert refused.stderr.count("\n") == 1
+        assert "another run is working on this target" in refused.stderr
+    assert files_of(target) == uninterrupted
+
+
+HOLD = """
+import fcntl, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.flock(fd, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_lock_lasts_as_long_as_the_process_that_holds_it(tmp_path: Path) -> None:
+    """A lock that another process holds is respected; once that process is killed, its lock file is no obstacle."""
+    base, delta = small_pair(tmp_path)
+    place = locate(tmp_path / "merged")
+    place.root.mkdir()
+    command = [sys.executable, "-c", HOLD, str(place.root / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(TargetBusy, match="another run is working on this target"):
+            merge_small(base, delta, place.target)
+        with pytest.raises(TargetBusy):
+            clean(place.target)
+        holder.kill()
+    assert (place.root / "lock").exists()
+    assert merge_small(base, delta, place.target).status == "merged"
+    assert not place.root.exists()
+
+
+def test_the_lock_is_taken_anew_when_its_file_was_removed(tmp_path: Path) -> None:
+    """A lock on a file that an ending run has unlinked in between counts for nothing: two runs never hold it together."""
+    place = locate(tmp_path / "merged")
+    with StagingLock(place):
+        (place.root / "lock").unlink()
+        with StagingLock(place), pytest.raises(TargetBusy):
+            StagingLock(place)
+
+
+def test_a_complete_target_is_left_as_it_is(tmp_path: Path) -> None:
+    """The same call again says "already complete", with the same digests, and writes no file of the target."""
+    base, delta = small_pair(tmp_path)
+    first = merge_small(base, delta, tmp_path / "merged")
+    marks = marks_of(tmp_path / "merged")
+    for options in ({}, {"overwrite": True}, {"workers": 5, "hash_inputs": True}):
+        again = merge_small(base, delta, tmp_path / "merged", **options)  # type: ignore[arg-type]
+        assert (first.status, again.status) == ("merged", "already complete")
+        assert again.content_digest == first.content_digest
+        assert again.manifest_sha256 == first.manifest_sha256
+        assert marks_of(tmp_path / "merged") == marks
+        assert not locate(tmp_path / "merged").root.exists()
+
+
+def test_the_command_says_already_complete(pair: Pair, tmp_path: Path) -> None:
+    """On the command line a complete target is success."""
+    command = apply_command(*pair, tmp_path / "merged", "--json")
+    assert finish(command).returncode == 0
+    again = finish(command)
+    assert (again.returncode, json.loads(again.stdout)["status"]) == (0, "already complete")
+
+
+@pytest.mark.parametrize("damage", ["flip", "remove", "add"])
+def test_a_damaged_result_is_not_taken_for_complete(tmp_path: Path, damage: str) -> None:
+    """A target of the same plan with a changed, missing or extra file ends with 7, and is not touched."""
+    base, delta = small_pair(tmp_path)
+    target = Path(merge_small(base, delta, tmp_path / "merged").target)
+    shard = sorted(target.glob("*.safetensors"))[1]
+    if damage == "flip":
+        data = bytearray(shard.read_bytes())
+        data[-1] ^= 1
+        shard.write_bytes(data)
+    elif damage == "remove":
+        shard.unlink()
+    else:
+        (target / "extra.txt").write_text("?")
+    marks = marks_of(target)
+    with pytest.raises(TargetBusy, match="does not verify") as caught:
+        merge_small(base, delta, target)
+    assert caught.value.exit_code == 7
+    assert marks_of(target) == marks
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_other_content_is_refused_and_not_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, inside: bool
+) -> None:
+    """A target with other content, a model of another plan too, ends with 7; nothing is added to it, nor left beside it."""
+    base, delta = small_pair(tmp_path)
+    target = tmp_path / "merged"
+    merge_small(base, delta, target, dtype="bfloat16")
+    if inside:
+        monkeypatch.chdir(target)
+    before, beside = marks_of(target), sorted(os.listdir(tmp_path))
+    with pytest.raises(TargetBusy, match="already there with other content") as caught:
+        merge_small(base, delta, target)
+    assert caught.value.exit_code == 7
+    assert marks_of(target) == before
+    assert sorted(os.listdir(tmp_path)) == beside
+    assert verify(target).ok
+
+
+def test_a_file_in_place_of_the_target_is_refused(tmp_path: Path) -> None:
+    """A file under the target's name is never replaced, with --overwrite neither."""
+    base, delta = small_pair(tmp_path)
+    (tmp_path / "merged").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(TargetBusy):
+            merge_small(base, delta, tmp_path / "merged", overwrite=overwrite)
+    assert (tmp_path / "merged").read_text() == "mine"
+
+
+def test_an_empty_folder_is_a_fine_target(tmp_path: Path) -> None:
+    """A folder that exists and is empty is accepted, through a link too."""
+    base, delta = small_pair(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    result = merge_small(base, delta, tmp_path / "link")
+    assert result.target == str(tmp_path / "empty")
+    assert (tmp_path / "link").is_symlink()
+    assert verify(tmp_path / "empty").ok
+
+
+# --overwrite.
+
+
+def test_overwrite_replaces_a_checkpoint(tmp_path: Path) -> None:
+    """With overwrite a model gives way to the new one as a whole; nothing of the old one remains in it or beside it."""
+    target = tmp_path / "merged"
+    merge_small(*small_pair(tmp_path, 1), target, dtype="float32")
+    (target / "notes.txt").write_text("of the old model")
+    base, delta = small_pair(tmp_path, 2)
+    result = merge_small(base, delta, target, overwrite=True)
+    assert result.status == "merged"
+    assert files_of(target) == files_of(Path(merge_small(base, delta, tmp_path / "fresh").target))
+    assert not locate(target).root.exists()
+
+
+def test_overwrite_refuses_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
+    """With overwrite, a folder that shows no sign of a model is refused with 7 and keeps its files."""
+    base, delta = small_pair(tmp_path)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years")
+    with pytest.raises(TargetBusy, match="not a checkpoint") as caught:
+        merge_small(base, delta, tmp_path / "home", overwrite=True)
+    assert caught.value.exit_code == 7
+    assert files_of(tmp_path / "home") == {"thesis.tex": b"years"}
+
+
+def test_exchange_really_swaps(tmp_path: Path) -> None:
+    """Two folders change names in one step: each inode is found under the other's name."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+        (folder / "name").write_text(folder.name)
+    inodes = one.stat().st_ino, other.stat().st_ino
+    assert exchange(one, other), "this file system cannot exchange"
+    assert (other.stat().st_ino, one.stat().st_ino) == inodes
+    assert (one / "name").read_text() == "other"
+
+
+def test_exchange_with_nothing_is_an_error(tmp_path: Path) -> None:
+    """An exchange that the system refuses for a reason other than not knowing how is an error of input/output."""
+    (tmp_path / "one").mkdir()
+    with pytest.raises(InputOutputError, match=os.strerror(errno.ENOENT)):
+        exchange(tmp_path / "one", tmp_path / "missing")
+
+
+def model(folder: Path, name: str) -> Path:
+    """Make a folder that stands for a model: ``name`` is in each of its files."""
+    folder.mkdir(parents=True)
+    for file in ("config.json", INDEX, "model-00001.safetensors", "model-00002.safetensors", MANIFEST, SUMS):
+        (folder / file).write_text(f"{name} {file}")
+    return folder
+
+
+def owner(folder: Path) -> str | None:
+    """Return which model a folder is, if it is all of one."""
+    names = {text.decode().split()[0] for text in files_of(folder).values()} if folder.exists() else set()
+    return names.pop() if len(names) == 1 and len(os.listdir(folder)) == 6 else None
+
+
+def beside(target: Path) -> Place:
+    """Return the place of a target whose staging is beside it."""
+    return Place(target, target.parent / f".{target.name}.deltaweights", inside=False)
+
+
+def within(target: Path) -> Place:
+    """Return the place of a target whose staging is inside it."""
+    return Place(target, target / ".deltaweights", inside=True)
+
+
+def test_a_swap_cut_off_between_its_two_steps_goes_on(tmp_path: Path) -> None:
+    """Old model aside, new one not yet in place: recovery puts the new one in place."""
+    place = beside(tmp_path / "merged")
+    model(place.shards, "new")
+    model(place.replaced, "old")
+    assert recover(place) == "finished a replacement that was cut off"
+    assert owner(place.target) == "new"
+    assert not place.replaced.exists()
+    assert recover(place) is None
+
+
+def test_a_swap_cut_off_before_the_old_model_was_removed_is_finished(tmp_path: Path) -> None:
+    """New model in place, old one still aside: recovery removes the old one."""
+    place = beside(tmp_path / "merged")
+    model(place.target, "new")
+    model(place.replaced, "old")
+    assert recover(place) == "finished a replacement that was cut off"
+    assert owner(place.target) == "new"
+    assert not place.replaced.exists()
+
+
+def test_an_old_model_without_a_successor_comes_back(tmp_path: Path) -> None:
+    """Old model aside and no new one anywhere: recovery puts the old one back."""
+    place = beside(tmp_path / "merged")
+    model(place.replaced, "old")
+    recover(place)
+    assert owner(place.target) == "old"
+    assert not place.replaced.exists()
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_an_empty_folder_in_the_middle_of_a_swap_loses_no_model(tmp_path: Path, *, new: bool) -> None:
+    """When somebody makes an empty folder under the target's name after a cut-off swap, recovery still gives it a model."""
+    place = beside(tmp_path / "merged")
+    model(place.replaced, "old")
+    if new:
+        model(place.shards, "new")
+    place.target.mkdir()
+    recover(place)
+    assert owner(place.target) == ("new" if new else "old")
+
+
+def test_a_run_after_a_cut_off_swap_puts_it_right(tmp_path: Path) -> None:
+    """The same command after a death between the two steps of a swap ends with the new model in place and nothing else."""
+    base, delta = small_pair(tmp_path)
+    place = beside(tmp_path / "merged")
+    new = merge_small(base, delta, tmp_path / "new")
+    model(place.replaced, "old")
+    shutil.move(tmp_path / "new", place.shards)
+    again = merge_small(base, delta, place.target, overwrite=True)
+    assert (again.status, again.manifest_sha256) == ("already complete", new.manifest_sha256)
+    assert verify(place.target).ok
+    assert not place.root.exists()
+
+
+KILL = """
+import os, signal, sys
+from pathlib import Path
+from deltaweights.staging import publish
+from deltaweights.staging.place import Place
+
+target, inside, step, left = Path(sys.argv[1]), sys.argv[2] == "inside", sys.argv[3], int(sys.argv[4])
+root = target / ".deltaweights" if inside else target.parent / f".{target.name}.deltaweights"
+if step == "two steps":  # as on a file system that cannot exchange, of which there is none at hand
+    publish.exchange = lambda one, other: False
+
+def hook(event, arguments):
+    global left
+    if event in {"os.rename", "os.remove", "os.rmdir", "ctypes.dlsym"}:
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(hook)
+publish.publish(Place(target, root, inside))
+"""
+"""Publishes, and is killed right before the N-th change of a name on the disk."""
+
+
+@pytest.mark.parametrize(
+    ("where", "step", "old"),
+    [
+        ("beside", "one step", False),
+        ("beside", "one step", True),
+        ("beside", "two steps", True),
+        ("inside", "one step", False),
+        ("inside", "one step", True),
+    ],
+)
+def test_publishing_survives_a_kill_at_every_step(tmp_path: Path, where: str, step: str, *, old: bool) -> None:
+    """Killed before any rename or removal, publishing leaves the old model or the new one, and recovery never a mixture."""
+    ends = set()
+    for left in range(100):
+        target = tmp_path / str(left) / "merged"
+        place = within(target) if where == "inside" else beside(target)
+        target.parent.mkdir()
+        if old:
+            model(target, "old")
+        elif where == "inside":
+            target.mkdir()
+        model(place.shards, "new")
+        place.fragments.mkdir()
+        place.plan.write_text("{}")
+        done = finish([sys.executable, "-c", KILL, str(target), where, step, str(left)])
+        assert done.returncode in {0, -signal.SIGKILL}, done.stderr
+        if where == "beside" and target.exists():
+            assert owner(target) in {"old", "new"}
+        elif where == "inside" and (target / SUMS).exists() and not (old and place.shards.exists()):
+            assert owner_inside(target) == "new"
+        recover(place)
+        found = owner_inside(target) if where == "inside" else owner(target)
+        was_published = not place.shards.exists() or found == "new"
+        expected = {"new"} if was_published else {"old" if old else None}
+        assert {found} == expected, f"killed at {left}"
+        ends.add(found)
+        if done.returncode == 0:
+            break
+    assert left >= 2
+    assert done.returncode == 0
+    assert not place.root.exists()
+    assert "new" in ends
+
+
+def owner_inside(target: Path) -> str | None:
+    """Return which model a folder is, staging inside it left out."""
+    names = [path for path in target.iterdir() if path.name != ".deltaweights"]
+    owners = {path.read_text().split()[0] for path in names}
+    return owners.pop() if len(owners) == 1 and len(names) == 6 else None
+
+
+DIE_AFTER_THE_EXCHANGE = """
+import os, signal, sys
+from deltaweights.apply import apply_delta
+
+def hook(event, arguments):
+    if event == "shutil.rmtree":  # what publishing does next: staging, with the old model in it, is removed
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(hook)
+apply_delta(*sys.argv[1:4], max_shard_size=2500, overwrite=True)
+"""
+
+
+@pytest.fixture
+def exchanged(tmp_path: Path) -> tuple[Place, Pair, dict[str, bytes]]:
+    """Kill an overwriting run right after the exchange; return its place, its pair, and the files it should give."""
+    old, new = small_pair(tmp_path, 1), small_pair(tmp_path, 2)
+    place = locate(tmp_path / "merged")
+    merge_small(*old, place.target)
+    expected = files_of(Path(merge_small(*new, tmp_path / "expected").target))
+    command = [sys.executable, "-c", DIE_AFTER_THE_EXCHANGE, str(new[0]), str(new[1]), str(place.target)]
+    assert finish(command).returncode == -signal.SIGKILL
+    assert files_of(place.target) == expected
+    assert set(os.listdir(place.shards)) == set(expected), "the old model is where the new one was built"
+    return place, new, expected
+
+
+def test_the_old_model_in_staging_is_never_taken_for_finished_shards(
+    exchanged: tuple[Place, Pair, dict[str, bytes]],
+) -> None:
+    """When the target is deleted after a death right after the exchange, the next run makes the new model from its inputs."""
+    place, new, expected = exchanged
+    shutil.rmtree(place.target)
+    assert merge_small(*new, place.target).status == "merged"
+    assert files_of(place.target) == expected
+    assert not place.root.exists()
+
+
+def test_the_next_run_removes_the_old_model_from_staging(exchanged: tuple[Place, Pair, dict[str, bytes]]) -> None:
+    """After a death right after the exchange, the same command finds the target complete and removes what is left beside it."""
+    place, new, expected = exchanged
+    assert merge_small(*new, place.target, overwrite=True).status == "already complete"
+    assert files_of(place.target) == expected
+    assert not place.root.exists()
+
+
+# Staging inside the target.
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mount a tmpfs of so many megabytes at a folder of ``tmp_path``; skip where that is not allowed."""
+    mounted: list[Path] = []
+
+    def make(name: str, megabytes: int, option: str = "") -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        options = f"size={megabytes}m{option}"
+        done = finish(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)])
+        if done.returncode and "remount" not in option:
+            pytest.skip(f"cannot mount a tmpfs here: {done.stderr.strip()}")
+        assert done.returncode == 0, done.stderr
+        mounted.append(folder)
+        return folder
+
+    yield make
+    for folder in set(mounted):
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_mount_point_is_staged_inside(tmp_path: Path, mount: Callable[..., Path]) -> None:
+    """A target that is a mount point gets the same files as any other, and no staging remains in it or beside it."""
+    base, delta = small_pair(tmp_path)
+    expected = files_of(Path(merge_small(base, delta, tmp_path / "expected").target))
+    target = mount("merged", 64)
+    device = target.stat().st_dev
+    assert locate(target) == within(target)
+    assert merge_small(base, delta, target).status == "merged"
+    assert files_of(target) == expected
+    assert target.stat().st_dev == device
+    assert merge_small(base, delta, target).status == "already complete"
+    assert merge_small(base, delta, target, dtype="float32", overwrite=True).status == "merged"
+    assert verify(target).ok
+    assert not (tmp_path / ".merged.deltaweights").exists()
+
+
+def test_the_working_folder_is_staged_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target "." is filled without being replaced: whoever stands in it sees the files."""
+    base, delta = small_pair(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    inode = Path().stat().st_ino
+    assert merge_small(base, delta, ".").status == "merged"
+    assert Path().stat().st_ino == inode
+    assert verify(".").ok
+    assert merge_small(base, delta, ".").status == "already complete"
+
+
+@pytest.fixture
+def closed_parent(tmp_path: Path) -> Iterator[Path]:
+    """Make an open folder in a parent that nobody can write, root included (chattr +i); skip where that is not allowed."""
+    parent = tmp_path / "closed"
+    (parent / "merged").mkdir(parents=True)
+    if os.geteuid():
+        parent.chmod(0o555)
+    elif subprocess.run(["chattr", "+i", str(parent)], capture_output=True, check=False).returncode:
+        pytest.skip("root writes everywhere, and this file system has no chattr +i")
+    yield parent
+    if os.geteuid():
+        parent.chmod(0o755)
+    else:
+        subprocess.run(["chattr", "-i", str(parent)], check=True)
+
+
+def test_a_target_in_a_closed_parent_is_staged_inside(tmp_path: Path, closed_parent: Path) -> None:
+    """A folder whose parent cannot be written is filled from inside; one that is not there yet is an error of input/output."""
+    base, delta = small_pair(tmp_path)
+    assert locate(closed_parent / "merged").inside
+    assert merge_small(base, delta, closed_parent / "merged").status == "merged"
+    assert verify(closed_parent / "merged").ok
+    with pytest.raises(InputOutputError) as caught:
+        merge_small(base, delta, closed_parent / "new")
+    assert caught.value.exit_code == 5
+    assert os.listdir(closed_parent) == ["merged"]
+
+
+def test_inside_the_index_manifest_and_sums_come_last(tmp_path: Path) -> None:
+    """When files are moved one by one, those by which a loader or a check takes a folder for whole are moved last."""
+    place = within(tmp_path / "merged")
+    model(place.shards, "new")
+    moved: list[str] = []
+    recording = True
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if recording and event == "os.rename" and Path(str(arguments[1])).parent == place.target:
+            moved.append(Path(str(arguments[1])).name)
+
+    sys.addaudithook(hook)  # it can never be removed, only silenced
+    publish(place)
+    recording = False
+    assert moved[:-3] == ["config.json", "model-00001.safetensors", "model-00002.safetensors"]
+    assert tuple(moved[-3:]) == publishing.LAST == (INDEX, MANIFEST, SUMS)
+    assert owner(place.target) == "new"
+
+
+@pytest.mark.parametrize("moved", [0, 1, 3, 9])
+def test_an_interrupted_publication_inside_is_finished_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    """With the journal written and some files moved, or all, the same command ends with the complete result and no staging."""
+    base, delta = small_pair(tmp_path)
+    target = tmp_path / "merged"
+    target.mkdir()
+    monkeypatch.chdir(target)
+    expected = files_of(Path(merge_small(base, delta, tmp_path / "expected").target))
+    place = within(target)
+    interrupt_inside(place, tmp_path / "expected", moved)
+    again = merge_small(base, delta, target)
+    assert again.status == "already complete"
+    assert files_of(target) == expected
+    assert verify(target).ok
+
+
+def interrupt_inside(place: Place, source: Path, moved: int) -> None:
+    """Build what a publication inside the target leaves that dies after so many moves."""
+    place.root.mkdir(parents=True)
+    shutil.move(source, place.shards)
+    names = sorted(os.listdir(place.shards))
+    ordered = [name for name in names if name not in publishing.LAST]
+    ordered += [name for name in publishing.LAST if name in names]
+    place.journal.write_text(json.dumps(ordered))
+    for name in ordered[:moved]:
+        (place.shards / name).rename(place.target / name)
+
+
+def test_a_death_while_staging_inside_is_removed_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all files in place, the journal gone and staging not yet, the result verifies and the same command succeeds."""
+    base, delta = small_pair(tmp_path)
+    target = tmp_path / "merged"
+    merge_small(base, delta, target)
+    within(target).root.mkdir()
+    (within(target).root / "lock").touch()
+    monkeypatch.chdir(target)
+    assert verify(target).ok
+    assert merge_small(base, delta, target).status == "already complete"
+    assert not within(target).root.exists()
+
+
+def test_staging_inside_is_found_from_anywhere(large: Pair, uninterrupted: dict[str, bytes], tmp_path: Path) -> None:
+    """A run that was started in the target and killed is finished by a run that is started elsewhere."""
+    target = tmp_path / "merged"
+    target.mkdir()
+    with caught_in_the_middle(apply_command(*large, "."), within(target), cwd=target) as process:
+        process.kill()
+    again = finish(apply_command(*large, target), cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "shards are finished already" in again.stderr
+    assert files_of(target) == uninterrupted
+
+
+# Starved.
+
+
+def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
+    large: Pair, uninterrupted: dict[str, bytes], tmp_path: Path, mount: Callable[..., Path]
+) -> None:
+    """A disk that fills up ends the run with 5 and one line, nothing has the target's name, and after making room it goes on."""
+    disk = mount("disk", 100)
+    target = disk / "merged"
+    command = apply_command(*large, target, "--quiet")
+    with caught_in_the_middle(command, locate(target)) as process:
+        free = os.statvfs(disk)
+        with (disk / "filler").open("wb") as filler:
+            os.posix_fallocate(filler.fileno(), 0, free.f_bavail * free.f_frsize)
+        process.send_signal(signal.SIGCONT)
+        stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (5, ""), stderr
+    assert stderr.count("\n") == 1
+    assert os.strerror(errno.ENOSPC) in stderr
+    assert not target.exists()
+    staged = marks_of(locate(target).shards)
+    assert set(staged) == finished_shards(locate(target))
+    refused = finish(command)
+    assert (refused.returncode, refused.stderr.count("\n")) == (5, 1)
+    mount("disk", 220, ",remount")
+    again = finish(command)
+    assert again.returncode == 0, again.stderr
+    assert files_of(target) == uninterrupted
+    assert staged.items() <= marks_of(target).items()
+
+
+def test_too_small_a_disk_is_refused_at_once(large: Pair, tmp_path: Path, mount: Callable[..., Path]) -> None:
+    """A disk that has no room for the result is refused before a shard is written."""
+    disk = mount("disk", 30)
+    with pytest.raises(InputOutputError, match="not enough free disk") as caught:
+        apply_delta(*large, disk / "merged")
+    assert caught.value.exit_code == 5
+    assert not (disk / "merged").exists()
+    assert not list(locate(disk / "merged").shards.iterdir())
+
+
+def test_a_limit_on_file_size_is_an_error_of_input_output(large: Pair, tmp_path: Path) -> None:
+    """Under a file-size limit (ulimit -f) the run ends with 5 and one line, and leaves no unfinished shard."""
+    target = tmp_path / "merged"
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (500_000, 500_000))
+    done = finish(apply_command(*large, target, "--quiet"), preexec_fn=limit)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr.count("\n") == 1
+    assert os.strerror(errno.EFBIG) in done.stderr
+    assert not target.exists()
+    assert not list(locate(target).shards.iterdir())
+
+
+# The rest.
+
+
+@pytest.mark.parametrize(("umask", "of_files", "of_folder"), [(0o027, 0o640, 0o750), (0o002, 0o664, 0o775)])
+def test_the_umask_is_honoured(pair: Pair, tmp_path: Path, umask: int, of_files: int, of_folder: int) -> None:
+    """Folder and files of the target have the permissions that the umask leaves, not those of a temporary file."""
+    target = tmp_path / "merged"
+    assert finish(apply_command(*pair, target), umask=umask).returncode == 0
+    assert stat.S_IMODE(target.stat().st_mode) == of_folder
+    assert {stat.S_IMODE(path.stat().st_mode) for path in target.iterdir()} == {of_files}
+
+
+def test_staging_of_another_plan_is_discarded(tmp_path: Path) -> None:
+    """What is left of a run with other options is removed: its shards, its fragments, and whatever lay between them."""
+    base, delta = small_pair(tmp_path)
+    place = staged(base, delta, tmp_path / "merged")
+    (place.shards / "stray").write_text("?")
+    merge_small(base, delta, place.target, dtype="float32")
+    expected = merge_small(base, delta, tmp_path / "expected", dtype="float32")
+    assert files_of(place.target) == files_of(Path(expected.target))
+    assert not place.root.exists()
+
+
+def staged(base: Path, delta: Path, target: Path) -> Place:
+    """Leave the staging of a run that ended after its first shards, as a disk with a file-size limit does."""
+    place = locate(target)
+    merge_small(base, delta, target)
+    place.root.mkdir()
+    target.rename(place.shards)
+    for name in (INDEX, MANIFEST, SUMS):
+        (place.shards / name).unlink()
+    place.plan.write_text('{"identity": "plan1:of another"}')
+    place.fragments.mkdir()
+    return place
+
+
+@pytest.mark.parametrize("harm", ["cut", "link", "fragment of another file", "fragment that is no JSON", "no fragment"])
+def test_only_whole_shards_with_their_own_fragment_are_reused(
+    large: Pair, uninterrupted: dict[str, bytes], tmp_path: Path, harm: str
+) -> None:
+    """A staged shard that was cut, swapped for a link, or lacks a fragment of its own is made again."""
+    target = tmp_path / "merged"
+    place = locate(target)
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (500_000, 500_000))
+    del limit
+    finished = kill_in_the_middle(apply_command(*large, target), place)
+    name = sorted(finished)[0]
+    shard, fragment = place.shards / name, place.fragments / f"{name}.json"
+    if harm == "cut":
+        os.truncate(shard, shard.stat().st_size - 1)
+    elif harm == "link":
+        shard.rename(tmp_path / "elsewhere")
+        shard.symlink_to(tmp_path / "elsewhere")
+    elif harm == "fragment of another file":
+        fragment.write_text(fragment.read_text().replace(name, name.replace("00001", "00002")))
+    elif harm == "fragment that is no JSON":
+        fragment.write_text("{")
+    else:
+        fragment.unlink()
+    apply_delta(*large, target, max_shard_size="1MB")
+    assert files_of(target) == uninterrupted
+    assert not (target / name).is_symlink()
+    assert marks_of(target)[name] != finished[name]
+
+
+# clean
+
+
+def test_clean_removes_what_a_killed_run_left(large: Pair, tmp_path: Path) -> None:
+    """``clean`` removes abandoned staging and nothing else, and says what it did."""
+    target = tmp_path / "merged"
+    kill_in_the_middle(apply_command(*large, target), locate(target))
+    done = finish([sys.executable, "-m", "deltaweights", "clean", str(target)])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"removed {locate(target).root}" in done.stdout
+    assert os.listdir(tmp_path) == []
+    assert clean(target) == [f"nothing to clean for {target}"]
+
+
+def test_clean_leaves_a_complete_target_alone(tmp_path: Path) -> None:
+    """``clean`` on a published target changes nothing in it."""
+    base, delta = small_pair(tmp_path)
+    target = Path(merge_small(base, delta, tmp_path / "merged").target)
+    marks = marks_of(target)
+    locate(target).root.mkdir()
+    clean(target)
+    assert marks_of(target) == marks
+    assert not locate(target).root.exists()
+
+
+def test_clean_finishes_a_publication_that_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``clean`` after a death in the middle of moving files, or of a swap, leaves the complete new model."""
+    base, delta = small_pair(tmp_path)
+    new = Path(merge_small(base, delta, tmp_path / "new").target)
+    expected = files_of(new)
+    swapped = beside(tmp_path / "swapped")
+    model(swapped.replaced, "old")
+    shutil.copytree(new, swapped.shards)
+    assert clean(swapped.target)[0] == "finished a replacement that was cut off"
+    assert files_of(swapped.target) == expected
+    assert not swapped.root.exists()
+    moved = within(tmp_path / "moved")
+    interrupt_inside(moved, new, 3)
+    monkeypatch.chdir(moved.target)
+    assert clean(moved.target)[0] == "finished a publication that was cut off"
+    assert files_of(moved.target) == expected
+    assert not moved.root.exists()
+
+
+def test_the_lock_file_is_locked_while_a_run_lives(tmp_path: Path) -> None:
+    """The lock is one that any tool can ask for (flock), and it is free when the run has ended."""
+    place = locate(tmp_path / "merged")
+    with StagingLock(place), (place.root / "lock").open() as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with StagingLock(place):
+        pass
