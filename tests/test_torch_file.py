@@ -22,7 +22,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deltaweights.checkpoint import pickle_reader
+from deltaweights.checkpoint import pickle_machine, pickle_reader
+from deltaweights.checkpoint.pickle_tables import TensorView
 from deltaweights.checkpoint.files import ContiguousSource, InputFile, WeightsFile
 from deltaweights.checkpoint.sniff import what_is_it
 from deltaweights.checkpoint.tensors import MAX_TENSORS, LazyTensor, TensorSpec
@@ -778,4 +779,4 @@ def test_any_edited_pickle_is_refused_or_read(seed: bytes, edits: list[tuple[int
         views = pickle_reader.read_state_dict(data, "x.bin")
     except MalformedInput:
         return
-    assert {type(view) for view in views.values()} <= {pickle_reader.TensorView}
+    assert {type(view) for view in views.values()} <= {TensorView}

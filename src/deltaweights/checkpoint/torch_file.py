@@ -13,7 +13,8 @@ from pathlib import Path
 from blake3 import blake3
 
 from deltaweights.checkpoint.files import ContiguousSource, InputFile, LooseStorage, WeightsFile
-from deltaweights.checkpoint.pickle_reader import TensorView, read_state_dict
+from deltaweights.checkpoint.pickle_reader import read_state_dict
+from deltaweights.checkpoint.pickle_tables import TensorView
 from deltaweights.checkpoint.tensors import ITEM_SIZES, LazyTensor, TensorSpec
 from deltaweights.checkpoint.views import source_of
 from deltaweights.checkpoint.zip_archive import Archive, Member, read_archive
