@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -47,21 +48,29 @@ class Run:
     own: dict[str, float]
 
 
-def make_checkpoints(folder: Path, layers: int, container: str) -> tuple[Path, Path]:
-    """Write a random base and delta with LLaMA-7B's shapes under ``folder``, unless they are there; return their paths."""
+def make_checkpoints(folder: Path, layers: int, container: str, pair: str) -> tuple[Path, Path]:
+    """Write a random base and delta with LLaMA-7B's shapes under ``folder``, unless they are there; return their paths.
+
+    A "llava-med" delta has four more rows of vocabulary, a projector, and the buffers in float32, as the published one.
+    """
     import torch  # noqa: PLC0415  (so that --help is quick)
     from safetensors.torch import save_file  # noqa: PLC0415
 
-    paths = folder / f"base-{layers}-{container}", folder / f"delta-{layers}-{container}"
+    paths = folder / f"base-{layers}-{container}", folder / f"delta-{pair}-{layers}-{container}"
     for seed, (path, scale) in enumerate(zip(paths, (0.02, 0.0004), strict=True)):
         if (path / "config.json").exists():
             continue
         path.mkdir(parents=True, exist_ok=True)
         generator = torch.Generator().manual_seed(seed)
         weight_map: dict[str, str] = {}
-        parts = _parts(layers)
+        grown = pair == "llava-med" and path == paths[1]
+        parts = _parts(layers, VOCABULARY + 4 if grown else VOCABULARY)
+        if grown:
+            parts[-1] |= {"model.mm_projector.weight": (HIDDEN, 1024), "model.mm_projector.bias": (HIDDEN,)}
         for number, shapes in enumerate(parts, start=1):
             tensors = {n: torch.empty(s).normal_(0, scale, generator=generator).half() for n, s in shapes.items()}
+            if grown and number == 1:
+                tensors |= {f"model.layers.{k}.self_attn.rotary_emb.inv_freq": torch.zeros(64) for k in range(layers)}
             stem, suffix = ("model", ".safetensors") if container == "safetensors" else ("pytorch_model", ".bin")
             file = f"{stem}-{number:05d}-of-{len(parts):05d}{suffix}"
             if container == "safetensors":
@@ -78,16 +87,16 @@ def make_checkpoints(folder: Path, layers: int, container: str) -> tuple[Path, P
             "intermediate_size": INTERMEDIATE,
             "num_attention_heads": HEADS,
             "num_hidden_layers": layers,
-            "vocab_size": VOCABULARY,
+            "vocab_size": VOCABULARY + 4 if grown else VOCABULARY,
             "torch_dtype": "float16",
         }
         (path / "config.json").write_text(json.dumps(config))
     return paths
 
 
-def _parts(layers: int) -> list[dict[str, tuple[int, ...]]]:
+def _parts(layers: int, vocabulary: int) -> list[dict[str, tuple[int, ...]]]:
     """Return names and shapes of a LLaMA with 7B's sizes, about 4 GB to a shard."""
-    parts: list[dict[str, tuple[int, ...]]] = [{"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}]
+    parts: list[dict[str, tuple[int, ...]]] = [{"model.embed_tokens.weight": (vocabulary, HIDDEN)}]
     for layer in range(layers):
         if layer and layer % 10 == 0:
             parts.append({})
@@ -102,7 +111,7 @@ def _parts(layers: int) -> list[dict[str, tuple[int, ...]]]:
             parts[-1][f"{prefix}mlp.{name}_proj.weight"] = shape
         for name in ("input", "post_attention"):
             parts[-1][f"{prefix}{name}_layernorm.weight"] = (HIDDEN,)
-    parts[-1] |= {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
+    parts[-1] |= {"model.norm.weight": (HIDDEN,), "lm_head.weight": (vocabulary, HIDDEN)}
     return parts
 
 
@@ -149,9 +158,7 @@ def contestants(
         "copy": ["sh", "-c", copy],
         "start-up": [sys.executable, "-c", "import torch"],
     }
-    return {
-        name: lambda command=command: measure(command, target) for name, command in commands.items() if name in chosen
-    }  # type: ignore[misc]
+    return {name: partial(measure, command, target) for name, command in commands.items() if name in chosen}
 
 
 def main() -> None:
@@ -163,6 +170,9 @@ def main() -> None:
         "--layers", type=int, default=4, help="layers of 405 MB each; 4 give 2.1 GB of output, 32 are LLaMA-7B"
     )
     parser.add_argument("--container", choices=("safetensors", "torch"), default="safetensors", help="of both inputs")
+    parser.add_argument(
+        "--pair", choices=("plain", "llava-med"), default="plain", help="plain LLaMA, or with LLaVA-Med's extra tensors"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="each contestant runs once per round, in turns")
     parser.add_argument("--workers", type=int, help="for deltaweights")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="deltaweights, original, copy+sha256, copy, start-up")
@@ -172,8 +182,10 @@ def main() -> None:
     folder = options.folder.resolve()
     # In a process of its own: Linux counts the memory of whoever starts a process as that process's peak.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as maker:
-        base, delta = maker.submit(make_checkpoints, folder, options.layers, options.container).result()
+        base, delta = maker.submit(make_checkpoints, folder, options.layers, options.container, options.pair).result()
     chosen = set(options.only or ("deltaweights", "original", "copy+sha256", "copy", "start-up"))
+    if options.pair == "llava-med":
+        chosen.discard("original")  # its model class exists only in the code of 2023
     target = folder / "target"
     runners = contestants(base, delta, target, chosen, options.workers)
     runs: dict[str, list[Run]] = {name: [] for name in runners}

@@ -25,6 +25,7 @@ from deltaweights.errors import Mismatch
 from deltaweights.merge.blocks import base_part, blocks_of
 from deltaweights.merge.plan import (
     Companion,
+    InputFileRecord,
     InputRecord,
     Options,
     PlannedTensor,
@@ -176,7 +177,7 @@ REFUSALS: dict[str, tuple[dict[str, LazyTensor], dict[str, LazyTensor], tuple[st
         (
             f"base.bin: tensor {EMBEDDING}: shapes do not fit",
             "found [32001, 4096] in the base, expected [32000, 4096], as in the delta",
-            "(and 1 more tensors that do not fit)",
+            "(and 1 more tensor not fitting)",
             "32001 rows: the base is likely Vicuna v0 or Alpaca, which is already fine-tuned",
             ORIGINAL,
         ),
@@ -445,9 +446,9 @@ def test_shard_goldens(sizes: list[int], limit: int, cuts: list[int]) -> None:
 
 def test_natural_order() -> None:
     """Numbers inside names are compared as numbers, whatever their length, and equal numbers by the name itself."""
-    ordered = ["a", "a.1", "a.01", "a.2.b", "a.2.c", "a.10.b", "a.1" + "0" * 5000, "b", "b0"]
-    ordered[1:3] = sorted(ordered[1:3])
-    assert ordered == sorted(ordered[::-1], key=natural_key)
+    huge = "a.1" + "0" * 5000  # more digits than int() takes
+    names = ["b0", "b", huge, "a.10.b", "a.2.c", "a.2.b", "a.1", "a.01", "a"]
+    assert ["a", "a.01", "a.1", "a.2.b", "a.2.c", "a.10.b", huge, "b", "b0"] == sorted(names, key=natural_key)
 
 
 @SETTINGS
@@ -540,6 +541,29 @@ def test_companions_are_sorted() -> None:
         for order in (companions, companions[::-1])
     }
     assert len(plans) == 1
+
+
+W = TensorSpec("w", "F16", (1,))
+RECORD = InputRecord("torch", (InputFileRecord("x.bin", 9, "blake3:0"),), {"w": W}, {"w": "blake3:0"}, ())
+RECORDS = {
+    "container": replace(RECORD, container="safetensors"),
+    "file-name": replace(RECORD, files=(InputFileRecord("y.bin", 9, "blake3:0"),)),
+    "file-size": replace(RECORD, files=(InputFileRecord("x.bin", 8, "blake3:0"),)),
+    "header-digest": replace(RECORD, files=(InputFileRecord("x.bin", 9, "blake3:1"),)),
+    "one-more-file": replace(RECORD, files=(*RECORD.files, InputFileRecord("y.bin", 9, "blake3:0"))),
+    "dtype": replace(RECORD, tensors={"w": TensorSpec("w", "F32", (1,))}),
+    "shape": replace(RECORD, tensors={"w": TensorSpec("w", "F16", (1, 1))}),
+    "sample": replace(RECORD, samples={"w": "blake3:1"}),
+    "dropped": replace(RECORD, dropped=(Dropped(W, "buffer"),)),
+}
+
+
+@pytest.mark.parametrize("other", RECORDS.values(), ids=RECORDS)
+def test_plan_identity_follows_every_field(other: InputRecord) -> None:
+    """Each single field of what is recorded of an input changes the identity, on the base's side and on the delta's."""
+    matching = match(base_of({"w": (1,)}), delta_of({"w": (1,)}))
+    sides = [(RECORD, RECORD), (other, RECORD), (RECORD, other)]
+    assert len({make_plan(matching, Options(), *side, []).identity for side in sides}) == 3
 
 
 # The plan's identity, from real files.

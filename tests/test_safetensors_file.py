@@ -106,7 +106,7 @@ BAD = {
     "row04-two-objects": bad(framed(b"{}{}"), "Extra data at character 2"),
     "row04-not-a-number": bad(one(shape=float("nan")), "NaN is not JSON"),
     "row04-nested": bad(framed(b'{"w":' + b"[" * 100_000), "nested too deeply"),
-    "row04-many-objects": bad(framed(b'{"w":[' + b"{}," * 200_001 + b"0]}"), "more than 200,000 objects"),
+    "row04-many-objects": bad(framed(b'{"w":[' + b"{}," * 110_001 + b"0]}"), "more than 110,000 objects"),
     "row05-duplicate-key": bad(raw(f'{{"w":{W},"w":{W}}}'), 'duplicate key "w"'),
     "row05-duplicate-key-escaped": bad(raw(f'{{"w":{W},"\\u0077":{W}}}'), 'duplicate key "w"'),
     "row05-duplicate-field": bad(raw('{"w":' + W[:-1] + ',"shape":[2]}}'), 'duplicate key "shape"'),
@@ -191,7 +191,7 @@ BAD = {
     "row16-half-pair": bad(framed(header(**{"a\ud800": entry()}), bytes(4)), "unusable tensor name", r"a\ud800"),
     "row16-raw-control": bad(framed(b'{"a\x01":1}'), "header is not strict JSON", "Invalid control character"),
     "row16-endless-name": bad(
-        framed(header(**{"a" * 1_000_000: entry()}), bytes(4)), "unusable tensor name: found 1000000 characters"
+        framed(header(**{"a" * 1_000_000: entry()}), bytes(4)), "unusable tensor name: found a name of 1000000 characters"
     ),
     "row16-line-separator": bad(
         framed(header(**{"a\u2028b": entry(dtype="F12")}), bytes(4)), r"tensor a\u2028b: unknown dtype"

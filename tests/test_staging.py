@@ -10,7 +10,6 @@ import errno
 import fcntl
 import json
 import os
-import resource
 import shutil
 import signal
 import stat
@@ -26,9 +25,10 @@ import torch
 from safetensors.torch import save_file
 
 from deltaweights.apply import apply_delta
-from deltaweights.errors import InputOutputError, TargetBusy
+from deltaweights.errors import CheckFailed, InputOutputError, TargetBusy
 from deltaweights.manifest.manifest import INDEX, MANIFEST, SUMS
 from deltaweights.manifest.verify import verify
+from deltaweights.report import Report
 from deltaweights.staging import publish as publishing
 from deltaweights.staging.clean import clean
 from deltaweights.staging.disk import exchange
@@ -86,6 +86,11 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def names_in(folder: Path) -> list[str]:
+    """Return the names of what is in a folder, in order."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 def marks_of(folder: Path) -> dict[str, tuple[int, int]]:
     """Return what shows whether a file was written again: inode and time of the last change of its contents."""
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}
@@ -134,6 +139,17 @@ def small_pair(folder: Path, seed: int = 0) -> Pair:
 merge_small = partial(apply_delta, max_shard_size=2500, workers=2)
 
 
+class Notes(Report):
+    """A report that keeps its remarks."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Keep a remark."""
+        self.texts.append(text)
+
+
 # Killed and interrupted.
 
 
@@ -150,7 +166,7 @@ def test_a_killed_run_is_finished_by_the_same_command(
     assert f"{len(finished)} of {SHARDS} shards are finished already" in again.stderr
     assert files_of(target) == uninterrupted
     assert finished.items() <= marks_of(target).items()
-    assert os.listdir(tmp_path) == ["merged"]
+    assert names_in(tmp_path) == ["merged"]
 
 
 def test_another_base_of_the_same_shape_reuses_nothing(large: Pair, tmp_path: Path) -> None:
@@ -158,10 +174,10 @@ def test_another_base_of_the_same_shape_reuses_nothing(large: Pair, tmp_path: Pa
     target = tmp_path / "merged"
     finished = kill_in_the_middle(apply_command(*large, target), locate(target))
     other = large_part(tmp_path / "other", 3)
-    again = finish(apply_command(other, large[1], target))
-    assert again.returncode == 0, again.stderr
-    assert "staging held another plan (other inputs or options): it was discarded" in again.stderr
-    assert "finished already" not in again.stderr
+    notes = Notes()
+    apply_delta(other, large[1], target, max_shard_size="1MB", report=notes)
+    assert "staging held another plan (other inputs or options): it was discarded" in notes.texts
+    assert not any("finished already" in note for note in notes.texts)
     assert same_bits(load(target), reference(load(other), load(large[1])))
     assert not set(finished.values()) & set(marks_of(target).values())
 
@@ -256,7 +272,7 @@ def test_a_complete_target_is_left_as_it_is(tmp_path: Path) -> None:
     first = merge_small(base, delta, tmp_path / "merged")
     marks = marks_of(tmp_path / "merged")
     for options in ({}, {"overwrite": True}, {"workers": 5, "hash_inputs": True}):
-        again = merge_small(base, delta, tmp_path / "merged", **options)  # type: ignore[arg-type]
+        again = merge_small(base, delta, tmp_path / "merged", **options)
         assert (first.status, again.status) == ("merged", "already complete")
         assert again.content_digest == first.content_digest
         assert again.manifest_sha256 == first.manifest_sha256
@@ -266,9 +282,8 @@ def test_a_complete_target_is_left_as_it_is(tmp_path: Path) -> None:
 
 def test_the_command_says_already_complete(pair: Pair, tmp_path: Path) -> None:
     """On the command line a complete target is success."""
-    command = apply_command(*pair, tmp_path / "merged", "--json")
-    assert finish(command).returncode == 0
-    again = finish(command)
+    apply_delta(*pair, tmp_path / "merged", max_shard_size="1MB")
+    again = finish(apply_command(*pair, tmp_path / "merged", "--json"))
     assert (again.returncode, json.loads(again.stdout)["status"]) == (0, "already complete")
 
 
@@ -303,12 +318,12 @@ def test_other_content_is_refused_and_not_touched(
     merge_small(base, delta, target, dtype="bfloat16")
     if inside:
         monkeypatch.chdir(target)
-    before, beside = marks_of(target), sorted(os.listdir(tmp_path))
+    before, beside = marks_of(target), names_in(tmp_path)
     with pytest.raises(TargetBusy, match="already there with other content") as caught:
         merge_small(base, delta, target)
     assert caught.value.exit_code == 7
     assert marks_of(target) == before
-    assert sorted(os.listdir(tmp_path)) == beside
+    assert names_in(tmp_path) == beside
     assert verify(target).ok
 
 
@@ -389,7 +404,7 @@ def model(folder: Path, name: str) -> Path:
 def owner(folder: Path) -> str | None:
     """Return which model a folder is, if it is all of one."""
     names = {text.decode().split()[0] for text in files_of(folder).values()} if folder.exists() else set()
-    return names.pop() if len(names) == 1 and len(os.listdir(folder)) == 6 else None
+    return names.pop() if len(names) == 1 and len(names_in(folder)) == 6 else None
 
 
 def beside(target: Path) -> Place:
@@ -442,6 +457,20 @@ def test_an_empty_folder_in_the_middle_of_a_swap_loses_no_model(tmp_path: Path, 
     place.target.mkdir()
     recover(place)
     assert owner(place.target) == ("new" if new else "old")
+
+
+def test_foreign_files_in_the_middle_of_a_swap_lose_no_model(tmp_path: Path) -> None:
+    """When somebody puts files under the target's name after a cut-off swap, they are refused, and both models are kept."""
+    place = beside(tmp_path / "merged")
+    model(place.replaced, "old")
+    model(place.shards, "new")
+    place.target.mkdir()
+    (place.target / "thesis.tex").write_text("years")
+    with pytest.raises(TargetBusy, match="something else appeared") as caught:
+        clean(place.target)
+    assert caught.value.exit_code == 7
+    assert (owner(place.replaced), owner(place.shards)) == ("old", "new")
+    assert names_in(place.target) == ["thesis.tex"]
 
 
 def test_a_run_after_a_cut_off_swap_puts_it_right(tmp_path: Path) -> None:
@@ -509,8 +538,8 @@ def test_publishing_survives_a_kill_at_every_step(tmp_path: Path, where: str, st
         assert done.returncode in {0, -signal.SIGKILL}, done.stderr
         if where == "beside" and target.exists():
             assert owner(target) in {"old", "new"}
-        elif where == "inside" and (target / SUMS).exists() and not (old and place.shards.exists()):
-            assert owner_inside(target) == "new"
+        elif where == "inside" and (target / SUMS).exists():
+            assert len(owners_inside(target)) == 1, "a mixture that looks whole"
         recover(place)
         found = owner_inside(target) if where == "inside" else owner(target)
         was_published = not place.shards.exists() or found == "new"
@@ -525,11 +554,15 @@ def test_publishing_survives_a_kill_at_every_step(tmp_path: Path, where: str, st
     assert "new" in ends
 
 
+def owners_inside(target: Path) -> set[str]:
+    """Return which models the files of a folder belong to, staging inside it left out."""
+    return {path.read_text().split()[0] for path in target.iterdir() if path.name != ".deltaweights"}
+
+
 def owner_inside(target: Path) -> str | None:
-    """Return which model a folder is, staging inside it left out."""
-    names = [path for path in target.iterdir() if path.name != ".deltaweights"]
-    owners = {path.read_text().split()[0] for path in names}
-    return owners.pop() if len(owners) == 1 and len(names) == 6 else None
+    """Return which model a folder is, if it is all of one, staging inside it left out."""
+    owners = owners_inside(target)
+    return owners.pop() if len(owners) == 1 and len(set(names_in(target)) - {".deltaweights"}) == 6 else None
 
 
 DIE_AFTER_THE_EXCHANGE = """
@@ -555,7 +588,7 @@ def exchanged(tmp_path: Path) -> tuple[Place, Pair, dict[str, bytes]]:
     command = [sys.executable, "-c", DIE_AFTER_THE_EXCHANGE, str(new[0]), str(new[1]), str(place.target)]
     assert finish(command).returncode == -signal.SIGKILL
     assert files_of(place.target) == expected
-    assert set(os.listdir(place.shards)) == set(expected), "the old model is where the new one was built"
+    assert set(names_in(place.shards)) == set(expected), "the old model is where the new one was built"
     return place, new, expected
 
 
@@ -655,7 +688,7 @@ def test_a_target_in_a_closed_parent_is_staged_inside(tmp_path: Path, closed_par
     with pytest.raises(InputOutputError) as caught:
         merge_small(base, delta, closed_parent / "new")
     assert caught.value.exit_code == 5
-    assert os.listdir(closed_parent) == ["merged"]
+    assert names_in(closed_parent) == ["merged"]
 
 
 def test_inside_the_index_manifest_and_sums_come_last(tmp_path: Path) -> None:
@@ -699,7 +732,7 @@ def interrupt_inside(place: Place, source: Path, moved: int) -> None:
     """Build what a publication inside the target leaves that dies after so many moves."""
     place.root.mkdir(parents=True)
     shutil.move(source, place.shards)
-    names = sorted(os.listdir(place.shards))
+    names = names_in(place.shards)
     ordered = [name for name in names if name not in publishing.LAST]
     ordered += [name for name in publishing.LAST if name in names]
     place.journal.write_text(json.dumps(ordered))
@@ -754,102 +787,109 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
     assert stderr.count("\n") == 1
     assert os.strerror(errno.ENOSPC) in stderr
     assert not target.exists()
-    staged = marks_of(locate(target).shards)
-    assert set(staged) == finished_shards(locate(target))
+    finished = {
+        name: mark for name, mark in marks_of(locate(target).shards).items() if name in finished_shards(locate(target))
+    }
+    assert finished
     refused = finish(command)
     assert (refused.returncode, refused.stderr.count("\n")) == (5, 1)
     mount("disk", 220, ",remount")
     again = finish(command)
     assert again.returncode == 0, again.stderr
     assert files_of(target) == uninterrupted
-    assert staged.items() <= marks_of(target).items()
+    assert finished.items() <= marks_of(target).items()
 
 
 def test_too_small_a_disk_is_refused_at_once(large: Pair, tmp_path: Path, mount: Callable[..., Path]) -> None:
-    """A disk that has no room for the result is refused before a shard is written."""
+    """A disk that has no room for the result is refused before a shard is written, and nothing stays behind."""
     disk = mount("disk", 30)
     with pytest.raises(InputOutputError, match="not enough free disk") as caught:
         apply_delta(*large, disk / "merged")
     assert caught.value.exit_code == 5
     assert not (disk / "merged").exists()
-    assert not list(locate(disk / "merged").shards.iterdir())
+    assert not locate(disk / "merged").root.exists()
 
 
 def test_a_limit_on_file_size_is_an_error_of_input_output(large: Pair, tmp_path: Path) -> None:
-    """Under a file-size limit (ulimit -f) the run ends with 5 and one line, and leaves no unfinished shard."""
+    """Under a file-size limit (ulimit -f) the run ends with 5 and one line, and leaves nothing, having finished nothing."""
     target = tmp_path / "merged"
-    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (500_000, 500_000))
-    done = finish(apply_command(*large, target, "--quiet"), preexec_fn=limit)
+    limited = ["sh", "-c", 'ulimit -f 800 && exec "$@"', "sh"]  # 800 blocks of 512 or 1024 bytes: less than a shard
+    done = finish([*limited, *apply_command(*large, target, "--quiet")])
     assert (done.returncode, done.stdout) == (5, "")
     assert done.stderr.count("\n") == 1
     assert os.strerror(errno.EFBIG) in done.stderr
     assert not target.exists()
-    assert not list(locate(target).shards.iterdir())
+    assert not locate(target).root.exists()
 
 
 # The rest.
 
 
 @pytest.mark.parametrize(("umask", "of_files", "of_folder"), [(0o027, 0o640, 0o750), (0o002, 0o664, 0o775)])
-def test_the_umask_is_honoured(pair: Pair, tmp_path: Path, umask: int, of_files: int, of_folder: int) -> None:
+def test_the_umask_is_honoured(tmp_path: Path, umask: int, of_files: int, of_folder: int) -> None:
     """Folder and files of the target have the permissions that the umask leaves, not those of a temporary file."""
-    target = tmp_path / "merged"
-    assert finish(apply_command(*pair, target), umask=umask).returncode == 0
-    assert stat.S_IMODE(target.stat().st_mode) == of_folder
-    assert {stat.S_IMODE(path.stat().st_mode) for path in target.iterdir()} == {of_files}
-
-
-def test_staging_of_another_plan_is_discarded(tmp_path: Path) -> None:
-    """What is left of a run with other options is removed: its shards, its fragments, and whatever lay between them."""
     base, delta = small_pair(tmp_path)
-    place = staged(base, delta, tmp_path / "merged")
+    before = os.umask(umask)
+    try:
+        merge_small(base, delta, tmp_path / "merged")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "merged").stat().st_mode) == of_folder
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "merged").iterdir()} == {of_files}
+
+
+@pytest.fixture
+def staged(tmp_path: Path) -> tuple[Place, Pair, dict[str, bytes]]:
+    """Leave all shards of a pair in staging, since the run was strict; return the place, the pair, the files it should give."""
+    tensors = base_tensors(layers=1, vocabulary=20, hidden=16)
+    delta = delta_tensors(tensors)
+    delta["model.norm.weight"][0] = torch.nan
+    pair = save(tensors, tmp_path / "base"), save(delta, tmp_path / "delta")
+    place = locate(tmp_path / "merged")
+    with pytest.raises(CheckFailed):
+        merge_small(*pair, place.target, strict=True)
+    assert len(finished_shards(place)) >= 4
+    return place, pair, files_of(Path(merge_small(*pair, tmp_path / "expected").target))
+
+
+def test_staging_of_another_plan_is_discarded(staged: tuple[Place, Pair, dict[str, bytes]], tmp_path: Path) -> None:
+    """What is left of a run with other options is removed: its shards, its fragments, and whatever lay between them."""
+    place, pair, _ = staged
     (place.shards / "stray").write_text("?")
-    merge_small(base, delta, place.target, dtype="float32")
-    expected = merge_small(base, delta, tmp_path / "expected", dtype="float32")
+    notes = Notes()
+    merge_small(*pair, place.target, dtype="float32", report=notes)
+    assert "staging held another plan (other inputs or options): it was discarded" in notes.texts
+    expected = merge_small(*pair, tmp_path / "of float32", dtype="float32")
     assert files_of(place.target) == files_of(Path(expected.target))
     assert not place.root.exists()
 
 
-def staged(base: Path, delta: Path, target: Path) -> Place:
-    """Leave the staging of a run that ended after its first shards, as a disk with a file-size limit does."""
-    place = locate(target)
-    merge_small(base, delta, target)
-    place.root.mkdir()
-    target.rename(place.shards)
-    for name in (INDEX, MANIFEST, SUMS):
-        (place.shards / name).unlink()
-    place.plan.write_text('{"identity": "plan1:of another"}')
-    place.fragments.mkdir()
-    return place
-
-
 @pytest.mark.parametrize("harm", ["cut", "link", "fragment of another file", "fragment that is no JSON", "no fragment"])
 def test_only_whole_shards_with_their_own_fragment_are_reused(
-    large: Pair, uninterrupted: dict[str, bytes], tmp_path: Path, harm: str
+    staged: tuple[Place, Pair, dict[str, bytes]], tmp_path: Path, harm: str
 ) -> None:
-    """A staged shard that was cut, swapped for a link, or lacks a fragment of its own is made again."""
-    target = tmp_path / "merged"
-    place = locate(target)
-    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (500_000, 500_000))
-    del limit
-    finished = kill_in_the_middle(apply_command(*large, target), place)
-    name = sorted(finished)[0]
+    """A staged shard that was cut, swapped for a link, or lacks a fragment of its own is made again, and no other is."""
+    place, pair, expected = staged
+    marks = marks_of(place.shards)
+    name, other = sorted(marks)[:2]
     shard, fragment = place.shards / name, place.fragments / f"{name}.json"
+    (place.shards / "stray").write_text("?")
     if harm == "cut":
         os.truncate(shard, shard.stat().st_size - 1)
     elif harm == "link":
         shard.rename(tmp_path / "elsewhere")
         shard.symlink_to(tmp_path / "elsewhere")
     elif harm == "fragment of another file":
-        fragment.write_text(fragment.read_text().replace(name, name.replace("00001", "00002")))
+        fragment.write_bytes((place.fragments / f"{other}.json").read_bytes())
     elif harm == "fragment that is no JSON":
         fragment.write_text("{")
     else:
         fragment.unlink()
-    apply_delta(*large, target, max_shard_size="1MB")
-    assert files_of(target) == uninterrupted
-    assert not (target / name).is_symlink()
-    assert marks_of(target)[name] != finished[name]
+    merge_small(*pair, place.target)
+    assert files_of(place.target) == expected
+    assert not (place.target / name).is_symlink()
+    found = marks_of(place.target)
+    assert [shard for shard, mark in marks.items() if found[shard] != mark] == [name]
 
 
 # clean
@@ -862,7 +902,7 @@ def test_clean_removes_what_a_killed_run_left(large: Pair, tmp_path: Path) -> No
     done = finish([sys.executable, "-m", "deltaweights", "clean", str(target)])
     assert (done.returncode, done.stderr) == (0, "")
     assert f"removed {locate(target).root}" in done.stdout
-    assert os.listdir(tmp_path) == []
+    assert names_in(tmp_path) == []
     assert clean(target) == [f"nothing to clean for {target}"]
 
 

@@ -12,7 +12,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from deltaweights.errors import CheckFailed, TargetBusy, UsageError
+from deltaweights.checkpoint.files import read_small
+from deltaweights.errors import CheckFailed, DeltaweightsError, TargetBusy, UsageError
 from deltaweights.manifest.manifest import (
     INDEX,
     MANIFEST,
@@ -23,7 +24,7 @@ from deltaweights.manifest.manifest import (
     parse_manifest,
     sums_bytes,
 )
-from deltaweights.manifest.verify import verify
+from deltaweights.manifest.verify import MAX_MANIFEST, verify
 from deltaweights.merge.plan import fates
 from deltaweights.merge.record import merge_manifest, records_of
 from deltaweights.prepare import PathLike, Prepared, check_space, prepare, say
@@ -79,7 +80,7 @@ def apply_delta(
     the target is then as it was before.
     """
     began = time.monotonic()
-    report = report or Report()
+    report = Report() if report is None else report
     workers = default_workers() if workers is None else workers
     if workers < 1:
         raise UsageError("no workers", found=workers, expected="at least 1")
@@ -89,7 +90,7 @@ def apply_delta(
         say(job, report)
         seconds = {"prepare": time.monotonic() - began}
         done = _already_complete(job)
-        if done is None:
+        if done is None or job.place.root.exists():
             with StagingLock(job.place) as lock:
                 for text in (lock.note, recover(job.place)):
                     if text:
@@ -101,6 +102,8 @@ def apply_delta(
                     done = _merge(job, device, workers, report, seconds, strict=strict, hash_inputs=hash_inputs)
                 else:
                     remove(job.place.root)
+        if done.nonfinite and done.status == "already complete":
+            _report_nonfinite(done.nonfinite, report, strict=strict)
         seconds["total"] = time.monotonic() - began
         return _result(job, done, seconds)
 
@@ -125,8 +128,8 @@ def _already_complete(job: Prepared) -> _Done | None:
     Raises ``TargetBusy`` when it is the result of this plan, damaged.
     """
     try:
-        manifest = parse_manifest((job.place.target / MANIFEST).read_bytes())
-    except (OSError, ValueError):
+        manifest = parse_manifest(read_small(job.place.target / MANIFEST, MAX_MANIFEST))
+    except (DeltaweightsError, ValueError):
         return None
     if manifest.plan != job.plan.identity or job.place.journal.exists():
         return None

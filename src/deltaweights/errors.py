@@ -10,6 +10,9 @@ from pathlib import Path
 
 from deltaweights.text import printable
 
+LONGEST_FACT = 300
+"""Characters of a value from a file that a message shows: a hostile one may have millions."""
+
 
 class DeltaweightsError(Exception):
     """Base of all; never raised itself.
@@ -29,15 +32,20 @@ class DeltaweightsError(Exception):
         expected: object = None,
         remedy: str | None = None,
     ) -> None:
-        facts = [f"found {found}"] if found is not None else []
-        facts += [f"expected {expected}"] if expected is not None else []
+        facts = [f"found {_short(found)}"] if found is not None else []
+        facts += [f"expected {_short(expected)}"] if expected is not None else []
         line = ": ".join(
             [str(where)] * (where is not None)
-            + [f"tensor {tensor}"] * (tensor is not None)
+            + [f"tensor {_short(tensor)}"] * (tensor is not None)
             + [problem]
             + [", ".join(facts)] * bool(facts)
         )
         super().__init__(printable(f"{line}; {remedy}" if remedy else line))
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST_FACT else f"{text[:LONGEST_FACT]} and so on"
 
 
 class UsageError(DeltaweightsError):

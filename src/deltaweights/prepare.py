@@ -22,7 +22,7 @@ from deltaweights.report import Report
 from deltaweights.sizes import human_bytes, parse_size
 from deltaweights.staging.disk import free_bytes
 from deltaweights.staging.place import Place, locate, refuse_inputs
-from deltaweights.text import Json
+from deltaweights.text import Json, counted
 
 PathLike = str | os.PathLike[str]
 
@@ -59,18 +59,20 @@ def prepare(
 
     Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, and ``TargetBusy`` when target and input overlap.
     """
-    report = report or Report()
+    report = Report() if report is None else report
+    for role, given in (("base", base), ("delta", delta), ("target", target)):
+        if not os.fspath(given):
+            raise UsageError(f"{role} is an empty path", remedy="is a variable unset?")
     stored = dtype or compute_dtype
     for given in (compute_dtype, stored):
         if given not in DTYPES:
             raise UsageError("unknown dtype", found=given, expected=", ".join(DTYPES))
-    options = Options(DTYPES[compute_dtype], DTYPES[stored], parse_size(max_shard_size))
+    options = Options(DTYPES[compute_dtype], DTYPES[stored], parse_size(max_shard_size, "max shard size"))
     place = locate(target)
     with open_checkpoint(Path(base), "base") as opened_base, open_checkpoint(Path(delta), "delta") as opened_delta:
         refuse_inputs(place, (opened_base.path, opened_delta.path))
         matching = match(opened_base.tensors, opened_delta.tensors)
-        shards = frozenset(weights.file.path.name for weights in opened_delta.files)
-        companions = read_companions(opened_delta.folder, shards, stored)
+        companions = read_companions(opened_delta.folder, opened_delta.names, stored)
         for text in (*opened_base.notes, *opened_delta.notes, *matching.warnings):
             report.warn(text)
         plan = make_plan(
@@ -96,10 +98,9 @@ def _record(checkpoint: Checkpoint, dropped: tuple[Dropped, ...]) -> InputRecord
 def say(job: Prepared, report: Report) -> None:
     """Report every fate: how many tensors are added and copied, what is dropped, and what is not copied beside them."""
     counts = fates(job.plan)
-    tensors = len(job.plan.tensors)
-    report.note(
-        f"{tensors} tensors: {counts['add']} added, {counts['add_block']} added into a larger block, {counts['copy']} copied"
-    )
+    words = {"add": "added", "add_block": "added into a larger block", "copy": "copied"}
+    parts = [f"{counts[fate]} {what}" for fate, what in words.items() if counts[fate]]
+    report.note(f"{counted(len(job.plan.tensors), 'tensor')}: {', '.join(parts)}")
     for role, record in (("base", job.plan.base), ("delta", job.plan.delta)):
         for reason in sorted({dropped.reason for dropped in record.dropped}):
             names = [dropped.spec.name for dropped in record.dropped if dropped.reason == reason]

@@ -14,12 +14,14 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
-def parse_size(text: str | int) -> int:
-    """Return the bytes that ``text`` says, such as ``5GB``, ``512MiB`` or ``1000``. Raises ``UsageError``."""
+def parse_size(text: str | int, what: str) -> int:
+    """Return the bytes that ``text`` says for ``what``, such as ``5GB``, ``512MiB`` or ``1000``. Raises ``UsageError``."""
     parts = re.fullmatch(r"([0-9]{1,15})\s*([A-Za-z]*)", str(text).strip())
     size = int(parts[1]) * UNITS.get(parts[2].upper(), 0) if parts else 0
     if size < 1:
-        raise UsageError("not a size", found=text, expected="a number above 0 with B, KB, MB, GB, KiB, MiB or GiB")
+        raise UsageError(
+            f"{what} is not a size", found=text, expected="a number above 0 with B, KB, MB, GB, KiB, MiB or GiB"
+        )
     return size
 
 

@@ -21,6 +21,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def counted(number: int, thing: str) -> str:
+    """Return ``number`` and ``thing``, in the plural unless it is one."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
 def natural_key(name: str) -> tuple[list[object], str]:
     """Sort key under which numbers inside names compare as numbers; ties (``1`` and ``01``) fall back to the name itself."""
     parts = re.split("([0-9]+)", name)
@@ -83,19 +88,23 @@ def _bounded_int(text: str) -> int | float:
     return -0.0 if text == "-0" else int(text)  # minus zero is no size, and other readers refuse it as one
 
 
-MOST_OBJECTS, MOST_COMMAS = 200_000, 2_000_000
-"""What a document may hold: enough for 100,000 tensors, too little to fill the memory of a machine."""
+MOST_OBJECTS = 110_000
+"""Objects that a document may hold: enough for a header of 100,000 tensors, too little to fill the memory of a machine."""
+
+COMMAS_PER_OBJECT = 10
+"""Commas allowed per object: a tensor's entry in a header, an index or a manifest has 3 to 8."""
 
 
-def strict_json(data: bytes) -> Json:
+def strict_json(data: bytes, most_objects: int = MOST_OBJECTS) -> Json:
     """Parse one UTF-8 JSON document.
 
     Raises ``ValueError`` for: bytes that are not UTF-8, a byte-order mark, a key written twice in one object (also when spelled
     with different escapes), NaN and Infinity, integers of more than 20 characters, nesting that exhausts the stack, trailing bytes,
-    and more than ``MOST_OBJECTS`` objects or ``MOST_COMMAS`` commas.
+    and more than ``most_objects`` objects or ``COMMAS_PER_OBJECT`` times as many commas.
     """
-    if data.count(b"{") > MOST_OBJECTS or data.count(b",") > MOST_COMMAS:
-        raise ValueError(f"more than {MOST_OBJECTS:,} objects or {MOST_COMMAS:,} commas")
+    most_commas = COMMAS_PER_OBJECT * most_objects
+    if data.count(b"{") > most_objects or data.count(b",") > most_commas:
+        raise ValueError(f"more than {most_objects:,} objects or {most_commas:,} commas")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

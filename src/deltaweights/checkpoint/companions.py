@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaweights.checkpoint.files import InputFile
+from deltaweights.checkpoint.files import read_small
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.text import strict_json
 
@@ -67,25 +67,15 @@ def read_companions(folder: Path, weights: frozenset[str], dtype: str) -> Compan
         raise InputOutputError.from_os(error, folder, "list") from error
     for name in names:
         if name in COPIED or LEGAL.fullmatch(name):
-            files[name] = _read(folder / name)
+            files[name] = read_small(folder / name, MAX_SIZE)
         elif name == README:
-            files[DELTA_README] = _read(folder / name)
+            files[DELTA_README] = read_small(folder / name, MAX_SIZE)
         elif name not in weights and not name.startswith("."):
             left_behind.append(name)
     change = None
     if "config.json" in files:
         files["config.json"], change = state_dtype(files["config.json"], dtype, folder / "config.json")
     return Companions(files, tuple(left_behind), change)
-
-
-def _read(path: Path) -> bytes:
-    file = InputFile(path)
-    try:
-        if file.size > MAX_SIZE:
-            raise MalformedInput("too large to be a configuration file", where=path, found=f"{file.size} bytes")
-        return file.read(0, file.size)
-    finally:
-        file.close()
 
 
 def state_dtype(config: bytes, dtype: str, where: Path) -> tuple[bytes, str | None]:

@@ -99,6 +99,22 @@ class InputFile:
             )
 
 
+def read_small(path: Path, most: int) -> bytes:
+    """Return the contents of a regular file of at most ``most`` bytes.
+
+    Raises ``MalformedInput`` when it is something else or longer, ``InputOutputError`` when it cannot be read.
+    """
+    file = InputFile(path)
+    try:
+        if file.size > most:
+            raise MalformedInput(
+                "too long for what it is", where=path, found=f"{file.size} bytes", expected=f"at most {most}"
+            )
+        return file.read(0, file.size)
+    finally:
+        file.close()
+
+
 def _kind(mode: int) -> str:
     for is_kind, name in (
         (stat.S_ISDIR, "a folder"),

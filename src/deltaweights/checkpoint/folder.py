@@ -7,13 +7,15 @@ an index names, a guess between two sets of weights, or a byte of weights.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from deltaweights.checkpoint.files import InputFile, WeightsFile
+from deltaweights.checkpoint.files import InputFile, WeightsFile, read_small
 from deltaweights.checkpoint.safetensors_file import open_safetensors
+from deltaweights.checkpoint.sniff import what_is_it
 from deltaweights.checkpoint.tensors import MAX_TENSORS, LazyTensor, name_fault
 from deltaweights.checkpoint.torch_file import open_torch_file
 from deltaweights.errors import InputOutputError, MalformedInput
@@ -23,16 +25,23 @@ OPENERS = {".safetensors": open_safetensors, ".bin": open_torch_file, ".pth": op
 STARTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 """The file names by which a Hugging Face folder says where its weights are; a folder must have exactly one of them."""
 
+WEIGHTS = re.compile(r"(pytorch_)?model(-[0-9]+-of-[0-9]+)?\.(bin|safetensors)")
+"""The names that Hugging Face gives to weights files."""
+
 MAX_INDEX = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An open checkpoint; ``role`` is "base" or "delta", ``folder`` is where its configuration files are."""
+    """An open checkpoint; ``role`` is "base" or "delta", ``folder`` is where its configuration files are.
+
+    ``names`` are the files in it that the weights are made of, the index included.
+    """
 
     role: str
     folder: Path
     path: Path
+    names: frozenset[str]
     files: tuple[WeightsFile, ...]
     tensors: dict[str, LazyTensor]
     notes: tuple[str, ...]
@@ -98,7 +107,23 @@ def open_checkpoint(path: str | Path, role: str) -> Checkpoint:
             weights.file.close()
         raise
     notes += [f"{weights.file.path}: {note}" for weights in files for note in weights.notes]
-    return Checkpoint(role, start.parent, path, tuple(files), tensors, tuple(notes))
+    names = frozenset({start.name, *(weights.file.path.name for weights in files)})
+    if path.is_dir():
+        _refuse_strays(start, names)
+    return Checkpoint(role, start.parent, path, names, tuple(files), tensors, tuple(notes))
+
+
+def _refuse_strays(start: Path, names: frozenset[str]) -> None:
+    """Refuse weights beside those that ``start`` names: which ones are meant is not ours to guess."""
+    for entry in sorted(start.parent.iterdir()):
+        if WEIGHTS.fullmatch(entry.name) and entry.name not in names:
+            raise MalformedInput(
+                "more than one set of weights",
+                where=start.parent,
+                found=f"{entry.name} beside {start.name}, which does not name it",
+                expected="one",
+                remedy=f"give the one you mean: {start}",
+            )
 
 
 def _how_to_get(path: Path, role: str) -> str:
@@ -151,17 +176,14 @@ class _Index:
 
 
 def _read_index(path: Path) -> _Index:
-    file = InputFile(path)
     try:
-        if file.size > MAX_INDEX:
-            raise MalformedInput(
-                "index is too long", where=path, found=f"{file.size} bytes", expected=f"at most {MAX_INDEX}"
-            )
-        document = strict_json(file.read(0, file.size))
+        data = read_small(path, MAX_INDEX)
+        document = strict_json(data)
     except ValueError as error:
+        other = what_is_it(data)
+        if other is not None and b"{" not in data[:8]:  # what begins like JSON has a better reason
+            raise MalformedInput("not an index", where=path, found=other[0], remedy=other[1]) from None
         raise MalformedInput("index is not strict JSON", where=path, found=error, remedy="fetch it again") from None
-    finally:
-        file.close()
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise MalformedInput("index has no weight_map", where=path, remedy="fetch it again")

@@ -30,10 +30,16 @@ MAX_TENSORS = 100_000
 """No checkpoint that is known has a tenth of it; a hostile header could fill the memory."""
 
 
+MAX_NAME = 4096
+"""Longest name of a tensor; known ones have at most some hundred characters."""
+
+
 def name_fault(name: str) -> str | None:
     """Return what is wrong with a tensor's or file's name, or None."""
     if not name:
         return "an empty name"
+    if len(name) > MAX_NAME:
+        return f"a name of {len(name)} characters, more than {MAX_NAME}"
     if any(unicodedata.category(char) in {"Cc", "Cs"} for char in name):
         return f"a name with a control character or half a surrogate pair: {printable(name)}"
     return None

@@ -43,7 +43,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def deltaweights() -> None:
-    r"""Rebuild models that were published as delta weights.
+    """Rebuild models that were published as delta weights.
 
     \b
     deltaweights apply --base LLAMA --delta DELTA --target OUT
@@ -51,4 +51,4 @@ def deltaweights() -> None:
 
     Results go to stdout, everything else to stderr. Exit codes: 0 done; 2 usage; 3 malformed input; 4 base and delta do not belong
     together; 5 input/output; 6 a check failed; 7 target busy; 130, 143 interrupted; 1 a bug.
-    """
+    """  # noqa: D301  (click wants the backspace character itself)

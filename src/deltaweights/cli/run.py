@@ -21,7 +21,9 @@ RESUME = "the target is untouched; the same command goes on from the shards that
 
 def run(command: click.Command, name: str) -> int:
     """Run ``command`` on this process's arguments; return the exit code."""
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _interrupted)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as nohup and background jobs of scripts have it
+        signal.signal(signal.SIGINT, _interrupted)  # click would print an empty line
     try:
         status = command.main(prog_name=name, standalone_mode=False)
         sys.stdout.flush()
@@ -38,7 +40,7 @@ def run(command: click.Command, name: str) -> int:
         return _fail(name, f"interrupted; {RESUME}", 130)
     except MemoryError:
         return _fail(name, "out of memory; run with fewer --workers", InputOutputError.exit_code)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click turns the one into the other, with 1, the exit code of a bug
         # Whoever read our output has left; without this the interpreter would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
@@ -47,8 +49,8 @@ def run(command: click.Command, name: str) -> int:
         return _fail(name, f"{where}{error.strerror or error}", InputOutputError.exit_code)
 
 
-def _terminated(number: int, _frame: FrameType | None) -> NoReturn:
-    raise Interrupted(number, f"terminated; {RESUME}")
+def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
+    raise Interrupted(number, f"{'interrupted' if number == signal.SIGINT else 'terminated'}; {RESUME}")
 
 
 def _fail(name: str, message: str, code: int) -> int:

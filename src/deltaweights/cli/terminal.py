@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
-from tqdm import tqdm
 
 from deltaweights.report import Report
 from deltaweights.sizes import human_bytes
 from deltaweights.text import printable
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 LOG_EVERY = 10.0
 """Seconds between progress lines in a log."""
@@ -43,6 +45,8 @@ class TerminalReport(Report):
         self._doing, self._total, self._began = doing, total, time.monotonic()
         self._logged = self._began
         if not self._quiet and sys.stderr.isatty():
+            from tqdm import tqdm  # noqa: PLC0415  (40 ms, for those who watch)
+
             self._bar = tqdm(
                 total=total, desc=doing, unit="B", unit_scale=True, file=sys.stderr, dynamic_ncols=True, leave=False
             )

@@ -13,7 +13,7 @@ import click
 from deltaweights.errors import CheckFailed
 from deltaweights.manifest.verify import VerifyReport, verify
 from deltaweights.sizes import human_bytes
-from deltaweights.text import printable
+from deltaweights.text import counted, printable
 
 
 @click.command("verify")
@@ -43,7 +43,7 @@ def command(
         click.echo("\n".join(map(printable, _lines(report))))
     if not report.ok:
         raise CheckFailed(
-            f"{len(report.problems)} problems",
+            counted(len(report.problems), "problem"),
             where=folder,
             remedy="do not use these weights: merge or fetch them again",
         )

@@ -17,6 +17,9 @@ MANIFEST, SUMS, INDEX = "manifest.json", "SHA256SUMS", "model.safetensors.index.
 
 MANIFEST_FORMAT, FRAGMENT_FORMAT, VERSION = "deltaweights-manifest", "deltaweights-fragment", 1
 
+MOST_OBJECTS = 400_000
+"""Objects in a manifest of as many tensors as a checkpoint may have: each stands in the result and in both inputs."""
+
 
 @dataclass(frozen=True)
 class FileRecord:
@@ -78,7 +81,7 @@ class Fragment:
 
 
 def _document(data: bytes, expected_format: str) -> dict[str, Any]:
-    document = strict_json(data)
+    document = strict_json(data, MOST_OBJECTS)
     if not isinstance(document, dict) or document.get("format") != expected_format:
         raise ValueError(f"not a {expected_format} document")
     if document.get("version") != VERSION:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deltaweights.checkpoint.files import ContiguousSource, InputFile
+from deltaweights.checkpoint.files import ContiguousSource, InputFile, read_small
 from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import CheckFailed, DeltaweightsError, InputOutputError, UsageError
@@ -29,8 +29,9 @@ from deltaweights.manifest.manifest import (
 )
 from deltaweights.text import printable
 
-PERMITTED = frozenset({"model.sig", ".cache", "lost+found"})
-"""What may stand beside our files: a signature, the Hub client's cache, what ext4 puts at the root of a disk; and ``.git*``."""
+PERMITTED = frozenset({"model.sig", ".cache", "lost+found", ".deltaweights"})
+"""What may stand beside our files: a signature, the Hub client's cache, what ext4 puts at the root of a disk, staging of a run that
+replaces the model or was killed when it had; and ``.git*``."""
 
 MAX_MANIFEST = 256 * 1024 * 1024
 
@@ -115,7 +116,8 @@ def verify(
             problems.append(Problem(str(root), "content digest is not the expected one", digest, expect))
     total = sum(record.size for record in files.values())
     sha256 = manifest_record.sha256 if manifest_record else None
-    return VerifyReport(str(root), digest, expect is not None, sha256, len(files), total, tuple(problems))
+    recomputed = expect is not None and manifest is not None
+    return VerifyReport(str(root), digest, recomputed, sha256, len(files), total, tuple(problems))
 
 
 def _check_pins(expect: str | None, expect_manifest: str | None) -> None:
@@ -147,19 +149,13 @@ def _list(root: Path, problems: list[Problem]) -> set[str]:
     return present
 
 
-def _read_whole(path: Path, limit: int) -> bytes:
-    file = InputFile(path)
-    try:
-        return file.read(0, min(file.size, limit))
-    finally:
-        file.close()
-
-
 def _read_manifest(root: Path, present: set[str], problems: list[Problem]) -> tuple[Manifest | None, FileRecord | None]:
     if MANIFEST not in present:
         problems.append(Problem(MANIFEST, "is missing", None, "the manifest that deltaweights writes"))
         return None, None
-    data = _read_whole(root / MANIFEST, MAX_MANIFEST)
+    data = _read(root / MANIFEST, problems)
+    if data is None:
+        return None, None
     record = FileRecord(len(data), hashlib.sha256(data).hexdigest())
     try:
         return parse_manifest(data), record
@@ -168,10 +164,18 @@ def _read_manifest(root: Path, present: set[str], problems: list[Problem]) -> tu
         return None, record
 
 
+def _read(path: Path, problems: list[Problem]) -> bytes | None:
+    try:
+        return read_small(path, MAX_MANIFEST)
+    except DeltaweightsError as error:
+        problems.append(Problem(path.name, f"cannot be read: {error}"))
+        return None
+
+
 def _check_sums(root: Path, present: set[str], expected: bytes, problems: list[Problem]) -> None:
     if SUMS not in present:
         problems.append(Problem(SUMS, "is missing"))
-    elif _read_whole(root / SUMS, MAX_MANIFEST) != expected:
+    elif _read(root / SUMS, problems) not in {None, expected}:
         problems.append(Problem(SUMS, "does not say what manifest.json says"))
 
 

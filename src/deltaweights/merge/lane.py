@@ -35,11 +35,12 @@ class Turns:
     @contextmanager
     def turn(self, number: int) -> Iterator[None]:
         """Wait until all lower numbers have passed, then let the caller work. Raises ``Stopped`` when the run ends first."""
-        with self._moved:
-            while self._next != number:
-                if self._stop.is_set():
-                    raise Stopped
-                self._moved.wait(timeout=0.1)
+        if self._next != number:
+            with self._moved:
+                while self._next != number:
+                    if self._stop.is_set():
+                        raise Stopped
+                    self._moved.wait(timeout=0.1)
         yield
         with self._moved:
             self._next += 1

@@ -18,7 +18,7 @@ CHECKS = {"safetensors": ["header"], "torch": ["header", "crc32"]}
 
 def records_of(fragments: Mapping[str, Fragment]) -> dict[str, TensorRecord]:
     """Return the tensor records of all fragments by name."""
-    return {record.name: record for fragment in fragments.values() for record in fragment.tensors}
+    return {record.name: record for file in sorted(fragments) for record in fragments[file].tensors}
 
 
 def merge_manifest(

@@ -15,6 +15,7 @@ from enum import Enum
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import Mismatch
 from deltaweights.merge.suspicions import likely_reason, suspicion
+from deltaweights.text import counted
 
 GROWN = frozenset({"model.embed_tokens.weight", "lm_head.weight"})
 """Tensors whose delta may be larger than their base: the vocabulary was extended."""
@@ -98,7 +99,7 @@ def match(base: Mapping[str, LazyTensor], delta: Mapping[str, LazyTensor]) -> Ma
                 dropped_base.append(Dropped(tensor.spec, f"tied to {twin}"))
             else:
                 problems.append(
-                    _problem(tensor, "is in the base, not in the delta", str(tensor.spec), "no such tensor")
+                    _problem("base", tensor, "is in the base, not in the delta", str(tensor.spec), "no such tensor")
                 )
     if problems or not matches:
         raise _refusal(problems, base, delta)
@@ -109,18 +110,19 @@ def _meet(delta: LazyTensor, base: LazyTensor | None) -> Match | Mismatch:
     """Return how two tensors of one name meet, or why they cannot."""
     spec = delta.spec
     if spec.name == RESERVED:
-        return _problem(delta, "cannot be written: safetensors keeps this name for itself", str(spec), "another name")
+        return _problem(
+            "delta", delta, "cannot be written: safetensors keeps this name for itself", str(spec), "another name"
+        )
     if base is None:
         if spec.name not in DELTA_ONLY:
-            return _problem(delta, "is in the delta, not in the base", "no such tensor", str(spec))
+            return _problem("delta", delta, "is in the delta, not in the base", "no such tensor", str(spec))
         return _of_floats(delta, delta, Match(spec, None, Fate.COPY))
     if base.spec.shape == spec.shape:
         return _of_floats(delta, base, Match(spec, base.spec, Fate.ADD))
     if spec.name in GROWN and _fits_inside(base.spec.shape, spec.shape):
         return _of_floats(delta, base, Match(spec, base.spec, Fate.ADD_BLOCK))
-    return _problem(
-        base, "shapes do not fit", f"{list(base.spec.shape)} in the base", f"{list(spec.shape)}, as in the delta"
-    )
+    found, expected = f"{list(base.spec.shape)} in the base", f"{list(spec.shape)}, as in the delta"
+    return _problem("base", base, "shapes do not fit", found, expected)
 
 
 def _fits_inside(inner: tuple[int, ...], outer: tuple[int, ...]) -> bool:
@@ -128,21 +130,21 @@ def _fits_inside(inner: tuple[int, ...], outer: tuple[int, ...]) -> bool:
 
 
 def _of_floats(delta: LazyTensor, base: LazyTensor, outcome: Match) -> Match | Mismatch:
-    for tensor in (delta, base):
+    for role, tensor in (("delta", delta), ("base", base)):
         if tensor.spec.dtype not in FLOATS:
-            return _problem(tensor, "cannot be added", f"dtype {tensor.spec.dtype}", "one of F16 BF16 F32 F64")
+            return _problem(role, tensor, "cannot be added", f"dtype {tensor.spec.dtype}", "one of F16 BF16 F32 F64")
     return outcome
 
 
-def _problem(tensor: LazyTensor, problem: str, found: str, expected: str) -> Mismatch:
-    return Mismatch(problem, where=tensor.file, tensor=tensor.spec.name, found=found, expected=expected)
+def _problem(role: str, tensor: LazyTensor, problem: str, found: str, expected: str) -> Mismatch:
+    return Mismatch(problem, where=f"{role} {tensor.file}", tensor=tensor.spec.name, found=found, expected=expected)
 
 
 def _refusal(problems: list[Mismatch], base: Mapping[str, LazyTensor], delta: Mapping[str, LazyTensor]) -> Mismatch:
     if not problems:
         return Mismatch("nothing to add: the delta has no weights")
     reason = likely_reason(_specs(base), _specs(delta))
-    more = f" (and {len(problems) - 1} more tensors that do not fit)" if len(problems) > 1 else ""
+    more = f" (and {counted(len(problems) - 1, 'more tensor')} not fitting)" if len(problems) > 1 else ""
     return Mismatch(f"{problems[0]}{more}; {reason}")
 
 

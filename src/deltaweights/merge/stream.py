@@ -56,6 +56,7 @@ class Stream:
         self._lock = threading.Lock()
         self._lanes: list[Lane] = []
         self._errors: list[BaseException] = []
+        self._ended = threading.Semaphore(0)
 
     def run(self, shards: Sequence[Shard]) -> Iterator[int]:
         """Make ``shards``; yield the bytes done so far, about ten times a second. Raises what a worker met first."""
@@ -66,10 +67,11 @@ class Stream:
             try:
                 for worker in workers:
                     worker.start()
-                for worker in workers:
-                    while worker.is_alive():
-                        worker.join(timeout=0.1)
+                for _ in workers:
+                    # Not Thread.join: before Python 3.13, one that a signal interrupts takes a running thread for ended.
+                    while not self._ended.acquire(timeout=0.1):
                         yield sum(lane.done for lane in self._lanes)
+                yield sum(lane.done for lane in self._lanes)
             finally:
                 self._stop.set()
                 for worker in workers:
@@ -93,6 +95,8 @@ class Stream:
         except BaseException as error:  # noqa: BLE001  (raised again by run, in the caller's thread)
             self._errors.append(error)
             self._stop.set()
+        finally:
+            self._ended.release()
 
     def _work(self) -> None:
         options = self._plan.options

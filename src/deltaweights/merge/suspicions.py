@@ -25,6 +25,9 @@ FINE_TUNED_ROWS = {
 }
 """Rows of the embedding by which a checkpoint shows that it is not the original LLaMA, whose number is 32000."""
 
+INTEGERS = frozenset({"U8", "I8", "I16", "I32", "I64"})
+"""Dtypes that GPTQ, AWQ, bitsandbytes and the like store weights in."""
+
 REMEDY = "use the original LLaMA-1 of the delta's size as the base"
 
 Specs = Mapping[str, TensorSpec]
@@ -39,6 +42,8 @@ def likely_reason(base: Specs, delta: Specs) -> str:
         return "the base was saved without its head (LlamaModel, not LlamaForCausalLM): use the full checkpoint"
     if any("lora_" in name for name in delta):
         return "the delta holds LoRA adapters, not delta weights: merge it with peft"
+    if any(spec.dtype in INTEGERS for spec in base.values()):
+        return f"the base holds whole numbers: it is likely quantized; {REMEDY}, in float16"
     hidden_base, hidden_delta = _hidden_size(base), _hidden_size(delta)
     if hidden_base != hidden_delta and hidden_base and hidden_delta:
         return f"likely models of two sizes: base {_size(hidden_base)}, delta {_size(hidden_delta)}; {REMEDY}"

@@ -86,7 +86,8 @@ class ShardWriter:
         if self._digested - self._sent >= SEND_EVERY and hasattr(os, "posix_fadvise"):
             # On Linux this starts writing dirty pages out and drops clean ones (mm/fadvise.c). The disk so works along,
             # the final flush has little left to do, and the page cache stays free for the machine's other jobs.
-            os.posix_fadvise(self._fd, self._sent, self._digested - self._sent, os.POSIX_FADV_DONTNEED)
+            # From byte 0 on: what the last call sent out is clean by now, and its memory is the next blocks'.
+            os.posix_fadvise(self._fd, 0, self._digested, os.POSIX_FADV_DONTNEED)
             self._sent = self._digested
 
     def finish(self) -> FileRecord:

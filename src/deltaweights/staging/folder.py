@@ -6,6 +6,7 @@ was not flushed before its fragment.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from deltaweights.errors import InputOutputError, TargetBusy
-from deltaweights.manifest.manifest import Fragment
+from deltaweights.manifest.manifest import MOST_OBJECTS, Fragment
 from deltaweights.merge.plan import Plan
 from deltaweights.staging.disk import flush_folder, make_folder, remove, replace_file
 from deltaweights.staging.place import Place
@@ -26,6 +27,7 @@ class StagingLock:
 
     def __init__(self, place: Place) -> None:
         """Take the lock. Raises ``TargetBusy`` when another run has it."""
+        self._place = place
         self._path = place.root / "lock"
         self.note: str | None = None
         while True:
@@ -67,6 +69,10 @@ class StagingLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # What a run leaves must be worth finding: a finished shard, or a publication that was begun.
+        with contextlib.suppress(InputOutputError, OSError):
+            if self._is_current() and not self._place.worth_keeping():
+                remove(self._place.root)
         os.close(self._fd)
 
 
@@ -103,7 +109,7 @@ class StagingFolder:
 
     def _plan_identity(self) -> str | None:
         try:
-            document = strict_json(self._place.plan.read_bytes())
+            document = strict_json(self._place.plan.read_bytes(), MOST_OBJECTS)
         except (OSError, ValueError):
             return None
         return document.get("identity") if isinstance(document, dict) else None

@@ -24,6 +24,10 @@ CHECKPOINT_SIGNS = (
 """Files by which a folder shows that it holds a model, and so may be replaced with ``--overwrite``."""
 
 
+INSIDE = ".deltaweights"
+"""The name of a staging folder inside its target."""
+
+
 @dataclass(frozen=True)
 class Place:
     """``target`` is the folder to publish, ``root`` the staging folder. With ``inside``, ``root`` is in ``target``."""
@@ -57,6 +61,11 @@ class Place:
         """The names that are being moved into ``target``, when staging is inside."""
         return self.root / "publishing.json"
 
+    def worth_keeping(self) -> bool:
+        """Tell whether staging holds a finished shard, or a publication that was begun."""
+        finished = self.fragments.exists() and any(self.fragments.iterdir())
+        return finished or self.replaced.exists() or self.journal.exists()
+
     def contents(self) -> list[str]:
         """Return what stands in the target, apart from staging and what belongs to the disk. A file is its own content."""
         try:
@@ -73,13 +82,14 @@ class Place:
 def locate(target: str | os.PathLike[str]) -> Place:
     """Return the place for ``target``: staging beside it, or inside it where a rename cannot publish it.
 
-    That is so when it is a mount point, when its parent cannot be written, and when it is the working folder of this process.
+    That is so when it is a mount point, when its parent cannot be written, when it is the working folder of this process, and when
+    an earlier run has begun so.
     """
-    path = Path(os.path.realpath(Path(target).expanduser()))
+    path = Path(os.path.realpath(os.path.expanduser(target)))  # noqa: PTH111  (Path's own raises when there is no such user)
     if path.is_dir():
         parent_is_closed = not os.access(path.parent, os.W_OK | os.X_OK)
-        if path.is_mount() or parent_is_closed or Path.cwd().is_relative_to(path):
-            return Place(path, path / ".deltaweights", inside=True)
+        if path.is_mount() or parent_is_closed or Path.cwd().is_relative_to(path) or (path / INSIDE).exists():
+            return Place(path, path / INSIDE, inside=True)
     return Place(path, path.parent / f".{path.name}.deltaweights", inside=False)
 
 

@@ -48,13 +48,19 @@ def recover(place: Place) -> str | None:
         remove(place.journal)
         return "finished a publication that was cut off"
     if place.replaced.exists():
-        if not place.target.exists():
-            # The swap starts only when the new folder is complete, so going on is as safe as going back.
-            new = place.shards if place.shards.exists() else place.replaced
-            rename(new, place.target)
-        remove(place.replaced)
+        _finish_swap(place)
         return "finished a replacement that was cut off"
     return None
+
+
+def _finish_swap(place: Place) -> None:
+    """Go on with a swap of two steps whose first is done; once the second is done too, ``shards`` is gone."""
+    if place.shards.exists():
+        # The swap starts only when the new folder is complete, so going on is as safe as going back.
+        _rename_onto_nothing(place.shards, place.target)
+    elif not place.contents():
+        _rename_onto_nothing(place.replaced, place.target)
+    remove(place.replaced)
 
 
 def _rename_onto_nothing(source: Path, target: Path) -> None:
@@ -62,7 +68,8 @@ def _rename_onto_nothing(source: Path, target: Path) -> None:
         source.rename(target)  # POSIX: an empty folder of that name is replaced
     except OSError as error:
         if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
-            raise TargetBusy("something else appeared in the target during the run", where=target) from error
+            problem = "something else appeared in the target during the run"
+            raise TargetBusy(problem, where=target, remedy="move it away, and run again") from error
         raise InputOutputError.from_os(error, target, "publish the result") from error
     flush_folder(target.parent)
     flush_folder(source.parent)

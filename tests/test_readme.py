@@ -1,0 +1,129 @@
+"""The documents tell the truth: what they show is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deltaweights import apply_delta
+from deltaweights.cli.apply import command as apply_command
+from deltaweights.cli.drop_in import apply_delta as drop_in_command
+from deltaweights.cli.group import COMMANDS, deltaweights
+from deltaweights.demo import make_pair
+from tests.conftest import Run
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BIN = Path(sys.executable).parent
+RUN_HERE = ("deltaweights ", "apply-delta ", "(cd ")
+
+
+def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script with our commands on the path."""
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", "-ec", script]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
+    """Each command that the README shows for our programs ends with 0, run in order where BASE and DELTA are a real pair."""
+    base, delta = make_pair(tmp_path)
+    base.rename(tmp_path / "llama-7b")
+    delta.rename(tmp_path / "llava-med-7b-delta")
+    (tmp_path / "BASE").symlink_to("llama-7b")
+    (tmp_path / "DELTA").symlink_to("llava-med-7b-delta")
+    pins = apply_delta(tmp_path / "BASE", tmp_path / "DELTA", tmp_path / "pinned")
+    lines = [line.removeprefix("$ ") for line in README.splitlines() if line.startswith("$ ")]
+    lines = [line.partition("  #")[0] for line in lines if line.startswith(RUN_HERE)]
+    assert len(lines) >= 8
+    for line in lines:
+        with_digest = re.sub(r"dw1:[0-9a-f]+\.\.\.", pins.content_digest, line)
+        with_pins = re.sub(r"--expect-manifest \S+", f"--expect-manifest {pins.manifest_sha256}", with_digest)
+        done = shell(with_pins, tmp_path)
+        assert (line, done.returncode, done.stderr if done.returncode else "") == (line, 0, "")
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    """The README's Python block runs as it stands, and prints a content digest."""
+    base, delta = make_pair(tmp_path)
+    base.rename(tmp_path / "llama-7b")
+    delta.rename(tmp_path / "llava-med-7b-delta")
+    block = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert block is not None
+    done = subprocess.run(
+        [sys.executable, "-c", block[1]], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout[:4]) == (0, "dw1:")
+
+
+@pytest.mark.parametrize("command", [apply_command, drop_in_command], ids=["apply", "apply-delta"])
+def test_the_readme_names_every_option(command: object) -> None:
+    """Every option of the merge is in the README, and every option in the README's table is one of the merge."""
+    options = {name for parameter in command.params for name in parameter.opts if name.startswith("--")}  # type: ignore[attr-defined]
+    hidden = {"--base", "--delta", "--target", "--version", "--low-cpu-mem", "--target-model-path", "--delta-path"}
+    assert {name for name in options - hidden if name not in README} == set()
+    table = README[README.index("| `--dry-run`") : README.index("Old notes and job scripts")]
+    assert set(re.findall(r"--[a-z-]+", table)) <= options
+
+
+def test_every_command_has_help_and_is_listed() -> None:
+    """The group's list of commands is the modules that are there, each with a help text."""
+    modules = {path.stem for path in (ROOT / "src/deltaweights/cli").glob("*.py")}
+    assert set(COMMANDS) <= modules
+    for name in COMMANDS:
+        command = deltaweights.get_command(None, name)  # type: ignore[arg-type]
+        assert command is not None
+        assert command.help
+
+
+def test_the_links_of_the_documents_lead_somewhere() -> None:
+    """Every relative link of README and docs leads to a file of the project."""
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+            if not link.startswith("http"):
+                assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_demo_prints_target_digest_and_verified(run: Run) -> None:
+    """The demo ends with 0, says what it made and that it verified, warns of clinical use, and leaves nothing behind."""
+    done = run("demo")
+    assert done.returncode == 0, done.stderr
+    for word in ("target          ", "content digest  dw1:", "verified        ", "not for clinical care"):
+        assert word in done.stdout
+    target = re.search(r"^target +(\S+)$", done.stdout, re.MULTILINE)
+    assert target is not None
+    assert not Path(target[1]).parent.exists()
+
+
+def test_demo_keeps_its_files_where_it_is_told(run: Run, tmp_path: Path) -> None:
+    """With --keep the pair and the result stay, and a folder with something in it is refused with 7."""
+    assert run("demo", "--keep", tmp_path / "kept").returncode == 0
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"base", "delta", "merged"}
+    again = run("demo", "--keep", tmp_path / "kept")
+    assert (again.returncode, again.stderr.count("\n")) == (7, 1)
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_at_toy_size(tmp_path: Path) -> None:
+    """The benchmark measures all contestants on a checkpoint without layers, and prints a table."""
+    command = [
+        sys.executable,
+        str(ROOT / "scripts/bench.py"),
+        "--layers",
+        "0",
+        "--rounds",
+        "1",
+        "--folder",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in ("deltaweights", "original", "copy+sha256", "copy", "start-up"):
+        assert re.search(rf"^{re.escape(name)} +[0-9.]+ ", done.stdout, re.MULTILINE), name
