@@ -6,6 +6,7 @@ for something a user can cause, or an import of torch before a command needs it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import NoReturn
@@ -29,6 +30,7 @@ def apply_delta() -> NoReturn:
 
 def _exit(code: int) -> NoReturn:
     # Everything is written and every thread has ended; taking torch apart would cost 0.3 s more and do no good.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # standard output was flushed before, and its failure is what the code says
+        if sys.stderr is not None:
+            sys.stderr.flush()
     os._exit(code)

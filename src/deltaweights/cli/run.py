@@ -26,7 +26,8 @@ def run(command: click.Command, name: str) -> int:
         signal.signal(signal.SIGINT, _interrupted)  # click would print an empty line
     try:
         status = command.main(prog_name=name, standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is when it was closed before we began
+            sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
