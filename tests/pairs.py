@@ -120,9 +120,8 @@ def same_bits(one: Tensors, other: Tensors) -> bool:
     return one.keys() == other.keys() and all(
         a.dtype == other[name].dtype
         and a.shape == other[name].shape
-        and torch.equal(a.contiguous().view(torch.uint8), other[name].contiguous().view(torch.uint8))
+        and torch.equal(a.reshape(-1).view(torch.uint8), other[name].reshape(-1).view(torch.uint8))
         for name, a in one.items()
-        if a.dim()
     )
 
 

@@ -266,7 +266,7 @@ def test_strict(run: Run, work: Path) -> None:
     save(delta, work / "delta", "safetensors", 2)
     done = run("apply", "--base", "base", "--delta", "delta", "--target", "out", "--strict", "-q", cwd=work)
     line = error_of(done, 6)
-    assert "tensor model.norm.weight: result is not finite: found 8 NaN or infinite weights in 1 tensors" in line
+    assert "tensor model.norm.weight: result is not finite: found 8 NaN or infinite weights in 1 tensor" in line
     assert not (work / "out").exists()
 
 
@@ -279,8 +279,7 @@ def test_warning_is_no_error(run: Run, work: Path) -> None:
     assert json.loads(done.stdout)["nonfinite"] == {"model.norm.weight": 8}
     (line,) = done.stderr.splitlines()
     assert line == (
-        "deltaweights: warning: result is not finite: "
-        "8 NaN or infinite weights in 1 tensors, first in model.norm.weight"
+        "deltaweights: warning: tensor model.norm.weight: result is not finite: 8 NaN or infinite weights in 1 tensor"
     )
 
 

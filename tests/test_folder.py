@@ -223,7 +223,10 @@ INDEXES: dict[str, tuple[str | bytes, str]] = {
         "too many tensors: found 100001, expected at most 100000",
     ),
     "row56-too-long": (b" " * (MAX_INDEX + 1), f"found {MAX_INDEX + 1} bytes, expected at most {MAX_INDEX}"),
-    "row18-git-lfs-pointer": (b"version https://git-lfs.github.com/spec/v1\n", "not an index: found a git-LFS pointer; run git lfs pull"),
+    "row18-git-lfs-pointer": (
+        b"version https://git-lfs.github.com/spec/v1\n",
+        "not an index: found a git-LFS pointer; run git lfs pull",
+    ),
 }  # fmt: skip
 
 
@@ -358,7 +361,7 @@ class Listener(Report):
         """Keep it."""
         self.warnings.append(text)
 
-    def begin(self, doing: str, total: int) -> None:  # noqa: ARG002
+    def begin(self, doing: str, total: int) -> None:
         """Do what was asked for at the start."""
         self._begin()
 

@@ -529,7 +529,7 @@ def test_plan_counts_fates() -> None:
     )
     plan = make_plan(matching, Options(), dropped_base, dropped_delta, [])
     assert fates(plan) == {"add": 3, "add_block": 2, "copy": 1, "dropped": 4}
-    assert sum(shard.size for shard in plan.shards) == plan.nbytes
+    assert sum(shard.size - len(shard.header) for shard in plan.shards) == plan.nbytes
 
 
 def test_companions_are_sorted() -> None:
@@ -544,13 +544,13 @@ def test_companions_are_sorted() -> None:
 
 
 W = TensorSpec("w", "F16", (1,))
-RECORD = InputRecord("torch", (InputFileRecord("x.bin", 9, "blake3:0"),), {"w": W}, {"w": "blake3:0"}, ())
+RECORD = InputRecord("torch", (InputFileRecord("x.bin", 9, "blake3:0", ("header",)),), {"w": W}, {"w": "blake3:0"}, ())
 RECORDS = {
     "container": replace(RECORD, container="safetensors"),
-    "file-name": replace(RECORD, files=(InputFileRecord("y.bin", 9, "blake3:0"),)),
-    "file-size": replace(RECORD, files=(InputFileRecord("x.bin", 8, "blake3:0"),)),
-    "header-digest": replace(RECORD, files=(InputFileRecord("x.bin", 9, "blake3:1"),)),
-    "one-more-file": replace(RECORD, files=(*RECORD.files, InputFileRecord("y.bin", 9, "blake3:0"))),
+    "file-name": replace(RECORD, files=(InputFileRecord("y.bin", 9, "blake3:0", ("header",)),)),
+    "file-size": replace(RECORD, files=(InputFileRecord("x.bin", 8, "blake3:0", ("header",)),)),
+    "header-digest": replace(RECORD, files=(InputFileRecord("x.bin", 9, "blake3:1", ("header",)),)),
+    "one-more-file": replace(RECORD, files=(*RECORD.files, InputFileRecord("y.bin", 9, "blake3:0", ("header",)))),
     "dtype": replace(RECORD, tensors={"w": TensorSpec("w", "F32", (1,))}),
     "shape": replace(RECORD, tensors={"w": TensorSpec("w", "F16", (1, 1))}),
     "sample": replace(RECORD, samples={"w": "blake3:1"}),

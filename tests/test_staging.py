@@ -355,7 +355,7 @@ def test_overwrite_replaces_a_checkpoint(tmp_path: Path) -> None:
     """With overwrite a model gives way to the new one as a whole; nothing of the old one remains in it or beside it."""
     target = tmp_path / "merged"
     merge_small(*small_pair(tmp_path, 1), target, dtype="float32")
-    (target / "notes.txt").write_text("of the old model")
+    (target / "model.sig").write_text("of the old model")
     base, delta = small_pair(tmp_path, 2)
     result = merge_small(base, delta, target, overwrite=True)
     assert result.status == "merged"
@@ -396,7 +396,14 @@ def test_exchange_with_nothing_is_an_error(tmp_path: Path) -> None:
 def model(folder: Path, name: str) -> Path:
     """Make a folder that stands for a model: ``name`` is in each of its files."""
     folder.mkdir(parents=True)
-    for file in ("config.json", INDEX, "model-00001.safetensors", "model-00002.safetensors", MANIFEST, SUMS):
+    for file in (
+        "config.json",
+        INDEX,
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        MANIFEST,
+        SUMS,
+    ):
         (folder / file).write_text(f"{name} {file}")
     return folder
 
@@ -490,6 +497,7 @@ KILL = """
 import os, signal, sys
 from pathlib import Path
 from deltaweights.staging import publish
+from deltaweights.staging.folder import StagingLock
 from deltaweights.staging.place import Place
 
 target, inside, step, left = Path(sys.argv[1]), sys.argv[2] == "inside", sys.argv[3], int(sys.argv[4])
@@ -505,7 +513,9 @@ def hook(event, arguments):
             os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(hook)
-publish.publish(Place(target, root, inside))
+place = Place(target, root, inside)
+with StagingLock(place):
+    publish.publish(place, "plan1:test", overwrite=True)
 """
 """Publishes, and is killed right before the N-th change of a name on the disk."""
 
@@ -533,14 +543,16 @@ def test_publishing_survives_a_kill_at_every_step(tmp_path: Path, where: str, st
             target.mkdir()
         model(place.shards, "new")
         place.fragments.mkdir()
-        place.plan.write_text("{}")
+        (place.fragments / "shard.json").write_text("{}")  # so that staging is worth keeping until it is published
+        place.plan.write_text('{"identity": "plan1:test"}')
         done = finish([sys.executable, "-c", KILL, str(target), where, step, str(left)])
         assert done.returncode in {0, -signal.SIGKILL}, done.stderr
         if where == "beside" and target.exists():
             assert owner(target) in {"old", "new"}
         elif where == "inside" and (target / SUMS).exists():
             assert len(owners_inside(target)) == 1, "a mixture that looks whole"
-        recover(place)
+        with StagingLock(place):
+            recover(place)
         found = owner_inside(target) if where == "inside" else owner(target)
         was_published = not place.shards.exists() or found == "new"
         expected = {"new"} if was_published else {"old" if old else None}
@@ -703,9 +715,10 @@ def test_inside_the_index_manifest_and_sums_come_last(tmp_path: Path) -> None:
             moved.append(Path(str(arguments[1])).name)
 
     sys.addaudithook(hook)  # it can never be removed, only silenced
-    publish(place)
+    with StagingLock(place):
+        publish(place, "plan1:test", overwrite=False)
     recording = False
-    assert moved[:-3] == ["config.json", "model-00001.safetensors", "model-00002.safetensors"]
+    assert moved[:-3] == ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     assert tuple(moved[-3:]) == publishing.LAST == (INDEX, MANIFEST, SUMS)
     assert owner(place.target) == "new"
 
@@ -735,7 +748,8 @@ def interrupt_inside(place: Place, source: Path, moved: int) -> None:
     names = names_in(place.shards)
     ordered = [name for name in names if name not in publishing.LAST]
     ordered += [name for name in publishing.LAST if name in names]
-    place.journal.write_text(json.dumps(ordered))
+    place.plan.write_text('{"identity": "plan1:test"}')
+    place.journal.write_text(json.dumps({"plan": "plan1:test", "remove": [], "move": ordered}))
     for name in ordered[:moved]:
         (place.shards / name).rename(place.target / name)
 

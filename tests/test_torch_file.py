@@ -22,9 +22,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deltaweights.checkpoint import pickle_machine, pickle_reader
-from deltaweights.checkpoint.pickle_tables import TensorView
+from deltaweights.checkpoint import pickle_reader
 from deltaweights.checkpoint.files import ContiguousSource, InputFile, WeightsFile
+from deltaweights.checkpoint.pickle_tables import TensorView
 from deltaweights.checkpoint.sniff import what_is_it
 from deltaweights.checkpoint.tensors import MAX_TENSORS, LazyTensor, TensorSpec
 from deltaweights.checkpoint.torch_file import NO_CHECKSUMS, open_torch_file

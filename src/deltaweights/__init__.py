@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deltaweights.errors import DeltaweightsError
+from deltaweights.errors import (
+    CheckFailed,
+    DeltaweightsError,
+    InputOutputError,
+    MalformedInput,
+    Mismatch,
+    TargetBusy,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from deltaweights.apply import ApplyResult, apply_delta
@@ -16,7 +24,20 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["ApplyResult", "DeltaweightsError", "VerifyReport", "__version__", "apply_delta", "verify"]
+__all__ = [
+    "ApplyResult",
+    "CheckFailed",
+    "DeltaweightsError",
+    "InputOutputError",
+    "MalformedInput",
+    "Mismatch",
+    "TargetBusy",
+    "UsageError",
+    "VerifyReport",
+    "__version__",
+    "apply_delta",
+    "verify",
+]
 
 _HOMES = {
     "ApplyResult": "deltaweights.apply",

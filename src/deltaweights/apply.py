@@ -12,8 +12,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from deltaweights.checkpoint.files import read_small
-from deltaweights.errors import CheckFailed, DeltaweightsError, TargetBusy, UsageError
+from deltaweights.checkpoint.files import ContiguousSource, LooseStorage, read_small
+from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy, UsageError
 from deltaweights.manifest.manifest import (
     INDEX,
     MANIFEST,
@@ -29,10 +29,13 @@ from deltaweights.merge.plan import fates
 from deltaweights.merge.record import merge_manifest, records_of
 from deltaweights.prepare import PathLike, Prepared, check_space, prepare, say
 from deltaweights.report import Report
-from deltaweights.staging.disk import remove, write_file
+from deltaweights.staging.disk import write_file
 from deltaweights.staging.folder import StagingFolder, StagingLock
 from deltaweights.staging.place import refuse_content
-from deltaweights.staging.publish import publish, recover
+from deltaweights.staging.publish import forget, publish, recover
+from deltaweights.text import counted
+
+ALREADY_COMPLETE = "already complete"
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def apply_delta(
     the sha256 of every input file. A killed run is finished by the same call.
 
     Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, ``TargetBusy``, and ``CheckFailed`` (``strict``);
-    the target is then as it was before.
+    the target is then as it was before, and finished shards wait in staging for the next call.
     """
     began = time.monotonic()
     report = Report() if report is None else report
@@ -89,29 +92,42 @@ def apply_delta(
     ) as job:
         say(job, report)
         seconds = {"prepare": time.monotonic() - began}
-        done = _already_complete(job)
+        done = _already_complete(job, overwrite=overwrite)
         if done is None or job.place.root.exists():
             with StagingLock(job.place) as lock:
                 for text in (lock.note, recover(job.place)):
                     if text:
                         report.note(text)
                 # The run that held the lock before us may have published this very plan.
-                done = _already_complete(job)
+                done = _already_complete(job, overwrite=overwrite)
                 if done is None:
                     refuse_content(job.place, overwrite=overwrite)
-                    done = _merge(job, device, workers, report, seconds, strict=strict, hash_inputs=hash_inputs)
+                    done = _merge(
+                        job,
+                        device,
+                        workers,
+                        report,
+                        seconds,
+                        overwrite=overwrite,
+                        strict=strict,
+                        hash_inputs=hash_inputs,
+                    )
                 else:
-                    remove(job.place.root)
-        if done.nonfinite and done.status == "already complete":
-            _report_nonfinite(done.nonfinite, report, strict=strict)
+                    forget(job.place)
+        if done.status == ALREADY_COMPLETE:
+            report.note(
+                "the target is the result of these inputs, as far as their headers and samples tell; remove it to make it anew"
+            )
+            if done.nonfinite:
+                _report_nonfinite(done.nonfinite, report, strict=strict)
         seconds["total"] = time.monotonic() - began
         return _result(job, done, seconds)
 
 
 def default_workers() -> int:
-    """Return a worker for each processor that this process may use, at least 2 and at most 16."""
+    """Return a worker for each processor that this process may use, at least 2 and at most 8."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(2, min(count, 16))
+    return max(2, min(count, 8))
 
 
 @dataclass(frozen=True)
@@ -122,25 +138,27 @@ class _Done:
     nonfinite: dict[str, int]
 
 
-def _already_complete(job: Prepared) -> _Done | None:
+def _already_complete(job: Prepared, *, overwrite: bool) -> _Done | None:
     """Return what stands in the target if it is the result of this plan and verifies; None if it is something else.
 
-    Raises ``TargetBusy`` when it is the result of this plan, damaged.
+    Raises ``TargetBusy`` when it is the result of this plan, damaged, and may not be replaced.
     """
     try:
         manifest = parse_manifest(read_small(job.place.target / MANIFEST, MAX_MANIFEST))
-    except (DeltaweightsError, ValueError):
+    except (InputOutputError, MalformedInput, ValueError):  # not their base class: a signal's exception must pass
         return None
     if manifest.plan != job.plan.identity or job.place.journal.exists():
         return None
-    found = verify(job.place.target)
+    found = verify(job.place.target, expect=manifest.content_digest)
+    if overwrite and not found.ok:
+        return None
     if not found.ok or found.manifest_sha256 is None:
         raise TargetBusy(
             f"target is the result of this very plan, but it does not verify: {found.problems[0]}",
             where=job.place.target,
-            remedy="move it away, and run again",
+            remedy="move it away, or replace it with --overwrite",
         )
-    return _Done("already complete", manifest.content_digest, found.manifest_sha256, manifest.nonfinite)
+    return _Done(ALREADY_COMPLETE, manifest.content_digest, found.manifest_sha256, manifest.nonfinite)
 
 
 def _merge(
@@ -150,10 +168,14 @@ def _merge(
     report: Report,
     seconds: dict[str, float],
     *,
+    overwrite: bool,
     strict: bool,
     hash_inputs: bool,
 ) -> _Done:
     """Write what is missing into staging, and publish it."""
+    from deltaweights.merge.stream import check_device  # noqa: PLC0415  (torch: over a second, not needed before here)
+
+    check_device(device)
     staging = StagingFolder(job.place)
     fragments, discarded = staging.prepare(job.plan)
     if discarded:
@@ -164,17 +186,17 @@ def _merge(
     began = time.monotonic()
     _stream(job, staging, fragments, device, workers, report, seconds)
     seconds["stream"] = time.monotonic() - began
-    for checkpoint in (job.base, job.delta):
-        checkpoint.check_unchanged()
     nonfinite = {name: record.nonfinite for name, record in records_of(fragments).items() if record.nonfinite}
     if nonfinite:
         _report_nonfinite(nonfinite, report, strict=strict)
     began = time.monotonic()
     input_sha256 = _hash_inputs(job) if hash_inputs else {}
     seconds["hash inputs"] = time.monotonic() - began
+    for checkpoint in (job.base, job.delta):
+        checkpoint.check_unchanged()
     began = time.monotonic()
     digest, manifest_sha256 = _write_documents(job, fragments, input_sha256)
-    publish(job.place)
+    publish(job.place, job.plan.identity, overwrite=overwrite)
     seconds["publish"] = time.monotonic() - began
     return _Done("merged", digest, manifest_sha256, nonfinite)
 
@@ -195,9 +217,7 @@ def _stream(
         staging.keep(fragment)
         fragments[fragment.file] = fragment
 
-    for weights in (*job.base.files, *job.delta.files):
-        for loose in weights.loose:
-            loose.prove()
+    _prove_unread(job)
     missing = [shard for shard in job.plan.shards if shard.file not in fragments]
     stream = Stream(job.plan, job.base.tensors, job.delta.tensors, job.place.shards, keep, Resources(device, workers))
     report.begin("merging", sum(shard.size - len(shard.header) for shard in missing))
@@ -209,14 +229,25 @@ def _stream(
     seconds["flush"] = stream.flush_seconds
 
 
+def _prove_unread(job: Prepared) -> None:
+    """Compare the recorded checksums of what the stream does not read whole: parts of storages, and dropped tensors."""
+    for checkpoint, record in ((job.base, job.plan.base), (job.delta, job.plan.delta)):
+        for weights in checkpoint.files:
+            for loose in weights.loose:
+                loose.prove()
+        for dropped in record.dropped:
+            tensor = checkpoint.tensors[dropped.spec.name]
+            if tensor.crc32 is not None and isinstance(tensor.source, ContiguousSource):
+                LooseStorage(tensor.source, dropped.spec.name, dropped.spec.nbytes, tensor.crc32).prove()
+
+
 def _report_nonfinite(nonfinite: Mapping[str, int], report: Report, *, strict: bool) -> None:
     name = next(iter(nonfinite))
-    found = f"{sum(nonfinite.values())} NaN or infinite weights in {len(nonfinite)} tensors, first in {name}"
+    found = f"{sum(nonfinite.values())} NaN or infinite weights in {counted(len(nonfinite), 'tensor')}"
     if strict:
-        raise CheckFailed(
-            "result is not finite", tensor=name, found=found, remedy="check base and delta, or run without --strict"
-        )
-    report.warn(f"result is not finite: {found}")
+        remedy = "check base and delta; run without --strict to publish it, or give it up with deltaweights clean"
+        raise CheckFailed("result is not finite", tensor=name, found=found, remedy=remedy)
+    report.warn(f"tensor {name}: result is not finite: {found}")
 
 
 def _hash_inputs(job: Prepared) -> dict[str, dict[str, str]]:
@@ -234,8 +265,7 @@ def _write_documents(
     documents = dict(job.companions.files)
     if len(plan.shards) > 1:
         weight_map = {tensor.spec.name: shard.file for shard in plan.shards for tensor in shard.tensors}
-        total, parameters = (sum(getattr(t.spec, what) for t in plan.tensors) for what in ("nbytes", "count"))
-        documents[INDEX] = index_bytes(weight_map, total, parameters)
+        documents[INDEX] = index_bytes(weight_map, plan.nbytes, plan.parameters)
     files = {shard.file: fragments[shard.file].record for shard in plan.shards}
     files |= {name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in documents.items()}
     manifest, digest = merge_manifest(plan, fragments, files, input_sha256)
@@ -258,8 +288,8 @@ def _result(job: Prepared, done: _Done, seconds: dict[str, float]) -> ApplyResul
         content_digest=done.content_digest,
         manifest_sha256=done.manifest_sha256,
         tensors=len(plan.tensors),
-        parameters=sum(tensor.spec.count for tensor in plan.tensors),
-        bytes=sum(tensor.spec.nbytes for tensor in plan.tensors),
+        parameters=plan.parameters,
+        bytes=plan.nbytes,
         shards=len(plan.shards),
         fates=fates(plan),
         dropped=dropped,

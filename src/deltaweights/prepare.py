@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaweights.checkpoint.companions import Companions, read_companions
+from deltaweights.checkpoint.companions import NOTICE, NOTICE_NAME, Companions, read_companions
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.samples import sample_digest
 from deltaweights.errors import InputOutputError, UsageError
@@ -29,7 +29,7 @@ PathLike = str | os.PathLike[str]
 SLACK = 16 * 1024 * 1024
 """Bytes kept free beyond the shards: folders, fragments, companions, the manifest."""
 
-FOOTPRINT, PER_WORKER = 260 * 1024 * 1024, 24 * 1024 * 1024
+FOOTPRINT, PER_WORKER = 230_000_000, 16_000_000
 """Memory of the interpreter with torch loaded, and of one worker's blocks, both measured (docs/benchmarks.md)."""
 
 
@@ -70,16 +70,23 @@ def prepare(
     options = Options(DTYPES[compute_dtype], DTYPES[stored], parse_size(max_shard_size, "max shard size"))
     place = locate(target)
     with open_checkpoint(Path(base), "base") as opened_base, open_checkpoint(Path(delta), "delta") as opened_delta:
-        refuse_inputs(place, (opened_base.path, opened_delta.path))
+        opened = (*opened_base.files, *opened_delta.files)
+        refuse_inputs(place, (opened_base.path, opened_delta.path, *(weights.file.path for weights in opened)))
         matching = match(opened_base.tensors, opened_delta.tensors)
-        companions = read_companions(opened_delta.folder, opened_delta.names, stored)
+        companions = (
+            Companions({NOTICE_NAME: NOTICE.encode()}, ())
+            if opened_delta.alone
+            else read_companions(opened_delta.folder, opened_delta.names, stored)
+        )
         for text in (*opened_base.notes, *opened_delta.notes, *matching.warnings):
             report.warn(text)
+        records = _record(opened_base, matching.dropped_base), _record(opened_delta, matching.dropped_delta)
+        if all(records[0].samples.get(name) == sample for name, sample in records[1].samples.items()):
+            report.warn(f"{opened_delta.path}: base and delta hold the same weights: is this really the delta?")
         plan = make_plan(
             matching,
             options,
-            _record(opened_base, matching.dropped_base),
-            _record(opened_delta, matching.dropped_delta),
+            *records,
             [Companion(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in companions.files.items()],
         )
         yield Prepared(opened_base, opened_delta, companions, plan, place)
@@ -88,7 +95,7 @@ def prepare(
 def _record(checkpoint: Checkpoint, dropped: tuple[Dropped, ...]) -> InputRecord:
     return InputRecord(
         checkpoint.container,
-        tuple(InputFileRecord(w.file.path.name, w.file.size, w.header_digest) for w in checkpoint.files),
+        tuple(InputFileRecord(w.file.path.name, w.file.size, w.header_digest, w.checks) for w in checkpoint.files),
         {name: tensor.spec for name, tensor in checkpoint.tensors.items()},
         {name: sample_digest(tensor) for name, tensor in checkpoint.tensors.items()},
         dropped,
@@ -107,7 +114,11 @@ def say(job: Prepared, report: Report) -> None:
             others = f" and {len(names) - 1} more" if len(names) > 1 else ""
             report.note(f"dropped from the {role} ({reason}): {names[0]}{others}")
     if job.companions.left_behind:
-        report.note(f"not copied from the delta: {', '.join(job.companions.left_behind)}")
+        left = job.companions.left_behind
+        others = f" and {len(left) - 8} more" if len(left) > 8 else ""
+        report.note(f"not copied from the delta: {', '.join(left[:8])}{others}")
+    if job.delta.alone:
+        report.note("the delta is a single file: no configuration or tokenizer is copied")
     if job.companions.change:
         report.note(job.companions.change)
 
@@ -136,7 +147,7 @@ def describe(job: Prepared, workers: int) -> dict[str, Json]:
         "target": str(job.place.target),
         "plan": job.plan.identity,
         "tensors": len(job.plan.tensors),
-        "bytes": sum(tensor.spec.nbytes for tensor in job.plan.tensors),
+        "bytes": job.plan.nbytes,
         "shards": [
             {"file": shard.file, "size": shard.size, "tensors": len(shard.tensors)} for shard in job.plan.shards
         ],

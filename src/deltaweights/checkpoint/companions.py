@@ -7,6 +7,7 @@ those left behind. Never: code, pickles, stale indexes, or a file outside the fo
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,15 +68,25 @@ def read_companions(folder: Path, weights: frozenset[str], dtype: str) -> Compan
         raise InputOutputError.from_os(error, folder, "list") from error
     for name in names:
         if name in COPIED or LEGAL.fullmatch(name):
-            files[name] = read_small(folder / name, MAX_SIZE)
+            files[name] = _read(folder / name)
         elif name == README:
-            files[DELTA_README] = read_small(folder / name, MAX_SIZE)
+            files[DELTA_README] = _read(folder / name)
         elif name not in weights and not name.startswith("."):
             left_behind.append(name)
     change = None
     if "config.json" in files:
         files["config.json"], change = state_dtype(files["config.json"], dtype, folder / "config.json")
     return Companions(files, tuple(left_behind), change)
+
+
+def _read(path: Path) -> bytes:
+    """Read a companion, through a link only if it stays in the folder, or in the Hub cache that the folder is a snapshot of."""
+    real, folder = Path(os.path.realpath(path)), Path(os.path.realpath(path.parent))
+    blobs = folder.parent.parent / "blobs"  # models--ORG--NAME/{snapshots/COMMIT/NAME -> ../../blobs/HASH}
+    if not real.is_relative_to(folder) and not real.is_relative_to(blobs):
+        remedy = "if it belongs to the delta, put a copy of it there"
+        raise MalformedInput("a link that leaves the folder", where=path, found=real, remedy=remedy)
+    return read_small(path, MAX_SIZE)
 
 
 def state_dtype(config: bytes, dtype: str, where: Path) -> tuple[bytes, str | None]:
@@ -89,17 +100,21 @@ def state_dtype(config: bytes, dtype: str, where: Path) -> tuple[bytes, str | No
         raise MalformedInput("not strict JSON", where=where, found=error, remedy="fetch it again") from None
     if not isinstance(document, dict):
         raise MalformedInput("not a JSON object", where=where, remedy="fetch it again")
+    text = config.decode()
+    changes = []
     for key in ("torch_dtype", "dtype"):
         stated = document.get(key)
         if not isinstance(stated, str) or stated == dtype:
             continue
+        wanted = {**document, key: dtype}
         pattern = re.compile(re.escape(json.dumps(key)) + r"(\s*:\s*)" + re.escape(json.dumps(stated)))
-        for place in pattern.finditer(config.decode()):
-            text = config.decode()
+        for place in pattern.finditer(text):
             changed = (
                 f"{text[: place.start()]}{json.dumps(key)}{place.group(1)}{json.dumps(dtype)}{text[place.end() :]}"
             )
             # The same words may stand deeper down, for a part of the model: only the change of the top-level key is wanted.
-            if strict_json(changed.encode()) == {**document, key: dtype}:
-                return changed.encode(), f"config.json: {key} changed from {stated} to {dtype}"
-    return config, None
+            if strict_json(changed.encode()) == wanted:
+                text, document = changed, wanted
+                changes.append(f"{key} changed from {stated} to {dtype}")
+                break
+    return text.encode(), f"config.json: {', '.join(changes)}" if changes else None

@@ -172,12 +172,14 @@ class WeightsFile:
     """One weights file, its header read and checked.
 
     ``header_digest`` is ``blake3:`` and the digest of all bytes that say where the tensors are; ``loose`` lists the storages whose
-    checksum needs a pass of its own; ``notes`` are remarks for people.
+    checksum needs a pass of its own; ``checks`` names what is checked by whoever reads all
+    tensors: "header", and "crc32" where checksums are recorded; ``notes`` are remarks for people.
     """
 
     file: InputFile
     container: str
     header_digest: str
     tensors: dict[str, LazyTensor]
+    checks: tuple[str, ...] = ("header",)
     loose: tuple[LooseStorage, ...] = ()
     notes: tuple[str, ...] = ()

@@ -35,7 +35,8 @@ MAX_INDEX = 32 * 1024 * 1024
 class Checkpoint:
     """An open checkpoint; ``role`` is "base" or "delta", ``folder`` is where its configuration files are.
 
-    ``names`` are the files in it that the weights are made of, the index included.
+    ``names`` are the files in it that the weights are made of, the index included; ``alone`` says that ``path`` is a weights file
+    of no usual name, so that what else stands in the folder may have nothing to do with it.
     """
 
     role: str
@@ -45,6 +46,7 @@ class Checkpoint:
     files: tuple[WeightsFile, ...]
     tensors: dict[str, LazyTensor]
     notes: tuple[str, ...]
+    alone: bool
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -86,6 +88,9 @@ def open_checkpoint(path: str | Path, role: str) -> Checkpoint:
             raise InputOutputError(f"no {role} here", where=path, found="nothing", remedy=_how_to_get(path, role))
     except OSError as error:
         raise InputOutputError.from_os(error, path, f"open the {role}") from error
+    fault = name_fault(start.name)
+    if fault:
+        raise MalformedInput("unusable file name", where=start, found=fault, remedy="rename it")
     index = None
     if start.name.endswith(".index.json"):
         index = _read_index(start)
@@ -110,7 +115,8 @@ def open_checkpoint(path: str | Path, role: str) -> Checkpoint:
     names = frozenset({start.name, *(weights.file.path.name for weights in files)})
     if path.is_dir():
         _refuse_strays(start, names)
-    return Checkpoint(role, start.parent, path, names, tuple(files), tensors, tuple(notes))
+    alone = index is None and WEIGHTS.fullmatch(start.name) is None
+    return Checkpoint(role, start.parent, path, names, tuple(files), tensors, tuple(notes), alone)
 
 
 def _refuse_strays(start: Path, names: frozenset[str]) -> None:

@@ -73,6 +73,7 @@ class _Reader:
             "torch",
             f"blake3:{digest.hexdigest()}",
             tensors,
+            ("header", "crc32") if self.has_checksums else ("header",),
             tuple(self.loose(tensors, storages)) if self.has_checksums else (),
             () if self.has_checksums else (NO_CHECKSUMS,),
         )

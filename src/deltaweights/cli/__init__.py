@@ -14,23 +14,36 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """Run ``deltaweights``, and exit."""
-    from deltaweights.cli.group import deltaweights  # noqa: PLC0415  (so that `import deltaweights.cli` stays free)
-    from deltaweights.cli.run import run  # noqa: PLC0415
-
-    _exit(run(deltaweights, "deltaweights"))
+    _start("deltaweights.cli.group", "deltaweights", "deltaweights")
 
 
 def apply_delta() -> NoReturn:
     """Run ``apply-delta``, and exit."""
-    from deltaweights.cli.drop_in import apply_delta as command  # noqa: PLC0415
-    from deltaweights.cli.run import run  # noqa: PLC0415
-
-    _exit(run(command, "apply-delta"))
+    _start("deltaweights.cli.drop_in", "apply_delta", "apply-delta")
 
 
-def _exit(code: int) -> NoReturn:
+def _start(module: str, command: str, name: str) -> NoReturn:
+    _open_standard_streams()
+    try:
+        from importlib import import_module  # noqa: PLC0415  (so that a Ctrl-C in the first moments ends quietly, too)
+
+        from deltaweights.cli.run import run  # noqa: PLC0415
+
+        code = run(getattr(import_module(module), command), name)
+    except KeyboardInterrupt:
+        code = 130
     # Everything is written and every thread has ended; taking torch apart would cost 0.3 s more and do no good.
     with contextlib.suppress(OSError):  # standard output was flushed before, and its failure is what the code says
-        if sys.stderr is not None:
-            sys.stderr.flush()
+        sys.stderr.flush()
     os._exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Open what was closed before we began: else the first files that we open would get its numbers, and our messages."""
+    for number, stream in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115

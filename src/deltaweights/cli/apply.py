@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import click
 
 from deltaweights.cli.terminal import TerminalReport
+from deltaweights.errors import UsageError
 from deltaweights.sizes import human_bytes
 from deltaweights.text import Json, counted, printable
 
@@ -26,6 +28,13 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """From malloc.h."""
 
 
+def _device(_ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
+    # Whether this machine has it is known only once torch is loaded; a slip of the pen need not wait for that.
+    if not re.fullmatch(r"cpu|auto|cuda(:[0-9]{1,3})?", value):
+        raise UsageError("no such device", found=value, expected="cpu, cuda, cuda:N or auto")
+    return value
+
+
 def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that ``deltaweights apply`` and ``apply-delta`` share."""
     options = (
@@ -35,9 +44,13 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--dtype", type=DTYPE, help="Dtype of the written weights [default: the compute dtype]."),
         click.option("--max-shard-size", default="5GB", show_default=True, help="Most bytes of tensors per shard."),
         click.option(
-            "--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or auto; the bits are the same."
+            "--device",
+            default="cpu",
+            show_default=True,
+            callback=_device,
+            help="cpu, cuda, cuda:N or auto; the bits are the same.",
         ),
-        click.option("--workers", type=click.IntRange(min=1), help="Threads [default: one per processor, 2 to 16]."),
+        click.option("--workers", type=click.IntRange(min=1), help="Threads [default: one per processor, 2 to 8]."),
         click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands in the target."),
         click.option("--strict", is_flag=True, help="Fail (6) when the result has NaN or infinite weights."),
         click.option(

@@ -5,6 +5,7 @@ Enters: a click command. Leaves: its exit code, and one line on stderr when it i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ import click
 from deltaweights.errors import DeltaweightsError, InputOutputError, Interrupted
 from deltaweights.text import printable
 
-RESUME = "the target is untouched; the same command goes on from the shards that are finished"
+RESUME = "the same command goes on from what is finished"
 
 
 def run(command: click.Command, name: str) -> int:
@@ -26,8 +27,7 @@ def run(command: click.Command, name: str) -> int:
         signal.signal(signal.SIGINT, _interrupted)  # click would print an empty line
     try:
         status = command.main(prog_name=name, standalone_mode=False)
-        if sys.stdout is not None:  # as it is when it was closed before we began
-            sys.stdout.flush()
+        sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
@@ -55,5 +55,6 @@ def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _fail(name: str, message: str, code: int) -> int:
-    click.echo(f"{name}: error: {printable(message)}", err=True)
+    with contextlib.suppress(OSError):  # the code says it too
+        click.echo(f"{name}: error: {printable(message)}", err=True)
     return code

@@ -6,6 +6,7 @@ stdout, which belongs to results.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
@@ -34,11 +35,11 @@ class TerminalReport(Report):
     def note(self, text: str) -> None:
         """Print a remark."""
         if not self._quiet:
-            click.echo(printable(text), err=True)
+            self._print(text)
 
     def warn(self, text: str) -> None:
         """Print a warning, also when quiet."""
-        click.echo(printable(f"{self._name}: warning: {text}"), err=True)
+        self._print(f"{self._name}: warning: {text}")
 
     def begin(self, doing: str, total: int) -> None:
         """Start a bar, or a row of progress lines."""
@@ -61,7 +62,12 @@ class TerminalReport(Report):
             rate = done / (now - self._began)
             left = (self._total - done) / rate
             share = f"{human_bytes(done)} of {human_bytes(self._total)}"
-            click.echo(f"{self._doing}: {share}, {human_bytes(rate)}/s, {left:.0f} s left", err=True)
+            self._print(f"{self._doing}: {share}, {human_bytes(rate)}/s, {left:.0f} s left")
+
+    @staticmethod
+    def _print(text: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk under a log file is no reason to stop a merge
+            click.echo(printable(text), err=True)
 
     def end(self) -> None:
         """Take the bar away."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from deltaweights.checkpoint.tensors import name_fault
 from deltaweights.text import Json, natural_key, readable_json, strict_json
 
 MANIFEST, SUMS, INDEX = "manifest.json", "SHA256SUMS", "model.safetensors.index.json"
@@ -84,7 +85,7 @@ def _document(data: bytes, expected_format: str) -> dict[str, Any]:
     document = strict_json(data, MOST_OBJECTS)
     if not isinstance(document, dict) or document.get("format") != expected_format:
         raise ValueError(f"not a {expected_format} document")
-    if document.get("version") != VERSION:
+    if type(document.get("version")) is not int or document["version"] != VERSION:
         raise ValueError(f"{expected_format} version {document.get('version')}; this program reads version {VERSION}")
     return document
 
@@ -109,10 +110,14 @@ def manifest_bytes(result: Json, inputs: Json) -> bytes:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is read back from a manifest; ``tensors`` holds (dtype, shape, digest), ``nonfinite`` counts of NaN and infinities."""
+    """What is read back from a manifest; ``tensors`` holds (dtype, shape, digest), ``places`` each tensor's file.
+
+    ``plan`` is empty when the manifest names none; ``nonfinite`` counts NaN and infinities.
+    """
 
     files: dict[str, FileRecord]
     tensors: dict[str, tuple[str, tuple[int, ...], str]]
+    places: dict[str, str]
     content_digest: str
     plan: str
     nonfinite: dict[str, int]
@@ -126,15 +131,28 @@ def parse_manifest(data: bytes) -> Manifest:
     document = _document(data, MANIFEST_FORMAT)
     try:
         result, inputs = document["result"], document["inputs"]
-        files = {_plain(name): FileRecord(_size(f["size"]), _hex(f["sha256"])) for name, f in result["files"].items()}
+        files = {
+            plain_name(name): FileRecord(_size(f["size"]), _hex(f["sha256"])) for name, f in result["files"].items()
+        }
         tensors = {
-            name: (_text(t["dtype"]), tuple(map(_size, t["shape"])), _text(t["digest"]))
+            _tensor_name(name): (_text(t["dtype"]), tuple(map(_size, t["shape"])), _text(t["digest"]))
             for name, t in result["tensors"].items()
         }
-        nonfinite = {name: _size(count) for name, count in result["nonfinite"].items()}
-        return Manifest(files, tensors, _text(result["content_digest"]), _text(inputs["plan"]), nonfinite)
+        if {MANIFEST, SUMS} & set(files):
+            raise ValueError(f"{MANIFEST} and {SUMS} are not among the files that a manifest lists")
+        places = {name: plain_name(t["file"]) for name, t in result["tensors"].items()}
+        nonfinite = {name: _size(count) for name, count in result.get("nonfinite", {}).items()}
+        plan = _text(inputs.get("plan", ""))
+        return Manifest(files, tensors, places, _text(result["content_digest"]), plan, nonfinite)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"manifest lacks or misuses a field: {error}") from None
+
+
+def _tensor_name(name: str) -> str:
+    fault = name_fault(name)
+    if fault:
+        raise ValueError(f"tensor with {fault}")
+    return name
 
 
 def _text(value: Json) -> str:
@@ -155,8 +173,8 @@ def _hex(value: Json) -> str:
     return value
 
 
-def _plain(name: str) -> str:
-    """Return ``name`` if it can neither leave the folder nor break a line of SHA256SUMS."""
-    if name in {"", ".", "..", MANIFEST, SUMS} or "/" in name or "\\" in name or not name.isprintable():
+def plain_name(name: Json) -> str:
+    """Return ``name`` if it can neither leave the folder nor break a line of SHA256SUMS. Raises ``ValueError``."""
+    if not isinstance(name, str) or name in {"", ".", ".."} or "/" in name or "\\" in name or not name.isprintable():
         raise ValueError(f"{name!r:.80} is not a plain file name")
     return name

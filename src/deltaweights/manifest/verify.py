@@ -17,7 +17,7 @@ from pathlib import Path
 from deltaweights.checkpoint.files import ContiguousSource, InputFile, read_small
 from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.errors import CheckFailed, DeltaweightsError, InputOutputError, UsageError
+from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
 from deltaweights.manifest.digest import Hasher, content_digest, tensor_digest, tensor_hasher
 from deltaweights.manifest.manifest import (
     MANIFEST,
@@ -32,6 +32,9 @@ from deltaweights.text import printable
 PERMITTED = frozenset({"model.sig", ".cache", "lost+found", ".deltaweights"})
 """What may stand beside our files: a signature, the Hub client's cache, what ext4 puts at the root of a disk, staging of a run that
 replaces the model or was killed when it had; and ``.git*``."""
+
+LOADABLE = frozenset({".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".gguf", ".h5", ".msgpack", ".py"})
+"""Suffixes of files that loaders take weights or code from."""
 
 MAX_MANIFEST = 256 * 1024 * 1024
 
@@ -105,9 +108,12 @@ def verify(
         _check_sums(root, present, sums_bytes(files, manifest_record), problems)
         for name in sorted(present - set(files) - {MANIFEST, SUMS}):
             problems.append(Problem(name, "is not in the manifest", "an extra file"))
+        _check_places(manifest, problems)
         if content_digest((n, *row) for n, row in manifest.tensors.items()) != manifest.content_digest:
             problems.append(Problem(MANIFEST, "content_digest does not follow from the tensors that it lists"))
-    rows = _check_files(root, present, files, problems, workers, with_tensors=expect is not None)
+    rows = _check_files(
+        root, present, files, manifest.places if manifest else {}, problems, workers, with_tensors=expect is not None
+    )
     digest = manifest.content_digest if manifest else None
     if expect is not None and manifest is not None:
         digest = content_digest((n, *row) for n, row in rows.items())
@@ -140,7 +146,10 @@ def _list(root: Path, problems: list[Problem]) -> set[str]:
     for entry in entries:
         if entry.name in PERMITTED or entry.name.startswith(".git"):
             continue
-        mode = entry.stat(follow_symlinks=False).st_mode
+        try:
+            mode = entry.stat(follow_symlinks=False).st_mode
+        except OSError as error:
+            raise InputOutputError.from_os(error, root / entry.name, "look at it") from error
         if stat.S_ISREG(mode):
             present.add(entry.name)
         else:
@@ -167,9 +176,19 @@ def _read_manifest(root: Path, present: set[str], problems: list[Problem]) -> tu
 def _read(path: Path, problems: list[Problem]) -> bytes | None:
     try:
         return read_small(path, MAX_MANIFEST)
-    except DeltaweightsError as error:
+    except (InputOutputError, MalformedInput) as error:  # not their base class: a signal's exception must pass
         problems.append(Problem(path.name, f"cannot be read: {error}"))
         return None
+
+
+def _check_places(manifest: Manifest, problems: list[Problem]) -> None:
+    """Hold the weights files that a loader could take against those that the tensors are said to be in."""
+    stated = set(manifest.places.values())
+    for name in sorted(stated | {name for name in manifest.files if Path(name).suffix in LOADABLE}):
+        if name not in stated:
+            problems.append(Problem(name, "could be loaded, but holds no tensor of the manifest"))
+        elif name not in manifest.files:
+            problems.append(Problem(name, "holds tensors of the manifest, but is not among its files"))
 
 
 def _check_sums(root: Path, present: set[str], expected: bytes, problems: list[Problem]) -> None:
@@ -183,6 +202,7 @@ def _check_files(
     root: Path,
     present: set[str],
     files: dict[str, FileRecord],
+    places: dict[str, str],
     problems: list[Problem],
     workers: int | None,
     *,
@@ -194,14 +214,19 @@ def _check_files(
         if not any(problem.file == name for problem in problems):
             problems.append(Problem(name, "is missing"))
     names = sorted(set(files) & present, key=lambda name: (-files[name].size, name))
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
+    try:
         digests = pool.map(lambda name: _check_file(root / name, files[name], with_tensors=with_tensors), names)
-        for found, tensors in digests:
+        for name, (found, tensors) in zip(names, digests, strict=True):
             problems.extend(found)
             for tensor, row in tensors.items():
                 if tensor in rows:
                     problems.append(Problem(tensor, "is in two weights files"))
+                if places.get(tensor, name) != name:
+                    problems.append(Problem(tensor, "is in another file than the manifest says", name, places[tensor]))
                 rows[tensor] = row
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # on Ctrl-C, waiting for the files in hand would take seconds
     return rows
 
 
@@ -221,7 +246,7 @@ def _check_file(path: Path, expected: FileRecord, *, with_tensors: bool) -> tupl
             file.check_unchanged()
         finally:
             file.close()
-    except DeltaweightsError as error:
+    except (InputOutputError, MalformedInput) as error:
         return [Problem(path.name, f"cannot be verified: {error}")], {}
     if sha256 != expected.sha256:
         return [Problem(path.name, "has another sha256", sha256, expected.sha256)], rows

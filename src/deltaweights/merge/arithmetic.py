@@ -88,8 +88,17 @@ class Workbench:
         """Return the sum of the ``count`` elements in the delta buffer with the ``runs`` of elements in the base buffer.
 
         Elements outside all runs are kept, cast to the compute dtype and then to the stored one. Sums are made in the compute
-        dtype, correctly rounded once, and rounded once more when they are stored in another.
+        dtype, correctly rounded once, and rounded once more when they are stored in another. Raises ``InputOutputError`` when the
+        device has no memory left.
         """
+        try:
+            return self._combine(count, delta_dtype, base_dtype, runs)
+        except torch.cuda.OutOfMemoryError as error:
+            raise InputOutputError(
+                "the GPU has no memory left", remedy="run with fewer --workers or --device cpu"
+            ) from error
+
+    def _combine(self, count: int, delta_dtype: str, base_dtype: str | None, runs: tuple[Run, ...]) -> Sum:
         delta = self._elements(self._inputs[0], TORCH_DTYPES[delta_dtype], count)
         needs_cast = not delta.dtype == self._compute == self._store
         if not runs and not needs_cast:

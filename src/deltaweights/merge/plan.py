@@ -56,11 +56,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class InputFileRecord:
-    """One weights file that was opened. ``header_digest`` covers all bytes that say where its tensors are."""
+    """One weights file that was opened. ``header_digest`` covers all bytes that say where its tensors are.
+
+    ``checks`` names what is checked of it while it is read.
+    """
 
     name: str
     size: int
     header_digest: str
+    checks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Plan:
 
     @cached_property
     def document(self) -> dict[str, Json]:
-        """The plan as JSON; two plans with one document give the same bytes."""
+        """The plan as JSON; from inputs that are what it says, two plans with one document give the same bytes."""
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -113,8 +117,13 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all shards."""
-        return sum(shard.size for shard in self.shards)
+        """Bytes of all tensors of the result."""
+        return sum(tensor.spec.nbytes for tensor in self.tensors)
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all tensors of the result."""
+        return sum(tensor.spec.count for tensor in self.tensors)
 
     @property
     def tensors(self) -> list[PlannedTensor]:

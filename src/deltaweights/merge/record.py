@@ -12,9 +12,6 @@ from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord, m
 from deltaweights.merge.plan import InputRecord, Plan
 from deltaweights.text import Json
 
-CHECKS = {"safetensors": ["header"], "torch": ["header", "crc32"]}
-"""What is checked of an input file as it is read, by container."""
-
 
 def records_of(fragments: Mapping[str, Fragment]) -> dict[str, TensorRecord]:
     """Return the tensor records of all fragments by name."""
@@ -50,8 +47,8 @@ def merge_manifest(
     )
     result: Json = {
         "content_digest": digest,
-        "parameters": sum(tensor.spec.count for tensor in plan.tensors),
-        "bytes": sum(tensor.spec.nbytes for tensor in plan.tensors),
+        "parameters": plan.parameters,
+        "bytes": plan.nbytes,
         "options": vars(plan.options),
         "nonfinite": {name: record.nonfinite for name, record in records.items() if record.nonfinite},
         "files": {name: vars(files[name]) for name in sorted(files)},
@@ -69,13 +66,13 @@ def _input(record: InputRecord, digests: Mapping[str, str], sha256: Mapping[str,
     used = {name: record.tensors[name] for name in sorted(digests)}
     return {
         "container": record.container,
-        "content_digest": content_digest((name, spec.dtype, spec.shape, digests[name]) for name, spec in used.items()),
+        "tensors_digest": content_digest((name, spec.dtype, spec.shape, digests[name]) for name, spec in used.items()),
         "files": {
             file.name: {
                 "size": file.size,
                 "header_digest": file.header_digest,
                 **({"sha256": sha256[file.name]} if file.name in sha256 else {}),
-                "checks": CHECKS[record.container] + ["sha256"] * (file.name in sha256),
+                "checks": [*file.checks] + ["sha256"] * (file.name in sha256),
             }
             for file in record.files
         },

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.errors import InputOutputError
 from deltaweights.manifest.manifest import Fragment
 from deltaweights.merge.arithmetic import Workbench, choose_device, single_threaded
 from deltaweights.merge.blocks import Block, blocks_of
@@ -35,6 +36,11 @@ class Resources:
     device: str = "cpu"
     workers: int = 2
     block: int = BLOCK
+
+
+def check_device(name: str) -> None:
+    """Raise ``UsageError`` when this machine has no device ``name``."""
+    choose_device(name)
 
 
 class Stream:
@@ -63,23 +69,36 @@ class Stream:
         self._device = choose_device(self._resources.device)
         self._feed = self._blocks(shards)
         workers = [threading.Thread(target=self._guard, daemon=True) for _ in range(self._resources.workers)]
+        running = 0
         with single_threaded():
             try:
                 for worker in workers:
                     worker.start()
-                for _ in workers:
+                    running += 1
+                while running:
                     # Not Thread.join: before Python 3.13, one that a signal interrupts takes a running thread for ended.
-                    while not self._ended.acquire(timeout=0.1):
-                        yield sum(lane.done for lane in self._lanes)
-                yield sum(lane.done for lane in self._lanes)
+                    running -= self._ended.acquire(timeout=0.1)
+                    yield sum(lane.done for lane in self._lanes)
+            except RuntimeError as error:
+                raise InputOutputError(f"cannot start a worker: {error}", remedy="run with fewer --workers") from error
             finally:
                 self._stop.set()
-                for worker in workers:
-                    worker.join()
+                self._wait_for(running)
                 for lane in self._lanes:
                     lane.writer.abandon()
         if self._errors:
             raise self._errors[0]
+
+    def _wait_for(self, running: int) -> None:
+        """Wait until all workers have ended, however often a signal asks not to; then pass its exception on."""
+        late: BaseException | None = None
+        while running:
+            try:
+                running -= self._ended.acquire()
+            except BaseException as error:  # noqa: BLE001  (raised below)
+                late = error
+        if late is not None:
+            raise late
 
     @property
     def flush_seconds(self) -> float:

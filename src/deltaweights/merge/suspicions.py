@@ -42,6 +42,8 @@ def likely_reason(base: Specs, delta: Specs) -> str:
         return "the base was saved without its head (LlamaModel, not LlamaForCausalLM): use the full checkpoint"
     if any("lora_" in name for name in delta):
         return "the delta holds LoRA adapters, not delta weights: merge it with peft"
+    if any(spec.dtype in INTEGERS for spec in delta.values()):
+        return "the delta holds whole numbers: it is likely a quantized model, and no delta"
     if any(spec.dtype in INTEGERS for spec in base.values()):
         return f"the base holds whole numbers: it is likely quantized; {REMEDY}, in float16"
     hidden_base, hidden_delta = _hidden_size(base), _hidden_size(delta)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import hashlib
 import os
 import time
@@ -39,8 +40,17 @@ def _preallocate(fd: int, size: int) -> None:
         return
     if _fallocate(fd, FALLOC_FL_KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size)) != 0:
         code = ctypes.get_errno()
-        if code not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}:
+        if code not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EINTR}:
             raise OSError(code, os.strerror(code))
+
+
+def flush(fd: int) -> None:
+    """Wait until what was written to ``fd`` is on the disk; on macOS also out of the drive's own cache, where fsync leaves it."""
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        with contextlib.suppress(OSError):  # not every file system there knows it
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(fd)
 
 
 class ShardWriter:
@@ -54,6 +64,7 @@ class ShardWriter:
         self._size = shard.size
         self._sha256 = hashlib.sha256()
         self._fd = -1
+        self._finished = False
         self._digested = self._sent = 0
         self.flush_seconds = 0.0
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -67,7 +78,11 @@ class ShardWriter:
             self.abandon()
             raise InputOutputError.from_os(error, self._path, f"make room for {shard.size} bytes", KEPT) from error
         header = memoryview(shard.header)
-        self.write(header, 0)
+        try:
+            self.write(header, 0)
+        except InputOutputError:
+            self.abandon()
+            raise
         self.digest(header)
 
     def write(self, data: memoryview, offset: int) -> None:
@@ -87,7 +102,8 @@ class ShardWriter:
             # On Linux this starts writing dirty pages out and drops clean ones (mm/fadvise.c). The disk so works along,
             # the final flush has little left to do, and the page cache stays free for the machine's other jobs.
             # From byte 0 on: what the last call sent out is clean by now, and its memory is the next blocks'.
-            os.posix_fadvise(self._fd, 0, self._digested, os.POSIX_FADV_DONTNEED)
+            with contextlib.suppress(OSError):  # advice
+                os.posix_fadvise(self._fd, 0, self._digested, os.POSIX_FADV_DONTNEED)
             self._sent = self._digested
 
     def finish(self) -> FileRecord:
@@ -99,21 +115,23 @@ class ShardWriter:
                     "wrong size after writing", where=self._path, found=size, expected=self._size, remedy=KEPT
                 )
             began = time.monotonic()
-            os.fsync(self._fd)
+            flush(self._fd)
+            self._close()
             self.flush_seconds = time.monotonic() - began
         except OSError as error:
             raise InputOutputError.from_os(error, self._path, "flush to the disk", KEPT) from error
-        finally:
-            self._close()
+        self._finished = True
         return FileRecord(self._size, self._sha256.hexdigest())
 
     def abandon(self) -> None:
         """Close and remove the file if it is unfinished."""
-        if self._fd >= 0:
-            self._close()
+        if not self._finished:
+            with contextlib.suppress(OSError):
+                self._close()
             with contextlib.suppress(OSError):
                 self._path.unlink()
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)

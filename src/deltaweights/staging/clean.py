@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 
-from deltaweights.staging.disk import flush_folder, remove
 from deltaweights.staging.folder import StagingLock
 from deltaweights.staging.place import locate
-from deltaweights.staging.publish import recover
+from deltaweights.staging.publish import forget, recover
 
 
 def clean(target: str | os.PathLike[str]) -> list[str]:
@@ -20,6 +19,5 @@ def clean(target: str | os.PathLike[str]) -> list[str]:
         return [f"nothing to clean for {place.target}"]
     with StagingLock(place):
         done = recover(place)
-        remove(place.root)
-        flush_folder(place.root.parent)
+        forget(place)
     return [*([done] if done else []), f"removed {place.root}"]

@@ -1,6 +1,7 @@
 """Small files and folders, written so that a power cut cannot half-undo them.
 
-Enters: bytes and paths. Leaves: files and folder entries that are on the disk when the call returns. Never: a link followed in a
+Enters: bytes and paths. Leaves: files, and entries of renamed files, that are on the disk when the call returns. Never: a
+link followed in a
 folder of ours.
 """
 
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 
 from deltaweights.errors import InputOutputError
+from deltaweights.merge.writer import flush
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """From linux/fcntl.h and linux/fs.h."""
@@ -28,7 +30,7 @@ def write_file(path: Path, data: bytes) -> None:
             view = memoryview(data)
             while view:
                 view = view[file.write(view) :]
-            os.fsync(fd)
+            flush(fd)
     except OSError as error:
         raise InputOutputError.from_os(error, path, "write") from error
 
@@ -56,10 +58,12 @@ def flush_folder(folder: Path) -> None:
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(fd)
+            flush(fd)
         finally:
             os.close(fd)
     except OSError as error:
+        if error.errno in {errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP}:
+            return  # some network and user-space file systems cannot flush folders
         raise InputOutputError.from_os(error, folder, "flush to the disk") from error
 
 

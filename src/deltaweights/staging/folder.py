@@ -14,7 +14,8 @@ import stat
 from pathlib import Path
 from types import TracebackType
 
-from deltaweights.errors import InputOutputError, TargetBusy
+from deltaweights.checkpoint.files import InputFile
+from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
 from deltaweights.manifest.manifest import MOST_OBJECTS, Fragment
 from deltaweights.merge.plan import Plan
 from deltaweights.staging.disk import flush_folder, make_folder, remove, replace_file
@@ -50,7 +51,7 @@ class StagingLock:
             remedy = "wait for it to end"
             raise TargetBusy("another run is working on this target", where=self._path.parent, remedy=remedy) from None
         except OSError as error:
-            if error.errno not in {errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}:
+            if error.errno not in {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}:
                 raise InputOutputError.from_os(error, self._path, "lock") from error
             self.note = "this file system has no locks: make sure that no other run works on this target"
         return True
@@ -70,10 +71,22 @@ class StagingLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # What a run leaves must be worth finding: a finished shard, or a publication that was begun.
+        # Errors here change nothing about the result; the next run, or `clean`, comes across what is left.
+        discard = self._is_current() and not self._place.worth_keeping()
         with contextlib.suppress(InputOutputError, OSError):
-            if self._is_current() and not self._place.worth_keeping():
-                remove(self._place.root)
+            if discard:
+                self._discard()
         os.close(self._fd)
+        if discard:
+            with contextlib.suppress(OSError):  # another run may have begun here already
+                self._place.root.rmdir()
+
+    def _discard(self) -> None:
+        """Remove everything, the lock last: as long as it is there, no other run begins to work here."""
+        for entry in self._place.root.iterdir():
+            if entry != self._path:
+                remove(entry)
+        self._path.unlink()
 
 
 class StagingFolder:
@@ -85,6 +98,8 @@ class StagingFolder:
     def prepare(self, plan: Plan) -> tuple[dict[str, Fragment], bool]:
         """Make the folder ready for ``plan``; return the fragments to reuse by shard, and whether another plan's were discarded."""
         place = self._place
+        if any(path.is_symlink() for path in (place.shards, place.fragments)):
+            raise MalformedInput("staging is not ours", where=place.root, found="links in it", remedy="delete it")
         stale = self._plan_identity() != plan.identity
         discarded = stale and place.shards.exists()
         if stale:
@@ -94,9 +109,12 @@ class StagingFolder:
         make_folder(place.fragments)
         replace_file(place.plan, readable_json({"identity": plan.identity, **plan.document}))
         fragments = self._finished(plan)
-        for entry in place.shards.iterdir():
-            if entry.name not in fragments:
-                remove(entry)
+        kept = {*fragments, *(f"{shard}.json" for shard in fragments)}
+        for folder in (place.shards, place.fragments):
+            for entry in folder.iterdir():
+                if entry.name not in kept:
+                    remove(entry)
+            flush_folder(folder)
         return fragments, discarded
 
     def keep(self, fragment: Fragment) -> None:
@@ -115,7 +133,7 @@ class StagingFolder:
         return document.get("identity") if isinstance(document, dict) else None
 
     def _finished(self, plan: Plan) -> dict[str, Fragment]:
-        """Return the fragments of ``plan`` whose shards are there, whole."""
+        """Return the fragments of ``plan`` whose shards are there, with the sha256 that was recorded."""
         finished = {}
         for shard in plan.shards:
             try:
@@ -126,6 +144,15 @@ class StagingFolder:
             whole = stat.S_ISREG(found.st_mode) and found.st_size == fragment.record.size == shard.size
             names = [tensor.name for tensor in fragment.tensors]
             expected = [tensor.spec.name for tensor in shard.tensors]
-            if whole and (fragment.plan, fragment.file) == (plan.identity, shard.file) and names == expected:
+            ours = (fragment.plan, fragment.file) == (plan.identity, shard.file) and names == expected
+            if whole and ours and _sha256(self._place.shards / shard.file) == fragment.record.sha256:
                 finished[shard.file] = fragment
         return finished
+
+
+def _sha256(path: Path) -> str:
+    file = InputFile(path)
+    try:
+        return file.sha256()
+    finally:
+        file.close()

@@ -11,17 +11,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltaweights.checkpoint.companions import COPIED, DELTA_README, LEGAL, NOTICE_NAME, README
+from deltaweights.checkpoint.folder import WEIGHTS
 from deltaweights.errors import InputOutputError, TargetBusy
-from deltaweights.manifest.manifest import MANIFEST
+from deltaweights.manifest.manifest import INDEX, MANIFEST, SUMS
 
-CHECKPOINT_SIGNS = (
+REPLACEABLE = COPIED | {
     MANIFEST,
-    "config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
+    SUMS,
+    INDEX,
+    NOTICE_NAME,
+    README,
+    DELTA_README,
     "pytorch_model.bin.index.json",
-)
-"""Files by which a folder shows that it holds a model, and so may be replaced with ``--overwrite``."""
+    "model.sig",
+    ".cache",
+    ".gitattributes",
+}
+"""What may stand in a checkpoint, weights and licence files apart; a folder with anything else is not ours to replace."""
 
 
 INSIDE = ".deltaweights"
@@ -82,19 +89,22 @@ class Place:
 def locate(target: str | os.PathLike[str]) -> Place:
     """Return the place for ``target``: staging beside it, or inside it where a rename cannot publish it.
 
-    That is so when it is a mount point, when its parent cannot be written, when it is the working folder of this process, and when
-    an earlier run has begun so.
+    That is so when it is a mount point, when its parent cannot be written, and when it is the working folder of this process.
+    Staging that an earlier run has begun, in either place, is where this one goes on: one target has one lock.
     """
     path = Path(os.path.realpath(os.path.expanduser(target)))  # noqa: PTH111  (Path's own raises when there is no such user)
-    if path.is_dir():
-        parent_is_closed = not os.access(path.parent, os.W_OK | os.X_OK)
-        if path.is_mount() or parent_is_closed or Path.cwd().is_relative_to(path) or (path / INSIDE).exists():
-            return Place(path, path / INSIDE, inside=True)
-    return Place(path, path.parent / f".{path.name}.deltaweights", inside=False)
+    beside = Place(path, path.parent / f".{path.name}.deltaweights", inside=False)
+    inside = Place(path, path / INSIDE, inside=True)
+    if not path.is_dir() or beside.root.exists():
+        return beside
+    parent_is_closed = not os.access(path.parent, os.W_OK | os.X_OK)
+    if path.is_mount() or parent_is_closed or Path.cwd().is_relative_to(path) or inside.root.exists():
+        return inside
+    return beside
 
 
 def refuse_inputs(place: Place, inputs: Iterable[Path]) -> None:
-    """Raise ``TargetBusy`` when the target is one of the input folders, inside one, or holds one."""
+    """Raise ``TargetBusy`` when the target is one of ``inputs`` (folders and weights files), inside one, or holds one."""
     for given in inputs:
         source = Path(os.path.realpath(given))
         if place.target.is_relative_to(source) or source.is_relative_to(place.target):
@@ -114,10 +124,16 @@ def refuse_content(place: Place, *, overwrite: bool) -> None:
         raise TargetBusy("target is already there with other content", where=place.target, found=some, remedy=remedy)
     if not stat.S_ISDIR(place.target.stat().st_mode):
         raise TargetBusy("target is not a folder", where=place.target, remedy="choose another target")
-    if not any(sign in contents for sign in CHECKPOINT_SIGNS):
+    strangers = [name for name in contents if not _may_be_replaced(name)]
+    if strangers or not any(name == MANIFEST or WEIGHTS.fullmatch(name) for name in contents):
+        some = ", ".join(strangers[:3]) or some
         raise TargetBusy(
             "will not overwrite a folder that is not a checkpoint",
             where=place.target,
             found=some,
             remedy="empty it, or choose another target",
         )
+
+
+def _may_be_replaced(name: str) -> bool:
+    return name in REPLACEABLE or WEIGHTS.fullmatch(name) is not None or LEGAL.fullmatch(name) is not None

@@ -9,48 +9,76 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from deltaweights.errors import InputOutputError, TargetBusy
-from deltaweights.manifest.manifest import INDEX, MANIFEST, SUMS
+from deltaweights.checkpoint.files import read_small
+from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
+from deltaweights.manifest.manifest import INDEX, MANIFEST, MOST_OBJECTS, SUMS, plain_name
+from deltaweights.manifest.verify import MAX_MANIFEST
 from deltaweights.staging.disk import exchange, flush_folder, remove, rename, replace_file
-from deltaweights.staging.place import Place
+from deltaweights.staging.place import Place, refuse_content
 from deltaweights.text import readable_json, strict_json
 
 LAST = (INDEX, MANIFEST, SUMS)
-"""Moved last when files are moved one by one: until they are there, no loader and no check takes the folder for whole."""
+"""Moved last when files are moved one by one: until they are there, no check takes the folder for whole."""
 
 
-def publish(place: Place) -> None:
-    """Make ``place.shards`` the target, and remove staging. What stood there before is replaced."""
+def publish(place: Place, plan: str, *, overwrite: bool) -> None:
+    """Make ``place.shards``, the result of ``plan``, the target. With ``overwrite``, a checkpoint that stood there is replaced.
+
+    Raises ``TargetBusy`` when something appeared in the target that may not be replaced. Staging is then as it was; afterwards it
+    holds nothing that is worth keeping.
+    """
     flush_folder(place.shards)
+    refuse_content(place, overwrite=overwrite)
     if place.inside:
-        names = sorted(entry.name for entry in place.shards.iterdir())
-        ordered = [name for name in names if name not in LAST] + [name for name in LAST if name in names]
-        replace_file(place.journal, readable_json(ordered))
-        _move_in(place, ordered)
+        move = sorted((entry.name for entry in place.shards.iterdir()), key=_turn)
+        old = [name for name in place.contents() if name not in move]
+        replace_file(place.journal, readable_json({"plan": plan, "remove": old, "move": move}))
+        _move_in(place, old, move)
     elif place.contents():
         _swap(place)
     else:
         _rename_onto_nothing(place.shards, place.target)
-    remove(place.root)
-    flush_folder(place.root.parent)
+    forget(place)
+
+
+def _turn(name: str) -> tuple[int, str]:
+    return (LAST.index(name) + 1 if name in LAST else 0), name
+
+
+def forget(place: Place) -> None:
+    """Make staging worthless, so that whoever holds its lock removes it."""
+    for path in (place.journal, place.fragments, place.plan):
+        remove(path)
 
 
 def recover(place: Place) -> str | None:
-    """Finish a publication that was cut off; return what was done, or None. The staging lock must be held."""
+    """Finish a publication that was cut off; return what was done, or None. The staging lock must be held.
+
+    Raises ``MalformedInput`` when the journal is not one that ``publish`` wrote: a folder from strangers may hold anything.
+    """
     if place.journal.exists():
-        try:
-            ordered = strict_json(place.journal.read_bytes())
-        except (OSError, ValueError) as error:
-            raise InputOutputError(
-                "cannot read the journal of a publication", where=place.journal, found=error
-            ) from None
-        _move_in(place, [str(name) for name in ordered])
-        remove(place.journal)
+        steps = _read_journal(place)
+        _move_in(place, steps["remove"], steps["move"])
+        forget(place)
         return "finished a publication that was cut off"
     if place.replaced.exists():
         _finish_swap(place)
         return "finished a replacement that was cut off"
     return None
+
+
+def _read_journal(place: Place) -> dict[str, list[str]]:
+    try:
+        steps = strict_json(read_small(place.journal, MAX_MANIFEST))
+        plan = strict_json(read_small(place.plan, MAX_MANIFEST), MOST_OBJECTS)
+        named = {key: [plain_name(name) for name in steps[key]] for key in ("remove", "move")}
+        fault = None if steps["plan"] == plan["identity"] else "it belongs to another plan"
+    except (ValueError, TypeError, KeyError) as error:
+        fault = str(error)
+    if fault is not None:
+        remedy = f"if you do not know where {place.root.name} comes from, delete it"
+        raise MalformedInput("not a journal of ours", where=place.journal, found=fault, remedy=remedy)
+    return named
 
 
 def _finish_swap(place: Place) -> None:
@@ -77,22 +105,28 @@ def _rename_onto_nothing(source: Path, target: Path) -> None:
 
 def _swap(place: Place) -> None:
     # After the exchange ``shards`` holds the old model. Without a plan, no later run can take its files for finished shards.
+    plan = read_small(place.plan, MAX_MANIFEST)
     remove(place.plan)
     flush_folder(place.root)
-    if exchange(place.shards, place.target):
-        return
-    rename(place.target, place.replaced)
+    try:
+        if exchange(place.shards, place.target):
+            return
+        rename(place.target, place.replaced)
+    except InputOutputError:
+        replace_file(place.plan, plan)
+        raise
     rename(place.shards, place.target)
+    remove(place.replaced)
 
 
-def _move_in(place: Place, ordered: list[str]) -> None:
-    """Move the files into the target one by one; may be called again after a kill at any point."""
-    for name in place.contents():
-        if name not in ordered:
+def _move_in(place: Place, old: list[str], new: list[str]) -> None:
+    """Move ``new`` into the target one by one, ``old`` out; may be called again after a kill at any point."""
+    for name in reversed(LAST):  # the old ones would vouch for a mixture
+        if name in old or (place.shards / name).exists():
             remove(place.target / name)
-    for name in LAST:  # the old ones would vouch for a mixture
-        if (place.shards / name).exists():
-            remove(place.target / name)
-    for name in ordered:
+    flush_folder(place.target)
+    for name in old:
+        remove(place.target / name)
+    for name in new:
         if (place.shards / name).exists():
             rename(place.shards / name, place.target / name)
