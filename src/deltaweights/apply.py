@@ -173,9 +173,11 @@ def _merge(
     hash_inputs: bool,
 ) -> _Done:
     """Write what is missing into staging, and publish it."""
+    began = time.monotonic()
     from deltaweights.merge.stream import check_device  # noqa: PLC0415  (torch: over a second, not needed before here)
 
     check_device(device)
+    seconds["load torch"] = time.monotonic() - began
     staging = StagingFolder(job.place)
     fragments, discarded = staging.prepare(job.plan)
     if discarded:
