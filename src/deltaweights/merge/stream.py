@@ -132,6 +132,7 @@ class Stream:
             with lane.file_turns.turn(block.number):
                 lane.writer.digest(total.data)
                 lane.done += len(total.data)
+            lane.writer.send()
             if block.last_of_shard:
                 self._keep(lane.finish(self._plan.identity))
 

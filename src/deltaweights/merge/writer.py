@@ -98,13 +98,17 @@ class ShardWriter:
         """Add ``data``, the next bytes of the file, to its sha256."""
         self._sha256.update(data)
         self._digested += len(data)
-        if self._digested - self._sent >= SEND_EVERY and hasattr(os, "posix_fadvise"):
-            # On Linux this starts writing dirty pages out and drops clean ones (mm/fadvise.c). The disk so works along,
-            # the final flush has little left to do, and the page cache stays free for the machine's other jobs.
-            # From byte 0 on: what the last call sent out is clean by now, and its memory is the next blocks'.
-            with contextlib.suppress(OSError):  # advice
-                os.posix_fadvise(self._fd, 0, self._digested, os.POSIX_FADV_DONTNEED)
-            self._sent = self._digested
+
+    def send(self) -> None:
+        """Have the system start writing out what was digested, now and then; takes milliseconds, so not in a turn."""
+        if self._digested - self._sent < SEND_EVERY or not hasattr(os, "posix_fadvise"):
+            return
+        self._sent = self._digested
+        # On Linux this starts writing dirty pages out and drops clean ones (mm/fadvise.c). The disk so works along, the final
+        # flush has little left to do, and the page cache stays free for the machine's other jobs. From byte 0 on: what the
+        # last call sent out is clean by now, and its memory is the next blocks'.
+        with contextlib.suppress(OSError):  # advice
+            os.posix_fadvise(self._fd, 0, self._sent, os.POSIX_FADV_DONTNEED)
 
     def finish(self) -> FileRecord:
         """Flush the file to the disk and close it; return its record."""
