@@ -186,6 +186,20 @@ def test_the_same_weights_twice_are_worth_a_word(tmp_path: Path) -> None:
     assert any("hold the same weights" in text for text in said)
 
 
+def test_hashes_that_were_asked_for_and_not_made_are_said(pair: Pair, tmp_path: Path) -> None:
+    """Asking for the inputs' hashes when the result is there already is answered with a warning, not with silence."""
+    said: list[str] = []
+
+    class Listener(Report):
+        def warn(self, text: str) -> None:
+            said.append(text)
+
+    apply_delta(*pair, tmp_path / "merged", report=Listener())
+    assert said == []
+    apply_delta(*pair, tmp_path / "merged", hash_inputs=True, report=Listener())
+    assert any("--hash-inputs was not done" in text for text in said)
+
+
 def test_a_lone_weights_file_brings_no_strangers(tmp_path: Path) -> None:
     """A delta given as one file of its own name takes nothing else from the folder that it happens to lie in."""
     base, delta = make_pair(tmp_path, "safetensors", 1)

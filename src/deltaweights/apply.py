@@ -118,6 +118,8 @@ def apply_delta(
             report.note(
                 "the target is the result of these inputs, as far as their headers and samples tell; remove it to make it anew"
             )
+            if hash_inputs:
+                report.warn("--hash-inputs was not done: the target is complete, and its manifest stays as it is")
             if done.nonfinite:
                 _report_nonfinite(done.nonfinite, report, strict=strict)
         seconds["total"] = time.monotonic() - began
