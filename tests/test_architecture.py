@@ -31,8 +31,8 @@ ORDER = (
 )
 """The rooms from the top down; a module imports from its own room and from those below."""
 
-LATE = ("merge.stream", "merge.arithmetic", "demo")
-"""Loading one of these loads torch, so nobody does it at module level (but the stream, for the arithmetic)."""
+LATE = ("merge.kernels_cpu", "merge.kernels_torch", "demo")
+"""Loading one of these loads torch or numkong, so nobody does it at module level."""
 
 PURE = ("merge.rules", "merge.plan", "merge.blocks", "merge.record", "manifest.digest", "manifest.manifest")
 """Values in, values out."""
@@ -127,34 +127,34 @@ def test_no_module_imports_itself_in_a_circle() -> None:
     assert list(TopologicalSorter(arrows).static_order())
 
 
-def test_only_arithmetic_imports_torch() -> None:
-    """Of all that handles a user's files, ``merge/arithmetic.py`` alone imports torch; the demo makes its inputs with it."""
-    users = {module for module, path in MODULES.items() if any(name.split(".")[0] == "torch" for name in imports(path))}
-    assert users == {"merge.arithmetic", "demo"}
+@pytest.mark.parametrize(
+    ("library", "expected"), [("torch", {"merge.kernels_torch", "demo"}), ("numkong", {"merge.kernels_cpu"})]
+)
+def test_one_module_each_imports_what_computes(library: str, expected: set[str]) -> None:
+    """Torch and numkong are each imported by one module of the merge; the demo makes its inputs with torch."""
+    users = {module for module, path in MODULES.items() if any(name.split(".")[0] == library for name in imports(path))}
+    assert users == expected
 
 
-def test_torch_is_behind_late_imports() -> None:
-    """Arithmetic is imported by the stream alone, and stream and demo only inside functions."""
-    users = {module for module, path in MODULES.items() if "merge.arithmetic" in own_imports(path)}
-    assert users == {"merge.stream"}
+def test_what_computes_is_behind_late_imports() -> None:
+    """The kernels are imported by the choice of device alone, and they and the demo only inside functions."""
+    users = {module for module, path in MODULES.items() if own_imports(path) & {*LATE} - {"demo"}}
+    assert users == {"merge.device"}
+    late = tuple(f"deltaweights.{module}" for module in LATE)
     early = {
-        module
-        for module, path in MODULES.items()
-        if any(
-            name.startswith(("deltaweights.merge.stream", "deltaweights.demo")) for name in imports(path, nested=False)
-        )
+        module for module, path in MODULES.items() if any(name.startswith(late) for name in imports(path, nested=False))
     }
     assert not early
 
 
 def test_importing_all_others_loads_no_torch() -> None:
-    """A process that imports every module but stream, arithmetic and demo has loaded neither torch nor transformers."""
+    """A process that imports every module but kernels and demo has loaded nothing that is slow to load."""
     wanted = [f"deltaweights.{m}" for m in MODULES if m not in {"__init__", "__main__", *LATE}] + ["deltaweights"]
     program = f"""
 import importlib, sys
 for name in {wanted!r}:
     importlib.import_module(name)
-print(sorted({{"torch", "transformers", "accelerate"}} & set(sys.modules)))
+print(sorted({{"torch", "numkong", "numpy", "transformers", "accelerate"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "[]\n"

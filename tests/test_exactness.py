@@ -25,7 +25,7 @@ from deltaweights.apply import ApplyResult, apply_delta
 from deltaweights.errors import CheckFailed
 from deltaweights.manifest.manifest import parse_manifest
 from deltaweights.merge import stream
-from deltaweights.merge.arithmetic import Workbench
+from deltaweights.merge.arithmetic import Kernels, Workbench
 from deltaweights.prepare import prepare
 from deltaweights.staging.place import locate
 from tests.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
@@ -42,7 +42,7 @@ EMBEDDING = "model.embed_tokens.weight"
 def blocks_of(elements: int) -> Iterator[None]:
     """Make the stream work in blocks of so many elements."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "Resources", partial(stream.Resources, block=elements))
+        patch.setattr("deltaweights.apply.Resources", partial(stream.Resources, block=elements))
         yield
 
 
@@ -185,9 +185,9 @@ def test_the_block_size_of_these_tests_reaches_the_workers(tmp_path: Path) -> No
     seen: list[int] = []
 
     class Spy(Workbench):
-        def __init__(self, device: torch.device, compute_dtype: str, dtype: str, block: int) -> None:
+        def __init__(self, kernels: Kernels, compute_dtype: str, dtype: str, block: int) -> None:
             seen.append(block)
-            super().__init__(device, compute_dtype, dtype, block)
+            super().__init__(kernels, compute_dtype, dtype, block)
 
     base = SMALL()
     with pytest.MonkeyPatch.context() as patch, blocks_of(37):

@@ -25,8 +25,10 @@ from deltaweights.manifest.manifest import (
     sums_bytes,
 )
 from deltaweights.manifest.verify import MAX_MANIFEST, verify
+from deltaweights.merge.device import check_device
 from deltaweights.merge.plan import fates
 from deltaweights.merge.record import merge_manifest, records_of
+from deltaweights.merge.stream import Resources, Stream
 from deltaweights.prepare import PathLike, Prepared, check_space, prepare, say
 from deltaweights.report import Report
 from deltaweights.staging.disk import write_file
@@ -176,10 +178,8 @@ def _merge(
 ) -> _Done:
     """Write what is missing into staging, and publish it."""
     began = time.monotonic()
-    from deltaweights.merge.stream import check_device  # noqa: PLC0415  (torch: over a second, not needed before here)
-
     check_device(device)
-    seconds["load torch"] = time.monotonic() - began
+    seconds["load arithmetic"] = time.monotonic() - began
     staging = StagingFolder(job.place)
     fragments, discarded = staging.prepare(job.plan)
     if discarded:
@@ -215,7 +215,6 @@ def _stream(
     seconds: dict[str, float],
 ) -> None:
     """Make the shards that have no fragment yet, and add theirs to ``fragments``."""
-    from deltaweights.merge.stream import Resources, Stream  # noqa: PLC0415  (torch: over a second, not needed before here)
 
     def keep(fragment: Fragment) -> None:
         staging.keep(fragment)

@@ -29,8 +29,8 @@ PathLike = str | os.PathLike[str]
 SLACK = 16 * 1024 * 1024
 """Bytes kept free beyond the shards: folders, fragments, companions, the manifest."""
 
-FOOTPRINT, PER_WORKER = 230_000_000, 16_000_000
-"""Memory of the interpreter with torch loaded, and of one worker's blocks, both measured (docs/benchmarks.md)."""
+FOOTPRINT, TORCH, PER_WORKER = 40_000_000, 190_000_000, 8_000_000
+"""Memory of the interpreter, of torch where a GPU is asked for, and of one worker's blocks; measured (docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def disk_needed(job: Prepared, finished: Mapping[str, object]) -> int:
     return SLACK + sum(shard.size for shard in job.plan.shards if shard.file not in finished)
 
 
-def describe(job: Prepared, workers: int) -> dict[str, Json]:
+def describe(job: Prepared, workers: int, device: str) -> dict[str, Json]:
     """Return what a run would do: shards, fates, and the disk and memory that it needs, in bytes."""
     return {
         "target": str(job.place.target),
@@ -154,5 +154,5 @@ def describe(job: Prepared, workers: int) -> dict[str, Json]:
         "fates": fates(job.plan),
         "disk_needed": disk_needed(job, {}),
         "disk_free": free_bytes(job.place.root),
-        "memory_needed": FOOTPRINT + workers * PER_WORKER,
+        "memory_needed": FOOTPRINT + workers * PER_WORKER + (0 if device == "cpu" else TORCH),
     }

@@ -5,7 +5,6 @@ Enters: arguments. Leaves: the merged checkpoint, and what it is, on stdout. Nev
 
 from __future__ import annotations
 
-import ctypes
 import json
 import re
 from collections.abc import Callable
@@ -22,10 +21,6 @@ from deltaweights.text import Json, counted, printable
 DTYPE = click.Choice(["float16", "bfloat16", "float32"])
 
 NOTICE = "research use only; LLaVA-Med: never for clinical use (see DELTAWEIGHTS_NOTICE.txt in the target)"
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""From malloc.h."""
 
 
 def _device(_ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
@@ -94,27 +89,18 @@ def apply(
     from deltaweights.apply import apply_delta, default_workers  # noqa: PLC0415  (only this command needs it)
     from deltaweights.prepare import describe, prepare, say  # noqa: PLC0415
 
-    _keep_memory()
     report = TerminalReport(name, quiet=quiet)
     if dry_run:
         plan_options = {key: options[key] for key in ("compute_dtype", "dtype", "max_shard_size")}
         with prepare(base, delta, target, report=report, **plan_options) as job:
             say(job, report)
-            outcome = describe(job, options["workers"] or default_workers())
+            outcome = describe(job, options["workers"] or default_workers(), options["device"])
         _print(outcome, as_json, _plan_lines(outcome))
         return
     outcome = asdict(apply_delta(base, delta, target, report=report, **options))
     _print(outcome, as_json, _result_lines(outcome))
     report.note(f"notice          {NOTICE}")
     report.note(f"check it with   deltaweights verify {outcome['target']}")
-
-
-def _keep_memory() -> None:
-    """Have the C library reuse memory that it would give back: importing torch takes and returns it 15,000 times (0.2 s)."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 64 * 1024 * 1024)
-        mallopt(M_TRIM_THRESHOLD, 256 * 1024 * 1024)
 
 
 def _print(outcome: dict[str, Json], as_json: bool, lines: list[str]) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError
 from deltaweights.manifest.manifest import Fragment
-from deltaweights.merge.arithmetic import Workbench, choose_device, single_threaded
+from deltaweights.merge.arithmetic import Kernels, Workbench
 from deltaweights.merge.blocks import Block, blocks_of
+from deltaweights.merge.device import kernels_on
 from deltaweights.merge.lane import Lane, Stopped
 from deltaweights.merge.plan import Plan, Shard
 from deltaweights.merge.writer import ShardWriter
@@ -36,11 +37,6 @@ class Resources:
     device: str = "cpu"
     workers: int = 2
     block: int = BLOCK
-
-
-def check_device(name: str) -> None:
-    """Raise ``UsageError`` when this machine has no device ``name``."""
-    choose_device(name)
 
 
 class Stream:
@@ -66,11 +62,13 @@ class Stream:
 
     def run(self, shards: Sequence[Shard]) -> Iterator[int]:
         """Make ``shards``; yield the bytes done so far, about ten times a second. Raises what a worker met first."""
-        self._device = choose_device(self._resources.device)
         self._feed = self._blocks(shards)
-        workers = [threading.Thread(target=self._guard, daemon=True) for _ in range(self._resources.workers)]
         running = 0
-        with single_threaded():
+        with kernels_on(self._resources.device) as make_kernels:
+            workers = [
+                threading.Thread(target=self._guard, args=(make_kernels,), daemon=True)
+                for _ in range(self._resources.workers)
+            ]
             try:
                 for worker in workers:
                     worker.start()
@@ -105,10 +103,10 @@ class Stream:
         """Seconds that workers waited for the disk to have finished shards."""
         return sum(lane.writer.flush_seconds for lane in self._lanes)
 
-    def _guard(self) -> None:
+    def _guard(self, make_kernels: Callable[[], Kernels]) -> None:
         """Run a worker; keep its error for ``run`` to raise, and stop the others."""
         try:
-            self._work()
+            self._work(make_kernels())
         except Stopped:
             pass
         except BaseException as error:  # noqa: BLE001  (raised again by run, in the caller's thread)
@@ -117,9 +115,9 @@ class Stream:
         finally:
             self._ended.release()
 
-    def _work(self) -> None:
+    def _work(self, kernels: Kernels) -> None:
         options = self._plan.options
-        bench = Workbench(self._device, options.compute_dtype, options.dtype, self._resources.block)
+        bench = Workbench(kernels, options.compute_dtype, options.dtype, self._resources.block)
         while (task := self._next()) is not None:
             lane, block = task
             delta, base = self._read(block, bench)
