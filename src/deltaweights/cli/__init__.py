@@ -6,7 +6,6 @@ for something a user can cause, or an import of torch before a command needs it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from typing import NoReturn
@@ -32,10 +31,7 @@ def _start(module: str, command: str, name: str) -> NoReturn:
         code = run(getattr(import_module(module), command), name)
     except KeyboardInterrupt:
         code = 130
-    # Everything is written and every thread has ended; taking torch apart would cost 0.3 s more and do no good.
-    with contextlib.suppress(OSError):  # standard output was flushed before, and its failure is what the code says
-        sys.stderr.flush()
-    os._exit(code)
+    sys.exit(code)
 
 
 def _open_standard_streams() -> None:
