@@ -150,6 +150,28 @@ class _Unproven(ProcessorKernels):
         """Leave ``out`` as it is."""
 
 
+BARE = """
+import sys
+for name in ("torch", "transformers", "safetensors", "accelerate", "huggingface_hub"):
+    sys.modules[name] = None  # importing it fails
+from deltaweights.cli import main
+main()
+"""
+
+
+def test_a_merge_on_the_processor_needs_no_torch(tmp_path: Path) -> None:
+    """Where torch, transformers and the like are not installed, apply and verify work, from torch files, with NaN in them."""
+    base, delta = base_tensors(), delta_tensors(base_tensors())
+    delta["model.norm.weight"][3] = torch.nan
+    save(base, tmp_path / "base", "torch")
+    save(delta, tmp_path / "delta", "torch")
+    paths = [str(tmp_path / name) for name in ("base", "delta", "target")]
+    apply = ["apply", "--base", paths[0], "--delta", paths[1], "--target", paths[2]]
+    for arguments in (apply, ["verify", paths[2]]):
+        subprocess.run([sys.executable, "-c", BARE, *arguments], check=True, capture_output=True, timeout=60)
+    assert files_of(tmp_path / "target") == files_of(merge(tmp_path, "with-torch").folder)
+
+
 @pytest.mark.parametrize("make", [ProcessorKernels, torch_kernels], ids=["ours", "torch"])
 def test_a_cast_keeps_nan(make: type[ProcessorKernels]) -> None:
     """No NaN becomes a number, whatever its payload, in any cast of float16, float32 and float64 (some roundings lose them)."""
