@@ -12,11 +12,12 @@ import torch
 
 from deltaweights.errors import InputOutputError
 from deltaweights.merge import device
-from deltaweights.merge.arithmetic import Array, Kernels, Workbench
+from deltaweights.merge.arithmetic import Array, Kernels, Task, Workbench
 from deltaweights.merge.blocks import Run
 from deltaweights.merge.kernels_cpu import ProcessorKernels
 from deltaweights.merge.kernels_torch import TorchKernels
 from deltaweights.merge.known_answers import KNOWN, answers, proven
+from deltaweights.merge.operation import Operation
 from tests.pairs import base_tensors, delta_tensors, same_bits, save
 from tests.test_exactness import DTYPES, SMALL, every_or_random, files_of, merge, of_bits, strange_pair
 
@@ -184,8 +185,8 @@ def test_a_cast_keeps_nan(make: type[ProcessorKernels]) -> None:
     for dtype, words in patterns.items():
         for wanted, torch_dtype in DTYPES_BY_CODE.items():
             size = {"F16": 2, "F32": 4, "F64": 8}[dtype]
-            bench = Workbench(kernels, wanted, wanted, len(words))
-            bench.delta[: len(words) * size] = b"".join(word.to_bytes(size, "little") for word in words)
+            bench = Workbench(kernels, Task(Operation.APPLY, wanted, wanted), len(words))
+            bench.lead[: len(words) * size] = b"".join(word.to_bytes(size, "little") for word in words)
             result = bench.combine(len(words), dtype, None, ())
             assert result.nonfinite == len(words), f"{dtype} to {wanted}"
             stored = torch.frombuffer(bytearray(result.data), dtype=torch_dtype)
@@ -199,10 +200,10 @@ DTYPES_BY_CODE = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.flo
 def test_kernels_leave_their_inputs_alone(make: type[ProcessorKernels]) -> None:
     """The bytes that were read are what is digested afterwards: a sum, a cast or a NaN does not change them."""
     base, delta = strange_pair("float16")
-    bench = Workbench(make(), "BF16", "F16", len(base))
+    bench = Workbench(make(), Task(Operation.APPLY, "BF16", "F16"), len(base))
     before = [tensor.view(torch.uint8).numpy().tobytes() for tensor in (base, delta)]
     size = len(before[0])
-    bench.base[:size], bench.delta[:size] = before
+    bench.base[:size], bench.lead[:size] = before
     bench.combine(len(base), "F16", "F16", (Run(0, len(base), 0),))
-    assert [bytes(bench.base[:size]), bytes(bench.delta[:size])] == before
+    assert [bytes(bench.base[:size]), bytes(bench.lead[:size])] == before
     assert same_bits({"w": base}, {"w": torch.frombuffer(bytearray(bench.base[:size]), dtype=torch.float16)})

@@ -295,7 +295,7 @@ TARGETS = {
 def test_target_and_input_overlap(run: Run, work: Path, target: str) -> None:
     """A target that is an input, is inside one, or holds one ends with 7, and both stay as they were."""
     line = refused(run, work, 7, target=target)
-    assert "target and input overlap: found input" in line
+    assert "output and input overlap: found input" in line
 
 
 def test_target_with_other_content(run: Run, work: Path) -> None:
@@ -304,7 +304,7 @@ def test_target_with_other_content(run: Run, work: Path) -> None:
     (work / "out" / "thesis.tex").write_text("years of work")
     done = run("apply", "--base", "base", "--delta", "delta", "--target", "out", "-q", cwd=work)
     line = error_of(done, 7)
-    assert "out: target is already there with other content: found thesis.tex" in line
+    assert "out: already there, with other content: found thesis.tex" in line
     assert contents(work / "out") == {"thesis.tex": b"years of work"}
 
 

@@ -25,7 +25,8 @@ from deltaweights.apply import ApplyResult, apply_delta
 from deltaweights.errors import CheckFailed
 from deltaweights.manifest.manifest import parse_manifest
 from deltaweights.merge import stream
-from deltaweights.merge.arithmetic import Kernels, Workbench
+from deltaweights.merge.arithmetic import Kernels, Task, Workbench
+from deltaweights.merge.operation import Operation
 from deltaweights.prepare import prepare
 from deltaweights.staging.place import locate
 from tests.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
@@ -42,7 +43,7 @@ EMBEDDING = "model.embed_tokens.weight"
 def blocks_of(elements: int) -> Iterator[None]:
     """Make the stream work in blocks of so many elements."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deltaweights.apply.Resources", partial(stream.Resources, block=elements))
+        patch.setattr("deltaweights.job.Resources", partial(stream.Resources, block=elements))
         yield
 
 
@@ -185,9 +186,9 @@ def test_the_block_size_of_these_tests_reaches_the_workers(tmp_path: Path) -> No
     seen: list[int] = []
 
     class Spy(Workbench):
-        def __init__(self, kernels: Kernels, compute_dtype: str, dtype: str, block: int) -> None:
+        def __init__(self, kernels: Kernels, task: Task, block: int) -> None:
             seen.append(block)
-            super().__init__(kernels, compute_dtype, dtype, block)
+            super().__init__(kernels, task, block)
 
     base = SMALL()
     with pytest.MonkeyPatch.context() as patch, blocks_of(37):
@@ -329,7 +330,9 @@ def test_manifest_and_plan_name_no_place(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "some-folder", tmp_path / "elsewhere")
     plans = []
     for place in ("some-folder", "elsewhere"):
-        with prepare(tmp_path / place / "base", tmp_path / place / "delta", tmp_path / place / "x") as job:
+        with prepare(
+            Operation.APPLY, tmp_path / place / "base", tmp_path / place / "delta", tmp_path / place / "x"
+        ) as job:
             plans.append(job.plan.document)
             assert place not in json.dumps(job.plan.document)
     assert plans[0] == plans[1]

@@ -23,6 +23,7 @@ from safetensors import deserialize
 from deltaweights.checkpoint.tensors import ITEM_SIZES, LazyTensor, TensorSpec
 from deltaweights.errors import Mismatch
 from deltaweights.merge.blocks import base_part, blocks_of
+from deltaweights.merge.operation import Fate, Operation
 from deltaweights.merge.plan import (
     Companion,
     InputFileRecord,
@@ -35,7 +36,7 @@ from deltaweights.merge.plan import (
     safetensors_header,
     shard_cuts,
 )
-from deltaweights.merge.rules import FLOATS, Dropped, Fate, Match, Matching, match
+from deltaweights.merge.rules import FLOATS, Dropped, Match, Matching, match
 from deltaweights.prepare import prepare
 from deltaweights.text import natural_key
 from tests.pairs import Tensors, base_tensors, delta_tensors, save
@@ -86,7 +87,7 @@ def llama(rows: int = 32000, hidden: int = 4096, layers: int = 2) -> Shapes:
 
 
 def fate_of(matching: Matching, name: str) -> Fate:
-    return next(found.fate for found in matching.matches if found.delta.name == name)
+    return next(found.fate for found in matching.matches if found.lead.name == name)
 
 
 # Fates.
@@ -98,7 +99,7 @@ def test_fates_of_a_llava_med_pair() -> None:
     delta = delta_of(llama(32004) | {PROJECTOR: (4096, 1024), PROJECTOR_BIAS: (4096,)})
     buffers = [f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in (0, 1)]
     matching = match(base, delta)
-    assert {found.delta.name: found.fate for found in matching.matches} == {
+    assert {found.lead.name: found.fate for found in matching.matches} == {
         EMBEDDING: Fate.ADD_BLOCK,
         HEAD: Fate.ADD_BLOCK,
         "model.norm.weight": Fate.ADD,
@@ -108,11 +109,11 @@ def test_fates_of_a_llava_med_pair() -> None:
         PROJECTOR_BIAS: Fate.COPY,
     }
     assert tuple(Dropped(base[name].spec, "buffer") for name in buffers) == matching.dropped_base
-    assert tuple(Dropped(delta[name].spec, "buffer") for name in buffers) == matching.dropped_delta
+    assert tuple(Dropped(delta[name].spec, "buffer") for name in buffers) == matching.dropped_lead
     assert matching.warnings == ()
     for found in matching.matches:
-        assert found.delta is delta[found.delta.name].spec
-        assert (None if found.fate is Fate.COPY else base[found.delta.name].spec) is found.base
+        assert found.lead is delta[found.lead.name].spec
+        assert (None if found.fate is Fate.COPY else base[found.lead.name].spec) is found.base
 
 
 @pytest.mark.parametrize("dtype", sorted(FLOATS))
@@ -365,14 +366,14 @@ def test_every_tensor_has_exactly_one_fate(pair: tuple[dict[str, LazyTensor], di
     """For any legal pair, every tensor of both inputs stands exactly once among the matches and the dropped."""
     base, delta = pair
     matching = match(base, delta)
-    of_delta = [found.delta for found in matching.matches] + [item.spec for item in matching.dropped_delta]
+    of_delta = [found.lead for found in matching.matches] + [item.spec for item in matching.dropped_lead]
     of_base = [found.base for found in matching.matches if found.base] + [item.spec for item in matching.dropped_base]
     for given_tensors, seen in ((base, of_base), (delta, of_delta)):
         assert sorted(given_tensors) == sorted(spec.name for spec in seen)
         assert all(given_tensors[spec.name].spec is spec for spec in seen)
     for found in matching.matches:
         assert (found.base is None) == (found.fate is Fate.COPY)
-        assert found.base is None or found.base.name == found.delta.name
+        assert found.base is None or found.base.name == found.lead.name
 
 
 @SETTINGS
@@ -524,10 +525,10 @@ def test_plan_counts_fates() -> None:
     base = base_of(llama())
     delta = delta_of(llama(32004) | {PROJECTOR: (4096, 1024)})
     matching = match(base, delta)
-    dropped_base, dropped_delta = (
-        replace(record({}), dropped=items) for items in (matching.dropped_base, matching.dropped_delta)
+    dropped_base, dropped_lead = (
+        replace(record({}), dropped=items) for items in (matching.dropped_base, matching.dropped_lead)
     )
-    plan = make_plan(matching, Options(), dropped_base, dropped_delta, [])
+    plan = make_plan(matching, Options(), dropped_base, dropped_lead, [])
     assert fates(plan) == {"add": 3, "add_block": 2, "copy": 1, "dropped": 4}
     assert sum(shard.size - len(shard.header) for shard in plan.shards) == plan.nbytes
 
@@ -579,7 +580,9 @@ class Inputs:
 
     def identity(self, **options: Any) -> str:
         """Return the identity of the plan for the pair as it stands on the disk."""
-        with prepare(self.folder / "base", self.folder / "delta", self.folder / "out", **options) as job:
+        with prepare(
+            Operation.APPLY, self.folder / "base", self.folder / "delta", self.folder / "out", **options
+        ) as job:
             return job.plan.identity
 
     def write(self) -> None:
@@ -678,7 +681,7 @@ def test_plan_identity_ignores_place_and_time(inputs: Inputs, tmp_path: Path) ->
     inputs.folder = inputs.folder.rename(tmp_path / "elsewhere")
     assert before == inputs.identity()
     start = inputs.folder / "delta" / "model.safetensors.index.json"
-    with prepare(inputs.folder / "base" / "model.safetensors", start, tmp_path / "other") as job:
+    with prepare(Operation.APPLY, inputs.folder / "base" / "model.safetensors", start, tmp_path / "other") as job:
         assert before == job.plan.identity
         assert str(tmp_path) not in json.dumps(job.plan.document)
 
@@ -695,7 +698,7 @@ def part_by_numpy(match: Match, start: int, stop: int) -> dict[int, int]:
     """Return, for each element of the delta in the range that has one, the element of the base that is added to it."""
     assert match.base is not None
     rows, columns = match.base.shape
-    sources = np.full(match.delta.shape, -1)
+    sources = np.full(match.lead.shape, -1)
     sources[:rows, :columns] = np.arange(rows * columns).reshape(rows, columns)
     return {place: int(source) for place, source in enumerate(sources.reshape(-1)[start:stop].tolist()) if source >= 0}
 

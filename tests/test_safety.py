@@ -51,7 +51,7 @@ def test_overwrite_never_takes_the_base_behind_links(tmp_path: Path) -> None:
     base, delta = make_pair(tmp_path, "safetensors", 1)
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "model.safetensors").symlink_to(base / "model.safetensors")
-    with pytest.raises(TargetBusy, match="target and input overlap"):
+    with pytest.raises(TargetBusy, match="output and input overlap"):
         apply_delta(tmp_path / "links", delta, base, overwrite=True)
     assert (base / "model.safetensors").exists()
 
@@ -109,10 +109,10 @@ def test_companions_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "models--a--b" / "blobs").mkdir()
     (tmp_path / "models--a--b" / "blobs" / "1234").write_text("{}")
     (snapshot / "config.json").symlink_to("../../blobs/1234")
-    assert read_companions(snapshot, frozenset(), "float16").files["config.json"] == b"{}"
+    assert read_companions(snapshot, frozenset(), "float16", "delta", "notice").files["config.json"] == b"{}"
     (snapshot / "LICENSE").symlink_to(tmp_path / "secret")
     with pytest.raises(MalformedInput, match="a link that leaves the folder"):
-        read_companions(snapshot, frozenset(), "float16")
+        read_companions(snapshot, frozenset(), "float16", "delta", "notice")
 
 
 def test_both_spellings_of_the_dtype_are_set() -> None:

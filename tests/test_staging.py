@@ -225,7 +225,7 @@ def test_a_second_run_on_the_same_target_is_refused_while_the_first_lives(
     for refused in (second, cleaning):
         assert refused.returncode == caught.value.exit_code == 7
         assert refused.stderr.count("\n") == 1
-        assert "another run is working on this target" in refused.stderr
+        assert "another run is writing to this folder" in refused.stderr
     assert files_of(target) == uninterrupted
 
 
@@ -247,7 +247,7 @@ def test_a_lock_lasts_as_long_as_the_process_that_holds_it(tmp_path: Path) -> No
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(TargetBusy, match="another run is working on this target"):
+        with pytest.raises(TargetBusy, match="another run is writing to this folder"):
             merge_small(base, delta, place.target)
         with pytest.raises(TargetBusy):
             clean(place.target)
@@ -319,7 +319,7 @@ def test_other_content_is_refused_and_not_touched(
     if inside:
         monkeypatch.chdir(target)
     before, beside = marks_of(target), names_in(tmp_path)
-    with pytest.raises(TargetBusy, match="already there with other content") as caught:
+    with pytest.raises(TargetBusy, match="already there, with other content") as caught:
         merge_small(base, delta, target)
     assert caught.value.exit_code == 7
     assert marks_of(target) == before

@@ -1,7 +1,8 @@
 """Rebuild models that were published as delta weights: streamed, bit for bit, with checksums.
 
-``apply_delta`` adds a delta to its base and publishes the merged checkpoint; ``verify`` checks a folder against its manifest or a
-pinned digest. Both raise subclasses of ``DeltaweightsError``. Importing this package imports neither torch nor the jobs.
+``apply_delta`` adds a delta to its base and publishes the merged checkpoint, ``make_delta`` makes the delta of a fine-tuned model;
+``verify`` checks a folder against its manifest or a pinned digest. All raise subclasses of ``DeltaweightsError``. Importing this
+package imports neither torch nor the jobs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from deltaweights.errors import (
 
 if TYPE_CHECKING:
     from deltaweights.apply import ApplyResult, apply_delta
+    from deltaweights.make import MakeResult, make_delta
     from deltaweights.manifest.verify import VerifyReport, verify
 
 __version__ = "0.1.0"
@@ -29,6 +31,7 @@ __all__ = [
     "CheckFailed",
     "DeltaweightsError",
     "InputOutputError",
+    "MakeResult",
     "MalformedInput",
     "Mismatch",
     "TargetBusy",
@@ -36,12 +39,15 @@ __all__ = [
     "VerifyReport",
     "__version__",
     "apply_delta",
+    "make_delta",
     "verify",
 ]
 
 _HOMES = {
     "ApplyResult": "deltaweights.apply",
     "apply_delta": "deltaweights.apply",
+    "MakeResult": "deltaweights.make",
+    "make_delta": "deltaweights.make",
     "VerifyReport": "deltaweights.manifest.verify",
     "verify": "deltaweights.manifest.verify",
 }

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaweights.checkpoint.companions import NOTICE, NOTICE_NAME, Companions, read_companions
+from deltaweights.checkpoint.companions import NOTICE, NOTICE_NAME, NOTICE_OF_A_DELTA, Companions, read_companions
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.samples import sample_digest
 from deltaweights.errors import InputOutputError, UsageError
+from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import DTYPES, Companion, InputFileRecord, InputRecord, Options, Plan, fates, make_plan
 from deltaweights.merge.rules import Dropped, match
 from deltaweights.report import Report
@@ -33,12 +34,22 @@ FOOTPRINT, TORCH, PER_WORKER = 40_000_000, 190_000_000, 8_000_000
 """Memory of the interpreter, of torch where a GPU is asked for, and of one worker's blocks; measured (docs/benchmarks.md)."""
 
 
+WORDS = {
+    "add": "added",
+    "add_block": "added into a larger block",
+    "subtract": "subtracted",
+    "subtract_block": "subtracted from a larger block",
+    "copy": "copied",
+}
+"""The fates, for people."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """Both inputs open, known to fit, and planned; nothing written yet."""
 
     base: Checkpoint
-    delta: Checkpoint
+    lead: Checkpoint
     companions: Companions
     plan: Plan
     place: Place
@@ -46,21 +57,24 @@ class Prepared:
 
 @contextmanager
 def prepare(
+    operation: Operation,
     base: PathLike,
-    delta: PathLike,
-    target: PathLike,
+    lead: PathLike,
+    output: PathLike,
     *,
     compute_dtype: str = "float16",
     dtype: str | None = None,
     max_shard_size: str | int = "5GB",
+    check: bool = False,
     report: Report | None = None,
 ) -> Iterator[Prepared]:
-    """Open and match both inputs and plan the result, from headers and samples; nothing is written.
+    """Open and match base and lead and plan the result, from headers and samples; nothing is written.
 
     Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, and ``TargetBusy`` when target and input overlap.
     """
     report = Report() if report is None else report
-    for role, given in (("base", base), ("delta", delta), ("target", target)):
+    paths = {"base": base, operation.lead: lead, operation.output: output}
+    for role, given in paths.items():
         if not os.fspath(given):
             raise UsageError(f"{role} is an empty path", remedy="is a variable unset?")
     stored = dtype or compute_dtype
@@ -68,28 +82,29 @@ def prepare(
         if given not in DTYPES:
             raise UsageError("unknown dtype", found=given, expected=", ".join(DTYPES))
     options = Options(DTYPES[compute_dtype], DTYPES[stored], parse_size(max_shard_size, "max shard size"))
-    place = locate(target)
-    with open_checkpoint(Path(base), "base") as opened_base, open_checkpoint(Path(delta), "delta") as opened_delta:
-        opened = (*opened_base.files, *opened_delta.files)
-        refuse_inputs(place, (opened_base.path, opened_delta.path, *(weights.file.path for weights in opened)))
-        matching = match(opened_base.tensors, opened_delta.tensors)
-        companions = (
-            Companions({NOTICE_NAME: NOTICE.encode()}, ())
-            if opened_delta.alone
-            else read_companions(opened_delta.folder, opened_delta.names, stored)
-        )
-        for text in (*opened_base.notes, *opened_delta.notes, *matching.warnings):
+    place = locate(output)
+    with open_checkpoint(Path(base), "base") as of_base, open_checkpoint(Path(lead), operation.lead) as of_lead:
+        opened = (*of_base.files, *of_lead.files)
+        refuse_inputs(place, (of_base.path, of_lead.path, *(weights.file.path for weights in opened)))
+        matching = match(of_base.tensors, of_lead.tensors, operation)
+        notice = NOTICE if operation is Operation.APPLY else NOTICE_OF_A_DELTA
+        companions = Companions({NOTICE_NAME: notice.encode()}, ())
+        if not of_lead.alone:
+            companions = read_companions(of_lead.folder, of_lead.names, stored, operation.lead, notice)
+        for text in (*of_base.notes, *of_lead.notes, *matching.warnings):
             report.warn(text)
-        records = _record(opened_base, matching.dropped_base), _record(opened_delta, matching.dropped_delta)
+        records = _record(of_base, matching.dropped_base), _record(of_lead, matching.dropped_lead)
         if all(records[0].samples.get(name) == sample for name, sample in records[1].samples.items()):
-            report.warn(f"{opened_delta.path}: base and delta hold the same weights: is this really the delta?")
+            report.warn(f"{of_lead.path}: base and {operation.lead} hold the same weights: {operation.if_equal}")
         plan = make_plan(
             matching,
             options,
             *records,
             [Companion(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in companions.files.items()],
+            operation,
+            check=check,
         )
-        yield Prepared(opened_base, opened_delta, companions, plan, place)
+        yield Prepared(of_base, of_lead, companions, plan, place)
 
 
 def _record(checkpoint: Checkpoint, dropped: tuple[Dropped, ...]) -> InputRecord:
@@ -105,10 +120,10 @@ def _record(checkpoint: Checkpoint, dropped: tuple[Dropped, ...]) -> InputRecord
 def say(job: Prepared, report: Report) -> None:
     """Report every fate: how many tensors are added and copied, what is dropped, and what is not copied beside them."""
     counts = fates(job.plan)
-    words = {"add": "added", "add_block": "added into a larger block", "copy": "copied"}
-    parts = [f"{counts[fate]} {what}" for fate, what in words.items() if counts[fate]]
+    role_of_lead = job.plan.operation.lead
+    parts = [f"{counts[fate]} {what}" for fate, what in WORDS.items() if counts.get(fate)]
     report.note(f"{counted(len(job.plan.tensors), 'tensor')}: {', '.join(parts)}")
-    for role, record in (("base", job.plan.base), ("delta", job.plan.delta)):
+    for role, record in (("base", job.plan.base), (role_of_lead, job.plan.lead)):
         for reason in sorted({dropped.reason for dropped in record.dropped}):
             names = [dropped.spec.name for dropped in record.dropped if dropped.reason == reason]
             others = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -116,9 +131,9 @@ def say(job: Prepared, report: Report) -> None:
     if job.companions.left_behind:
         left = job.companions.left_behind
         others = f" and {len(left) - 8} more" if len(left) > 8 else ""
-        report.note(f"not copied from the delta: {', '.join(left[:8])}{others}")
-    if job.delta.alone:
-        report.note("the delta is a single file: no configuration or tokenizer is copied")
+        report.note(f"not copied from the {role_of_lead}: {', '.join(left[:8])}{others}")
+    if job.lead.alone:
+        report.note(f"the {role_of_lead} is a single file: no configuration or tokenizer is copied")
     if job.companions.change:
         report.note(job.companions.change)
 
@@ -132,7 +147,7 @@ def check_space(job: Prepared, finished: Mapping[str, object]) -> None:
             where=job.place.root.parent,
             found=f"{human_bytes(free)} free",
             expected=human_bytes(needed),
-            remedy="make room, or choose a target on another disk",
+            remedy="make room, or choose a place on another disk",
         )
 
 
@@ -144,7 +159,7 @@ def disk_needed(job: Prepared, finished: Mapping[str, object]) -> int:
 def describe(job: Prepared, workers: int, device: str) -> dict[str, Json]:
     """Return what a run would do: shards, fates, and the disk and memory that it needs, in bytes."""
     return {
-        "target": str(job.place.target),
+        job.plan.operation.output: str(job.place.target),
         "plan": job.plan.identity,
         "tensors": len(job.plan.tensors),
         "bytes": job.plan.nbytes,

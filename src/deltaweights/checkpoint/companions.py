@@ -1,7 +1,7 @@
 """The files that travel with the weights: configuration, tokenizer, licence.
 
-Enters: the folder of a delta. Leaves: the bytes of the files on the allow-list, by their name in the target, and the names of
-those left behind. Never: code, pickles, stale indexes, or a file outside the folder.
+Enters: the folder of a delta, or of the model that one is made from. Leaves: the bytes of the files on the allow-list, by their
+name in the target, and the names of those left behind. Never: code, pickles, stale indexes, or a file outside the folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ COPIED = frozenset({
 
 LEGAL = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY)(\.(txt|md))?", re.IGNORECASE)
 
-README, DELTA_README = "README.md", "DELTA_README.md"
+README = "README.md"
+"""Copied as DELTA_README.md or TARGET_README.md: it describes the input, not the result."""
 
 MAX_SIZE = 64 * 1024 * 1024
 """A tokenizer.json has at most some 20 MB; what is larger is no companion."""
@@ -42,7 +43,19 @@ from it that were published as deltas are for research only.
 LLaVA-Med, and every model made from it, is for research use only: it is subject to the terms of LLaMA, Vicuna and GPT-4, and it is
 not for clinical care or for any clinical decision.
 """
-"""Stands in every output. Part of the format: a change of a letter changes every manifest."""
+"""Stands in every merged checkpoint. Part of the format: a change of a letter changes every manifest."""
+
+NOTICE_OF_A_DELTA = """\
+RESEARCH USE ONLY. NOT FOR CLINICAL USE.
+
+The delta weights in this folder were made by subtracting a base model from a model that was fine-tuned from it. They are of no use
+without the base model, and subject to its licence and to that of the fine-tuned model; making them grants no further right. LLaMA-1
+and the models derived from it are for research only.
+
+LLaVA-Med, and every model made from it, is for research use only: it is subject to the terms of LLaMA, Vicuna and GPT-4, and it is
+not for clinical care or for any clinical decision.
+"""
+"""Stands in every delta that is made; as ``NOTICE``."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +67,14 @@ class Companions:
     change: str | None = None
 
 
-def read_companions(folder: Path, weights: frozenset[str], dtype: str) -> Companions:
+def read_companions(folder: Path, weights: frozenset[str], dtype: str, role: str, notice: str) -> Companions:
     """Read what is copied from ``folder``, passing over ``weights``, and make config.json state ``dtype`` (torch's name).
 
+    ``role`` says whether it is the folder of a "delta" or of a "target"; ``notice`` goes along.
     Raises ``MalformedInput`` when config.json is not a JSON object or a companion is not a regular file, ``InputOutputError`` when
     one cannot be read.
     """
-    files = {NOTICE_NAME: NOTICE.encode()}
+    files = {NOTICE_NAME: notice.encode()}
     left_behind = []
     try:
         names = sorted(entry.name for entry in folder.iterdir())
@@ -70,7 +84,7 @@ def read_companions(folder: Path, weights: frozenset[str], dtype: str) -> Compan
         if name in COPIED or LEGAL.fullmatch(name):
             files[name] = _read(folder / name)
         elif name == README:
-            files[DELTA_README] = _read(folder / name)
+            files[f"{role.upper()}_README.md"] = _read(folder / name)
         elif name not in weights and not name.startswith("."):
             left_behind.append(name)
     change = None

@@ -33,7 +33,7 @@ MAX_INDEX = 32 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An open checkpoint; ``role`` is "base" or "delta", ``folder`` is where its configuration files are.
+    """An open checkpoint; ``role`` says what it is for ("base", "delta", ...), ``folder`` is where its configuration files are.
 
     ``names`` are the files in it that the weights are made of, the index included; ``alone`` says that ``path`` is a weights file
     of no usual name, so that what else stands in the folder may have nothing to do with it.

@@ -1,4 +1,4 @@
-"""The command line: ``deltaweights COMMAND``, and the drop-in ``apply-delta``.
+"""The command line: ``deltaweights COMMAND``, and the drop-ins ``apply-delta`` and ``make-delta``.
 
 Enters: arguments. Leaves: results on stdout, everything else on stderr, and an exit code from docs/design.md. Never: a traceback
 for something a user can cause, or an import of torch before a command needs it.
@@ -19,6 +19,11 @@ def main() -> NoReturn:
 def apply_delta() -> NoReturn:
     """Run ``apply-delta``, and exit."""
     _start("deltaweights.cli.drop_in", "apply_delta", "apply-delta")
+
+
+def make_delta() -> NoReturn:
+    """Run ``make-delta``, and exit."""
+    _start("deltaweights.cli.drop_in", "make_delta", "make-delta")
 
 
 def _start(module: str, command: str, name: str) -> NoReturn:

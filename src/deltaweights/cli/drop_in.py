@@ -1,6 +1,7 @@
-"""``apply-delta``: the command line of the original scripts, and ours.
+"""``apply-delta`` and ``make-delta``: the command lines of the original scripts, and ours.
 
-Enters: arguments as people have them in their notes and job scripts. Leaves: what ``deltaweights apply`` does. Never: logic.
+Enters: arguments as people have them in their notes and job scripts. Leaves: what ``deltaweights apply`` and ``make`` do. Never:
+logic.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from typing import Any
 
 import click
 
-from deltaweights.cli.apply import apply, common_options
+from deltaweights.cli.job import apply, common_options, make, make_options
 
-ORIGINAL = ("--base-model-path", "--target-model-path", "--delta-path", "--low-cpu-mem")
-"""The flags of ``python -m llava.model.apply_delta`` and ``python -m fastchat.model.apply_delta``."""
+ORIGINAL = ("--base-model-path", "--target-model-path", "--delta-path", "--low-cpu-mem", "--hub-repo-id")
+"""The flags of ``python -m llava.model.apply_delta`` and ``make_delta``, and of FastChat's."""
+
+HELP = {"help_option_names": ["-h", "--help"]}
 
 
 class AbbreviatedCommand(click.Command):
@@ -26,13 +29,13 @@ class AbbreviatedCommand(click.Command):
 
 def _spell_out(argument: str, own: set[str]) -> str:
     flag, equals, value = argument.partition("=")
-    matches = [original for original in ORIGINAL if original.startswith(flag)]
+    matches = [original for original in ORIGINAL if original in own and original.startswith(flag)]
     if len(flag) > 2 and flag.startswith("--") and flag not in own and len(matches) == 1:
         return f"{matches[0]}{equals}{value}"
     return argument
 
 
-@click.command("apply-delta", cls=AbbreviatedCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("apply-delta", cls=AbbreviatedCommand, context_settings=HELP)
 @click.option("--base-model-path", "--base", "base", required=True, metavar="PATH", help="The original LLaMA.")
 @click.option("--target-model-path", "--target", "target", required=True, metavar="PATH", help="The folder to create.")
 @click.option("--delta-path", "--delta", "delta", required=True, metavar="PATH", help="The delta.")
@@ -47,3 +50,18 @@ def apply_delta(base: str, target: str, delta: str, *, low_cpu_mem: bool, **opti
     if low_cpu_mem and not options["quiet"]:
         click.echo("--low-cpu-mem: memory is always low here; the flag changes nothing", err=True)
     apply("apply-delta", base, delta, target, **options)
+
+
+@click.command("make-delta", cls=AbbreviatedCommand, context_settings=HELP)
+@click.option("--base-model-path", "--base", "base", required=True, metavar="PATH", help="The base.")
+@click.option("--target-model-path", "--target", "target", required=True, metavar="PATH", help="The fine-tuned model.")
+@click.option("--delta-path", "--delta", "delta", required=True, metavar="PATH", help="The folder to create.")
+@make_options
+@common_options
+@click.version_option(package_name="deltaweights")
+def make_delta(base: str, target: str, delta: str, **options: Any) -> None:
+    """Subtract a base from a model that was fine-tuned from it, with the flags of the original make_delta scripts.
+
+    Flags may be shortened as there: --base, --target, --delta, --hub. See also: deltaweights make --help.
+    """
+    make("make-delta", base, target, delta, **options)

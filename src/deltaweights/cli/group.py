@@ -14,6 +14,7 @@ from deltaweights import __version__
 COMMANDS = {
     "apply": "Add a delta to its base and write the merged checkpoint.",
     "verify": "Check a merged checkpoint against its manifest or a pinned digest.",
+    "make": "Make a delta: subtract a base from a model fine-tuned from it.",
     "clean": "Remove what a killed run left beside a target.",
     "demo": "Run the whole job on a tiny pair that is made on the spot.",
 }
@@ -48,6 +49,7 @@ def deltaweights() -> None:
     \b
     deltaweights apply --base LLAMA --delta DELTA --target OUT
     deltaweights verify OUT
+    deltaweights make --base LLAMA --target TUNED --delta OUT
 
     Results go to stdout, everything else to stderr. Exit codes: 0 done; 2 usage; 3 malformed input; 4 base and delta do not belong
     together; 5 input/output; 6 a check failed; 7 target busy; 130, 143 interrupted; 1 a bug.

@@ -34,7 +34,8 @@ class FileRecord:
 class TensorRecord:
     """Digests of one result tensor and of what it was made of; ``base`` is None when it was copied.
 
-    ``nonfinite`` counts its NaN and infinite elements.
+    ``delta`` is the digest of the delta, or of the target that a delta is made from. ``nonfinite`` counts NaN and infinite
+    elements, ``inexact`` those that do not come back when the delta is applied; None when nobody tried.
     """
 
     name: str
@@ -42,6 +43,7 @@ class TensorRecord:
     base: str | None
     delta: str
     nonfinite: int
+    inexact: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,10 @@ class Fragment:
                 "plan": self.plan,
                 "file": self.file,
                 **vars(self.record),
-                "tensors": [vars(tensor) for tensor in self.tensors],
+                "tensors": [
+                    {key: value for key, value in vars(tensor).items() if (key, value) != ("inexact", None)}
+                    for tensor in self.tensors
+                ],
             }
         )
 
@@ -112,7 +117,8 @@ def manifest_bytes(result: Json, inputs: Json) -> bytes:
 class Manifest:
     """What is read back from a manifest; ``tensors`` holds (dtype, shape, digest), ``places`` each tensor's file.
 
-    ``plan`` is empty when the manifest names none; ``nonfinite`` counts NaN and infinities.
+    ``plan`` is empty when the manifest names none; ``nonfinite`` counts NaN and infinities, ``inexact`` the weights of a delta
+    that do not come back, None when nobody tried.
     """
 
     files: dict[str, FileRecord]
@@ -121,6 +127,7 @@ class Manifest:
     content_digest: str
     plan: str
     nonfinite: dict[str, int]
+    inexact: dict[str, int] | None = None
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -142,8 +149,10 @@ def parse_manifest(data: bytes) -> Manifest:
             raise ValueError(f"{MANIFEST} and {SUMS} are not among the files that a manifest lists")
         places = {name: plain_name(t["file"]) for name, t in result["tensors"].items()}
         nonfinite = {name: _size(count) for name, count in result.get("nonfinite", {}).items()}
+        counted = result.get("inexact")
+        inexact = None if counted is None else {name: _size(count) for name, count in counted.items()}
         plan = _text(inputs.get("plan", ""))
-        return Manifest(files, tensors, places, _text(result["content_digest"]), plan, nonfinite)
+        return Manifest(files, tensors, places, _text(result["content_digest"]), plan, nonfinite, inexact)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"manifest lacks or misuses a field: {error}") from None
 

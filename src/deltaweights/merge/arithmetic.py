@@ -1,7 +1,8 @@
-"""The sum of two blocks, bit for bit the same on every machine.
+"""The sum or difference of two blocks, bit for bit the same on every machine.
 
-Enters: a block of delta bytes and a block of base bytes. Leaves: a block of result bytes and the count of its non-finite elements.
-Never: a file, a tensor larger than a block, or a bit that depends on device, vector width or block size.
+Enters: a block of bytes of the lead (the delta, or the target that one is made from) and one of the base. Leaves: a block of
+result bytes and the count of its non-finite elements. Never: a file, a tensor larger than a block, or a bit that depends on
+device, vector width or block size.
 
 What differs between devices is behind ``Kernels``. NaN and subnormal rules: docs/design.md, "Arithmetic".
 """
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 from deltaweights.merge.blocks import Run
 from deltaweights.merge.floats import ITEM_SIZES, settle_nans
+from deltaweights.merge.operation import Operation
 
 LARGEST_ITEM = 8
 """Bytes per element that the input buffers have room for: those of float64."""
@@ -44,63 +46,104 @@ class Kernels(Protocol):
     def add(self, one: Array, other: Array, out: Array) -> None:
         """Write the sum of two arrays of one dtype to ``out``, correctly rounded; ``out`` may be one of them."""
 
+    def subtract(self, one: Array, other: Array, out: Array) -> None:
+        """Write ``one`` less ``other`` to ``out``, as ``add`` does."""
+
+    def different(self, one: Array, other: Array) -> int:
+        """Return how many numbers of two arrays of one dtype differ in any bit."""
+
     def finite(self, numbers: Array) -> bool:
         """Return whether all numbers of a host array are finite; it may say no if their sum is not."""
 
 
 @dataclass(frozen=True)
-class Sum:
-    """The result's bytes, valid until the next block, and how many of its elements are NaN or infinite."""
+class Task:
+    """What to do with every block, the dtype to do it in, and the one to store; ``check`` tries a delta that is made."""
+
+    operation: Operation
+    compute: str
+    store: str
+    check: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result's bytes, valid until the next block; how many of its elements are NaN or infinite; how many do not come back.
+
+    ``inexact`` is None unless a delta is made and tried.
+    """
 
     data: memoryview
     nonfinite: int
+    inexact: int | None = None
 
 
 class Workbench:
-    """One worker's buffers, and the addition. ``delta`` and ``base`` are where the worker puts the bytes that it read."""
+    """One worker's buffers, and the arithmetic. ``lead`` and ``base`` are where the worker puts the bytes that it read."""
 
-    def __init__(self, kernels: Kernels, compute_dtype: str, dtype: str, block: int) -> None:
+    def __init__(self, kernels: Kernels, task: Task, block: int) -> None:
         """Make room for ``block`` elements."""
-        self._kernels = kernels
-        self._compute, self._store = compute_dtype, dtype
-        self.delta, self.base = (kernels.buffer(block * LARGEST_ITEM) for _ in range(2))
-        self._result = kernels.buffer(block * ITEM_SIZES[dtype])
-        self._stored = kernels.over(self._result, dtype)
+        self._kernels, self._task, self._block = kernels, task, block
+        self.lead, self.base = (kernels.buffer(block * LARGEST_ITEM) for _ in range(2))
+        self._result = kernels.buffer(block * ITEM_SIZES[task.store])
+        self._stored = kernels.over(self._result, task.store)
+        self._combine = kernels.add if task.operation is Operation.APPLY else kernels.subtract
         # Made when first needed: the common case, float16 on the processor, needs no room of its own.
         self._arrays: dict[tuple[str, str], Array] = {}
-        self._block = block
 
-    def combine(self, count: int, delta_dtype: str, base_dtype: str | None, runs: tuple[Run, ...]) -> Sum:
-        """Return the sum of the ``count`` elements in the delta buffer with the ``runs`` of elements in the base buffer.
+    def combine(self, count: int, lead_dtype: str, base_dtype: str | None, runs: tuple[Run, ...]) -> Outcome:
+        """Return what the operation gives for the ``count`` elements in the lead buffer and the ``runs`` in the base buffer.
 
-        Elements outside all runs are kept, cast to the compute dtype and then to the stored one. Sums are made in the compute
-        dtype, correctly rounded once, and rounded once more when they are stored in another. Raises ``InputOutputError`` when the
-        device has no memory left.
+        Elements outside all runs are kept, cast to the compute dtype and then to the stored one. Sums and differences are made in
+        the compute dtype, correctly rounded once, and rounded once more when they are stored in another. Raises
+        ``InputOutputError`` when the device has no memory left.
         """
-        kernels = self._kernels
-        needs_cast = not delta_dtype == self._compute == self._store
-        delta = self._input("delta", self.delta, delta_dtype)[:count]
+        kernels, task = self._kernels, self._task
+        needs_cast = not lead_dtype == task.compute == task.store
+        lead = self._input("lead", self.lead, lead_dtype)[:count]
         if not runs and not needs_cast:
-            copied = self.delta[: count * ITEM_SIZES[delta_dtype]]
-            return Sum(copied, 0 if kernels.finite(delta) else settle_nans(copied, self._store, ()))
+            copied = self.lead[: count * ITEM_SIZES[lead_dtype]]
+            nonfinite = 0 if kernels.finite(lead) else settle_nans(copied, task.store, ())
+            return Outcome(copied, nonfinite, 0 if task.check else None)
         stored = self._stored[:count]
-        work = self._at_compute(delta, delta_dtype, "delta")
-        in_place = self._store == self._compute and kernels.on_host
+        work = self._at_compute(lead, lead_dtype, "lead")
+        base = self._base(base_dtype, runs)
+        in_place = task.store == task.compute and kernels.on_host
         total = stored if in_place else self._room("total", count)
         if runs != (Run(0, count, 0),):
             kernels.cast(work, total)
-        if base_dtype is not None and runs:
-            base_count = runs[-1].base + runs[-1].stop - runs[-1].start
-            base = self._at_compute(self._input("base", self.base, base_dtype)[:base_count], base_dtype, "base")
-            for run in runs:
-                part = base[run.base : run.base + run.stop - run.start]
-                kernels.add(work[run.start : run.stop], part, total[run.start : run.stop])
+        for run in runs:
+            part = base[run.base : run.base + run.stop - run.start]
+            self._combine(work[run.start : run.stop], part, total[run.start : run.stop])
         if not in_place:
             kernels.cast(total, stored)
-        data = self._result[: count * ITEM_SIZES[self._store]]
-        if kernels.finite(stored):
-            return Sum(data, 0)
-        return Sum(data, settle_nans(data, self._store, (Run(0, count, 0),) if needs_cast else runs))
+        data = self._result[: count * ITEM_SIZES[task.store]]
+        settled = (Run(0, count, 0),) if needs_cast else runs
+        nonfinite = 0 if kernels.finite(stored) else settle_nans(data, task.store, settled)
+        if not task.check:
+            return Outcome(data, nonfinite)
+        delta = total if task.store == task.compute else stored
+        return Outcome(data, nonfinite, self._inexact(work, base, delta, runs))
+
+    def _inexact(self, target: Array, base: Array, delta: Array, runs: tuple[Run, ...]) -> int:
+        """Apply ``delta`` as it is stored; return how many elements of ``target`` do not come back, bit for bit."""
+        kernels, task = self._kernels, self._task
+        back = self._room("back", len(target))
+        if task.store != task.compute:
+            kernels.cast(delta, back)
+            delta = back
+        for run in runs:
+            part = base[run.base : run.base + run.stop - run.start]
+            kernels.add(delta[run.start : run.stop], part, back[run.start : run.stop])
+        tried = runs if task.store == task.compute else (Run(0, len(target), 0),)
+        return sum(kernels.different(back[run.start : run.stop], target[run.start : run.stop]) for run in tried)
+
+    def _base(self, dtype: str | None, runs: tuple[Run, ...]) -> Array:
+        """Return what was read of the base, on the device and in the compute dtype; None when there is nothing."""
+        if dtype is None or not runs:
+            return None
+        count = runs[-1].base + runs[-1].stop - runs[-1].start
+        return self._at_compute(self._input("base", self.base, dtype)[:count], dtype, "base")
 
     def _input(self, name: str, buffer: memoryview, dtype: str) -> Array:
         """Return an input buffer as an array of ``dtype``."""
@@ -110,7 +153,7 @@ class Workbench:
 
     def _at_compute(self, host: Array, dtype: str, name: str) -> Array:
         """Return the elements on the device and in the compute dtype."""
-        if self._kernels.on_host and dtype == self._compute:
+        if self._kernels.on_host and dtype == self._task.compute:
             return host
         room = self._room(name, len(host))
         self._kernels.cast(host, room)
@@ -118,5 +161,5 @@ class Workbench:
 
     def _room(self, name: str, count: int) -> Array:
         if (name, "") not in self._arrays:
-            self._arrays[name, ""] = self._kernels.room(self._block, self._compute)
+            self._arrays[name, ""] = self._kernels.room(self._block, self._task.compute)
         return self._arrays[name, ""][:count]

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from deltaweights.merge.operation import Fate
 from deltaweights.merge.plan import PlannedTensor, Shard
-from deltaweights.merge.rules import Fate, Match
+from deltaweights.merge.rules import Match
 
 
 @dataclass(frozen=True)
 class Run:
-    """Elements ``[start, stop)`` of a block to which the elements from ``base`` on, of the base's part, are added."""
+    """Elements ``[start, stop)`` of a block that meet the elements from ``base`` on, of the base's part."""
 
     start: int
     stop: int
@@ -65,14 +66,14 @@ def blocks_of(shard: Shard, size: int) -> Iterator[Block]:
 
 
 def base_part(match: Match, start: int, stop: int) -> tuple[int, int, tuple[Run, ...]]:
-    """Return which elements of the base belong to elements ``[start, stop)`` of the delta, and where they are added."""
+    """Return which elements of the base belong to elements ``[start, stop)`` of the lead, and where they meet."""
     if match.base is None:
         return 0, 0, ()
-    if match.fate is Fate.ADD:
+    if match.fate in {Fate.ADD, Fate.SUBTRACT}:
         return start, stop, (Run(0, stop - start, 0),)
     rows, columns = match.base.shape
-    width = match.delta.shape[1]
-    if columns == width:  # only the vocabulary grew: the base is the beginning of the delta
+    width = match.lead.shape[1]
+    if columns == width:  # only the vocabulary grew: the base is the beginning of the lead
         end = max(start, min(stop, match.base.count))
         return start, end, (Run(0, end - start, 0),) if start < end else ()
     first = _elements_before(start, rows, columns, width)

@@ -42,6 +42,14 @@ def settle_nans(data: memoryview, dtype: str, runs: Iterable[Run]) -> int:
     return int((magnitudes >= form.infinity).sum())
 
 
+def count_different(one: memoryview, other: memoryview, dtype: str) -> int:
+    """Return how many numbers of ``dtype`` in ``one`` and ``other`` differ in any bit."""
+    import numpy as np  # noqa: PLC0415  (see above)
+
+    words = [np.frombuffer(data, f"<u{FORMATS[dtype].item_size}") for data in (one, other)]
+    return int(np.count_nonzero(words[0] != words[1]))
+
+
 def copy_nans(source: memoryview, source_dtype: str, out: memoryview, dtype: str) -> None:
     """Write the quiet NaN to ``out`` wherever ``source`` has a NaN: some ways of rounding make another number of it."""
     import numpy as np  # noqa: PLC0415  (see above)

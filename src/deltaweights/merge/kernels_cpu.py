@@ -15,7 +15,7 @@ from typing import Literal
 
 import numkong
 
-from deltaweights.merge.floats import ITEM_SIZES, copy_nans
+from deltaweights.merge.floats import ITEM_SIZES, copy_nans, count_different
 
 Name = Literal["float16", "bfloat16", "float32", "float64"]
 
@@ -54,6 +54,14 @@ class ProcessorKernels:
     def add(self, one: numkong.Tensor, other: numkong.Tensor, out: numkong.Tensor) -> None:
         """See ``Kernels``."""
         numkong.add(one, other, out=out)
+
+    def subtract(self, one: numkong.Tensor, other: numkong.Tensor, out: numkong.Tensor) -> None:
+        """See ``Kernels``. One rounding, as in a sum: both products are exact, and the rest is a fused multiply-add."""
+        numkong.blend(one, other, alpha=1.0, beta=-1.0, out=out)
+
+    def different(self, one: numkong.Tensor, other: numkong.Tensor) -> int:
+        """See ``Kernels``."""
+        return count_different(_bytes_of(one), _bytes_of(other), DTYPES[one.dtype])
 
     def finite(self, numbers: numkong.Tensor) -> bool:
         """See ``Kernels``. One pass: a sum of finite numbers is finite unless it overflows; looking at each costs many."""

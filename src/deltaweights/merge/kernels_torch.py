@@ -101,6 +101,16 @@ class TorchKernels:
         """See ``Kernels``."""
         torch.add(one, other, out=out)
 
+    @_within_memory
+    def subtract(self, one: torch.Tensor, other: torch.Tensor, out: torch.Tensor) -> None:
+        """See ``Kernels``."""
+        torch.sub(one, other, out=out)
+
+    def different(self, one: torch.Tensor, other: torch.Tensor) -> int:
+        """See ``Kernels``."""
+        words = {2: torch.int16, 4: torch.int32}[one.itemsize]
+        return int((one.view(words) != other.view(words)).sum())
+
     def finite(self, numbers: torch.Tensor) -> bool:
         """See ``Kernels``."""
         return math.isfinite(numbers.sum(dtype=torch.float32).item())

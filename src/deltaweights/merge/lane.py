@@ -15,6 +15,7 @@ from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import MalformedInput
 from deltaweights.manifest.digest import Hasher, tensor_digest, tensor_hasher
 from deltaweights.manifest.manifest import Fragment, TensorRecord
+from deltaweights.merge.arithmetic import Outcome
 from deltaweights.merge.blocks import Block
 from deltaweights.merge.plan import Shard
 from deltaweights.merge.writer import ShardWriter
@@ -86,7 +87,7 @@ class Lane:
         shard: Shard,
         writer: ShardWriter,
         base: Mapping[str, LazyTensor],
-        delta: Mapping[str, LazyTensor],
+        lead: Mapping[str, LazyTensor],
         stop: threading.Event,
     ) -> None:
         self.shard = shard
@@ -94,15 +95,14 @@ class Lane:
         self.tensor_turns = Turns(stop)
         self.file_turns = Turns(stop)
         self.done = 0
-        self._inputs = base, delta
+        self._inputs = base, lead
         self._records: list[TensorRecord] = []
         self._result: Hasher = tensor_hasher()
         self._sources: list[SourceDigest | None] = []
         self._nonfinite = 0
+        self._inexact: int | None = None
 
-    def digest_tensors(
-        self, block: Block, base: memoryview, delta: memoryview, result: memoryview, nonfinite: int
-    ) -> None:
+    def digest_tensors(self, block: Block, base: memoryview, lead: memoryview, outcome: Outcome) -> None:
         """Digest one block of both sources and of the result; to be called in block order."""
         name = block.tensor.spec.name
         if block.first_of_tensor:
@@ -112,17 +112,19 @@ class Lane:
                 SourceDigest(self._inputs[0][name]) if uses_base else None,
                 SourceDigest(self._inputs[1][name]),
             ]
-            self._nonfinite = 0
-        self._result.update(result)
-        for source, data in zip(self._sources, (base, delta), strict=True):
+            self._nonfinite, self._inexact = 0, None if outcome.inexact is None else 0
+        self._result.update(outcome.data)
+        for source, data in zip(self._sources, (base, lead), strict=True):
             if source is not None:
                 source.update(data)
-        self._nonfinite += nonfinite
+        self._nonfinite += outcome.nonfinite
+        if self._inexact is not None and outcome.inexact is not None:
+            self._inexact += outcome.inexact
         if block.last_of_tensor:
-            base_digest, delta_digest = (source.finish() if source else None for source in self._sources)
-            assert delta_digest is not None  # noqa: S101  (there is always a delta; this tells mypy)
+            base_digest, lead_digest = (source.finish() if source else None for source in self._sources)
+            assert lead_digest is not None  # noqa: S101  (there is always a lead; this tells mypy)
             digest = tensor_digest(self._result)
-            self._records.append(TensorRecord(name, digest, base_digest, delta_digest, self._nonfinite))
+            self._records.append(TensorRecord(name, digest, base_digest, lead_digest, self._nonfinite, self._inexact))
 
     def finish(self, plan: str) -> Fragment:
         """Flush the shard and return its fragment; to be called after the last block's turns."""

@@ -13,7 +13,8 @@ from itertools import pairwise
 
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.manifest.digest import json_digest
-from deltaweights.merge.rules import Dropped, Fate, Match, Matching
+from deltaweights.merge.operation import Fate, Operation
+from deltaweights.merge.rules import Dropped, Match, Matching
 from deltaweights.text import Json, compact_json, natural_key
 
 FORMAT, VERSION = "deltaweights-plan", 1
@@ -89,13 +90,15 @@ class Companion:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides the bytes of the result."""
+    """Everything that decides the bytes of the result. With ``check``, a delta that is made is tried, and its manifest says how it went."""
 
     options: Options
     shards: tuple[Shard, ...]
     companions: tuple[Companion, ...]
     base: InputRecord
-    delta: InputRecord
+    lead: InputRecord
+    operation: Operation = Operation.APPLY
+    check: bool = False
 
     @cached_property
     def document(self) -> dict[str, Json]:
@@ -107,7 +110,8 @@ class Plan:
             "shards": [{"file": shard.file, "tensors": _shard_document(shard)} for shard in self.shards],
             "companions": [vars(companion) for companion in self.companions],
             "base": _input_document(self.base),
-            "delta": _input_document(self.delta),
+            self.operation.lead: _input_document(self.lead),
+            **({"check": self.check} if self.operation is Operation.MAKE else {}),
         }
 
     @cached_property
@@ -156,11 +160,18 @@ def _input_document(record: InputRecord) -> dict[str, Json]:
 
 
 def make_plan(
-    matching: Matching, options: Options, base: InputRecord, delta: InputRecord, companions: Iterable[Companion]
+    matching: Matching,
+    options: Options,
+    base: InputRecord,
+    lead: InputRecord,
+    companions: Iterable[Companion],
+    operation: Operation = Operation.APPLY,
+    *,
+    check: bool = False,
 ) -> Plan:
     """Put the matched tensors in order and into shards, and return the whole as a plan."""
-    matches = sorted(matching.matches, key=lambda match: natural_key(match.delta.name))
-    results = [TensorSpec(match.delta.name, options.dtype, match.delta.shape) for match in matches]
+    matches = sorted(matching.matches, key=lambda match: natural_key(match.lead.name))
+    results = [TensorSpec(match.lead.name, options.dtype, match.lead.shape) for match in matches]
     cuts = shard_cuts([spec.nbytes for spec in results], options.max_shard_size)
     shards = []
     for number, (first, last) in enumerate(pairwise(cuts), start=1):
@@ -169,7 +180,7 @@ def make_plan(
             Shard(shard_name(number, len(cuts) - 1), header, _place(matches[first:last], results[first:last], header))
         )
     ordered = tuple(sorted(companions, key=lambda companion: companion.name))
-    return Plan(options, tuple(shards), ordered, base, delta)
+    return Plan(options, tuple(shards), ordered, base, lead, operation, check)
 
 
 def _place(matches: Sequence[Match], results: Sequence[TensorSpec], header: bytes) -> tuple[PlannedTensor, ...]:
@@ -233,5 +244,6 @@ def safetensors_header(specs: Iterable[TensorSpec]) -> bytes:
 
 def fates(plan: Plan) -> dict[str, int]:
     """Return how many tensors have each fate, dropped ones last."""
-    counts = {fate.value: sum(tensor.match.fate is fate for tensor in plan.tensors) for fate in Fate}
-    return counts | {"dropped": len(plan.base.dropped) + len(plan.delta.dropped)}
+    possible = (plan.operation.whole, plan.operation.block, Fate.COPY)
+    counts = {fate.value: sum(tensor.match.fate is fate for tensor in plan.tensors) for fate in possible}
+    return counts | {"dropped": len(plan.base.dropped) + len(plan.lead.dropped)}

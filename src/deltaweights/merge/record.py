@@ -18,6 +18,13 @@ def records_of(fragments: Mapping[str, Fragment]) -> dict[str, TensorRecord]:
     return {record.name: record for file in sorted(fragments) for record in fragments[file].tensors}
 
 
+def inexact_of(records: Mapping[str, TensorRecord]) -> dict[str, int] | None:
+    """Return, by name, how many weights of each tensor do not come back, where there are any; None when not all were tried."""
+    if any(record.inexact is None for record in records.values()):
+        return None
+    return {name: record.inexact for name, record in records.items() if record.inexact}
+
+
 def merge_manifest(
     plan: Plan,
     fragments: Mapping[str, Fragment],
@@ -54,10 +61,14 @@ def merge_manifest(
         "files": {name: vars(files[name]) for name in sorted(files)},
         "tensors": tensors,
     }
+    inexact = inexact_of(records)
+    if inexact is not None:
+        result["inexact"] = inexact
+    lead = plan.operation.lead
     inputs: Json = {
         "plan": plan.identity,
         "base": _input(plan.base, {n: r.base for n, r in records.items() if r.base}, input_sha256.get("base", {})),
-        "delta": _input(plan.delta, {n: r.delta for n, r in records.items()}, input_sha256.get("delta", {})),
+        lead: _input(plan.lead, {n: r.delta for n, r in records.items()}, input_sha256.get(lead, {})),
     }
     return manifest_bytes(result, inputs), digest
 

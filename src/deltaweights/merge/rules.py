@@ -1,24 +1,24 @@
-"""The rules by which a delta meets its base, and what to say when they do not fit.
+"""The rules by which a delta, or the model that one is made from, meets its base, and what to say when they do not fit.
 
 Enters: the tensors of both checkpoints, as headers describe them. Leaves: one fate for every tensor of both, or ``Mismatch``.
 Never: a byte of weights, or a tensor that is passed over in silence.
 
-The rules are those of ``llava/model/apply_delta.py`` of LLaVA v0 and LLaVA-Med v1.0.0.
+The rules are those of ``llava/model/apply_delta.py`` and ``make_delta.py`` of LLaVA v0 and LLaVA-Med v1.0.0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import Mismatch
+from deltaweights.merge.operation import Fate, Operation
 from deltaweights.merge.suspicions import likely_reason, suspicion
 from deltaweights.text import counted
 
 GROWN = frozenset({"model.embed_tokens.weight", "lm_head.weight"})
-"""Tensors whose delta may be larger than their base: the vocabulary was extended."""
+"""Tensors whose lead may be larger than their base: the vocabulary was extended."""
 
 DELTA_ONLY = frozenset({"model.mm_projector.weight", "model.mm_projector.bias"})
 """Tensors that the base need not have: LLaVA's projector."""
@@ -32,19 +32,11 @@ RESERVED = "__metadata__"
 FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 
 
-class Fate(str, Enum):
-    """What becomes of a delta tensor; the values are written into manifests."""
-
-    ADD = "add"
-    ADD_BLOCK = "add_block"
-    COPY = "copy"
-
-
 @dataclass(frozen=True)
 class Match:
-    """One tensor of the result: its delta, its base unless it is copied, and how they meet."""
+    """One tensor of the result: its lead, its base unless it is copied, and how they meet."""
 
-    delta: TensorSpec
+    lead: TensorSpec
     base: TensorSpec | None
     fate: Fate
 
@@ -63,24 +55,26 @@ class Matching:
 
     matches: tuple[Match, ...]
     dropped_base: tuple[Dropped, ...]
-    dropped_delta: tuple[Dropped, ...]
+    dropped_lead: tuple[Dropped, ...]
     warnings: tuple[str, ...]
 
 
-def match(base: Mapping[str, LazyTensor], delta: Mapping[str, LazyTensor]) -> Matching:
-    """Give every tensor of ``base`` and ``delta`` exactly one fate.
+def match(
+    base: Mapping[str, LazyTensor], lead: Mapping[str, LazyTensor], operation: Operation = Operation.APPLY
+) -> Matching:
+    """Give every tensor of ``base`` and ``lead`` exactly one fate.
 
     Raises ``Mismatch`` when one has none; the message names the tensor, both shapes and the likely reason.
     """
     matches: list[Match] = []
     dropped_base: list[Dropped] = []
-    dropped_delta: list[Dropped] = []
+    dropped_lead: list[Dropped] = []
     problems: list[Mismatch] = []
-    for name, tensor in delta.items():
+    for name, tensor in lead.items():
         if name.endswith(BUFFER_SUFFIX):
-            dropped_delta.append(Dropped(tensor.spec, "buffer"))
+            dropped_lead.append(Dropped(tensor.spec, "buffer"))
             continue
-        outcome = _meet(tensor, base.get(name))
+        outcome = _meet(tensor, base.get(name), operation)
         if isinstance(outcome, Match):
             matches.append(outcome)
         else:
@@ -88,40 +82,41 @@ def match(base: Mapping[str, LazyTensor], delta: Mapping[str, LazyTensor]) -> Ma
     used = {
         (tensor.storage, tensor.spec.shape): name
         for name, tensor in base.items()
-        if name in delta and not name.endswith(BUFFER_SUFFIX)
+        if name in lead and not name.endswith(BUFFER_SUFFIX)
     }
     for name, tensor in base.items():
         if name.endswith(BUFFER_SUFFIX):
             dropped_base.append(Dropped(tensor.spec, "buffer"))
-        elif name not in delta:
+        elif name not in lead:
             twin = used.get((tensor.storage, tensor.spec.shape))
             if twin is not None:
                 dropped_base.append(Dropped(tensor.spec, f"tied to {twin}"))
             else:
-                problems.append(
-                    _problem("base", tensor, "is in the base, not in the delta", str(tensor.spec), "no such tensor")
-                )
+                problem = f"is in the base, not in the {operation.lead}"
+                problems.append(_problem("base", tensor, problem, str(tensor.spec), "no such tensor"))
+    specs = _specs(base), _specs(lead)
     if problems or not matches:
-        raise _refusal(problems, base, delta)
-    return Matching(tuple(matches), tuple(dropped_base), tuple(dropped_delta), suspicion(_specs(base), _specs(delta)))
+        raise _refusal(problems, likely_reason(*specs, operation), operation)
+    warnings = suspicion(*specs) if operation is Operation.APPLY else ()
+    return Matching(tuple(matches), tuple(dropped_base), tuple(dropped_lead), warnings)
 
 
-def _meet(delta: LazyTensor, base: LazyTensor | None) -> Match | Mismatch:
+def _meet(lead: LazyTensor, base: LazyTensor | None, operation: Operation) -> Match | Mismatch:
     """Return how two tensors of one name meet, or why they cannot."""
-    spec = delta.spec
+    spec, role = lead.spec, operation.lead
     if spec.name == RESERVED:
         return _problem(
-            "delta", delta, "cannot be written: safetensors keeps this name for itself", str(spec), "another name"
+            role, lead, "cannot be written: safetensors keeps this name for itself", str(spec), "another name"
         )
     if base is None:
         if spec.name not in DELTA_ONLY:
-            return _problem("delta", delta, "is in the delta, not in the base", "no such tensor", str(spec))
-        return _of_floats(delta, delta, Match(spec, None, Fate.COPY))
+            return _problem(role, lead, f"is in the {role}, not in the base", "no such tensor", str(spec))
+        return _of_floats(lead, lead, operation, Match(spec, None, Fate.COPY))
     if base.spec.shape == spec.shape:
-        return _of_floats(delta, base, Match(spec, base.spec, Fate.ADD))
+        return _of_floats(lead, base, operation, Match(spec, base.spec, operation.whole))
     if spec.name in GROWN and _fits_inside(base.spec.shape, spec.shape):
-        return _of_floats(delta, base, Match(spec, base.spec, Fate.ADD_BLOCK))
-    found, expected = f"{list(base.spec.shape)} in the base", f"{list(spec.shape)}, as in the delta"
+        return _of_floats(lead, base, operation, Match(spec, base.spec, operation.block))
+    found, expected = f"{list(base.spec.shape)} in the base", f"{list(spec.shape)}, as in the {role}"
     return _problem("base", base, "shapes do not fit", found, expected)
 
 
@@ -129,10 +124,11 @@ def _fits_inside(inner: tuple[int, ...], outer: tuple[int, ...]) -> bool:
     return len(inner) == len(outer) == 2 and all(i <= o for i, o in zip(inner, outer, strict=True))
 
 
-def _of_floats(delta: LazyTensor, base: LazyTensor, outcome: Match) -> Match | Mismatch:
-    for role, tensor in (("delta", delta), ("base", base)):
+def _of_floats(lead: LazyTensor, base: LazyTensor, operation: Operation, outcome: Match) -> Match | Mismatch:
+    for role, tensor in ((operation.lead, lead), ("base", base)):
         if tensor.spec.dtype not in FLOATS:
-            return _problem(role, tensor, "cannot be added", f"dtype {tensor.spec.dtype}", "one of F16 BF16 F32 F64")
+            found = f"dtype {tensor.spec.dtype}"
+            return _problem(role, tensor, f"cannot be {operation.done}", found, "one of F16 BF16 F32 F64")
     return outcome
 
 
@@ -140,10 +136,9 @@ def _problem(role: str, tensor: LazyTensor, problem: str, found: str, expected: 
     return Mismatch(problem, where=f"{role} {tensor.file}", tensor=tensor.spec.name, found=found, expected=expected)
 
 
-def _refusal(problems: list[Mismatch], base: Mapping[str, LazyTensor], delta: Mapping[str, LazyTensor]) -> Mismatch:
+def _refusal(problems: list[Mismatch], reason: str, operation: Operation) -> Mismatch:
     if not problems:
-        return Mismatch("nothing to add: the delta has no weights")
-    reason = likely_reason(_specs(base), _specs(delta))
+        return Mismatch(f"nothing to {operation.whole.value}: the {operation.lead} has no weights")
     more = f" (and {counted(len(problems) - 1, 'more tensor')} not fitting)" if len(problems) > 1 else ""
     return Mismatch(f"{problems[0]}{more}; {reason}")
 

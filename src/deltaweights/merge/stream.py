@@ -15,7 +15,7 @@ from pathlib import Path
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError
 from deltaweights.manifest.manifest import Fragment
-from deltaweights.merge.arithmetic import Kernels, Workbench
+from deltaweights.merge.arithmetic import Kernels, Task, Workbench
 from deltaweights.merge.blocks import Block, blocks_of
 from deltaweights.merge.device import kernels_on
 from deltaweights.merge.lane import Lane, Stopped
@@ -46,13 +46,13 @@ class Stream:
         self,
         plan: Plan,
         base: Mapping[str, LazyTensor],
-        delta: Mapping[str, LazyTensor],
+        lead: Mapping[str, LazyTensor],
         folder: Path,
         keep: Callable[[Fragment], None],
         resources: Resources,
     ) -> None:
         """``keep`` is given the fragment of each shard once it is on the disk; shards are written into ``folder``."""
-        self._plan, self._base, self._delta = plan, base, delta
+        self._plan, self._base, self._lead = plan, base, lead
         self._folder, self._keep, self._resources = folder, keep, resources
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -117,35 +117,36 @@ class Stream:
 
     def _work(self, kernels: Kernels) -> None:
         options = self._plan.options
-        bench = Workbench(kernels, options.compute_dtype, options.dtype, self._resources.block)
-        while (task := self._next()) is not None:
-            lane, block = task
-            delta, base = self._read(block, bench)
+        task = Task(self._plan.operation, options.compute_dtype, options.dtype, self._plan.check)
+        bench = Workbench(kernels, task, self._resources.block)
+        while (job := self._next()) is not None:
+            lane, block = job
+            lead, base = self._read(block, bench)
             match = block.tensor.match
             base_dtype = match.base.dtype if match.base else None
-            total = bench.combine(block.stop - block.start, match.delta.dtype, base_dtype, block.runs)
-            lane.writer.write(total.data, block.offset)
+            outcome = bench.combine(block.stop - block.start, match.lead.dtype, base_dtype, block.runs)
+            lane.writer.write(outcome.data, block.offset)
             with lane.tensor_turns.turn(block.number):
-                lane.digest_tensors(block, base, delta, total.data, total.nonfinite)
+                lane.digest_tensors(block, base, lead, outcome)
             with lane.file_turns.turn(block.number):
-                lane.writer.digest(total.data)
-                lane.done += len(total.data)
+                lane.writer.digest(outcome.data)
+                lane.done += len(outcome.data)
             lane.writer.send()
             if block.last_of_shard:
                 self._keep(lane.finish(self._plan.identity))
 
     def _read(self, block: Block, bench: Workbench) -> tuple[memoryview, memoryview]:
-        """Read a block of delta and its part of the base into the bench's buffers; return the parts that were filled."""
+        """Read a block of the lead and its part of the base into the bench's buffers; return the parts that were filled."""
         match, name = block.tensor.match, block.tensor.spec.name
-        item = match.delta.item_size
-        delta = bench.delta[: (block.stop - block.start) * item]
-        self._delta[name].source.read_into(delta, block.start * item)
+        item = match.lead.item_size
+        lead = bench.lead[: (block.stop - block.start) * item]
+        self._lead[name].source.read_into(lead, block.start * item)
         if match.base is None:
-            return delta, bench.base[:0]
+            return lead, bench.base[:0]
         item = match.base.item_size
         base = bench.base[: (block.base_stop - block.base_start) * item]
         self._base[name].source.read_into(base, block.base_start * item)
-        return delta, base
+        return lead, base
 
     def _next(self) -> tuple[Lane, Block] | None:
         with self._lock:
@@ -161,7 +162,7 @@ class Stream:
         while waiting or flying:
             while waiting and len(flying) < most:
                 shard = waiting.popleft()
-                lane = Lane(shard, ShardWriter(self._folder, shard), self._base, self._delta, self._stop)
+                lane = Lane(shard, ShardWriter(self._folder, shard), self._base, self._lead, self._stop)
                 self._lanes.append(lane)
                 flying.append((lane, blocks_of(shard, self._resources.block)))
             lane, blocks = flying.popleft()

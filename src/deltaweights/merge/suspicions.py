@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 
 from deltaweights.checkpoint.tensors import TensorSpec
+from deltaweights.merge.operation import Operation
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -29,35 +30,40 @@ INTEGERS = frozenset({"U8", "I8", "I16", "I32", "I64"})
 """Dtypes that GPTQ, AWQ, bitsandbytes and the like store weights in."""
 
 REMEDY = "use the original LLaMA-1 of the delta's size as the base"
+REMEDY_TO_MAKE = "use the base that the target was fine-tuned from"
 
 Specs = Mapping[str, TensorSpec]
 
 
-def likely_reason(base: Specs, delta: Specs) -> str:
-    """Return the likely reason why ``base`` and ``delta`` do not fit, and the way out."""
+def likely_reason(base: Specs, lead: Specs, operation: Operation) -> str:
+    """Return the likely reason why ``base`` and ``lead`` do not fit, and the way out."""
     # How the tensors are named comes first: under other names there are no layers to count.
     if any(".attention.wq." in name for name in base):
         return "the base has Meta's tensor names: convert it to the Hugging Face layout first"
     if EMBEDDING not in base and "embed_tokens.weight" in base:
         return "the base was saved without its head (LlamaModel, not LlamaForCausalLM): use the full checkpoint"
-    if any("lora_" in name for name in delta):
-        return "the delta holds LoRA adapters, not delta weights: merge it with peft"
-    if any(spec.dtype in INTEGERS for spec in delta.values()):
-        return "the delta holds whole numbers: it is likely a quantized model, and no delta"
+    making = operation is Operation.MAKE
+    role, remedy = operation.lead, REMEDY_TO_MAKE if making else REMEDY
+    if any("lora_" in name for name in lead):
+        instead = "" if making else ", not delta weights"
+        return f"the {role} holds LoRA adapters{instead}: merge it with peft"
+    if any(spec.dtype in INTEGERS for spec in lead.values()):
+        instead = "" if making else ", and no delta"
+        return f"the {role} holds whole numbers: it is likely a quantized model{instead}"
     if any(spec.dtype in INTEGERS for spec in base.values()):
-        return f"the base holds whole numbers: it is likely quantized; {REMEDY}, in float16"
-    hidden_base, hidden_delta = _hidden_size(base), _hidden_size(delta)
-    if hidden_base != hidden_delta and hidden_base and hidden_delta:
-        return f"likely models of two sizes: base {_size(hidden_base)}, delta {_size(hidden_delta)}; {REMEDY}"
-    layers_base, layers_delta = _layers(base), _layers(delta)
-    if layers_base != layers_delta:
-        return f"base has {layers_base} layers, the delta {layers_delta}: two models, or an incomplete one; {REMEDY}"
+        return f"the base holds whole numbers: it is likely quantized; {remedy}, in float16"
+    hidden_base, hidden_lead = _hidden_size(base), _hidden_size(lead)
+    if hidden_base != hidden_lead and hidden_base and hidden_lead:
+        return f"likely models of two sizes: base {_size(hidden_base)}, {role} {_size(hidden_lead)}; {remedy}"
+    layers_base, layers_lead = _layers(base), _layers(lead)
+    if layers_base != layers_lead:
+        return f"base has {layers_base} layers, the {role} {layers_lead}: two models, or an incomplete one; {remedy}"
     rows = _rows(base)
-    if rows in FINE_TUNED_ROWS:
-        return f"{rows} rows: the base is likely {FINE_TUNED_ROWS[rows]}, which is already fine-tuned; {REMEDY}"
-    if any("mm_projector" in name or "vision_tower" in name for name in base):
-        return f"the base is likely already a LLaVA model; {REMEDY}"
-    return f"base and delta are likely not a pair; {REMEDY}"
+    if rows in FINE_TUNED_ROWS and not making:
+        return f"{rows} rows: the base is likely {FINE_TUNED_ROWS[rows]}, which is already fine-tuned; {remedy}"
+    if any("mm_projector" in name or "vision_tower" in name for name in base) and not making:
+        return f"the base is likely already a LLaVA model; {remedy}"
+    return f"base and {role} are likely not a pair; {remedy}"
 
 
 def suspicion(base: Specs, delta: Specs) -> tuple[str, ...]:

@@ -49,11 +49,11 @@ class StagingLock:
         except BlockingIOError:
             os.close(self._fd)
             remedy = "wait for it to end"
-            raise TargetBusy("another run is working on this target", where=self._path.parent, remedy=remedy) from None
+            raise TargetBusy("another run is writing to this folder", where=self._path.parent, remedy=remedy) from None
         except OSError as error:
             if error.errno not in {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}:
                 raise InputOutputError.from_os(error, self._path, "lock") from error
-            self.note = "this file system has no locks: make sure that no other run works on this target"
+            self.note = "this file system has no locks: make sure that no other run writes to this folder"
         return True
 
     def _is_current(self) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaweights.checkpoint.companions import COPIED, DELTA_README, LEGAL, NOTICE_NAME, README
+from deltaweights.checkpoint.companions import COPIED, LEGAL, NOTICE_NAME, README
 from deltaweights.checkpoint.folder import WEIGHTS
 from deltaweights.errors import InputOutputError, TargetBusy
 from deltaweights.manifest.manifest import INDEX, MANIFEST, SUMS
@@ -22,7 +22,8 @@ REPLACEABLE = COPIED | {
     INDEX,
     NOTICE_NAME,
     README,
-    DELTA_README,
+    f"DELTA_{README}",
+    f"TARGET_{README}",
     "pytorch_model.bin.index.json",
     "model.sig",
     ".cache",
@@ -82,7 +83,7 @@ class Place:
         except NotADirectoryError:
             return [self.target.name]
         except OSError as error:
-            raise InputOutputError.from_os(error, self.target, "look into the target") from error
+            raise InputOutputError.from_os(error, self.target, "look into") from error
         return [name for name in names if self.target / name != self.root and name != "lost+found"]
 
 
@@ -109,7 +110,10 @@ def refuse_inputs(place: Place, inputs: Iterable[Path]) -> None:
         source = Path(os.path.realpath(given))
         if place.target.is_relative_to(source) or source.is_relative_to(place.target):
             raise TargetBusy(
-                "target and input overlap", where=place.target, found=f"input {source}", remedy="choose another target"
+                "output and input overlap",
+                where=place.target,
+                found=f"input {source}",
+                remedy="choose another output folder",
             )
 
 
@@ -120,10 +124,10 @@ def refuse_content(place: Place, *, overwrite: bool) -> None:
         return
     some = ", ".join(contents[:3]) + (f" and {len(contents) - 3} more" if len(contents) > 3 else "")
     if not overwrite:
-        remedy = "choose another target, or replace it with --overwrite"
-        raise TargetBusy("target is already there with other content", where=place.target, found=some, remedy=remedy)
+        remedy = "choose another output folder, or replace it with --overwrite"
+        raise TargetBusy("already there, with other content", where=place.target, found=some, remedy=remedy)
     if not stat.S_ISDIR(place.target.stat().st_mode):
-        raise TargetBusy("target is not a folder", where=place.target, remedy="choose another target")
+        raise TargetBusy("not a folder", where=place.target, remedy="choose another output folder")
     strangers = [name for name in contents if not _may_be_replaced(name)]
     if strangers or not any(name == MANIFEST or WEIGHTS.fullmatch(name) for name in contents):
         some = ", ".join(strangers[:3]) or some
@@ -131,7 +135,7 @@ def refuse_content(place: Place, *, overwrite: bool) -> None:
             "will not overwrite a folder that is not a checkpoint",
             where=place.target,
             found=some,
-            remedy="empty it, or choose another target",
+            remedy="empty it, or choose another output folder",
         )
 
 

@@ -96,7 +96,7 @@ def _rename_onto_nothing(source: Path, target: Path) -> None:
         source.rename(target)  # POSIX: an empty folder of that name is replaced
     except OSError as error:
         if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
-            problem = "something else appeared in the target during the run"
+            problem = "something else appeared there during the run"
             raise TargetBusy(problem, where=target, remedy="move it away, and run again") from error
         raise InputOutputError.from_os(error, target, "publish the result") from error
     flush_folder(target.parent)

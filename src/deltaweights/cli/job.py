@@ -1,0 +1,169 @@
+"""What ``apply`` and ``make``, and the drop-ins for both, have in common.
+
+Enters: arguments. Leaves: a checkpoint or a delta, and what it is, on stdout. Never: logic.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deltaweights.cli.terminal import TerminalReport
+from deltaweights.errors import UsageError
+from deltaweights.sizes import human_bytes
+from deltaweights.text import Json, counted, printable
+
+if TYPE_CHECKING:
+    from deltaweights.job import Published
+
+DTYPE = click.Choice(["float16", "bfloat16", "float32"])
+
+NOTICE = "research use only; LLaVA-Med: never for clinical use"
+
+
+def _device(_ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
+    # Whether this machine has it is known only once torch is loaded; a slip of the pen need not wait for that.
+    if not re.fullmatch(r"cpu|auto|cuda(:[0-9]{1,3})?", value):
+        raise UsageError("no such device", found=value, expected="cpu, cuda, cuda:N or auto")
+    return value
+
+
+def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that all of them share."""
+    options = (
+        click.option(
+            "--compute-dtype", type=DTYPE, default="float16", show_default=True, help="Dtype of the arithmetic."
+        ),
+        click.option("--dtype", type=DTYPE, help="Dtype of the written weights [default: the compute dtype]."),
+        click.option("--max-shard-size", default="5GB", show_default=True, help="Most bytes of tensors per shard."),
+        click.option(
+            "--device",
+            default="cpu",
+            show_default=True,
+            callback=_device,
+            help="cpu, cuda, cuda:N or auto; the bits are the same.",
+        ),
+        click.option("--workers", type=click.IntRange(min=1), help="Threads [default: one per processor, 2 to 8]."),
+        click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands there."),
+        click.option("--strict", is_flag=True, help="Fail (6) when the result has NaN or infinite weights."),
+        click.option(
+            "--hash-inputs", is_flag=True, help="Record the sha256 of every input file; reads them once more."
+        ),
+        click.option("--dry-run", is_flag=True, help="Show the plan and what it needs; write nothing."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+        click.option("-q", "--quiet", is_flag=True, help="Only results and warnings."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def make_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that those who make deltas share."""
+    hub = click.option("--hub-repo-id", metavar="ORG/NAME", help="Print the command that uploads the delta there.")
+    check = click.option(
+        "--check/--no-check", default=True, show_default=True, help="Apply the delta as it is made, and count."
+    )
+    return hub(check(function))
+
+
+def apply(name: str, base: str, delta: str, target: str, **options: Any) -> None:
+    """Add the delta to its base, or show the plan, and print the outcome."""
+    from deltaweights.apply import apply_delta  # noqa: PLC0415  (only who merges needs it)
+
+    _run(name, "apply", partial(apply_delta, base, delta, target), (base, delta, target), **options)
+
+
+def make(name: str, base: str, target: str, delta: str, **options: Any) -> None:
+    """Subtract the base from the target, or show the plan, and print the outcome."""
+    from deltaweights.make import make_delta  # noqa: PLC0415  (only who makes deltas needs it)
+
+    _run(name, "make", partial(make_delta, base, target, delta), (base, target, delta), **options)
+
+
+def _run(
+    name: str,
+    operation: str,
+    do: Callable[..., Published],
+    paths: tuple[str, str, str],
+    *,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    hub_repo_id: str | None = None,
+    **options: Any,
+) -> None:
+    from deltaweights.job import workers_of  # noqa: PLC0415  (see above)
+    from deltaweights.merge.operation import Operation  # noqa: PLC0415
+    from deltaweights.prepare import describe, prepare, say  # noqa: PLC0415
+
+    report = TerminalReport(name, quiet=quiet)
+    output = Operation(operation).output
+    if dry_run:
+        plan_options = {
+            key: options[key] for key in ("compute_dtype", "dtype", "max_shard_size", "check") if key in options
+        }
+        with prepare(Operation(operation), *paths, report=report, **plan_options) as job:
+            say(job, report)
+            outcome = describe(job, workers_of(options["workers"]), options["device"])
+        _print(outcome, as_json, _plan_lines(outcome, output))
+        return
+    result = asdict(do(report=report, **options))
+    outcome = {output: result.pop(output), **result}
+    _print(outcome, as_json, _result_lines(outcome, output))
+    report.note(f"notice          {NOTICE} (see DELTAWEIGHTS_NOTICE.txt in it)")
+    report.note(f"check it with   deltaweights verify {shlex.quote(outcome[output])}")
+    if hub_repo_id is not None:
+        report.note(f"publish it with hf upload {shlex.quote(hub_repo_id)} {shlex.quote(outcome[output])}")
+
+
+def _print(outcome: dict[str, Json], as_json: bool, lines: list[str]) -> None:
+    # ASCII, and no raw path: a file name may hold bytes that are no text, and they must not make a finished run fail.
+    click.echo(json.dumps(outcome, indent=2) if as_json else "\n".join(map(printable, lines)))
+
+
+def _result_lines(outcome: dict[str, Json], output: str) -> list[str]:
+    size = (
+        f"{outcome['parameters']:,} parameters, {human_bytes(outcome['bytes'])}, {counted(outcome['shards'], 'shard')}"
+    )
+    lines = [
+        f"{output:15} {outcome[output]}",
+        f"status          {outcome['status']} in {outcome['seconds']['total']:.1f} s",
+        f"tensors         {outcome['tensors']} ({size})",
+        f"content digest  {outcome['content_digest']}",
+        f"manifest        sha256 {outcome['manifest_sha256']}",
+    ]
+    inexact = outcome["inexact"]
+    if inexact is None:
+        return lines
+    count = sum(inexact.values())
+    lines.append(
+        f"round trip      {count:,} of {outcome['parameters']:,} weights ({count / max(outcome['parameters'], 1):.2%}) come back "
+        f"one rounding away, in {counted(len(inexact), 'tensor')}"
+        if count
+        else "round trip      every weight comes back bit for bit"
+    )
+    most = sorted(inexact.items(), key=lambda item: (-item[1], item[0]))[:3]
+    return lines + [f"  {number:>14,} in {name}" for name, number in most]
+
+
+def _plan_lines(outcome: dict[str, Json], output: str) -> list[str]:
+    shards = [
+        f"  {shard['file']}  {human_bytes(shard['size'])}, {counted(shard['tensors'], 'tensor')}"
+        for shard in outcome["shards"]
+    ]
+    return [
+        f"{output:15} {outcome[output]}",
+        f"tensors         {outcome['tensors']} ({human_bytes(outcome['bytes'])}), {counted(len(shards), 'shard')}",
+        *shards,
+        f"disk            {human_bytes(outcome['disk_needed'])} needed, {human_bytes(outcome['disk_free'])} free",
+        f"memory          about {human_bytes(outcome['memory_needed'])}",
+        f"plan            {outcome['plan']}",
+    ]

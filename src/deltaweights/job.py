@@ -1,0 +1,279 @@
+"""The job: two checkpoints in, one out, from paths to a published folder; ``apply`` and ``make`` are its two names.
+
+Enters: an operation, paths and options. Leaves: a folder with weights, manifest and checksums, and a result that says what it is.
+Never: a folder that is not whole, or a byte of output before both inputs are known to fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from deltaweights.checkpoint.files import ContiguousSource, LooseStorage, read_small
+from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy, UsageError
+from deltaweights.manifest.manifest import (
+    INDEX,
+    MANIFEST,
+    SUMS,
+    FileRecord,
+    Fragment,
+    index_bytes,
+    parse_manifest,
+    sums_bytes,
+)
+from deltaweights.manifest.verify import MAX_MANIFEST, verify
+from deltaweights.merge.device import check_device
+from deltaweights.merge.operation import Operation
+from deltaweights.merge.plan import fates
+from deltaweights.merge.record import inexact_of, merge_manifest, records_of
+from deltaweights.merge.stream import Resources, Stream
+from deltaweights.prepare import Prepared, check_space, say
+from deltaweights.report import Report
+from deltaweights.staging.disk import write_file
+from deltaweights.staging.folder import StagingFolder, StagingLock
+from deltaweights.staging.place import refuse_content
+from deltaweights.staging.publish import forget, publish, recover
+from deltaweights.text import counted
+
+ALREADY_COMPLETE = "already complete"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What was made. ``status`` is "merged", "made" or "already complete"; ``bytes`` counts weights; ``seconds`` are by stage.
+
+    ``inexact`` is None for what is no delta, or a delta that nobody tried.
+    """
+
+    status: str
+    content_digest: str
+    manifest_sha256: str
+    tensors: int
+    parameters: int
+    bytes: int
+    shards: int
+    fates: dict[str, int]
+    dropped: dict[str, dict[str, str]]
+    nonfinite: dict[str, int]
+    inexact: dict[str, int] | None
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run, and what to insist on."""
+
+    device: str = "cpu"
+    workers: int | None = None
+    overwrite: bool = False
+    strict: bool = False
+    hash_inputs: bool = False
+
+
+def run(job: Prepared, settings: Settings, report: Report, began: float) -> Published:
+    """Do a job that is prepared, or find that it was done. ``began`` is when it did, by the monotonic clock.
+
+    Raises what ``apply_delta`` raises.
+    """
+    say(job, report)
+    seconds = {"prepare": time.monotonic() - began}
+    done = _already_complete(job, settings)
+    if done is None or job.place.root.exists():
+        with StagingLock(job.place) as lock:
+            for text in (lock.note, recover(job.place)):
+                if text:
+                    report.note(text)
+            # The run that held the lock before us may have published this very plan.
+            done = _already_complete(job, settings)
+            if done is None:
+                refuse_content(job.place, overwrite=settings.overwrite)
+                done = _make(job, settings, report, seconds)
+            else:
+                forget(job.place)
+    if done.status == ALREADY_COMPLETE:
+        report.note(
+            "what is there is the result of these inputs, as far as their headers and samples tell; remove it to make it anew"
+        )
+        if settings.hash_inputs:
+            report.warn("--hash-inputs was not done: the result is there, and its manifest stays as it is")
+        if done.nonfinite:
+            _report_nonfinite(done.nonfinite, report, strict=settings.strict)
+    seconds["total"] = time.monotonic() - began
+    return _published(job, done, seconds)
+
+
+def workers_of(given: int | None) -> int:
+    """Return the number of workers asked for, or ``default_workers``. Raises ``UsageError`` when none may work."""
+    if given is not None and given < 1:
+        raise UsageError("no workers", found=given, expected="at least 1")
+    return default_workers() if given is None else given
+
+
+def default_workers() -> int:
+    """Return a worker for each processor that this process may use, at least 2 and at most 8."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(2, min(count, 8))
+
+
+@dataclass(frozen=True)
+class _Done:
+    status: str
+    content_digest: str
+    manifest_sha256: str
+    nonfinite: dict[str, int]
+    inexact: dict[str, int] | None
+
+
+def _already_complete(job: Prepared, settings: Settings) -> _Done | None:
+    """Return what stands there if it is the result of this plan and verifies; None if it is something else.
+
+    Raises ``TargetBusy`` when it is the result of this plan, damaged, and may not be replaced.
+    """
+    try:
+        manifest = parse_manifest(read_small(job.place.target / MANIFEST, MAX_MANIFEST))
+    except (InputOutputError, MalformedInput, ValueError):  # not their base class: a signal's exception must pass
+        return None
+    if manifest.plan != job.plan.identity or job.place.journal.exists():
+        return None
+    found = verify(job.place.target, expect=manifest.content_digest)
+    if settings.overwrite and not found.ok:
+        return None
+    if not found.ok or found.manifest_sha256 is None:
+        raise TargetBusy(
+            f"the result of this very plan is there, but it does not verify: {found.problems[0]}",
+            where=job.place.target,
+            remedy="move it away, or replace it with --overwrite",
+        )
+    return _Done(ALREADY_COMPLETE, manifest.content_digest, found.manifest_sha256, manifest.nonfinite, manifest.inexact)
+
+
+def _make(job: Prepared, settings: Settings, report: Report, seconds: dict[str, float]) -> _Done:
+    """Write what is missing into staging, and publish it."""
+    began = time.monotonic()
+    check_device(settings.device)
+    seconds["load arithmetic"] = time.monotonic() - began
+    staging = StagingFolder(job.place)
+    fragments, discarded = staging.prepare(job.plan)
+    if discarded:
+        report.note("staging held another plan (other inputs or options): it was discarded")
+    if fragments:
+        report.note(f"{len(fragments)} of {len(job.plan.shards)} shards are finished already")
+    check_space(job, fragments)
+    began = time.monotonic()
+    _stream(job, staging, fragments, settings, report, seconds)
+    seconds["stream"] = time.monotonic() - began
+    records = records_of(fragments)
+    nonfinite = {name: record.nonfinite for name, record in records.items() if record.nonfinite}
+    if nonfinite:
+        _report_nonfinite(nonfinite, report, strict=settings.strict)
+    began = time.monotonic()
+    input_sha256 = _hash_inputs(job) if settings.hash_inputs else {}
+    seconds["hash inputs"] = time.monotonic() - began
+    for checkpoint in (job.base, job.lead):
+        checkpoint.check_unchanged()
+    began = time.monotonic()
+    digest, manifest_sha256 = _write_documents(job, fragments, input_sha256)
+    publish(job.place, job.plan.identity, overwrite=settings.overwrite)
+    seconds["publish"] = time.monotonic() - began
+    status = "merged" if job.plan.operation is Operation.APPLY else "made"
+    return _Done(status, digest, manifest_sha256, nonfinite, inexact_of(records))
+
+
+def _stream(
+    job: Prepared,
+    staging: StagingFolder,
+    fragments: dict[str, Fragment],
+    settings: Settings,
+    report: Report,
+    seconds: dict[str, float],
+) -> None:
+    """Make the shards that have no fragment yet, and add theirs to ``fragments``."""
+
+    def keep(fragment: Fragment) -> None:
+        staging.keep(fragment)
+        fragments[fragment.file] = fragment
+
+    _prove_unread(job)
+    missing = [shard for shard in job.plan.shards if shard.file not in fragments]
+    resources = Resources(settings.device, workers_of(settings.workers))
+    stream = Stream(job.plan, job.base.tensors, job.lead.tensors, job.place.shards, keep, resources)
+    doing = "merging" if job.plan.operation is Operation.APPLY else "making the delta"
+    report.begin(doing, sum(shard.size - len(shard.header) for shard in missing))
+    try:
+        for done in stream.run(missing):
+            report.progress(done)
+    finally:
+        report.end()
+    seconds["flush"] = stream.flush_seconds
+
+
+def _prove_unread(job: Prepared) -> None:
+    """Compare the recorded checksums of what the stream does not read whole: parts of storages, and dropped tensors."""
+    for checkpoint, record in ((job.base, job.plan.base), (job.lead, job.plan.lead)):
+        for weights in checkpoint.files:
+            for loose in weights.loose:
+                loose.prove()
+        for dropped in record.dropped:
+            tensor = checkpoint.tensors[dropped.spec.name]
+            if tensor.crc32 is not None and isinstance(tensor.source, ContiguousSource):
+                LooseStorage(tensor.source, dropped.spec.name, dropped.spec.nbytes, tensor.crc32).prove()
+
+
+def _report_nonfinite(nonfinite: Mapping[str, int], report: Report, *, strict: bool) -> None:
+    name = next(iter(nonfinite))
+    found = f"{sum(nonfinite.values())} NaN or infinite weights in {counted(len(nonfinite), 'tensor')}"
+    if strict:
+        remedy = "check base and delta; run without --strict to publish it, or give it up with deltaweights clean"
+        raise CheckFailed("result is not finite", tensor=name, found=found, remedy=remedy)
+    report.warn(f"tensor {name}: result is not finite: {found}")
+
+
+def _hash_inputs(job: Prepared) -> dict[str, dict[str, str]]:
+    return {
+        checkpoint.role: {weights.file.path.name: weights.file.sha256() for weights in checkpoint.files}
+        for checkpoint in (job.base, job.lead)
+    }
+
+
+def _write_documents(
+    job: Prepared, fragments: Mapping[str, Fragment], input_sha256: Mapping[str, Mapping[str, str]]
+) -> tuple[str, str]:
+    """Write everything but weights beside the shards; return the content digest and the manifest's sha256."""
+    plan, folder = job.plan, job.place.shards
+    documents = dict(job.companions.files)
+    if len(plan.shards) > 1:
+        weight_map = {tensor.spec.name: shard.file for shard in plan.shards for tensor in shard.tensors}
+        documents[INDEX] = index_bytes(weight_map, plan.nbytes, plan.parameters)
+    files = {shard.file: fragments[shard.file].record for shard in plan.shards}
+    files |= {name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in documents.items()}
+    manifest, digest = merge_manifest(plan, fragments, files, input_sha256)
+    manifest_record = FileRecord(len(manifest), hashlib.sha256(manifest).hexdigest())
+    documents |= {MANIFEST: manifest, SUMS: sums_bytes(files, manifest_record)}
+    for name, data in documents.items():
+        write_file(folder / name, data)
+    return digest, manifest_record.sha256
+
+
+def _published(job: Prepared, done: _Done, seconds: dict[str, float]) -> Published:
+    plan = job.plan
+    dropped = {
+        role: {item.spec.name: item.reason for item in record.dropped}
+        for role, record in (("base", plan.base), (plan.operation.lead, plan.lead))
+    }
+    return Published(
+        status=done.status,
+        content_digest=done.content_digest,
+        manifest_sha256=done.manifest_sha256,
+        tensors=len(plan.tensors),
+        parameters=plan.parameters,
+        bytes=plan.nbytes,
+        shards=len(plan.shards),
+        fates=fates(plan),
+        dropped=dropped,
+        nonfinite=done.nonfinite,
+        inexact=done.inexact,
+        seconds={stage: round(value, 3) for stage, value in seconds.items()},
+    )

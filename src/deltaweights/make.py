@@ -1,0 +1,65 @@
+"""target - base = delta.
+
+Enters: paths and options. Leaves: a folder with the delta's weights, manifest and checksums. Never: more than names for the job.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from deltaweights.job import Published, Settings, run, workers_of
+from deltaweights.merge.operation import Operation
+from deltaweights.prepare import PathLike, prepare
+from deltaweights.report import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeResult(Published):
+    """The delta in the folder ``delta``.
+
+    ``inexact`` counts, by tensor, the weights that do not come back bit for bit when the delta is applied; None when nobody tried.
+    """
+
+    delta: str
+
+
+def make_delta(
+    base: PathLike,
+    target: PathLike,
+    delta: PathLike,
+    *,
+    compute_dtype: str = "float16",
+    dtype: str | None = None,
+    max_shard_size: str | int = "5GB",
+    device: str = "cpu",
+    workers: int | None = None,
+    overwrite: bool = False,
+    strict: bool = False,
+    hash_inputs: bool = False,
+    check: bool = True,
+    report: Report | None = None,
+) -> MakeResult:
+    """Subtract ``base`` from the fine-tuned ``target`` and publish the delta at ``delta``.
+
+    The rules are those of ``apply_delta`` backwards; so are all options. With ``check`` the delta is applied block by block as
+    it is made, in ``compute_dtype``, and the weights of the target that do not come back are counted: float16 sums are rounded,
+    so that up to some percent come back one rounding away (docs/design.md, "Making a delta").
+
+    Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, ``TargetBusy``, and ``CheckFailed`` (``strict``).
+    """
+    began = time.monotonic()
+    report = Report() if report is None else report
+    settings = Settings(device, workers_of(workers), overwrite, strict, hash_inputs)
+    with prepare(
+        Operation.MAKE,
+        base,
+        target,
+        delta,
+        compute_dtype=compute_dtype,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        check=check,
+        report=report,
+    ) as job:
+        return MakeResult(delta=str(job.place.target), **vars(run(job, settings, report, began)))
