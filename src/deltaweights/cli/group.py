@@ -15,6 +15,8 @@ COMMANDS = {
     "apply": "Add a delta to its base and write the merged checkpoint.",
     "verify": "Check a merged checkpoint against its manifest or a pinned digest.",
     "make": "Make a delta: subtract a base from a model fine-tuned from it.",
+    "inspect": "Show what a checkpoint holds, from its headers.",
+    "diff": "Compare two checkpoints, tensor by tensor.",
     "clean": "Remove what a killed run left beside a target.",
     "demo": "Run the whole job on a tiny pair that is made on the spot.",
 }

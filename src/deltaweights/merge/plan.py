@@ -90,7 +90,7 @@ class Companion:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides the bytes of the result. With ``check``, a delta that is made is tried, and its manifest says how it went."""
+    """Everything that decides the bytes of the result. With ``check``, the manifest of a delta says what does not come back."""
 
     options: Options
     shards: tuple[Shard, ...]
