@@ -25,8 +25,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def run() -> Run:
     """Run ``deltaweights ARGUMENTS`` as a process of its own, as users do."""
 
-    def run_command(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "deltaweights", *map(str, arguments)]
+    def run_command(
+        *arguments: str | Path, cwd: Path | None = None, program: str = "deltaweights"
+    ) -> subprocess.CompletedProcess[str]:
+        entry = {"deltaweights": "main", "apply-delta": "apply_delta", "make-delta": "make_delta"}[program]
+        command = [sys.executable, "-c", f"from deltaweights.cli import {entry}; {entry}()", *map(str, arguments)]
+        if program == "deltaweights":
+            command[1:3] = ["-m", "deltaweights"]
         environment = os.environ | {"COLUMNS": "200"}
         return subprocess.run(
             command, capture_output=True, text=True, timeout=120, check=False, env=environment, cwd=cwd

@@ -76,10 +76,11 @@ for dtype in ("F16", "BF16"):
     arrays = [kernels.over(buffer, dtype) for buffer in (one, other, total)]
     tensors = [torch.frombuffer(buffer, dtype=TORCH_DTYPES[dtype]) for buffer in (one, other, total)]
     expected = torch.empty_like(tensors[0])
+    compute, by_torch = {"add": (kernels.add, torch.add), "subtract": (kernels.subtract, torch.sub)}[OPERATION]
     for first in range(0, 65536, rows):
         others[:] = np.repeat(np.arange(first, first + rows, dtype=np.uint16), 65536)
-        kernels.add(*arrays)
-        torch.add(tensors[0], tensors[1], out=expected)
+        compute(*arrays)
+        by_torch(tensors[0], tensors[1], out=expected)
         differ = tensors[2].view(torch.int16) != expected.view(torch.int16)
         if differ.any():  # NaN payloads may
             assert (tensors[2].isnan() == expected.isnan()).all(), (dtype, first)
@@ -88,10 +89,12 @@ for dtype in ("F16", "BF16"):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("operation", ["add", "subtract"])
 @pytest.mark.parametrize("left_out", older_processors(), ids=lambda names: f"without-{'-'.join(names) or 'none'}")
-def test_every_sum_of_two_16_bit_numbers_is_torchs(left_out: tuple[str, ...]) -> None:
-    """All 2^32 sums in float16, and all in bfloat16, have torch's bits, NaN payloads aside, on every kind of processor."""
-    subprocess.run([sys.executable, "-c", WITHOUT + EVERY_SUM, *left_out], check=True, timeout=900)
+def test_every_sum_and_difference_of_16_bits_is_torchs(left_out: tuple[str, ...], operation: str) -> None:
+    """All 2^32 in float16, and all in bfloat16, have torch's bits, NaN payloads aside, on every kind of processor."""
+    program = f"OPERATION = {operation!r}{WITHOUT}{EVERY_SUM}"
+    subprocess.run([sys.executable, "-c", program, *left_out], check=True, timeout=900)
 
 
 def test_a_processor_that_rounds_otherwise_is_found_out_and_torch_stands_in(
