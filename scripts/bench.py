@@ -1,4 +1,4 @@
-"""Measures whole commands, side by side, on checkpoints with the tensor shapes of LLaMA-7B.
+"""Measures whole commands, side by side, on random checkpoints with the tensor shapes of LLaMA-7B.
 
 Enters: how many layers, which container, how many rounds. Leaves: a table (or JSON) of medians and of ratios within a round. Never:
 a verdict from a single run: the contestants take turns, each starts after a ``sync``, and the ratio is taken round by round, since
@@ -15,15 +15,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-HIDDEN, INTERMEDIATE, VOCABULARY, HEADS = 4096, 11008, 32000, 32
-"""LLaMA-7B's sizes; its 32 layers are 13.5 GB in float16."""
+from bench_checkpoints import Model, make
 
 ORIGINAL = """
 import sys, torch
@@ -38,6 +36,31 @@ delta.save_pretrained(target_path)
 """
 """The original apply_delta scripts' algorithm (see docs/design.md, Rules), written anew: both models, a loop, save_pretrained."""
 
+HASHLIB = """
+import hashlib, os, sys
+from concurrent.futures import ThreadPoolExecutor
+def digest(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else whole(file)
+def whole(file):
+    made, buffer = hashlib.sha256(), bytearray(1 << 20)
+    while count := file.readinto(buffer):
+        made.update(memoryview(buffer)[:count])
+    return made.hexdigest()
+with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) as pool:
+    print(list(pool.map(digest, [entry.path for entry in os.scandir(sys.argv[1])])))
+"""
+"""What hashlib does with all shards on all processors."""
+
+MERGEKIT = """\
+merge_method: linear
+models:
+  - {{model: {base}, parameters: {{weight: 1.0}}}}
+  - {{model: {delta}, parameters: {{weight: 1.0}}}}
+parameters: {{normalize: false}}
+dtype: float16
+"""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -48,192 +71,237 @@ class Run:
     own: dict[str, float]
 
 
-def make_checkpoints(folder: Path, layers: int, container: str, pair: str) -> tuple[Path, Path]:
-    """Write a random base and delta with LLaMA-7B's shapes under ``folder``, unless they are there; return their paths.
+@dataclass(frozen=True)
+class Contestant:
+    """A command, what it reads, the folder that it writes, which is removed before each run, and whom to compare it with."""
 
-    A "llava-med" delta has four more rows of vocabulary, a projector, and the buffers in float32, as the published one.
-    """
-    import torch  # noqa: PLC0415  (so that --help is quick)
-    from safetensors.torch import save_file  # noqa: PLC0415
-
-    paths = folder / f"base-{layers}-{container}", folder / f"delta-{pair}-{layers}-{container}"
-    for seed, (path, scale) in enumerate(zip(paths, (0.02, 0.0004), strict=True)):
-        if (path / "config.json").exists():
-            continue
-        path.mkdir(parents=True, exist_ok=True)
-        generator = torch.Generator().manual_seed(seed)
-        weight_map: dict[str, str] = {}
-        grown = pair == "llava-med" and path == paths[1]
-        parts = _parts(layers, VOCABULARY + 4 if grown else VOCABULARY)
-        if grown:
-            parts[-1] |= {"model.mm_projector.weight": (HIDDEN, 1024), "model.mm_projector.bias": (HIDDEN,)}
-        for number, shapes in enumerate(parts, start=1):
-            tensors = {n: torch.empty(s).normal_(0, scale, generator=generator).half() for n, s in shapes.items()}
-            if grown and number == 1:
-                tensors |= {f"model.layers.{k}.self_attn.rotary_emb.inv_freq": torch.zeros(64) for k in range(layers)}
-            stem, suffix = ("model", ".safetensors") if container == "safetensors" else ("pytorch_model", ".bin")
-            file = f"{stem}-{number:05d}-of-{len(parts):05d}{suffix}"
-            if container == "safetensors":
-                save_file(tensors, path / file, metadata={"format": "pt"})
-            else:
-                torch.save(tensors, path / file)
-            weight_map |= dict.fromkeys(tensors, file)
-        index = "model.safetensors.index.json" if container == "safetensors" else "pytorch_model.bin.index.json"
-        (path / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-        config = {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_size": HIDDEN,
-            "intermediate_size": INTERMEDIATE,
-            "num_attention_heads": HEADS,
-            "num_hidden_layers": layers,
-            "vocab_size": VOCABULARY + 4 if grown else VOCABULARY,
-            "torch_dtype": "float16",
-        }
-        (path / "config.json").write_text(json.dumps(config))
-    return paths
+    command: list[str]
+    inputs: tuple[Path, ...]
+    output: Path | None
+    against: str = "apply"
 
 
-def _parts(layers: int, vocabulary: int) -> list[dict[str, tuple[int, ...]]]:
-    """Return names and shapes of a LLaMA with 7B's sizes, about 4 GB to a shard."""
-    parts: list[dict[str, tuple[int, ...]]] = [{"model.embed_tokens.weight": (vocabulary, HIDDEN)}]
-    for layer in range(layers):
-        if layer and layer % 10 == 0:
-            parts.append({})
-        prefix = f"model.layers.{layer}."
-        for name in "qkvo":
-            parts[-1][f"{prefix}self_attn.{name}_proj.weight"] = (HIDDEN, HIDDEN)
-        for name, shape in (
-            ("gate", (INTERMEDIATE, HIDDEN)),
-            ("up", (INTERMEDIATE, HIDDEN)),
-            ("down", (HIDDEN, INTERMEDIATE)),
-        ):
-            parts[-1][f"{prefix}mlp.{name}_proj.weight"] = shape
-        for name in ("input", "post_attention"):
-            parts[-1][f"{prefix}{name}_layernorm.weight"] = (HIDDEN,)
-    parts[-1] |= {"model.norm.weight": (HIDDEN,), "lm_head.weight": (vocabulary, HIDDEN)}
-    return parts
-
-
-def measure(command: list[str], inputs: tuple[Path, Path], target: Path) -> Run:
-    """Run ``command`` once from a clean target, after a ``sync``, with ``inputs`` in the page cache."""
-    shutil.rmtree(target, ignore_errors=True)
+def measure(contestant: Contestant, *, cold: bool) -> Run:
+    """Run once from a clean output, after a ``sync``, with all inputs in the page cache, or with ``cold`` none of them."""
+    if contestant.output is not None:
+        shutil.rmtree(contestant.output, ignore_errors=True)
     os.sync()
-    buffer = bytearray(1 << 24)
-    for path in inputs:
+    for path in contestant.inputs:
         for file in path.iterdir():  # a machine that is short of memory drops them between two runs
-            with file.open("rb", buffering=0) as opened:
-                while opened.readinto(buffer):
-                    pass
+            (_drop if cold else _read)(file)
     began = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(contestant.command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None  # noqa: S101  (PIPE was asked for)
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - began
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
-        raise SystemExit(f"bench: {' '.join(command[:4])} ... ended with {process.returncode}")
-    own = json.loads(output)["seconds"] if output.startswith(b"{") else {}
+        raise SystemExit(f"bench: {' '.join(contestant.command[:4])} ... ended with {process.returncode}")
+    own = json.loads(output).get("seconds", {}) if output.startswith(b"{") else {}
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, kilobytes on Linux
     return Run(seconds, usage.ru_maxrss * unit / 1e6, own)
 
 
-def contestants(
-    base: Path, delta: Path, target: Path, chosen: set[str], workers: int | None
-) -> dict[str, Callable[[], Run]]:
-    """Return the commands to compare, by name."""
-    ours = [
-        sys.executable,
-        "-m",
-        "deltaweights",
-        "apply",
-        "--base",
-        str(base),
-        "--delta",
-        str(delta),
-        "--target",
-        str(target),
-    ]
-    ours += ["--json", "--quiet", *(["--workers", str(workers)] if workers else [])]
-    copy = f"cp -r '{delta}' '{target}'"
-    commands = {
-        "deltaweights": ours,
-        "original": [sys.executable, "-c", ORIGINAL, str(base), str(delta), str(target)],
-        "copy+sha256": ["sh", "-c", f"{copy} && openssl dgst -sha256 '{target}'/*"],
-        "copy": ["sh", "-c", copy],
-        "start-up": [sys.executable, "-c", "import torch"],
+def _read(file: Path) -> None:
+    buffer = bytearray(1 << 24)
+    with file.open("rb", buffering=0) as opened:
+        while opened.readinto(buffer):
+            pass
+
+
+def _drop(file: Path) -> None:
+    with file.open("rb") as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def ours(command: str, *arguments: object) -> list[str]:
+    """Return a command line of ours that prints JSON."""
+    return [sys.executable, "-m", "deltaweights", command, *map(str, arguments), "--json"]
+
+
+def contestants(folder: Path, workers: int | None) -> dict[str, Contestant]:
+    """Return all commands that can be compared, by name; ``tuned`` and ``twin`` are made by ``prepare``."""
+    base, delta, out, tuned, twin = (folder / name for name in ("base", "delta", "out", "tuned", "twin"))
+    pair = (base, delta)
+    threads = ["--workers", str(workers)] if workers else []
+    copy, tuned_digest = f"cp -r '{delta}' '{out}'", _content_digest(tuned)
+    mergekit, config = shutil.which("mergekit-yaml"), folder / "mergekit.yaml"
+    found = {
+        "apply": Contestant(
+            ours("apply", "--base", base, "--delta", delta, "--target", out, "-q", *threads), pair, out
+        ),
+        "original": Contestant([sys.executable, "-c", ORIGINAL, *map(str, (*pair, out))], pair, out),
+        "mergekit": Contestant([mergekit or "", str(config), str(out), "--quiet", "--lazy-unpickle"], pair, out),
+        "copy+sha256": Contestant(["sh", "-c", f"{copy} && openssl dgst -sha256 '{out}'/*"], (delta,), out),
+        "copy": Contestant(["sh", "-c", copy], (delta,), out),
+        "make": Contestant(
+            ours("make", "--base", base, "--target", tuned, "--delta", out, "-q", *threads), (base, tuned), out
+        ),
+        "verify": Contestant(ours("verify", tuned), (tuned,), None, "hashlib"),
+        "verify --expect": Contestant(ours("verify", tuned, "--expect", tuned_digest), (tuned,), None, "hashlib"),
+        "hashlib": Contestant([sys.executable, "-c", HASHLIB, str(tuned)], (tuned,), None, "hashlib"),
+        "diff": Contestant(ours("diff", tuned, twin, "-q"), (tuned, twin), None, "cmp"),
+        "cmp": Contestant(
+            ["sh", "-c", f"for file in '{tuned}'/*; do cmp \"$file\" '{twin}'/; done"], (tuned, twin), None, "cmp"
+        ),
+        "read": Contestant(["sh", "-c", f"cat '{tuned}'/* > /dev/null"], (tuned,), None, "hashlib"),
+        "torch": Contestant([sys.executable, "-c", "import torch"], (), None),
     }
-    return {
-        name: partial(measure, command, (base, delta), target) for name, command in commands.items() if name in chosen
-    }
+    if mergekit is None:
+        del found["mergekit"]
+    return found
+
+
+def _content_digest(folder: Path) -> str:
+    return str(json.loads((folder / "manifest.json").read_text())["result"]["content_digest"])
+
+
+def prepare(model: Model, folder: Path) -> None:
+    """Make base and delta, their merge in shards of 1 GB as ``tuned``, its copy as ``twin``, and mergekit's configuration."""
+    # In a process of its own: Linux counts the memory of whoever starts a process as that process's peak.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as maker:
+        maker.submit(make, model, folder).result()
+    base, delta, tuned, twin = (folder / name for name in ("base", "delta", "tuned", "twin"))
+    if not tuned.exists():
+        command = ours("apply", "--base", base, "--delta", delta, "--target", tuned, "-q", "--max-shard-size", "1GB")
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    if not twin.exists():
+        shutil.copytree(tuned, twin)
+    (folder / "mergekit.yaml").write_text(MERGEKIT.format(base=base, delta=delta))
+
+
+def rounds(chosen: dict[str, Contestant], count: int, *, cold: bool) -> dict[str, list[Run]]:
+    """Run all ``count`` times, in turns, forwards and backwards, after a round that does not count."""
+    runs: dict[str, list[Run]] = {name: [] for name in chosen}
+    for number in range(-1, count):
+        for name in list(chosen) if number % 2 else reversed(list(chosen)):
+            run = measure(chosen[name], cold=cold)
+            if number >= 0:
+                runs[name].append(run)
+                print(f"round {number + 1}: {name:16} {run.seconds:7.2f} s {run.peak_mb:7.0f} MB", file=sys.stderr)
+    return runs
+
+
+def table(runs: dict[str, list[Run]], chosen: dict[str, Contestant], size: int) -> Iterator[str]:
+    """Yield the lines of the table: medians, and the median of each round's ratio to the contestant to compare with."""
+    count = len(next(iter(runs.values())))
+    yield f"{size / 1e9:.2f} GB, {count} rounds; ratio: seconds by those of the contestant named, round by round, median"
+    yield f"{'':16} {'median s':>8} {'min':>7} {'max':>7} {'GB/s':>6} {'peak MB':>8}  ratio"
+    for name, of in runs.items():
+        seconds = [run.seconds for run in of]
+        middle = statistics.median(seconds)
+        peak = max(run.peak_mb for run in of)
+        against = chosen[name].against
+        ratio = ""
+        if against in runs and against != name:
+            each = (one.seconds / other.seconds for one, other in zip(of, runs[against], strict=True))
+            ratio = f"{statistics.median(each):5.2f} {against}"
+        yield (
+            f"{name:16} {middle:8.2f} {min(seconds):7.2f} {max(seconds):7.2f} {size / middle / 1e9:6.2f} {peak:8.0f}  {ratio}"
+        )
+    for name in ("apply", "make"):
+        if runs.get(name):
+            yield f"{name} by stage, median s: {_stages(runs[name])}"
+
+
+def _stages(runs: list[Run]) -> str:
+    stages = {stage: statistics.median(run.own[stage] for run in runs) for stage in runs[0].own}
+    stages["start"] = statistics.median(run.seconds - run.own["total"] for run in runs)
+    order = ("start", "prepare", "load arithmetic", "stream", "flush", "publish")
+    return ", ".join(f"{stage} {stages[stage]:.2f}" for stage in order) + " (flush is part of stream)"
+
+
+GROWTH = {
+    "2 GB": (Model(layers=4), None),
+    "4 GB": (Model(layers=8), None),
+    "4 GB, 1 worker": (Model(layers=8), 1),
+    "4 GB, 2 workers": (Model(layers=8), 2),
+    "4 GB, one tensor": (Model("huge", 9), None),
+    "4 GB, 10,000 tensors": (Model("small", 9), None),
+    "8 GB": (Model(layers=18), None),
+}
+"""How the cost grows: models of about so many bytes, and workers."""
+
+
+def growth(folder: Path, count: int, *, toy: bool) -> Iterator[str]:
+    """Yield the lines of a table of seconds, seconds per GB and memory for each case of ``GROWTH``, run in turns."""
+    chosen = {}
+    sizes = {}
+    for name, (model, workers) in GROWTH.items():
+        case = replace(model, toy=toy)
+        place = folder / case.name
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as maker:
+            maker.submit(make, case, place).result()
+        command = ours("apply", "--base", place / "base", "--delta", place / "delta", "--target", place / "out", "-q")
+        command += ["--workers", str(workers)] if workers else []
+        chosen[name] = Contestant(command, (place / "base", place / "delta"), place / "out")
+        sizes[name] = _size(place / "delta")
+    runs = rounds(chosen, count, cold=False)
+    yield f"{'':22} {'GB':>6} {'median s':>9} {'s per GB':>9} {'peak MB':>8}"
+    for name, of in runs.items():
+        middle = statistics.median(run.seconds for run in of)
+        peak = max(run.peak_mb for run in of)
+        yield f"{name:22} {sizes[name] / 1e9:6.2f} {middle:9.2f} {middle / sizes[name] * 1e9:9.2f} {peak:8.0f}"
+    for name in GROWTH:
+        shutil.rmtree(chosen[name].inputs[0].parent / "out", ignore_errors=True)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def choose(names: Iterable[str] | None, known: dict[str, Contestant], model: Model) -> dict[str, Contestant]:
+    """Return the contestants that were named, or those of the merge."""
+    wanted = list(names or ("apply", "original", "mergekit", "copy+sha256", "copy", "make"))
+    if unknown := set(wanted) - set(known) - {"mergekit"}:
+        raise SystemExit(f"bench: no such contestant: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if model.projector or model.shape != "llama":
+        wanted = [name for name in wanted if name not in {"original", "mergekit"}]  # they want a LLaMA
+    return {name: known[name] for name in wanted if name in known}
 
 
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(
-        description="Measure the merge against the original algorithm and against copying."
+        description="Measure our commands against the original algorithm, copying, and others."
     )
     parser.add_argument(
-        "--layers", type=int, default=4, help="layers of 405 MB each; 4 give 2.1 GB of output, 32 are LLaMA-7B"
+        "--layers", type=int, default=4, help="layers of 405 MB each; 4 give 2.1 GB of output, 32 LLaMA-7B"
     )
     parser.add_argument("--container", choices=("safetensors", "torch"), default="safetensors", help="of both inputs")
+    parser.add_argument("--llava-med", action="store_true", help="a delta with LLaVA-Med's extra tensors")
     parser.add_argument(
-        "--pair", choices=("plain", "llava-med"), default="plain", help="plain LLaMA, or with LLaVA-Med's extra tensors"
+        "--shape", choices=("llama", "huge", "small"), default="llama", help="one huge tensor, 10,000 small"
     )
+    parser.add_argument("--toy", action="store_true", help="tiny checkpoints, to try the benchmark itself")
     parser.add_argument("--rounds", type=int, default=5, help="each contestant runs once per round, in turns")
-    parser.add_argument("--workers", type=int, help="for deltaweights")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="deltaweights, original, copy+sha256, copy, start-up")
+    parser.add_argument("--workers", type=int, help="for apply and make")
+    parser.add_argument("--cold", action="store_true", help="drop the inputs from the page cache before each run")
+    parser.add_argument(
+        "--growth", action="store_true", help="how our cost grows with size, workers and kinds of tensors"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="contestants: apply, original, mergekit, copy+sha256, ..."
+    )
     parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="where checkpoints are made and kept")
     parser.add_argument("--json", action="store_true", help="print every run as JSON")
     options = parser.parse_args()
     folder = options.folder.resolve()
-    # In a process of its own: Linux counts the memory of whoever starts a process as that process's peak.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as maker:
-        base, delta = maker.submit(make_checkpoints, folder, options.layers, options.container, options.pair).result()
-    chosen = set(options.only or ("deltaweights", "original", "copy+sha256", "copy", "start-up"))
-    if options.pair == "llava-med":
-        chosen.discard("original")  # its model class exists only in the code of 2023
-    target = folder / "target"
-    runners = contestants(base, delta, target, chosen, options.workers)
-    runs: dict[str, list[Run]] = {name: [] for name in runners}
-    for number in range(-1, options.rounds):  # round -1 warms the page cache and does not count
-        for name in list(runners) if number % 2 else reversed(list(runners)):
-            run = runners[name]()
-            if number >= 0:
-                runs[name].append(run)
-                print(f"round {number + 1}: {name:14} {run.seconds:7.2f} s {run.peak_mb:7.0f} MB", file=sys.stderr)
-    shutil.rmtree(target, ignore_errors=True)
+    if options.growth:
+        for line in growth(folder, options.rounds, toy=options.toy):
+            print(line)
+        return
+    model = Model(options.shape, options.layers, options.container, options.llava_med, options.toy)
+    place = folder / model.name
+    prepare(model, place)
+    chosen = choose(options.only, contestants(place, options.workers), model)
+    runs = rounds(chosen, options.rounds, cold=options.cold)
+    shutil.rmtree(place / "out", ignore_errors=True)
     if options.json:
         print(json.dumps({name: [asdict(run) for run in of] for name, of in runs.items()}, indent=2))
     else:
-        size = sum(path.stat().st_size for path in delta.iterdir())
-        print("\n".join(table(runs, size)))
-
-
-def table(runs: dict[str, list[Run]], size: int) -> list[str]:
-    """Return the lines of the table: medians, and the median of each round's ratio to ours."""
-    ours = runs.get("deltaweights", [])
-    lines = [
-        f"output {size / 1e9:.2f} GB, {len(next(iter(runs.values())))} rounds, medians; ratio = theirs / ours, round by round"
-    ]
-    lines.append(f"{'':14} {'seconds':>8} {'min':>7} {'max':>7} {'GB/s':>6} {'peak MB':>8} {'ratio':>6}")
-    for name, of in runs.items():
-        seconds = [run.seconds for run in of]
-        ratio = (
-            statistics.median(their.seconds / our.seconds for their, our in zip(of, ours, strict=True)) if ours else 0
-        )
-        middle = statistics.median(seconds)
-        peak = max(run.peak_mb for run in of)
-        lines.append(
-            f"{name:14} {middle:8.2f} {min(seconds):7.2f} {max(seconds):7.2f} {size / middle / 1e9:6.2f} {peak:8.0f} {ratio:6.2f}"
-        )
-    if ours:
-        stages = {stage: statistics.median(run.own[stage] for run in ours) for stage in ours[0].own}
-        lines.append(
-            "deltaweights by stage, s: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in stages.items())
-        )
-    return lines
+        print("\n".join(table(runs, chosen, _size(place / "delta"))))
 
 
 if __name__ == "__main__":

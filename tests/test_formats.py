@@ -91,6 +91,20 @@ def test_worked_example_is_made_again(tmp_path: Path) -> None:
     assert CONTENT_DIGEST in DOCUMENT
 
 
+def test_the_delta_of_the_worked_example_is_made_again(tmp_path: Path) -> None:
+    """The delta between the fixture's base and result has every byte of the fixture's; its tensors are those of the first delta."""
+    result = make_delta(FIXTURE / "base", FIXTURE / "out", tmp_path / "made", max_shard_size=16)
+    made = {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
+    assert made == {path.name: path.read_bytes() for path in (FIXTURE / "made").iterdir()}
+    assert verify(FIXTURE / "made", expect=result.content_digest).ok
+    first = strict_json((FIXTURE / "out" / "manifest.json").read_bytes())
+    assert result.content_digest == first["inputs"]["delta"]["tensors_digest"]
+    assert (
+        strict_json((FIXTURE / "made" / "manifest.json").read_bytes())["inputs"]["target"]["tensors_digest"]
+        == CONTENT_DIGEST
+    )
+
+
 def test_worked_example_verifies() -> None:
     """A result of the first release verifies, down to its content digest; so it must in every later one."""
     report = verify(FIXTURE / "out", expect=CONTENT_DIGEST)

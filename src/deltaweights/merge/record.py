@@ -52,18 +52,17 @@ def merge_manifest(
         (tensor.spec.name, tensor.spec.dtype, tensor.spec.shape, records[tensor.spec.name].digest)
         for tensor in plan.tensors
     )
+    inexact = inexact_of(records)
     result: Json = {
         "content_digest": digest,
         "parameters": plan.parameters,
         "bytes": plan.nbytes,
         "options": vars(plan.options),
         "nonfinite": {name: record.nonfinite for name, record in records.items() if record.nonfinite},
+        **({} if inexact is None else {"inexact": inexact}),
         "files": {name: vars(files[name]) for name in sorted(files)},
         "tensors": tensors,
     }
-    inexact = inexact_of(records)
-    if inexact is not None:
-        result["inexact"] = inexact
     lead = plan.operation.lead
     inputs: Json = {
         "plan": plan.identity,
