@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deltaweights import apply_delta, verify
+from deltaweights import apply_delta, make_delta, verify
 from deltaweights.checkpoint.companions import NOTICE
 from deltaweights.manifest.digest import content_digest, tensor_digest, tensor_hasher
 from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord, parse_manifest

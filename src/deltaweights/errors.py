@@ -92,6 +92,6 @@ class TargetBusy(DeltaweightsError):
 class Interrupted(DeltaweightsError):
     """A signal asked the run to end; finished shards stay in staging."""
 
-    def __init__(self, signal_number: int, problem: str) -> None:
-        super().__init__(problem)
+    def __init__(self, signal_number: int, problem: str, remedy: str | None = None) -> None:
+        super().__init__(problem, remedy=remedy)
         self.exit_code = 128 + signal_number

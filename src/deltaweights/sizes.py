@@ -27,8 +27,8 @@ def parse_size(text: str | int, what: str) -> int:
 
 def human_bytes(count: float) -> str:
     """Return ``count`` bytes with three digits and a decimal unit, such as ``13.5 GB``."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 999.5:  # what is more would be rounded to 1000
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:.3g} GB" if count < 1000 else f"{count / 1000:.3g} TB"
+    return f"{count:.3g} TB"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deltaweights.cli.terminal import TerminalReport
-from deltaweights.errors import UsageError
+from deltaweights.errors import Interrupted, UsageError
 from deltaweights.sizes import human_bytes
 from deltaweights.text import Json, counted, printable
 
@@ -115,7 +115,11 @@ def _run(
             outcome = describe(job, workers_of(options["workers"]), options["device"])
         _print(outcome, as_json, _plan_lines(outcome, output))
         return
-    result = asdict(do(report=report, **options))
+    try:
+        result = asdict(do(report=report, **options))
+    except Interrupted as error:
+        remedy = "the same command goes on from what is finished"
+        raise Interrupted(error.exit_code - 128, str(error), remedy) from None
     outcome = {output: result.pop(output), **result}
     _print(outcome, as_json, _result_lines(outcome, output))
     report.note(f"notice          {NOTICE} (see DELTAWEIGHTS_NOTICE.txt in it)")

@@ -17,8 +17,6 @@ import click
 from deltaweights.errors import DeltaweightsError, InputOutputError, Interrupted
 from deltaweights.text import printable
 
-RESUME = "the same command goes on from what is finished"
-
 
 def run(command: click.Command, name: str) -> int:
     """Run ``command`` on this process's arguments; return the exit code."""
@@ -38,7 +36,7 @@ def run(command: click.Command, name: str) -> int:
     except DeltaweightsError as error:
         return _fail(name, str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        return _fail(name, f"interrupted; {RESUME}", 130)
+        return _fail(name, "interrupted", 130)
     except MemoryError:
         return _fail(name, "out of memory; run with fewer --workers", InputOutputError.exit_code)
     except (BrokenPipeError, SystemExit):  # click turns the one into the other, with 1, the exit code of a bug
@@ -51,7 +49,7 @@ def run(command: click.Command, name: str) -> int:
 
 
 def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
-    raise Interrupted(number, f"{'interrupted' if number == signal.SIGINT else 'terminated'}; {RESUME}")
+    raise Interrupted(number, "interrupted" if number == signal.SIGINT else "terminated")
 
 
 def _fail(name: str, message: str, code: int) -> int:

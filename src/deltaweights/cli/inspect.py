@@ -1,0 +1,99 @@
+"""``deltaweights inspect``.
+
+Enters: a checkpoint. Leaves: what it holds, as a table or as JSON, on stdout. Never: torch, or a byte of weights.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from deltaweights.cli.terminal import TerminalReport
+from deltaweights.inspection import InspectReport, group_names, group_tensors, inspect_checkpoint, is_buffer
+from deltaweights.sizes import human_bytes
+from deltaweights.text import counted, printable
+
+MOST_RANGES = 12
+"""Numbers and ranges that a pair of braces shows; ``--json`` has every name."""
+
+
+@click.command("inspect")
+@click.argument("path", metavar="PATH")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every tensor.")
+def command(path: str, *, as_json: bool) -> None:
+    """Show what a checkpoint holds: tensors, dtypes, shapes, sizes, parameters.
+
+    PATH is a folder, an index.json, or one weights file. Only headers are read. Tensors that are alike but for the numbers in their
+    names share a line: layers.{0-31}.
+    """
+    report = inspect_checkpoint(path)
+    for note in report.notes:
+        TerminalReport("deltaweights", quiet=False).warn(note)
+    click.echo(json.dumps(asdict(report), indent=2) if as_json else "\n".join(map(printable, _lines(report))))
+
+
+def _lines(report: InspectReport) -> list[str]:
+    lines = [f"checkpoint      {report.path}"]
+    if report.model_type is not None or report.architectures:
+        architectures = f"({', '.join(report.architectures)})" if report.architectures else ""
+        lines.append(f"model           {' '.join(filter(None, [report.model_type, architectures]))}")
+    files = report.files[0].name if len(report.files) == 1 else counted(len(report.files), "file")
+    lines += [
+        f"container       {report.container}, {files} ({human_bytes(report.bytes_on_disk)})",
+        f"tensors         {len(report.tensors):,} ({human_bytes(report.bytes)})",
+        f"parameters      {report.parameters:,}",
+    ]
+    if report.buffers.tensors:
+        size = f"{counted(report.buffers.elements, 'element')}, not counted as parameters"
+        lines.append(f"buffers         {report.buffers.tensors:,} ({size})")
+    dtypes = (f"{name} {total.elements:,} ({human_bytes(total.bytes)})" for name, total in report.dtypes.items())
+    lines.append(f"dtypes          {', '.join(dtypes) or 'none'}")
+    if report.manifest is not None:
+        how = "as the manifest states, not verified" if report.manifest.fits else "the manifest's, of other tensors"
+        lines.append(f"content digest  {report.manifest.content_digest} ({how})")
+    lines += _table(report)
+    if report.shared:
+        lines += ["", "shared storage"]
+    for storage in report.shared:
+        names = ", ".join(group.spelled(MOST_RANGES) for group in group_names(storage.tensors))
+        how = "tied " if storage.tied else "views"
+        lines.append(f"  {how}  {names} ({counted(storage.elements, 'element')})")
+    if len(report.files) > 1:
+        width = max(len(printable(file.name)) for file in report.files)
+        lines += ["", "files"]
+        lines += [
+            f"  {printable(file.name):{width}}  {human_bytes(file.size):>9}  {counted(file.tensors, 'tensor')}"
+            for file in report.files
+        ]
+    return lines
+
+
+def _table(report: InspectReport) -> list[str]:
+    groups = group_tensors(report.tensors)
+    rows = [
+        (
+            printable(group.spelled(MOST_RANGES)),
+            tensor.dtype,
+            str(list(tensor.shape)),
+            f"x{group.count}" if group.count > 1 else "",
+            human_bytes(group.count * tensor.bytes),
+        )
+        for group, tensor in groups
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        # The last two columns, numbers, are flush right; a column in which nothing stands takes no room.
+        "".join(
+            f"  {cell:{'>' if k > 2 else '<'}{width}}"
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+            if width
+        )
+        for row in rows
+    ]
+    table = []
+    for title, wanted in (("weights", False), ("buffers", True)):
+        part = [line for line, (group, _) in zip(lines, groups, strict=True) if is_buffer(group.first) is wanted]
+        table += ["", title, *part] if part else []
+    return table

@@ -1,0 +1,325 @@
+"""What a checkpoint holds, told from its headers.
+
+Enters: the path of a checkpoint. Leaves: an ``InspectReport``, and names grouped for people. Never: a byte of weights, or a name
+that is left out.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from deltaweights.checkpoint.files import read_small
+from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
+from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.errors import DeltaweightsError
+from deltaweights.manifest.manifest import MANIFEST, parse_manifest
+from deltaweights.manifest.verify import MAX_MANIFEST
+from deltaweights.merge.rules import BUFFER_SUFFIX
+from deltaweights.text import natural_key, strict_json
+
+MAX_CONFIG = 1024 * 1024
+"""A config.json has some kilobytes; what is larger is something else."""
+
+MOST_NUMBERS = 16
+"""Numbers in a name that are told apart; known names have at most three."""
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor as its file's header states it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    file: str
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One weights file: its size on disk, and how many tensors are in it."""
+
+    name: str
+    size: int
+    tensors: int
+
+
+@dataclass(frozen=True)
+class Total:
+    """How many tensors there are of a kind, and what they hold as they show: what two share counts twice."""
+
+    tensors: int
+    elements: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class SharedStorage:
+    """Tensors that share one storage.
+
+    ``tied`` says that all of them are the same view of it, under several names; otherwise they are different views, such as
+    slices or transposes. ``elements`` counts what they show together, each element of the storage once.
+    """
+
+    file: str
+    tied: bool
+    elements: int
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StatedManifest:
+    """The content digest that manifest.json states, not verified; ``fits`` says whether it lists exactly these tensors."""
+
+    content_digest: str
+    fits: bool
+
+
+@dataclass(frozen=True)
+class InspectReport:
+    """What a checkpoint holds.
+
+    ``parameters`` counts the stored elements that weights show: tied weights count once, slices of one storage each for
+    themselves, a storage shown whole and in slices once. (Views with gaps that overlap in part may be counted too high, up to the
+    storage between the first and the last.) ``buffers``, by their names, are no weights; packed integers count as stored.
+    ``bytes`` and ``dtypes`` are of all tensors as they show, ``bytes_on_disk`` is the size of the weights files. ``model_type`` and
+    ``architectures`` are config.json's, if any. ``tensors`` are in natural order.
+    """
+
+    path: str
+    container: str
+    model_type: str | None
+    architectures: tuple[str, ...]
+    parameters: int
+    bytes: int
+    bytes_on_disk: int
+    buffers: Total
+    dtypes: dict[str, Total]
+    files: tuple[FileEntry, ...]
+    shared: tuple[SharedStorage, ...]
+    manifest: StatedManifest | None
+    notes: tuple[str, ...]
+    tensors: dict[str, TensorEntry]
+
+
+def inspect_checkpoint(path: str | os.PathLike[str]) -> InspectReport:
+    """Tell what the checkpoint at ``path`` holds: a folder, an ``*.index.json``, or one weights file. Reads headers only.
+
+    Raises ``InputOutputError`` when it is not there or cannot be read, ``MalformedInput`` when a file breaks its format.
+    """
+    with open_checkpoint(Path(path), "checkpoint") as checkpoint:
+        tensors = [checkpoint.tensors[name] for name in sorted(checkpoint.tensors, key=natural_key)]
+        entries = {t.spec.name: TensorEntry(t.spec.dtype, t.spec.shape, t.spec.nbytes, t.file) for t in tensors}
+        by_dtype: defaultdict[str, list[LazyTensor]] = defaultdict(list)
+        for tensor in tensors:
+            by_dtype[tensor.spec.dtype].append(tensor)
+        model_type, architectures = _config(checkpoint)
+        weights = [tensor for tensor in tensors if not is_buffer(tensor.spec.name)]
+        return InspectReport(
+            os.fspath(path),
+            checkpoint.container,
+            model_type,
+            architectures,
+            sum(_distinct(views) for views in _by_storage(weights)),
+            sum(tensor.spec.nbytes for tensor in tensors),
+            sum(weights.file.size for weights in checkpoint.files),
+            _total(tensor for tensor in tensors if is_buffer(tensor.spec.name)),
+            {dtype: _total(by_dtype[dtype]) for dtype in sorted(by_dtype)},
+            tuple(FileEntry(w.file.path.name, w.file.size, len(w.tensors)) for w in checkpoint.files),
+            tuple(_shared(views) for views in _by_storage(tensors) if len(views) > 1),
+            _manifest(checkpoint, entries),
+            checkpoint.notes,
+            entries,
+        )
+
+
+def is_buffer(name: str) -> bool:
+    """Tell whether ``name`` is that of a buffer, which is no weight."""
+    return name.endswith(BUFFER_SUFFIX)
+
+
+def _total(tensors: Iterable[LazyTensor]) -> Total:
+    specs = [tensor.spec for tensor in tensors]
+    return Total(len(specs), sum(spec.count for spec in specs), sum(spec.nbytes for spec in specs))
+
+
+# What the folder says of itself: of no consequence, so whatever is wrong with it, it is only absent.
+
+
+def _config(checkpoint: Checkpoint) -> tuple[str | None, tuple[str, ...]]:
+    try:
+        config = strict_json(_read(checkpoint, "config.json", MAX_CONFIG))
+    except ValueError:
+        config = None
+    model_type, named = (config.get("model_type"), config.get("architectures")) if isinstance(config, dict) else (0, 0)
+    architectures = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    return model_type if isinstance(model_type, str) else None, tuple(architectures)
+
+
+def _manifest(checkpoint: Checkpoint, entries: dict[str, TensorEntry]) -> StatedManifest | None:
+    try:
+        manifest = parse_manifest(_read(checkpoint, MANIFEST, MAX_MANIFEST))
+    except ValueError:
+        return None
+    listed = {name: (dtype, shape, manifest.places[name]) for name, (dtype, shape, _) in manifest.tensors.items()}
+    found = {name: (entry.dtype, entry.shape, entry.file) for name, entry in entries.items()}
+    return StatedManifest(manifest.content_digest, listed == found)
+
+
+def _read(checkpoint: Checkpoint, name: str, most: int) -> bytes:
+    """Return a file that stands beside the weights, empty when there is none to read, or when it may belong to others."""
+    try:
+        return b"" if checkpoint.alone else read_small(checkpoint.folder / name, most)
+    except DeltaweightsError:
+        return b""
+
+
+# Storages.
+
+
+@dataclass(frozen=True)
+class _View:
+    """The elements of a storage that a tensor shows, whatever their order: axes of (stride, size), neighbours merged."""
+
+    dtype: str
+    begin: int
+    axes: tuple[tuple[int, int], ...]
+
+    @property
+    def count(self) -> int:
+        return math.prod(size for _, size in self.axes)
+
+    @property
+    def end(self) -> int:
+        return self.begin + sum(stride * (size - 1) for stride, size in self.axes) + 1
+
+
+def _view(tensor: LazyTensor) -> _View:
+    _, _, begin, strides = cast("tuple[str, str, int, tuple[int, ...]]", tensor.storage)
+    axes: list[tuple[int, int]] = []
+    for stride, size in sorted(axis for axis in zip(strides, tensor.spec.shape, strict=True) if axis[1] > 1):
+        if axes and axes[-1][0] * axes[-1][1] == stride:
+            axes[-1] = (axes[-1][0], axes[-1][1] * size)
+        else:
+            axes.append((stride, size))
+    return _View(tensor.spec.dtype, begin, tuple(axes))
+
+
+def _by_storage(tensors: Iterable[LazyTensor]) -> list[list[LazyTensor]]:
+    """Return the tensors that have elements, in lists of those that share a storage."""
+    # A torch tensor's storage is (file, key, offset, strides); safetensors' (file, offset) has no second tensor, but for
+    # empty ones, which begin where the next one does, and which torch may all put on one storage.
+    storages: defaultdict[object, list[LazyTensor]] = defaultdict(list)
+    for tensor in tensors:
+        if tensor.spec.count:
+            storages[cast("tuple[object, ...]", tensor.storage)[:2]].append(tensor)
+    return list(storages.values())
+
+
+def _distinct(tensors: list[LazyTensor]) -> int:
+    """Return how many elements of their one storage the tensors show."""
+    if len(tensors) == 1:
+        return tensors[0].spec.count
+    by_dtype: defaultdict[str, set[_View]] = defaultdict(set)
+    for tensor in tensors:
+        by_dtype[tensor.spec.dtype].add(_view(tensor))
+    total = 0
+    for views in by_dtype.values():
+        # Exact when the views overlap in nothing (the sum) or have no gaps (the union of their extents).
+        covered = place = 0
+        for view in sorted(views, key=lambda view: view.begin):
+            covered += max(0, view.end - max(place, view.begin))
+            place = max(place, view.end)
+        total += min(covered, sum(view.count for view in views))
+    return total
+
+
+def _shared(tensors: list[LazyTensor]) -> SharedStorage:
+    tied = len({(tensor.storage, tensor.spec.dtype, tensor.spec.shape) for tensor in tensors}) == 1
+    return SharedStorage(tensors[0].file, tied, _distinct(tensors), tuple(tensor.spec.name for tensor in tensors))
+
+
+# Names.
+
+
+@dataclass(frozen=True)
+class NameGroup:
+    """Names that are alike but for their numbers: all combinations of ``values`` between the pieces of ``text``."""
+
+    text: tuple[str, ...]
+    values: tuple[tuple[str, ...], ...]
+
+    @property
+    def count(self) -> int:
+        """How many names these are."""
+        return math.prod(map(len, self.values))
+
+    @property
+    def first(self) -> str:
+        """The name that comes first in natural order."""
+        return self._join(values[0] for values in self.values)
+
+    def spelled(self, most: int | None = None) -> str:
+        """Return the names as one, with what varies in braces: ``layers.{0-31}.w{1,3}``.
+
+        A list of more than ``most`` numbers and ranges is cut in its middle, where dots stand for the rest.
+        """
+        return self._join(values[0] if len(values) == 1 else f"{{{_ranges(values, most)}}}" for values in self.values)
+
+    def _join(self, between: Iterable[str]) -> str:
+        return "".join(part for pair in zip(self.text, (*between, ""), strict=True) for part in pair)
+
+
+def group_names(names: Iterable[str]) -> list[NameGroup]:
+    """Group names that differ in numbers alone, in natural order: each name is in exactly one group, and no other name is."""
+    alike: defaultdict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
+    for name in names:
+        parts = re.split("([0-9]+)", name, maxsplit=MOST_NUMBERS)
+        alike[tuple(parts[::2])].add(tuple(parts[1::2]))
+    groups = (NameGroup(text, values) for text, rows in alike.items() for values in _products(rows))
+    return sorted(groups, key=lambda group: natural_key(group.first))
+
+
+def _products(rows: Set[tuple[str, ...]]) -> Iterator[tuple[tuple[str, ...], ...]]:
+    """Split rows of one length into sets that hold all combinations of some values."""
+    if rows == {()}:
+        yield ()
+        return
+    rests: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for first, *rest in rows:
+        rests[first].add(tuple(rest))
+    same: defaultdict[frozenset[tuple[str, ...]], list[str]] = defaultdict(list)
+    for first, others in rests.items():
+        same[frozenset(others)].append(first)
+    for tails, firsts in same.items():
+        values = tuple(sorted(firsts, key=natural_key))
+        yield from ((values, *more) for more in _products(tails))
+
+
+def _ranges(values: tuple[str, ...], most: int | None) -> str:
+    runs: list[list[str]] = []
+    for value in values:
+        # "01" follows nothing and nothing follows it: a range could not say how many zeros there are.
+        if runs and str(int(runs[-1][-1]) + 1) == value and str(int(runs[-1][-1])) == runs[-1][-1]:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    spelled = [run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    if most is not None and len(spelled) > most:
+        spelled[most // 2 : -(most // 2)] = ["..."]
+    return ",".join(spelled)
+
+
+def group_tensors(tensors: dict[str, TensorEntry]) -> list[tuple[NameGroup, TensorEntry]]:
+    """Group tensors of one dtype and shape whose names differ in numbers alone; with each group goes its first tensor."""
+    kinds: defaultdict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
+    for name, entry in tensors.items():
+        kinds[entry.dtype, entry.shape].append(name)
+    groups = [group for names in kinds.values() for group in group_names(names)]
+    return [(group, tensors[group.first]) for group in sorted(groups, key=lambda group: natural_key(group.first))]
