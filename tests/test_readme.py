@@ -12,15 +12,19 @@ import pytest
 
 from deltaweights import apply_delta
 from deltaweights.cli.apply import command as apply_command
-from deltaweights.cli.drop_in import apply_delta as drop_in_command
+from deltaweights.cli.diff import command as diff_command
+from deltaweights.cli.drop_in import apply_delta as apply_drop_in
+from deltaweights.cli.drop_in import make_delta as make_drop_in
 from deltaweights.cli.group import COMMANDS, deltaweights
+from deltaweights.cli.inspect import command as inspect_command
+from deltaweights.cli.make import command as make_command
 from deltaweights.demo import make_pair
 from tests.conftest import Run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
-RUN_HERE = ("deltaweights ", "apply-delta ", "(cd ")
+RUN_HERE = ("deltaweights ", "apply-delta ", "make-delta ", "(cd ")
 
 
 def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -40,9 +44,10 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     (tmp_path / "BASE").symlink_to("llama-7b")
     (tmp_path / "DELTA").symlink_to("llava-med-7b-delta")
     pins = apply_delta(tmp_path / "BASE", tmp_path / "DELTA", tmp_path / "pinned")
+    (tmp_path / "TUNED").symlink_to("pinned")
     lines = [line.removeprefix("$ ") for line in README.splitlines() if line.startswith("$ ")]
     lines = [line.partition("  #")[0] for line in lines if line.startswith(RUN_HERE)]
-    assert len(lines) >= 8
+    assert len(lines) >= 12
     for line in lines:
         with_digest = re.sub(r"dw1:[0-9a-f]+\.\.\.", pins.content_digest, line)
         with_pins = re.sub(r"--expect-manifest \S+", f"--expect-manifest {pins.manifest_sha256}", with_digest)
@@ -63,14 +68,27 @@ def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout[:4]) == (0, "dw1:")
 
 
-@pytest.mark.parametrize("command", [apply_command, drop_in_command], ids=["apply", "apply-delta"])
-def test_the_readme_names_every_option(command: object) -> None:
-    """Every option of the merge is in the README, and every option in the README's table is one of the merge."""
-    options = {name for parameter in command.params for name in parameter.opts if name.startswith("--")}  # type: ignore[attr-defined]
-    hidden = {"--base", "--delta", "--target", "--version", "--low-cpu-mem", "--target-model-path", "--delta-path"}
+COMMANDS_WITH_OPTIONS = {
+    "apply": apply_command,
+    "apply-delta": apply_drop_in,
+    "make": make_command,
+    "make-delta": make_drop_in,
+    "diff": diff_command,
+    "inspect": inspect_command,
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS_WITH_OPTIONS)
+def test_the_readme_names_every_option(name: str) -> None:
+    """Every option of a command is in the README, and every option in the README's table is one of the merge and of make."""
+    command = COMMANDS_WITH_OPTIONS[name]
+    options = {name for parameter in command.params for name in parameter.opts if name.startswith("--")}
+    inputs = {"--base", "--delta", "--target", "--base-model-path", "--target-model-path", "--delta-path"}
+    hidden = inputs | {"--version", "--low-cpu-mem"}
     assert {name for name in options - hidden if name not in README} == set()
     table = README[README.index("| `--dry-run`") : README.index("Old notes and job scripts")]
-    assert set(re.findall(r"--[a-z-]+", table)) <= options
+    if name not in {"diff", "inspect"}:
+        assert set(re.findall(r"--[a-z-]+", table)) <= options
 
 
 def test_every_command_has_help_and_is_listed() -> None:
@@ -108,22 +126,3 @@ def test_demo_keeps_its_files_where_it_is_told(run: Run, tmp_path: Path) -> None
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {"base", "delta", "merged"}
     again = run("demo", "--keep", tmp_path / "kept")
     assert (again.returncode, again.stderr.count("\n")) == (7, 1)
-
-
-@pytest.mark.slow
-def test_the_benchmark_runs_at_toy_size(tmp_path: Path) -> None:
-    """The benchmark measures all contestants on a checkpoint without layers, and prints a table."""
-    command = [
-        sys.executable,
-        str(ROOT / "scripts/bench.py"),
-        "--layers",
-        "0",
-        "--rounds",
-        "1",
-        "--folder",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    for name in ("deltaweights", "original", "copy+sha256", "copy", "start-up"):
-        assert re.search(rf"^{re.escape(name)} +[0-9.]+ ", done.stdout, re.MULTILINE), name

@@ -21,6 +21,8 @@ from deltaweights.errors import (
 
 if TYPE_CHECKING:
     from deltaweights.apply import ApplyResult, apply_delta
+    from deltaweights.comparison.diff import DiffReport, diff_checkpoints
+    from deltaweights.inspection import InspectReport, inspect_checkpoint
     from deltaweights.make import MakeResult, make_delta
     from deltaweights.manifest.verify import VerifyReport, verify
 
@@ -30,7 +32,9 @@ __all__ = [
     "ApplyResult",
     "CheckFailed",
     "DeltaweightsError",
+    "DiffReport",
     "InputOutputError",
+    "InspectReport",
     "MakeResult",
     "MalformedInput",
     "Mismatch",
@@ -39,6 +43,8 @@ __all__ = [
     "VerifyReport",
     "__version__",
     "apply_delta",
+    "diff_checkpoints",
+    "inspect_checkpoint",
     "make_delta",
     "verify",
 ]
@@ -46,6 +52,10 @@ __all__ = [
 _HOMES = {
     "ApplyResult": "deltaweights.apply",
     "apply_delta": "deltaweights.apply",
+    "InspectReport": "deltaweights.inspection",
+    "inspect_checkpoint": "deltaweights.inspection",
+    "DiffReport": "deltaweights.comparison.diff",
+    "diff_checkpoints": "deltaweights.comparison.diff",
     "MakeResult": "deltaweights.make",
     "make_delta": "deltaweights.make",
     "VerifyReport": "deltaweights.manifest.verify",
