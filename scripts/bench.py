@@ -52,6 +52,13 @@ with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaf
 """
 """What hashlib does with all shards on all processors."""
 
+TOUCH = """
+from pathlib import Path
+free = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemFree"))
+memory = b"1" * (int(free.split()[1]) * 1024 * 8 // 10)
+"""
+"""Takes most of the free memory, writes to it, and gives it back."""
+
 MERGEKIT = """\
 merge_method: linear
 models:
@@ -89,6 +96,10 @@ def measure(contestant: Contestant, *, cold: bool) -> Run:
     for path in contestant.inputs:
         for file in path.iterdir():  # a machine that is short of memory drops them between two runs
             (_drop if cold else _read)(file)
+    if Path("/proc/meminfo").exists():
+        # A virtual machine gives back memory that is free for a while, and what is then written first pays for getting it
+        # again, up to ten times the price of the writing itself. Whoever runs finds it in the same state.
+        subprocess.run([sys.executable, "-c", TOUCH], check=True)
     began = time.monotonic()
     process = subprocess.Popen(contestant.command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None  # noqa: S101  (PIPE was asked for)

@@ -72,29 +72,50 @@ rows = 64
 one, other, total = (kernels.buffer(rows * 131072) for _ in range(3))
 np.frombuffer(one, np.uint16)[:] = np.tile(np.arange(65536, dtype=np.uint16), rows)
 others = np.frombuffer(other, np.uint16)
-for dtype in ("F16", "BF16"):
-    arrays = [kernels.over(buffer, dtype) for buffer in (one, other, total)]
-    tensors = [torch.frombuffer(buffer, dtype=TORCH_DTYPES[dtype]) for buffer in (one, other, total)]
-    expected = torch.empty_like(tensors[0])
-    compute, by_torch = {"add": (kernels.add, torch.add), "subtract": (kernels.subtract, torch.sub)}[OPERATION]
-    for first in range(0, 65536, rows):
-        others[:] = np.repeat(np.arange(first, first + rows, dtype=np.uint16), 65536)
-        compute(*arrays)
-        by_torch(tensors[0], tensors[1], out=expected)
-        differ = tensors[2].view(torch.int16) != expected.view(torch.int16)
-        if differ.any():  # NaN payloads may
-            assert (tensors[2].isnan() == expected.isnan()).all(), (dtype, first)
-            assert expected[differ].isnan().all(), (dtype, first)
+arrays = [kernels.over(buffer, DTYPE) for buffer in (one, other, total)]
+tensors = [torch.frombuffer(buffer, dtype=TORCH_DTYPES[DTYPE]) for buffer in (one, other, total)]
+expected = torch.empty_like(tensors[0])
+compute, by_torch = {"add": (kernels.add, torch.add), "subtract": (kernels.subtract, torch.sub)}[OPERATION]
+for first in range(0, 65536, rows):
+    others[:] = np.repeat(np.arange(first, first + rows, dtype=np.uint16), 65536)
+    compute(*arrays)
+    by_torch(tensors[0], tensors[1], out=expected)
+    differ = tensors[2].view(torch.int16) != expected.view(torch.int16)
+    if differ.any():  # NaN payloads may
+        assert (tensors[2].isnan() == expected.isnan()).all(), first
+        assert expected[differ].isnan().all(), first
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", ["add", "subtract"])
-@pytest.mark.parametrize("left_out", older_processors(), ids=lambda names: f"without-{'-'.join(names) or 'none'}")
-def test_every_sum_and_difference_of_16_bits_is_torchs(left_out: tuple[str, ...], operation: str) -> None:
-    """All 2^32 in float16, and all in bfloat16, have torch's bits, NaN payloads aside, on every kind of processor."""
-    program = f"OPERATION = {operation!r}{WITHOUT}{EVERY_SUM}"
+@pytest.mark.parametrize(
+    ("dtype", "left_out"),
+    [("BF16", ()), *(("F16", left_out) for left_out in older_processors())],
+    ids=lambda part: part if isinstance(part, str) else f"without-{'-'.join(part) or 'none'}",
+)
+def test_every_sum_and_difference_of_16_bits_is_torchs(dtype: str, left_out: tuple[str, ...], operation: str) -> None:
+    """All 2^32 have torch's bits, NaN payloads aside: in bfloat16, and in float16 on every kind of processor."""
+    program = f"OPERATION, DTYPE = {operation!r}, {dtype!r}{WITHOUT}{EVERY_SUM}"
     subprocess.run([sys.executable, "-c", program, *left_out], check=True, timeout=900)
+
+
+NAN_TEST = """
+import pytest
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "test_a_cast_keeps_nan and ours", FILE]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left_out", older_processors()[1:], ids=lambda names: f"without-{'-'.join(names)}")
+def test_older_processors_keep_nan(left_out: tuple[str, ...]) -> None:
+    """What the known answers leave out, NaN in casts, holds on every kind of processor."""
+    program = f"FILE = {__file__!r}{WITHOUT}{NAN_TEST}"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *left_out], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
 
 
 def test_a_processor_that_rounds_otherwise_is_found_out_and_torch_stands_in(
@@ -118,6 +139,21 @@ def test_a_processor_that_rounds_otherwise_is_found_out_and_torch_stands_in(
     wrong = merge(tmp_path, "one")
     monkeypatch.undo()
     assert files_of(wrong.folder) == files_of(merge(tmp_path, "other").folder)
+
+
+@pytest.mark.parametrize("arguments", [("--device", "auto"), ("--device", "cuda")])
+def test_a_device_that_needs_torch_says_so(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """Where torch is not installed, asking for a GPU ends with 2 and one line, not with a traceback."""
+    base = SMALL()
+    save(base, tmp_path / "base")
+    save(delta_tensors(base), tmp_path / "delta")
+    paths = ["--base", tmp_path / "base", "--delta", tmp_path / "delta", "--target", tmp_path / "target"]
+    command = [sys.executable, "-c", BARE, "apply", *map(str, paths), "-q", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"deltaweights: error: device {arguments[1]} needs torch: found no torch; pip install torch, or --device cpu\n"
+    )
 
 
 def test_torch_that_rounds_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from deltaweights import DiffReport, apply_delta, diff_checkpoints
 from deltaweights.comparison import reading
@@ -26,7 +27,7 @@ from deltaweights.comparison.diff import DifferingTensor
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.report import Report
 from tests.conftest import Run
-from tests.pairs import Tensors, base_tensors, make_pair, save
+from tests.pairs import Tensors, base_tensors, load, make_pair, save
 
 BASE = base_tensors(layers=1, vocabulary=8, hidden=8)
 BUFFER = "model.layers.0.self_attn.rotary_emb.inv_freq"
@@ -562,6 +563,18 @@ def test_command_of_unlike_models(run: Run, tmp_path: Path, how: str) -> None:
     assert len(done.stderr.splitlines()) == 1
     machine = run("diff", "a", "b", "--json", cwd=tmp_path)
     assert json.loads(machine.stdout)["same_kind"] is False
+
+
+def test_a_manifest_is_not_trusted_for_a_file_beside_its_checkpoint(merged: Path, tmp_path: Path) -> None:
+    """A file of the same names and other weights that lies in a merged folder is read, whatever the manifest there says."""
+    folder = tmp_path / "folder"
+    shutil.copytree(merged, folder)
+    tensors = load(folder)
+    name = next(iter(tensors))
+    save_file(tensors | {name: tensors[name] + 1}, folder / "other.safetensors")
+    report = diff_checkpoints(folder / "other.safetensors", merged, trust_manifests=True)
+    assert report.weights_read
+    assert [tensor.name for tensor in report.tensors.differing] == [name]
 
 
 def test_command_trusting_manifests(run: Run, merged: Path) -> None:

@@ -61,7 +61,7 @@ class MalformedInput(DeltaweightsError):
 
 
 class Mismatch(DeltaweightsError):
-    """Base and delta do not belong together."""
+    """The inputs do not belong together."""
 
     exit_code = 4
 

@@ -100,7 +100,7 @@ def run(job: Prepared, settings: Settings, report: Report, began: float) -> Publ
         if settings.hash_inputs:
             report.warn("--hash-inputs was not done: the result is there, and its manifest stays as it is")
         if done.nonfinite:
-            _report_nonfinite(done.nonfinite, report, strict=settings.strict)
+            _report_nonfinite(job, done.nonfinite, report, strict=settings.strict)
     seconds["total"] = time.monotonic() - began
     return _published(job, done, seconds)
 
@@ -168,7 +168,7 @@ def _make(job: Prepared, settings: Settings, report: Report, seconds: dict[str, 
     records = records_of(fragments)
     nonfinite = {name: record.nonfinite for name, record in records.items() if record.nonfinite}
     if nonfinite:
-        _report_nonfinite(nonfinite, report, strict=settings.strict)
+        _report_nonfinite(job, nonfinite, report, strict=settings.strict)
     began = time.monotonic()
     input_sha256 = _hash_inputs(job) if settings.hash_inputs else {}
     seconds["hash inputs"] = time.monotonic() - began
@@ -222,11 +222,12 @@ def _prove_unread(job: Prepared) -> None:
                 LooseStorage(tensor.source, dropped.spec.name, dropped.spec.nbytes, tensor.crc32).prove()
 
 
-def _report_nonfinite(nonfinite: Mapping[str, int], report: Report, *, strict: bool) -> None:
+def _report_nonfinite(job: Prepared, nonfinite: Mapping[str, int], report: Report, *, strict: bool) -> None:
     name = next(iter(nonfinite))
     found = f"{sum(nonfinite.values())} NaN or infinite weights in {counted(len(nonfinite), 'tensor')}"
     if strict:
-        remedy = "check base and delta; run without --strict to publish it, or give it up with deltaweights clean"
+        lead = job.plan.operation.lead
+        remedy = f"check base and {lead}; run without --strict to publish it, or give it up with deltaweights clean"
         raise CheckFailed("result is not finite", tensor=name, found=found, remedy=remedy)
     report.warn(f"tensor {name}: result is not finite: {found}")
 

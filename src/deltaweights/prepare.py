@@ -70,7 +70,7 @@ def prepare(
 ) -> Iterator[Prepared]:
     """Open and match base and lead and plan the result, from headers and samples; nothing is written.
 
-    Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, and ``TargetBusy`` when target and input overlap.
+    Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, and ``TargetBusy`` when output and input overlap.
     """
     report = Report() if report is None else report
     paths = {"base": base, operation.lead: lead, operation.output: output}

@@ -26,7 +26,7 @@ from deltaweights.text import counted, printable
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Threads [default: one per processor, 2 to 8].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("-q", "--quiet", is_flag=True, help="Only the result.")
+@click.option("-q", "--quiet", is_flag=True, help="Only the result, and errors.")
 def command(a: str, b: str, *, trust_manifests: bool, workers: int | None, as_json: bool, quiet: bool) -> None:
     """Compare two checkpoints, tensor by tensor.
 

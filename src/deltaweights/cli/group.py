@@ -53,6 +53,6 @@ def deltaweights() -> None:
     deltaweights verify OUT
     deltaweights make --base LLAMA --target TUNED --delta OUT
 
-    Results go to stdout, everything else to stderr. Exit codes: 0 done; 2 usage; 3 malformed input; 4 base and delta do not belong
+    Results go to stdout, everything else to stderr. Exit codes: 0 done; 2 usage; 3 malformed input; 4 the inputs do not belong
     together; 5 input/output; 6 a check failed; 7 target busy; 130, 143 interrupted; 1 a bug.
     """  # noqa: D301  (click wants the backspace character itself)

@@ -65,9 +65,20 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def _hub_repo_id(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", value, re.ASCII):
+        raise UsageError("not a Hub id", found=value, expected="ORG/NAME")
+    return value
+
+
 def make_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that those who make deltas share."""
-    hub = click.option("--hub-repo-id", metavar="ORG/NAME", help="Print the command that uploads the delta there.")
+    hub = click.option(
+        "--hub-repo-id",
+        metavar="ORG/NAME",
+        callback=_hub_repo_id,
+        help="Print the upload command, too.",
+    )
     check = click.option(
         "--check/--no-check", default=True, show_default=True, help="Apply the delta as it is made, and count."
     )
@@ -121,11 +132,14 @@ def _run(
         remedy = "the same command goes on from what is finished"
         raise Interrupted(error.exit_code - 128, str(error), remedy) from None
     outcome = {output: result.pop(output), **result}
+    if hub_repo_id is not None:
+        outcome["upload"] = f"hf upload {hub_repo_id} {shlex.quote(outcome[output])}"
     _print(outcome, as_json, _result_lines(outcome, output))
     report.note(f"notice          {NOTICE} (see DELTAWEIGHTS_NOTICE.txt in it)")
     report.note(f"check it with   deltaweights verify {shlex.quote(outcome[output])}")
-    if hub_repo_id is not None:
-        report.note(f"publish it with hf upload {shlex.quote(hub_repo_id)} {shlex.quote(outcome[output])}")
+    if outcome.get("compute_dtype", "F16") != "F16":
+        flags = f"--compute-dtype {options['compute_dtype']}"
+        report.note(f"apply it with   {flags}, and --dtype if the target's dtype is another: the default is float16")
 
 
 def _print(outcome: dict[str, Json], as_json: bool, lines: list[str]) -> None:
@@ -144,18 +158,28 @@ def _result_lines(outcome: dict[str, Json], output: str) -> list[str]:
         f"content digest  {outcome['content_digest']}",
         f"manifest        sha256 {outcome['manifest_sha256']}",
     ]
-    inexact = outcome["inexact"]
-    if inexact is None:
-        return lines
-    count = sum(inexact.values())
-    lines.append(
-        f"round trip      {count:,} of {outcome['parameters']:,} weights ({count / max(outcome['parameters'], 1):.2%}) come back "
-        f"one rounding away, in {counted(len(inexact), 'tensor')}"
-        if count
-        else "round trip      every weight comes back bit for bit"
-    )
+    if outcome.get("inexact") is not None:
+        lines += _round_trip_lines(outcome)
+    if "upload" in outcome:
+        lines.append(f"publish it with {outcome['upload']}")
+    return lines
+
+
+def _round_trip_lines(outcome: dict[str, Json]) -> list[str]:
+    """Say what does not come back, under which options, and compared with what."""
+    inexact, compute = outcome["inexact"], outcome["compute_dtype"]
+    others = [dtype for dtype in outcome["target_dtypes"] if dtype != compute]
+    rounded = f"; the target's {', '.join(others)} weights are compared as rounded to {compute}" if others else ""
+    count, total = sum(inexact.values()), outcome["parameters"]
+    how = f"applied in {compute}{rounded}"
+    if not count:
+        return [f"round trip      every weight comes back bit for bit ({how})"]
+    share = f"{count:,} of {total:,} weights ({count / total:.2%})"
     most = sorted(inexact.items(), key=lambda item: (-item[1], item[0]))[:3]
-    return lines + [f"  {number:>14,} in {name}" for name, number in most]
+    return [
+        f"round trip      {share} in {counted(len(inexact), 'tensor')} do not come back bit for bit ({how})",
+        *(f"  {number:>14,} in {name}" for name, number in most),
+    ]
 
 
 def _plan_lines(outcome: dict[str, Json], output: str) -> list[str]:

@@ -210,12 +210,14 @@ def _stated_digests(one: Checkpoint, other: Checkpoint, report: Report) -> tuple
 
 def _digests_of(checkpoint: Checkpoint) -> dict[str, str]:
     path = checkpoint.folder / MANIFEST
+    if checkpoint.alone:
+        raise MalformedInput("a manifest says nothing of a file beside its checkpoint", where=checkpoint.path)
     try:
-        stated = parse_manifest(read_small(path, MAX_MANIFEST)).tensors
+        manifest = parse_manifest(read_small(path, MAX_MANIFEST))
     except ValueError as error:
         raise MalformedInput("not a manifest", where=path, found=error) from None
-    if {name: row[:2] for name, row in stated.items()} != {
-        name: (tensor.spec.dtype, tensor.spec.shape) for name, tensor in checkpoint.tensors.items()
+    if {name: (*row[:2], manifest.places[name]) for name, row in manifest.tensors.items()} != {
+        name: (tensor.spec.dtype, tensor.spec.shape, tensor.file) for name, tensor in checkpoint.tensors.items()
     }:
         raise MalformedInput("manifest is of other tensors than those that are here", where=path)
-    return {name: digest for name, (_dtype, _shape, digest) in stated.items()}
+    return {name: digest for name, (_dtype, _shape, digest) in manifest.tensors.items()}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from deltaweights.merge.blocks import Run
-from deltaweights.merge.floats import ITEM_SIZES, settle_nans
+from deltaweights.merge.floats import ITEM_SIZES, count_different, settle_nans
 from deltaweights.merge.operation import Operation
 
 LARGEST_ITEM = 8
@@ -123,20 +123,49 @@ class Workbench:
         if not task.check:
             return Outcome(data, nonfinite)
         delta = total if task.store == task.compute else stored
-        return Outcome(data, nonfinite, self._inexact(work, base, delta, runs))
+        if nonfinite == 0:
+            return Outcome(data, 0, self._inexact(work, base, delta, runs))
+        rounded = lead_dtype != task.compute
+        return Outcome(data, nonfinite, self._inexact_with_nans(work, base, delta, runs, rounded=rounded))
 
     def _inexact(self, target: Array, base: Array, delta: Array, runs: tuple[Run, ...]) -> int:
-        """Apply ``delta`` as it is stored; return how many elements of ``target`` do not come back, bit for bit."""
-        kernels, task = self._kernels, self._task
-        back = self._room("back", len(target))
-        if task.store != task.compute:
+        """Apply ``delta`` as it is stored; return how many elements of ``target``, in the compute dtype, do not come back."""
+        same = self._task.store == self._task.compute
+        back = self._applied(base, delta, runs, copy=not same)
+        tried = runs if same else (Run(0, len(target), 0),)
+        return sum(self._kernels.different(back[run.start : run.stop], target[run.start : run.stop]) for run in tried)
+
+    def _inexact_with_nans(
+        self, target: Array, base: Array, delta: Array, runs: tuple[Run, ...], *, rounded: bool
+    ) -> int:
+        """Do the same where there are NaNs: as in a merge, those that are computed are the quiet one, whatever the device made.
+
+        ``rounded`` says that the target was rounded to the compute dtype, so that its NaNs were computed, too.
+        """
+        everything = (Run(0, len(target), 0),)
+        same = self._task.store == self._task.compute
+        back = self._on_host(self._applied(base, delta, runs, copy=True), runs if same else everything)
+        wanted = self._on_host(target, everything if rounded else ())
+        return count_different(back, wanted, self._task.compute)
+
+    def _applied(self, base: Array, delta: Array, runs: tuple[Run, ...], *, copy: bool) -> Array:
+        """Return base + delta; outside ``runs`` only with ``copy`` anything that means something."""
+        kernels = self._kernels
+        back = self._room("back", len(delta))
+        if copy:
             kernels.cast(delta, back)
             delta = back
         for run in runs:
             part = base[run.base : run.base + run.stop - run.start]
             kernels.add(delta[run.start : run.stop], part, back[run.start : run.stop])
-        tried = runs if task.store == task.compute else (Run(0, len(target), 0),)
-        return sum(kernels.different(back[run.start : run.stop], target[run.start : run.stop]) for run in tried)
+        return back
+
+    def _on_host(self, numbers: Array, settled: tuple[Run, ...]) -> memoryview:
+        """Return a copy of numbers in the compute dtype as bytes, every NaN within ``settled`` the quiet one."""
+        host = self._kernels.buffer(len(numbers) * ITEM_SIZES[self._task.compute])
+        self._kernels.cast(numbers, self._kernels.over(host, self._task.compute))
+        settle_nans(host, self._task.compute, settled)
+        return host
 
     def _base(self, dtype: str | None, runs: tuple[Run, ...]) -> Array:
         """Return what was read of the base, on the device and in the compute dtype; None when there is nothing."""

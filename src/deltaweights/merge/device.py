@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
+from types import ModuleType
 
-from deltaweights.errors import InputOutputError
+from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.merge.arithmetic import Kernels
 from deltaweights.merge.known_answers import proven
 
@@ -20,9 +22,15 @@ def check_device(name: str) -> None:
     if name == "cpu":
         import deltaweights.merge.kernels_cpu  # noqa: F401, PLC0415  (only who merges needs it)
     else:
-        from deltaweights.merge.kernels_torch import choose_device  # noqa: PLC0415  (torch: over a second)
+        _torch(f"device {name} needs torch").choose_device(name)
 
-        choose_device(name)
+
+def _torch(why: str) -> ModuleType:
+    """Import and return torch's kernels: over a second, and 190 MB. Raises ``UsageError`` when torch is not installed."""
+    try:
+        return import_module("deltaweights.merge.kernels_torch")
+    except ModuleNotFoundError as error:
+        raise UsageError(why, found="no torch", remedy="pip install torch, or --device cpu") from error
 
 
 @contextmanager
@@ -38,10 +46,9 @@ def kernels_on(name: str) -> Iterator[Callable[[], Kernels]]:
         if proven(ProcessorKernels()):
             yield ProcessorKernels
             return
-    from deltaweights.merge.kernels_torch import TorchKernels, choose_device, single_threaded  # noqa: PLC0415
-
-    make = partial(TorchKernels, choose_device(name))
-    with single_threaded():
+    torch = _torch("numkong does not round as IEEE 754 demands on this machine, and torch would have to stand in")
+    make = partial(torch.TorchKernels, torch.choose_device(name))
+    with torch.single_threaded():
         if not proven(make()):
             raise InputOutputError(
                 f"device {name} does not round as IEEE 754 demands: the result would differ from everybody else's",

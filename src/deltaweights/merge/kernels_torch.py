@@ -106,6 +106,7 @@ class TorchKernels:
         """See ``Kernels``."""
         torch.sub(one, other, out=out)
 
+    @_within_memory
     def different(self, one: torch.Tensor, other: torch.Tensor) -> int:
         """See ``Kernels``."""
         words = {2: torch.int16, 4: torch.int32}[one.itemsize]

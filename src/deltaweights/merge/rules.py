@@ -21,7 +21,7 @@ GROWN = frozenset({"model.embed_tokens.weight", "lm_head.weight"})
 """Tensors whose lead may be larger than their base: the vocabulary was extended."""
 
 DELTA_ONLY = frozenset({"model.mm_projector.weight", "model.mm_projector.bias"})
-"""Tensors that the base need not have: LLaVA's projector."""
+"""Tensors that the base need not have, only the lead: LLaVA's projector."""
 
 BUFFER_SUFFIX = ".rotary_emb.inv_freq"
 """A buffer, not a weight: zero in a delta (target minus base), recomputed by current loaders, and harmful when copied."""
