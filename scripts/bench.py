@@ -53,11 +53,12 @@ with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaf
 """What hashlib does with all shards on all processors."""
 
 TOUCH = """
+import sys
 from pathlib import Path
 free = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemFree"))
-memory = b"1" * (int(free.split()[1]) * 1024 * 8 // 10)
+memory = b"1" * min(int(sys.argv[1]), int(free.split()[1]) * 1024 * 8 // 10)
 """
-"""Takes most of the free memory, writes to it, and gives it back."""
+"""Takes so many bytes of memory, as far as they are free, writes to them, and gives them back."""
 
 MERGEKIT = """\
 merge_method: linear
@@ -88,8 +89,11 @@ class Contestant:
     against: str = "apply"
 
 
-def measure(contestant: Contestant, *, cold: bool) -> Run:
-    """Run once from a clean output, after a ``sync``, with all inputs in the page cache, or with ``cold`` none of them."""
+def measure(contestant: Contestant, size: int, *, cold: bool) -> Run:
+    """Run once from a clean output, after a ``sync``, with all inputs in the page cache, or with ``cold`` none of them.
+
+    ``size`` is that of the output in bytes, or thereabouts.
+    """
     if contestant.output is not None:
         shutil.rmtree(contestant.output, ignore_errors=True)
     os.sync()
@@ -99,7 +103,7 @@ def measure(contestant: Contestant, *, cold: bool) -> Run:
     if Path("/proc/meminfo").exists():
         # A virtual machine gives back memory that is free for a while, and what is then written first pays for getting it
         # again, up to ten times the price of the writing itself. Whoever runs finds it in the same state.
-        subprocess.run([sys.executable, "-c", TOUCH], check=True)
+        subprocess.run([sys.executable, "-c", TOUCH, str(2 * size)], check=True)
     began = time.monotonic()
     process = subprocess.Popen(contestant.command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None  # noqa: S101  (PIPE was asked for)
@@ -154,7 +158,10 @@ def contestants(folder: Path, workers: int | None) -> dict[str, Contestant]:
         "hashlib": Contestant([sys.executable, "-c", HASHLIB, str(tuned)], (tuned,), None, "hashlib"),
         "diff": Contestant(ours("diff", tuned, twin, "-q"), (tuned, twin), None, "cmp"),
         "cmp": Contestant(
-            ["sh", "-c", f"for file in '{tuned}'/*; do cmp \"$file\" '{twin}'/; done"], (tuned, twin), None, "cmp"
+            ["sh", "-c", f"for file in '{tuned}'/*; do cmp \"$file\" '{twin}'/\"${{file##*/}}\"; done"],
+            (tuned, twin),
+            None,
+            "cmp",
         ),
         "read": Contestant(["sh", "-c", f"cat '{tuned}'/* > /dev/null"], (tuned,), None, "hashlib"),
         "torch": Contestant([sys.executable, "-c", "import torch"], (), None),
@@ -182,12 +189,12 @@ def prepare(model: Model, folder: Path) -> None:
     (folder / "mergekit.yaml").write_text(MERGEKIT.format(base=base, delta=delta))
 
 
-def rounds(chosen: dict[str, Contestant], count: int, *, cold: bool) -> dict[str, list[Run]]:
+def rounds(chosen: dict[str, Contestant], sizes: dict[str, int], count: int, *, cold: bool) -> dict[str, list[Run]]:
     """Run all ``count`` times, in turns, forwards and backwards, after a round that does not count."""
     runs: dict[str, list[Run]] = {name: [] for name in chosen}
     for number in range(-1, count):
         for name in list(chosen) if number % 2 else reversed(list(chosen)):
-            run = measure(chosen[name], cold=cold)
+            run = measure(chosen[name], sizes[name], cold=cold)
             if number >= 0:
                 runs[name].append(run)
                 print(f"round {number + 1}: {name:16} {run.seconds:7.2f} s {run.peak_mb:7.0f} MB", file=sys.stderr)
@@ -248,7 +255,7 @@ def growth(folder: Path, count: int, *, toy: bool) -> Iterator[str]:
         command += ["--workers", str(workers)] if workers else []
         chosen[name] = Contestant(command, (place / "base", place / "delta"), place / "out")
         sizes[name] = _size(place / "delta")
-    runs = rounds(chosen, count, cold=False)
+    runs = rounds(chosen, sizes, count, cold=False)
     yield f"{'':22} {'GB':>6} {'median s':>9} {'s per GB':>9} {'peak MB':>8}"
     for name, of in runs.items():
         middle = statistics.median(run.seconds for run in of)
@@ -307,12 +314,13 @@ def main() -> None:
     place = folder / model.name
     prepare(model, place)
     chosen = choose(options.only, contestants(place, options.workers), model)
-    runs = rounds(chosen, options.rounds, cold=options.cold)
+    size = _size(place / "delta")
+    runs = rounds(chosen, dict.fromkeys(chosen, size), options.rounds, cold=options.cold)
     shutil.rmtree(place / "out", ignore_errors=True)
     if options.json:
         print(json.dumps({name: [asdict(run) for run in of] for name, of in runs.items()}, indent=2))
     else:
-        print("\n".join(table(runs, chosen, _size(place / "delta"))))
+        print("\n".join(table(runs, chosen, size)))
 
 
 if __name__ == "__main__":
