@@ -52,14 +52,6 @@ with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaf
 """
 """What hashlib does with all shards on all processors."""
 
-TOUCH = """
-import sys
-from pathlib import Path
-free = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemFree"))
-memory = b"1" * min(int(sys.argv[1]), int(free.split()[1]) * 1024 * 8 // 10)
-"""
-"""Takes so many bytes of memory, as far as they are free, writes to them, and gives them back."""
-
 MERGEKIT = """\
 merge_method: linear
 models:
@@ -89,21 +81,14 @@ class Contestant:
     against: str = "apply"
 
 
-def measure(contestant: Contestant, size: int, *, cold: bool) -> Run:
-    """Run once from a clean output, after a ``sync``, with all inputs in the page cache, or with ``cold`` none of them.
-
-    ``size`` is that of the output in bytes, or thereabouts.
-    """
+def measure(contestant: Contestant, *, cold: bool) -> Run:
+    """Run once from a clean output, after a ``sync``, with all inputs in the page cache, or with ``cold`` none of them."""
     if contestant.output is not None:
         shutil.rmtree(contestant.output, ignore_errors=True)
     os.sync()
     for path in contestant.inputs:
         for file in path.iterdir():  # a machine that is short of memory drops them between two runs
             (_drop if cold else _read)(file)
-    if Path("/proc/meminfo").exists():
-        # A virtual machine gives back memory that is free for a while, and what is then written first pays for getting it
-        # again, up to ten times the price of the writing itself. Whoever runs finds it in the same state.
-        subprocess.run([sys.executable, "-c", TOUCH, str(2 * size)], check=True)
     began = time.monotonic()
     process = subprocess.Popen(contestant.command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None  # noqa: S101  (PIPE was asked for)
@@ -189,12 +174,12 @@ def prepare(model: Model, folder: Path) -> None:
     (folder / "mergekit.yaml").write_text(MERGEKIT.format(base=base, delta=delta))
 
 
-def rounds(chosen: dict[str, Contestant], sizes: dict[str, int], count: int, *, cold: bool) -> dict[str, list[Run]]:
+def rounds(chosen: dict[str, Contestant], count: int, *, cold: bool) -> dict[str, list[Run]]:
     """Run all ``count`` times, in turns, forwards and backwards, after a round that does not count."""
     runs: dict[str, list[Run]] = {name: [] for name in chosen}
     for number in range(-1, count):
         for name in list(chosen) if number % 2 else reversed(list(chosen)):
-            run = measure(chosen[name], sizes[name], cold=cold)
+            run = measure(chosen[name], cold=cold)
             if number >= 0:
                 runs[name].append(run)
                 print(f"round {number + 1}: {name:16} {run.seconds:7.2f} s {run.peak_mb:7.0f} MB", file=sys.stderr)
@@ -255,7 +240,7 @@ def growth(folder: Path, count: int, *, toy: bool) -> Iterator[str]:
         command += ["--workers", str(workers)] if workers else []
         chosen[name] = Contestant(command, (place / "base", place / "delta"), place / "out")
         sizes[name] = _size(place / "delta")
-    runs = rounds(chosen, sizes, count, cold=False)
+    runs = rounds(chosen, count, cold=False)
     yield f"{'':22} {'GB':>6} {'median s':>9} {'s per GB':>9} {'peak MB':>8}"
     for name, of in runs.items():
         middle = statistics.median(run.seconds for run in of)
@@ -315,7 +300,7 @@ def main() -> None:
     prepare(model, place)
     chosen = choose(options.only, contestants(place, options.workers), model)
     size = _size(place / "delta")
-    runs = rounds(chosen, dict.fromkeys(chosen, size), options.rounds, cold=options.cold)
+    runs = rounds(chosen, options.rounds, cold=options.cold)
     shutil.rmtree(place / "out", ignore_errors=True)
     if options.json:
         print(json.dumps({name: [asdict(run) for run in of] for name, of in runs.items()}, indent=2))
