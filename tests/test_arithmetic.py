@@ -152,8 +152,17 @@ def test_a_device_that_needs_torch_says_so(tmp_path: Path, arguments: tuple[str,
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert done.stderr == (
-        f"deltaweights: error: device {arguments[1]} needs torch: found no torch; pip install torch, or --device cpu\n"
+        f"deltaweights: error: device {arguments[1]} needs torch; pip install torch, or run with --device cpu\n"
     )
+
+
+def test_without_torch_nobody_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where ours do not prove themselves and torch is not installed, the run ends with 5 and says what to install."""
+    monkeypatch.setattr("deltaweights.merge.device.proven", lambda _: False)
+    monkeypatch.delitem(sys.modules, "deltaweights.merge.kernels_torch")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InputOutputError, match=r"does not round.*pip install torch"), device.kernels_on("cpu"):
+        pass
 
 
 def test_torch_that_rounds_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
