@@ -89,7 +89,8 @@ class Workbench:
         self._stored = kernels.over(self._result, task.store)
         self._combine = kernels.add if task.operation is Operation.APPLY else kernels.subtract
         # Made when first needed: the common case, float16 on the processor, needs no room of its own.
-        self._arrays: dict[tuple[str, str], Array] = {}
+        self._inputs: dict[tuple[str, str], Array] = {}
+        self._rooms: dict[str, Array] = {}
 
     def combine(self, count: int, lead_dtype: str, base_dtype: str | None, runs: tuple[Run, ...]) -> Outcome:
         """Return what the operation gives for the ``count`` elements in the lead buffer and the ``runs`` in the base buffer.
@@ -176,9 +177,9 @@ class Workbench:
 
     def _input(self, name: str, buffer: memoryview, dtype: str) -> Array:
         """Return an input buffer as an array of ``dtype``."""
-        if (name, dtype) not in self._arrays:
-            self._arrays[name, dtype] = self._kernels.over(buffer, dtype)
-        return self._arrays[name, dtype]
+        if (name, dtype) not in self._inputs:
+            self._inputs[name, dtype] = self._kernels.over(buffer, dtype)
+        return self._inputs[name, dtype]
 
     def _at_compute(self, host: Array, dtype: str, name: str) -> Array:
         """Return the elements on the device and in the compute dtype."""
@@ -189,6 +190,6 @@ class Workbench:
         return room
 
     def _room(self, name: str, count: int) -> Array:
-        if (name, "") not in self._arrays:
-            self._arrays[name, ""] = self._kernels.room(self._block, self._task.compute)
-        return self._arrays[name, ""][:count]
+        if name not in self._rooms:
+            self._rooms[name] = self._kernels.room(self._block, self._task.compute)
+        return self._rooms[name][:count]
