@@ -29,6 +29,7 @@ ORDER = (
     "manifest",
     "checkpoint",
     "report",
+    "names",
     "sizes",
     "errors",
     "text",
@@ -38,7 +39,16 @@ ORDER = (
 LATE = ("merge.kernels_cpu", "merge.kernels_torch", "demo")
 """Loading one of these loads torch or numkong, so nobody does it at module level."""
 
-PURE = ("merge.rules", "merge.plan", "merge.blocks", "merge.record", "manifest.digest", "manifest.manifest")
+PURE = (
+    "names",
+    "merge.operation",
+    "merge.rules",
+    "merge.plan",
+    "merge.blocks",
+    "merge.record",
+    "manifest.digest",
+    "manifest.manifest",
+)
 """Values in, values out."""
 
 DOORS = {

@@ -23,10 +23,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import deltaweights
-from deltaweights import inspection
 from deltaweights.apply import apply_delta
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.inspection import InspectReport, SharedStorage, Total, group_names, inspect_checkpoint
+from deltaweights.inspection import InspectReport, SharedStorage, Total, inspect_checkpoint
+from deltaweights.merge.rules import is_buffer
+from deltaweights.names import group_names
 from deltaweights.sizes import human_bytes
 from tests.conftest import Run
 from tests.pairs import Tensors, base_tensors, delta_tensors, save
@@ -523,5 +524,5 @@ def test_numbers_without_end() -> None:
 
 def test_is_buffer() -> None:
     """A buffer is what ends as the rules say; a weight that has such a name in its middle is a weight."""
-    assert inspection.is_buffer("model.layers.0.self_attn.rotary_emb.inv_freq")
-    assert not inspection.is_buffer("model.rotary_emb.inv_freq.weight")
+    assert is_buffer("model.layers.0.self_attn.rotary_emb.inv_freq")
+    assert not is_buffer("model.rotary_emb.inv_freq.weight")

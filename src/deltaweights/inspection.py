@@ -6,11 +6,11 @@ that is left out.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -19,16 +19,13 @@ from deltaweights.checkpoint.files import read_small
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import DeltaweightsError
-from deltaweights.manifest.manifest import MANIFEST, parse_manifest
-from deltaweights.manifest.verify import MAX_MANIFEST
-from deltaweights.merge.rules import BUFFER_SUFFIX
+from deltaweights.manifest.beside import lists_exactly, manifest_beside
+from deltaweights.merge.rules import is_buffer
+from deltaweights.names import NameGroup, group_names
 from deltaweights.text import natural_key, strict_json
 
 MAX_CONFIG = 1024 * 1024
 """A config.json has some kilobytes; what is larger is something else."""
-
-MOST_NUMBERS = 16
-"""Numbers in a name that are told apart; known names have at most three."""
 
 
 @dataclass(frozen=True)
@@ -133,15 +130,10 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> InspectReport:
             {dtype: _total(by_dtype[dtype]) for dtype in sorted(by_dtype)},
             tuple(FileEntry(w.file.path.name, w.file.size, len(w.tensors)) for w in checkpoint.files),
             tuple(_shared(views) for views in _by_storage(tensors) if len(views) > 1),
-            _manifest(checkpoint, entries),
+            _manifest(checkpoint),
             checkpoint.notes,
             entries,
         )
-
-
-def is_buffer(name: str) -> bool:
-    """Tell whether ``name`` is that of a buffer, which is no weight."""
-    return name.endswith(BUFFER_SUFFIX)
 
 
 def _total(tensors: Iterable[LazyTensor]) -> Total:
@@ -153,31 +145,21 @@ def _total(tensors: Iterable[LazyTensor]) -> Total:
 
 
 def _config(checkpoint: Checkpoint) -> tuple[str | None, tuple[str, ...]]:
-    try:
-        config = strict_json(_read(checkpoint, "config.json", MAX_CONFIG))
-    except ValueError:
-        config = None
+    config = None
+    if not checkpoint.alone:  # it may belong to others
+        with contextlib.suppress(DeltaweightsError, ValueError):
+            config = strict_json(read_small(checkpoint.folder / "config.json", MAX_CONFIG))
     model_type, named = (config.get("model_type"), config.get("architectures")) if isinstance(config, dict) else (0, 0)
     architectures = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
     return model_type if isinstance(model_type, str) else None, tuple(architectures)
 
 
-def _manifest(checkpoint: Checkpoint, entries: dict[str, TensorEntry]) -> StatedManifest | None:
+def _manifest(checkpoint: Checkpoint) -> StatedManifest | None:
     try:
-        manifest = parse_manifest(_read(checkpoint, MANIFEST, MAX_MANIFEST))
-    except ValueError:
-        return None
-    listed = {name: (dtype, shape, manifest.places[name]) for name, (dtype, shape, _) in manifest.tensors.items()}
-    found = {name: (entry.dtype, entry.shape, entry.file) for name, entry in entries.items()}
-    return StatedManifest(manifest.content_digest, listed == found)
-
-
-def _read(checkpoint: Checkpoint, name: str, most: int) -> bytes:
-    """Return a file that stands beside the weights, empty when there is none to read, or when it may belong to others."""
-    try:
-        return b"" if checkpoint.alone else read_small(checkpoint.folder / name, most)
+        manifest = manifest_beside(checkpoint)
     except DeltaweightsError:
-        return b""
+        return None
+    return StatedManifest(manifest.content_digest, lists_exactly(manifest, checkpoint))
 
 
 # Storages.
@@ -243,77 +225,6 @@ def _distinct(tensors: list[LazyTensor]) -> int:
 def _shared(tensors: list[LazyTensor]) -> SharedStorage:
     tied = len({(tensor.storage, tensor.spec.dtype, tensor.spec.shape) for tensor in tensors}) == 1
     return SharedStorage(tensors[0].file, tied, _distinct(tensors), tuple(tensor.spec.name for tensor in tensors))
-
-
-# Names.
-
-
-@dataclass(frozen=True)
-class NameGroup:
-    """Names that are alike but for their numbers: all combinations of ``values`` between the pieces of ``text``."""
-
-    text: tuple[str, ...]
-    values: tuple[tuple[str, ...], ...]
-
-    @property
-    def count(self) -> int:
-        """How many names these are."""
-        return math.prod(map(len, self.values))
-
-    @property
-    def first(self) -> str:
-        """The name that comes first in natural order."""
-        return self._join(values[0] for values in self.values)
-
-    def spelled(self, most: int | None = None) -> str:
-        """Return the names as one, with what varies in braces: ``layers.{0-31}.w{1,3}``.
-
-        A list of more than ``most`` numbers and ranges is cut in its middle, where dots stand for the rest.
-        """
-        return self._join(values[0] if len(values) == 1 else f"{{{_ranges(values, most)}}}" for values in self.values)
-
-    def _join(self, between: Iterable[str]) -> str:
-        return "".join(part for pair in zip(self.text, (*between, ""), strict=True) for part in pair)
-
-
-def group_names(names: Iterable[str]) -> list[NameGroup]:
-    """Group names that differ in numbers alone, in natural order: each name is in exactly one group, and no other name is."""
-    alike: defaultdict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
-    for name in names:
-        parts = re.split("([0-9]+)", name, maxsplit=MOST_NUMBERS)
-        alike[tuple(parts[::2])].add(tuple(parts[1::2]))
-    groups = (NameGroup(text, values) for text, rows in alike.items() for values in _products(rows))
-    return sorted(groups, key=lambda group: natural_key(group.first))
-
-
-def _products(rows: Set[tuple[str, ...]]) -> Iterator[tuple[tuple[str, ...], ...]]:
-    """Split rows of one length into sets that hold all combinations of some values."""
-    if rows == {()}:
-        yield ()
-        return
-    rests: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
-    for first, *rest in rows:
-        rests[first].add(tuple(rest))
-    same: defaultdict[frozenset[tuple[str, ...]], list[str]] = defaultdict(list)
-    for first, others in rests.items():
-        same[frozenset(others)].append(first)
-    for tails, firsts in same.items():
-        values = tuple(sorted(firsts, key=natural_key))
-        yield from ((values, *more) for more in _products(tails))
-
-
-def _ranges(values: tuple[str, ...], most: int | None) -> str:
-    runs: list[list[str]] = []
-    for value in values:
-        # "01" follows nothing and nothing follows it: a range could not say how many zeros there are.
-        if runs and str(int(runs[-1][-1]) + 1) == value and str(int(runs[-1][-1])) == runs[-1][-1]:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
-    spelled = [run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
-    if most is not None and len(spelled) > most:
-        spelled[most // 2 : -(most // 2)] = ["..."]
-    return ",".join(spelled)
 
 
 def group_tensors(tensors: dict[str, TensorEntry]) -> list[tuple[NameGroup, TensorEntry]]:

@@ -11,7 +11,9 @@ from dataclasses import asdict
 import click
 
 from deltaweights.cli.terminal import TerminalReport
-from deltaweights.inspection import InspectReport, group_names, group_tensors, inspect_checkpoint, is_buffer
+from deltaweights.inspection import InspectReport, group_tensors, inspect_checkpoint
+from deltaweights.merge.rules import is_buffer
+from deltaweights.names import group_names
 from deltaweights.sizes import human_bytes
 from deltaweights.text import counted, printable
 

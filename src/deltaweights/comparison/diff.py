@@ -10,16 +10,15 @@ import math
 import os
 from dataclasses import dataclass
 
-from deltaweights.checkpoint.files import read_small
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.comparison.figures import NUMPY, Figures, add_up, comparable
 from deltaweights.comparison.reading import Pair, read_pairs
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.job import workers_of
-from deltaweights.manifest.manifest import MANIFEST, parse_manifest
-from deltaweights.manifest.verify import MAX_MANIFEST
-from deltaweights.merge.rules import BUFFER_SUFFIX
+from deltaweights.manifest.beside import lists_exactly, manifest_beside
+from deltaweights.manifest.manifest import MANIFEST
+from deltaweights.merge.rules import is_buffer
 from deltaweights.report import Report
 from deltaweights.text import natural_key
 
@@ -139,7 +138,7 @@ def diff_checkpoints(
             identical=tensors.different == 0,
             same_kind=tensors.different == 0 or tensors.identical + len(tensors.differing) > 0,
             weights_read=digests is None,
-            bytes=sum(t.spec.nbytes for name, t in one.tensors.items() if not name.endswith(BUFFER_SUFFIX)),
+            bytes=sum(t.spec.nbytes for name, t in one.tensors.items() if not is_buffer(name)),
             tensors=tensors,
             buffers=buffers,
         )
@@ -155,7 +154,7 @@ def _sort(
 ) -> Comparison:
     """Put the weights, or the buffers, of both checkpoints under their headings."""
     names = sorted(one.tensors.keys() | other.tensors.keys(), key=natural_key)
-    names = [name for name in names if name.endswith(BUFFER_SUFFIX) == buffers]
+    names = [name for name in names if is_buffer(name) == buffers]
     a, b = ({name: tensor.spec for name, tensor in checkpoint.tensors.items()} for checkpoint in (one, other))
     return Comparison(
         identical=sum(name in pairs and name not in differing for name in names),
@@ -209,15 +208,8 @@ def _stated_digests(one: Checkpoint, other: Checkpoint, report: Report) -> tuple
 
 
 def _digests_of(checkpoint: Checkpoint) -> dict[str, str]:
-    path = checkpoint.folder / MANIFEST
-    if checkpoint.alone:
-        raise MalformedInput("a manifest says nothing of a file beside its checkpoint", where=checkpoint.path)
-    try:
-        manifest = parse_manifest(read_small(path, MAX_MANIFEST))
-    except ValueError as error:
-        raise MalformedInput("not a manifest", where=path, found=error) from None
-    if {name: (*row[:2], manifest.places[name]) for name, row in manifest.tensors.items()} != {
-        name: (tensor.spec.dtype, tensor.spec.shape, tensor.file) for name, tensor in checkpoint.tensors.items()
-    }:
-        raise MalformedInput("manifest is of other tensors than those that are here", where=path)
+    manifest = manifest_beside(checkpoint)
+    if not lists_exactly(manifest, checkpoint):
+        problem = "manifest is of other tensors than those that are here"
+        raise MalformedInput(problem, where=checkpoint.folder / MANIFEST)
     return {name: digest for name, (_dtype, _shape, digest) in manifest.tensors.items()}

@@ -59,6 +59,11 @@ class Matching:
     warnings: tuple[str, ...]
 
 
+def is_buffer(name: str) -> bool:
+    """Tell whether ``name`` is that of a buffer, which is no weight."""
+    return name.endswith(BUFFER_SUFFIX)
+
+
 def match(
     base: Mapping[str, LazyTensor], lead: Mapping[str, LazyTensor], operation: Operation = Operation.APPLY
 ) -> Matching:
@@ -71,7 +76,7 @@ def match(
     dropped_lead: list[Dropped] = []
     problems: list[Mismatch] = []
     for name, tensor in lead.items():
-        if name.endswith(BUFFER_SUFFIX):
+        if is_buffer(name):
             dropped_lead.append(Dropped(tensor.spec, "buffer"))
             continue
         outcome = _meet(tensor, base.get(name), operation)
@@ -82,10 +87,10 @@ def match(
     used = {
         (tensor.storage, tensor.spec.shape): name
         for name, tensor in base.items()
-        if name in lead and not name.endswith(BUFFER_SUFFIX)
+        if name in lead and not is_buffer(name)
     }
     for name, tensor in base.items():
-        if name.endswith(BUFFER_SUFFIX):
+        if is_buffer(name):
             dropped_base.append(Dropped(tensor.spec, "buffer"))
         elif name not in lead:
             twin = used.get((tensor.storage, tensor.spec.shape))

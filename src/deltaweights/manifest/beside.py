@@ -1,0 +1,34 @@
+"""The manifest that stands beside a checkpoint's weights, taken at its word.
+
+Enters: an open checkpoint. Leaves: what its manifest.json states. Never: a byte of weights, or a digest that was made anew.
+"""
+
+from __future__ import annotations
+
+from deltaweights.checkpoint.files import read_small
+from deltaweights.checkpoint.folder import Checkpoint
+from deltaweights.errors import MalformedInput
+from deltaweights.manifest.manifest import MANIFEST, Manifest, parse_manifest
+from deltaweights.manifest.verify import MAX_MANIFEST
+
+
+def manifest_beside(checkpoint: Checkpoint) -> Manifest:
+    """Return the manifest in the checkpoint's folder.
+
+    Raises ``InputOutputError`` when there is none, ``MalformedInput`` when it is no manifest, or says nothing of a file that
+    only lies beside its checkpoint.
+    """
+    path = checkpoint.folder / MANIFEST
+    if checkpoint.alone:
+        raise MalformedInput("a manifest says nothing of a file beside its checkpoint", where=checkpoint.path)
+    try:
+        return parse_manifest(read_small(path, MAX_MANIFEST))
+    except ValueError as error:
+        raise MalformedInput("not a manifest", where=path, found=error) from None
+
+
+def lists_exactly(manifest: Manifest, checkpoint: Checkpoint) -> bool:
+    """Tell whether the manifest lists the checkpoint's tensors, and no others, each with its dtype, shape and file."""
+    return {name: (*row[:2], manifest.places[name]) for name, row in manifest.tensors.items()} == {
+        name: (tensor.spec.dtype, tensor.spec.shape, tensor.file) for name, tensor in checkpoint.tensors.items()
+    }
