@@ -95,6 +95,8 @@ def measure(contestant: Contestant, *, cold: bool) -> Run:
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - began
+    if contestant.output is not None:
+        shutil.rmtree(contestant.output, ignore_errors=True)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         raise SystemExit(f"bench: {' '.join(contestant.command[:4])} ... ended with {process.returncode}")
@@ -148,7 +150,9 @@ def contestants(folder: Path, workers: int | None) -> dict[str, Contestant]:
             None,
             "cmp",
         ),
-        "read": Contestant(["sh", "-c", f"cat '{tuned}'/* > /dev/null"], (tuned,), None, "hashlib"),
+        "dd": Contestant(
+            ["sh", "-c", f"for file in '{tuned}'/*; do dd if=\"$file\" of=/dev/null bs=1M; done"], (tuned,), None, "dd"
+        ),
         "torch": Contestant([sys.executable, "-c", "import torch"], (), None),
     }
     if mergekit is None:
@@ -246,8 +250,6 @@ def growth(folder: Path, count: int, *, toy: bool) -> Iterator[str]:
         middle = statistics.median(run.seconds for run in of)
         peak = max(run.peak_mb for run in of)
         yield f"{name:22} {sizes[name] / 1e9:6.2f} {middle:9.2f} {middle / sizes[name] * 1e9:9.2f} {peak:8.0f}"
-    for name in GROWTH:
-        shutil.rmtree(chosen[name].inputs[0].parent / "out", ignore_errors=True)
 
 
 def _size(folder: Path) -> int:
@@ -301,7 +303,6 @@ def main() -> None:
     chosen = choose(options.only, contestants(place, options.workers), model)
     size = _size(place / "delta")
     runs = rounds(chosen, options.rounds, cold=options.cold)
-    shutil.rmtree(place / "out", ignore_errors=True)
     if options.json:
         print(json.dumps({name: [asdict(run) for run in of] for name, of in runs.items()}, indent=2))
     else:

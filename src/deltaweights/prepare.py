@@ -14,7 +14,7 @@ from pathlib import Path
 
 from deltaweights.checkpoint.companions import NOTICE, NOTICE_NAME, NOTICE_OF_A_DELTA, Companions, read_companions
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
-from deltaweights.checkpoint.samples import sample_digest
+from deltaweights.checkpoint.samples import sample_digests
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import DTYPES, Companion, InputFileRecord, InputRecord, Options, Plan, fates, make_plan
@@ -112,7 +112,7 @@ def _record(checkpoint: Checkpoint, dropped: tuple[Dropped, ...]) -> InputRecord
         checkpoint.container,
         tuple(InputFileRecord(w.file.path.name, w.file.size, w.header_digest, w.checks) for w in checkpoint.files),
         {name: tensor.spec for name, tensor in checkpoint.tensors.items()},
-        {name: sample_digest(tensor) for name, tensor in checkpoint.tensors.items()},
+        sample_digests(checkpoint.tensors),
         dropped,
     )
 

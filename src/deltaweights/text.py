@@ -16,6 +16,11 @@ Json = Any
 """A value that ``json`` can represent. (A recursive type gives no more safety: every reader checks what it takes.)"""
 
 
+_COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_SPACED = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+"""Made once: ``json.dumps`` would make one for each of a manifest's tensors."""
+
+
 def printable(text: str) -> str:
     """Return ``text`` on one line with every character escaped that a terminal could act on, or that cannot be encoded."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
@@ -38,7 +43,7 @@ def natural_key(name: str) -> tuple[list[object], str]:
 
 def compact_json(value: Json) -> str:
     """Return ``value`` as JSON without spaces, non-ASCII characters as themselves: the form that digests are made over."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _COMPACT.encode(value)
 
 
 def readable_json(value: Json) -> bytes:
@@ -50,23 +55,24 @@ def readable_json(value: Json) -> bytes:
 
 
 def _indented(value: Json, indent: str) -> str:
-    if not isinstance(value, (dict, list)) or not value or _fits_a_line(value):
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if _fits_a_line(value):
+        return _SPACED.encode(value)
     deeper = f"{indent}  "
     if isinstance(value, list):
         lines = [f"{deeper}{_indented(item, deeper)}" for item in value]
         return "[\n" + ",\n".join(lines) + f"\n{indent}]"
-    lines = [f"{deeper}{json.dumps(key, ensure_ascii=False)}: {_indented(item, deeper)}" for key, item in value.items()]
+    lines = [f"{deeper}{_SPACED.encode(key)}: {_indented(item, deeper)}" for key, item in value.items()]
     return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
 
 def _fits_a_line(value: Json) -> bool:
-    return not _holds_object(value) and (isinstance(value, list) or len(value) <= 8)
+    if isinstance(value, list):
+        return not any(map(_holds_object, value))
+    return not isinstance(value, dict) or (len(value) <= 8 and not any(map(_holds_object, value.values())))
 
 
 def _holds_object(value: Json) -> bool:
-    items = value if isinstance(value, list) else value.values()
-    return any(isinstance(item, dict) or (isinstance(item, list) and _holds_object(item)) for item in items)
+    return isinstance(value, dict) or (isinstance(value, list) and any(map(_holds_object, value)))
 
 
 def _no_duplicates(pairs: Sequence[tuple[str, Json]]) -> dict[str, Json]:

