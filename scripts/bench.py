@@ -186,7 +186,7 @@ def rounds(chosen: dict[str, Contestant], count: int, *, cold: bool) -> dict[str
             run = measure(chosen[name], cold=cold)
             if number >= 0:
                 runs[name].append(run)
-                print(f"round {number + 1}: {name:16} {run.seconds:7.2f} s {run.peak_mb:7.0f} MB", file=sys.stderr)
+                print(f"round {number + 1}: {name:20} {run.seconds:7.2f} s {run.peak_mb:7.0f} MB", file=sys.stderr)
     return runs
 
 
@@ -231,11 +231,12 @@ GROWTH = {
 """How the cost grows: models of about so many bytes, and workers."""
 
 
-def growth(folder: Path, count: int, *, toy: bool) -> Iterator[str]:
-    """Yield the lines of a table of seconds, seconds per GB and memory for each case of ``GROWTH``, run in turns."""
+def growth(folder: Path, count: int, names: Iterable[str] | None, *, toy: bool) -> Iterator[str]:
+    """Yield the lines of a table of seconds, seconds per GB and memory for cases of ``GROWTH``, run in turns."""
     chosen = {}
     sizes = {}
-    for name, (model, workers) in GROWTH.items():
+    for name in names or GROWTH:
+        model, workers = GROWTH[name]
         case = replace(model, toy=toy)
         place = folder / case.name
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as maker:
@@ -287,14 +288,17 @@ def main() -> None:
         "--growth", action="store_true", help="how our cost grows with size, workers and kinds of tensors"
     )
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", help="contestants: apply, original, mergekit, copy+sha256, ..."
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="contestants: apply, original, mergekit, copy+sha256, ...; or cases of --growth",
     )
     parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="where checkpoints are made and kept")
     parser.add_argument("--json", action="store_true", help="print every run as JSON")
     options = parser.parse_args()
     folder = options.folder.resolve()
     if options.growth:
-        for line in growth(folder, options.rounds, toy=options.toy):
+        for line in growth(folder, options.rounds, options.only, toy=options.toy):
             print(line)
         return
     model = Model(options.shape, options.layers, options.container, options.llava_med, options.toy)

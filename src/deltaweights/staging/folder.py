@@ -20,7 +20,7 @@ from deltaweights.manifest.manifest import MOST_OBJECTS, Fragment
 from deltaweights.merge.plan import Plan
 from deltaweights.staging.disk import flush_folder, make_folder, remove, replace_file
 from deltaweights.staging.place import Place
-from deltaweights.text import readable_json, strict_json
+from deltaweights.text import compact_json, strict_json
 
 
 class StagingLock:
@@ -107,7 +107,7 @@ class StagingFolder:
                 remove(leftover)
         make_folder(place.shards)
         make_folder(place.fragments)
-        replace_file(place.plan, readable_json({"identity": plan.identity, **plan.document}))
+        replace_file(place.plan, compact_json({"identity": plan.identity, **plan.document}).encode())
         fragments = self._finished(plan)
         kept = {*fragments, *(f"{shard}.json" for shard in fragments)}
         for folder in (place.shards, place.fragments):
