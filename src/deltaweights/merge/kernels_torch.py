@@ -75,6 +75,9 @@ class TorchKernels:
         torch.set_flush_denormal(False)  # in this thread; small weights of bfloat16 and float32 would vanish
         self._device = device
         self.on_host = device.type == "cpu"
+        if not self.on_host:
+            # A stream for each worker: while one's block is computed, another's is copied. The current stream is the thread's.
+            torch.cuda.set_stream(torch.cuda.Stream(device))
 
     def buffer(self, nbytes: int) -> memoryview:
         """See ``Kernels``."""
