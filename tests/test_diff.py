@@ -476,7 +476,7 @@ def test_bad_input(run: Run, tmp_path: Path, kind: str) -> None:
     if kind == "malformed":
         (tmp_path / "b" / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
     if kind == "two-sets":
-        save(BASE, tmp_path / "b", "safetensors", 1)
+        save(BASE, tmp_path / "b", "torch", 2)
         save(BASE, tmp_path / "b", "torch", 1)
     done = run("diff", "a", "b", cwd=tmp_path)
     code, part = BAD[kind]

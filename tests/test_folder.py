@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import save_file
 
 from deltaweights.apply import apply_delta
-from deltaweights.checkpoint.folder import MAX_INDEX, Checkpoint, open_checkpoint
+from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
+from deltaweights.checkpoint.index import MAX_INDEX
 from deltaweights.checkpoint.tensors import MAX_TENSORS
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 from deltaweights.manifest.verify import verify
@@ -83,7 +84,7 @@ def test_path_forms(tmp_path: Path, container: str, shards: int, form: str) -> N
     forms: dict[str, Path | str] = {"folder": folder, "file": start, "text": str(folder), "slash": f"{folder}/"}
     with open_checkpoint(forms[form], "base") as checkpoint:
         assert values_of(checkpoint) == VALUES
-        assert folder == checkpoint.folder
+        assert folder == checkpoint.directory.path
         assert container == checkpoint.container
         assert shards == len(checkpoint.files)
         assert checkpoint.notes == ()
@@ -141,9 +142,8 @@ def test_endless_name(tmp_path: Path) -> None:
         ([], "found an empty folder, expected model.safetensors.index.json or model.safetensors or"),
         (["README.md", "config.json"], "found README.md, config.json, expected"),
         ([f"{letter}.txt" for letter in "abcdefgh"], "found a.txt, b.txt, c.txt, d.txt, e.txt and 3 more, expected"),
-        (["consolidated.00.pth", "params.json"], "Meta's original format: convert it"),
     ],
-    ids=["empty", "readme-only", "many-files", "meta's-format"],
+    ids=["empty", "readme-only", "many-files"],
 )
 def test_folder_without_weights(tmp_path: Path, names: list[str], part: str) -> None:
     """A folder without weights is refused with what is in it and what was looked for."""
@@ -283,36 +283,83 @@ def test_row54_missing_shard_of_a_download(folder: Path) -> None:
     assert refusal(folder).startswith(f"{folder / TWO}: shard is missing")
 
 
-STRAYS = {
+AMBIGUOUS = {
     "row55-single-beside-index": (INDEX, SINGLE),
-    "row55-torch-single-beside-index": (INDEX, TORCH_SINGLE),
-    "row55-torch-index-beside-index": (INDEX, TORCH_INDEX),
-    "row55-both-singles": (SINGLE, TORCH_SINGLE),
-    "row55-single-beside-torch-index": (SINGLE, TORCH_INDEX),
     "row55-torch-single-beside-torch-index": (TORCH_INDEX, TORCH_SINGLE),
+    "row55-meta-beside-single": (SINGLE, "consolidated.00.pth"),
+    "row55-meta-beside-torch-index": (TORCH_INDEX, "consolidated.00.pth"),
 }
 
 
-@pytest.mark.parametrize(("one", "other"), STRAYS.values(), ids=STRAYS)
+@pytest.mark.parametrize(("one", "other"), AMBIGUOUS.values(), ids=AMBIGUOUS)
 @pytest.mark.parametrize("dangling", [False, True], ids=["file", "dangling-link"])
 def test_two_sets_of_weights(tmp_path: Path, one: str, other: str, dangling: bool) -> None:
     """A folder with two sets of weights is refused with both, even when one is a link to nothing; naming one file decides."""
-    folders = []
-    for name in (one, other):
-        container = "torch" if "pytorch" in name else "safetensors"
-        folders.append(save(TENSORS, tmp_path / name, container, 2 if "index" in name else 1))
-    shutil.copytree(folders[0], tmp_path / "model")
-    if dangling:
-        (tmp_path / "model" / other).symlink_to("nowhere")
+    folder = tmp_path / "model"
+    if dangling or other.startswith("consolidated"):
+        set_of(one, folder)
+        (folder / other).symlink_to("nowhere" if dangling else next(folder.iterdir()).name)
     else:
-        shutil.copytree(folders[1], tmp_path / "model", dirs_exist_ok=True)
-    message = refusal(tmp_path / "model")
-    assert message.startswith(
-        f"{tmp_path / 'model'}: more than one set of weights: found {one} and {other}, expected one"
-    )
-    assert f"give the one you mean: {tmp_path / 'model' / one}" in message
-    with open_checkpoint(tmp_path / "model" / one, "base") as checkpoint:
+        set_of(other, folder)
+        set_of(one, folder)
+    message = refusal(folder)
+    assert message.startswith(f"{folder}: more than one set of weights: found {one} and {other}, expected one")
+    assert f"give the one you mean: {folder / one}" in message
+    with open_checkpoint(folder / one, "base") as checkpoint:
         assert values_of(checkpoint) == VALUES
+
+
+def set_of(start: str, folder: Path) -> Path:
+    """Write the set of weights that begins with ``start``."""
+    return save(TENSORS, folder, "torch" if "pytorch" in start else "safetensors", 2 if "index" in start else 1)
+
+
+TWO_FORMATS = [(s, t) for s in (INDEX, SINGLE) for t in (TORCH_INDEX, TORCH_SINGLE)]
+
+
+@pytest.mark.parametrize(("safetensors", "torch_files"), TWO_FORMATS)
+def test_safetensors_win_when_complete(tmp_path: Path, safetensors: str, torch_files: str) -> None:
+    """Of two formats in one folder, as the Hub's repositories have them, safetensors are read, and that is said."""
+    folder = tmp_path / "model"
+    for start in (safetensors, torch_files):
+        set_of(start, folder)
+    with open_checkpoint(folder, "base") as checkpoint:
+        assert checkpoint.container == "safetensors"
+        assert checkpoint.notes == (f"{folder}: {safetensors} is used, not {torch_files} beside it",)
+        assert checkpoint.names >= {safetensors, torch_files}
+        assert values_of(checkpoint) == VALUES
+
+
+@pytest.mark.parametrize("start", [TORCH_INDEX, TORCH_SINGLE])
+@pytest.mark.parametrize("missing", [SINGLE, ONE, TWO])
+def test_torch_files_win_when_safetensors_are_incomplete(tmp_path: Path, start: str, missing: str) -> None:
+    """Where a safetensors file is missing, or a link to nothing, complete torch files are read, and that is said."""
+    folder = set_of(start, tmp_path / "model")
+    if missing == SINGLE:
+        (folder / SINGLE).symlink_to("nowhere")
+    else:
+        set_of(INDEX, folder)
+        (folder / missing).unlink()
+    with open_checkpoint(folder, "base") as checkpoint:
+        assert checkpoint.container == "torch"
+        of = SINGLE if missing == SINGLE else INDEX
+        assert checkpoint.notes == (f"{folder}: {start} is used, since {missing} of {of} is missing",)
+        assert values_of(checkpoint) == VALUES
+
+
+def test_neither_format_is_complete(tmp_path: Path) -> None:
+    """Where both formats lack files, the safetensors' missing one is named."""
+    folder = set_of(TORCH_INDEX, set_of(INDEX, tmp_path / "model"))
+    (folder / TWO).unlink()
+    (folder / "pytorch_model-00001-of-00002.bin").unlink()
+    assert refusal(folder).startswith(f"{folder / TWO}: shard is missing")
+
+
+def test_row55_stray_beside_two_formats(tmp_path: Path) -> None:
+    """A weights file that neither of two formats names is refused by its name."""
+    folder = set_of(TORCH_INDEX, set_of(INDEX, tmp_path / "model"))
+    save_file({"d": torch.ones(1)}, folder / "model-00003-of-00003.safetensors")
+    assert "found model-00003-of-00003.safetensors beside model.safetensors.index.json, which" in refusal(folder)
 
 
 @pytest.mark.parametrize("total", [23, 0, -1, "24", None, 24.5, [24], 2**64])

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltaweights.apply import apply_delta
-from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
+from deltaweights.checkpoint.tensors import LazyTensor, Storage, TensorSpec
 from deltaweights.errors import CheckFailed, Mismatch, TargetBusy
 from deltaweights.make import MakeResult, make_delta
 from deltaweights.manifest.manifest import parse_manifest
@@ -258,7 +258,10 @@ class _NoBytes:
 
 def lazy(shapes: dict[str, tuple[int, int]]) -> dict[str, LazyTensor]:
     """Return tensors that nobody may read."""
-    return {name: LazyTensor(TensorSpec(name, "F16", shape), _NoBytes(), "f", name) for name, shape in shapes.items()}
+    return {
+        name: LazyTensor(TensorSpec(name, "F16", shape), _NoBytes(), Path("f"), Storage("f", name, 0, ()))
+        for name, shape in shapes.items()
+    }
 
 
 INVERSE = {Fate.SUBTRACT: Fate.ADD, Fate.SUBTRACT_BLOCK: Fate.ADD_BLOCK, Fate.COPY: Fate.COPY}

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import deserialize
 
-from deltaweights.checkpoint.tensors import ITEM_SIZES, LazyTensor, TensorSpec
+from deltaweights.checkpoint.tensors import ITEM_SIZES, LazyTensor, Storage, TensorSpec
 from deltaweights.errors import Mismatch
 from deltaweights.merge.blocks import base_part, blocks_of
 from deltaweights.merge.operation import Fate, Operation
@@ -59,12 +59,19 @@ class NoBytes:
 Shapes = dict[str, tuple[int, ...]]
 
 
+def stored(key: str) -> Storage:
+    """Return the storage named ``key``; that it has no strides is nothing to the rules."""
+    return Storage("x.bin", key, 0, ())
+
+
 def checkpoint(
     file: str, shapes: Shapes, dtype: str = "F16", storages: dict[str, str] | None = None
 ) -> dict[str, LazyTensor]:
     """Return a checkpoint of one file; ``storages`` names the storage of tensors that do not have one of their own."""
     return {
-        name: LazyTensor(TensorSpec(name, dtype, shape), NoBytes(), file, (storages or {}).get(name, name))
+        name: LazyTensor(
+            TensorSpec(name, dtype, shape), NoBytes(), Path(file), stored((storages or {}).get(name, name))
+        )
         for name, shape in shapes.items()
     }
 
@@ -336,7 +343,7 @@ def legal_pairs(draw: st.DrawFn) -> tuple[dict[str, LazyTensor], dict[str, LazyT
 
     def put(into: dict[str, LazyTensor], name: str, size: tuple[int, ...], storage: str | None = None) -> None:
         spec = TensorSpec(name, draw(dtype), size)
-        into[name] = LazyTensor(spec, NoBytes(), "x.bin", storage or name)
+        into[name] = LazyTensor(spec, NoBytes(), Path("x.bin"), stored(storage or name))
 
     for name in draw(st.lists(st.sampled_from(NAMES), min_size=1, unique=True)):
         size = draw(shape)

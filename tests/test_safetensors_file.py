@@ -21,11 +21,17 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 from safetensors.torch import load_file, save, save_file
 
-from deltaweights.checkpoint.files import WeightsFile
-from deltaweights.checkpoint.safetensors_file import MAX_HEADER, open_safetensors
+from deltaweights.checkpoint import safetensors_file
+from deltaweights.checkpoint.files import LocalFile, WeightsFile
+from deltaweights.checkpoint.safetensors_file import MAX_HEADER
 from deltaweights.checkpoint.tensors import ITEM_SIZES, MAX_TENSORS
 from deltaweights.errors import InputOutputError, MalformedInput
 from tests.pairs import Tensors
+
+
+def open_safetensors(path: Path) -> WeightsFile:
+    return safetensors_file.open_safetensors(LocalFile(path))
+
 
 # Writing files, right and wrong.
 

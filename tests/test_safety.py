@@ -10,6 +10,7 @@ import torch
 
 from deltaweights.apply import apply_delta
 from deltaweights.checkpoint.companions import read_companions, state_dtype
+from deltaweights.checkpoint.directory import LocalDirectory
 from deltaweights.errors import MalformedInput, TargetBusy
 from deltaweights.manifest.manifest import MANIFEST, SUMS
 from deltaweights.manifest.verify import verify
@@ -109,10 +110,13 @@ def test_companions_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "models--a--b" / "blobs").mkdir()
     (tmp_path / "models--a--b" / "blobs" / "1234").write_text("{}")
     (snapshot / "config.json").symlink_to("../../blobs/1234")
-    assert read_companions(snapshot, frozenset(), "float16", "delta", "notice").files["config.json"] == b"{}"
+    assert (
+        read_companions(LocalDirectory(snapshot), frozenset(), "float16", "delta", "notice").files["config.json"]
+        == b"{}"
+    )
     (snapshot / "LICENSE").symlink_to(tmp_path / "secret")
     with pytest.raises(MalformedInput, match="a link that leaves the folder"):
-        read_companions(snapshot, frozenset(), "float16", "delta", "notice")
+        read_companions(LocalDirectory(snapshot), frozenset(), "float16", "delta", "notice")
 
 
 def test_both_spellings_of_the_dtype_are_set() -> None:
@@ -144,7 +148,7 @@ def test_checks_are_claimed_only_where_they_were_made(tmp_path: Path) -> None:
     stored = buffer.numpy().tobytes()
     assert data.count(stored) >= 1
     (base / "pytorch_model.bin").write_bytes(data.replace(stored, bytes([stored[0] ^ 1]) + stored[1:], 1))
-    with pytest.raises(MalformedInput, match=r"inv_freq are damaged"):
+    with pytest.raises(MalformedInput, match=r"inv_freq: stored bytes are damaged"):
         apply_delta(base, delta, tmp_path / "again")
 
 

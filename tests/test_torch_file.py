@@ -22,14 +22,20 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deltaweights.checkpoint import pickle_reader
-from deltaweights.checkpoint.files import ContiguousSource, InputFile, WeightsFile
+from deltaweights.checkpoint import pickle_reader, torch_file
+from deltaweights.checkpoint.checksums import Crc32
+from deltaweights.checkpoint.files import ContiguousSource, LocalFile, WeightsFile
 from deltaweights.checkpoint.pickle_tables import TensorView
 from deltaweights.checkpoint.sniff import what_is_it
 from deltaweights.checkpoint.tensors import MAX_TENSORS, LazyTensor, TensorSpec
-from deltaweights.checkpoint.torch_file import NO_CHECKSUMS, open_torch_file
+from deltaweights.checkpoint.torch_file import NO_CHECKSUMS
 from deltaweights.checkpoint.views import source_of
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
+
+
+def open_torch_file(path: Path) -> WeightsFile:
+    return torch_file.open_torch_file(LocalFile(path))
+
 
 # Writing archives, right and wrong.
 
@@ -465,7 +471,7 @@ def test_row28_all_zero_checksums_are_said(tmp_path: Path) -> None:
         torch.serialization.set_crc32_options(before)
     weights = open_torch_file(path)
     assert weights.notes == (NO_CHECKSUMS,)
-    assert [tensor.crc32 for tensor in weights.tensors.values()] == [None, None]
+    assert [tensor.checksum for tensor in weights.tensors.values()] == [None, None]
     assert weights.loose == ()
     weights.file.close()
 
@@ -520,12 +526,12 @@ def same(path: Path) -> WeightsFile:
         assert tensor.spec.name == name
         assert tensor.spec.shape == tuple(expected[name].shape)
         assert content(tensor) == raw(expected[name])
-        assert tensor.crc32 in {None, zlib.crc32(content(tensor))}
+        assert tensor.checksum in {None, Crc32(zlib.crc32(content(tensor)))}
         assert tensor.file == path.name
     for storage in weights.loose:
-        out = bytearray(storage.nbytes)
+        out = bytearray(storage.spec.nbytes)
         storage.source.read_into(memoryview(out), 0)
-        assert storage.crc32 == zlib.crc32(out)
+        assert storage.checksum == Crc32(zlib.crc32(out))
     return weights
 
 
@@ -606,7 +612,7 @@ def test_reads_what_others_wrote(tmp_path: Path, archive: bytes) -> None:
     """Archives of older versions of torch, or packed again without compression, are read as torch reads them."""
     weights = same(written(tmp_path, archive, "another-name.pth"))
     assert weights.container == "torch"
-    assert [tensor.crc32 for tensor in weights.tensors.values()] == [WEIGHT_CRC]
+    assert [tensor.checksum for tensor in weights.tensors.values()] == [Crc32(WEIGHT_CRC)]
     weights.file.close()
 
 
@@ -648,7 +654,7 @@ def test_row36_past_four_gigabytes(tmp_path: Path) -> None:
     weights = open_torch_file(path)
     assert content(weights.tensors["b"]) == raw(tail)
     assert weights.tensors["a"].spec.shape == (size,)
-    assert weights.tensors["a"].crc32 == 12345
+    assert weights.tensors["a"].checksum == Crc32(12345)
     weights.file.close()
 
 
@@ -657,12 +663,13 @@ def test_checksums_stand_where_they_can_be_proven(tmp_path: Path) -> None:
     cut, turned = torch.arange(8.0), torch.arange(6.0).reshape(2, 3)
     path = written(tmp_path, saved({"w": WEIGHT, "again": WEIGHT, "cut": cut[2:], "turned": turned.t()}))
     weights = same(path)
-    crcs = {name: tensor.crc32 for name, tensor in weights.tensors.items()}
-    assert crcs == {"w": zlib.crc32(raw(WEIGHT)), "again": zlib.crc32(raw(WEIGHT)), "cut": None, "turned": None}
-    loose = [(storage.name, storage.nbytes, storage.crc32) for storage in weights.loose]
+    checksums = {name: tensor.checksum for name, tensor in weights.tensors.items()}
+    whole = Crc32(zlib.crc32(raw(WEIGHT)))
+    assert checksums == {"w": whole, "again": whole, "cut": None, "turned": None}
+    loose = [(storage.spec.name, storage.spec.nbytes, storage.checksum) for storage in weights.loose]
     assert loose == [
-        ("archive/data/1", 32, zlib.crc32(raw(cut))),
-        ("archive/data/2", 24, zlib.crc32(raw(turned))),
+        ("archive/data/1", 32, Crc32(zlib.crc32(raw(cut)))),
+        ("archive/data/2", 24, Crc32(zlib.crc32(raw(turned)))),
     ]
     weights.file.close()
 
@@ -722,7 +729,7 @@ def views_with_ranges(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, int,
 def test_row36_any_range_of_any_view(tmp_path: Path, case: tuple[torch.Tensor, torch.Tensor, int, int]) -> None:
     """Any range of any transposed and sliced view is what torch makes contiguous, also where the range cuts rows."""
     stored, view, start, stop = case
-    file = InputFile(written(tmp_path, raw(stored)))
+    file = LocalFile(written(tmp_path, raw(stored)))
     size = view.element_size()
     source = source_of(file, int(view.storage_offset()) * size, size, tuple(view.shape), tuple(view.stride()))
     out = bytearray((stop - start) * size)
@@ -738,12 +745,14 @@ FUZZED = saved(OrderedDict(w=WEIGHT, t=torch.arange(6).reshape(2, 3).t(), e=torc
 def facts(weights: WeightsFile) -> dict[str, tuple[TensorSpec, bytes]]:
     """Return all tensors; an empty dict when a checksum shows that the weights are damaged."""
     for storage in weights.loose:
-        out = bytearray(storage.nbytes)
+        out = bytearray(storage.spec.nbytes)
         storage.source.read_into(memoryview(out), 0)
-        if zlib.crc32(out) != storage.crc32:
+        if Crc32(zlib.crc32(out)) != storage.checksum:
             return {}
     found = {name: (tensor.spec, content(tensor)) for name, tensor in weights.tensors.items()}
-    damaged = any(tensor.crc32 not in {None, zlib.crc32(found[name][1])} for name, tensor in weights.tensors.items())
+    damaged = any(
+        tensor.checksum not in {None, Crc32(zlib.crc32(found[name][1]))} for name, tensor in weights.tensors.items()
+    )
     return {} if damaged else found
 
 

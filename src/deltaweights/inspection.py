@@ -13,9 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
-from deltaweights.checkpoint.files import read_small
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import DeltaweightsError
@@ -148,7 +146,7 @@ def _config(checkpoint: Checkpoint) -> tuple[str | None, tuple[str, ...]]:
     config = None
     if not checkpoint.alone:  # it may belong to others
         with contextlib.suppress(DeltaweightsError, ValueError):
-            config = strict_json(read_small(checkpoint.folder / "config.json", MAX_CONFIG))
+            config = strict_json(checkpoint.directory.read("config.json", MAX_CONFIG))
     model_type, named = (config.get("model_type"), config.get("architectures")) if isinstance(config, dict) else (0, 0)
     architectures = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
     return model_type if isinstance(model_type, str) else None, tuple(architectures)
@@ -183,24 +181,24 @@ class _View:
 
 
 def _view(tensor: LazyTensor) -> _View:
-    _, _, begin, strides = cast("tuple[str, str, int, tuple[int, ...]]", tensor.storage)
     axes: list[tuple[int, int]] = []
-    for stride, size in sorted(axis for axis in zip(strides, tensor.spec.shape, strict=True) if axis[1] > 1):
+    for stride, size in sorted(
+        axis for axis in zip(tensor.storage.strides, tensor.spec.shape, strict=True) if axis[1] > 1
+    ):
         if axes and axes[-1][0] * axes[-1][1] == stride:
             axes[-1] = (axes[-1][0], axes[-1][1] * size)
         else:
             axes.append((stride, size))
-    return _View(tensor.spec.dtype, begin, tuple(axes))
+    return _View(tensor.spec.dtype, tensor.storage.offset, tuple(axes))
 
 
 def _by_storage(tensors: Iterable[LazyTensor]) -> list[list[LazyTensor]]:
     """Return the tensors that have elements, in lists of those that share a storage."""
-    # A torch tensor's storage is (file, key, offset, strides); safetensors' (file, offset) has no second tensor, but for
-    # empty ones, which begin where the next one does, and which torch may all put on one storage.
+    # Empty ones begin where the next one does in safetensors, and torch may put them all on one storage.
     storages: defaultdict[object, list[LazyTensor]] = defaultdict(list)
     for tensor in tensors:
         if tensor.spec.count:
-            storages[cast("tuple[object, ...]", tensor.storage)[:2]].append(tensor)
+            storages[tensor.storage.file, tensor.storage.key].append(tensor)
     return list(storages.values())
 
 

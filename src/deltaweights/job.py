@@ -12,7 +12,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deltaweights.checkpoint.files import ContiguousSource, LooseStorage, read_small
+from deltaweights.checkpoint.checksums import prove
+from deltaweights.checkpoint.files import read_small
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy, UsageError
 from deltaweights.manifest.manifest import (
     INDEX,
@@ -215,11 +216,9 @@ def _prove_unread(job: Prepared) -> None:
     for checkpoint, record in ((job.base, job.plan.base), (job.lead, job.plan.lead)):
         for weights in checkpoint.files:
             for loose in weights.loose:
-                loose.prove()
+                prove(loose)
         for dropped in record.dropped:
-            tensor = checkpoint.tensors[dropped.spec.name]
-            if tensor.crc32 is not None and isinstance(tensor.source, ContiguousSource):
-                LooseStorage(tensor.source, dropped.spec.name, dropped.spec.nbytes, tensor.crc32).prove()
+            prove(checkpoint.tensors[dropped.spec.name])
 
 
 def _report_nonfinite(job: Prepared, nonfinite: Mapping[str, int], report: Report, *, strict: bool) -> None:

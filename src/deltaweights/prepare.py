@@ -90,7 +90,7 @@ def prepare(
         notice = NOTICE if operation is Operation.APPLY else NOTICE_OF_A_DELTA
         companions = Companions({NOTICE_NAME: notice.encode()}, ())
         if not of_lead.alone:
-            companions = read_companions(of_lead.folder, of_lead.names, stored, operation.lead, notice)
+            companions = read_companions(of_lead.directory, of_lead.names, stored, operation.lead, notice)
         for text in (*of_base.notes, *of_lead.notes, *matching.warnings):
             report.warn(text)
         records = _record(of_base, matching.dropped_base), _record(of_lead, matching.dropped_lead)

@@ -7,13 +7,12 @@ name in the target, and the names of those left behind. Never: code, pickles, st
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaweights.checkpoint.files import read_small
-from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.checkpoint.directory import Directory
+from deltaweights.errors import MalformedInput
 from deltaweights.text import strict_json
 
 COPIED = frozenset({
@@ -67,8 +66,8 @@ class Companions:
     change: str | None = None
 
 
-def read_companions(folder: Path, weights: frozenset[str], dtype: str, role: str, notice: str) -> Companions:
-    """Read what is copied from ``folder``, passing over ``weights``, and make config.json state ``dtype`` (torch's name).
+def read_companions(directory: Directory, weights: frozenset[str], dtype: str, role: str, notice: str) -> Companions:
+    """Read what is copied from ``directory``, passing over ``weights``, and make config.json state ``dtype`` (torch's name).
 
     ``role`` says whether it is the folder of a "delta" or of a "target"; ``notice`` goes along.
     Raises ``MalformedInput`` when config.json is not a JSON object or a companion is not a regular file, ``InputOutputError`` when
@@ -76,31 +75,17 @@ def read_companions(folder: Path, weights: frozenset[str], dtype: str, role: str
     """
     files = {NOTICE_NAME: notice.encode()}
     left_behind = []
-    try:
-        names = sorted(entry.name for entry in folder.iterdir())
-    except OSError as error:
-        raise InputOutputError.from_os(error, folder, "list") from error
-    for name in names:
+    for name in directory.names():
         if name in COPIED or LEGAL.fullmatch(name):
-            files[name] = _read(folder / name)
+            files[name] = directory.read_companion(name, MAX_SIZE)
         elif name == README:
-            files[f"{role.upper()}_README.md"] = _read(folder / name)
+            files[f"{role.upper()}_README.md"] = directory.read_companion(name, MAX_SIZE)
         elif name not in weights and not name.startswith("."):
             left_behind.append(name)
     change = None
     if "config.json" in files:
-        files["config.json"], change = state_dtype(files["config.json"], dtype, folder / "config.json")
+        files["config.json"], change = state_dtype(files["config.json"], dtype, directory.path / "config.json")
     return Companions(files, tuple(left_behind), change)
-
-
-def _read(path: Path) -> bytes:
-    """Read a companion, through a link only if it stays in the folder, or in the Hub cache that the folder is a snapshot of."""
-    real, folder = Path(os.path.realpath(path)), Path(os.path.realpath(path.parent))
-    blobs = folder.parent.parent / "blobs"  # models--ORG--NAME/{snapshots/COMMIT/NAME -> ../../blobs/HASH}
-    if not real.is_relative_to(folder) and not real.is_relative_to(blobs):
-        remedy = "if it belongs to the delta, put a copy of it there"
-        raise MalformedInput("a link that leaves the folder", where=path, found=real, remedy=remedy)
-    return read_small(path, MAX_SIZE)
 
 
 def state_dtype(config: bytes, dtype: str, where: Path) -> tuple[bytes, str | None]:

@@ -11,8 +11,8 @@ import contextlib
 import hashlib
 import os
 import stat
-import zlib
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +22,58 @@ from deltaweights.errors import InputOutputError, MalformedInput
 CHUNK = 1024 * 1024
 """Bytes per read of a file that is read whole: stays in the processor's cache until it is digested."""
 
+MOST_PIECES = 1024
+"""Buffers that one call of the system fills (IOV_MAX of Linux and macOS)."""
 
-class InputFile:
-    """One regular file, open for positioned reads; ``path`` is for messages, the descriptor is what is read."""
+
+class InputFile(ABC):
+    """One file of fixed content, read by position; ``path`` is for messages, ``size`` counts its bytes."""
+
+    path: Path
+    size: int
+
+    @abstractmethod
+    def read_into(self, out: memoryview, offset: int) -> None:
+        """Fill ``out`` with the bytes from ``offset`` on. Thread-safe. Raises ``InputOutputError`` when they are not there."""
+
+    def scatter_into(self, pieces: Sequence[memoryview], offset: int) -> None:
+        """Fill ``pieces`` one after the other with the bytes from ``offset`` on. Raises ``InputOutputError``."""
+        for piece in pieces:
+            self.read_into(piece, offset)
+            offset += len(piece)
+
+    @abstractmethod
+    def check_unchanged(self) -> None:
+        """Raise ``InputOutputError`` when the content changed since the file was opened."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the file holds."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return ``length`` bytes from ``offset`` on; for headers, not for weights."""
+        data = bytearray(length)
+        self.read_into(memoryview(data), offset)
+        return bytes(data)
+
+    def sha256(self) -> str:
+        """Return the sha256 of the whole file as hex digits, from one pass in order."""
+        digest = hashlib.sha256()
+        for chunk in self.chunks():
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def chunks(self) -> Iterator[memoryview]:
+        """Yield the whole file in order, in pieces that are valid until the next one."""
+        buffer = memoryview(bytearray(CHUNK))
+        for offset in range(0, self.size, CHUNK):
+            piece = buffer[: min(CHUNK, self.size - offset)]
+            self.read_into(piece, offset)
+            yield piece
+
+
+class LocalFile(InputFile):
+    """One regular file of this machine; the descriptor is what is read, whatever becomes of its name."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,11 +98,11 @@ class InputFile:
                 os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
     def close(self) -> None:
-        """Release the descriptor."""
+        """See ``InputFile``."""
         os.close(self._fd)
 
     def read_into(self, out: memoryview, offset: int) -> None:
-        """Fill ``out`` with the bytes from ``offset`` on. Raises ``InputOutputError`` when the file ends before that."""
+        """See ``InputFile``."""
         done = 0
         while done < len(out):
             try:
@@ -70,29 +119,21 @@ class InputFile:
                 )
             done += got
 
-    def read(self, offset: int, length: int) -> bytes:
-        """Return ``length`` bytes from ``offset`` on; for headers, not for weights."""
-        data = bytearray(length)
-        self.read_into(memoryview(data), offset)
-        return bytes(data)
-
-    def sha256(self) -> str:
-        """Return the sha256 of the whole file as hex digits, from one pass in order."""
-        digest = hashlib.sha256()
-        for chunk in self.chunks():
-            digest.update(chunk)
-        return digest.hexdigest()
-
-    def chunks(self) -> Iterator[memoryview]:
-        """Yield the whole file in order, in pieces that are valid until the next one."""
-        buffer = memoryview(bytearray(CHUNK))
-        for offset in range(0, self.size, CHUNK):
-            piece = buffer[: min(CHUNK, self.size - offset)]
-            self.read_into(piece, offset)
-            yield piece
+    def scatter_into(self, pieces: Sequence[memoryview], offset: int) -> None:
+        """See ``InputFile``. One call of the system for many pieces."""
+        for first in range(0, len(pieces), MOST_PIECES):
+            some = pieces[first : first + MOST_PIECES]
+            wanted = sum(map(len, some))
+            try:
+                got = os.preadv(self._fd, some, offset)
+            except OSError as error:
+                raise InputOutputError.from_os(error, self.path, f"read at byte {offset}") from error
+            if got < wanted:  # a read may be short for many reasons; whether the file is, the plain way finds out
+                super().scatter_into(some, offset)
+            offset += wanted
 
     def check_unchanged(self) -> None:
-        """Raise ``InputOutputError`` when the file was written to, or cut, since it was opened."""
+        """See ``InputFile``: size and time of modification are what they were."""
         now, then = os.fstat(self._fd), self._opened
         if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
             raise InputOutputError(
@@ -109,15 +150,20 @@ def read_small(path: Path, most: int) -> bytes:
 
     Raises ``MalformedInput`` when it is something else or longer, ``InputOutputError`` when it cannot be read.
     """
-    file = InputFile(path)
+    file = LocalFile(path)
     try:
-        if file.size > most:
-            raise MalformedInput(
-                "too long for what it is", where=path, found=f"{file.size} bytes", expected=f"at most {most}"
-            )
-        return file.read(0, file.size)
+        return read_all(file, most)
     finally:
         file.close()
+
+
+def read_all(file: InputFile, most: int) -> bytes:
+    """Return the contents of a file. Raises ``MalformedInput`` when they are more than ``most`` bytes."""
+    if file.size > most:
+        raise MalformedInput(
+            "too long for what it is", where=file.path, found=f"{file.size} bytes", expected=f"at most {most}"
+        )
+    return file.read(0, file.size)
 
 
 def _kind(mode: int) -> str:
@@ -146,39 +192,12 @@ class ContiguousSource:
 
 
 @dataclass(frozen=True)
-class LooseStorage:
-    """Stored bytes with a recorded checksum that no tensor covers exactly, so that no tensor's reader can prove it."""
-
-    source: ContiguousSource
-    name: str
-    nbytes: int
-    crc32: int
-
-    def prove(self) -> None:
-        """Read the storage once and raise ``MalformedInput`` when it is not what the container recorded."""
-        buffer = memoryview(bytearray(min(CHUNK, self.nbytes)))
-        crc = 0
-        for start in range(0, self.nbytes, CHUNK):
-            piece = buffer[: min(CHUNK, self.nbytes - start)]
-            self.source.read_into(piece, start)
-            crc = zlib.crc32(piece, crc)
-        if crc != self.crc32:
-            raise MalformedInput(
-                f"stored bytes of {self.name} are damaged",
-                where=self.source.file.path,
-                found=f"CRC-32 {crc:08x}",
-                expected=f"{self.crc32:08x}, as the file records",
-                remedy="fetch the file again",
-            )
-
-
-@dataclass(frozen=True)
 class WeightsFile:
     """One weights file, its header read and checked.
 
-    ``header_digest`` is ``blake3:`` and the digest of all bytes that say where the tensors are; ``loose`` lists the storages whose
-    checksum needs a pass of its own; ``checks`` names what is checked by whoever reads all
-    tensors: "header", and "crc32" where checksums are recorded; ``notes`` are remarks for people.
+    ``header_digest`` is ``blake3:`` and the digest of all bytes that say where the tensors are. ``loose`` lists stored bytes that
+    no tensor covers exactly, as tensors of their own, so that their checksums can be compared. ``checks`` names what is checked by
+    whoever reads all tensors: "header", and "crc32" where checksums are recorded. ``notes`` are remarks for people.
     """
 
     file: InputFile
@@ -186,5 +205,5 @@ class WeightsFile:
     header_digest: str
     tensors: dict[str, LazyTensor]
     checks: tuple[str, ...] = ("header",)
-    loose: tuple[LooseStorage, ...] = ()
+    loose: tuple[LazyTensor, ...] = ()
     notes: tuple[str, ...] = ()

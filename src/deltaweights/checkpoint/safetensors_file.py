@@ -1,6 +1,6 @@
 """One safetensors file: its header, read and checked without mercy.
 
-Enters: a path. Leaves: a ``WeightsFile`` whose tensors tile the file exactly. Never: a byte of weights, or a header that two
+Enters: an open file. Leaves: a ``WeightsFile`` whose tensors tile the file exactly. Never: a byte of weights, or a header that two
 readers could take for two different things. The rules are those of the format (README of huggingface/safetensors, "Format"),
 and those its library leaves out: duplicate keys, unknown fields, control characters in names.
 """
@@ -8,14 +8,22 @@ and those its library leaves out: duplicate keys, unknown fields, control charac
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NoReturn
 
 from blake3 import blake3
 
 from deltaweights.checkpoint.files import ContiguousSource, InputFile, WeightsFile
 from deltaweights.checkpoint.sniff import what_is_it
-from deltaweights.checkpoint.tensors import ITEM_SIZES, MAX_BYTES, MAX_TENSORS, LazyTensor, TensorSpec, name_fault
+from deltaweights.checkpoint.tensors import (
+    ITEM_SIZES,
+    MAX_BYTES,
+    MAX_TENSORS,
+    LazyTensor,
+    Storage,
+    TensorSpec,
+    name_fault,
+    row_major,
+)
 from deltaweights.errors import MalformedInput
 from deltaweights.text import Json, strict_json
 
@@ -28,12 +36,11 @@ MAX_AXES = 64
 FETCH_AGAIN = "the file is damaged or cut: fetch it again"
 
 
-def open_safetensors(path: Path) -> WeightsFile:
-    """Open ``path`` and read its header.
+def open_safetensors(file: InputFile) -> WeightsFile:
+    """Read the header of ``file``, which is closed when that fails.
 
     Raises ``MalformedInput`` when the file breaks a rule of the format, ``InputOutputError`` when it cannot be read.
     """
-    file = InputFile(path)
     try:
         header = _header(file)
         tensors = _tensors(file, header, data_start=8 + len(header))
@@ -80,8 +87,11 @@ def _tensors(file: InputFile, header: bytes, data_start: int) -> dict[str, LazyT
         _refuse(file, "too many tensors", len(document), f"at most {MAX_TENSORS}")
     entries = [_entry(file, name, fields) for name, fields in document.items()]
     _check_tiling(file, entries, file.size - data_start)
+    name = file.path.name
     return {
-        spec.name: LazyTensor(spec, ContiguousSource(file, data_start + begin), file.path.name, (file.path.name, begin))
+        spec.name: LazyTensor(
+            spec, ContiguousSource(file, data_start + begin), file.path, Storage(name, begin, 0, row_major(spec.shape))
+        )
         for spec, begin, _ in entries
     }
 

@@ -10,6 +10,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 from deltaweights.text import printable
@@ -88,17 +89,58 @@ class ByteSource(Protocol):
         """
 
 
+class Running(Protocol):
+    """A checksum in the making, fed in the order in which the tensor is read."""
+
+    def update(self, data: memoryview) -> None:
+        """Add the next bytes of the tensor."""
+
+    def fault(self) -> tuple[str, str] | None:
+        """Return what was found and what is recorded when they differ; to be called after all bytes."""
+
+
+class Checksum(Protocol):
+    """What is recorded for the bytes of one tensor."""
+
+    def start(self) -> Running:
+        """Return a new running checksum."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Which stored bytes a tensor shows, and how: ``key`` names them within ``file``, ``offset`` and ``strides`` count elements.
+
+    Tensors of one checkpoint with equal storage and spec are tied; those that share file and key share bytes.
+    """
+
+    file: str
+    key: str | int
+    offset: int
+    strides: tuple[int, ...]
+
+
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides, in elements, of a tensor without gaps."""
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.append(strides[-1] * size)
+    return tuple(reversed(strides[: len(shape)]))
+
+
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor whose bytes are still in their file.
+    """A tensor whose bytes are still in their file, whose place is ``path``, for messages.
 
-    ``crc32`` is the checksum that the container records for exactly these bytes in this order, or None; whoever reads the whole
-    tensor is to compare it. ``storage`` names the bytes behind the tensor within its checkpoint: tensors with equal storage and
-    spec are tied.
+    ``checksum`` is what the container records for exactly these bytes, or None; whoever reads the whole tensor is to compare it.
     """
 
     spec: TensorSpec
     source: ByteSource
-    file: str
-    storage: object
-    crc32: int | None = None
+    path: Path
+    storage: Storage
+    checksum: Checksum | None = None
+
+    @property
+    def file(self) -> str:
+        """The name of the tensor's file."""
+        return self.path.name

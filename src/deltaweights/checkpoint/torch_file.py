@@ -1,21 +1,21 @@
 """One file that ``torch.save`` wrote: its records, read and checked.
 
-Enters: a path. Leaves: a ``WeightsFile`` whose tensors lie inside storages that are there in full, each used by a tensor, with the
-CRC-32 that the archive records for them. Never: torch, a byte of weights, or a member whose use is not known.
+Enters: an open file. Leaves: a ``WeightsFile`` whose tensors lie inside storages that are there in full, each used by a tensor,
+with the CRC-32 that the archive records for them. Never: torch, a byte of weights, or a member whose use is not known.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from blake3 import blake3
 
-from deltaweights.checkpoint.files import ContiguousSource, InputFile, LooseStorage, WeightsFile
+from deltaweights.checkpoint.checksums import Crc32
+from deltaweights.checkpoint.files import ContiguousSource, InputFile, WeightsFile
 from deltaweights.checkpoint.pickle_reader import read_state_dict
 from deltaweights.checkpoint.pickle_tables import TensorView
-from deltaweights.checkpoint.tensors import ITEM_SIZES, LazyTensor, TensorSpec
+from deltaweights.checkpoint.tensors import ITEM_SIZES, LazyTensor, Storage, TensorSpec
 from deltaweights.checkpoint.views import source_of
 from deltaweights.checkpoint.zip_archive import Archive, Member, read_archive
 from deltaweights.errors import MalformedInput
@@ -35,13 +35,12 @@ NO_CHECKSUMS = "records no checksums, so damage to its weights cannot be noticed
 _AGAIN = "the file is damaged or was tampered with: download it again"
 
 
-def open_torch_file(path: Path) -> WeightsFile:
-    """Open ``path`` and read its records.
+def open_torch_file(file: InputFile) -> WeightsFile:
+    """Read the records of ``file``, which is closed when that fails.
 
     Raises ``MalformedInput`` when the file breaks a rule of the format or needs more than a dict of tensors, ``InputOutputError``
     when it cannot be read.
     """
-    file = InputFile(path)
     try:
         return _Reader(file, read_archive(file)).weights()
     except BaseException:
@@ -162,14 +161,15 @@ class _Reader:
         return LazyTensor(
             spec,
             source,
-            self.file.path.name,
-            (self.file.path.name, view.storage, view.offset, view.strides),
-            member.crc32 if whole and self.has_checksums else None,
+            self.file.path,
+            Storage(self.file.path.name, view.storage, view.offset, view.strides),
+            Crc32(member.crc32) if whole and self.has_checksums else None,
         )
 
-    def loose(self, tensors: dict[str, LazyTensor], storages: dict[str, Member]) -> Iterator[LooseStorage]:
+    def loose(self, tensors: dict[str, LazyTensor], storages: dict[str, Member]) -> Iterator[LazyTensor]:
         """Return the storages, in the order of the file, whose checksum no tensor's bytes can prove."""
-        proven = {storages[name] for name, tensor in tensors.items() if tensor.crc32 is not None}
+        proven = {storages[name] for name, tensor in tensors.items() if tensor.checksum is not None}
         for member in sorted(set(storages.values()) - proven, key=lambda member: member.offset):
-            source = ContiguousSource(self.file, member.offset)
-            yield LooseStorage(source, member.name, member.size, member.crc32)
+            spec, source = TensorSpec(member.name, "U8", (member.size,)), ContiguousSource(self.file, member.offset)
+            storage = Storage(self.file.path.name, member.name, 0, (1,))
+            yield LazyTensor(spec, source, self.file.path, storage, Crc32(member.crc32))

@@ -211,5 +211,5 @@ def _digests_of(checkpoint: Checkpoint) -> dict[str, str]:
     manifest = manifest_beside(checkpoint)
     if not lists_exactly(manifest, checkpoint):
         problem = "manifest is of other tensors than those that are here"
-        raise MalformedInput(problem, where=checkpoint.folder / MANIFEST)
+        raise MalformedInput(problem, where=checkpoint.directory.path / MANIFEST)
     return {name: digest for name, (_dtype, _shape, digest) in manifest.tensors.items()}

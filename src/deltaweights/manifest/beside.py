@@ -5,7 +5,6 @@ Enters: an open checkpoint. Leaves: what its manifest.json states. Never: a byte
 
 from __future__ import annotations
 
-from deltaweights.checkpoint.files import read_small
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import MalformedInput
 from deltaweights.manifest.manifest import MANIFEST, Manifest, parse_manifest
@@ -18,13 +17,12 @@ def manifest_beside(checkpoint: Checkpoint) -> Manifest:
     Raises ``InputOutputError`` when there is none, ``MalformedInput`` when it is no manifest, or says nothing of a file that
     only lies beside its checkpoint.
     """
-    path = checkpoint.folder / MANIFEST
     if checkpoint.alone:
         raise MalformedInput("a manifest says nothing of a file beside its checkpoint", where=checkpoint.path)
     try:
-        return parse_manifest(read_small(path, MAX_MANIFEST))
+        return parse_manifest(checkpoint.directory.read(MANIFEST, MAX_MANIFEST))
     except ValueError as error:
-        raise MalformedInput("not a manifest", where=path, found=error) from None
+        raise MalformedInput("not a manifest", where=checkpoint.directory.path / MANIFEST, found=error) from None
 
 
 def lists_exactly(manifest: Manifest, checkpoint: Checkpoint) -> bool:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deltaweights.checkpoint.files import ContiguousSource, InputFile, read_small
+from deltaweights.checkpoint.files import ContiguousSource, InputFile, LocalFile, read_small
 from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
@@ -232,13 +232,11 @@ def _check_files(
 
 def _check_file(path: Path, expected: FileRecord, *, with_tensors: bool) -> tuple[list[Problem], dict[str, TensorRow]]:
     """Compare one file with its record in one pass, digesting its tensors on the way."""
-    weights = None
     try:
         tensors: list[LazyTensor] = []
+        file = LocalFile(path)
         if with_tensors and path.suffix == ".safetensors":
-            weights = open_safetensors(path)
-            tensors = list(weights.tensors.values())
-        file = weights.file if weights else InputFile(path)
+            tensors = list(open_safetensors(file).tensors.values())
         try:
             if file.size != expected.size:
                 return [Problem(path.name, "has another size", f"{file.size} bytes", f"{expected.size} bytes")], {}

@@ -77,7 +77,7 @@ class TorchKernels:
         self.on_host = device.type == "cpu"
         if not self.on_host:
             # A stream for each worker: while one's block is computed, another's is copied. The current stream is the thread's.
-            torch.cuda.set_stream(torch.cuda.Stream(device))
+            torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]  # torch 2.13 says no type
 
     def buffer(self, nbytes: int) -> memoryview:
         """See ``Kernels``."""

@@ -7,12 +7,11 @@ waits for a block which nobody has.
 from __future__ import annotations
 
 import threading
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from deltaweights.checkpoint.checksums import refuse_damage
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.errors import MalformedInput
 from deltaweights.manifest.digest import Hasher, tensor_digest, tensor_hasher
 from deltaweights.manifest.manifest import Fragment, TensorRecord
 from deltaweights.merge.arithmetic import Outcome
@@ -49,30 +48,22 @@ class Turns:
 
 
 class SourceDigest:
-    """BLAKE3 of a source tensor's bytes, and their CRC-32 where the container recorded one."""
+    """BLAKE3 of a source tensor's bytes, and their checksum where the container recorded one."""
 
     def __init__(self, tensor: LazyTensor) -> None:
         self._tensor = tensor
         self._hasher = tensor_hasher()
-        self._crc = 0
+        self._stored = tensor.checksum.start() if tensor.checksum else None
 
     def update(self, data: memoryview) -> None:
         """Add the next bytes of the tensor."""
         self._hasher.update(data)
-        if self._tensor.crc32 is not None:
-            self._crc = zlib.crc32(data, self._crc)
+        if self._stored is not None:
+            self._stored.update(data)
 
     def finish(self) -> str:
         """Return the tensor digest. Raises ``MalformedInput`` when the bytes are not those that the container recorded."""
-        if self._tensor.crc32 not in {None, self._crc}:
-            raise MalformedInput(
-                "stored bytes are damaged",
-                where=self._tensor.file,
-                tensor=self._tensor.spec.name,
-                found=f"CRC-32 {self._crc:08x}",
-                expected=f"{self._tensor.crc32:08x}, as the file records",
-                remedy="fetch the file again",
-            )
+        refuse_damage(self._tensor, self._stored)
         return tensor_digest(self._hasher)
 
 

@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from types import TracebackType
 
-from deltaweights.checkpoint.files import InputFile
+from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
 from deltaweights.manifest.manifest import MOST_OBJECTS, Fragment
 from deltaweights.merge.plan import Plan
@@ -151,7 +151,7 @@ class StagingFolder:
 
 
 def _sha256(path: Path) -> str:
-    file = InputFile(path)
+    file = LocalFile(path)
     try:
         return file.sha256()
     finally:

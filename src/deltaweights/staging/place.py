@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaweights.checkpoint.companions import COPIED, LEGAL, NOTICE_NAME, README
-from deltaweights.checkpoint.folder import WEIGHTS
+from deltaweights.checkpoint.layout import WEIGHTS
 from deltaweights.errors import InputOutputError, TargetBusy
 from deltaweights.manifest.manifest import INDEX, MANIFEST, SUMS
 

@@ -1,0 +1,112 @@
+"""The index of a checkpoint in several files: which tensor is in which shard.
+
+Enters: a directory and the name of an ``*.index.json`` in it. Leaves: an ``Index``, and refusals where it and the shards disagree.
+Never: the name of a file outside the directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from deltaweights.checkpoint.directory import Directory
+from deltaweights.checkpoint.sniff import what_is_it
+from deltaweights.checkpoint.tensors import MAX_TENSORS, LazyTensor, name_fault
+from deltaweights.errors import MalformedInput
+from deltaweights.text import natural_key, strict_json
+
+MAX_INDEX = 32 * 1024 * 1024
+
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+"""How the names of weights files end."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """What an index says; ``path`` is where it stands, for messages."""
+
+    path: Path
+    weight_map: dict[str, str]
+    total_size: object
+
+    @property
+    def shards(self) -> list[str]:
+        """The names of the shards, in natural order."""
+        return sorted(set(self.weight_map.values()), key=natural_key)
+
+    def missing(self, directory: Directory) -> list[str]:
+        """Return the shards that are not in ``directory``."""
+        return [name for name in self.shards if not directory.has(name)]
+
+    def refuse_missing(self, directory: Directory) -> None:
+        """Raise ``MalformedInput`` when a shard is not there."""
+        for name in self.missing(directory):
+            expected = f"every file that {self.path.name} names"
+            where = directory.path / name
+            raise MalformedInput("shard is missing", where=where, expected=expected, remedy="finish the download")
+
+    def check(self, tensors: Mapping[str, LazyTensor]) -> None:
+        """Raise ``MalformedInput`` when the ``tensors`` of the shards are not those of the index, each in its shard."""
+        remedy = "index and shards are of different downloads: fetch them again"
+        for name, shard in self.weight_map.items():
+            if name not in tensors:
+                problem, expected = "tensor of the index is not in its shard", f"it in {shard}"
+                raise MalformedInput(problem, where=self.path, tensor=name, expected=expected, remedy=remedy)
+            if tensors[name].file != shard:
+                problem, found = "tensor is in another shard than the index says", f"it in {tensors[name].file}"
+                raise MalformedInput(problem, where=self.path, tensor=name, found=found, expected=shard, remedy=remedy)
+        for name, tensor in tensors.items():
+            if name not in self.weight_map:
+                where = self.path.with_name(tensor.file)
+                raise MalformedInput("tensor of a shard is not in the index", where=where, tensor=name, remedy=remedy)
+
+    def check_total(self, tensors: Mapping[str, LazyTensor]) -> list[str]:
+        """Return what is to be said of the stated size.
+
+        Writers disagree on whether tied tensors count twice, so a wrong total is worth a word, not a refusal.
+        """
+        total = sum(tensor.spec.nbytes for tensor in tensors.values())
+        if self.total_size is None or self.total_size == total:
+            return []
+        return [f"{self.path}: total_size is {self.total_size}, the tensors have {total} bytes"]
+
+
+def read_index(directory: Directory, name: str) -> Index:
+    """Read and check an index. Raises ``MalformedInput`` when it is not one, ``InputOutputError`` when it cannot be read."""
+    path = directory.path / name
+    data = directory.read(name, MAX_INDEX)
+    try:
+        document = strict_json(data)
+    except ValueError as error:
+        other = what_is_it(data)
+        if other is not None and b"{" not in data[:8]:  # what begins like JSON has a better reason
+            raise MalformedInput("not an index", where=path, found=other[0], remedy=other[1]) from None
+        raise MalformedInput("index is not strict JSON", where=path, found=error, remedy="fetch it again") from None
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise MalformedInput("index has no weight_map", where=path, remedy="fetch it again")
+    if len(weight_map) > MAX_TENSORS:
+        raise MalformedInput("too many tensors", where=path, found=len(weight_map), expected=f"at most {MAX_TENSORS}")
+    for tensor, shard in weight_map.items():
+        fault = name_fault(tensor)
+        if fault:
+            raise MalformedInput("unusable tensor name in the index", where=path, found=fault)
+        if not isinstance(shard, str) or not _is_plain(shard):
+            raise MalformedInput(
+                "index names something else than a weights file beside it", where=path, tensor=tensor, found=repr(shard)
+            )
+    kinds = sorted({Path(shard).suffix for shard in set(weight_map.values())})
+    if len(kinds) > 1:
+        raise MalformedInput("index mixes formats", where=path, found=" and ".join(kinds), expected="one format")
+    metadata = document.get("metadata")
+    return Index(path, weight_map, metadata.get("total_size") if isinstance(metadata, dict) else None)
+
+
+@lru_cache(maxsize=256)  # an index says the same few names for every tensor
+def _is_plain(name: str) -> bool:
+    """Tell whether ``name`` is the plain name of a weights file: no folder, no way up, nothing hidden in it, no endless one."""
+    if len(name) > 255 or "/" in name or "\\" in name or name_fault(name) is not None:
+        return False
+    return len(name.encode()) <= 255 and Path(name).suffix in SUFFIXES
