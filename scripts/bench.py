@@ -133,6 +133,9 @@ def contestants(folder: Path, workers: int | None) -> dict[str, Contestant]:
         "apply": Contestant(
             ours("apply", "--base", base, "--delta", delta, "--target", out, "-q", *threads), pair, out
         ),
+        "apply --no-prove": Contestant(
+            ours("apply", "--base", base, "--delta", delta, "--target", out, "-q", "--no-prove", *threads), pair, out
+        ),
         "original": Contestant([sys.executable, "-c", ORIGINAL, *map(str, (*pair, out))], pair, out),
         "mergekit": Contestant([mergekit or "", str(config), str(out), "--quiet", "--lazy-unpickle"], pair, out),
         "copy+sha256": Contestant(["sh", "-c", f"{copy} && openssl dgst -sha256 '{out}'/*"], (delta,), out),

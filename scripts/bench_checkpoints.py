@@ -8,6 +8,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -53,22 +57,25 @@ def make(model: Model, folder: Path) -> None:
     import torch  # noqa: PLC0415  (so that --help is quick)
     from safetensors.torch import save_file  # noqa: PLC0415
 
-    for seed, (role, scale) in enumerate((("base", 0.02), ("delta", 0.0004))):
+    for role in ("base", "delta"):
         path = folder / role
         if (path / "config.json").exists():
             continue
         path.mkdir(parents=True, exist_ok=True)
-        generator = torch.Generator().manual_seed(seed)
+        generators = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
         weight_map: dict[str, str] = {}
         grown = model.projector and role == "delta"
-        parts = _parts(model, grown=grown)
-        for number, shapes in enumerate(parts, start=1):
-            tensors = {n: torch.empty(s).normal_(0, scale, generator=generator).half() for n, s in shapes.items()}
+        parts = zip(_parts(model, grown=False), _parts(model, grown=grown), strict=True)
+        for number, (base_shapes, shapes) in enumerate(parts, start=1):
+            tensors = {
+                name: _tensor(role, base_shapes.get(name, (0, shape[-1])), shape, generators)
+                for name, shape in shapes.items()
+            }
             if grown and number == 1:
                 layers = range(model.layers)
                 tensors |= {f"model.layers.{k}.self_attn.rotary_emb.inv_freq": torch.zeros(64) for k in layers}
             stem, suffix = ("model", ".safetensors") if model.container == "safetensors" else ("pytorch_model", ".bin")
-            file = f"{stem}-{number:05d}-of-{len(parts):05d}{suffix}"
+            file = f"{stem}-{number:05d}-of-{len(_parts(model, grown=grown)):05d}{suffix}"
             if model.container == "safetensors":
                 save_file(tensors, path / file, metadata={"format": "pt"})
             else:
@@ -77,6 +84,23 @@ def make(model: Model, folder: Path) -> None:
         index = "model.safetensors.index.json" if model.container == "safetensors" else "pytorch_model.bin.index.json"
         (path / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
         (path / "config.json").write_text(json.dumps(_config(model, grown=grown)))
+
+
+def _tensor(
+    role: str, base_shape: tuple[int, ...], shape: tuple[int, ...], generators: tuple[torch.Generator, torch.Generator]
+) -> torch.Tensor:
+    """Return a base of normal weights, or a delta as it is computed: a tuned base less the base, in float16, and new rows."""
+    import torch  # noqa: PLC0415  (see above)
+
+    base = torch.empty(base_shape).normal_(0, 0.02, generator=generators[0]).half()
+    if role == "base":
+        return base
+    step = torch.empty(base_shape).normal_(0, 0.0004, generator=generators[1])
+    delta = (base.float() + step).half() - base
+    if base_shape == shape:
+        return delta
+    rows = torch.empty(shape[0] - base_shape[0], *shape[1:]).normal_(0, 0.02, generator=generators[1]).half()
+    return torch.cat([delta, rows])
 
 
 def _config(model: Model, *, grown: bool) -> dict[str, object]:

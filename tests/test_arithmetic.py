@@ -236,7 +236,7 @@ def test_a_cast_keeps_nan(make: type[ProcessorKernels]) -> None:
             bench = Workbench(kernels, Task(Operation.APPLY, wanted, wanted), len(words))
             bench.lead[: len(words) * size] = b"".join(word.to_bytes(size, "little") for word in words)
             result = bench.combine(len(words), dtype, None, ())
-            assert result.nonfinite == len(words), f"{dtype} to {wanted}"
+            assert result.tally.nonfinite == len(words), f"{dtype} to {wanted}"
             stored = torch.frombuffer(bytearray(result.data), dtype=torch_dtype)
             assert stored.isnan().all(), f"{dtype} to {wanted}"
 

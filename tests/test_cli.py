@@ -98,7 +98,8 @@ def test_apply(run: Run, work: Path) -> None:
     assert sorted(path.name for path in work.iterdir()) == ["base", "delta", "out"]
     manifest = json.loads((work / "out" / "manifest.json").read_text())
     rows = dict(line.split("  ", 1) for line in done.stdout.splitlines())
-    assert list(rows) == ["target", "status", "tensors", "content digest", "manifest"]
+    assert list(rows) == ["target", "status", "tensors", "content digest", "manifest", "base"]
+    assert rows["base"].strip() == "no evidence: 843 weights moved; less than 100,000 say nothing"
     assert str(work / "out") == rows["target"].strip()
     assert manifest["result"]["content_digest"] == rows["content digest"]
     assert rows["status"].strip().startswith("merged in ")
@@ -279,7 +280,8 @@ def test_warning_is_no_error(run: Run, work: Path) -> None:
     assert json.loads(done.stdout)["nonfinite"] == {"model.norm.weight": 8}
     (line,) = done.stderr.splitlines()
     assert line == (
-        "deltaweights: warning: tensor model.norm.weight: result is not finite: 8 NaN or infinite weights in 1 tensor"
+        "deltaweights: warning: tensor model.norm.weight: result is not finite: found 8 NaN or infinite weights "
+        "in 1 tensor (8 of the delta)"
     )
 
 

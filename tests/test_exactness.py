@@ -472,7 +472,7 @@ def test_counts_of_nonfinite_weights_are_exact(tmp_path: Path) -> None:
         with blocks_of(block):
             merged = merge_tensors(tmp_path / str(block), base, delta, workers=3, max_shard_size=2500)
         assert merged.result.nonfinite == expected
-        assert parse_manifest((merged.folder / "manifest.json").read_bytes()).nonfinite == expected
+        assert parse_manifest((merged.folder / "manifest.json").read_bytes()).findings.nonfinite == expected
 
 
 def test_finite_weights_whose_sum_overflows_are_not_counted(tmp_path: Path) -> None:

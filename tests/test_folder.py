@@ -158,7 +158,10 @@ def test_other_kind_of_file(tmp_path: Path) -> None:
     """A file of no known ending is refused with the endings that are known."""
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF")
-    assert "not a base: expected a folder, an index.json, or one of .safetensors, .bin, .pth, .pt" in refusal(path)
+    assert (
+        "not a base: expected a folder, an index.json, a .zip of a folder, or one of .safetensors, .bin, .pth, .pt"
+        in refusal(path)
+    )
 
 
 # What an index may say.

@@ -13,8 +13,9 @@ from deltaweights import apply_delta, make_delta, verify
 from deltaweights.checkpoint.companions import NOTICE
 from deltaweights.manifest.digest import content_digest, tensor_digest, tensor_hasher
 from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord, parse_manifest
+from deltaweights.manifest.tally import Proof, Tally
 from deltaweights.merge.plan import shard_cuts, shard_name
-from deltaweights.text import natural_key, readable_json, strict_json
+from deltaweights.text import Json, natural_key, readable_json, strict_json
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs" / "manifest-format.md").read_text()
@@ -82,20 +83,33 @@ def test_shard_names() -> None:
     assert [shard_name(1, 1), shard_name(2, 3)] == ["model.safetensors", "model-00002-of-00003.safetensors"]
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_worked_example_is_made_again(tmp_path: Path) -> None:
     """Merging the fixture's pair gives every byte of the fixture's result."""
     result = apply_delta(FIXTURE / "base", FIXTURE / "delta", tmp_path / "out", max_shard_size=16)
     assert result.content_digest == CONTENT_DIGEST
-    made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert made == {path.name: path.read_bytes() for path in (FIXTURE / "out").iterdir()}
+    assert contents(tmp_path / "out") == contents(FIXTURE / "out-with-proof")
     assert CONTENT_DIGEST in DOCUMENT
 
 
+def as_the_first_release(files: dict[str, bytes]) -> tuple[dict[str, bytes], Json]:
+    """Return the files but manifest and sums, and what the manifest says, but for what the first release did not look for.
+
+    Left out, too, is the plan identity: it is opaque, and that of another version of plans.
+    """
+    manifest = strict_json(files["manifest.json"])
+    manifest["result"] = {k: v for k, v in manifest["result"].items() if k not in {"proof", "uniform"}}
+    del manifest["inputs"]["plan"]
+    return {name: data for name, data in files.items() if name not in {"manifest.json", "SHA256SUMS"}}, manifest
+
+
 def test_the_delta_of_the_worked_example_is_made_again(tmp_path: Path) -> None:
-    """The delta between the fixture's base and result has every byte of the fixture's; its tensors are those of the first delta."""
+    """The delta between the fixture's base and result is the fixture's; its tensors are those of the first delta."""
     result = make_delta(FIXTURE / "base", FIXTURE / "out", tmp_path / "made", max_shard_size=16)
-    made = {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
-    assert made == {path.name: path.read_bytes() for path in (FIXTURE / "made").iterdir()}
+    assert as_the_first_release(contents(tmp_path / "made")) == as_the_first_release(contents(FIXTURE / "made"))
     assert verify(FIXTURE / "made", expect=result.content_digest).ok
     first = strict_json((FIXTURE / "out" / "manifest.json").read_bytes())
     assert result.content_digest == first["inputs"]["delta"]["tensors_digest"]
@@ -105,9 +119,17 @@ def test_the_delta_of_the_worked_example_is_made_again(tmp_path: Path) -> None:
     )
 
 
-def test_worked_example_verifies() -> None:
-    """A result of the first release verifies, down to its content digest; so it must in every later one."""
-    report = verify(FIXTURE / "out", expect=CONTENT_DIGEST)
+def test_the_first_release_s_result_is_still_what_is_made() -> None:
+    """The first release wrote the same files, and a manifest that says the same, but for what it did not look for."""
+    old, new = (contents(FIXTURE / folder) for folder in ("out", "out-with-proof"))
+    assert old["manifest.json"] != new["manifest.json"]
+    assert as_the_first_release(old) == as_the_first_release(new)
+
+
+@pytest.mark.parametrize("folder", ["out", "out-with-proof"])
+def test_worked_example_verifies(folder: str) -> None:
+    """A result of the first releases verifies, down to its content digest; so it must in every later one."""
+    report = verify(FIXTURE / folder, expect=CONTENT_DIGEST)
     assert report.problems == ()
     assert report.recomputed
 
@@ -115,7 +137,7 @@ def test_worked_example_verifies() -> None:
 def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
     """A manifest of version 1 with keys that we do not know is still read."""
     document = strict_json((FIXTURE / "out" / "manifest.json").read_bytes())
-    document["result"]["proof"] = {"from": "a later release"}
+    document["result"]["proof of tomorrow"] = {"from": "a later release"}
     assert parse_manifest(readable_json(document)).content_digest == CONTENT_DIGEST
 
 
@@ -129,8 +151,10 @@ def test_other_versions_are_refused(version: object) -> None:
 
 def test_fragment_golden() -> None:
     """A fragment has the documented keys in the documented order, and is read back as it was."""
-    record = TensorRecord("w", "blake3:0", None, "blake3:1", 2)
-    fragment = Fragment("plan1:2", "model.safetensors", FileRecord(3, "4"), (record,))
+    record = TensorRecord("w", "blake3:0", None, "blake3:1", Tally(nonfinite=2))
+    tally = Tally(1, 2, 3, 4, 5, Proof(9, 8, 7, 6), 0.5)
+    rich = TensorRecord("x", "blake3:0", "blake3:2", "blake3:1", tally, ("result", "base"))
+    fragment = Fragment("plan1:2", "model.safetensors", FileRecord(3, "4"), (record, rich))
     expected = b"""{
   "format": "deltaweights-fragment",
   "version": 1,
@@ -139,7 +163,21 @@ def test_fragment_golden() -> None:
   "size": 3,
   "sha256": "4",
   "tensors": [
-    {"name": "w", "digest": "blake3:0", "base": null, "delta": "blake3:1", "nonfinite": 2}
+    {"name": "w", "digest": "blake3:0", "base": null, "delta": "blake3:1", "nonfinite": 2},
+    {
+      "name": "x",
+      "digest": "blake3:0",
+      "base": "blake3:2",
+      "delta": "blake3:1",
+      "nonfinite": 1,
+      "nonfinite_base": 2,
+      "nonfinite_lead": 3,
+      "overflow": 4,
+      "inexact": 5,
+      "proof": [9, 8, 7, 6],
+      "sum": 0.5,
+      "uniform": ["result", "base"]
+    }
   ]
 }
 """
@@ -149,7 +187,7 @@ def test_fragment_golden() -> None:
 
 def test_every_documented_key_of_the_manifest_is_there() -> None:
     """Every key of the worked example stands in a table of the document."""
-    document = strict_json((FIXTURE / "out" / "manifest.json").read_bytes())
+    document = strict_json((FIXTURE / "out-with-proof" / "manifest.json").read_bytes())
     for keys in (document, document["result"], document["inputs"], document["inputs"]["base"]):
         for key in keys:
             assert re.search(rf"^\|[^|]*`{key}`", DOCUMENT, re.MULTILINE), key

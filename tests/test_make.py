@@ -164,7 +164,7 @@ def test_the_manifest_says_what_a_delta_was_made_from(tmp_path: Path) -> None:
     assert (
         document["result"]["inexact"]
         == result.inexact
-        == parse_manifest((tmp_path / "made" / "manifest.json").read_bytes()).inexact
+        == parse_manifest((tmp_path / "made" / "manifest.json").read_bytes()).findings.inexact
     )
     fates = {tensor["fate"] for tensor in document["result"]["tensors"].values()}
     assert fates == {"subtract", "subtract_block", "copy"}
@@ -304,7 +304,7 @@ def test_weights_within_a_factor_of_two_of_their_base_always_come_back(seed: int
     bench.base[: 4096 * size] = (base | sign).astype(kind).tobytes()
     outcome = bench.combine(4096, dtype, dtype, (Meeting(0, 4096, 0),))
     negative_zeros = int(((target == 0) & (sign != 0)).sum())  # a sum that is zero is +0
-    assert outcome.inexact == negative_zeros
+    assert outcome.tally.inexact == negative_zeros
 
 
 # The command line.

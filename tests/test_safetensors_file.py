@@ -208,7 +208,10 @@ BAD = {
     "row18-html-without-doctype": bad(b"\n<html><body>404</body></html>", "found an HTML page"),
     "row18-error-document": bad(b'{"error":"Repository not found"}', "found a text document", "see what it says"),
     "row18-zip": bad(zipped(), "found a zip archive", "name it .bin or .pth"),
-    "row18-legacy-torch": bad(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "legacy format"),
+    "row18-legacy-torch": bad(
+        b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",
+        "not a safetensors file: found a file in torch's legacy format; if it holds tensors, name it .bin or .pth",
+    ),
     "row18-gzip": bad(b"\x1f\x8b\x08" + bytes(9), "found a gzip file", "unpack it first"),
 }  # fmt: skip
 

@@ -58,18 +58,19 @@ def finish(command: list[str], **options: object) -> subprocess.CompletedProcess
 def large(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """Make a pair of 80 MB whose merge takes 40 shards, so that there is time to do something to it."""
     folder = tmp_path_factory.mktemp("large")
-    return large_part(folder / "base", 1), large_part(folder / "delta", 2)
+    generator = torch.Generator().manual_seed(1)
+    shape = (500, 1000)
+    base = {f"model.layers.{n}.weight": torch.randn(shape, generator=generator).half() for n in range(SHARDS)}
+    step = torch.randn(shape, generator=generator) * 0.02
+    delta = {name: (tensor.float() + step).half() - tensor for name, tensor in base.items()}
+    return large_part(folder / "base", base), large_part(folder / "delta", delta)
 
 
-def large_part(folder: Path, seed: int) -> Path:
+def large_part(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
     """Write a checkpoint of ``SHARDS`` tensors of a megabyte."""
     folder.mkdir(parents=True)
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {
-        f"model.layers.{number}.weight": torch.randn(500, 1000, generator=generator).half() for number in range(SHARDS)
-    }
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(f'{{"seed": {seed}}}')
+    (folder / "config.json").write_text(f'{{"part": "{folder.name}"}}')
     return folder
 
 
@@ -173,7 +174,7 @@ def test_another_base_of_the_same_shape_reuses_nothing(large: Pair, tmp_path: Pa
     """Staging of a killed run with one base is not taken for that of another base with the same names and shapes."""
     target = tmp_path / "merged"
     finished = kill_in_the_middle(apply_command(*large, target), locate(target))
-    other = large_part(tmp_path / "other", 3)
+    other = large_part(tmp_path / "other", {name: tensor.flip(0) for name, tensor in load(large[0]).items()})
     notes = Notes()
     apply_delta(other, large[1], target, max_shard_size="1MB", report=notes)
     assert "staging held another plan (other inputs or options): it was discarded" in notes.texts

@@ -28,7 +28,7 @@ from deltaweights.checkpoint.files import ContiguousSource, LocalFile, WeightsFi
 from deltaweights.checkpoint.pickle_tables import TensorView
 from deltaweights.checkpoint.sniff import what_is_it
 from deltaweights.checkpoint.tensors import MAX_TENSORS, LazyTensor, TensorSpec
-from deltaweights.checkpoint.torch_file import NO_CHECKSUMS
+from deltaweights.checkpoint.torch_legacy import NO_CHECKSUMS
 from deltaweights.checkpoint.views import source_of
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 
@@ -178,7 +178,7 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "row19-global": (holding(b"cbuiltins\neval\n"), "tensor evil: the pickle names what no dict of tensors needs"),
     "row19-torch-function": (holding(b"ctorch.hub\nload\n"), "found torch.hub.load"),
     "row19-global-escaped": (holding(b"c\x1b[31m\nx\n"), r"found \\x1b[31m.x"),
-    "row19-global-without-end": (holding(b"c" + b"a" * 300), "a global's name is cut short or too long"),
+    "row19-global-without-end": (holding(b"c" + b"a" * 300), "a global's name is too long: expected at most 256"),
     "row19-opcode-new-object": (holding(b")\x81"), r"found opcode b'\x81', an object"),
     "row19-opcode-instance": (holding(b"(ios\nsystem\n"), "found opcode b'i', an object"),
     "row19-opcode-string-global": (holding(text("os") + text("system") + b"\x93"), r"found opcode b'\x93'"),
@@ -223,7 +223,12 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     ),
     "row21-dict-in-itself": (b"\x80\x02}q\0" + text("a") + b"h\0s.", "tensor a: a value that is not a tensor"),
     "row21-nested-tuples": (holding(b")" + b"\x85" * 100_000), "found a tuple, expected a tensor"),
-    "row21-steps": (holding(b")" + b"\x85" * 1_100_000), "does too much for its tensors"),
+    "row21-steps": (holding(b"N" + b"q\0" * 1_100_000), "does too much for its tensors"),
+    "row21-tuples": (holding(b")" + b"\x85" * 800_000), "builds too much for its tensors"),
+    "row21-strings": (
+        holding((b"X\xff\x0f\0\0" + "😀".ljust(4092).encode()) * 2100),
+        "builds too much for its tensors",
+    ),
     "row21-names": (
         table(*((text(str(index)), b"N") for index in range(MAX_TENSORS + 1))),
         "too many tensors: found 100001, expected at most 100000",
@@ -357,7 +362,6 @@ ARCHIVES: dict[str, tuple[bytes, str]] = {
         "found a git-LFS pointer; run git lfs",
     ),
     "row29-html": (b"\n<!DOCTYPE html><html>", "found an HTML page; download the file itself"),
-    "row29-legacy": (b"\x80\x02\x8a\x0a" + b"l\xfc\x9cF\xf9 j\xa8P\x19.", "found a file in torch's legacy format"),
     "row29-safetensors": (b"\x08" + bytes(7) + b"{}      ", "found a safetensors file; name it .safetensors"),
     "row29-noise": (bytes(range(100, 200)), "not a file that torch.save wrote"),
     "row30-member": (join(TWICE), "duplicate member in the zip: found archive/data/0"),

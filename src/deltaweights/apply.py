@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from deltaweights.job import Published, Settings, run, workers_of
 from deltaweights.merge.operation import Operation
-from deltaweights.prepare import PathLike, prepare
+from deltaweights.pair import PathLike, find_recipe
+from deltaweights.prepare import prepare
 from deltaweights.report import Report
 
 
@@ -27,7 +28,9 @@ def apply_delta(
     delta: PathLike,
     target: PathLike,
     *,
-    compute_dtype: str = "float16",
+    recipe: str | None = None,
+    recipe_file: PathLike | None = None,
+    compute_dtype: str | None = None,
     dtype: str | None = None,
     max_shard_size: str | int = "5GB",
     device: str = "cpu",
@@ -35,30 +38,38 @@ def apply_delta(
     overwrite: bool = False,
     strict: bool = False,
     hash_inputs: bool = False,
+    prove: bool = True,
+    allow_unproved_base: bool = False,
     report: Report | None = None,
 ) -> ApplyResult:
     """Add ``delta`` to ``base`` and publish the merged checkpoint at ``target``.
 
-    ``base`` and ``delta`` are folders, index files or single weights files (safetensors or torch). Both are cast to
-    ``compute_dtype`` (float16, bfloat16 or float32), added once, and stored as ``dtype`` (the compute dtype unless given) in
-    shards of at most ``max_shard_size`` (bytes, or text such as ``"5GB"``). ``device`` is ``cpu``, ``cuda[:N]`` or ``auto``; the
-    bits are the same. With ``strict``, NaN or infinite weights in the result are an error; with ``hash_inputs`` the manifest has
-    the sha256 of every input file. A killed run is finished by the same call.
+    ``base`` and ``delta`` are folders (Hugging Face's layout or Meta's), index files, weights files (safetensors or torch), or zip
+    archives of them. ``recipe`` names a known pair (``deltaweights recipes``), ``recipe_file`` is one in a file, laid over the one
+    that is named. Both inputs are cast to ``compute_dtype`` (float16, bfloat16 or float32; the recipe's, or float16), added once,
+    and stored as ``dtype`` (the compute dtype unless given) in shards of at most ``max_shard_size`` (bytes, or text such as
+    ``"5GB"``). ``device`` is ``cpu``, ``cuda[:N]`` or ``auto``; the bits are the same. With ``strict``, NaN, infinite or uniform
+    weights are an error; with ``hash_inputs`` the manifest has the sha256 of every input file. With ``prove`` the sums prove the
+    base (docs/design.md, "The round trip"); where a recipe states how the delta was computed, a base that is refuted is an
+    error, unless ``allow_unproved_base``. A killed run is finished by the same call.
 
     Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, ``TargetBusy``, and ``CheckFailed`` (``strict``);
     the target is then as it was before, and finished shards wait in staging for the next call.
     """
     began = time.monotonic()
     report = Report() if report is None else report
-    settings = Settings(device, workers_of(workers), overwrite, strict, hash_inputs)
+    settings = Settings(device, workers_of(workers), overwrite, strict, hash_inputs, allow_unproved_base)
     with prepare(
         Operation.APPLY,
         base,
         delta,
         target,
+        recipe=find_recipe(recipe, recipe_file),
         compute_dtype=compute_dtype,
         dtype=dtype,
         max_shard_size=max_shard_size,
+        check=prove,
+        allow_unproved_base=allow_unproved_base,
         report=report,
     ) as job:
         return ApplyResult(target=str(job.place.target), **vars(run(job, settings, report, began)))

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
+from deltaweights.checkpoint.scratch import Scratch
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import DeltaweightsError
 from deltaweights.manifest.beside import lists_exactly, manifest_beside
 from deltaweights.merge.rules import is_buffer
 from deltaweights.names import NameGroup, group_names
+from deltaweights.report import Report
 from deltaweights.text import natural_key, strict_json
 
 MAX_CONFIG = 1024 * 1024
@@ -103,12 +105,12 @@ class InspectReport:
     tensors: dict[str, TensorEntry]
 
 
-def inspect_checkpoint(path: str | os.PathLike[str]) -> InspectReport:
+def inspect_checkpoint(path: str | os.PathLike[str], *, report: Report | None = None) -> InspectReport:
     """Tell what the checkpoint at ``path`` holds: a folder, an ``*.index.json``, or one weights file. Reads headers only.
 
     Raises ``InputOutputError`` when it is not there or cannot be read, ``MalformedInput`` when a file breaks its format.
     """
-    with open_checkpoint(Path(path), "checkpoint") as checkpoint:
+    with Scratch() as scratch, open_checkpoint(Path(path), "checkpoint", scratch, report) as checkpoint:
         tensors = [checkpoint.tensors[name] for name in sorted(checkpoint.tensors, key=natural_key)]
         entries = {t.spec.name: TensorEntry(t.spec.dtype, t.spec.shape, t.spec.nbytes, t.file) for t in tensors}
         by_dtype: defaultdict[str, list[LazyTensor]] = defaultdict(list)

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 from deltaweights.checkpoint.checksums import prove
 from deltaweights.checkpoint.files import read_small
-from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy, UsageError
+from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy, UsageError
+from deltaweights.health import judge_base, report_numbers
+from deltaweights.manifest.findings import Findings
 from deltaweights.manifest.manifest import (
     INDEX,
     MANIFEST,
@@ -29,24 +31,23 @@ from deltaweights.manifest.verify import MAX_MANIFEST, verify
 from deltaweights.merge.device import check_device
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import fates
-from deltaweights.merge.record import inexact_of, merge_manifest, records_of
+from deltaweights.merge.record import findings_of, merge_manifest, records_of
 from deltaweights.merge.stream import Resources, Stream
 from deltaweights.prepare import Prepared, check_space, say
 from deltaweights.report import Report
 from deltaweights.staging.disk import write_file
-from deltaweights.staging.folder import StagingFolder, StagingLock
+from deltaweights.staging.folder import StagingFolder
 from deltaweights.staging.place import refuse_content
 from deltaweights.staging.publish import forget, publish, recover
-from deltaweights.text import counted
 
 ALREADY_COMPLETE = "already complete"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
-    """What was made. ``status`` is "merged", "made" or "already complete"; ``bytes`` counts weights; ``seconds`` are by stage.
+class Published(Findings):
+    """What was made, and what was found in it.
 
-    ``inexact`` is None for what is no delta, or a delta that nobody tried.
+    ``status`` is "merged", "made" or "already complete"; ``bytes`` counts weights; ``seconds`` are by stage.
     """
 
     status: str
@@ -58,8 +59,6 @@ class Published:
     shards: int
     fates: dict[str, int]
     dropped: dict[str, dict[str, str]]
-    nonfinite: dict[str, int]
-    inexact: dict[str, int] | None
     seconds: dict[str, float]
 
 
@@ -72,6 +71,7 @@ class Settings:
     overwrite: bool = False
     strict: bool = False
     hash_inputs: bool = False
+    allow_unproved_base: bool = False
 
 
 def run(job: Prepared, settings: Settings, report: Report, began: float) -> Published:
@@ -83,7 +83,7 @@ def run(job: Prepared, settings: Settings, report: Report, began: float) -> Publ
     seconds = {"prepare": time.monotonic() - began}
     done = _already_complete(job, settings)
     if done is None or job.place.root.exists():
-        with StagingLock(job.place) as lock:
+        with job.unpacking.locked() as lock:
             for text in (lock.note, recover(job.place)):
                 if text:
                     report.note(text)
@@ -100,8 +100,7 @@ def run(job: Prepared, settings: Settings, report: Report, began: float) -> Publ
         )
         if settings.hash_inputs:
             report.warn("--hash-inputs was not done: the result is there, and its manifest stays as it is")
-        if done.nonfinite:
-            _report_nonfinite(job, done.nonfinite, report, strict=settings.strict)
+        _judge(job, done.findings, settings, report)
     seconds["total"] = time.monotonic() - began
     return _published(job, done, seconds)
 
@@ -124,8 +123,7 @@ class _Done:
     status: str
     content_digest: str
     manifest_sha256: str
-    nonfinite: dict[str, int]
-    inexact: dict[str, int] | None
+    findings: Findings
 
 
 def _already_complete(job: Prepared, settings: Settings) -> _Done | None:
@@ -148,7 +146,7 @@ def _already_complete(job: Prepared, settings: Settings) -> _Done | None:
             where=job.place.target,
             remedy="move it away, or replace it with --overwrite",
         )
-    return _Done(ALREADY_COMPLETE, manifest.content_digest, found.manifest_sha256, manifest.nonfinite, manifest.inexact)
+    return _Done(ALREADY_COMPLETE, manifest.content_digest, found.manifest_sha256, manifest.findings)
 
 
 def _make(job: Prepared, settings: Settings, report: Report, seconds: dict[str, float]) -> _Done:
@@ -166,21 +164,19 @@ def _make(job: Prepared, settings: Settings, report: Report, seconds: dict[str, 
     began = time.monotonic()
     _stream(job, staging, fragments, settings, report, seconds)
     seconds["stream"] = time.monotonic() - began
-    records = records_of(fragments)
-    nonfinite = {name: record.nonfinite for name, record in records.items() if record.nonfinite}
-    if nonfinite:
-        _report_nonfinite(job, nonfinite, report, strict=settings.strict)
+    findings = findings_of(records_of(fragments), allowed=settings.allow_unproved_base and job.pair.stated)
+    _judge(job, findings, settings, report)
     began = time.monotonic()
     input_sha256 = _hash_inputs(job) if settings.hash_inputs else {}
     seconds["hash inputs"] = time.monotonic() - began
-    for checkpoint in (job.base, job.lead):
+    for checkpoint in job.checkpoints:
         checkpoint.check_unchanged()
     began = time.monotonic()
-    digest, manifest_sha256 = _write_documents(job, fragments, input_sha256)
+    digest, manifest_sha256 = _write_documents(job, fragments, input_sha256, findings)
     publish(job.place, job.plan.identity, overwrite=settings.overwrite)
     seconds["publish"] = time.monotonic() - began
     status = "merged" if job.plan.operation is Operation.APPLY else "made"
-    return _Done(status, digest, manifest_sha256, nonfinite, inexact_of(records))
+    return _Done(status, digest, manifest_sha256, findings)
 
 
 def _stream(
@@ -200,7 +196,7 @@ def _stream(
     _prove_unread(job)
     missing = [shard for shard in job.plan.shards if shard.file not in fragments]
     resources = Resources(settings.device, workers_of(settings.workers))
-    stream = Stream(job.plan, job.base.tensors, job.lead.tensors, job.place.shards, keep, resources)
+    stream = Stream(job.plan, job.pair.base.tensors, job.pair.lead.tensors, job.place.shards, keep, resources)
     doing = "merging" if job.plan.operation is Operation.APPLY else "making the delta"
     report.begin(doing, sum(shard.size - len(shard.header) for shard in missing))
     try:
@@ -213,7 +209,7 @@ def _stream(
 
 def _prove_unread(job: Prepared) -> None:
     """Compare the recorded checksums of what the stream does not read whole: parts of storages, and dropped tensors."""
-    for checkpoint, record in ((job.base, job.plan.base), (job.lead, job.plan.lead)):
+    for checkpoint, record in zip(job.checkpoints, (job.plan.base, job.plan.lead), strict=True):
         for weights in checkpoint.files:
             for loose in weights.loose:
                 prove(loose)
@@ -221,25 +217,24 @@ def _prove_unread(job: Prepared) -> None:
             prove(checkpoint.tensors[dropped.spec.name])
 
 
-def _report_nonfinite(job: Prepared, nonfinite: Mapping[str, int], report: Report, *, strict: bool) -> None:
-    name = next(iter(nonfinite))
-    found = f"{sum(nonfinite.values())} NaN or infinite weights in {counted(len(nonfinite), 'tensor')}"
-    if strict:
-        lead = job.plan.operation.lead
-        remedy = f"check base and {lead}; run without --strict to publish it, or give it up with deltaweights clean"
-        raise CheckFailed("result is not finite", tensor=name, found=found, remedy=remedy)
-    report.warn(f"tensor {name}: result is not finite: {found}")
+def _judge(job: Prepared, findings: Findings, settings: Settings, report: Report) -> None:
+    """Tell what was found in the numbers. Raises ``CheckFailed`` or ``Mismatch`` for what must not be published."""
+    report_numbers(findings, job.plan.operation, report, strict=settings.strict)
+    judge_base(findings.proof, report, stated=job.pair.stated, allowed=settings.allow_unproved_base)
 
 
 def _hash_inputs(job: Prepared) -> dict[str, dict[str, str]]:
     return {
         checkpoint.role: {weights.file.path.name: weights.file.sha256() for weights in checkpoint.files}
-        for checkpoint in (job.base, job.lead)
+        for checkpoint in job.checkpoints
     }
 
 
 def _write_documents(
-    job: Prepared, fragments: Mapping[str, Fragment], input_sha256: Mapping[str, Mapping[str, str]]
+    job: Prepared,
+    fragments: Mapping[str, Fragment],
+    input_sha256: Mapping[str, Mapping[str, str]],
+    findings: Findings,
 ) -> tuple[str, str]:
     """Write everything but weights beside the shards; return the content digest and the manifest's sha256."""
     plan, folder = job.plan, job.place.shards
@@ -249,7 +244,7 @@ def _write_documents(
         documents[INDEX] = index_bytes(weight_map, plan.nbytes, plan.parameters)
     files = {shard.file: fragments[shard.file].record for shard in plan.shards}
     files |= {name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in documents.items()}
-    manifest, digest = merge_manifest(plan, fragments, files, input_sha256)
+    manifest, digest = merge_manifest(plan, fragments, files, input_sha256, findings)
     manifest_record = FileRecord(len(manifest), hashlib.sha256(manifest).hexdigest())
     documents |= {MANIFEST: manifest, SUMS: sums_bytes(files, manifest_record)}
     for name, data in documents.items():
@@ -273,7 +268,6 @@ def _published(job: Prepared, done: _Done, seconds: dict[str, float]) -> Publish
         shards=len(plan.shards),
         fates=fates(plan),
         dropped=dropped,
-        nonfinite=done.nonfinite,
-        inexact=done.inexact,
+        **vars(done.findings),
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
     )

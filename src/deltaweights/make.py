@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from deltaweights.job import Published, Settings, run, workers_of
 from deltaweights.merge.operation import Operation
-from deltaweights.prepare import PathLike, prepare
+from deltaweights.pair import PathLike
+from deltaweights.prepare import prepare
 from deltaweights.report import Report
 
 

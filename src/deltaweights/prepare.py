@@ -13,19 +13,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaweights.checkpoint.companions import NOTICE, NOTICE_NAME, NOTICE_OF_A_DELTA, Companions, read_companions
-from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
+from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.samples import sample_digests
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.merge.operation import Operation
-from deltaweights.merge.plan import DTYPES, Companion, InputFileRecord, InputRecord, Options, Plan, fates, make_plan
-from deltaweights.merge.rules import Dropped, match
+from deltaweights.merge.plan import (
+    DTYPES,
+    Companion,
+    InputFileRecord,
+    InputRecord,
+    Options,
+    Plan,
+    RecipeRecord,
+    fates,
+    make_plan,
+)
+from deltaweights.merge.rules import Dropped
+from deltaweights.pair import Pair, PathLike, compute_dtype_of, open_pair
+from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
 from deltaweights.sizes import human_bytes, parse_size
 from deltaweights.staging.disk import free_bytes
 from deltaweights.staging.place import Place, locate, refuse_inputs
+from deltaweights.staging.unpacking import Unpacking
 from deltaweights.text import Json, counted
-
-PathLike = str | os.PathLike[str]
 
 SLACK = 16 * 1024 * 1024
 """Bytes kept free beyond the shards: folders, fragments, companions, the manifest."""
@@ -37,6 +48,8 @@ FOOTPRINT, TORCH, PER_WORKER = 40_000_000, 190_000_000, 8_000_000
 WORDS = {
     "add": "added",
     "add_block": "added into a larger block",
+    "add_zero_rows": "added, new rows to zeros",
+    "add_mean_rows": "added, new rows to the mean of the base's",
     "subtract": "subtracted",
     "subtract_block": "subtracted from a larger block",
     "copy": "copied",
@@ -48,11 +61,16 @@ WORDS = {
 class Prepared:
     """Both inputs open, known to fit, and planned; nothing written yet."""
 
-    base: Checkpoint
-    lead: Checkpoint
+    pair: Pair
     companions: Companions
     plan: Plan
     place: Place
+    unpacking: Unpacking
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, Checkpoint]:
+        """Base and lead."""
+        return self.pair.base, self.pair.lead
 
 
 @contextmanager
@@ -62,10 +80,12 @@ def prepare(
     lead: PathLike,
     output: PathLike,
     *,
-    compute_dtype: str = "float16",
+    recipe: Recipe | None = None,
+    compute_dtype: str | None = None,
     dtype: str | None = None,
     max_shard_size: str | int = "5GB",
     check: bool = False,
+    allow_unproved_base: bool = False,
     report: Report | None = None,
 ) -> Iterator[Prepared]:
     """Open and match base and lead and plan the result, from headers and samples; nothing is written.
@@ -73,38 +93,61 @@ def prepare(
     Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, and ``TargetBusy`` when output and input overlap.
     """
     report = Report() if report is None else report
-    paths = {"base": base, operation.lead: lead, operation.output: output}
-    for role, given in paths.items():
-        if not os.fspath(given):
-            raise UsageError(f"{role} is an empty path", remedy="is a variable unset?")
-    stored = dtype or compute_dtype
-    for given in (compute_dtype, stored):
-        if given not in DTYPES:
-            raise UsageError("unknown dtype", found=given, expected=", ".join(DTYPES))
-    options = Options(DTYPES[compute_dtype], DTYPES[stored], parse_size(max_shard_size, "max shard size"))
+    if not os.fspath(output):
+        raise UsageError(f"{operation.output} is an empty path", remedy="is a variable unset?")
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError("unknown dtype", found=dtype, expected=", ".join(DTYPES))
+    limit = parse_size(max_shard_size, "max shard size")
+    compute_dtype_of(compute_dtype, recipe)  # a slip of the pen need not wait for the inputs
     place = locate(output)
-    with open_checkpoint(Path(base), "base") as of_base, open_checkpoint(Path(lead), operation.lead) as of_lead:
-        opened = (*of_base.files, *of_lead.files)
-        refuse_inputs(place, (of_base.path, of_lead.path, *(weights.file.path for weights in opened)))
-        matching = match(of_base.tensors, of_lead.tensors, operation)
-        notice = NOTICE if operation is Operation.APPLY else NOTICE_OF_A_DELTA
-        companions = Companions({NOTICE_NAME: notice.encode()}, ())
-        if not of_lead.alone:
-            companions = read_companions(of_lead.directory, of_lead.names, stored, operation.lead, notice)
-        for text in (*of_base.notes, *of_lead.notes, *matching.warnings):
-            report.warn(text)
-        records = _record(of_base, matching.dropped_base), _record(of_lead, matching.dropped_lead)
-        if all(records[0].samples.get(name) == sample for name, sample in records[1].samples.items()):
-            report.warn(f"{of_lead.path}: base and {operation.lead} hold the same weights: {operation.if_equal}")
+    refuse_inputs(place, [Path(given).expanduser() for given in (base, lead) if os.fspath(given)])
+    with (
+        Unpacking(place) as unpacking,
+        open_pair(
+            operation, base, lead, recipe=recipe, allow=allow_unproved_base, unpacker=unpacking, report=report
+        ) as pair,
+    ):
+        compute = compute_dtype_of(compute_dtype, pair.recipe)
+        stored = dtype or compute
+        _refuse_overlap(place, pair)
+        companions = _companions(pair, operation, stored)
+        of_base, of_lead = (
+            _record(pair.base, pair.matching.dropped_base),
+            _record(pair.lead, pair.matching.dropped_lead),
+        )
+        if all(of_base.samples.get(name) == sample for name, sample in of_lead.samples.items()):
+            report.warn(f"{pair.lead.path}: base and {operation.lead} hold the same weights: {operation.if_equal}")
         plan = make_plan(
-            matching,
-            options,
-            *records,
+            pair.matching,
+            Options(DTYPES[compute], DTYPES[stored], limit),
+            of_base,
+            of_lead,
             [Companion(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in companions.files.items()],
             operation,
             check=check,
+            recipe=_recipe_record(pair.recipe),
         )
-        yield Prepared(of_base, of_lead, companions, plan, place)
+        yield Prepared(pair, companions, plan, place, unpacking)
+
+
+def _refuse_overlap(place: Place, pair: Pair) -> None:
+    """Look at where links led, too; what was unpacked lies in staging, and is no input of the user's."""
+    opened = [weights.file.path for checkpoint in (pair.base, pair.lead) for weights in checkpoint.files]
+    refuse_inputs(place, [path for path in opened if not path.is_relative_to(place.unpacked)])
+
+
+def _companions(pair: Pair, operation: Operation, stored: str) -> Companions:
+    """Return what travels with the weights; the recipe's notice is added to our own."""
+    notice = NOTICE if operation is Operation.APPLY else NOTICE_OF_A_DELTA
+    if pair.recipe is not None and pair.recipe.notice:
+        notice = f"{notice}\n{pair.recipe.title}: {pair.recipe.notice}\n"
+    if pair.lead.alone:
+        return Companions({NOTICE_NAME: notice.encode()}, ())
+    return read_companions(pair.lead.directory, pair.lead.names, stored, operation.lead, notice)
+
+
+def _recipe_record(recipe: Recipe | None) -> RecipeRecord | None:
+    return RecipeRecord(recipe.name, recipe.digest, recipe.checks is not None) if recipe else None
 
 
 def _record(checkpoint: Checkpoint, dropped: tuple[Dropped, ...]) -> InputRecord:
@@ -132,7 +175,7 @@ def say(job: Prepared, report: Report) -> None:
         left = job.companions.left_behind
         others = f" and {len(left) - 8} more" if len(left) > 8 else ""
         report.note(f"not copied from the {role_of_lead}: {', '.join(left[:8])}{others}")
-    if job.lead.alone:
+    if job.pair.lead.alone:
         report.note(f"the {role_of_lead} is a single file: no configuration or tokenizer is copied")
     if job.companions.change:
         report.note(job.companions.change)

@@ -19,6 +19,11 @@ class Directory(ABC):
 
     path: Path
 
+    @property
+    def note(self) -> str | None:
+        """What is to be said of how the files are read, if anything."""
+        return None
+
     @abstractmethod
     def names(self) -> list[str]:
         """Return the names of all files, sorted. Raises ``InputOutputError``."""

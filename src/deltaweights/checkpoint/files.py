@@ -110,13 +110,7 @@ class LocalFile(InputFile):
             except OSError as error:
                 raise InputOutputError.from_os(error, self.path, f"read at byte {offset + done}") from error
             if got == 0:
-                raise InputOutputError(
-                    "cut short while being read",
-                    where=self.path,
-                    found=f"end of file at byte {offset + done}",
-                    expected=f"{self.size} bytes",
-                    remedy="check the file and the disk, and run again",
-                )
+                raise _cut_short(self, offset + done)
             done += got
 
     def scatter_into(self, pieces: Sequence[memoryview], offset: int) -> None:
@@ -143,6 +137,45 @@ class LocalFile(InputFile):
                 expected=f"the {then.st_size} bytes that were opened",
                 remedy="wait until nothing writes to it, and run again",
             )
+
+
+class Window(InputFile):
+    """``size`` bytes of ``file`` from ``offset`` on, read as a file of its own; whoever opened ``file`` closes it."""
+
+    def __init__(self, file: InputFile, path: Path, offset: int, size: int) -> None:
+        self.path, self.size = path, size
+        self._file, self._offset = file, offset
+
+    def read_into(self, out: memoryview, offset: int) -> None:
+        """See ``InputFile``."""
+        self._file.read_into(out, self._place(offset, len(out)))
+
+    def scatter_into(self, pieces: Sequence[memoryview], offset: int) -> None:
+        """See ``InputFile``."""
+        self._file.scatter_into(pieces, self._place(offset, sum(map(len, pieces))))
+
+    def _place(self, offset: int, length: int) -> int:
+        """Return where ``offset`` is in the other file. Raises ``InputOutputError`` when ``length`` bytes do not follow it."""
+        if not 0 <= offset <= self.size - length:
+            raise _cut_short(self, self.size)
+        return self._offset + offset
+
+    def check_unchanged(self) -> None:
+        """See ``InputFile``: the other file is what it was."""
+        self._file.check_unchanged()
+
+    def close(self) -> None:
+        """See ``InputFile``: holds nothing."""
+
+
+def _cut_short(file: InputFile, at: int) -> InputOutputError:
+    return InputOutputError(
+        "cut short while being read",
+        where=file.path,
+        found=f"end of file at byte {at}",
+        expected=f"{file.size} bytes",
+        remedy="check the file and the disk, and run again",
+    )
 
 
 def read_small(path: Path, most: int) -> bytes:

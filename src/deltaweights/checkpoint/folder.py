@@ -9,17 +9,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
+from deltaweights.checkpoint.archive import is_checkpoint_archive, open_archive
 from deltaweights.checkpoint.directory import Directory, LocalDirectory
 from deltaweights.checkpoint.files import InputFile, LocalFile, WeightsFile
 from deltaweights.checkpoint.index import SUFFIXES, Index, read_index
-from deltaweights.checkpoint.layout import WEIGHTS, Start, find_start, refuse_strays
+from deltaweights.checkpoint.layout import PARAMS, PART, WEIGHTS, Start, find_start, refuse_strays
+from deltaweights.checkpoint.meta_llama import open_meta
 from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.tensors import LazyTensor, name_fault
 from deltaweights.checkpoint.torch_file import open_torch_file
 from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.report import Report
 
 
 @dataclass(frozen=True)
@@ -60,22 +65,36 @@ class Checkpoint:
             weights.file.check_unchanged()
 
 
-def open_checkpoint(path: str | Path, role: str) -> Checkpoint:
-    """Open the checkpoint at ``path``: a folder, an ``*.index.json``, or one weights file.
+class Unpacker(Protocol):
+    """Where archives are unpacked whose weights cannot be read in place."""
 
-    Raises ``InputOutputError`` when it is not there or cannot be read, ``MalformedInput`` when a file breaks its format or the
-    files do not fit each other.
+    def folder(self, role: str) -> Path:
+        """Return the folder for the checkpoint of that role, new or with what an earlier run left in it."""
+
+
+def open_checkpoint(
+    path: str | Path, role: str, unpacker: Unpacker | None = None, report: Report | None = None
+) -> Checkpoint:
+    """Open the checkpoint at ``path``.
+
+    That is a folder (Hugging Face's layout or Meta's), an ``*.index.json``, a weights file, or a zip archive that holds one of the
+    former; where its weights are compressed they are unpacked, if there is an ``unpacker``. Raises ``InputOutputError`` when it is
+    not there or cannot be read, ``MalformedInput`` when a file breaks its format or the files do not fit each other.
     """
     path = Path(os.path.expanduser(path))  # noqa: PTH111  (Path's own raises when there is no such user)
-    directory, given = _locate(path, role)
+    directory, given = _locate(path, role, unpacker, report or Report())
     files: list[WeightsFile] = []
     try:
-        start = find_start(directory, role) if given is None else Start(given)
-        index = _index_of(directory, start.name, role)
-        for name in [start.name] if index is None else index.shards:
-            files.append(_open_weights(directory.open(name)))
-        tensors = _collect(files)
-        notes = [start.note] if start.note else []
+        start = find_start(directory, role) if given is None else _start_at(directory, given)
+        notes = [note for note in (directory.note, start.note) if note]
+        index = None
+        if start.name == PARAMS:
+            files, tensors = open_meta(directory)
+        else:
+            index = _index_of(directory, start.name, role)
+            for name in [start.name] if index is None else index.shards:
+                files.append(_open_weights(directory.open(name)))
+            tensors = _collect(files)
         if index is not None:
             index.check(tensors)
             notes += index.check_total(tensors)
@@ -88,11 +107,16 @@ def open_checkpoint(path: str | Path, role: str) -> Checkpoint:
             weights.file.close()
         directory.close()
         raise
-    alone = index is None and WEIGHTS.fullmatch(start.name) is None
+    alone = index is None and start.name != PARAMS and WEIGHTS.fullmatch(start.name) is None
     return Checkpoint(role, directory, path, names, tuple(files), tensors, tuple(notes), alone)
 
 
-def _locate(path: Path, role: str) -> tuple[Directory, str | None]:
+def _start_at(directory: Directory, given: str) -> Start:
+    """Return where the weights begin when the user named a file: a part of Meta's stands for all of them."""
+    return Start(PARAMS if PART.fullmatch(given) and directory.has(PARAMS) else given)
+
+
+def _locate(path: Path, role: str, unpacker: Unpacker | None, report: Report) -> tuple[Directory, str | None]:
     """Return where ``path`` is, and the file in it that the user named, if any."""
     try:
         if path.is_dir():
@@ -107,7 +131,20 @@ def _locate(path: Path, role: str) -> tuple[Directory, str | None]:
     fault = name_fault(path.name)
     if fault:
         raise MalformedInput("unusable file name", where=path, found=fault, remedy="rename it")
+    if _is_archive(path):
+        return open_archive(path, partial(unpacker.folder, role) if unpacker else None, report), None
     return LocalDirectory(path.parent), path.name
+
+
+def _is_archive(path: Path) -> bool:
+    """Tell whether ``path``, which is no folder, is an archive that holds a checkpoint, whatever its name."""
+    if path.suffix in {*SUFFIXES, ".json"}:
+        return False
+    file = LocalFile(path)
+    try:
+        return is_checkpoint_archive(file)
+    finally:
+        file.close()
 
 
 def _how_to_get(path: Path, role: str) -> str:
@@ -126,11 +163,21 @@ def _index_of(directory: Directory, name: str, role: str) -> Index | None:
         index = read_index(directory, name)
         index.refuse_missing(directory)
         return index
-    if path.suffix not in SUFFIXES:
-        LocalFile(path).close()  # says so when it is a FIFO, a device or unreadable
+    if path.suffix not in SUFFIXES and not _is_torch_zip(directory, name):
         kinds = ", ".join(SUFFIXES)
-        raise MalformedInput(f"not a {role}", where=path, expected=f"a folder, an index.json, or one of {kinds}")
+        raise MalformedInput(
+            f"not a {role}", where=path, expected=f"a folder, an index.json, a .zip of a folder, or one of {kinds}"
+        )
     return None
+
+
+def _is_torch_zip(directory: Directory, name: str) -> bool:
+    """Tell whether a file of no known suffix begins as those that torch writes: people rename them."""
+    file = directory.open(name)
+    try:
+        return file.size >= 4 and file.read(0, 4) == b"PK\3\4"
+    finally:
+        file.close()
 
 
 def _open_weights(file: InputFile) -> WeightsFile:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from deltaweights.checkpoint.tensors import ITEM_SIZES
+
 
 @dataclass(frozen=True, slots=True)
 class TensorView:
@@ -26,11 +28,16 @@ class TensorView:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A storage that the pickle refers to, and the bytes that it claims for it."""
+    """A storage that the pickle refers to, and how many elements of its kind it claims for it."""
 
     key: str
     kind: StorageType
-    nbytes: int
+    count: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return self.count * self.kind.item_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,11 @@ class StorageType:
 
     dtype: str | None
     """None for an untyped storage, whose size is counted in bytes."""
+
+    @property
+    def item_size(self) -> int:
+        """Bytes per element, as the storage is counted."""
+        return 1 if self.dtype is None else ITEM_SIZES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,15 @@ say nothing. Never: a decision whether a file is sound; that is the readers' par
 
 from __future__ import annotations
 
+import tarfile
+
 HEAD_BYTES = 512
 """As many bytes as ``what_is_it`` looks at."""
 
+LEGACY_TORCH = b"\x80\x02\x8a\x0a"
+"""How files of torch before 1.6 begin: a pickle of protocol 2, and in it a number of ten bytes, the magic number."""
+
 _MAX_SAFETENSORS_HEADER = 100_000_000
-_TAR_MAGIC = slice(257, 262)
 
 _BY_PREFIX: tuple[tuple[bytes, str, str], ...] = (
     (
@@ -19,11 +23,7 @@ _BY_PREFIX: tuple[tuple[bytes, str, str], ...] = (
         "run git lfs pull in its folder, or download the file itself",
     ),
     (b"PK\x03\x04", "a zip archive, as torch.save writes", "if it holds tensors, name it .bin or .pth"),
-    (
-        b"\x80\x02\x8a\x0a",
-        "a file in torch's legacy format, from before torch 1.6",
-        "load it with torch.load and write it again with torch.save",
-    ),
+    (LEGACY_TORCH, "a file in torch's legacy format", "if it holds tensors, name it .bin or .pth"),
     (b"\x1f\x8b", "a gzip file", "unpack it first"),
 )
 
@@ -42,6 +42,15 @@ def looks_like_safetensors(head: bytes) -> bool:
     return int.from_bytes(head[:8], "little") <= _MAX_SAFETENSORS_HEADER and head[8:9] == b"{"
 
 
+def is_tar(head: bytes) -> bool:
+    """Tell whether ``head`` is the beginning of a tar archive, as ``tarfile`` sees it: by the first block's checksum."""
+    try:
+        tarfile.TarInfo.frombuf(head[:HEAD_BYTES], "ascii", "surrogateescape")
+    except tarfile.TarError:
+        return False
+    return True
+
+
 def what_is_it(head: bytes) -> tuple[str, str] | None:
     """Return what the file that begins with ``head`` is, and what to do about it; None when unknown, or for safetensors."""
     if not head:
@@ -51,7 +60,7 @@ def what_is_it(head: bytes) -> tuple[str, str] | None:
     for prefix, what, remedy in _BY_PREFIX:
         if head.startswith(prefix):
             return what, remedy
-    if head[_TAR_MAGIC] == b"ustar":
+    if is_tar(head):
         return "a tar archive", "unpack it first"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for prefix, what, remedy in _BY_TEXT:

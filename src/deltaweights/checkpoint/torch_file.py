@@ -1,7 +1,8 @@
 """One file that ``torch.save`` wrote: its records, read and checked.
 
 Enters: an open file. Leaves: a ``WeightsFile`` whose tensors lie inside storages that are there in full, each used by a tensor,
-with the CRC-32 that the archive records for them. Never: torch, a byte of weights, or a member whose use is not known.
+with the CRC-32 that the archive records for them; for a file in the legacy format, ``torch_legacy`` does the work. Never: torch,
+a byte of weights, or a member whose use is not known.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from blake3 import blake3
 
 from deltaweights.checkpoint.checksums import Crc32
 from deltaweights.checkpoint.files import ContiguousSource, InputFile, WeightsFile
-from deltaweights.checkpoint.pickle_reader import read_state_dict
+from deltaweights.checkpoint.pickle_reader import MAX_PICKLE, read_state_dict
 from deltaweights.checkpoint.pickle_tables import TensorView
+from deltaweights.checkpoint.sniff import LEGACY_TORCH
 from deltaweights.checkpoint.tensors import ITEM_SIZES, LazyTensor, Storage, TensorSpec
+from deltaweights.checkpoint.torch_legacy import NO_CHECKSUMS, read_legacy
 from deltaweights.checkpoint.views import source_of
 from deltaweights.checkpoint.zip_archive import Archive, Member, read_archive
 from deltaweights.errors import MalformedInput
 
-MAX_PICKLE = 64 * 2**20
 MAX_SMALL = 1024
 
 _PICKLE = "data.pkl"
@@ -28,9 +30,6 @@ _SMALL = ("byteorder", "version", ".format_version", ".storage_alignment", ".dat
 """Members that say something about the file; older versions of torch write fewer of them."""
 
 _STORAGE = "data/"
-
-NO_CHECKSUMS = "records no checksums, so damage to its weights cannot be noticed"
-"""The note on a file written under ``torch.serialization.set_crc32_options(False)``."""
 
 _AGAIN = "the file is damaged or was tampered with: download it again"
 
@@ -42,6 +41,8 @@ def open_torch_file(file: InputFile) -> WeightsFile:
     when it cannot be read.
     """
     try:
+        if file.read(0, min(file.size, len(LEGACY_TORCH))) == LEGACY_TORCH:
+            return read_legacy(file)
         return _Reader(file, read_archive(file)).weights()
     except BaseException:
         file.close()

@@ -9,18 +9,23 @@ from typing import Any
 
 import click
 
-from deltaweights.cli.job import apply, common_options
+from deltaweights.cli.job import apply, apply_options, common_options
 
 
 @click.command("apply")
-@click.option("--base", required=True, metavar="PATH", help="The original LLaMA: folder, index file, or weights file.")
-@click.option("--delta", required=True, metavar="PATH", help="The delta: folder, index file, or weights file.")
+@click.argument("recipe", metavar="[RECIPE]", required=False)
+@click.option(
+    "--base", metavar="PATH", help="The original LLaMA: folder (Hugging Face's or Meta's), index, file or zip."
+)
+@click.option("--delta", metavar="PATH", help="The delta: folder, index, weights file, or zip archive.")
 @click.option("--target", required=True, metavar="PATH", help="The folder to create.")
+@apply_options
 @common_options
-def command(base: str, delta: str, target: str, **options: Any) -> None:
+def command(recipe: str | None, base: str | None, delta: str | None, target: str, **options: Any) -> None:
     """Add a delta to its base and write the merged checkpoint.
 
-    The target appears when it is complete and flushed to the disk, with manifest.json and SHA256SUMS. A killed run is finished by
-    the same command.
+    RECIPE names a known pair (deltaweights recipes): its rules are used, and base and delta are held against what is known of
+    them. The target appears when it is complete and flushed to the disk, with manifest.json and SHA256SUMS. A killed run is
+    finished by the same command.
     """
-    apply("deltaweights", base, delta, target, **options)
+    apply("deltaweights", base, delta, target, recipe=recipe, **options)

@@ -17,6 +17,7 @@ COMMANDS = {
     "make": "Make a delta: subtract a base from a model fine-tuned from it.",
     "inspect": "Show what a checkpoint holds, from its headers.",
     "diff": "Compare two checkpoints, tensor by tensor.",
+    "recipes": "List the known pairs of base and delta, or show one.",
     "clean": "Remove what a killed run left beside a target.",
     "demo": "Run the whole job on a tiny pair that is made on the spot.",
 }

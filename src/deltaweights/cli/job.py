@@ -9,8 +9,9 @@ import json
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +23,7 @@ from deltaweights.text import Json, counted, printable
 
 if TYPE_CHECKING:
     from deltaweights.job import Published
+    from deltaweights.recipes.recipe import Recipe
 
 DTYPE = click.Choice(["float16", "bfloat16", "float32"])
 
@@ -39,7 +41,7 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that all of them share."""
     options = (
         click.option(
-            "--compute-dtype", type=DTYPE, default="float16", show_default=True, help="Dtype of the arithmetic."
+            "--compute-dtype", type=DTYPE, help="Dtype of the arithmetic [default: the recipe's, or float16]."
         ),
         click.option("--dtype", type=DTYPE, help="Dtype of the written weights [default: the compute dtype]."),
         click.option("--max-shard-size", default="5GB", show_default=True, help="Most bytes of tensors per shard."),
@@ -85,11 +87,72 @@ def make_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return hub(check(function))
 
 
-def apply(name: str, base: str, delta: str, target: str, **options: Any) -> None:
+def apply_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that those who apply deltas share."""
+    prove = click.option(
+        "--prove/--no-prove",
+        default=True,
+        show_default=True,
+        help="Prove from the sums that the base is the right one.",
+    )
+    allow = click.option(
+        "--allow-unproved-base", is_flag=True, help="Publish also when the proof fails; it is recorded."
+    )
+    recipe = click.option(
+        "--recipe",
+        "recipe_option",
+        metavar="NAME|FILE",
+        help="A known pair by name, or a recipe of your own (docs/recipes.md).",
+    )
+    return recipe(prove(allow(function)))
+
+
+def apply(
+    name: str,
+    base: str | None,
+    delta: str | None,
+    target: str,
+    *,
+    recipe: str | None = None,
+    recipe_option: str | None = None,
+    **options: Any,
+) -> None:
     """Add the delta to its base, or show the plan, and print the outcome."""
     from deltaweights.apply import apply_delta  # noqa: PLC0415  (only who merges needs it)
+    from deltaweights.pair import find_recipe  # noqa: PLC0415
 
+    recipe_file = recipe_option if _is_file(recipe_option) else None
+    if recipe_option is not None and recipe_file is None:
+        if recipe is not None:
+            raise UsageError(
+                "two recipes are named", found=f"{recipe} and {recipe_option}", expected="one, or one and a file"
+            )
+        recipe = recipe_option
+    found = find_recipe(recipe, recipe_file)
+    if base is None or delta is None:
+        role = "base" if base is None else "delta"
+        raise UsageError(f"--{role} is missing", remedy=_where_to_get(role, found))
+    options |= {"recipe": recipe, "recipe_file": recipe_file}
     _run(name, "apply", partial(apply_delta, base, delta, target), (base, delta, target), **options)
+
+
+def _is_file(recipe: str | None) -> bool:
+    """Tell whether what was given is a path rather than a name of ours."""
+    return recipe is not None and (recipe.endswith(".toml") or "/" in recipe or Path(recipe).is_file())
+
+
+def _where_to_get(role: str, recipe: Recipe | None) -> str:
+    """Say what to give, and where a recipe has it from."""
+    from deltaweights.recipes.models import model  # noqa: PLC0415  (see above)
+
+    if recipe is None:
+        return "give its path, or name a recipe: deltaweights recipes"
+    repo = recipe.delta.repo
+    if role == "base":
+        repo = model(recipe.base_model).repo if recipe.base_model else None
+    elif not recipe.delta.has_weights:
+        return f"{repo} holds no weights; give the archive, if you hold it: {', '.join(recipe.delta.archives)}"
+    return f"run: hf download {repo} --local-dir {role}, then give that folder" if repo else "give its path"
 
 
 def make(name: str, base: str, target: str, delta: str, **options: Any) -> None:
@@ -111,30 +174,37 @@ def _run(
     hub_repo_id: str | None = None,
     **options: Any,
 ) -> None:
+    from deltaweights.health import proof_line  # noqa: PLC0415  (see above)
     from deltaweights.job import workers_of  # noqa: PLC0415  (see above)
+    from deltaweights.manifest.findings import Findings  # noqa: PLC0415
     from deltaweights.merge.operation import Operation  # noqa: PLC0415
+    from deltaweights.pair import find_recipe  # noqa: PLC0415
     from deltaweights.prepare import describe, prepare, say  # noqa: PLC0415
 
     report = TerminalReport(name, quiet=quiet)
     output = Operation(operation).output
     if dry_run:
-        plan_options = {
-            key: options[key] for key in ("compute_dtype", "dtype", "max_shard_size", "check") if key in options
-        }
+        plan_options = {key: options[key] for key in ("compute_dtype", "dtype", "max_shard_size")}
+        plan_options["check"] = options["check" if operation == "make" else "prove"]
+        if operation == "apply":
+            plan_options["recipe"] = find_recipe(options["recipe"], options["recipe_file"])
+            plan_options["allow_unproved_base"] = options["allow_unproved_base"]
         with prepare(Operation(operation), *paths, report=report, **plan_options) as job:
             say(job, report)
             outcome = describe(job, workers_of(options["workers"]), options["device"])
         _print(outcome, as_json, _plan_lines(outcome, output))
         return
     try:
-        result = asdict(do(report=report, **options))
+        published = do(report=report, **options)
     except Interrupted as error:
         remedy = "the same command goes on from what is finished"
         raise Interrupted(error.exit_code - 128, str(error), remedy) from None
-    outcome = {output: result.pop(output), **result}
+    result = asdict(published)
+    findings = {item.name: result.pop(item.name) for item in fields(Findings)}
+    outcome = {output: result.pop(output), **result, **findings}
     if hub_repo_id is not None:
         outcome["upload"] = f"hf upload {hub_repo_id} {shlex.quote(outcome[output])}"
-    _print(outcome, as_json, _result_lines(outcome, output))
+    _print(outcome, as_json, _result_lines(outcome, output, proof_line(published.proof)))
     report.note(f"notice          {NOTICE} (see DELTAWEIGHTS_NOTICE.txt in it)")
     report.note(f"check it with   deltaweights verify {shlex.quote(outcome[output])}")
     if outcome.get("compute_dtype", "F16") != "F16":
@@ -147,7 +217,7 @@ def _print(outcome: dict[str, Json], as_json: bool, lines: list[str]) -> None:
     click.echo(json.dumps(outcome, indent=2) if as_json else "\n".join(map(printable, lines)))
 
 
-def _result_lines(outcome: dict[str, Json], output: str) -> list[str]:
+def _result_lines(outcome: dict[str, Json], output: str, base: str | None) -> list[str]:
     size = (
         f"{outcome['parameters']:,} parameters, {human_bytes(outcome['bytes'])}, {counted(outcome['shards'], 'shard')}"
     )
@@ -158,6 +228,8 @@ def _result_lines(outcome: dict[str, Json], output: str) -> list[str]:
         f"content digest  {outcome['content_digest']}",
         f"manifest        sha256 {outcome['manifest_sha256']}",
     ]
+    if base is not None:
+        lines.append(f"base            {base}")
     if outcome.get("inexact") is not None:
         lines += _round_trip_lines(outcome)
     if "upload" in outcome:

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
+from deltaweights.checkpoint.scratch import Scratch
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.comparison.figures import NUMPY, Figures, add_up, comparable
 from deltaweights.comparison.reading import Pair, read_pairs
@@ -106,8 +107,9 @@ def diff_checkpoints(
     """
     count, report = workers_of(workers), report or Report()
     with (
-        open_checkpoint(os.fspath(a), "first checkpoint") as one,
-        open_checkpoint(os.fspath(b), "second checkpoint") as other,
+        Scratch() as scratch,
+        open_checkpoint(os.fspath(a), "first checkpoint", scratch, report) as one,
+        open_checkpoint(os.fspath(b), "second checkpoint", scratch, report) as other,
     ):
         for note in (*one.notes, *other.notes):
             report.note(note)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltaweights.checkpoint.tensors import name_fault
+from deltaweights.manifest.findings import Findings, size
+from deltaweights.manifest.tally import Tally
 from deltaweights.text import Json, natural_key, readable_json, strict_json
 
 MANIFEST, SUMS, INDEX = "manifest.json", "SHA256SUMS", "model.safetensors.index.json"
@@ -34,16 +36,29 @@ class FileRecord:
 class TensorRecord:
     """Digests of one result tensor and of what it was made of; ``base`` is None when it was copied.
 
-    ``delta`` is the digest of the delta, or of the target that a delta is made from. ``nonfinite`` counts NaN and infinite
-    elements, ``inexact`` those that do not come back when the delta is applied; None when nobody tried.
+    ``delta`` is the digest of the delta, or of the target that a delta is made from. ``uniform`` names those of "result", "base"
+    and "lead" that are matrices of one and the same number throughout.
     """
 
     name: str
     digest: str
     base: str | None
     delta: str
-    nonfinite: int
-    inexact: int | None = None
+    tally: Tally
+    uniform: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Json]:
+        """Return the record as JSON."""
+        digests = {"name": self.name, "digest": self.digest, "base": self.base, "delta": self.delta}
+        return digests | self.tally.document() | ({"uniform": list(self.uniform)} if self.uniform else {})
+
+    @classmethod
+    def of(cls, document: Mapping[str, Json]) -> TensorRecord:
+        """Return what ``document`` gave. Raises ``KeyError`` and ``TypeError`` when it is something else."""
+        rest = dict(document)
+        uniform = tuple(rest.pop("uniform", ()))
+        name, digest, base, delta = (rest.pop(key) for key in ("name", "digest", "base", "delta"))
+        return cls(name, digest, base, delta, Tally.of(rest), uniform)
 
 
 @dataclass(frozen=True)
@@ -64,10 +79,7 @@ class Fragment:
                 "plan": self.plan,
                 "file": self.file,
                 **vars(self.record),
-                "tensors": [
-                    {key: value for key, value in vars(tensor).items() if (key, value) != ("inexact", None)}
-                    for tensor in self.tensors
-                ],
+                "tensors": [tensor.document() for tensor in self.tensors],
             }
         )
 
@@ -80,7 +92,7 @@ class Fragment:
                 document["plan"],
                 document["file"],
                 FileRecord(document["size"], document["sha256"]),
-                tuple(TensorRecord(**tensor) for tensor in document["tensors"]),
+                tuple(map(TensorRecord.of, document["tensors"])),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"fragment lacks or misnames a field: {error}") from None
@@ -117,8 +129,7 @@ def manifest_bytes(result: Json, inputs: Json) -> bytes:
 class Manifest:
     """What is read back from a manifest; ``tensors`` holds (dtype, shape, digest), ``places`` each tensor's file.
 
-    ``plan`` is empty when the manifest names none; ``nonfinite`` counts NaN and infinities, ``inexact`` the weights of a delta
-    that do not come back, None when nobody tried.
+    ``plan`` and ``recipe`` are empty when the manifest names none; ``is_delta`` says that it is of a delta that was made.
     """
 
     files: dict[str, FileRecord]
@@ -126,8 +137,9 @@ class Manifest:
     places: dict[str, str]
     content_digest: str
     plan: str
-    nonfinite: dict[str, int]
-    inexact: dict[str, int] | None = None
+    findings: Findings
+    recipe: str = ""
+    is_delta: bool = False
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -139,20 +151,27 @@ def parse_manifest(data: bytes) -> Manifest:
     try:
         result, inputs = document["result"], document["inputs"]
         files = {
-            plain_name(name): FileRecord(_size(f["size"]), _hex(f["sha256"])) for name, f in result["files"].items()
+            plain_name(name): FileRecord(size(f["size"]), _hex(f["sha256"])) for name, f in result["files"].items()
         }
         tensors = {
-            _tensor_name(name): (_text(t["dtype"]), tuple(map(_size, t["shape"])), _text(t["digest"]))
+            _tensor_name(name): (_text(t["dtype"]), tuple(map(size, t["shape"])), _text(t["digest"]))
             for name, t in result["tensors"].items()
         }
         if {MANIFEST, SUMS} & set(files):
             raise ValueError(f"{MANIFEST} and {SUMS} are not among the files that a manifest lists")
         places = {name: plain_name(t["file"]) for name, t in result["tensors"].items()}
-        nonfinite = {name: _size(count) for name, count in result.get("nonfinite", {}).items()}
-        counted = result.get("inexact")
-        inexact = None if counted is None else {name: _size(count) for name, count in counted.items()}
         plan = _text(inputs.get("plan", ""))
-        return Manifest(files, tensors, places, _text(result["content_digest"]), plan, nonfinite, inexact)
+        recipe = _text(result.get("recipe", {}).get("name", ""))
+        return Manifest(
+            files,
+            tensors,
+            places,
+            _text(result["content_digest"]),
+            plan,
+            Findings.of(result),
+            recipe,
+            "target" in inputs,
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"manifest lacks or misuses a field: {error}") from None
 
@@ -167,12 +186,6 @@ def _tensor_name(name: str) -> str:
 def _text(value: Json) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r:.40} is not a string")
-    return value
-
-
-def _size(value: Json) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r:.40} is not a size")
     return value
 
 

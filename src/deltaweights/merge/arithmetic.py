@@ -9,11 +9,12 @@ What differs between devices is behind ``Kernels``. NaN and subnormal rules: doc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from deltaweights.manifest.tally import Proof, Tally
 from deltaweights.merge.blocks import Run
-from deltaweights.merge.floats import ITEM_SIZES, count_different, settle_nans
+from deltaweights.merge.floats import ITEM_SIZES, as_float64, count_different, count_nonfinite, settle_nans
 from deltaweights.merge.operation import Operation
 
 LARGEST_ITEM = 8
@@ -55,27 +56,30 @@ class Kernels(Protocol):
     def finite(self, numbers: Array) -> bool:
         """Return whether all numbers of a host array are finite; it may say no if their sum is not."""
 
+    def prove(self, base: Array, delta: Array, total: Array, *, finite: bool) -> Proof:
+        """Return what a sum says of its base; all of one dtype. ``finite`` says that all of ``total`` is."""
+
 
 @dataclass(frozen=True)
 class Task:
-    """What to do with every block, the dtype to do it in, and the one to store; ``check`` tries a delta that is made."""
+    """What to do with every block, the dtype to do it in, and the one to store.
+
+    ``check`` proves the base of what is added, and tries a delta that is made; ``sum`` adds up the result.
+    """
 
     operation: Operation
     compute: str
     store: str
     check: bool = False
+    sum: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result's bytes, valid until the next block; how many of its elements are NaN or infinite; how many do not come back.
-
-    ``inexact`` is None unless a delta is made and tried.
-    """
+    """The result's bytes, valid until the next block, and what was counted of its elements."""
 
     data: memoryview
-    nonfinite: int
-    inexact: int | None = None
+    tally: Tally
 
 
 class Workbench:
@@ -92,45 +96,87 @@ class Workbench:
         self._inputs: dict[tuple[str, str], Array] = {}
         self._rooms: dict[str, Array] = {}
 
-    def combine(self, count: int, lead_dtype: str, base_dtype: str | None, runs: tuple[Run, ...]) -> Outcome:
+    def combine(
+        self, count: int, lead_dtype: str, base_dtype: str | None, runs: tuple[Run, ...], rest: memoryview | None = None
+    ) -> Outcome:
         """Return what the operation gives for the ``count`` elements in the lead buffer and the ``runs`` in the base buffer.
 
-        Elements outside all runs are kept, cast to the compute dtype and then to the stored one. Sums and differences are made in
-        the compute dtype, correctly rounded once, and rounded once more when they are stored in another. Raises
-        ``InputOutputError`` when the device has no memory left.
+        The last elements, behind all runs, meet the numbers of ``rest``, which are of the compute dtype. Other elements outside all
+        runs are kept, cast to the compute dtype and then to the stored one. Sums and differences are made in the compute dtype,
+        correctly rounded once, and rounded once more when they are stored in another. Raises ``InputOutputError`` when the device
+        has no memory left.
         """
         kernels, task = self._kernels, self._task
         needs_cast = not lead_dtype == task.compute == task.store
         lead = self._input("lead", self.lead, lead_dtype)[:count]
-        if not runs and not needs_cast:
+        if not runs and not rest and not needs_cast:
             copied = self.lead[: count * ITEM_SIZES[lead_dtype]]
-            nonfinite = 0 if kernels.finite(lead) else settle_nans(copied, task.store, ())
-            return Outcome(copied, nonfinite, 0 if task.check else None)
+            tally = self._tally(lead, copied, lead_dtype, base_dtype, ())
+            return Outcome(copied, replace(tally, inexact=0) if self._tries else tally)
         stored = self._stored[:count]
         work = self._at_compute(lead, lead_dtype, "lead")
         base = self._base(base_dtype, runs)
         in_place = task.store == task.compute and kernels.on_host
         total = stored if in_place else self._room("total", count)
-        if runs != (Run(0, count, 0),):
+        everything = (Run(0, count, 0),)
+        if runs != everything:
             kernels.cast(work, total)
         for run in runs:
-            part = base[run.base : run.base + run.stop - run.start]
-            self._combine(work[run.start : run.stop], part, total[run.start : run.stop])
+            self._combine(work[run.start : run.stop], base[run.base : run.end], total[run.start : run.stop])
+        settled = runs
+        if rest:
+            first = count - len(rest) // ITEM_SIZES[task.compute]
+            self._combine(work[first:], self._rest(rest), total[first:])
+            settled = (*runs, Run(first, count, 0))
         if not in_place:
             kernels.cast(total, stored)
         data = self._result[: count * ITEM_SIZES[task.store]]
-        settled = (Run(0, count, 0),) if needs_cast else runs
-        nonfinite = 0 if kernels.finite(stored) else settle_nans(data, task.store, settled)
-        if not task.check:
-            return Outcome(data, nonfinite)
-        delta = total if task.store == task.compute else stored
-        if nonfinite == 0:
-            return Outcome(data, 0, self._inexact(work, base, delta, runs))
-        rounded = lead_dtype != task.compute
-        return Outcome(data, nonfinite, self._inexact_with_nans(work, base, delta, runs, rounded=rounded))
+        tally = self._tally(stored, data, lead_dtype, base_dtype, runs, everything if needs_cast else settled)
+        if self._proves:
+            finite = tally.nonfinite == 0 and task.store == task.compute
+            proofs = (
+                kernels.prove(base[r.base : r.end], work[r.start : r.stop], total[r.start : r.stop], finite=finite)
+                for r in runs
+            )
+            tally = replace(tally, proof=sum(proofs, Proof()))
+        if self._tries:
+            delta = total if task.store == task.compute else stored
+            rounded = lead_dtype != task.compute
+            tally = replace(tally, inexact=self._inexact(work, base, delta, runs, tally.nonfinite, rounded=rounded))
+        return Outcome(data, tally)
 
-    def _inexact(self, target: Array, base: Array, delta: Array, runs: tuple[Run, ...]) -> int:
+    @property
+    def _proves(self) -> bool:
+        return self._task.check and self._task.operation is Operation.APPLY
+
+    @property
+    def _tries(self) -> bool:
+        return self._task.check and self._task.operation is Operation.MAKE
+
+    def _tally(
+        self,
+        stored: Array,
+        data: memoryview,
+        lead_dtype: str,
+        base_dtype: str | None,
+        runs: tuple[Run, ...],
+        settled: tuple[Run, ...] = (),
+    ) -> Tally:
+        """Count what is not finite in ``data``, the bytes of ``stored``, and settle the NaNs that were computed."""
+        tally = Tally()
+        if not self._kernels.finite(stored):
+            settle_nans(data, self._task.store, settled)
+            lead = self.lead[: len(stored) * ITEM_SIZES[lead_dtype]]
+            base = self.base[: (runs[-1].end if runs else 0) * ITEM_SIZES[base_dtype or "F32"]]
+            tally = count_nonfinite((data, self._task.store), (lead, lead_dtype), (base, base_dtype or "F32"), runs)
+        return replace(tally, sum=float(as_float64(data, self._task.store).sum())) if self._task.sum else tally
+
+    def _inexact(
+        self, target: Array, base: Array, delta: Array, runs: tuple[Run, ...], nonfinite: int, *, rounded: bool
+    ) -> int:
         """Apply ``delta`` as it is stored; return how many elements of ``target``, in the compute dtype, do not come back."""
+        if nonfinite:
+            return self._inexact_with_nans(target, base, delta, runs, rounded=rounded)
         same = self._task.store == self._task.compute
         back = self._applied(base, delta, runs, copy=not same)
         tried = runs if same else (Run(0, len(target), 0),)
@@ -157,8 +203,7 @@ class Workbench:
             kernels.cast(delta, back)
             delta = back
         for run in runs:
-            part = base[run.base : run.base + run.stop - run.start]
-            kernels.add(delta[run.start : run.stop], part, back[run.start : run.stop])
+            kernels.add(delta[run.start : run.stop], base[run.base : run.end], back[run.start : run.stop])
         return back
 
     def _on_host(self, numbers: Array, settled: tuple[Run, ...]) -> memoryview:
@@ -172,8 +217,11 @@ class Workbench:
         """Return what was read of the base, on the device and in the compute dtype; None when there is nothing."""
         if dtype is None or not runs:
             return None
-        count = runs[-1].base + runs[-1].stop - runs[-1].start
-        return self._at_compute(self._input("base", self.base, dtype)[:count], dtype, "base")
+        return self._at_compute(self._input("base", self.base, dtype)[: runs[-1].end], dtype, "base")
+
+    def _rest(self, rest: memoryview) -> Array:
+        """Return what new rows meet, on the device."""
+        return self._at_compute(self._kernels.over(rest, self._task.compute), self._task.compute, "rest")
 
     def _input(self, name: str, buffer: memoryview, dtype: str) -> Array:
         """Return an input buffer as an array of ``dtype``."""

@@ -21,6 +21,11 @@ class Run:
     stop: int
     base: int
 
+    @property
+    def end(self) -> int:
+        """Where its part of the base ends."""
+        return self.base + self.stop - self.start
+
 
 @dataclass(frozen=True)
 class Block:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
-from typing import Literal
+from typing import Literal, cast
 
 import numkong
 
-from deltaweights.merge.floats import ITEM_SIZES, copy_nans, count_different
+from deltaweights.manifest.tally import Proof
+from deltaweights.merge.floats import ITEM_SIZES, RoundTrip, copy_nans, count_different
 
 Name = Literal["float16", "bfloat16", "float32", "float64"]
 
@@ -27,6 +28,9 @@ class ProcessorKernels:
     """See ``Kernels``."""
 
     on_host = True
+
+    def __init__(self) -> None:
+        self._room_to_prove = 0  # so far: most runs prove in one dtype, and in blocks of one size, or do not at all
 
     def buffer(self, nbytes: int) -> memoryview:
         """See ``Kernels``. The memory begins at a page and is the machine's only once it is written to."""
@@ -66,6 +70,18 @@ class ProcessorKernels:
     def finite(self, numbers: numkong.Tensor) -> bool:
         """See ``Kernels``. One pass: a sum of finite numbers is finite unless it overflows; looking at each costs many."""
         return math.isfinite(numkong.sum(numbers))
+
+    def prove(self, base: numkong.Tensor, delta: numkong.Tensor, total: numkong.Tensor, *, finite: bool) -> Proof:
+        """See ``Kernels``."""
+        count, dtype = len(total), DTYPES[total.dtype]
+        if not count:
+            return Proof()
+        if count > self._room_to_prove:
+            self._room_to_prove = count
+            self._difference, self._round_trip = self.room(count, dtype), RoundTrip(dtype, count)
+        difference = cast(numkong.Tensor, self._difference[:count])
+        self.subtract(total, base, difference)
+        return self._round_trip.count(*map(_bytes_of, (base, delta, total, difference)), finite=finite)
 
 
 def _bytes_of(numbers: numkong.Tensor) -> memoryview:

@@ -14,8 +14,13 @@ from typing import ParamSpec, TypeVar, cast
 import torch
 
 from deltaweights.errors import InputOutputError, UsageError
+from deltaweights.manifest.tally import Proof
+from deltaweights.merge.floats import FORMATS
 
 TORCH_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+WORDS = {2: torch.int16, 4: torch.int32}
+"""Integers by their bytes, to look at bits with."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -112,9 +117,22 @@ class TorchKernels:
     @_within_memory
     def different(self, one: torch.Tensor, other: torch.Tensor) -> int:
         """See ``Kernels``."""
-        words = {2: torch.int16, 4: torch.int32}[one.itemsize]
+        words = WORDS[one.itemsize]
         return int((one.view(words) != other.view(words)).sum())
 
     def finite(self, numbers: torch.Tensor) -> bool:
         """See ``Kernels``."""
         return math.isfinite(numbers.sum(dtype=torch.float32).item())
+
+    @_within_memory
+    def prove(self, base: torch.Tensor, delta: torch.Tensor, total: torch.Tensor, *, finite: bool) -> Proof:
+        """See ``Kernels``, and ``RoundTrip``; signed integers here, since torch can compute with no others."""
+        del finite  # one more step costs nothing here
+        form = FORMATS[{dtype: name for name, dtype in TORCH_DTYPES.items()}[total.dtype]]
+        words = WORDS[total.itemsize]
+        gap = total.view(words) - base.view(words)
+        inside = (gap >= -form.exponent_step) & (gap <= form.exponent_step) & total.isfinite()
+        wrong = inside & (torch.sub(total, base) != delta)
+        moved = inside & (gap != 0)
+        region, violations, evidence = torch.stack([part.sum() for part in (inside, wrong, moved)]).tolist()
+        return Proof(len(total), region, violations, evidence)

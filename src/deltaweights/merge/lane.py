@@ -14,6 +14,7 @@ from deltaweights.checkpoint.checksums import refuse_damage
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.manifest.digest import Hasher, tensor_digest, tensor_hasher
 from deltaweights.manifest.manifest import Fragment, TensorRecord
+from deltaweights.manifest.tally import Tally
 from deltaweights.merge.arithmetic import Outcome
 from deltaweights.merge.blocks import Block
 from deltaweights.merge.plan import Shard
@@ -90,33 +91,55 @@ class Lane:
         self._records: list[TensorRecord] = []
         self._result: Hasher = tensor_hasher()
         self._sources: list[SourceDigest | None] = []
-        self._nonfinite = 0
-        self._inexact: int | None = None
+        self._uniform: dict[str, Uniform] = {}
+        self._tally = Tally()
 
     def digest_tensors(self, block: Block, base: memoryview, lead: memoryview, outcome: Outcome) -> None:
         """Digest one block of both sources and of the result; to be called in block order."""
-        name = block.tensor.spec.name
+        name, match = block.tensor.spec.name, block.tensor.match
         if block.first_of_tensor:
             self._result = tensor_hasher()
-            uses_base = block.tensor.match.base is not None
             self._sources = [
-                SourceDigest(self._inputs[0][name]) if uses_base else None,
+                SourceDigest(self._inputs[0][name]) if match.base else None,
                 SourceDigest(self._inputs[1][name]),
             ]
-            self._nonfinite, self._inexact = 0, None if outcome.inexact is None else 0
+            self._tally = Tally()
+            items = {"result": block.tensor.spec, "base": match.base, "lead": match.lead}
+            matrices = {role: spec for role, spec in items.items() if spec and len(spec.shape) > 1 and spec.count > 1}
+            self._uniform = {role: Uniform(spec.item_size) for role, spec in matrices.items()}
         self._result.update(outcome.data)
         for source, data in zip(self._sources, (base, lead), strict=True):
             if source is not None:
                 source.update(data)
-        self._nonfinite += outcome.nonfinite
-        if self._inexact is not None and outcome.inexact is not None:
-            self._inexact += outcome.inexact
+        for role, data in (("result", outcome.data), ("base", base), ("lead", lead)):
+            if role in self._uniform and not self._uniform[role].holds(data):
+                del self._uniform[role]
+        self._tally += outcome.tally
         if block.last_of_tensor:
             base_digest, lead_digest = (source.finish() if source else None for source in self._sources)
             assert lead_digest is not None  # noqa: S101  (there is always a lead; this tells mypy)
             digest = tensor_digest(self._result)
-            self._records.append(TensorRecord(name, digest, base_digest, lead_digest, self._nonfinite, self._inexact))
+            uniform = tuple(self._uniform)
+            self._records.append(TensorRecord(name, digest, base_digest, lead_digest, self._tally, uniform))
 
     def finish(self, plan: str) -> Fragment:
         """Flush the shard and return its fragment; to be called after the last block's turns."""
         return Fragment(plan, self.shard.file, self.writer.finish(), tuple(self._records))
+
+
+class Uniform:
+    """Whether all elements of a tensor are one and the same: a matrix of zeros, say, was never trained or was lost."""
+
+    def __init__(self, item_size: int) -> None:
+        self._item_size = item_size
+        self._first = b""
+
+    def holds(self, data: memoryview) -> bool:
+        """Return whether the next bytes are like those before; mostly the first few say that they are not."""
+        if not self._first:
+            self._first = bytes(data[: self._item_size])
+        for length in (64 * self._item_size, len(data)):
+            piece = data[:length]
+            if piece != self._first * (len(piece) // self._item_size):
+                return False
+        return True

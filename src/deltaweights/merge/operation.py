@@ -16,9 +16,22 @@ class Fate(str, Enum):
 
     ADD = "add"
     ADD_BLOCK = "add_block"
+    ADD_ZERO_ROWS = "add_zero_rows"
+    ADD_MEAN_ROWS = "add_mean_rows"
     SUBTRACT = "subtract"
     SUBTRACT_BLOCK = "subtract_block"
     COPY = "copy"
+
+
+class NewRows(str, Enum):
+    """What rows of the delta that the base has not are added to, where the vocabulary was extended: nothing, zeros, or a mean.
+
+    Adding zeros differs from adding nothing in one bit: -0 becomes +0. The mean is that of the base's rows.
+    """
+
+    COPY = "copy"
+    ZERO = "zero"
+    MEAN = "mean"
 
 
 class Operation(Enum):
@@ -52,7 +65,12 @@ class Operation(Enum):
         """The fate of a tensor of one shape in both inputs."""
         return Fate.ADD if self is Operation.APPLY else Fate.SUBTRACT
 
-    @property
-    def block(self) -> Fate:
-        """The fate of a tensor whose base meets only its top-left block."""
-        return Fate.ADD_BLOCK if self is Operation.APPLY else Fate.SUBTRACT_BLOCK
+    def grown(self, new_rows: NewRows) -> Fate:
+        """Return the fate of a tensor whose base meets only its top-left block."""
+        if self is Operation.MAKE:
+            return Fate.SUBTRACT_BLOCK
+        return {
+            NewRows.COPY: Fate.ADD_BLOCK,
+            NewRows.ZERO: Fate.ADD_ZERO_ROWS,
+            NewRows.MEAN: Fate.ADD_MEAN_ROWS,
+        }[new_rows]

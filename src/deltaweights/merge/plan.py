@@ -6,6 +6,7 @@ file, or anything that depends on the machine, the path or the time.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,11 +14,11 @@ from itertools import pairwise
 
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.manifest.digest import json_digest
-from deltaweights.merge.operation import Fate, Operation
+from deltaweights.merge.operation import Fate, NewRows, Operation
 from deltaweights.merge.rules import Dropped, Match, Matching
 from deltaweights.text import Json, compact_json, natural_key
 
-FORMAT, VERSION = "deltaweights-plan", 1
+FORMAT, VERSION = "deltaweights-plan", 2
 
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 """The dtypes that sums are made and stored in: torch's name, which people type, to safetensors' name, which files hold."""
@@ -89,8 +90,20 @@ class Companion:
 
 
 @dataclass(frozen=True)
+class RecipeRecord:
+    """By which recipe a delta is applied, and the digest of what it decides. ``adds_up`` says that it wants the result's sum."""
+
+    name: str
+    digest: str
+    adds_up: bool = False
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Everything that decides the bytes of the result. With ``check``, the manifest of a delta says what does not come back."""
+    """Everything that decides the bytes of the result.
+
+    With ``check``, the base of what is added is proved, and a delta that is made is tried: the manifest says what was found.
+    """
 
     options: Options
     shards: tuple[Shard, ...]
@@ -99,6 +112,7 @@ class Plan:
     lead: InputRecord
     operation: Operation = Operation.APPLY
     check: bool = False
+    recipe: RecipeRecord | None = None
 
     @cached_property
     def document(self) -> dict[str, Json]:
@@ -111,13 +125,19 @@ class Plan:
             "companions": [vars(companion) for companion in self.companions],
             "base": _input_document(self.base),
             self.operation.lead: _input_document(self.lead),
-            **({"check": self.check} if self.operation is Operation.MAKE else {}),
+            "check": self.check,
+            **({"recipe": {"name": self.recipe.name, "digest": self.recipe.digest}} if self.recipe else {}),
         }
 
     @cached_property
     def identity(self) -> str:
         """``plan1:`` and the digest of the document."""
         return json_digest("plan1", self.document)
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether the sum of the result's elements is wanted."""
+        return self.recipe is not None and self.recipe.adds_up
 
     @property
     def nbytes(self) -> int:
@@ -168,6 +188,7 @@ def make_plan(
     operation: Operation = Operation.APPLY,
     *,
     check: bool = False,
+    recipe: RecipeRecord | None = None,
 ) -> Plan:
     """Put the matched tensors in order and into shards, and return the whole as a plan."""
     matches = sorted(matching.matches, key=lambda match: natural_key(match.lead.name))
@@ -180,7 +201,7 @@ def make_plan(
             Shard(shard_name(number, len(cuts) - 1), header, _place(matches[first:last], results[first:last], header))
         )
     ordered = tuple(sorted(companions, key=lambda companion: companion.name))
-    return Plan(options, tuple(shards), ordered, base, lead, operation, check)
+    return Plan(options, tuple(shards), ordered, base, lead, operation, check, recipe)
 
 
 def _place(matches: Sequence[Match], results: Sequence[TensorSpec], header: bytes) -> tuple[PlannedTensor, ...]:
@@ -244,6 +265,6 @@ def safetensors_header(specs: Iterable[TensorSpec]) -> bytes:
 
 def fates(plan: Plan) -> dict[str, int]:
     """Return how many tensors have each fate, dropped ones last."""
-    possible = (plan.operation.whole, plan.operation.block, Fate.COPY)
-    counts = {fate.value: sum(tensor.match.fate is fate for tensor in plan.tensors) for fate in possible}
+    usual = (plan.operation.whole, plan.operation.grown(NewRows.COPY), Fate.COPY)
+    counts = dict.fromkeys((fate.value for fate in usual), 0) | Counter(t.match.fate.value for t in plan.tensors)
     return counts | {"dropped": len(plan.base.dropped) + len(plan.lead.dropped)}

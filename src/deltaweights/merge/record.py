@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from deltaweights.manifest.digest import content_digest
+from deltaweights.manifest.findings import Findings, ProofRecord
 from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord, manifest_bytes
+from deltaweights.manifest.tally import Proof
+from deltaweights.merge.evidence import Verdict, verdict
 from deltaweights.merge.plan import InputRecord, Plan
 from deltaweights.text import Json
 
@@ -18,11 +21,35 @@ def records_of(fragments: Mapping[str, Fragment]) -> dict[str, TensorRecord]:
     return {record.name: record for file in sorted(fragments) for record in fragments[file].tensors}
 
 
-def inexact_of(records: Mapping[str, TensorRecord]) -> dict[str, int] | None:
-    """Return, by name, how many weights of each tensor do not come back, where there are any; None when not all were tried."""
-    if any(record.inexact is None for record in records.values()):
+def findings_of(records: Mapping[str, TensorRecord], *, allowed: bool = False) -> Findings:
+    """Return what was found in all tensors; ``allowed`` says that the user lets a base pass that is not proved."""
+
+    def counts(what: str) -> dict[str, int]:
+        return {name: count for name, record in records.items() if (count := getattr(record.tally, what))}
+
+    untried = any(record.tally.inexact is None for record in records.values())
+    return Findings(
+        nonfinite=counts("nonfinite"),
+        nonfinite_base=counts("nonfinite_base"),
+        nonfinite_lead=counts("nonfinite_lead"),
+        overflow=counts("overflow"),
+        uniform={name: record.uniform for name, record in records.items() if record.uniform},
+        inexact=None if untried else counts("inexact"),
+        proof=_proof_of({n: r.tally.proof for n, r in records.items() if r.tally.proof}, allowed=allowed),
+    )
+
+
+def _proof_of(proofs: Mapping[str, Proof], *, allowed: bool) -> ProofRecord | None:
+    if not proofs:
         return None
-    return {name: record.inexact for name, record in records.items() if record.inexact}
+    whole = sum(proofs.values(), Proof())
+    said = verdict(whole)
+    return ProofRecord(
+        **vars(whole),
+        verdict=said.value,
+        tensors={name: proof.violations for name, proof in proofs.items() if proof.violations},
+        allowed=allowed and said is Verdict.VIOLATED,
+    )
 
 
 def merge_manifest(
@@ -30,6 +57,7 @@ def merge_manifest(
     fragments: Mapping[str, Fragment],
     files: Mapping[str, FileRecord],
     input_sha256: Mapping[str, Mapping[str, str]],
+    findings: Findings,
 ) -> tuple[bytes, str]:
     """Return the manifest's bytes, and the content digest of the result.
 
@@ -52,14 +80,13 @@ def merge_manifest(
         (tensor.spec.name, tensor.spec.dtype, tensor.spec.shape, records[tensor.spec.name].digest)
         for tensor in plan.tensors
     )
-    inexact = inexact_of(records)
     result: Json = {
         "content_digest": digest,
         "parameters": plan.parameters,
         "bytes": plan.nbytes,
         "options": vars(plan.options),
-        "nonfinite": {name: record.nonfinite for name, record in records.items() if record.nonfinite},
-        **({} if inexact is None else {"inexact": inexact}),
+        **({"recipe": {"name": plan.recipe.name, "digest": plan.recipe.digest}} if plan.recipe else {}),
+        **findings.document(),
         "files": {name: vars(files[name]) for name in sorted(files)},
         "tensors": tensors,
     }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import Mismatch
-from deltaweights.merge.operation import Fate, Operation
+from deltaweights.merge.operation import Fate, NewRows, Operation
 from deltaweights.merge.suspicions import likely_reason, suspicion
 from deltaweights.text import counted
 
@@ -23,13 +23,26 @@ GROWN = frozenset({"model.embed_tokens.weight", "lm_head.weight"})
 DELTA_ONLY = frozenset({"model.mm_projector.weight", "model.mm_projector.bias"})
 """Tensors that the base need not have, only the lead: LLaVA's projector."""
 
-BUFFER_SUFFIX = ".rotary_emb.inv_freq"
-"""A buffer, not a weight: zero in a delta (target minus base), recomputed by current loaders, and harmful when copied."""
+BUFFER_SUFFIXES = (".rotary_emb.inv_freq", "rope.freqs")
+"""Buffers, not weights: zero in a delta (target minus base), recomputed by current loaders, and harmful when copied. The second is
+what Meta's files call it."""
 
 RESERVED = "__metadata__"
 """A name that torch files may hold, and that would overwrite the metadata of a safetensors header."""
 
 FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
+
+
+@dataclass(frozen=True)
+class Rules:
+    """In what base and lead may differ, and what becomes of it: tensors that only the lead may have, rows that only it has."""
+
+    delta_only: frozenset[str] = DELTA_ONLY
+    new_rows: NewRows = NewRows.COPY
+
+
+PLAIN = Rules()
+"""Those of LLaVA and LLaVA-Med."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +74,14 @@ class Matching:
 
 def is_buffer(name: str) -> bool:
     """Tell whether ``name`` is that of a buffer, which is no weight."""
-    return name.endswith(BUFFER_SUFFIX)
+    return name.endswith(BUFFER_SUFFIXES)
 
 
 def match(
-    base: Mapping[str, LazyTensor], lead: Mapping[str, LazyTensor], operation: Operation = Operation.APPLY
+    base: Mapping[str, LazyTensor],
+    lead: Mapping[str, LazyTensor],
+    operation: Operation = Operation.APPLY,
+    rules: Rules = PLAIN,
 ) -> Matching:
     """Give every tensor of ``base`` and ``lead`` exactly one fate.
 
@@ -79,7 +95,7 @@ def match(
         if is_buffer(name):
             dropped_lead.append(Dropped(tensor.spec, "buffer"))
             continue
-        outcome = _meet(tensor, base.get(name), operation)
+        outcome = _meet(tensor, base.get(name), operation, rules)
         if isinstance(outcome, Match):
             matches.append(outcome)
         else:
@@ -106,7 +122,7 @@ def match(
     return Matching(tuple(matches), tuple(dropped_base), tuple(dropped_lead), warnings)
 
 
-def _meet(lead: LazyTensor, base: LazyTensor | None, operation: Operation) -> Match | Mismatch:
+def _meet(lead: LazyTensor, base: LazyTensor | None, operation: Operation, rules: Rules) -> Match | Mismatch:
     """Return how two tensors of one name meet, or why they cannot."""
     spec, role = lead.spec, operation.lead
     if spec.name == RESERVED:
@@ -114,19 +130,21 @@ def _meet(lead: LazyTensor, base: LazyTensor | None, operation: Operation) -> Ma
             role, lead, "cannot be written: safetensors keeps this name for itself", str(spec), "another name"
         )
     if base is None:
-        if spec.name not in DELTA_ONLY:
+        if spec.name not in rules.delta_only:
             return _problem(role, lead, f"is in the {role}, not in the base", "no such tensor", str(spec))
         return _of_floats(lead, lead, operation, Match(spec, None, Fate.COPY))
     if base.spec.shape == spec.shape:
         return _of_floats(lead, base, operation, Match(spec, base.spec, operation.whole))
-    if spec.name in GROWN and _fits_inside(base.spec.shape, spec.shape):
-        return _of_floats(lead, base, operation, Match(spec, base.spec, operation.block))
+    if spec.name in GROWN and _fits_inside(base.spec.shape, spec.shape, rules.new_rows):
+        return _of_floats(lead, base, operation, Match(spec, base.spec, operation.grown(rules.new_rows)))
     found, expected = f"{list(base.spec.shape)} in the base", f"{list(spec.shape)}, as in the {role}"
     return _problem("base", base, "shapes do not fit", found, expected)
 
 
-def _fits_inside(inner: tuple[int, ...], outer: tuple[int, ...]) -> bool:
-    return len(inner) == len(outer) == 2 and all(i <= o for i, o in zip(inner, outer, strict=True))
+def _fits_inside(inner: tuple[int, ...], outer: tuple[int, ...], new_rows: NewRows) -> bool:
+    if not len(inner) == len(outer) == 2 or any(i > o for i, o in zip(inner, outer, strict=True)):
+        return False
+    return new_rows is NewRows.COPY or inner[1] == outer[1]  # zeros and means are rows of the base's width
 
 
 def _of_floats(lead: LazyTensor, base: LazyTensor, operation: Operation, outcome: Match) -> Match | Mismatch:

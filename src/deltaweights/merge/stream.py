@@ -19,6 +19,7 @@ from deltaweights.merge.arithmetic import Kernels, Task, Workbench
 from deltaweights.merge.blocks import Block, blocks_of
 from deltaweights.merge.device import kernels_on
 from deltaweights.merge.lane import Lane, Stopped
+from deltaweights.merge.new_rows import NewRows, new_rows_of
 from deltaweights.merge.plan import Plan, Shard
 from deltaweights.merge.writer import ShardWriter
 
@@ -52,6 +53,7 @@ class Stream:
         resources: Resources,
     ) -> None:
         """``keep`` is given the fragment of each shard once it is on the disk; shards are written into ``folder``."""
+        self._new_rows: Mapping[str, NewRows] = {}
         self._plan, self._base, self._lead = plan, base, lead
         self._folder, self._keep, self._resources = folder, keep, resources
         self._stop = threading.Event()
@@ -62,6 +64,8 @@ class Stream:
 
     def run(self, shards: Sequence[Shard]) -> Iterator[int]:
         """Make ``shards``; yield the bytes done so far, about ten times a second. Raises what a worker met first."""
+        tensors = [tensor for shard in shards for tensor in shard.tensors]
+        self._new_rows = new_rows_of(tensors, self._base, self._plan.options.compute_dtype, self._resources.block)
         self._feed = self._blocks(shards)
         running = 0
         with kernels_on(self._resources.device) as make_kernels:
@@ -117,14 +121,16 @@ class Stream:
 
     def _work(self, kernels: Kernels) -> None:
         options = self._plan.options
-        task = Task(self._plan.operation, options.compute_dtype, options.dtype, self._plan.check)
+        task = Task(self._plan.operation, options.compute_dtype, options.dtype, self._plan.check, self._plan.adds_up)
         bench = Workbench(kernels, task, self._resources.block)
         while (job := self._next()) is not None:
             lane, block = job
             lead, base = self._read(block, bench)
             match = block.tensor.match
             base_dtype = match.base.dtype if match.base else None
-            outcome = bench.combine(block.stop - block.start, match.lead.dtype, base_dtype, block.runs)
+            new_rows = self._new_rows.get(match.lead.name)
+            rest = new_rows.beside(block) if new_rows else None
+            outcome = bench.combine(block.stop - block.start, match.lead.dtype, base_dtype, block.runs, rest)
             lane.writer.write(outcome.data, block.offset)
             with lane.tensor_turns.turn(block.number):
                 lane.digest_tensors(block, base, lead, outcome)

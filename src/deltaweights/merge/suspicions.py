@@ -52,15 +52,17 @@ def likely_reason(base: Specs, lead: Specs, operation: Operation) -> str:
         return f"the {role} holds whole numbers: it is likely a quantized model{instead}"
     if any(spec.dtype in INTEGERS for spec in base.values()):
         return f"the base holds whole numbers: it is likely quantized; {remedy}, in float16"
-    hidden_base, hidden_lead = _hidden_size(base), _hidden_size(lead)
+    hidden_base, hidden_lead = hidden_size(base), hidden_size(lead)
     if hidden_base != hidden_lead and hidden_base and hidden_lead:
         return f"likely models of two sizes: base {_size(hidden_base)}, {role} {_size(hidden_lead)}; {remedy}"
-    layers_base, layers_lead = _layers(base), _layers(lead)
+    layers_base, layers_lead = layers(base), layers(lead)
     if layers_base != layers_lead:
         return f"base has {layers_base} layers, the {role} {layers_lead}: two models, or an incomplete one; {remedy}"
-    rows = _rows(base)
-    if rows in FINE_TUNED_ROWS and not making:
-        return f"{rows} rows: the base is likely {FINE_TUNED_ROWS[rows]}, which is already fine-tuned; {remedy}"
+    base_rows = rows(base)
+    if base_rows in FINE_TUNED_ROWS and not making:
+        return (
+            f"{base_rows} rows: the base is likely {FINE_TUNED_ROWS[base_rows]}, which is already fine-tuned; {remedy}"
+        )
     if any("mm_projector" in name or "vision_tower" in name for name in base) and not making:
         return f"the base is likely already a LLaVA model; {remedy}"
     return f"base and {role} are likely not a pair; {remedy}"
@@ -69,21 +71,23 @@ def likely_reason(base: Specs, lead: Specs, operation: Operation) -> str:
 def suspicion(base: Specs, delta: Specs) -> tuple[str, ...]:
     """Return warnings about a pair that fits by its shapes, though a published delta would not belong on such a base."""
     warnings = []
-    rows = _rows(base)
-    if rows in FINE_TUNED_ROWS and rows != _rows(delta):
+    base_rows = rows(base)
+    if base_rows in FINE_TUNED_ROWS and base_rows != rows(delta):
         warnings.append(
-            f"base has {rows} rows: it is likely {FINE_TUNED_ROWS[rows]}, not the original LLaMA (32000 rows); {REMEDY}"
+            f"base has {base_rows} rows: it is likely {FINE_TUNED_ROWS[base_rows]}, not the original LLaMA (32000 rows); {REMEDY}"
         )
     if any("mm_projector" in name for name in base):
         warnings.append(f"base has a multimodal projector: it is likely already a LLaVA model; {REMEDY}")
     return tuple(warnings)
 
 
-def _rows(specs: Specs) -> int:
+def rows(specs: Specs) -> int:
+    """Return the rows of the embedding, 0 when there is none."""
     return specs[EMBEDDING].shape[0] if EMBEDDING in specs and specs[EMBEDDING].shape else 0
 
 
-def _hidden_size(specs: Specs) -> int:
+def hidden_size(specs: Specs) -> int:
+    """Return the columns of the embedding, 0 when there is none."""
     return specs[EMBEDDING].shape[-1] if EMBEDDING in specs and specs[EMBEDDING].shape else 0
 
 
@@ -91,6 +95,7 @@ def _size(hidden: int) -> str:
     return f"{HIDDEN_SIZES[hidden]} (hidden size {hidden})" if hidden in HIDDEN_SIZES else f"hidden size {hidden}"
 
 
-def _layers(specs: Specs) -> int:
+def layers(specs: Specs) -> int:
+    """Return how many layers there are."""
     found = (re.match(r"model\.layers\.([0-9]{1,6})\.", name) for name in specs)
     return max((int(layer.group(1)) + 1 for layer in found if layer), default=0)

@@ -60,6 +60,11 @@ class Place:
         return self.root / "plan.json"
 
     @property
+    def unpacked(self) -> Path:
+        """Where inputs are unpacked that came in archives."""
+        return self.root / "unpacked"
+
+    @property
     def replaced(self) -> Path:
         """Where the old target waits in the middle of a swap of two steps."""
         return self.root / "replaced"
@@ -70,9 +75,9 @@ class Place:
         return self.root / "publishing.json"
 
     def worth_keeping(self) -> bool:
-        """Tell whether staging holds a finished shard, or a publication that was begun."""
+        """Tell whether staging holds a finished shard, an unpacked input, or a publication that was begun."""
         finished = self.fragments.exists() and any(self.fragments.iterdir())
-        return finished or self.replaced.exists() or self.journal.exists()
+        return finished or self.unpacked.exists() or self.replaced.exists() or self.journal.exists()
 
     def contents(self) -> list[str]:
         """Return what stands in the target, apart from staging and what belongs to the disk. A file is its own content."""

@@ -1,0 +1,215 @@
+"""LLaMA in Meta's own format: ``params.json`` and ``consolidated.NN.pth``, one part or several, read as Hugging Face's layout.
+
+Enters: a directory. Leaves: the open parts, and lazy tensors under Hugging Face's names, whose bytes are those that converting
+would give: rows of wq and wk in the order of Hugging Face's rotary embedding, parts joined on the axis that Meta split. Never: a
+conversion on disk, or parts that do not fit each other or ``params.json``.
+
+Names, split axes and the order of rows: Meta's ``llama/model.py`` (fairscale's ``ColumnParallelLinear`` splits rows,
+``RowParallelLinear`` and ``ParallelEmbedding`` columns) and transformers' ``convert_llama_weights_to_hf.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+
+from deltaweights.checkpoint.assembled import (
+    RotaryRows,
+    RotaryRowsChecksum,
+    SideBySide,
+    SideBySideChecksum,
+    Stacked,
+    StackedChecksum,
+)
+from deltaweights.checkpoint.checksums import Crc32
+from deltaweights.checkpoint.directory import Directory
+from deltaweights.checkpoint.files import WeightsFile
+from deltaweights.checkpoint.layout import PARAMS, PART
+from deltaweights.checkpoint.meta_params import Params, read_params
+from deltaweights.checkpoint.tensors import ByteSource, Checksum, LazyTensor, Storage, TensorSpec, row_major
+from deltaweights.checkpoint.torch_file import open_torch_file
+from deltaweights.errors import MalformedInput
+
+CONTAINER = "meta"
+
+FETCH_AGAIN = "parts and params.json are of different downloads, or incomplete: fetch them again"
+
+BUFFER = "rope.freqs"
+"""How names of the rotary frequencies end: a buffer, which loaders recompute."""
+
+
+class Split(Enum):
+    """How a tensor is spread over the parts."""
+
+    ROWS = "rows"
+    ROTARY_ROWS = "rows that are re-ordered"
+    COLUMNS = "columns"
+    COPIES = "copies"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One tensor: Meta's name, Hugging Face's, how it is split, and its whole shape."""
+
+    meta: str
+    name: str
+    split: Split
+    shape: tuple[int, ...]
+
+
+def open_meta(directory: Directory) -> tuple[list[WeightsFile], dict[str, LazyTensor]]:
+    """Open all parts in ``directory``; return them and the tensors of the whole.
+
+    Raises ``MalformedInput`` when a part or ``params.json`` is malformed or missing or they do not fit, ``InputOutputError`` when
+    one cannot be read. What was opened is closed then.
+    """
+    params = read_params(directory)
+    names = [name for name in directory.names() if PART.fullmatch(name)]
+    for number, name in enumerate(names):
+        expected = f"consolidated.{number:02d}.pth"
+        if name != expected:
+            where = directory.path / expected
+            raise MalformedInput("part is missing", where=where, found=name, remedy="finish the download")
+    files: list[WeightsFile] = []
+    try:
+        for name in names:
+            files.append(replace(open_torch_file(directory.open(name)), container=CONTAINER))
+        return files, dict(_tensors(directory, files, params))
+    except BaseException:
+        for weights in files:
+            weights.file.close()
+        raise
+
+
+def _tensors(directory: Directory, files: Sequence[WeightsFile], params: Params) -> Iterator[tuple[str, LazyTensor]]:
+    entries = list(_entries(files, params))
+    known = {entry.meta for entry in entries}
+    for weights in files:
+        for name in weights.tensors:
+            if name not in known and not name.endswith(BUFFER):
+                raise _misfit(weights, name, f"is no tensor of a LLaMA of {params.n_layers} layers")
+    path = files[0].file.path if len(files) == 1 else directory.path / "consolidated.*.pth"
+    for entry in entries:
+        parts = [_part_of(weights, entry, len(files), params.head_dim) for weights in files]
+        yield entry.name, _whole(entry, parts, params.head_dim, path)
+    for name, tensor in files[0].tensors.items():
+        if name not in known:
+            yield name, tensor
+
+
+def _entries(files: Sequence[WeightsFile], params: Params) -> Iterator[_Entry]:
+    """Yield all tensors that a LLaMA of these parameters has, in the order of its layers."""
+    dim = params.dim
+    vocabulary = params.vocab_size
+    if vocabulary is None:  # -1 in the files of LLaMA-1: the tokenizer's
+        vocabulary = _rows_of(files[0], "tok_embeddings.weight")
+    hidden = _rows_of(files[0], "layers.0.feed_forward.w1.weight") * len(files)
+    if params.hidden_dim not in {None, hidden}:
+        found = f"{hidden} rows in {len(files)} parts"
+        raise _misfit(files[0], "layers.0.feed_forward.w1.weight", "does not fit params.json", found, params.hidden_dim)
+    queries, keys = params.n_heads * params.head_dim, params.n_kv_heads * params.head_dim
+    yield _Entry("tok_embeddings.weight", "model.embed_tokens.weight", Split.COLUMNS, (vocabulary, dim))
+    for layer in range(params.n_layers):
+        for meta, name, split, shape in (
+            ("attention.wq", "self_attn.q_proj", Split.ROTARY_ROWS, (queries, dim)),
+            ("attention.wk", "self_attn.k_proj", Split.ROTARY_ROWS, (keys, dim)),
+            ("attention.wv", "self_attn.v_proj", Split.ROWS, (keys, dim)),
+            ("attention.wo", "self_attn.o_proj", Split.COLUMNS, (dim, queries)),
+            ("feed_forward.w1", "mlp.gate_proj", Split.ROWS, (hidden, dim)),
+            ("feed_forward.w2", "mlp.down_proj", Split.COLUMNS, (dim, hidden)),
+            ("feed_forward.w3", "mlp.up_proj", Split.ROWS, (hidden, dim)),
+            ("attention_norm", "input_layernorm", Split.COPIES, (dim,)),
+            ("ffn_norm", "post_attention_layernorm", Split.COPIES, (dim,)),
+        ):
+            yield _Entry(f"layers.{layer}.{meta}.weight", f"model.layers.{layer}.{name}.weight", split, shape)
+    yield _Entry("norm.weight", "model.norm.weight", Split.COPIES, (dim,))
+    yield _Entry("output.weight", "lm_head.weight", Split.ROWS, (vocabulary, dim))
+
+
+def _rows_of(weights: WeightsFile, name: str) -> int:
+    tensor = weights.tensors.get(name)
+    if tensor is None or not tensor.spec.shape:
+        raise _misfit(weights, name, "is missing" if tensor is None else "is a single number")
+    return tensor.spec.shape[0]
+
+
+def _part_of(weights: WeightsFile, entry: _Entry, parts: int, head: int) -> LazyTensor:
+    """Return what ``weights``, one of ``parts``, has of a tensor. Raises ``MalformedInput`` when it is not what it should be."""
+    tensor = weights.tensors.get(entry.meta)
+    if tensor is None:
+        raise _misfit(weights, entry.meta, "is missing")
+    axis = {Split.COPIES: None, Split.COLUMNS: 1}.get(entry.split, 0)
+    expected = tuple(size // parts if k == axis else size for k, size in enumerate(entry.shape))
+    uneven = axis is not None and entry.shape[axis] % (parts * (head if entry.split is Split.ROTARY_ROWS else 1))
+    if tensor.spec.shape != expected or uneven:
+        whole = f"{list(expected)}, one of {parts} parts of {list(entry.shape)} as {PARAMS} has it"
+        raise _misfit(weights, entry.meta, "has another shape", list(tensor.spec.shape), whole)
+    return tensor
+
+
+def _whole(entry: _Entry, parts: Sequence[LazyTensor], head: int, path: Path) -> LazyTensor:
+    """Return the tensor of which these are the parts."""
+    dtypes = {part.spec.dtype for part in parts}
+    if len(dtypes) > 1:
+        raise MalformedInput(
+            "parts disagree", where=path, tensor=entry.meta, found=" and ".join(sorted(dtypes)), remedy=FETCH_AGAIN
+        )
+    spec = TensorSpec(entry.name, parts[0].spec.dtype, entry.shape)
+    if entry.split is Split.ROTARY_ROWS:
+        parts = [_in_rotary_order(part, head) for part in parts]
+    if len(parts) == 1 or entry.split is Split.COPIES:
+        if len(parts) > 1:
+            _refuse_other_copies(parts)
+        return replace(parts[0], spec=spec)
+    source, checksum = _joined(parts, side_by_side=entry.split is Split.COLUMNS)
+    return LazyTensor(spec, source, path, Storage(path.name, entry.meta, 0, row_major(entry.shape)), checksum)
+
+
+def _joined(parts: Sequence[LazyTensor], *, side_by_side: bool) -> tuple[ByteSource, Checksum | None]:
+    sources = tuple(part.source for part in parts)
+    checksums = tuple(part.checksum for part in parts if part.checksum is not None)
+    names = tuple(part.file for part in parts)
+    proven = len(checksums) == len(parts)
+    if side_by_side:
+        width = parts[0].spec.shape[1] * parts[0].spec.item_size
+        return SideBySide(sources, width), SideBySideChecksum(checksums, names, width) if proven else None
+    nbytes = parts[0].spec.nbytes
+    return Stacked(sources, nbytes), StackedChecksum(checksums, names, nbytes) if proven else None
+
+
+def _in_rotary_order(part: LazyTensor, head: int) -> LazyTensor:
+    width = part.spec.shape[1] * part.spec.item_size
+    checksum = RotaryRowsChecksum(part.checksum, head, width) if isinstance(part.checksum, Crc32) else None
+    storage = replace(part.storage, key=f"{part.storage.key} in rotary order")
+    return replace(part, source=RotaryRows(part.source, head, width), storage=storage, checksum=checksum)
+
+
+def _refuse_other_copies(parts: Sequence[LazyTensor]) -> None:
+    """Compare what every part has a copy of: some kilobytes of norms."""
+    first = _content(parts[0])
+    for part in parts[1:]:
+        if _content(part) != first:
+            raise MalformedInput(
+                "parts disagree",
+                where=part.path,
+                tensor=part.spec.name,
+                found="other values",
+                expected=f"those of {parts[0].file}",
+                remedy=FETCH_AGAIN,
+            )
+
+
+def _content(tensor: LazyTensor) -> bytes:
+    data = bytearray(tensor.spec.nbytes)
+    tensor.source.read_into(memoryview(data), 0)
+    return bytes(data)
+
+
+def _misfit(
+    weights: WeightsFile, tensor: str, problem: str, found: object = None, expected: object = None
+) -> MalformedInput:
+    return MalformedInput(
+        problem, where=weights.file.path, tensor=tensor, found=found, expected=expected, remedy=FETCH_AGAIN
+    )

@@ -1,0 +1,183 @@
+"""The files of a zipped checkpoint, written out.
+
+Enters: an open archive, the members to write, and a folder of ours. Leaves: each member under its plain name, complete and with
+the CRC-32 that the archive records. Never: an unfinished file under a final name, a link followed, a file written again that is
+there already, or more bytes than were recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import zlib
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from deltaweights.checkpoint.files import InputFile, LocalFile
+from deltaweights.checkpoint.zip_archive import Member
+from deltaweights.checkpoint.zip_contents import contents
+from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.report import Report
+from deltaweights.sizes import human_bytes
+
+WORKERS = 2
+"""Members that are unpacked at a time: a deflate stream can only be read in order, by one core."""
+
+KEPT = "what is unpacked is kept: make room or mend the disk, then run the same command again"
+
+
+def unpack(file: InputFile, members: Mapping[str, Member], folder: Path, report: Report) -> None:
+    """Write ``members`` of the archive ``file`` into ``folder``, which exists and is ours: what else is in it is removed.
+
+    A file that has a member's size and CRC-32 is kept; a run that ends early, for whatever reason, so leaves the next one less to
+    do. Only an archive that turns out to be damaged leaves nothing. Raises ``MalformedInput`` then, and ``InputOutputError`` when
+    the disk is too small or refuses, or the archive cannot be read or changes meanwhile.
+    """
+    present = _tidy(folder, members)
+    _check_space(folder, sum(member.size for name, member in members.items() if name not in present))
+    job = _Unpacking(file, members, folder, present)
+    report.begin("unpacking", sum(member.size for member in members.values()))
+    try:
+        job.run(report)
+        file.check_unchanged()
+    except MalformedInput:
+        for name in members:
+            with contextlib.suppress(OSError):  # the refusal is what is to be told
+                (folder / name).unlink(missing_ok=True)
+        raise
+    finally:
+        report.end()
+
+
+def _tidy(folder: Path, members: Mapping[str, Member]) -> set[str]:
+    """Remove what is not a member, or has not a member's size; return the names of what is left."""
+    present = set()
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                problem = "a folder where only unpacked files should be"
+                raise InputOutputError(problem, where=entry.path, remedy="see what it is, and remove it")
+        for entry in entries:
+            member = members.get(entry.name)
+            is_file = entry.is_file(follow_symlinks=False)
+            if member is not None and is_file and entry.stat(follow_symlinks=False).st_size == member.size:
+                present.add(entry.name)
+            else:
+                (folder / entry.name).unlink()
+    except OSError as error:
+        raise InputOutputError.from_os(error, folder, "clear for unpacking") from error
+    return present
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise InputOutputError.from_os(error, folder, "look at the disk") from error
+    if free < needed:
+        raise InputOutputError(
+            "not enough free disk to unpack the archive",
+            where=folder,
+            found=f"{human_bytes(free)} free",
+            expected=human_bytes(needed),
+            remedy="make room, or choose a place on another disk",
+        )
+
+
+class _Stopped(Exception):
+    """Another worker failed, or the caller was interrupted."""
+
+
+class _Unpacking:
+    """The members that are still to be done, and how far the workers are."""
+
+    def __init__(self, file: InputFile, members: Mapping[str, Member], folder: Path, present: set[str]) -> None:
+        self._file, self._folder, self._present = file, folder, present
+        # The large ones first, so that the workers end at about the same time.
+        self._waiting = deque(sorted(members.items(), key=lambda item: -item[1].size))
+        # No member may have the name of another's unfinished file, also where case does not count.
+        self._suffix = ".part"
+        while any(name.casefold().endswith(self._suffix) for name in members):
+            self._suffix = f".{self._suffix}"
+        self._lock, self._stop, self._done = threading.Lock(), threading.Event(), 0
+
+    def run(self, report: Report) -> None:
+        """Do all members. Raises what a worker met; whatever is raised, no worker is left."""
+        pool = ThreadPoolExecutor(WORKERS)
+        try:
+            futures = [self._start(pool) for _ in range(WORKERS)]
+            while wait(futures, timeout=0.1).not_done:
+                report.progress(self._done)
+            for future in futures:
+                future.result()
+            report.progress(self._done)
+        finally:
+            self._stop.set()
+            pool.shutdown()
+
+    def _start(self, pool: ThreadPoolExecutor) -> Future[None]:
+        try:
+            return pool.submit(self._work)
+        except RuntimeError as error:
+            raise InputOutputError(f"cannot start a worker: {error}") from error
+
+    def _work(self) -> None:
+        try:
+            while (item := self._next()) is not None:
+                name, member = item
+                if name not in self._present or not self._is_whole(name, member):
+                    self._write(name, member)
+        except _Stopped:
+            pass
+        except BaseException:
+            self._stop.set()
+            raise
+
+    def _next(self) -> tuple[str, Member] | None:
+        with self._lock:
+            return self._waiting.popleft() if self._waiting else None
+
+    def _count(self, nbytes: int) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+        with self._lock:
+            self._done += nbytes
+
+    def _is_whole(self, name: str, member: Member) -> bool:
+        """Tell whether the file of the right size that is there has the right CRC-32, too."""
+        crc, file = 0, LocalFile(self._folder / name)
+        try:
+            for piece in file.chunks():
+                crc = zlib.crc32(piece, crc)
+                self._count(len(piece))
+        finally:
+            file.close()
+        if crc != member.crc32:
+            self._count(-member.size)
+        return crc == member.crc32
+
+    def _write(self, name: str, member: Member) -> None:
+        path, unfinished = self._folder / name, self._folder / f"{name}{self._suffix}"
+        try:
+            path.unlink(missing_ok=True)  # not at the end: there may be room for one of the two
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(unfinished, flags, 0o666), "wb", buffering=0) as out:
+                for piece in contents(self._file, member):
+                    self._count(len(piece))
+                    rest = piece
+                    while rest:
+                        rest = rest[out.write(rest) :]
+                # A write may fail as late as here. (What a power cut undoes all the same, the next run's CRC-32 shows.)
+                os.fsync(out.fileno())
+            unfinished.rename(path)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            if isinstance(error, OSError):
+                raise InputOutputError.from_os(error, path, "unpack", KEPT) from error
+            raise

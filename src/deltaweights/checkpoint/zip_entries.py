@@ -1,0 +1,183 @@
+"""What a zip's central directory says of each member.
+
+Enters: an archive whose end records are sound. Leaves: an entry per member with a name of its own that is safe to look at. Never:
+a local header, or a member's bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from deltaweights.checkpoint.zip_end import find_directory
+from deltaweights.checkpoint.zip_rules import DEFLATED, METHODS, STORED, UTF8, ZIP64, Zip
+from deltaweights.errors import MalformedInput
+
+MARK32 = 0xFFFFFFFF
+"""A field with all bits set says: see the zip64 field."""
+
+_CENTRAL = struct.Struct("<4s6H3L5H2L")
+
+_ENCRYPTED = 0x0001 | 0x0040 | 0x2000
+_ENCRYPTION = {0x0017, 0x9901}
+"""The extra fields of PKWARE's and of WinZip's encryption."""
+
+_WINZIP_ENCRYPTED = 99
+_OTHER_METHODS = {9: "deflate64", 12: "bzip2", 14: "LZMA", 93: "zstd", 95: "xz", 98: "PPMd"}
+
+_UNICODE_PATH = 0x7075
+
+_UNIX = {3, 19}
+"""Makers (Unix, macOS) that put a file's mode into the upper half of its external attributes."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the central directory says of one member: ``packed`` bytes stand for ``size``; ``offset`` is its local header's."""
+
+    raw_name: bytes
+    name: str
+    flags: int
+    method: int
+    crc32: int
+    packed: int
+    size: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class CentralDirectory:
+    """The entries in the order of their local headers, the directory byte for byte, and where it begins in the file."""
+
+    entries: tuple[Entry, ...]
+    data: bytes
+    offset: int
+
+
+def read_directory(archive: Zip) -> CentralDirectory:
+    """Read end records and central directory. Raises ``MalformedInput`` for any that break the rules, ``InputOutputError``."""
+    offset, size, count = find_directory(archive)
+    data = archive.file.read(offset, size)
+    entries = sorted(_entries(archive, data, count), key=lambda entry: entry.offset)
+    return CentralDirectory(tuple(entries), data, offset)
+
+
+def _entries(archive: Zip, directory: bytes, count: int) -> Iterator[Entry]:
+    at = seen = 0
+    names: set[str] = set()
+    while at < len(directory):
+        entry, at = _entry(archive, directory, at)
+        seen += 1
+        if entry.name in names:
+            raise archive.refuse("duplicate member in the zip", entry.name)
+        names.add(entry.name)
+        yield entry
+    if seen != count:
+        raise archive.refuse("the zip's counts of members disagree", f"{seen} in the central directory", count)
+
+
+def _entry(archive: Zip, directory: bytes, at: int) -> tuple[Entry, int]:
+    """Return the entry at ``at`` and where the next one begins."""
+    problem = f"false zip central directory at its byte {at}"
+    if not directory.startswith(b"PK\1\2", at) or at + _CENTRAL.size > len(directory):
+        raise archive.refuse(problem, directory[at : at + 4], "b'PK\\x01\\x02'")
+    fields = _CENTRAL.unpack_from(directory, at)
+    made, flags, method, crc32, external = fields[1], fields[3], fields[4], fields[7], fields[15]
+    packed, size, name_length, extra_length, comment_length, disk, offset = *fields[8:14], fields[16]
+    begin = at + _CENTRAL.size
+    end = begin + name_length + extra_length
+    if end > len(directory) or comment_length or disk:
+        raise archive.refuse(problem, "an entry with a comment, or cut short")
+    raw_name = directory[begin : begin + name_length]
+    name = _safe_name(archive, raw_name, flags)
+    _check_method(archive, name, flags, method)
+    _check_kind(archive, name, made, external)
+    wide = extra_fields(archive, name, raw_name, directory[begin + name_length : end]).get(ZIP64, b"")
+    marked = sum(value == MARK32 for value in (size, packed, offset))
+    if len(wide) != 8 * marked:
+        raise archive.refuse(f"false zip64 field of zip member {name}", f"{len(wide)} bytes", 8 * marked)
+    values = iter(struct.unpack(f"<{marked}Q", wide))
+    size, packed, offset = (next(values) if value == MARK32 else value for value in (size, packed, offset))
+    _check_sizes(archive, name, method, packed, size)
+    return Entry(raw_name, name, flags, method, crc32, packed, size, offset), end
+
+
+def _safe_name(archive: Zip, raw: bytes, flags: int) -> str:
+    try:
+        name = raw.decode("utf-8" if flags & UTF8 else archive.rules.unflagged)
+    except UnicodeDecodeError:
+        raise archive.refuse("the name of a zip member is not UTF-8", raw[:80]) from None
+    path = name.removesuffix("/") if archive.rules.folders else name
+    if (
+        {"", ".", ".."} & set(path.split("/"))  # also: absolute, or a folder where none may be
+        or "\\" in name
+        or re.search("[\x00-\x1f\x7f-\x9f]", name)
+    ):
+        raise archive.refuse("unsafe name of a zip member", name[:80], "a plain relative path")
+    return name
+
+
+def _check_method(archive: Zip, name: str, flags: int, method: int) -> None:
+    rules = archive.rules
+    if flags & _ENCRYPTED or method == _WINZIP_ENCRYPTED:
+        raise _encrypted(archive, name)
+    if method not in rules.methods:
+        how = f" with {_OTHER_METHODS[method]}" if method in _OTHER_METHODS else ""
+        found, expected = (
+            METHODS.get(method, f"method {method}"),
+            " or ".join(METHODS[known] for known in rules.methods),
+        )
+        problem = f"zip member {name} is compressed{how}{rules.objection}"
+        raise archive.refuse(problem, found, expected, rules.instead)
+    if flags & ~rules.flags:
+        raise archive.refuse(f"zip member {name} has flags that {rules.writer} does not write", f"{flags:#06x}")
+
+
+def _encrypted(archive: Zip, name: str) -> MalformedInput:
+    return archive.refuse(f"zip member {name} is encrypted", remedy="decrypt it first")
+
+
+def _check_kind(archive: Zip, name: str, made: int, external: int) -> None:
+    """Refuse links and devices; a mode without a type, as Python writes it, says nothing."""
+    kind = stat.S_IFMT(external >> 16)
+    if made >> 8 in _UNIX and kind not in {0, stat.S_IFDIR if name.endswith("/") else stat.S_IFREG}:
+        kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder", stat.S_IFREG: "a file"}
+        expected = "a folder" if name.endswith("/") else "a file"
+        raise archive.refuse(f"zip member {name} is of another kind", kinds.get(kind, "a device"), expected)
+
+
+def _check_sizes(archive: Zip, name: str, method: int, packed: int, size: int) -> None:
+    # What cannot be compressed grows by less than an eighth and some bytes, in zlib's most wasteful setting (deflateBound).
+    most = size + size // 8 + 64 if method == DEFLATED else size
+    if packed > most or (method == STORED and packed < size) or (size and name.endswith("/")):
+        raise archive.refuse(f"false sizes of zip member {name}", f"{packed} bytes {METHODS[method]}", size)
+
+
+def extra_fields(archive: Zip, name: str, raw_name: bytes, blob: bytes) -> dict[int, bytes]:
+    """Return the extra fields in ``blob`` by kind.
+
+    Raises ``MalformedInput`` for those that the rules leave out, or that change what the member is.
+    """
+    fields: dict[int, bytes] = {}
+    at = 0
+    while at < len(blob):
+        if at + 4 > len(blob):
+            raise archive.refuse(f"extra fields of zip member {name} are cut short")
+        kind, length = struct.unpack_from("<2H", blob, at)
+        at += 4
+        known = archive.rules.extras is None or kind in archive.rules.extras
+        if not known or kind in fields or at + length > len(blob):
+            raise archive.refuse(f"false extra field of zip member {name}", f"{kind:#06x} of {length} bytes")
+        fields[kind] = blob[at : at + length]
+        at += length
+    if _ENCRYPTION & fields.keys():
+        raise _encrypted(archive, name)
+    # Version 1, the CRC-32 of the plain name, and the name once more (APPNOTE 4.6.9).
+    path = fields.get(_UNICODE_PATH)
+    if path is not None and path != struct.pack("<BL", 1, zlib.crc32(raw_name)) + raw_name:
+        raise archive.refuse(f"zip member {name} has a second name", path[5:85].decode("utf-8", "replace"))
+    return fields

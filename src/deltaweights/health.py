@@ -1,0 +1,101 @@
+"""What was found in the numbers, told to people, and what of it ends a run.
+
+Enters: findings, and what the user insists on. Leaves: remarks and warnings, or an exception. Never: a number that is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from deltaweights.errors import CheckFailed, Mismatch
+from deltaweights.manifest.findings import Findings, ProofRecord
+from deltaweights.manifest.tally import Proof
+from deltaweights.merge.evidence import LEAST_EVIDENCE, Verdict, suspicion
+from deltaweights.merge.operation import Operation
+from deltaweights.report import Report
+from deltaweights.text import counted
+
+ANYWAY = "check the inputs; run without --strict to publish it, or give it up with deltaweights clean"
+
+
+def report_numbers(findings: Findings, operation: Operation, report: Report, *, strict: bool) -> None:
+    """Tell of NaN, infinite and uniform weights. Raises ``CheckFailed`` for the first kind when ``strict``."""
+    for problem in _problems(findings, operation):
+        if strict:
+            raise CheckFailed(problem, remedy=ANYWAY)
+        report.warn(problem)
+
+
+def _problems(findings: Findings, operation: Operation) -> list[str]:
+    """Return what is wrong with the numbers, a line for each kind."""
+    problems = []
+    if findings.nonfinite:
+        causes = [
+            f"{sum(counts.values())} {what}"
+            for counts, what in (
+                (findings.nonfinite_base, "of the base"),
+                (findings.nonfinite_lead, f"of the {operation.lead}"),
+                (findings.overflow, "too large for the dtype"),
+            )
+            if counts
+        ]
+        found = f"{sum(findings.nonfinite.values())} NaN or infinite weights in {counted(len(findings.nonfinite), 'tensor')}"
+        why = f" ({', '.join(causes)})" if causes else ""
+        problems.append(f"tensor {next(iter(findings.nonfinite))}: result is not finite: found {found}{why}")
+    for role, what in (("base", "the base"), ("result", "the result")):
+        names = [name for name, roles in findings.uniform.items() if role in roles]
+        if names:
+            others = f" and {counted(len(names) - 1, 'more tensor')}" if len(names) > 1 else ""
+            problems.append(
+                f"tensor {names[0]}{others}: all elements of {what} are one number, where weights are expected"
+            )
+    return problems
+
+
+def proof_line(proof: ProofRecord | None) -> str | None:
+    """Return in one line what the proof of the base says; None when nobody looked."""
+    if proof is None:
+        return None
+    if proof.verdict == Verdict.PROVED:
+        return f"proved: {_region(proof)}, 0 violations"
+    if proof.verdict == Verdict.NO_EVIDENCE:
+        return f"no evidence: {proof.evidence:,} weights moved; less than {LEAST_EVIDENCE:,} say nothing"
+    return f"NOT proved: {_region(proof)}, {proof.violations:,} violations ({proof.violations / proof.region:.2%})"
+
+
+def _region(proof: ProofRecord) -> str:
+    return f"{proof.weights:,} weights, {proof.region / proof.weights:.1%} in the region"
+
+
+def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allowed: bool) -> None:
+    """Tell of a base that is not proved.
+
+    Raises ``Mismatch`` when there are violations though the delta's recipe states how it was computed (``stated``), unless the user
+    ``allowed`` it.
+    """
+    if proof is None or proof.verdict == Verdict.PROVED:
+        return
+    if proof.verdict == Verdict.NO_EVIDENCE:
+        report.note(f"the base is neither proved nor refuted: only {proof.evidence:,} weights of the sum moved")
+        return
+    problem = f"the base is not the one that the delta was made from: {violations_of(proof)}"
+    if proof.verdict == Verdict.OTHER_ARITHMETIC and not stated:
+        report.warn(f"the base cannot be proved: {violations_of(proof)}")
+    elif stated and not allowed:
+        remedy = "use the right base; --allow-unproved-base publishes it anyway, deltaweights clean gives it up"
+        raise Mismatch(problem, remedy=remedy)
+    else:
+        report.warn(problem)
+
+
+def violations_of(proof: ProofRecord) -> str:
+    """Return how many violations there are, where most, and what that suggests."""
+    rate = proof.violations / proof.region
+    found = f"{proof.violations:,} of {proof.region:,} weights do not come back ({rate:.2%})"
+    counts = Proof(proof.weights, proof.region, proof.violations, proof.evidence)
+    return f"{found}, most in {worst(proof.tensors)}; likely {suspicion(counts)}"
+
+
+def worst(violations: Mapping[str, int], most: int = 3) -> str:
+    """Return the names of the tensors with the most violations."""
+    return ", ".join(sorted(violations, key=lambda name: (-violations[name], name))[:most])

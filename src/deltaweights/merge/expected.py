@@ -1,0 +1,45 @@
+"""Whether a pair has the sizes that its recipe states.
+
+Enters: a recipe, and two open checkpoints. Leaves: nothing, or ``Mismatch``. Never: a byte of weights.
+"""
+
+from __future__ import annotations
+
+from deltaweights.checkpoint.folder import Checkpoint
+from deltaweights.errors import Mismatch
+from deltaweights.merge.suspicions import EMBEDDING, REMEDY, layers
+from deltaweights.recipes.recipe import Recipe
+
+HEAD = "lm_head.weight"
+GATE = "model.layers.0.mlp.gate_proj.weight"
+
+
+def refuse_other_shapes(recipe: Recipe, base: Checkpoint, delta: Checkpoint) -> None:
+    """Raise ``Mismatch`` when base or delta have other sizes than ``recipe`` states; what is missing is the rules' matter."""
+    shapes = recipe.shapes
+    for checkpoint, rows in ((base, shapes.base_rows), (delta, shapes.delta_rows)):
+        for name, axis, expected, what in (
+            (EMBEDDING, 0, rows, "rows"),
+            (EMBEDDING, 1, shapes.hidden_size, "columns"),
+            (HEAD, 0, rows, "rows"),
+            (GATE, 0, shapes.intermediate_size, "rows"),
+        ):
+            shape = checkpoint.tensors[name].spec.shape if name in checkpoint.tensors else ()
+            if expected is not None and len(shape) == 2 and shape[axis] != expected:
+                raise _mismatch(recipe, checkpoint, f"{shape[axis]} {what}", expected, name)
+        found = layers({name: tensor.spec for name, tensor in checkpoint.tensors.items()})
+        if shapes.layers is not None and found != shapes.layers:
+            raise _mismatch(recipe, checkpoint, f"{found} layers", shapes.layers, None)
+
+
+def _mismatch(recipe: Recipe, checkpoint: Checkpoint, found: str, expected: int, tensor: str | None) -> Mismatch:
+    role = checkpoint.role
+    remedy = REMEDY if role == "base" else "use the delta that the recipe names, or another recipe"
+    return Mismatch(
+        f"not the {role} of recipe {recipe.name}",
+        where=f"{role} {checkpoint.path}",
+        tensor=tensor,
+        found=found,
+        expected=expected,
+        remedy=remedy,
+    )

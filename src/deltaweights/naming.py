@@ -1,0 +1,173 @@
+"""What a checkpoint is, in people's words: by its files' hashes, else by its manifest, its shapes and the size of its numbers.
+
+Enters: an open checkpoint, and the sha256 of those of its files whose hash is known. Leaves: an ``Identity``. Never: a verdict
+where only a guess is to be had, or more than some kilobytes of weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from deltaweights.checkpoint.folder import Checkpoint
+from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
+from deltaweights.errors import DeltaweightsError
+from deltaweights.hub.cache import stated_sha256
+from deltaweights.manifest.beside import lists_exactly, manifest_beside
+from deltaweights.merge.suspicions import FINE_TUNED_ROWS, hidden_size, layers, rows
+from deltaweights.recipes.catalogue import load, recipe_of_file
+from deltaweights.recipes.models import KnownModel, known_file, models
+from deltaweights.text import strict_json
+
+FORMS = {"meta": "Meta's files", "bin": "Hugging Face .bin", "safetensors": "Hugging Face safetensors"}
+
+MAX_CONFIG = 1024 * 1024
+
+SAMPLED, ELEMENTS = 16, 1024
+"""Matrices that are looked at, and elements of each."""
+
+SMALL = 0.004
+"""A typical weight (root mean square) below which a checkpoint is likely a delta. LLaMA's matrices have 0.01 to 0.03, a fine-tuning
+step of 2 % of that some 0.0004."""
+
+AS_LARGE = 0.5
+"""The share of the base's typical weight from which on a delta's is no fine-tuning step any more, but a model's."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint is. ``model`` is a key of models.toml or None, ``certain`` says that hashes of all its files tell so.
+
+    ``typical`` is the root mean square of sampled matrices; None when there are none.
+    """
+
+    text: str
+    model: str | None = None
+    certain: bool = False
+    typical: float | None = None
+
+
+def stated_hashes(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return, by file name, the sha256 under which the Hub's cache keeps the weights files, where it does."""
+    stated = {weights.file.path.name: stated_sha256(weights.file.path) for weights in checkpoint.files}
+    return {name: sha256 for name, sha256 in stated.items() if sha256 is not None}
+
+
+def identify(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> Identity:
+    """Return what ``checkpoint`` is; ``hashes`` are sha256 by file name."""
+    typical = typical_weight(checkpoint.tensors.values())
+    by_hash = _by_hashes(checkpoint, hashes)
+    if by_hash is not None:
+        text, model, certain = by_hash
+        return Identity(text, model, certain, typical)
+    return Identity(_by_manifest(checkpoint) or _by_shapes(checkpoint, typical), typical=typical)
+
+
+def _by_hashes(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> tuple[str, str | None, bool] | None:
+    """Return text, model and certainty when a file is known by its hash."""
+    names = [weights.file.path.name for weights in checkpoint.files]
+    found = {name: known for name in names if (known := known_file(hashes.get(name, "")))}
+    recipes = {name: recipe for name in names if (recipe := recipe_of_file(hashes.get(name, "")))}
+    matching = len(found) + len(recipes)
+    if not matching:
+        return None
+    whole = "sha256 matches" if matching == len(names) else f"sha256 of {matching} of {len(names)} files matches"
+    of = {f"the delta of {load(recipe).title}, recipe {recipe}" for recipe in recipes.values()}
+    of |= {f"{model.title} ({FORMS[file.form]})" for model, file in found.values()}
+    if len(of) > 1:
+        return f"files of different models: {', '.join(sorted(of))}; {whole}", None, False
+    keys = {model.key for model, _ in found.values()}
+    return f"{of.pop()}; {whole}", keys.pop() if keys else None, matching == len(names)
+
+
+def _by_manifest(checkpoint: Checkpoint) -> str | None:
+    """Return what the manifest says that deltaweights made of it, if it is one of ours; it is not verified here."""
+    try:
+        manifest = manifest_beside(checkpoint)
+    except DeltaweightsError:
+        return None
+    if not lists_exactly(manifest, checkpoint):
+        return None
+    by = f" by recipe {manifest.recipe}" if manifest.recipe else ""
+    what = "a delta that deltaweights made" if manifest.is_delta else f"a merge that deltaweights made{by}, not a base"
+    return f"{what} (as its manifest says)"
+
+
+def _by_shapes(checkpoint: Checkpoint, typical: float | None) -> str:
+    specs = {name: tensor.spec for name, tensor in checkpoint.tensors.items()}
+    likely = ", ".join(known.title for known in models() if _fits(known, specs))
+    size = f"{layers(specs)} layers, hidden size {hidden_size(specs)}, {rows(specs)} rows"
+    facts = [f"shapes of {likely}" if likely else f"{size}: no model that is known by its shapes"]
+    if rows(specs) in FINE_TUNED_ROWS:
+        facts.append(f"{rows(specs)} rows as {FINE_TUNED_ROWS[rows(specs)]} has")
+    hint = _config_hint(checkpoint)
+    if hint:
+        facts.append(f"config.json is that of {hint}")
+    if typical is not None:
+        kind = "as small as a delta's" if typical < SMALL else "as large as a model's"
+        facts.append(f"weights {kind} (typically {typical:.2g})")
+    return "; ".join(facts)
+
+
+def _fits(known: KnownModel, specs: Mapping[str, TensorSpec]) -> bool:
+    shapes = known.shapes
+    return (shapes.hidden_size, shapes.layers) == (hidden_size(specs), layers(specs)) and shapes.base_rows is not None
+
+
+def _config_hint(checkpoint: Checkpoint) -> str | None:
+    """Return the generation that config.json speaks of; configurations get copied around, so it is a hint."""
+    config = None
+    if not checkpoint.alone:
+        with contextlib.suppress(DeltaweightsError, ValueError):
+            config = strict_json(checkpoint.directory.read("config.json", MAX_CONFIG))
+    if not isinstance(config, dict):
+        return None
+    generations = {
+        known.generation
+        for known in models()
+        if known.config and all(config.get(key) == value for key, value in known.config.items())
+    }
+    return generations.pop() if len(generations) == 1 else None
+
+
+# The size of the numbers.
+
+
+def typical_weight(tensors: Iterable[LazyTensor]) -> float | None:
+    """Return the median of the root mean squares of sampled matrices; None when there are none to look at."""
+    squares = [value for tensor in _some(tensors) if (value := mean_square(tensor)) is not None]
+    return statistics.median(squares) ** 0.5 if squares else None
+
+
+def size_of_delta(base: Mapping[str, LazyTensor], delta: Mapping[str, LazyTensor]) -> float | None:
+    """Return how large a delta's weights are, measured by its base's: the median of sampled matrices; None when unknown."""
+    shares = []
+    for tensor in _some(tensor for name, tensor in delta.items() if name in base):
+        one, other = mean_square(tensor), mean_square(base[tensor.spec.name])
+        if one is not None and other:
+            shares.append((one / other) ** 0.5)
+    return statistics.median(shares) if shares else None
+
+
+def _some(tensors: Iterable[LazyTensor]) -> list[LazyTensor]:
+    matrices = [t for t in tensors if len(t.spec.shape) == 2 and t.spec.dtype in _DECODERS and t.spec.count]
+    return matrices[:: max(1, len(matrices) // SAMPLED)][:SAMPLED]
+
+
+def mean_square(tensor: LazyTensor) -> float | None:
+    """Return the mean of the squares of some elements, from a third of a tensor on; None when one is not finite."""
+    spec = tensor.spec
+    count = min(ELEMENTS, spec.count)
+    data = bytearray(count * spec.item_size)
+    tensor.source.read_into(memoryview(data), (spec.count - count) // 3 * spec.item_size)
+    if spec.dtype == "BF16":  # the upper half of a float32
+        data = bytearray(b"".join(b"\0\0" + data[k : k + 2] for k in range(0, len(data), 2)))
+    total = sum(x * x for x in struct.unpack(f"<{count}{_DECODERS[spec.dtype]}", data)) / count
+    return total if total < float("inf") else None
+
+
+_DECODERS = {"F16": "e", "BF16": "f", "F32": "f", "F64": "d"}
+"""The struct module's names of the formats of numbers."""

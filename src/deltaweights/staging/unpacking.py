@@ -1,0 +1,56 @@
+"""Archives unpacked in staging, under its lock, so that the next run of the same job finds what is there.
+
+Enters: a place. Leaves: folders in it, while the job lasts or after it was cut off. Never: a folder that two runs use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from deltaweights.errors import InputOutputError, Interrupted
+from deltaweights.staging.disk import make_folder, remove
+from deltaweights.staging.folder import StagingLock
+from deltaweights.staging.place import Place
+
+
+class Unpacking:
+    """An ``Unpacker`` whose folders lie in staging; it holds staging's lock from the first on."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._lock: StagingLock | None = None
+
+    def folder(self, role: str) -> Path:
+        """See ``Unpacker``. Raises ``TargetBusy`` when another run has the lock, ``InputOutputError``."""
+        if self._lock is None:
+            self._lock = StagingLock(self._place)
+        path = self._place.unpacked / role
+        make_folder(path)
+        return path
+
+    @contextmanager
+    def locked(self) -> Iterator[StagingLock]:
+        """Hold staging's lock, taken now unless it was before. Raises ``TargetBusy`` when another run has it."""
+        if self._lock is not None:
+            yield self._lock
+            return
+        with StagingLock(self._place) as lock:
+            yield lock
+
+    def __enter__(self) -> Unpacking:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is None:
+            return
+        # What was cut off goes on where it was; after a refusal, gigabytes in a hidden folder would be a trap.
+        if kind is None or not issubclass(kind, (Interrupted, KeyboardInterrupt, InputOutputError)):
+            with contextlib.suppress(InputOutputError):
+                remove(self._place.unpacked)
+        self._lock.__exit__(kind, error, trace)
