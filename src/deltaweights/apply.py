@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from deltaweights.job import Published, Settings, run, workers_of
+from deltaweights.job import Published, Settings, run
 from deltaweights.merge.operation import Operation
 from deltaweights.pair import PathLike, find_recipe
 from deltaweights.prepare import prepare
 from deltaweights.report import Report
+from deltaweights.work import workers_of
 
 
 @dataclass(frozen=True, kw_only=True)

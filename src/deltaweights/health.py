@@ -5,13 +5,17 @@ Enters: findings, and what the user insists on. Leaves: remarks and warnings, or
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from deltaweights.errors import CheckFailed, Mismatch
 from deltaweights.manifest.findings import Findings, ProofRecord
+from deltaweights.manifest.manifest import TensorRecord
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge.evidence import LEAST_EVIDENCE, Verdict, suspicion
 from deltaweights.merge.operation import Operation
+from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
 from deltaweights.text import counted
 
@@ -99,3 +103,36 @@ def violations_of(proof: ProofRecord) -> str:
 def worst(violations: Mapping[str, int], most: int = 3) -> str:
     """Return the names of the tensors with the most violations."""
     return ", ".join(sorted(violations, key=lambda name: (-violations[name], name))[:most])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumFound:
+    """The sum of the merged checkpoint beside the one that is published for it."""
+
+    found: float
+    published: float
+    tolerance: float
+    agrees: bool
+
+
+def check_sum(records: Iterable[TensorRecord], recipe: Recipe | None, report: Report) -> SumFound | None:
+    """Compare the sum of all elements with the recipe's, and tell; None where none is published.
+
+    Where the published sum is over rotary buffers, too, theirs is added: 1 / 10000^(2i/d) for i < d/2 in each layer, d the size
+    of a head. Never fatal: the published one was accumulated in float32, in an order that nobody knows.
+    """
+    if recipe is None or recipe.checks is None:
+        return None
+    checks, shapes = recipe.checks, recipe.shapes
+    parts = [record.tally.sum or 0.0 for record in records]
+    if checks.with_buffers and shapes.hidden_size and shapes.heads and shapes.layers:
+        head = shapes.hidden_size // shapes.heads
+        parts += [shapes.layers / 10000 ** (2 * i / head) for i in range(head // 2)]
+    total = math.fsum(parts)
+    agrees = abs(total - checks.sum) <= checks.tolerance
+    line = f"sum of all elements {total:.4f}, published {checks.sum} (within {checks.tolerance})"
+    if agrees:
+        report.note(f"sum             agrees: {line}")
+    else:
+        report.warn(f"sum does not agree: {line}; base or delta may be another, or damaged")
+    return SumFound(found=total, published=checks.sum, tolerance=checks.tolerance, agrees=agrees)

@@ -18,11 +18,14 @@ from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.scratch import Scratch
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import DeltaweightsError
+from deltaweights.hashing import hash_files
 from deltaweights.manifest.beside import lists_exactly, manifest_beside
 from deltaweights.merge.rules import is_buffer
 from deltaweights.names import NameGroup, group_names
+from deltaweights.naming import Identity, identify, stated_hashes
 from deltaweights.report import Report
 from deltaweights.text import natural_key, strict_json
+from deltaweights.work import workers_of
 
 MAX_CONFIG = 1024 * 1024
 """A config.json has some kilobytes; what is larger is something else."""
@@ -40,11 +43,12 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One weights file: its size on disk, and how many tensors are in it."""
+    """One weights file: its size on disk, its tensors, and its sha256 where that was made, or the Hub's cache knows it."""
 
     name: str
     size: int
     tensors: int
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,11 @@ class InspectReport:
     themselves, a storage shown whole and in slices once. (Views with gaps that overlap in part may be counted too high, up to the
     storage between the first and the last.) ``buffers``, by their names, are no weights; packed integers count as stored.
     ``bytes`` and ``dtypes`` are of all tensors as they show, ``bytes_on_disk`` is the size of the weights files. ``model_type`` and
-    ``architectures`` are config.json's, if any. ``tensors`` are in natural order.
+    ``architectures`` are config.json's, if any. ``identity`` says what it is. ``tensors`` are in natural order.
     """
 
     path: str
+    identity: Identity
     container: str
     model_type: str | None
     architectures: tuple[str, ...]
@@ -105,7 +110,9 @@ class InspectReport:
     tensors: dict[str, TensorEntry]
 
 
-def inspect_checkpoint(path: str | os.PathLike[str], *, report: Report | None = None) -> InspectReport:
+def inspect_checkpoint(
+    path: str | os.PathLike[str], *, hash_inputs: bool = False, workers: int | None = None, report: Report | None = None
+) -> InspectReport:
     """Tell what the checkpoint at ``path`` holds: a folder, an ``*.index.json``, or one weights file. Reads headers only.
 
     Raises ``InputOutputError`` when it is not there or cannot be read, ``MalformedInput`` when a file breaks its format.
@@ -118,8 +125,12 @@ def inspect_checkpoint(path: str | os.PathLike[str], *, report: Report | None = 
             by_dtype[tensor.spec.dtype].append(tensor)
         model_type, architectures = _config(checkpoint)
         weights = [tensor for tensor in tensors if not is_buffer(tensor.spec.name)]
+        hashes = stated_hashes(checkpoint)
+        if hash_inputs:
+            hashes = hash_files({"": checkpoint}, workers_of(workers), report or Report())[""]
         return InspectReport(
             os.fspath(path),
+            identify(checkpoint, hashes),
             checkpoint.container,
             model_type,
             architectures,
@@ -128,7 +139,10 @@ def inspect_checkpoint(path: str | os.PathLike[str], *, report: Report | None = 
             sum(weights.file.size for weights in checkpoint.files),
             _total(tensor for tensor in tensors if is_buffer(tensor.spec.name)),
             {dtype: _total(by_dtype[dtype]) for dtype in sorted(by_dtype)},
-            tuple(FileEntry(w.file.path.name, w.file.size, len(w.tensors)) for w in checkpoint.files),
+            tuple(
+                FileEntry(w.file.path.name, w.file.size, len(w.tensors), hashes.get(w.file.path.name))
+                for w in checkpoint.files
+            ),
             tuple(_shared(views) for views in _by_storage(tensors) if len(views) > 1),
             _manifest(checkpoint),
             checkpoint.notes,

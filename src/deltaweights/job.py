@@ -7,15 +7,15 @@ Never: a folder that is not whole, or a byte of output before both inputs are kn
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.checksums import prove
 from deltaweights.checkpoint.files import read_small
-from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy, UsageError
-from deltaweights.health import judge_base, report_numbers
+from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
+from deltaweights.hashing import hash_files
+from deltaweights.health import SumFound, check_sum, judge_base, report_numbers
 from deltaweights.manifest.findings import Findings
 from deltaweights.manifest.manifest import (
     INDEX,
@@ -29,16 +29,17 @@ from deltaweights.manifest.manifest import (
 )
 from deltaweights.manifest.verify import MAX_MANIFEST, verify
 from deltaweights.merge.device import check_device
-from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import fates
 from deltaweights.merge.record import findings_of, merge_manifest, records_of
 from deltaweights.merge.stream import Resources, Stream
+from deltaweights.pair import say_what_they_are
 from deltaweights.prepare import Prepared, check_space, say
 from deltaweights.report import Report
 from deltaweights.staging.disk import write_file
 from deltaweights.staging.folder import StagingFolder
 from deltaweights.staging.place import refuse_content
 from deltaweights.staging.publish import forget, publish, recover
+from deltaweights.work import workers_of
 
 ALREADY_COMPLETE = "already complete"
 
@@ -47,7 +48,8 @@ ALREADY_COMPLETE = "already complete"
 class Published(Findings):
     """What was made, and what was found in it.
 
-    ``status`` is "merged", "made" or "already complete"; ``bytes`` counts weights; ``seconds`` are by stage.
+    ``status`` is "merged", "made", "converted" or "already complete"; ``bytes`` counts weights; ``seconds`` are by stage.
+    ``recipe`` is the name of the one that was used; ``published_sum`` is None where the recipe has none, or nothing was written.
     """
 
     status: str
@@ -59,6 +61,8 @@ class Published(Findings):
     shards: int
     fates: dict[str, int]
     dropped: dict[str, dict[str, str]]
+    recipe: str | None
+    published_sum: SumFound | None
     seconds: dict[str, float]
 
 
@@ -105,25 +109,13 @@ def run(job: Prepared, settings: Settings, report: Report, began: float) -> Publ
     return _published(job, done, seconds)
 
 
-def workers_of(given: int | None) -> int:
-    """Return the number of workers asked for, or ``default_workers``. Raises ``UsageError`` when none may work."""
-    if given is not None and given < 1:
-        raise UsageError("no workers", found=given, expected="at least 1")
-    return default_workers() if given is None else given
-
-
-def default_workers() -> int:
-    """Return a worker for each processor that this process may use, at least 2 and at most 8."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(2, min(count, 8))
-
-
 @dataclass(frozen=True)
 class _Done:
     status: str
     content_digest: str
     manifest_sha256: str
     findings: Findings
+    published_sum: SumFound | None = None
 
 
 def _already_complete(job: Prepared, settings: Settings) -> _Done | None:
@@ -162,21 +154,25 @@ def _make(job: Prepared, settings: Settings, report: Report, seconds: dict[str, 
         report.note(f"{len(fragments)} of {len(job.plan.shards)} shards are finished already")
     check_space(job, fragments)
     began = time.monotonic()
+    input_sha256 = hash_files(job.checkpoints, workers_of(settings.workers), report) if settings.hash_inputs else {}
+    if input_sha256:
+        allow = settings.allow_unproved_base
+        say_what_they_are(job.checkpoints, job.recipe, input_sha256, report, allow=allow)
+    seconds["hash inputs"] = time.monotonic() - began
+    began = time.monotonic()
     _stream(job, staging, fragments, settings, report, seconds)
     seconds["stream"] = time.monotonic() - began
-    findings = findings_of(records_of(fragments), allowed=settings.allow_unproved_base and job.pair.stated)
+    records = records_of(fragments)
+    findings = findings_of(records, allowed=settings.allow_unproved_base and job.stated)
     _judge(job, findings, settings, report)
-    began = time.monotonic()
-    input_sha256 = _hash_inputs(job) if settings.hash_inputs else {}
-    seconds["hash inputs"] = time.monotonic() - began
-    for checkpoint in job.checkpoints:
+    published_sum = check_sum(records.values(), job.recipe, report)
+    for checkpoint in job.checkpoints.values():
         checkpoint.check_unchanged()
     began = time.monotonic()
     digest, manifest_sha256 = _write_documents(job, fragments, input_sha256, findings)
     publish(job.place, job.plan.identity, overwrite=settings.overwrite)
     seconds["publish"] = time.monotonic() - began
-    status = "merged" if job.plan.operation is Operation.APPLY else "made"
-    return _Done(status, digest, manifest_sha256, findings)
+    return _Done(job.plan.operation.value.status, digest, manifest_sha256, findings, published_sum)
 
 
 def _stream(
@@ -196,9 +192,9 @@ def _stream(
     _prove_unread(job)
     missing = [shard for shard in job.plan.shards if shard.file not in fragments]
     resources = Resources(settings.device, workers_of(settings.workers))
-    stream = Stream(job.plan, job.pair.base.tensors, job.pair.lead.tensors, job.place.shards, keep, resources)
-    doing = "merging" if job.plan.operation is Operation.APPLY else "making the delta"
-    report.begin(doing, sum(shard.size - len(shard.header) for shard in missing))
+    base = job.checkpoints["base"].tensors if job.plan.base else {}
+    stream = Stream(job.plan, base, job.lead.tensors, job.place.shards, keep, resources)
+    report.begin(job.plan.operation.value.doing, sum(shard.size - len(shard.header) for shard in missing))
     try:
         for done in stream.run(missing):
             report.progress(done)
@@ -209,7 +205,8 @@ def _stream(
 
 def _prove_unread(job: Prepared) -> None:
     """Compare the recorded checksums of what the stream does not read whole: parts of storages, and dropped tensors."""
-    for checkpoint, record in zip(job.checkpoints, (job.plan.base, job.plan.lead), strict=True):
+    for role, record in job.plan.inputs.items():
+        checkpoint = job.checkpoints[role]
         for weights in checkpoint.files:
             for loose in weights.loose:
                 prove(loose)
@@ -220,14 +217,7 @@ def _prove_unread(job: Prepared) -> None:
 def _judge(job: Prepared, findings: Findings, settings: Settings, report: Report) -> None:
     """Tell what was found in the numbers. Raises ``CheckFailed`` or ``Mismatch`` for what must not be published."""
     report_numbers(findings, job.plan.operation, report, strict=settings.strict)
-    judge_base(findings.proof, report, stated=job.pair.stated, allowed=settings.allow_unproved_base)
-
-
-def _hash_inputs(job: Prepared) -> dict[str, dict[str, str]]:
-    return {
-        checkpoint.role: {weights.file.path.name: weights.file.sha256() for weights in checkpoint.files}
-        for checkpoint in job.checkpoints
-    }
+    judge_base(findings.proof, report, stated=job.stated, allowed=settings.allow_unproved_base)
 
 
 def _write_documents(
@@ -254,10 +244,7 @@ def _write_documents(
 
 def _published(job: Prepared, done: _Done, seconds: dict[str, float]) -> Published:
     plan = job.plan
-    dropped = {
-        role: {item.spec.name: item.reason for item in record.dropped}
-        for role, record in (("base", plan.base), (plan.operation.lead, plan.lead))
-    }
+    dropped = {role: {item.spec.name: item.reason for item in record.dropped} for role, record in plan.inputs.items()}
     return Published(
         status=done.status,
         content_digest=done.content_digest,
@@ -268,6 +255,8 @@ def _published(job: Prepared, done: _Done, seconds: dict[str, float]) -> Publish
         shards=len(plan.shards),
         fates=fates(plan),
         dropped=dropped,
+        recipe=job.recipe.name if job.recipe else None,
+        published_sum=done.published_sum,
         **vars(done.findings),
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
     )

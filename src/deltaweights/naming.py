@@ -92,13 +92,15 @@ def _by_manifest(checkpoint: Checkpoint) -> str | None:
     if not lists_exactly(manifest, checkpoint):
         return None
     by = f" by recipe {manifest.recipe}" if manifest.recipe else ""
-    what = "a delta that deltaweights made" if manifest.is_delta else f"a merge that deltaweights made{by}, not a base"
-    return f"{what} (as its manifest says)"
+    what = {"delta": "a delta that deltaweights made", "merge": f"a merge that deltaweights made{by}, not a base"}
+    return f"{what[manifest.kind]} (as its manifest says)" if manifest.kind in what else None
 
 
 def _by_shapes(checkpoint: Checkpoint, typical: float | None) -> str:
     specs = {name: tensor.spec for name, tensor in checkpoint.tensors.items()}
     likely = ", ".join(known.title for known in models() if _fits(known, specs))
+    if not hidden_size(specs):
+        return "no embedding under a LLaMA's name"
     size = f"{layers(specs)} layers, hidden size {hidden_size(specs)}, {rows(specs)} rows"
     facts = [f"shapes of {likely}" if likely else f"{size}: no model that is known by its shapes"]
     if rows(specs) in FINE_TUNED_ROWS:

@@ -83,35 +83,54 @@ def open_pair(
             recipe = _recognised(of_lead, hashes[of_lead.role], report)
         rules = PLAIN if recipe is None else Rules(recipe.delta_only, NewRows(recipe.new_rows))
         if recipe is not None:
+            report.note(f"licence         {recipe.title}: {recipe.notice}")
             refuse_other_shapes(recipe, of_base, of_lead)
         matching = match(of_base.tensors, of_lead.tensors, operation, rules)
         for text in (*of_base.notes, *of_lead.notes, *matching.warnings):
             report.warn(text)
         pair = Pair(of_base, of_lead, matching, recipe)
-        say_what_they_are(pair, hashes, report, allow=allow)
+        say_what_they_are({"base": of_base, operation.lead: of_lead}, recipe, hashes, report, allow=allow)
         if operation is Operation.APPLY:
             _doubt_the_delta(pair, report, allow=allow)
         yield pair
 
 
-def say_what_they_are(pair: Pair, hashes: Mapping[str, Mapping[str, str]], report: Report, *, allow: bool) -> None:
-    """Name both inputs; ``hashes`` are sha256 by role and file name, as far as they are known.
+def say_what_they_are(
+    checkpoints: Mapping[str, Checkpoint],
+    recipe: Recipe | None,
+    hashes: Mapping[str, Mapping[str, str]],
+    report: Report,
+    *,
+    allow: bool,
+) -> None:
+    """Name the inputs; ``hashes`` are sha256 by role and file name, as far as they are known.
 
     Raises ``Mismatch`` when hashes say that the base is another model than the recipe's, unless the user lets it pass (``allow``).
     """
-    for checkpoint in (pair.base, pair.lead):
-        identity = identify(checkpoint, hashes[checkpoint.role])
-        report.note(f"{checkpoint.role:15} {identity.text}")
-        if checkpoint is pair.base and pair.recipe is not None and pair.recipe.base_model is not None:
-            _check_base(pair.base, identity, pair.recipe.base_model, report, allow=allow)
+    for role, checkpoint in checkpoints.items():
+        identity = identify(checkpoint, hashes[role])
+        report.note(f"{role:15} {identity.text}")
+        if recipe is not None and role == "base" and recipe.base_model is not None:
+            _check_base(checkpoint, identity, recipe.base_model, report, allow=allow)
+        if recipe is not None and role == "delta":
+            _check_delta(checkpoint, hashes[role], recipe, report)
+
+
+def _check_delta(delta: Checkpoint, hashes: Mapping[str, str], recipe: Recipe, report: Report) -> None:
+    """Warn of files that have another hash than those of their name that are known: unknown, which is not damaged."""
+    known = {file.name for file in recipe.delta.files}
+    listed = {file.sha256 for file in recipe.delta.files}
+    for name, sha256 in sorted(hashes.items()):
+        if name in known and sha256 not in listed:
+            report.warn(
+                f"{delta.path / name}: sha256 {sha256} is not that of recipe {recipe.name}: another copy, or damaged"
+            )
 
 
 def _check_base(base: Checkpoint, identity: Identity, wanted: str, report: Report, *, allow: bool) -> None:
-    if identity.model == wanted:
+    if identity.model is None or identity.model == wanted:
         return
     title = model(wanted).title
-    if identity.model is None:
-        return
     problem = f"this is {model(identity.model).title}, not {title}"
     if allow:
         report.warn(f"{base.path}: {problem}")

@@ -56,21 +56,33 @@ WORDS = {
 }
 """The fates, for people."""
 
+IF_EQUAL = {Operation.APPLY: "is this really the delta?", Operation.MAKE: "the delta is zero"}
+"""What to say when base and lead are the same checkpoint."""
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """Both inputs open, known to fit, and planned; nothing written yet."""
+    """The inputs open, by what they are called, known to fit, and planned; nothing written yet.
 
-    pair: Pair
+    ``recipe`` is None where the plain rules apply.
+    """
+
+    checkpoints: dict[str, Checkpoint]
+    recipe: Recipe | None
     companions: Companions
     plan: Plan
     place: Place
     unpacking: Unpacking
 
     @property
-    def checkpoints(self) -> tuple[Checkpoint, Checkpoint]:
-        """Base and lead."""
-        return self.pair.base, self.pair.lead
+    def lead(self) -> Checkpoint:
+        """The input whose tensors are those of the result."""
+        return self.checkpoints[self.plan.operation.lead]
+
+    @property
+    def stated(self) -> bool:
+        """Whether it is known in which arithmetic the delta was computed."""
+        return self.recipe is not None and self.recipe.stated
 
 
 @contextmanager
@@ -109,14 +121,14 @@ def prepare(
     ):
         compute = compute_dtype_of(compute_dtype, pair.recipe)
         stored = dtype or compute
-        _refuse_overlap(place, pair)
+        place.refuse_opened(weights.file.path for each in (pair.base, pair.lead) for weights in each.files)
         companions = _companions(pair, operation, stored)
         of_base, of_lead = (
-            _record(pair.base, pair.matching.dropped_base),
-            _record(pair.lead, pair.matching.dropped_lead),
+            record_of(pair.base, pair.matching.dropped_base),
+            record_of(pair.lead, pair.matching.dropped_lead),
         )
         if all(of_base.samples.get(name) == sample for name, sample in of_lead.samples.items()):
-            report.warn(f"{pair.lead.path}: base and {operation.lead} hold the same weights: {operation.if_equal}")
+            report.warn(f"{pair.lead.path}: base and {operation.lead} hold the same weights: {IF_EQUAL[operation]}")
         plan = make_plan(
             pair.matching,
             Options(DTYPES[compute], DTYPES[stored], limit),
@@ -127,13 +139,7 @@ def prepare(
             check=check,
             recipe=_recipe_record(pair.recipe),
         )
-        yield Prepared(pair, companions, plan, place, unpacking)
-
-
-def _refuse_overlap(place: Place, pair: Pair) -> None:
-    """Look at where links led, too; what was unpacked lies in staging, and is no input of the user's."""
-    opened = [weights.file.path for checkpoint in (pair.base, pair.lead) for weights in checkpoint.files]
-    refuse_inputs(place, [path for path in opened if not path.is_relative_to(place.unpacked)])
+        yield Prepared({"base": pair.base, operation.lead: pair.lead}, pair.recipe, companions, plan, place, unpacking)
 
 
 def _companions(pair: Pair, operation: Operation, stored: str) -> Companions:
@@ -150,7 +156,8 @@ def _recipe_record(recipe: Recipe | None) -> RecipeRecord | None:
     return RecipeRecord(recipe.name, recipe.digest, recipe.checks is not None) if recipe else None
 
 
-def _record(checkpoint: Checkpoint, dropped: tuple[Dropped, ...]) -> InputRecord:
+def record_of(checkpoint: Checkpoint, dropped: tuple[Dropped, ...]) -> InputRecord:
+    """Return what the plan keeps of an input, samples of its tensors included. Raises ``InputOutputError``."""
     return InputRecord(
         checkpoint.container,
         tuple(InputFileRecord(w.file.path.name, w.file.size, w.header_digest, w.checks) for w in checkpoint.files),
@@ -166,7 +173,7 @@ def say(job: Prepared, report: Report) -> None:
     role_of_lead = job.plan.operation.lead
     parts = [f"{counts[fate]} {what}" for fate, what in WORDS.items() if counts.get(fate)]
     report.note(f"{counted(len(job.plan.tensors), 'tensor')}: {', '.join(parts)}")
-    for role, record in (("base", job.plan.base), (role_of_lead, job.plan.lead)):
+    for role, record in job.plan.inputs.items():
         for reason in sorted({dropped.reason for dropped in record.dropped}):
             names = [dropped.spec.name for dropped in record.dropped if dropped.reason == reason]
             others = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -175,7 +182,7 @@ def say(job: Prepared, report: Report) -> None:
         left = job.companions.left_behind
         others = f" and {len(left) - 8} more" if len(left) > 8 else ""
         report.note(f"not copied from the {role_of_lead}: {', '.join(left[:8])}{others}")
-    if job.pair.lead.alone:
+    if job.lead.alone:
         report.note(f"the {role_of_lead} is a single file: no configuration or tokenizer is copied")
     if job.companions.change:
         report.note(job.companions.change)

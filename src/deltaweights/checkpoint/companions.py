@@ -57,6 +57,18 @@ not for clinical care or for any clinical decision.
 """Stands in every delta that is made; as ``NOTICE``."""
 
 
+NOTICE_OF_A_COPY = """\
+RESEARCH USE ONLY. NOT FOR CLINICAL USE.
+
+The weights in this folder were converted from another layout or container. They are subject to their licence; converting them
+grants no further right. LLaMA-1 and the models derived from it are for research only.
+
+LLaVA-Med, and every model made from it, is for research use only: it is subject to the terms of LLaMA, Vicuna and GPT-4, and it is
+not for clinical care or for any clinical decision.
+"""
+"""Stands in every checkpoint that was converted; as ``NOTICE``."""
+
+
 @dataclass(frozen=True)
 class Companions:
     """File contents by their name in the target; names that were left behind; the change made to config.json, if any."""

@@ -20,6 +20,7 @@ from deltaweights.checkpoint.files import InputFile, LocalFile, WeightsFile
 from deltaweights.checkpoint.index import SUFFIXES, Index, read_index
 from deltaweights.checkpoint.layout import PARAMS, PART, WEIGHTS, Start, find_start, refuse_strays
 from deltaweights.checkpoint.meta_llama import open_meta
+from deltaweights.checkpoint.projector import open_projector
 from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.tensors import LazyTensor, name_fault
 from deltaweights.checkpoint.torch_file import open_torch_file
@@ -98,6 +99,11 @@ def open_checkpoint(
         if index is not None:
             index.check(tensors)
             notes += index.check_total(tensors)
+        if role == "delta" and given is None:
+            projector = open_projector(directory, tensors)
+            if projector is not None:
+                files.append(projector)
+                tensors |= projector.tensors
         notes += [f"{weights.file.path}: {note}" for weights in files for note in weights.notes]
         names = frozenset({start.name, *(weights.file.path.name for weights in files)}) | start.unused
         if given is None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from deltaweights.cli.job import apply, apply_options, common_options
+from deltaweights.cli.job import apply
+from deltaweights.cli.options import apply_options
 
 
 @click.command("apply")
@@ -20,7 +21,6 @@ from deltaweights.cli.job import apply, apply_options, common_options
 @click.option("--delta", metavar="PATH", help="The delta: folder, index, weights file, or zip archive.")
 @click.option("--target", required=True, metavar="PATH", help="The folder to create.")
 @apply_options
-@common_options
 def command(recipe: str | None, base: str | None, delta: str | None, target: str, **options: Any) -> None:
     """Add a delta to its base and write the merged checkpoint.
 

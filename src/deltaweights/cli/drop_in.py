@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from deltaweights.cli.job import apply, apply_options, common_options, make, make_options
+from deltaweights.cli.job import apply, make
+from deltaweights.cli.options import apply_options, make_options
 
 ORIGINAL = ("--base-model-path", "--target-model-path", "--delta-path", "--low-cpu-mem", "--hub-repo-id")
 """The flags of ``python -m llava.model.apply_delta`` and ``make_delta``, and of FastChat's."""
@@ -41,7 +42,6 @@ def _spell_out(argument: str, own: set[str]) -> str:
 @click.option("--delta-path", "--delta", "delta", required=True, metavar="PATH", help="The delta.")
 @click.option("--low-cpu-mem", is_flag=True, help="Accepted for old scripts: memory is always low.")
 @apply_options
-@common_options
 @click.version_option(package_name="deltaweights")
 def apply_delta(base: str, target: str, delta: str, *, low_cpu_mem: bool, **options: Any) -> None:
     """Add a delta to its base, with the flags of the original apply_delta scripts.
@@ -58,7 +58,6 @@ def apply_delta(base: str, target: str, delta: str, *, low_cpu_mem: bool, **opti
 @click.option("--target-model-path", "--target", "target", required=True, metavar="PATH", help="The fine-tuned model.")
 @click.option("--delta-path", "--delta", "delta", required=True, metavar="PATH", help="The folder to create.")
 @make_options
-@common_options
 @click.version_option(package_name="deltaweights")
 def make_delta(base: str, target: str, delta: str, **options: Any) -> None:
     """Subtract a base from a model that was fine-tuned from it, with the flags of the original make_delta scripts.

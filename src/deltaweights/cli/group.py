@@ -17,6 +17,8 @@ COMMANDS = {
     "make": "Make a delta: subtract a base from a model fine-tuned from it.",
     "inspect": "Show what a checkpoint holds, from its headers.",
     "diff": "Compare two checkpoints, tensor by tensor.",
+    "check-base": "Prove from a delta that a base is the one that it was made from.",
+    "convert": "Write a base in Meta's format, or any other, as a Hugging Face folder.",
     "recipes": "List the known pairs of base and delta, or show one.",
     "clean": "Remove what a killed run left beside a target.",
     "demo": "Run the whole job on a tiny pair that is made on the spot.",
@@ -35,7 +37,7 @@ class LazyGroup(click.Group):
         """Import and return a command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"deltaweights.cli.{cmd_name}").command
+        command: click.Command = import_module(f"deltaweights.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

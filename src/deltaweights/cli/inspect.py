@@ -23,21 +23,23 @@ MOST_RANGES = 12
 
 @click.command("inspect")
 @click.argument("path", metavar="PATH")
+@click.option("--hash-inputs", is_flag=True, help="Make the sha256 of every file, to tell what it is; reads all of it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every tensor.")
-def command(path: str, *, as_json: bool) -> None:
+def command(path: str, *, hash_inputs: bool, as_json: bool) -> None:
     """Show what a checkpoint holds: tensors, dtypes, shapes, sizes, parameters.
 
-    PATH is a folder, an index.json, or one weights file. Only headers are read. Tensors that are alike but for the numbers in their
-    names share a line: layers.{0-31}.
+    PATH is a folder (Hugging Face's or Meta's), an index.json, a weights file, or a zip archive. Only headers and some samples
+    are read. Tensors that are alike but for the numbers in their names share a line: layers.{0-31}.
     """
-    report = inspect_checkpoint(path)
+    terminal = TerminalReport("deltaweights", quiet=False)
+    report = inspect_checkpoint(path, hash_inputs=hash_inputs, report=terminal)
     for note in report.notes:
-        TerminalReport("deltaweights", quiet=False).warn(note)
+        terminal.warn(note)
     click.echo(json.dumps(asdict(report), indent=2) if as_json else "\n".join(map(printable, _lines(report))))
 
 
 def _lines(report: InspectReport) -> list[str]:
-    lines = [f"checkpoint      {report.path}"]
+    lines = [f"checkpoint      {report.path}", f"identity        {report.identity.text}"]
     if report.model_type is not None or report.architectures:
         architectures = f"({', '.join(report.architectures)})" if report.architectures else ""
         lines.append(f"model           {' '.join(filter(None, [report.model_type, architectures]))}")
@@ -67,6 +69,7 @@ def _lines(report: InspectReport) -> list[str]:
         lines += ["", "files"]
         lines += [
             f"  {printable(file.name):{width}}  {human_bytes(file.size):>9}  {counted(file.tensors, 'tensor')}"
+            + (f"  sha256 {file.sha256}" if file.sha256 else "")
             for file in report.files
         ]
     return lines

@@ -1,4 +1,4 @@
-"""What ``apply`` and ``make``, and the drop-ins for both, have in common.
+"""What the commands that write a checkpoint, and their drop-ins, have in common.
 
 Enters: arguments. Leaves: a checkpoint or a delta, and what it is, on stdout. Never: logic.
 """
@@ -6,16 +6,16 @@ Enters: arguments. Leaves: a checkpoint or a delta, and what it is, on stdout. N
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, fields
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from deltaweights.cli.options import recipe_of
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.errors import Interrupted, UsageError
 from deltaweights.sizes import human_bytes
@@ -23,88 +23,10 @@ from deltaweights.text import Json, counted, printable
 
 if TYPE_CHECKING:
     from deltaweights.job import Published
+    from deltaweights.prepare import Prepared
     from deltaweights.recipes.recipe import Recipe
 
-DTYPE = click.Choice(["float16", "bfloat16", "float32"])
-
 NOTICE = "research use only; LLaVA-Med: never for clinical use"
-
-
-def _device(_ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
-    # Whether this machine has it is known only once torch is loaded; a slip of the pen need not wait for that.
-    if not re.fullmatch(r"cpu|auto|cuda(:[0-9]{1,3})?", value):
-        raise UsageError("no such device", found=value, expected="cpu, cuda, cuda:N or auto")
-    return value
-
-
-def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that all of them share."""
-    options = (
-        click.option(
-            "--compute-dtype", type=DTYPE, help="Dtype of the arithmetic [default: the recipe's, or float16]."
-        ),
-        click.option("--dtype", type=DTYPE, help="Dtype of the written weights [default: the compute dtype]."),
-        click.option("--max-shard-size", default="5GB", show_default=True, help="Most bytes of tensors per shard."),
-        click.option(
-            "--device",
-            default="cpu",
-            show_default=True,
-            callback=_device,
-            help="cpu, cuda, cuda:N or auto; the bits are the same.",
-        ),
-        click.option("--workers", type=click.IntRange(min=1), help="Threads [default: one per processor, 2 to 8]."),
-        click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands there."),
-        click.option("--strict", is_flag=True, help="Fail (6) when the result has NaN or infinite weights."),
-        click.option(
-            "--hash-inputs", is_flag=True, help="Record the sha256 of every input file; reads them once more."
-        ),
-        click.option("--dry-run", is_flag=True, help="Show the plan and what it needs; write nothing."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
-        click.option("-q", "--quiet", is_flag=True, help="Only results and warnings."),
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
-def _hub_repo_id(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    if value is not None and not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", value, re.ASCII):
-        raise UsageError("not a Hub id", found=value, expected="ORG/NAME")
-    return value
-
-
-def make_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that those who make deltas share."""
-    hub = click.option(
-        "--hub-repo-id",
-        metavar="ORG/NAME",
-        callback=_hub_repo_id,
-        help="Print the upload command, too.",
-    )
-    check = click.option(
-        "--check/--no-check", default=True, show_default=True, help="Apply the delta as it is made, and count."
-    )
-    return hub(check(function))
-
-
-def apply_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that those who apply deltas share."""
-    prove = click.option(
-        "--prove/--no-prove",
-        default=True,
-        show_default=True,
-        help="Prove from the sums that the base is the right one.",
-    )
-    allow = click.option(
-        "--allow-unproved-base", is_flag=True, help="Publish also when the proof fails; it is recorded."
-    )
-    recipe = click.option(
-        "--recipe",
-        "recipe_option",
-        metavar="NAME|FILE",
-        help="A known pair by name, or a recipe of your own (docs/recipes.md).",
-    )
-    return recipe(prove(allow(function)))
 
 
 def apply(
@@ -119,26 +41,48 @@ def apply(
 ) -> None:
     """Add the delta to its base, or show the plan, and print the outcome."""
     from deltaweights.apply import apply_delta  # noqa: PLC0415  (only who merges needs it)
+    from deltaweights.merge.operation import Operation  # noqa: PLC0415
     from deltaweights.pair import find_recipe  # noqa: PLC0415
+    from deltaweights.prepare import prepare  # noqa: PLC0415
 
-    recipe_file = recipe_option if _is_file(recipe_option) else None
-    if recipe_option is not None and recipe_file is None:
-        if recipe is not None:
-            raise UsageError(
-                "two recipes are named", found=f"{recipe} and {recipe_option}", expected="one, or one and a file"
-            )
-        recipe = recipe_option
+    recipe, recipe_file = recipe_of(recipe, recipe_option)
     found = find_recipe(recipe, recipe_file)
     if base is None or delta is None:
         role = "base" if base is None else "delta"
         raise UsageError(f"--{role} is missing", remedy=_where_to_get(role, found))
-    options |= {"recipe": recipe, "recipe_file": recipe_file}
-    _run(name, "apply", partial(apply_delta, base, delta, target), (base, delta, target), **options)
+    planned = _planned(options, "compute_dtype", "dtype", "max_shard_size", "allow_unproved_base")
+    plan = partial(prepare, Operation.APPLY, base, delta, target, recipe=found, check=options["prove"], **planned)
+    do = partial(apply_delta, base, delta, target, recipe=recipe, recipe_file=recipe_file)
+    _run(name, "target", do, plan, **options)
 
 
-def _is_file(recipe: str | None) -> bool:
-    """Tell whether what was given is a path rather than a name of ours."""
-    return recipe is not None and (recipe.endswith(".toml") or "/" in recipe or Path(recipe).is_file())
+def make(name: str, base: str, target: str, delta: str, **options: Any) -> None:
+    """Subtract the base from the target, or show the plan, and print the outcome."""
+    from deltaweights.make import make_delta  # noqa: PLC0415  (only who makes deltas needs it)
+    from deltaweights.merge.operation import Operation  # noqa: PLC0415
+    from deltaweights.prepare import prepare  # noqa: PLC0415
+
+    plan = partial(
+        prepare,
+        Operation.MAKE,
+        base,
+        target,
+        delta,
+        **_planned(options, "compute_dtype", "dtype", "max_shard_size", "check"),
+    )
+    _run(name, "delta", partial(make_delta, base, target, delta), plan, **options)
+
+
+def convert(base: str, target: str, **options: Any) -> None:
+    """Copy a checkpoint into another layout, or show the plan, and print the outcome."""
+    from deltaweights.convert import convert_checkpoint, prepare_copy  # noqa: PLC0415  (only who converts needs it)
+
+    plan = partial(prepare_copy, base, target, **_planned(options, "dtype", "max_shard_size"))
+    _run("deltaweights", "target", partial(convert_checkpoint, base, target), plan, **options)
+
+
+def _planned(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: options[name] for name in names}
 
 
 def _where_to_get(role: str, recipe: Recipe | None) -> str:
@@ -155,18 +99,11 @@ def _where_to_get(role: str, recipe: Recipe | None) -> str:
     return f"run: hf download {repo} --local-dir {role}, then give that folder" if repo else "give its path"
 
 
-def make(name: str, base: str, target: str, delta: str, **options: Any) -> None:
-    """Subtract the base from the target, or show the plan, and print the outcome."""
-    from deltaweights.make import make_delta  # noqa: PLC0415  (only who makes deltas needs it)
-
-    _run(name, "make", partial(make_delta, base, target, delta), (base, target, delta), **options)
-
-
 def _run(
     name: str,
-    operation: str,
+    output: str,
     do: Callable[..., Published],
-    paths: tuple[str, str, str],
+    plan: Callable[..., AbstractContextManager[Prepared]],
     *,
     dry_run: bool,
     as_json: bool,
@@ -175,23 +112,15 @@ def _run(
     **options: Any,
 ) -> None:
     from deltaweights.health import proof_line  # noqa: PLC0415  (see above)
-    from deltaweights.job import workers_of  # noqa: PLC0415  (see above)
     from deltaweights.manifest.findings import Findings  # noqa: PLC0415
-    from deltaweights.merge.operation import Operation  # noqa: PLC0415
-    from deltaweights.pair import find_recipe  # noqa: PLC0415
-    from deltaweights.prepare import describe, prepare, say  # noqa: PLC0415
+    from deltaweights.prepare import describe, say  # noqa: PLC0415
+    from deltaweights.work import workers_of  # noqa: PLC0415
 
     report = TerminalReport(name, quiet=quiet)
-    output = Operation(operation).output
     if dry_run:
-        plan_options = {key: options[key] for key in ("compute_dtype", "dtype", "max_shard_size")}
-        plan_options["check"] = options["check" if operation == "make" else "prove"]
-        if operation == "apply":
-            plan_options["recipe"] = find_recipe(options["recipe"], options["recipe_file"])
-            plan_options["allow_unproved_base"] = options["allow_unproved_base"]
-        with prepare(Operation(operation), *paths, report=report, **plan_options) as job:
+        with plan(report=report) as job:
             say(job, report)
-            outcome = describe(job, workers_of(options["workers"]), options["device"])
+            outcome = describe(job, workers_of(options["workers"]), options.get("device", "cpu"))
         _print(outcome, as_json, _plan_lines(outcome, output))
         return
     try:

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from deltaweights.cli.job import common_options, make, make_options
+from deltaweights.cli.job import make
+from deltaweights.cli.options import make_options
 
 
 @click.command("make")
@@ -17,7 +18,6 @@ from deltaweights.cli.job import common_options, make, make_options
 @click.option("--target", required=True, metavar="PATH", help="The model that was fine-tuned from it.")
 @click.option("--delta", required=True, metavar="PATH", help="The folder to create.")
 @make_options
-@common_options
 def command(base: str, target: str, delta: str, **options: Any) -> None:
     """Make a delta: subtract a base from a model that was fine-tuned from it.
 

@@ -16,12 +16,12 @@ from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.comparison.figures import NUMPY, Figures, add_up, comparable
 from deltaweights.comparison.reading import Pair, read_pairs
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.job import workers_of
 from deltaweights.manifest.beside import lists_exactly, manifest_beside
 from deltaweights.manifest.manifest import MANIFEST
 from deltaweights.merge.rules import is_buffer
 from deltaweights.report import Report
 from deltaweights.text import natural_key
+from deltaweights.work import workers_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,16 +6,14 @@ compared, or a figure that depends on which worker made it, or when.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.comparison.figures import Figures, Gauge, comparable
-from deltaweights.errors import InputOutputError
 from deltaweights.report import Report
+from deltaweights.work import share_out
 
 BLOCK = 1 << 19
 """Bytes per block and side: both are still in a core's cache when they are compared; in smaller ones, workers would wait for each
@@ -55,8 +53,8 @@ class _Desk:
         self._buffers = [memoryview(bytearray(BLOCK)) for _ in range(2)]
         self._gauge = Gauge(BLOCK)
 
-    def compare(self, job: _Job) -> None:
-        """Find out whether a block differs, and, if so, how far."""
+    def compare(self, job: _Job) -> Iterator[int]:
+        """Find out whether a block differs, and, if so, how far; yield its bytes."""
         pair = job.pair
         one, other = self._load(job, pair.one, 0), self._load(job, pair.other, 1)
         figures = self._gauge.measure(one, other, pair.dtypes)
@@ -64,10 +62,12 @@ class _Desk:
             figures = self._gauge.norm(one, pair.dtypes[0])
         if figures is not None:
             pair.parts[job.start] = figures
+        yield job.nbytes
 
-    def weigh(self, job: _Job) -> None:
-        """Add the norm of a block that was found equal before another of its tensor was found to differ."""
+    def weigh(self, job: _Job) -> Iterator[int]:
+        """Add the norm of a block that was found equal before another of its tensor was found to differ; yield its bytes."""
         job.pair.parts[job.start] = self._gauge.norm(self._load(job, job.pair.one, 0), job.pair.dtypes[0])
+        yield job.nbytes
 
     def _load(self, job: _Job, tensor: LazyTensor, side: int) -> memoryview:
         item = tensor.spec.item_size
@@ -82,11 +82,13 @@ def read_pairs(pairs: Sequence[Pair], workers: int, report: Report) -> None:
     Raises ``InputOutputError`` when the bytes cannot be read or no worker can be started.
     """
     pairs = [pair for pair in pairs if comparable(*pair.dtypes)]
-    _share_out(_Desk.compare, _jobs(pairs), workers, report, "comparing", sum(pair.one.spec.nbytes for pair in pairs))
+    total = sum(pair.one.spec.nbytes for pair in pairs)
+    share_out(_jobs(pairs), _Desk, _Desk.compare, workers=workers, report=report, doing="comparing", total=total)
     # Tensors mostly differ in no block or in all: to read some again, for the norm, takes less than to weigh all at once.
     again = [job for job in _jobs(pair for pair in pairs if pair.parts) if job.start not in job.pair.parts]
     if again:
-        _share_out(_Desk.weigh, iter(again), workers, report, "measuring", sum(job.nbytes for job in again))
+        total = sum(job.nbytes for job in again)
+        share_out(iter(again), _Desk, _Desk.weigh, workers=workers, report=report, doing="measuring", total=total)
 
 
 def _jobs(pairs: Iterable[Pair]) -> Iterator[_Job]:
@@ -94,46 +96,3 @@ def _jobs(pairs: Iterable[Pair]) -> Iterator[_Job]:
         step = BLOCK // max(pair.one.spec.item_size, pair.other.spec.item_size)
         for start in range(0, pair.one.spec.count, step):
             yield _Job(pair, start, min(start + step, pair.one.spec.count))
-
-
-def _share_out(
-    do: Callable[[_Desk, _Job], None], jobs: Iterator[_Job], workers: int, report: Report, doing: str, total: int
-) -> None:
-    """Have every job done by one of the workers. Raises what one of them met."""
-    lock, stop, done = threading.Lock(), threading.Event(), 0
-
-    def work() -> None:
-        nonlocal done
-        desk = _Desk()
-        try:
-            while not stop.is_set():
-                with lock:
-                    job = next(jobs, None)
-                if job is None:
-                    return
-                do(desk, job)
-                with lock:
-                    done += job.nbytes
-        except BaseException:
-            stop.set()
-            raise
-
-    pool = ThreadPoolExecutor(workers)
-    report.begin(doing, total)
-    try:
-        futures = [_start(pool, work) for _ in range(workers)]
-        while wait(futures, timeout=0.1).not_done:
-            report.progress(done)
-        for future in futures:
-            future.result()
-    finally:
-        stop.set()
-        pool.shutdown()
-        report.end()
-
-
-def _start(pool: ThreadPoolExecutor, work: Callable[[], None]) -> Future[None]:
-    try:
-        return pool.submit(work)
-    except RuntimeError as error:
-        raise InputOutputError(f"cannot start a worker: {error}", remedy="run with fewer --workers") from error

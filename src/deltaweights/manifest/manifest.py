@@ -129,7 +129,7 @@ def manifest_bytes(result: Json, inputs: Json) -> bytes:
 class Manifest:
     """What is read back from a manifest; ``tensors`` holds (dtype, shape, digest), ``places`` each tensor's file.
 
-    ``plan`` and ``recipe`` are empty when the manifest names none; ``is_delta`` says that it is of a delta that was made.
+    ``plan`` and ``recipe`` are empty when the manifest names none; ``kind`` is "merge", "delta" or "copy".
     """
 
     files: dict[str, FileRecord]
@@ -139,7 +139,7 @@ class Manifest:
     plan: str
     findings: Findings
     recipe: str = ""
-    is_delta: bool = False
+    kind: str = "merge"
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -161,6 +161,7 @@ def parse_manifest(data: bytes) -> Manifest:
             raise ValueError(f"{MANIFEST} and {SUMS} are not among the files that a manifest lists")
         places = {name: plain_name(t["file"]) for name, t in result["tensors"].items()}
         plan = _text(inputs.get("plan", ""))
+        kind = "merge" if "delta" in inputs else "delta" if "target" in inputs else "copy"
         recipe = _text(result.get("recipe", {}).get("name", ""))
         return Manifest(
             files,
@@ -170,7 +171,7 @@ def parse_manifest(data: bytes) -> Manifest:
             plan,
             Findings.of(result),
             recipe,
-            "target" in inputs,
+            kind,
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"manifest lacks or misuses a field: {error}") from None

@@ -1,4 +1,4 @@
-"""The two operations, and what can become of a tensor in them.
+"""The operations, and what can become of a tensor in them.
 
 Enters: nothing. Leaves: names; the values are written into manifests. Never: a rule.
 
@@ -8,6 +8,7 @@ fine-tuned target from which the base is subtracted.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -34,43 +35,50 @@ class NewRows(str, Enum):
     MEAN = "mean"
 
 
-class Operation(Enum):
-    """What is made of base and lead."""
+@dataclass(frozen=True)
+class Words:
+    """What an operation's parts are called: its lead, its result, what happens to the base, what is being done, what was done."""
 
-    APPLY = "apply"
-    MAKE = "make"
+    lead: str
+    output: str
+    verb: str
+    past: str
+    doing: str
+    status: str
+
+
+class Operation(Enum):
+    """What is made of base and lead. To convert is to copy a lead that has no base, and that people call the base itself."""
+
+    APPLY = Words("delta", "target", "add", "added", "merging", "merged")
+    MAKE = Words("target", "delta", "subtract", "subtracted", "making the delta", "made")
+    CONVERT = Words("base", "target", "copy", "copied", "converting", "converted")
 
     @property
     def lead(self) -> str:
         """What the lead is called."""
-        return "delta" if self is Operation.APPLY else "target"
+        return self.value.lead
 
     @property
     def output(self) -> str:
         """What the result is called."""
-        return "target" if self is Operation.APPLY else "delta"
+        return self.value.output
 
-    @property
-    def if_equal(self) -> str:
-        """What to say when base and lead hold the same weights."""
-        return "is this really the delta?" if self is Operation.APPLY else "the delta is zero"
-
-    @property
-    def done(self) -> str:
-        """What has happened to the base."""
-        return "added" if self is Operation.APPLY else "subtracted"
-
-    @property
-    def whole(self) -> Fate:
-        """The fate of a tensor of one shape in both inputs."""
-        return Fate.ADD if self is Operation.APPLY else Fate.SUBTRACT
-
-    def grown(self, new_rows: NewRows) -> Fate:
-        """Return the fate of a tensor whose base meets only its top-left block."""
+    def fate(self, *, grown: bool, new_rows: NewRows = NewRows.COPY) -> Fate:
+        """Return the fate of a tensor that has a base; ``grown`` says that the base meets only its top-left block."""
         if self is Operation.MAKE:
-            return Fate.SUBTRACT_BLOCK
+            return Fate.SUBTRACT_BLOCK if grown else Fate.SUBTRACT
+        if not grown:
+            return Fate.ADD
         return {
             NewRows.COPY: Fate.ADD_BLOCK,
             NewRows.ZERO: Fate.ADD_ZERO_ROWS,
             NewRows.MEAN: Fate.ADD_MEAN_ROWS,
         }[new_rows]
+
+    @property
+    def usual_fates(self) -> tuple[Fate, ...]:
+        """Those that are counted even when no tensor has them."""
+        if self is Operation.CONVERT:
+            return (Fate.COPY,)
+        return self.fate(grown=False), self.fate(grown=True), Fate.COPY

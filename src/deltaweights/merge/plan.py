@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.manifest.digest import json_digest
-from deltaweights.merge.operation import Fate, NewRows, Operation
+from deltaweights.merge.operation import Operation
 from deltaweights.merge.rules import Dropped, Match, Matching
 from deltaweights.text import Json, compact_json, natural_key
 
@@ -108,7 +108,7 @@ class Plan:
     options: Options
     shards: tuple[Shard, ...]
     companions: tuple[Companion, ...]
-    base: InputRecord
+    base: InputRecord | None
     lead: InputRecord
     operation: Operation = Operation.APPLY
     check: bool = False
@@ -123,8 +123,7 @@ class Plan:
             "options": vars(self.options),
             "shards": [{"file": shard.file, "tensors": _shard_document(shard)} for shard in self.shards],
             "companions": [vars(companion) for companion in self.companions],
-            "base": _input_document(self.base),
-            self.operation.lead: _input_document(self.lead),
+            **{role: _input_document(record) for role, record in self.inputs.items()},
             "check": self.check,
             **({"recipe": {"name": self.recipe.name, "digest": self.recipe.digest}} if self.recipe else {}),
         }
@@ -133,6 +132,11 @@ class Plan:
     def identity(self) -> str:
         """``plan1:`` and the digest of the document."""
         return json_digest("plan1", self.document)
+
+    @property
+    def inputs(self) -> dict[str, InputRecord]:
+        """The inputs by what they are called, the base first."""
+        return ({"base": self.base} if self.base else {}) | {self.operation.lead: self.lead}
 
     @property
     def adds_up(self) -> bool:
@@ -182,7 +186,7 @@ def _input_document(record: InputRecord) -> dict[str, Json]:
 def make_plan(
     matching: Matching,
     options: Options,
-    base: InputRecord,
+    base: InputRecord | None,
     lead: InputRecord,
     companions: Iterable[Companion],
     operation: Operation = Operation.APPLY,
@@ -265,6 +269,6 @@ def safetensors_header(specs: Iterable[TensorSpec]) -> bytes:
 
 def fates(plan: Plan) -> dict[str, int]:
     """Return how many tensors have each fate, dropped ones last."""
-    usual = (plan.operation.whole, plan.operation.grown(NewRows.COPY), Fate.COPY)
-    counts = dict.fromkeys((fate.value for fate in usual), 0) | Counter(t.match.fate.value for t in plan.tensors)
-    return counts | {"dropped": len(plan.base.dropped) + len(plan.lead.dropped)}
+    counts = dict.fromkeys((fate.value for fate in plan.operation.usual_fates), 0)
+    counts |= Counter(tensor.match.fate.value for tensor in plan.tensors)
+    return counts | {"dropped": sum(len(record.dropped) for record in plan.inputs.values())}

@@ -35,11 +35,12 @@ def findings_of(records: Mapping[str, TensorRecord], *, allowed: bool = False) -
         overflow=counts("overflow"),
         uniform={name: record.uniform for name, record in records.items() if record.uniform},
         inexact=None if untried else counts("inexact"),
-        proof=_proof_of({n: r.tally.proof for n, r in records.items() if r.tally.proof}, allowed=allowed),
+        proof=proof_of({n: r.tally.proof for n, r in records.items() if r.tally.proof}, allowed=allowed),
     )
 
 
-def _proof_of(proofs: Mapping[str, Proof], *, allowed: bool) -> ProofRecord | None:
+def proof_of(proofs: Mapping[str, Proof], *, allowed: bool = False) -> ProofRecord | None:
+    """Return what the tensors together say of the base; None when there are none."""
     if not proofs:
         return None
     whole = sum(proofs.values(), Proof())
@@ -90,11 +91,11 @@ def merge_manifest(
         "files": {name: vars(files[name]) for name in sorted(files)},
         "tensors": tensors,
     }
-    lead = plan.operation.lead
+    digests = {"base": {name: record.base for name, record in records.items() if record.base}}
+    digests[plan.operation.lead] = {name: record.delta for name, record in records.items()}
     inputs: Json = {
         "plan": plan.identity,
-        "base": _input(plan.base, {n: r.base for n, r in records.items() if r.base}, input_sha256.get("base", {})),
-        lead: _input(plan.lead, {n: r.delta for n, r in records.items()}, input_sha256.get(lead, {})),
+        **{role: _input(of, digests[role], input_sha256.get(role, {})) for role, of in plan.inputs.items()},
     }
     return manifest_bytes(result, inputs), digest
 

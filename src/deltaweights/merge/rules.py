@@ -122,6 +122,23 @@ def match(
     return Matching(tuple(matches), tuple(dropped_base), tuple(dropped_lead), warnings)
 
 
+def copies(tensors: Mapping[str, LazyTensor], operation: Operation) -> Matching:
+    """Copy every weight, and drop buffers. Raises ``Mismatch`` when one cannot be copied, or there is none."""
+    matches, dropped, problems = [], [], []
+    for name, tensor in tensors.items():
+        if is_buffer(name):
+            dropped.append(Dropped(tensor.spec, "buffer"))
+            continue
+        outcome = _of_floats(tensor, tensor, operation, Match(tensor.spec, None, Fate.COPY))
+        if isinstance(outcome, Match):
+            matches.append(outcome)
+        else:
+            problems.append(outcome)
+    if problems or not matches:
+        raise _refusal(problems, "only weights of floating-point numbers are converted", operation)
+    return Matching(tuple(matches), (), tuple(dropped), ())
+
+
 def _meet(lead: LazyTensor, base: LazyTensor | None, operation: Operation, rules: Rules) -> Match | Mismatch:
     """Return how two tensors of one name meet, or why they cannot."""
     spec, role = lead.spec, operation.lead
@@ -134,9 +151,11 @@ def _meet(lead: LazyTensor, base: LazyTensor | None, operation: Operation, rules
             return _problem(role, lead, f"is in the {role}, not in the base", "no such tensor", str(spec))
         return _of_floats(lead, lead, operation, Match(spec, None, Fate.COPY))
     if base.spec.shape == spec.shape:
-        return _of_floats(lead, base, operation, Match(spec, base.spec, operation.whole))
+        return _of_floats(lead, base, operation, Match(spec, base.spec, operation.fate(grown=False)))
     if spec.name in GROWN and _fits_inside(base.spec.shape, spec.shape, rules.new_rows):
-        return _of_floats(lead, base, operation, Match(spec, base.spec, operation.grown(rules.new_rows)))
+        return _of_floats(
+            lead, base, operation, Match(spec, base.spec, operation.fate(grown=True, new_rows=rules.new_rows))
+        )
     found, expected = f"{list(base.spec.shape)} in the base", f"{list(spec.shape)}, as in the {role}"
     return _problem("base", base, "shapes do not fit", found, expected)
 
@@ -151,7 +170,7 @@ def _of_floats(lead: LazyTensor, base: LazyTensor, operation: Operation, outcome
     for role, tensor in ((operation.lead, lead), ("base", base)):
         if tensor.spec.dtype not in FLOATS:
             found = f"dtype {tensor.spec.dtype}"
-            return _problem(role, tensor, f"cannot be {operation.done}", found, "one of F16 BF16 F32 F64")
+            return _problem(role, tensor, f"cannot be {operation.value.past}", found, "one of F16 BF16 F32 F64")
     return outcome
 
 
@@ -161,7 +180,7 @@ def _problem(role: str, tensor: LazyTensor, problem: str, found: str, expected: 
 
 def _refusal(problems: list[Mismatch], reason: str, operation: Operation) -> Mismatch:
     if not problems:
-        return Mismatch(f"nothing to {operation.whole.value}: the {operation.lead} has no weights")
+        return Mismatch(f"nothing to {operation.value.verb}: the {operation.lead} has no weights")
     more = f" (and {counted(len(problems) - 1, 'more tensor')} not fitting)" if len(problems) > 1 else ""
     return Mismatch(f"{problems[0]}{more}; {reason}")
 

@@ -125,7 +125,7 @@ class Stream:
         bench = Workbench(kernels, task, self._resources.block)
         while (job := self._next()) is not None:
             lane, block = job
-            lead, base = self._read(block, bench)
+            lead, base = read_block(block, bench, self._base, self._lead)
             match = block.tensor.match
             base_dtype = match.base.dtype if match.base else None
             new_rows = self._new_rows.get(match.lead.name)
@@ -140,19 +140,6 @@ class Stream:
             lane.writer.send()
             if block.last_of_shard:
                 self._keep(lane.finish(self._plan.identity))
-
-    def _read(self, block: Block, bench: Workbench) -> tuple[memoryview, memoryview]:
-        """Read a block of the lead and its part of the base into the bench's buffers; return the parts that were filled."""
-        match, name = block.tensor.match, block.tensor.spec.name
-        item = match.lead.item_size
-        lead = bench.lead[: (block.stop - block.start) * item]
-        self._lead[name].source.read_into(lead, block.start * item)
-        if match.base is None:
-            return lead, bench.base[:0]
-        item = match.base.item_size
-        base = bench.base[: (block.base_stop - block.base_start) * item]
-        self._base[name].source.read_into(base, block.base_start * item)
-        return lead, base
 
     def _next(self) -> tuple[Lane, Block] | None:
         with self._lock:
@@ -176,3 +163,22 @@ class Stream:
             if block is not None:
                 flying.append((lane, blocks))
                 yield lane, block
+
+
+def read_block(
+    block: Block, bench: Workbench, base: Mapping[str, LazyTensor], lead: Mapping[str, LazyTensor]
+) -> tuple[memoryview, memoryview]:
+    """Read a block of the lead and its part of the base into the bench's buffers; return the parts that were filled.
+
+    Raises ``InputOutputError`` when the bytes cannot be read.
+    """
+    match, name = block.tensor.match, block.tensor.spec.name
+    item = match.lead.item_size
+    of_lead = bench.lead[: (block.stop - block.start) * item]
+    lead[name].source.read_into(of_lead, block.start * item)
+    if match.base is None:
+        return of_lead, bench.base[:0]
+    item = match.base.item_size
+    of_base = bench.base[: (block.base_stop - block.base_start) * item]
+    base[name].source.read_into(of_base, block.base_start * item)
+    return of_lead, of_base

@@ -24,6 +24,7 @@ REPLACEABLE = COPIED | {
     README,
     f"DELTA_{README}",
     f"TARGET_{README}",
+    f"BASE_{README}",
     "pytorch_model.bin.index.json",
     "model.sig",
     ".cache",
@@ -78,6 +79,10 @@ class Place:
         """Tell whether staging holds a finished shard, an unpacked input, or a publication that was begun."""
         finished = self.fragments.exists() and any(self.fragments.iterdir())
         return finished or self.unpacked.exists() or self.replaced.exists() or self.journal.exists()
+
+    def refuse_opened(self, opened: Iterable[Path]) -> None:
+        """Raise ``TargetBusy`` when the target holds one of the files that were ``opened``, unpacked ones apart."""
+        refuse_inputs(self, [path for path in opened if not path.is_relative_to(self.unpacked)])
 
     def contents(self) -> list[str]:
         """Return what stands in the target, apart from staging and what belongs to the disk. A file is its own content."""

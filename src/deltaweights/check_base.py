@@ -1,0 +1,140 @@
+"""Whether a delta was made from a base, told from their weights alone: the round trip, without a merge.
+
+Enters: two paths. Leaves: a ``BaseReport``. Never: a byte written (but for archives that must be unpacked), or all blocks read
+when a sample was asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from deltaweights.checkpoint.scratch import Scratch
+from deltaweights.errors import CheckFailed, Mismatch, UsageError
+from deltaweights.health import violations_of
+from deltaweights.manifest.findings import ProofRecord
+from deltaweights.manifest.tally import Proof
+from deltaweights.merge.arithmetic import Kernels, Task, Workbench
+from deltaweights.merge.blocks import Block, blocks_of
+from deltaweights.merge.device import check_device, kernels_on
+from deltaweights.merge.evidence import LEAST_EVIDENCE, Verdict
+from deltaweights.merge.operation import Operation
+from deltaweights.merge.plan import DTYPES, PlannedTensor, Shard
+from deltaweights.merge.record import proof_of
+from deltaweights.merge.stream import BLOCK, read_block
+from deltaweights.pair import Pair, PathLike, compute_dtype_of, find_recipe, open_pair
+from deltaweights.report import Report
+from deltaweights.work import share_out, workers_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseReport:
+    """What the sums say of the base. ``sample`` is the share of blocks that was looked at; ``proof`` None when nothing is added."""
+
+    base: str
+    delta: str
+    recipe: str | None
+    compute_dtype: str
+    sample: float
+    proof: ProofRecord | None
+
+    @property
+    def proved(self) -> bool:
+        """Whether the delta was made from this base."""
+        return self.proof is not None and self.proof.verdict == Verdict.PROVED
+
+    def raise_unless_proved(self) -> None:
+        """Raise ``Mismatch`` when the base is refuted, ``CheckFailed`` when nothing can be said of it."""
+        if self.proof is not None and self.proof.verdict == Verdict.VIOLATED:
+            problem = f"the delta was not made from this base: {violations_of(self.proof)}"
+            raise Mismatch(problem, where=self.base, remedy="use the base that the delta was made from")
+        if self.proof is not None and self.proof.verdict == Verdict.OTHER_ARITHMETIC:
+            raise CheckFailed(f"cannot be proved: {violations_of(self.proof)}", where=self.base, remedy=OTHER_DTYPE)
+        if not self.proved:
+            moved = self.proof.evidence if self.proof else 0
+            raise CheckFailed(
+                "neither proved nor refuted", where=self.base, found=f"{moved:,} weights that moved", expected=ENOUGH
+            )
+
+
+ENOUGH = f"at least {LEAST_EVIDENCE:,}"
+OTHER_DTYPE = "try --compute-dtype, if you know in which arithmetic the delta was computed"
+
+
+def check_base(
+    base: PathLike,
+    delta: PathLike,
+    *,
+    recipe: str | None = None,
+    recipe_file: PathLike | None = None,
+    compute_dtype: str | None = None,
+    sample: float = 1.0,
+    device: str = "cpu",
+    workers: int | None = None,
+    report: Report | None = None,
+) -> BaseReport:
+    """Prove or refute that ``delta`` was made from ``base``; with ``sample``, on that share of the blocks, spread evenly.
+
+    Recipe, ``compute_dtype`` and ``device`` are those of ``apply_delta``. Raises ``UsageError``, ``MalformedInput``,
+    ``Mismatch`` when headers or hashes refute it, and ``InputOutputError``; what the weights say is in the report.
+    """
+    report = Report() if report is None else report
+    if not 0 < sample <= 1:
+        raise UsageError("sample is not a share", found=sample, expected="more than 0, at most 1")
+    count, named = workers_of(workers), find_recipe(recipe, recipe_file)
+    compute_dtype_of(compute_dtype, named)
+    check_device(device)
+    with (
+        Scratch() as scratch,
+        open_pair(Operation.APPLY, base, delta, recipe=named, unpacker=scratch, report=report) as pair,
+        kernels_on(device) as make_kernels,
+    ):
+        compute = compute_dtype_of(compute_dtype, pair.recipe)
+        proofs = _prove(pair, DTYPES[compute], sample, make_kernels, count, report)
+        for checkpoint in (pair.base, pair.lead):
+            checkpoint.check_unchanged()
+        return BaseReport(
+            base=str(pair.base.path),
+            delta=str(pair.lead.path),
+            recipe=pair.recipe.name if pair.recipe else None,
+            compute_dtype=compute,
+            sample=sample,
+            proof=proof_of(proofs),
+        )
+
+
+def _prove(
+    pair: Pair, compute: str, sample: float, make_kernels: Callable[[], Kernels], workers: int, report: Report
+) -> dict[str, Proof]:
+    """Return what each tensor's blocks say."""
+    lock, proofs = threading.Lock(), dict[str, Proof]()
+
+    def make_bench() -> Workbench:
+        return Workbench(make_kernels(), Task(Operation.APPLY, compute, compute, check=True), BLOCK)
+
+    def prove(bench: Workbench, block: Block) -> Iterator[int]:
+        read_block(block, bench, pair.base.tensors, pair.lead.tensors)
+        match = block.tensor.match
+        base_dtype = match.base.dtype if match.base else None
+        outcome = bench.combine(block.stop - block.start, match.lead.dtype, base_dtype, block.runs)
+        with lock:
+            found = outcome.tally.proof or Proof()
+            proofs[match.lead.name] = proofs.get(match.lead.name, Proof()) + found
+        yield (block.stop - block.start) * match.lead.item_size
+
+    total = int(sum(match.lead.nbytes for match in pair.matching.matches if match.base) * sample)
+    blocks = _sampled(_blocks(pair), sample)
+    share_out(blocks, make_bench, prove, workers=workers, report=report, doing="checking the base", total=total)
+    return {match.lead.name: proofs[match.lead.name] for match in pair.matching.matches if match.lead.name in proofs}
+
+
+def _blocks(pair: Pair) -> Iterator[Block]:
+    """Yield the blocks of what is added; blocks that are all new rows say nothing of the base."""
+    added = tuple(PlannedTensor(match.lead, match, 0) for match in pair.matching.matches if match.base)
+    return (block for block in blocks_of(Shard("", b"", added), BLOCK) if block.runs)
+
+
+def _sampled(blocks: Iterator[Block], sample: float) -> Iterator[Block]:
+    """Yield the share ``sample`` of the blocks, at even distances."""
+    return (block for number, block in enumerate(blocks) if int((number + 1) * sample) > int(number * sample))

@@ -1,0 +1,72 @@
+"""The configuration files of Hugging Face's layout, for a LLaMA that comes in Meta's.
+
+Enters: the directory with ``params.json``, and what its tensors say. Leaves: the bytes of the files. Never: a tokenizer where
+none lies beside the weights.
+
+Values: ``write_model`` and ``write_tokenizer`` of transformers' convert_llama_weights_to_hf.py.
+"""
+
+from __future__ import annotations
+
+import json
+
+from deltaweights.checkpoint.directory import Directory
+from deltaweights.checkpoint.meta_params import read_params
+from deltaweights.checkpoint.tensors import TensorSpec
+from deltaweights.text import Json
+
+TOKENIZER = "tokenizer.model"
+
+MAX_TOKENIZER = 64 * 1024 * 1024
+
+LLAMA_1_EPSILON, LLAMA_1_LENGTH, LLAMA_2_LENGTH = 1e-06, 2048, 4096
+"""The longest input stands in no file of Meta's: LLaMA-1, which has this epsilon, was trained on 2048 tokens, LLaMA-2 on 4096."""
+
+BOS, EOS, UNK = "<s>", "</s>", "<unk>"
+BOS_ID, EOS_ID = 1, 2
+
+
+def meta_companions(directory: Directory, specs: dict[str, TensorSpec], dtype: str) -> dict[str, bytes]:
+    """Return configuration and, where there is a ``tokenizer.model``, tokenizer files, by name; ``dtype`` is torch's name.
+
+    ``specs`` are the tensors under Hugging Face's names. Raises ``MalformedInput`` and ``InputOutputError``.
+    """
+    params = read_params(directory)
+    length = LLAMA_1_LENGTH if params.norm_eps == LLAMA_1_EPSILON else LLAMA_2_LENGTH
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "bos_token_id": BOS_ID,
+        "eos_token_id": EOS_ID,
+        "hidden_act": "silu",
+        "hidden_size": params.dim,
+        "initializer_range": 0.02,
+        "intermediate_size": specs["model.layers.0.mlp.gate_proj.weight"].shape[0],
+        "max_position_embeddings": length,
+        "model_type": "llama",
+        "num_attention_heads": params.n_heads,
+        "num_hidden_layers": params.n_layers,
+        "num_key_value_heads": params.n_kv_heads,
+        "rms_norm_eps": params.norm_eps,
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "vocab_size": specs["model.embed_tokens.weight"].shape[0],
+    }
+    files = {"config.json": config, "generation_config.json": {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID}}
+    if not directory.has(TOKENIZER):
+        return {name: _json(value) for name, value in files.items()}
+    special = {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK}
+    files["special_tokens_map.json"] = special
+    files["tokenizer_config.json"] = {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": length,
+        "tokenizer_class": "LlamaTokenizer",
+        **special,
+    }
+    return {name: _json(value) for name, value in files.items()} | {TOKENIZER: directory.read(TOKENIZER, MAX_TOKENIZER)}
+
+
+def _json(value: Json) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

@@ -1,0 +1,57 @@
+"""``deltaweights check-base``.
+
+Enters: a base and a delta. Leaves: whether the one was made from the other, and an exit code that says so. Never: a merge.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from deltaweights.cli.options import DTYPE, device_option, json_option, recipe_of, recipe_option, workers_option
+from deltaweights.cli.terminal import TerminalReport
+from deltaweights.errors import UsageError
+from deltaweights.text import printable
+
+
+def _share(_ctx: click.Context, _parameter: click.Parameter, value: float) -> float:
+    if not 0 < value <= 1:
+        raise UsageError("--sample is not a share", found=value, expected="more than 0, at most 1")
+    return value
+
+
+@click.command("check-base")
+@click.argument("recipe", metavar="[RECIPE]", required=False)
+@click.option("--base", required=True, metavar="PATH", help="The base that you hold.")
+@click.option("--delta", required=True, metavar="PATH", help="The delta.")
+@recipe_option
+@click.option(
+    "--sample", type=float, default=1.0, show_default=True, callback=_share, help="Share of the weights to read."
+)
+@click.option(
+    "--compute-dtype", type=DTYPE, help="Dtype that the delta was computed in [default: the recipe's, or float16]."
+)
+@device_option
+@workers_option
+@json_option
+@click.option("-q", "--quiet", is_flag=True, help="Only the result, and errors.")
+def command(recipe: str | None, base: str, delta: str, *, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Prove from a delta that a base is the one that it was made from.
+
+    Where a sum lies within one exponent step of its base, the difference of the two must give the delta again; with another base it
+    does not (docs/design.md). Exit 0: proved; 4: another base; 6: nothing can be said.
+    """
+    from deltaweights.check_base import check_base  # noqa: PLC0415  (only who checks needs it)
+    from deltaweights.health import proof_line  # noqa: PLC0415
+
+    name, file = recipe_of(recipe, options.pop("recipe_option"))
+    report = TerminalReport("deltaweights", quiet=quiet)
+    found = check_base(base, delta, recipe=name, recipe_file=file, report=report, **options)
+    if as_json:
+        click.echo(json.dumps({**asdict(found), "proved": found.proved}, indent=2))
+    else:
+        click.echo(printable(f"base            {proof_line(found.proof) or 'nothing is added to it'}"))
+    found.raise_unless_proved()

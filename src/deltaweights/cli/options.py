@@ -1,0 +1,126 @@
+"""The options that commands share.
+
+Enters: functions that click makes commands of. Leaves: the same with options. Never: a command.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deltaweights.errors import UsageError
+
+DTYPE = click.Choice(["float16", "bfloat16", "float32"])
+
+Function = Callable[..., Any]
+
+
+def _device(_ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
+    # Whether this machine has it is known only once torch is loaded; a slip of the pen need not wait for that.
+    if not re.fullmatch(r"cpu|auto|cuda(:[0-9]{1,3})?", value):
+        raise UsageError("no such device", found=value, expected="cpu, cuda, cuda:N or auto")
+    return value
+
+
+def _hub_repo_id(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", value, re.ASCII):
+        raise UsageError("not a Hub id", found=value, expected="ORG/NAME")
+    return value
+
+
+device_option = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    callback=_device,
+    help="cpu, cuda, cuda:N or auto; the bits are the same.",
+)
+
+workers_option = click.option(
+    "--workers", type=click.IntRange(min=1), help="Threads [default: one per processor, 2 to 8]."
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+recipe_option = click.option(
+    "--recipe",
+    "recipe_option",
+    metavar="NAME|FILE",
+    help="A known pair by name, or a recipe of your own (docs/recipes.md).",
+)
+
+
+def _all(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Return what adds ``options``, in their order in the help."""
+
+    def add(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+output_options = _all(
+    click.option("--max-shard-size", default="5GB", show_default=True, help="Most bytes of tensors per shard."),
+    workers_option,
+    click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands there."),
+    click.option("--strict", is_flag=True, help="Fail (6) when the result has NaN, infinite or uniform weights."),
+    click.option("--hash-inputs", is_flag=True, help="Record the sha256 of every input file; reads them once more."),
+    click.option("--dry-run", is_flag=True, help="Show the plan and what it needs; write nothing."),
+    json_option,
+    click.option("-q", "--quiet", is_flag=True, help="Only results and warnings."),
+)
+"""Those of all commands that write a checkpoint."""
+
+arithmetic_options = _all(
+    click.option("--compute-dtype", type=DTYPE, help="Dtype of the arithmetic [default: the recipe's, or float16]."),
+    click.option("--dtype", type=DTYPE, help="Dtype of the written weights [default: the compute dtype]."),
+    device_option,
+)
+"""Those of commands that compute."""
+
+make_options = _all(
+    click.option("--hub-repo-id", metavar="ORG/NAME", callback=_hub_repo_id, help="Print the upload command, too."),
+    click.option(
+        "--check/--no-check", default=True, show_default=True, help="Apply the delta as it is made, and count."
+    ),
+    arithmetic_options,
+    output_options,
+)
+"""Those of ``make`` and ``make-delta``."""
+
+apply_options = _all(
+    recipe_option,
+    click.option(
+        "--prove/--no-prove",
+        default=True,
+        show_default=True,
+        help="Prove from the sums that the base is the right one.",
+    ),
+    click.option("--allow-unproved-base", is_flag=True, help="Publish also when the proof fails; it is recorded."),
+    arithmetic_options,
+    output_options,
+)
+"""Those of ``apply`` and ``apply-delta``."""
+
+
+def recipe_of(recipe: str | None, option: str | None) -> tuple[str | None, str | None]:
+    """Return the name of a recipe and the path of one, given the argument and the option, which may be either.
+
+    Raises ``UsageError`` when both are names.
+    """
+    if option is None or _is_file(option):
+        return recipe, option
+    if recipe is not None:
+        raise UsageError("two recipes are named", found=f"{recipe} and {option}", expected="one, or one and a file")
+    return option, None
+
+
+def _is_file(recipe: str) -> bool:
+    """Tell whether what was given is a path rather than a name of ours."""
+    return recipe.endswith(".toml") or "/" in recipe or Path(recipe).is_file()
