@@ -21,7 +21,7 @@ ORDER = (
     "apply",
     "make",
     "convert",
-    "check_base",
+    "round_trip",
     "comparison",
     "job",
     "health",

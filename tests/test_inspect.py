@@ -33,7 +33,8 @@ from tests.conftest import Run
 from tests.pairs import Tensors, base_tensors, delta_tensors, save
 
 KEYS = [
-    "path", "container", "model_type", "architectures", "parameters", "bytes", "bytes_on_disk", "buffers", "dtypes", "files",
+    "path", "identity",
+    "container", "model_type", "architectures", "parameters", "bytes", "bytes_on_disk", "buffers", "dtypes", "files",
     "shared", "manifest", "notes", "tensors",
 ]  # fmt: skip
 
@@ -85,6 +86,12 @@ def by_hand(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Path:
 # For people.
 
 
+IDENTITY = (
+    "12 layers, hidden size 32, 48 rows: no model that is known by its shapes; "
+    "weights as large as a model's (typically 0.02)"
+)
+
+
 def test_table(run: Run, tmp_path: Path) -> None:
     """A LLaMA of twelve layers is twelve lines of weights and one of buffers, aligned, with the sums above and the files below."""
     save(BASE, tmp_path / "base", "safetensors", shards=2)
@@ -99,6 +106,7 @@ def test_table(run: Run, tmp_path: Path) -> None:
     nbytes = sum(tensor.nbytes for tensor in BASE.values())
     head = f"""\
 checkpoint      base
+identity        {IDENTITY}
 model           llava
 container       safetensors, 2 files ({human_bytes(sum(sizes))})
 tensors         {len(BASE)} ({human_bytes(nbytes)})
@@ -174,7 +182,7 @@ def test_json(run: Run, tmp_path: Path, container: str, shards: int) -> None:
         assert (entry["shape"], entry["bytes"]) == (list(BASE[name].shape), BASE[name].nbytes)
         assert folder / entry["file"] in files
     held = [sum(entry["file"] == path.name for entry in report["tensors"].values()) for path in files]
-    assert [dict(zip(("name", "size", "tensors"), row, strict=True)) for row in zip(
+    assert [dict(zip(("name", "size", "tensors"), row, strict=True)) | {"sha256": None} for row in zip(
         [path.name for path in files], [path.stat().st_size for path in files], held, strict=True
     )] == report["files"]  # fmt: skip
     nbytes = sum(tensor.nbytes for tensor in BASE.values())
@@ -194,7 +202,10 @@ def test_json(run: Run, tmp_path: Path, container: str, shards: int) -> None:
         "shared": [],
         "manifest": None,
         "notes": [],
-    } == {key: value for key, value in report.items() if key not in {"tensors", "files"}}
+    } == {key: value for key, value in report.items() if key not in {"tensors", "files", "identity"}}
+    typical = report["identity"].pop("typical")
+    assert 0.015 < typical < 0.025
+    assert report["identity"] == {"text": IDENTITY, "model": None, "certain": False}
 
 
 def test_order(tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from deltaweights.errors import (
 
 if TYPE_CHECKING:
     from deltaweights.apply import ApplyResult, apply_delta
+    from deltaweights.round_trip import BaseReport, check_base
     from deltaweights.comparison.diff import DiffReport, diff_checkpoints
+    from deltaweights.convert import ConvertResult, convert_checkpoint
     from deltaweights.inspection import InspectReport, inspect_checkpoint
     from deltaweights.make import MakeResult, make_delta
     from deltaweights.manifest.verify import VerifyReport, verify
@@ -30,7 +32,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ApplyResult",
+    "BaseReport",
     "CheckFailed",
+    "ConvertResult",
     "DeltaweightsError",
     "DiffReport",
     "InputOutputError",
@@ -43,6 +47,8 @@ __all__ = [
     "VerifyReport",
     "__version__",
     "apply_delta",
+    "check_base",
+    "convert_checkpoint",
     "diff_checkpoints",
     "inspect_checkpoint",
     "make_delta",
@@ -52,6 +58,10 @@ __all__ = [
 _HOMES = {
     "ApplyResult": "deltaweights.apply",
     "apply_delta": "deltaweights.apply",
+    "BaseReport": "deltaweights.round_trip",
+    "check_base": "deltaweights.round_trip",
+    "ConvertResult": "deltaweights.convert",
+    "convert_checkpoint": "deltaweights.convert",
     "InspectReport": "deltaweights.inspection",
     "inspect_checkpoint": "deltaweights.inspection",
     "DiffReport": "deltaweights.comparison.diff",
