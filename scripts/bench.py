@@ -52,6 +52,17 @@ with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaf
 """
 """What hashlib does with all shards on all processors."""
 
+META = """
+import sys
+from pathlib import Path
+from safetensors.torch import load_file
+from tests.meta import save_meta
+base, meta, parts = sys.argv[1:]
+tensors = {name: tensor for path in sorted(Path(base).glob("*.safetensors")) for name, tensor in load_file(path).items()}
+save_meta(tensors, Path(meta), int(parts), tensors["model.norm.weight"].shape[0] // 32)
+"""
+"""Writes a base in Meta's format, as the tests do."""
+
 MERGEKIT = """\
 merge_method: linear
 models:
@@ -124,7 +135,7 @@ def ours(command: str, *arguments: object) -> list[str]:
 
 def contestants(folder: Path, workers: int | None) -> dict[str, Contestant]:
     """Return all commands that can be compared, by name; ``tuned`` and ``twin`` are made by ``prepare``."""
-    base, delta, out, tuned, twin = (folder / name for name in ("base", "delta", "out", "tuned", "twin"))
+    base, delta, out, tuned, twin, meta = (folder / name for name in ("base", "delta", "out", "tuned", "twin", "meta"))
     pair = (base, delta)
     threads = ["--workers", str(workers)] if workers else []
     copy, tuned_digest = f"cp -r '{delta}' '{out}'", _content_digest(tuned)
@@ -135,6 +146,9 @@ def contestants(folder: Path, workers: int | None) -> dict[str, Contestant]:
         ),
         "apply --no-prove": Contestant(
             ours("apply", "--base", base, "--delta", delta, "--target", out, "-q", "--no-prove", *threads), pair, out
+        ),
+        "apply from Meta's": Contestant(
+            ours("apply", "--base", meta, "--delta", delta, "--target", out, "-q", *threads), (meta, delta), out
         ),
         "original": Contestant([sys.executable, "-c", ORIGINAL, *map(str, (*pair, out))], pair, out),
         "mergekit": Contestant([mergekit or "", str(config), str(out), "--quiet", "--lazy-unpickle"], pair, out),
@@ -167,7 +181,7 @@ def _content_digest(folder: Path) -> str:
     return str(json.loads((folder / "manifest.json").read_text())["result"]["content_digest"])
 
 
-def prepare(model: Model, folder: Path) -> None:
+def prepare(model: Model, folder: Path, parts: int) -> None:
     """Make base and delta, their merge in shards of 1 GB as ``tuned``, its copy as ``twin``, and mergekit's configuration."""
     # In a process of its own: Linux counts the memory of whoever starts a process as that process's peak.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as maker:
@@ -178,6 +192,12 @@ def prepare(model: Model, folder: Path) -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     if not twin.exists():
         shutil.copytree(tuned, twin)
+    meta = folder / "meta"
+    if parts and not meta.exists():
+        made = folder / "meta.new"
+        command = [sys.executable, "-c", META, str(base), str(made), str(parts)]
+        subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
+        made.rename(meta)
     (folder / "mergekit.yaml").write_text(MERGEKIT.format(base=base, delta=delta))
 
 
@@ -287,6 +307,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="each contestant runs once per round, in turns")
     parser.add_argument("--workers", type=int, help="for apply and make")
     parser.add_argument("--cold", action="store_true", help="drop the inputs from the page cache before each run")
+    parser.add_argument("--parts", type=int, default=1, help="of the base in Meta's format, where that is measured")
     parser.add_argument(
         "--growth", action="store_true", help="how our cost grows with size, workers and kinds of tensors"
     )
@@ -306,7 +327,7 @@ def main() -> None:
         return
     model = Model(options.shape, options.layers, options.container, options.llava_med, options.toy)
     place = folder / model.name
-    prepare(model, place)
+    prepare(model, place, options.parts if "apply from Meta's" in (options.only or ()) else 0)
     chosen = choose(options.only, contestants(place, options.workers), model)
     size = _size(place / "delta")
     runs = rounds(chosen, options.rounds, cold=options.cold)

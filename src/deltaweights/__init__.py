@@ -21,12 +21,12 @@ from deltaweights.errors import (
 
 if TYPE_CHECKING:
     from deltaweights.apply import ApplyResult, apply_delta
-    from deltaweights.round_trip import BaseReport, check_base
     from deltaweights.comparison.diff import DiffReport, diff_checkpoints
     from deltaweights.convert import ConvertResult, convert_checkpoint
     from deltaweights.inspection import InspectReport, inspect_checkpoint
     from deltaweights.make import MakeResult, make_delta
     from deltaweights.manifest.verify import VerifyReport, verify
+    from deltaweights.round_trip import BaseReport, check_base
 
 __version__ = "0.1.0"
 

@@ -63,7 +63,10 @@ def identify(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> Identity:
     if by_hash is not None:
         text, model, certain = by_hash
         return Identity(text, model, certain, typical)
-    return Identity(_by_manifest(checkpoint) or _by_shapes(checkpoint, typical), typical=typical)
+    text = _by_manifest(checkpoint) or _by_shapes(checkpoint, typical)
+    if all(weights.file.path.name in hashes for weights in checkpoint.files):
+        text += "; the sha256 of its files are not among those that are known"
+    return Identity(text, typical=typical)
 
 
 def _by_hashes(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> tuple[str, str | None, bool] | None:

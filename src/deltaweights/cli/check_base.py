@@ -44,8 +44,8 @@ def command(recipe: str | None, base: str, delta: str, *, as_json: bool, quiet: 
     Where a sum lies within one exponent step of its base, the difference of the two must give the delta again; with another base it
     does not (docs/design.md). Exit 0: proved; 4: another base; 6: nothing can be said.
     """
-    from deltaweights.round_trip import check_base  # noqa: PLC0415  (only who checks needs it)
     from deltaweights.health import proof_line  # noqa: PLC0415
+    from deltaweights.round_trip import check_base  # noqa: PLC0415  (only who checks needs it)
 
     name, file = recipe_of(recipe, options.pop("recipe_option"))
     report = TerminalReport("deltaweights", quiet=quiet)

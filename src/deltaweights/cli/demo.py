@@ -19,7 +19,7 @@ from deltaweights.sizes import human_bytes
 NEXT = """\
 With real weights (you need LLaMA-1 7B, and 13.5 GB of free disk):
   hf download microsoft/llava-med-7b-delta --local-dir llava-med-delta
-  deltaweights apply --base /path/to/llama-7b --delta llava-med-delta --target llava-med-7b
+  deltaweights apply llava-med-7b --base /path/to/llama-7b --delta llava-med-delta --target llava-med-7b
   deltaweights verify llava-med-7b
 LLaVA-Med is for research use only; it is not for clinical care or any clinical decision."""
 
@@ -50,6 +50,7 @@ def command(keep: str | None) -> None:
 def _demo(folder: Path) -> None:
     from deltaweights.apply import apply_delta  # noqa: PLC0415  (torch: not for --help)
     from deltaweights.demo import make_pair  # noqa: PLC0415
+    from deltaweights.health import proof_line  # noqa: PLC0415
     from deltaweights.manifest.verify import verify  # noqa: PLC0415
 
     click.echo("1. A tiny base, and a delta with the structure of microsoft/llava-med-7b-delta:")
@@ -62,6 +63,7 @@ def _demo(folder: Path) -> None:
     click.echo(f"target          {result.target}")
     click.echo(f"content digest  {result.content_digest}")
     click.echo(f"tensors         {result.tensors} ({result.parameters:,} parameters, {human_bytes(result.bytes)})")
+    click.echo(f"base            {proof_line(result.proof)}")
     _list(target)
     click.echo(f"\n3. deltaweights verify {target} --expect {result.content_digest}")
     checked = verify(target, expect=result.content_digest)
