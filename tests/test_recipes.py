@@ -638,9 +638,9 @@ OTHERS: dict[tuple[str, ...], Any] = {
     ("arithmetic", "compute_dtype"): "float32",
     ("arithmetic", "stated"): False,
     ("rules",): {},
-    ("rules", "new_rows"): "mean",
+    ("rules", "new_rows"): "zero",
     ("rules", "delta_only"): ["y"],
-    ("shapes",): {},
+    ("shapes",): {"hidden_size": 8, "heads": 2, "layers": 9},
     ("shapes", "hidden_size"): 9,
     ("shapes", "intermediate_size"): 17,
     ("shapes", "layers"): 3,
@@ -726,7 +726,15 @@ def documents() -> st.SearchStrategy[Document]:
             "checks": kept(checks, "sum", "tolerance"),
         },
         "format", "version", "name", "arithmetic",
-    )  # fmt: skip
+    ).filter(_fits_together)  # fmt: skip
+
+
+def _fits_together(document: Document) -> bool:
+    """Tell whether a document keeps the two rules that span tables."""
+    mean = document.get("rules", {}).get("new_rows") == "mean"
+    buffers = document.get("checks", {}).get("with_buffers", False)
+    sizes = {"hidden_size", "heads", "layers"} <= document.get("shapes", {}).keys()
+    return (not mean or document["arithmetic"]["compute_dtype"] == "float32") and (not buffers or sizes)
 
 
 ANYTHING = st.recursive(
@@ -751,6 +759,25 @@ def judged(document: Document) -> Recipe | None:
         assert str(error).startswith("own.toml: ")  # noqa: PT017  (acceptance is no failure here)
         assert str(error).isprintable()  # noqa: PT017
         return None
+
+
+RULES_OF_TWO_TABLES = {
+    "mean-in-float16": (
+        OWN + '[rules]\nnew_rows = "mean"\n',
+        'rules.new_rows is not usable: found "mean", expected mean only with arithmetic.compute_dtype = "float32"',
+    ),
+    "buffers-without-sizes": (
+        OWN + "[checks]\nsum = 1.0\ntolerance = 0.1\nwith_buffers = true\n",
+        "checks.with_buffers is not usable: found true, expected true only with shapes.hidden_size, heads and layers",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), RULES_OF_TWO_TABLES.values(), ids=RULES_OF_TWO_TABLES)
+def test_rules_that_span_tables(tmp_path: Path, text: str, message: str) -> None:
+    """A mean is made in float32 alone, and buffers can be counted only where their sizes are stated."""
+    with pytest.raises(MalformedInput, match=re.escape(message)):
+        catalogue.load_file(written(tmp_path, text))
 
 
 @given(documents())

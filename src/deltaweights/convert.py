@@ -86,7 +86,7 @@ def prepare_copy(
     if dtype is not None and dtype not in DTYPES:
         raise UsageError("unknown dtype", found=dtype, expected=", ".join(DTYPES))
     limit, place = parse_size(max_shard_size, "max shard size"), locate(target)
-    refuse_inputs(place, [Path(base).expanduser()])
+    refuse_inputs(place, [base])
     with Unpacking(place) as unpacking, open_checkpoint(Path(base), "base", unpacking, report) as source:
         place.refuse_opened(weights.file.path for weights in source.files)
         matching = copies(source.tensors, operation)

@@ -46,7 +46,10 @@ def _problems(findings: Findings, operation: Operation) -> list[str]:
         found = f"{sum(findings.nonfinite.values())} NaN or infinite weights in {counted(len(findings.nonfinite), 'tensor')}"
         why = f" ({', '.join(causes)})" if causes else ""
         problems.append(f"tensor {next(iter(findings.nonfinite))}: result is not finite: found {found}{why}")
-    for role, what in (("base", "the base"), ("result", "the result")):
+    # Of a delta, that weights are zero says only that they were not tuned.
+    looked_at = ("base", "lead") if operation is Operation.MAKE else ("base", "result")
+    for role in looked_at:
+        what = f"the {operation.lead if role == 'lead' else role}"
         names = [name for name, roles in findings.uniform.items() if role in roles]
         if names:
             others = f" and {counted(len(names) - 1, 'more tensor')}" if len(names) > 1 else ""
@@ -64,7 +67,12 @@ def proof_line(proof: ProofRecord | None) -> str | None:
         return f"proved: {_region(proof)}, 0 violations"
     if proof.verdict == Verdict.NO_EVIDENCE:
         return f"no evidence: {proof.evidence:,} weights moved; less than {LEAST_EVIDENCE:,} say nothing"
-    return f"NOT proved: {_region(proof)}, {proof.violations:,} violations ({proof.violations / proof.region:.2%})"
+    return f"NOT proved: {_region(proof)}, {proof.violations:,} violations ({_rate(proof)})"
+
+
+def _rate(proof: ProofRecord) -> str:
+    rate = proof.violations / proof.region
+    return f"{rate:.2%}" if rate >= 0.0001 else "less than 0.01%"
 
 
 def _region(proof: ProofRecord) -> str:
@@ -94,8 +102,7 @@ def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allow
 
 def violations_of(proof: ProofRecord) -> str:
     """Return how many violations there are, where most, and what that suggests."""
-    rate = proof.violations / proof.region
-    found = f"{proof.violations:,} of {proof.region:,} weights do not come back ({rate:.2%})"
+    found = f"{proof.violations:,} of {proof.region:,} weights do not come back ({_rate(proof)})"
     counts = Proof(proof.weights, proof.region, proof.violations, proof.evidence)
     return f"{found}, most in {worst(proof.tensors)}; likely {suspicion(counts)}"
 
@@ -107,9 +114,9 @@ def worst(violations: Mapping[str, int], most: int = 3) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class SumFound:
-    """The sum of the merged checkpoint beside the one that is published for it."""
+    """The sum of the merged checkpoint, None when it is not finite, beside the one that is published for it."""
 
-    found: float
+    found: float | None
     published: float
     tolerance: float
     agrees: bool
@@ -124,7 +131,11 @@ def check_sum(records: Iterable[TensorRecord], recipe: Recipe | None, report: Re
     if recipe is None or recipe.checks is None:
         return None
     checks, shapes = recipe.checks, recipe.shapes
-    parts = [record.tally.sum or 0.0 for record in records]
+    tallies = [record.tally for record in records]
+    parts = [tally.sum or 0.0 for tally in tallies]
+    if any(tally.nonfinite for tally in tallies):
+        report.warn("the sum of all elements cannot be compared: not all of them are finite")
+        return SumFound(found=None, published=checks.sum, tolerance=checks.tolerance, agrees=False)
     if checks.with_buffers and shapes.hidden_size and shapes.heads and shapes.layers:
         head = shapes.hidden_size // shapes.heads
         parts += [shapes.layers / 10000 ** (2 * i / head) for i in range(head // 2)]

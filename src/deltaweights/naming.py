@@ -158,14 +158,16 @@ def size_of_delta(base: Mapping[str, LazyTensor], delta: Mapping[str, LazyTensor
 
 
 def _some(tensors: Iterable[LazyTensor]) -> list[LazyTensor]:
-    matrices = [t for t in tensors if len(t.spec.shape) == 2 and t.spec.dtype in _DECODERS and t.spec.count]
+    matrices = [tensor for tensor in tensors if len(tensor.spec.shape) == 2 and tensor.spec.count]
     return matrices[:: max(1, len(matrices) // SAMPLED)][:SAMPLED]
 
 
 def mean_square(tensor: LazyTensor) -> float | None:
-    """Return the mean of the squares of some elements, from a third of a tensor on; None when one is not finite."""
+    """Return the mean of the squares of some elements, from a third of a tensor on; None without, or when one is not finite."""
     spec = tensor.spec
     count = min(ELEMENTS, spec.count)
+    if not count or spec.dtype not in _DECODERS:
+        return None
     data = bytearray(count * spec.item_size)
     tensor.source.read_into(memoryview(data), (spec.count - count) // 3 * spec.item_size)
     if spec.dtype == "BF16":  # the upper half of a float32

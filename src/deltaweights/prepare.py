@@ -1,6 +1,7 @@
 """The first half of the job: from paths to two open checkpoints that fit, and a plan.
 
-Enters: paths and options. Leaves: everything that the second half needs, and what a dry run shows. Never: a byte written.
+Enters: paths and options. Leaves: everything that the second half needs, and what a dry run shows. Never: a
+byte written, but for archives that must be unpacked.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from deltaweights.checkpoint.companions import NOTICE, NOTICE_NAME, NOTICE_OF_A_DELTA, Companions, read_companions
 from deltaweights.checkpoint.folder import Checkpoint
@@ -112,7 +112,7 @@ def prepare(
     limit = parse_size(max_shard_size, "max shard size")
     compute_dtype_of(compute_dtype, recipe)  # a slip of the pen need not wait for the inputs
     place = locate(output)
-    refuse_inputs(place, [Path(given).expanduser() for given in (base, lead) if os.fspath(given)])
+    refuse_inputs(place, [given for given in (base, lead) if os.fspath(given)])
     with (
         Unpacking(place) as unpacking,
         open_pair(

@@ -131,8 +131,8 @@ class Workbench:
         if not in_place:
             kernels.cast(total, stored)
         data = self._result[: count * ITEM_SIZES[task.store]]
-        tally = self._tally(stored, data, lead_dtype, base_dtype, runs, everything if needs_cast else settled)
-        if self._proves:
+        tally = self._tally(stored, data, lead_dtype, base_dtype, runs, everything if needs_cast else settled, rest)
+        if self._proves and runs:
             finite = tally.nonfinite == 0 and task.store == task.compute
             proofs = (
                 kernels.prove(base[r.base : r.end], work[r.start : r.stop], total[r.start : r.stop], finite=finite)
@@ -161,15 +161,20 @@ class Workbench:
         base_dtype: str | None,
         runs: tuple[Run, ...],
         settled: tuple[Run, ...] = (),
+        rest: memoryview | None = None,
     ) -> Tally:
-        """Count what is not finite in ``data``, the bytes of ``stored``, and settle the NaNs that were computed."""
-        tally = Tally()
-        if not self._kernels.finite(stored):
-            settle_nans(data, self._task.store, settled)
-            lead = self.lead[: len(stored) * ITEM_SIZES[lead_dtype]]
-            base = self.base[: (runs[-1].end if runs else 0) * ITEM_SIZES[base_dtype or "F32"]]
-            tally = count_nonfinite((data, self._task.store), (lead, lead_dtype), (base, base_dtype or "F32"), runs)
-        return replace(tally, sum=float(as_float64(data, self._task.store).sum())) if self._task.sum else tally
+        """Count what is not finite in ``data``, the bytes of ``stored``, and settle the NaNs that were computed.
+
+        What is not finite has no part in the sum.
+        """
+        task = self._task
+        if self._kernels.finite(stored) or settle_nans(data, task.store, settled) == 0:
+            return Tally(sum=float(as_float64(data, task.store).sum())) if task.sum else Tally()
+        lead = self.lead[: len(stored) * ITEM_SIZES[lead_dtype]]
+        base = self.base[: (runs[-1].end if runs else 0) * ITEM_SIZES[base_dtype or "F32"]]
+        met = (lead, lead_dtype), (base, base_dtype or "F32"), (rest or b"", task.compute)
+        tally = count_nonfinite((data, task.store), *met, runs)
+        return replace(tally, sum=0.0) if task.sum else tally
 
     def _inexact(
         self, target: Array, base: Array, delta: Array, runs: tuple[Run, ...], nonfinite: int, *, rounded: bool

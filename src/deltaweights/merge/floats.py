@@ -56,25 +56,28 @@ def settle_nans(data: memoryview, dtype: str, runs: Iterable[Run]) -> int:
     return int((magnitudes >= form.infinity).sum())
 
 
-def count_nonfinite(
-    result: tuple[memoryview, str], lead: tuple[memoryview, str], base: tuple[memoryview, str], runs: Sequence[Run]
-) -> Tally:
+Numbers = tuple[memoryview | bytes, str]
+"""The bytes of some numbers, and their dtype."""
+
+
+def count_nonfinite(result: Numbers, lead: Numbers, base: Numbers, rest: Numbers, runs: Sequence[Run]) -> Tally:
     """Count the NaN and infinite numbers of a block's result, of its lead and of the part of its base that meets it at ``runs``.
 
-    Each is given as bytes and their dtype; the base's may be empty.
+    ``rest`` is what the last numbers met that have no base; like the base's part it may be empty.
     """
     import numpy as np  # noqa: PLC0415  (see above)
 
-    in_result, in_lead, in_base = (_nonfinite(*numbers) for numbers in (result, lead, base))
-    from_base = np.zeros_like(in_result)
+    in_result, in_lead, in_base, in_rest = (_nonfinite(*numbers) for numbers in (result, lead, base, rest))
+    met = np.zeros_like(in_result)
     for run in runs:
-        from_base[run.start : run.stop] = in_base[run.base : run.base + run.stop - run.start]
-    overflow = in_result & ~in_lead & ~from_base
+        met[run.start : run.stop] = in_base[run.base : run.end]
+    met[len(met) - len(in_rest) :] |= in_rest
+    overflow = in_result & ~in_lead & ~met
     counts = [int(np.count_nonzero(found)) for found in (in_result, in_base, in_lead, overflow)]
     return Tally(nonfinite=counts[0], nonfinite_base=counts[1], nonfinite_lead=counts[2], overflow=counts[3])
 
 
-def _nonfinite(data: memoryview, dtype: str) -> Any:
+def _nonfinite(data: memoryview | bytes, dtype: str) -> Any:
     import numpy as np  # noqa: PLC0415  (see above)
 
     form = FORMATS[dtype]
@@ -85,9 +88,10 @@ def as_float64(data: memoryview, dtype: str) -> Any:
     """Return the numbers in ``data``, exactly, as a numpy array of float64."""
     import numpy as np  # noqa: PLC0415  (see above)
 
-    if dtype == "BF16":  # the upper half of a float32
-        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").astype("<f8")
-    return np.frombuffer(data, f"<f{FORMATS[dtype].item_size}").astype("<f8")
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+        if dtype == "BF16":  # the upper half of a float32
+            return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").astype("<f8")
+        return np.frombuffer(data, f"<f{FORMATS[dtype].item_size}").astype("<f8")
 
 
 class RoundTrip:

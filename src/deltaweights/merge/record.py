@@ -49,7 +49,7 @@ def proof_of(proofs: Mapping[str, Proof], *, allowed: bool = False) -> ProofReco
         **vars(whole),
         verdict=said.value,
         tensors={name: proof.violations for name, proof in proofs.items() if proof.violations},
-        allowed=allowed and said is Verdict.VIOLATED,
+        allowed=allowed and said in {Verdict.VIOLATED, Verdict.OTHER_ARITHMETIC},
     )
 
 

@@ -145,8 +145,10 @@ def parse_recipe(document: Document, where: str) -> Recipe:
     new_rows = rules.choice("new_rows", NEW_ROWS, "copy")
     named = rules.texts("delta_only", forms.LINE)
     delta_only = sorted(set(DELTA_ONLY if named is None else named))
+    if new_rows == "mean" and compute_dtype != "float32":
+        raise rules.unusable("new_rows", 'mean only with arithmetic.compute_dtype = "float32"')
     shapes = read_shapes(top)
-    checks = _checks(top)
+    checks = _checks(top, shapes)
     decisive = {
         "name": name,
         "arithmetic": {"compute_dtype": compute_dtype, "stated": stated},
@@ -215,10 +217,13 @@ def read_shapes(top: Table) -> Shapes:
     return shapes
 
 
-def _checks(top: Table) -> SumCheck | None:
+def _checks(top: Table, shapes: Shapes) -> SumCheck | None:
     if "checks" not in top:
         return None
     table = top.table("checks", ("sum", "tolerance", "with_buffers"))
     table.require("sum", "tolerance")
     total, tolerance = table.number("sum"), table.number("tolerance", least=0)
-    return SumCheck(total or 0.0, tolerance or 0.0, table.flag("with_buffers", default=False))
+    with_buffers = table.flag("with_buffers", default=False)
+    if with_buffers and None in {shapes.hidden_size, shapes.heads, shapes.layers}:
+        raise table.unusable("with_buffers", "true only with shapes.hidden_size, heads and layers")
+    return SumCheck(total or 0.0, tolerance or 0.0, with_buffers)

@@ -114,10 +114,10 @@ def locate(target: str | os.PathLike[str]) -> Place:
     return beside
 
 
-def refuse_inputs(place: Place, inputs: Iterable[Path]) -> None:
+def refuse_inputs(place: Place, inputs: Iterable[str | os.PathLike[str]]) -> None:
     """Raise ``TargetBusy`` when the target is one of ``inputs`` (folders and weights files), inside one, or holds one."""
     for given in inputs:
-        source = Path(os.path.realpath(given))
+        source = Path(os.path.realpath(os.path.expanduser(given)))  # noqa: PTH111  (see above)
         if place.target.is_relative_to(source) or source.is_relative_to(place.target):
             raise TargetBusy(
                 "output and input overlap",
