@@ -71,6 +71,7 @@ def apply_delta(
         max_shard_size=max_shard_size,
         check=prove,
         allow_unproved_base=allow_unproved_base,
+        overwrite=overwrite,
         report=report,
     ) as job:
         return ApplyResult(target=str(job.place.target), **vars(run(job, settings, report, began)))

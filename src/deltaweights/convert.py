@@ -65,7 +65,9 @@ def convert_checkpoint(
     began = time.monotonic()
     report = Report() if report is None else report
     settings = Settings("cpu", workers_of(workers), overwrite, strict, hash_inputs)
-    with prepare_copy(base, target, dtype=dtype, max_shard_size=max_shard_size, report=report) as job:
+    with prepare_copy(
+        base, target, dtype=dtype, max_shard_size=max_shard_size, overwrite=overwrite, report=report
+    ) as job:
         return ConvertResult(target=str(job.place.target), **vars(run(job, settings, report, began)))
 
 
@@ -76,9 +78,10 @@ def prepare_copy(
     *,
     dtype: str | None = None,
     max_shard_size: str | int = "5GB",
+    overwrite: bool | None = None,
     report: Report | None = None,
 ) -> Iterator[Prepared]:
-    """Open a checkpoint and plan its copy; nothing is written. Raises as ``convert_checkpoint`` does."""
+    """Open a checkpoint and plan its copy; ``overwrite`` is as for ``prepare``. Raises as ``convert_checkpoint`` does."""
     operation, report = Operation.CONVERT, Report() if report is None else report
     for role, given in (("base", base), ("target", target)):
         if not os.fspath(given):
@@ -87,7 +90,10 @@ def prepare_copy(
         raise UsageError("unknown dtype", found=dtype, expected=", ".join(DTYPES))
     limit, place = parse_size(max_shard_size, "max shard size"), locate(target)
     refuse_inputs(place, [base])
-    with Unpacking(place) as unpacking, open_checkpoint(Path(base), "base", unpacking, report) as source:
+    with (
+        Unpacking(place, overwrite=overwrite) as unpacking,
+        open_checkpoint(Path(base), "base", unpacking, report) as source,
+    ):
         place.refuse_opened(weights.file.path for weights in source.files)
         matching = copies(source.tensors, operation)
         for text in source.notes:

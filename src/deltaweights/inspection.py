@@ -125,12 +125,13 @@ def inspect_checkpoint(
             by_dtype[tensor.spec.dtype].append(tensor)
         model_type, architectures = _config(checkpoint)
         weights = [tensor for tensor in tensors if not is_buffer(tensor.spec.name)]
-        hashes = stated_hashes(checkpoint)
         if hash_inputs:
             hashes = hash_files({"": checkpoint}, workers_of(workers), report or Report())[""]
+        else:
+            hashes = stated_hashes(checkpoint)
         return InspectReport(
             os.fspath(path),
-            identify(checkpoint, hashes),
+            identify(checkpoint, hashes, read=hash_inputs),
             checkpoint.container,
             model_type,
             architectures,

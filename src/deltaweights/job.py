@@ -85,7 +85,7 @@ def run(job: Prepared, settings: Settings, report: Report, began: float) -> Publ
     """
     say(job, report)
     seconds = {"prepare": time.monotonic() - began}
-    done = _already_complete(job, settings)
+    done = None if job.unpacking.holds_the_lock else _already_complete(job, settings)
     if done is None or job.place.root.exists():
         with job.unpacking.locked() as lock:
             for text in (lock.note, recover(job.place)):
@@ -157,7 +157,7 @@ def _make(job: Prepared, settings: Settings, report: Report, seconds: dict[str, 
     input_sha256 = hash_files(job.checkpoints, workers_of(settings.workers), report) if settings.hash_inputs else {}
     if input_sha256:
         allow = settings.allow_unproved_base
-        say_what_they_are(job.checkpoints, job.recipe, input_sha256, report, allow=allow)
+        say_what_they_are(job.checkpoints, job.recipe, input_sha256, report, allow=allow, read=True)
     seconds["hash inputs"] = time.monotonic() - began
     began = time.monotonic()
     _stream(job, staging, fragments, settings, report, seconds)

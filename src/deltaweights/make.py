@@ -65,6 +65,7 @@ def make_delta(
         dtype=dtype,
         max_shard_size=max_shard_size,
         check=check,
+        overwrite=overwrite,
         report=report,
     ) as job:
         published = run(job, settings, report, began)

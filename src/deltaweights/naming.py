@@ -20,7 +20,7 @@ from deltaweights.manifest.beside import lists_exactly, manifest_beside
 from deltaweights.merge.suspicions import FINE_TUNED_ROWS, hidden_size, layers, rows
 from deltaweights.recipes.catalogue import load, recipe_of_file
 from deltaweights.recipes.models import KnownModel, known_file, models
-from deltaweights.text import strict_json
+from deltaweights.text import counted, strict_json
 
 FORMS = {"meta": "Meta's files", "bin": "Hugging Face .bin", "safetensors": "Hugging Face safetensors"}
 
@@ -37,9 +37,13 @@ AS_LARGE = 0.5
 """The share of the base's typical weight from which on a delta's is no fine-tuning step any more, but a model's."""
 
 
+STATED = " (stated by the Hub's cache)"
+"""Said of a hash that nobody made: it was true when the file was fetched."""
+
+
 @dataclass(frozen=True)
 class Identity:
-    """What a checkpoint is. ``model`` is a key of models.toml or None, ``certain`` says that hashes of all its files tell so.
+    """What a checkpoint is. ``model`` is a key of models.toml or None, ``certain`` says that hashes made of all its files tell so.
 
     ``typical`` is the root mean square of sampled matrices; None when there are none.
     """
@@ -56,20 +60,20 @@ def stated_hashes(checkpoint: Checkpoint) -> dict[str, str]:
     return {name: sha256 for name, sha256 in stated.items() if sha256 is not None}
 
 
-def identify(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> Identity:
-    """Return what ``checkpoint`` is; ``hashes`` are sha256 by file name."""
+def identify(checkpoint: Checkpoint, hashes: Mapping[str, str], *, read: bool) -> Identity:
+    """Return what ``checkpoint`` is; ``hashes`` are sha256 by file name, ``read`` from the files or stated by the Hub's cache."""
     typical = typical_weight(checkpoint.tensors.values())
-    by_hash = _by_hashes(checkpoint, hashes)
+    by_hash = _by_hashes(checkpoint, hashes, read=read)
     if by_hash is not None:
         text, model, certain = by_hash
         return Identity(text, model, certain, typical)
     text = _by_manifest(checkpoint) or _by_shapes(checkpoint, typical)
     if all(weights.file.path.name in hashes for weights in checkpoint.files):
-        text += "; the sha256 of its files are not among those that are known"
+        text += f"; the sha256 of its files{'' if read else STATED} are not among those that are known"
     return Identity(text, typical=typical)
 
 
-def _by_hashes(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> tuple[str, str | None, bool] | None:
+def _by_hashes(checkpoint: Checkpoint, hashes: Mapping[str, str], *, read: bool) -> tuple[str, str | None, bool] | None:
     """Return text, model and certainty when a file is known by its hash."""
     names = [weights.file.path.name for weights in checkpoint.files]
     found = {name: known for name in names if (known := known_file(hashes.get(name, "")))}
@@ -77,13 +81,14 @@ def _by_hashes(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> tuple[str, 
     matching = len(found) + len(recipes)
     if not matching:
         return None
-    whole = "sha256 matches" if matching == len(names) else f"sha256 of {matching} of {len(names)} files matches"
+    files = "" if matching == len(names) else f" of {matching} of {len(names)} files"
+    whole = f"sha256{files}{'' if read else STATED} matches"
     of = {f"the delta of {load(recipe).title}, recipe {recipe}" for recipe in recipes.values()}
     of |= {f"{model.title} ({FORMS[file.form]})" for model, file in found.values()}
     if len(of) > 1:
         return f"files of different models: {', '.join(sorted(of))}; {whole}", None, False
     keys = {model.key for model, _ in found.values()}
-    return f"{of.pop()}; {whole}", keys.pop() if keys else None, matching == len(names)
+    return f"{of.pop()}; {whole}", keys.pop() if keys else None, read and matching == len(names)
 
 
 def _by_manifest(checkpoint: Checkpoint) -> str | None:
@@ -104,7 +109,7 @@ def _by_shapes(checkpoint: Checkpoint, typical: float | None) -> str:
     likely = ", ".join(known.title for known in models() if _fits(known, specs))
     if not hidden_size(specs):
         return "no embedding under a LLaMA's name"
-    size = f"{layers(specs)} layers, hidden size {hidden_size(specs)}, {rows(specs)} rows"
+    size = f"{counted(layers(specs), 'layer')}, hidden size {hidden_size(specs)}, {rows(specs)} rows"
     facts = [f"shapes of {likely}" if likely else f"{size}: no model that is known by its shapes"]
     if rows(specs) in FINE_TUNED_ROWS:
         facts.append(f"{rows(specs)} rows as {FINE_TUNED_ROWS[rows(specs)]} has")

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 
 from deltaweights.checkpoint.folder import Checkpoint, Unpacker, open_checkpoint
@@ -26,8 +27,6 @@ from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
 
 PathLike = str | os.PathLike[str]
-
-PASSES = "--allow-unproved-base lets it pass"
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,14 @@ def open_pair(
     lead: PathLike,
     *,
     recipe: Recipe | None = None,
-    allow: bool = False,
+    allow: bool | None = False,
     unpacker: Unpacker | None = None,
     report: Report | None = None,
 ) -> Iterator[Pair]:
-    """Open and match base and lead, and say what they are. With ``allow``, a base that is known to be another one passes.
+    """Open and match base and lead, and say what they are.
 
-    Raises ``UsageError``, ``MalformedInput``, ``Mismatch`` and ``InputOutputError``.
+    With ``allow``, a base that is known to be another one passes; None says that the caller has no such option to offer. Raises
+    ``UsageError``, ``MalformedInput``, ``Mismatch`` and ``InputOutputError``.
     """
     report = Report() if report is None else report
     for role, given in (("base", base), (operation.lead, lead)):
@@ -83,7 +83,7 @@ def open_pair(
             recipe = _recognised(of_lead, hashes[of_lead.role], report)
         rules = PLAIN if recipe is None else Rules(recipe.delta_only, NewRows(recipe.new_rows))
         if recipe is not None:
-            report.note(f"licence         {recipe.title}: {recipe.notice}")
+            _show_notice(recipe, report)
             refuse_other_shapes(recipe, of_base, of_lead)
         matching = match(of_base.tensors, of_lead.tensors, operation, rules)
         for text in (*of_base.notes, *of_lead.notes, *matching.warnings):
@@ -95,21 +95,31 @@ def open_pair(
         yield pair
 
 
+def _show_notice(recipe: Recipe, report: Report) -> None:
+    """Show the recipe's notice, if it has one, line by line."""
+    heads = chain([f"licence         {recipe.title}: "], repeat(" " * 16))
+    for head, line in zip(heads, filter(None, recipe.notice.splitlines()), strict=False):
+        report.note(f"{head}{line}")
+
+
 def say_what_they_are(
     checkpoints: Mapping[str, Checkpoint],
     recipe: Recipe | None,
     hashes: Mapping[str, Mapping[str, str]],
     report: Report,
     *,
-    allow: bool,
+    allow: bool | None,
+    read: bool = False,
 ) -> None:
-    """Name the inputs; ``hashes`` are sha256 by role and file name, as far as they are known.
+    """Name the inputs; ``hashes`` are sha256 by role and file name, as far as they are known; ``read`` says: made from the files.
 
     Raises ``Mismatch`` when hashes say that the base is another model than the recipe's, unless the user lets it pass (``allow``).
     """
     for role, checkpoint in checkpoints.items():
-        identity = identify(checkpoint, hashes[role])
+        identity = identify(checkpoint, hashes[role], read=read)
         report.note(f"{role:15} {identity.text}")
+        if read and hashes[role] == stated_hashes(checkpoint):
+            continue  # what follows from them was said before they were read
         if recipe is not None and role == "base" and recipe.base_model is not None:
             _check_base(checkpoint, identity, recipe.base_model, report, allow=allow)
         if recipe is not None and role == "delta":
@@ -127,7 +137,7 @@ def _check_delta(delta: Checkpoint, hashes: Mapping[str, str], recipe: Recipe, r
             )
 
 
-def _check_base(base: Checkpoint, identity: Identity, wanted: str, report: Report, *, allow: bool) -> None:
+def _check_base(base: Checkpoint, identity: Identity, wanted: str, report: Report, *, allow: bool | None) -> None:
     if identity.model is None or identity.model == wanted:
         return
     title = model(wanted).title
@@ -135,18 +145,23 @@ def _check_base(base: Checkpoint, identity: Identity, wanted: str, report: Repor
     if allow:
         report.warn(f"{base.path}: {problem}")
         return
-    remedy = f"use {title}; {PASSES}"
+    remedy = f"use {title}{_passes(allow)}"
     raise Mismatch(problem, where=base.path, found=identity.text, expected=title, remedy=remedy)
+
+
+def _passes(allow: bool | None) -> str:
+    return "; --allow-unproved-base lets it pass" if allow is not None else ""
 
 
 def _recognised(delta: Checkpoint, hashes: Mapping[str, str], report: Report) -> Recipe | None:
     """Return the recipe of a delta that is a snapshot of the Hub, or whose files' hashes are known."""
     snapshot = snapshot_at(delta.path)
-    name = recipe_of_repo(snapshot.repo) if snapshot else None
-    how = f"a snapshot of {snapshot.repo}" if snapshot else "by the sha256 of its files"
+    name, how = None, ""
+    if snapshot is not None:
+        name, how = recipe_of_repo(snapshot.repo), f"a snapshot of {snapshot.repo}"
     if name is None:
         names = {recipe_of_file(sha256) for sha256 in hashes.values()} - {None}
-        name = names.pop() if len(names) == 1 else None
+        name, how = names.pop() if len(names) == 1 else None, "by the sha256 of its files"
     if name is None:
         return None
     recipe = load(name)
@@ -154,7 +169,7 @@ def _recognised(delta: Checkpoint, hashes: Mapping[str, str], report: Report) ->
     return recipe
 
 
-def _doubt_the_delta(pair: Pair, report: Report, *, allow: bool) -> None:
+def _doubt_the_delta(pair: Pair, report: Report, *, allow: bool | None) -> None:
     """Say so when the delta's weights are as large as a model's: then it is likely merged already."""
     share = size_of_delta(pair.base.tensors, pair.lead.tensors)
     if share is None or share < AS_LARGE:
@@ -162,7 +177,7 @@ def _doubt_the_delta(pair: Pair, report: Report, *, allow: bool) -> None:
     found = f"weights {share:.2g} times as large as the base's"
     problem = "likely already a merged model, not a delta"
     if pair.stated and not allow:
-        remedy = f"give the delta itself; {PASSES}"
+        remedy = f"give the delta itself{_passes(allow)}"
         raise Mismatch(problem, where=pair.lead.path, found=found, expected="a small part of them", remedy=remedy)
     report.warn(f"{pair.lead.path}: {problem}: found {found}, expected a small part of them")
 

@@ -98,11 +98,13 @@ def prepare(
     max_shard_size: str | int = "5GB",
     check: bool = False,
     allow_unproved_base: bool = False,
+    overwrite: bool | None = None,
     report: Report | None = None,
 ) -> Iterator[Prepared]:
-    """Open and match base and lead and plan the result, from headers and samples; nothing is written.
+    """Open and match base and lead and plan the result, from headers and samples; nothing is written but unpacked archives.
 
-    Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, and ``TargetBusy`` when output and input overlap.
+    With ``overwrite`` None nobody cares yet what stands in the target. Raises ``UsageError``, ``MalformedInput``, ``Mismatch``,
+    ``InputOutputError``, and ``TargetBusy`` when output and input overlap, or archives would be unpacked for a taken target.
     """
     report = Report() if report is None else report
     if not os.fspath(output):
@@ -114,7 +116,7 @@ def prepare(
     place = locate(output)
     refuse_inputs(place, [given for given in (base, lead) if os.fspath(given)])
     with (
-        Unpacking(place) as unpacking,
+        Unpacking(place, overwrite=overwrite) as unpacking,
         open_pair(
             operation, base, lead, recipe=recipe, allow=allow_unproved_base, unpacker=unpacking, report=report
         ) as pair,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import ceil
 
 from deltaweights.checkpoint.scratch import Scratch
 from deltaweights.errors import CheckFailed, Mismatch, UsageError
@@ -25,6 +26,7 @@ from deltaweights.merge.record import proof_of
 from deltaweights.merge.stream import BLOCK, read_block
 from deltaweights.pair import Pair, PathLike, compute_dtype_of, find_recipe, open_pair
 from deltaweights.report import Report
+from deltaweights.text import natural_key
 from deltaweights.work import share_out, workers_of
 
 
@@ -87,7 +89,7 @@ def check_base(
     check_device(device)
     with (
         Scratch() as scratch,
-        open_pair(Operation.APPLY, base, delta, recipe=named, unpacker=scratch, report=report) as pair,
+        open_pair(Operation.APPLY, base, delta, recipe=named, allow=None, unpacker=scratch, report=report) as pair,
         kernels_on(device) as make_kernels,
     ):
         compute = compute_dtype_of(compute_dtype, pair.recipe)
@@ -123,18 +125,19 @@ def _prove(
             proofs[match.lead.name] = proofs.get(match.lead.name, Proof()) + found
         yield (block.stop - block.start) * match.lead.item_size
 
-    total = int(sum(match.lead.nbytes for match in pair.matching.matches if match.base) * sample)
-    blocks = _sampled(_blocks(pair), sample)
-    share_out(blocks, make_bench, prove, workers=workers, report=report, doing="checking the base", total=total)
+    blocks = list(_sampled(_blocks(pair), sample))
+    total = sum((block.stop - block.start) * block.tensor.match.lead.item_size for block in blocks)
+    share_out(iter(blocks), make_bench, prove, workers=workers, report=report, doing="checking the base", total=total)
     return {match.lead.name: proofs[match.lead.name] for match in pair.matching.matches if match.lead.name in proofs}
 
 
 def _blocks(pair: Pair) -> Iterator[Block]:
-    """Yield the blocks of what is added; blocks that are all new rows say nothing of the base."""
-    added = tuple(PlannedTensor(match.lead, match, 0) for match in pair.matching.matches if match.base)
+    """Yield the blocks of what is added, in an order that no container decides; all new rows say nothing of the base."""
+    matches = sorted(pair.matching.matches, key=lambda match: natural_key(match.lead.name))
+    added = tuple(PlannedTensor(match.lead, match, 0) for match in matches if match.base)
     return (block for block in blocks_of(Shard("", b"", added), BLOCK) if block.runs)
 
 
 def _sampled(blocks: Iterator[Block], sample: float) -> Iterator[Block]:
-    """Yield the share ``sample`` of the blocks, at even distances."""
-    return (block for number, block in enumerate(blocks) if int((number + 1) * sample) > int(number * sample))
+    """Yield the share ``sample`` of the blocks, at even distances, and at least one."""
+    return (block for number, block in enumerate(blocks) if ceil((number + 1) * sample) > ceil(number * sample))

@@ -99,7 +99,7 @@ def open_checkpoint(
         if index is not None:
             index.check(tensors)
             notes += index.check_total(tensors)
-        if role == "delta" and given is None:
+        if role == "delta" and (given is None or index is not None):
             projector = open_projector(directory, tensors)
             if projector is not None:
                 files.append(projector)

@@ -64,7 +64,7 @@ def _lines(report: InspectReport) -> list[str]:
         names = ", ".join(group.spelled(MOST_RANGES) for group in group_names(storage.tensors))
         how = "tied " if storage.tied else "views"
         lines.append(f"  {how}  {names} ({counted(storage.elements, 'element')})")
-    if len(report.files) > 1:
+    if len(report.files) > 1 or report.files[0].sha256:
         width = max(len(printable(file.name)) for file in report.files)
         lines += ["", "files"]
         lines += [

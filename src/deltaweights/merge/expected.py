@@ -9,6 +9,7 @@ from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import Mismatch
 from deltaweights.merge.suspicions import EMBEDDING, REMEDY, layers
 from deltaweights.recipes.recipe import Recipe
+from deltaweights.text import counted
 
 HEAD = "lm_head.weight"
 GATE = "model.layers.0.mlp.gate_proj.weight"
@@ -29,7 +30,7 @@ def refuse_other_shapes(recipe: Recipe, base: Checkpoint, delta: Checkpoint) -> 
                 raise _mismatch(recipe, checkpoint, f"{shape[axis]} {what}", expected, name)
         found = layers({name: tensor.spec for name, tensor in checkpoint.tensors.items()})
         if shapes.layers is not None and found != shapes.layers:
-            raise _mismatch(recipe, checkpoint, f"{found} layers", shapes.layers, None)
+            raise _mismatch(recipe, checkpoint, counted(found, "layer"), shapes.layers, None)
 
 
 def _mismatch(recipe: Recipe, checkpoint: Checkpoint, found: str, expected: int, tensor: str | None) -> Mismatch:

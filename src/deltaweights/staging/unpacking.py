@@ -12,21 +12,34 @@ from pathlib import Path
 from types import TracebackType
 
 from deltaweights.errors import InputOutputError, Interrupted
+from deltaweights.manifest.manifest import MANIFEST
 from deltaweights.staging.disk import make_folder, remove
 from deltaweights.staging.folder import StagingLock
-from deltaweights.staging.place import Place
+from deltaweights.staging.place import Place, refuse_content
 
 
 class Unpacking:
-    """An ``Unpacker`` whose folders lie in staging; it holds staging's lock from the first on."""
+    """An ``Unpacker`` whose folders lie in staging; it holds staging's lock from the first on.
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    A target whose content is certainly none of ours is refused before anything is unpacked for it, unless ``overwrite`` is None.
+    """
+
+    def __init__(self, place: Place, *, overwrite: bool | None) -> None:
+        self._place, self._overwrite = place, overwrite
         self._lock: StagingLock | None = None
+        self._found = False
+
+    @property
+    def holds_the_lock(self) -> bool:
+        """Whether something is unpacked."""
+        return self._lock is not None
 
     def folder(self, role: str) -> Path:
-        """See ``Unpacker``. Raises ``TargetBusy`` when another run has the lock, ``InputOutputError``."""
+        """See ``Unpacker``. Raises ``TargetBusy`` when another run has the lock, or the target is taken; ``InputOutputError``."""
         if self._lock is None:
+            if self._overwrite is not None and MANIFEST not in self._place.contents():
+                refuse_content(self._place, overwrite=self._overwrite)
+            self._found = self._place.unpacked.exists()
             self._lock = StagingLock(self._place)
         path = self._place.unpacked / role
         make_folder(path)
@@ -49,8 +62,9 @@ class Unpacking:
     ) -> None:
         if self._lock is None:
             return
-        # What was cut off goes on where it was; after a refusal, gigabytes in a hidden folder would be a trap.
-        if kind is None or not issubclass(kind, (Interrupted, KeyboardInterrupt, InputOutputError)):
+        # What was cut off goes on where it was, also after a dry run; after a refusal, gigabytes in a hidden folder are a trap.
+        keep = self._found if kind is None else issubclass(kind, (Interrupted, KeyboardInterrupt, InputOutputError))
+        if not keep:
             with contextlib.suppress(InputOutputError):
                 remove(self._place.unpacked)
         self._lock.__exit__(kind, error, trace)
