@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,9 @@ import pytest
 from tests.pairs import make_pair
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+# A shell lets what it runs in the background ignore Ctrl-C, and children inherit it: the tests interrupt theirs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

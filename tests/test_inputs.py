@@ -625,6 +625,13 @@ def test_the_projector_beside_the_shards(plain: Path, tmp_path: Path, spelled: C
     assert not any("not copied" in note for note in report.notes)
 
 
+def test_the_projector_beside_an_index(plain: Path, tmp_path: Path) -> None:
+    """Who names the index means the whole checkpoint, too."""
+    delta = beside(tmp_path / "delta", PROJECTOR)
+    merge(plain / "base", next(delta.glob("*.index.json")), tmp_path / "out")
+    assert files_in(tmp_path / "out") == files_in(plain / "out")
+
+
 @pytest.mark.parametrize("method", [STORED, DEFLATED], ids=["stored", "deflated"])
 def test_the_projector_in_an_archive(plain: Path, tmp_path: Path, method: int) -> None:
     """The same holds in an archive, read in place or unpacked, and where only the projector is deflated."""

@@ -486,6 +486,17 @@ def test_a_cached_delta_of_other_hashes_is_a_warning(tmp_path: Path, recipe: Pat
     assert text in report.notes
 
 
+def test_nothing_is_said_twice(tmp_path: Path, recipe: Path) -> None:
+    """Where the hashes that are made are those that the cache states, what follows from them was said already."""
+    base, folder = save(BASE, tmp_path / "base"), save(DELTA, tmp_path / "delta")
+    delta = cached(folder, {name: sha256_of(folder / name) for name in (ONE, TWO)})
+    report = Notes()
+    apply_delta(base, delta, tmp_path / "out", recipe_file=recipe, hash_inputs=True, report=report)
+    assert report.warnings == [unknown_copy(delta / name, (delta / name).resolve().name) for name in (ONE, TWO)]
+    named = [note for note in report.notes if note.startswith("delta ")]
+    assert [UNLISTED in note for note in named] == [False, True]
+
+
 def test_inspect_prints_hashes(run: Run, tmp_path: Path) -> None:
     """``inspect --hash-inputs`` prints the sha256 of each of several files, and has them in its JSON; without it, neither."""
     save(BASE, tmp_path)
