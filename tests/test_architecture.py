@@ -21,6 +21,7 @@ ORDER = (
     "apply",
     "make",
     "convert",
+    "download",
     "round_trip",
     "comparison",
     "job",

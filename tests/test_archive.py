@@ -25,16 +25,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deltaweights.checkpoint import archive as archive_module
 from deltaweights.checkpoint import unpack as unpack_module
-from deltaweights.checkpoint.archive import ArchivedDirectory, is_checkpoint_archive, open_archive
+from deltaweights.checkpoint.archive import ArchivedDirectory, holds_checkpoint, is_checkpoint_archive, open_archive
 from deltaweights.checkpoint.archive_members import folded
-from deltaweights.checkpoint.companions import read_companions
+from deltaweights.checkpoint.checksums import prove
+from deltaweights.checkpoint.companions import COPIED, read_companions
 from deltaweights.checkpoint.directory import Directory, LocalDirectory
-from deltaweights.checkpoint.files import InputFile, LocalFile, Window
+from deltaweights.checkpoint.files import InputFile, LocalFile, WeightsFile, Window
 from deltaweights.checkpoint.index import read_index
 from deltaweights.checkpoint.layout import STARTS, find_start
 from deltaweights.checkpoint.safetensors_file import open_safetensors
@@ -45,7 +47,7 @@ from deltaweights.checkpoint.zip_contents import PIECE, contents
 from deltaweights.checkpoint.zip_rules import CHECKPOINT
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 from deltaweights.report import Report
-from tests.pairs import base_tensors, delta_tensors, save
+from tests.pairs import Tensors, base_tensors, delta_tensors, save
 from tests.test_torch_file import GOOD, GOOD_FILES, Part, join
 
 ROOT = "llava_delta"
@@ -215,11 +217,15 @@ def tensors_of(directory: Directory) -> dict[str, bytes]:
     start = find_start(directory, "delta").name
     found = {}
     for name in read_index(directory, start).shards if start.endswith(".index.json") else [start]:
-        weights = (open_safetensors if name.endswith(".safetensors") else open_torch_file)(directory.open(name))
+        weights = open_weights(directory, name)
         found.update({str(tensor.spec) + tensor.spec.name: bytes_of(tensor) for tensor in weights.tensors.values()})
         weights.file.check_unchanged()
         weights.file.close()
     return found
+
+
+def open_weights(directory: Directory, name: str) -> WeightsFile:
+    return (open_safetensors if name.endswith(".safetensors") else open_torch_file)(directory.open(name))
 
 
 def bytes_of(tensor: LazyTensor) -> bytes:
@@ -268,7 +274,6 @@ def test_stored_checkpoint_is_read_in_place(
         )
         assert ours == theirs
         assert directory.path == path / {"stored-at-the-top": "", "stored-deep": "data/checkpoints/7b"}.get(how, ROOT)
-        assert (directory.note is not None) == (which[0] == "safetensors")
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -306,6 +311,8 @@ def test_checkpoint_zipped_by_info_zip(
     with opened(path, target) as directory:
         assert isinstance(directory, ArchivedDirectory if "0" in flags else LocalDirectory)
         (folder / "sub").rmdir()
+        if "0" not in flags:
+            (folder / "说明.txt").unlink()  # which is no part of a checkpoint
         assert everything(directory) == files_of(folder, "")
 
 
@@ -329,22 +336,32 @@ def test_index_decides_what_weights_are(tmp_path: Path, target: Path) -> None:
     with opened(written(tmp_path, out.getvalue())) as directory:
         assert directory.open("training_args.bin").read(256, 3) == WEIGHTS[256:259]
     with opened(written(tmp_path, zipped({f"{ROOT}/part-1.bin": WEIGHTS, **files}, level=6)), target) as directory:
-        assert directory.names() == ["part-1.bin", "pytorch_model.bin.index.json", "training_args.bin"]
+        assert directory.names() == ["part-1.bin", "pytorch_model.bin.index.json"]
 
 
-def test_what_is_large_and_no_weights_stays(tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that is neither weights nor small, such as an optimizer's state, is not unpacked, and that is said."""
+def test_what_is_no_part_of_a_checkpoint_stays(tmp_path: Path, target: Path) -> None:
+    """Only weights and what is read or copied with them is unpacked, and what stays is said."""
     said: list[str] = []
 
     class Notes(Report):
         def note(self, text: str) -> None:
             said.append(text)
 
-    monkeypatch.setattr(archive_module, "MAX_SIZE", 100)
-    path = written(tmp_path, zipped({MODEL: WEIGHTS, CONFIG: b"{}", f"{ROOT}/optimizer.pt": WEIGHTS}, level=6))
+    kept = [
+        "LICENSE",
+        "README.md",
+        "config.json",
+        "manifest.json",
+        "mm_projector.bin",
+        "params.json",
+        "pytorch_model.bin",
+    ]
+    left = [f"rng_state_{number}.pth" for number in range(9)]
+    path = written(tmp_path, zipped({f"{ROOT}/{name}": WEIGHTS for name in (*kept, *left, "optimizer.pt")}, level=6))
     with opened(path, target, Notes()) as directory:
-        assert directory.names() == ["config.json", "pytorch_model.bin"]
-    assert said == ["left in the archive, being large and no weights: optimizer.pt"]
+        assert directory.names() == kept
+    listed = ", ".join(["optimizer.pt", *left[:7]])
+    assert said == [f"left in {path}, being no part of the checkpoint: {listed} and 2 more"]
 
 
 @pytest.mark.parametrize("archive", GOOD_FILES.values(), ids=GOOD_FILES)
@@ -366,10 +383,18 @@ def test_what_is_an_archive(tmp_path: Path) -> None:
         is_archive(tmp_path, join(SOUND)[:-1])
 
 
-def is_archive(tmp_path: Path, content: bytes) -> bool:
+def test_which_archives_hold_a_checkpoint(tmp_path: Path) -> None:
+    """Only an archive with a file by which weights begin does, as its records have it."""
+    assert is_archive(tmp_path, join(SOUND), holds_checkpoint)
+    assert not is_archive(tmp_path, zipped({"x.txt": b"x"}), holds_checkpoint)
+    assert not is_archive(tmp_path, join(GOOD), holds_checkpoint)
+    assert not is_archive(tmp_path, b"PK", holds_checkpoint)
+
+
+def is_archive(tmp_path: Path, content: bytes, is_one: Callable[[InputFile], bool] = is_checkpoint_archive) -> bool:
     file = LocalFile(written(tmp_path, content))
     try:
-        return is_checkpoint_archive(file)
+        return is_one(file)
     finally:
         file.close()
 
@@ -424,7 +449,7 @@ EXPECTED = f"expected CRC {CRC:#010x}, size {SIZE} packed into {PACKED}{UNUSUAL}
 UNPACK_AND_GIVE = "unpack it and give the one you mean"
 STORED_OR_DEFLATED = "expected stored or deflated; unpack it first"
 AT = INNER.index(b"PK\1\2")
-PACKED_ZEROS = len(deflated(bytes(65 * MEGA)))
+PACKED_ZEROS, PACKED_MANY = len(deflated(bytes(65 * MEGA))), 5 * len(deflated(bytes(13 * MEGA))) + PACKED
 
 REFUSED: dict[str, tuple[bytes, str]] = {
     "row44-way-up": (beside(f"{ROOT}/../x"), f"unsafe name of a zip member: found {ROOT}/../x, {UNSAFE}{UNUSUAL}"),
@@ -505,7 +530,15 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     ),
     "row47-ratio-of-weights": (
         changed(content=bytes(65 * MEGA)),
-        f"zip member {MODEL} is a bomb: found {PACKED_ZEROS} bytes that stand for 68157440, expected at most 100 times as many",
+        f"the archive is a bomb: found {PACKED_ZEROS} bytes that stand for 68157440, expected at most 100 times as many",
+    ),
+    "row47-ratio-of-many-weights": (
+        zipped({MODEL: WEIGHTS, **{f"{ROOT}/model-{n}-of-9.bin": bytes(13 * MEGA) for n in range(5)}}, level=6),
+        f"the archive is a bomb: found {PACKED_MANY} bytes that stand for 68167680, expected at most 100 times as many",
+    ),
+    "row47-beside-the-weights": (
+        zipped({f"{ROOT}/{n}": bytes(33 * MEGA) for n in sorted(COPIED)[:4]} | {MODEL: WEIGHTS}, level=1),
+        "the files beside the weights are too large: found 138 MB, expected at most 134 MB",
     ),
     "row47-member": (
         huge(257 * GIGA),
@@ -703,6 +736,64 @@ def test_row49_stored_files_are_checked_when_read_whole(tmp_path: Path) -> None:
             directory.read("pytorch_model.bin", 2**20)
 
 
+def legacy(tensors: Tensors) -> bytes:
+    out = io.BytesIO()
+    torch.save(tensors, out, _use_new_zipfile_serialization=False)
+    return out.getvalue()
+
+
+def without_checksums(tensors: Tensors) -> bytes:
+    out, before = io.BytesIO(), torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(tensors, out)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    return out.getvalue()
+
+
+BARE: dict[str, tuple[str, Callable[[Tensors], bytes]]] = {
+    "row49-safetensors": ("model.safetensors", safetensors.torch.save),
+    "row49-legacy": ("pytorch_model.bin", legacy),
+    "row49-torch-without-checksums": ("pytorch_model.bin", without_checksums),
+}
+
+
+@pytest.mark.parametrize(("name", "saved"), BARE.values(), ids=BARE)
+def test_stored_weights_without_checksums_of_their_own(
+    tmp_path: Path, name: str, saved: Callable[[Tensors], bytes]
+) -> None:
+    """The archive's CRC-32 covers every byte of such a file: the sound one is proved, and one flipped bit anywhere is refused."""
+    content = saved({"w": torch.arange(50.0), "v": torch.ones(3)})
+    archive = zipped({f"{ROOT}/{name}": content})
+    with opened(written(tmp_path, archive)) as directory:
+        weights = open_weights(directory, name)
+        assert (weights.checks, weights.notes) == (("header", "crc32"), ())
+        (whole,) = weights.loose
+        assert bytes_of(whole) == content
+        prove(whole)
+    at = archive.index(torch.arange(50.0).numpy().tobytes()) + 77
+    path = written(tmp_path, archive[:at] + bytes([archive[at] ^ 1]) + archive[at + 1 :])
+    with opened(path) as directory, pytest.raises(MalformedInput) as caught:
+        prove(*open_weights(directory, name).loose)
+    start = archive.index(content)
+    damaged = bytearray(content)
+    damaged[at - start] ^= 1
+    assert str(caught.value) == (
+        f"{path}/{ROOT}/{name}: stored bytes are damaged: found CRC-32 {zlib.crc32(damaged):08x}, "
+        f"expected {zlib.crc32(content):08x}, as the file records; fetch the file again"
+    )
+
+
+def test_stored_torch_files_are_not_read_twice(tmp_path: Path, checkpoints: dict[tuple[str, int], Path]) -> None:
+    """A torch file with checksums of its own needs no pass of its own for the archive's."""
+    folder = checkpoints["torch", 1]
+    with opened(written(tmp_path, zipped(files_of(folder)))) as directory:
+        weights = open_weights(directory, "pytorch_model.bin")
+        assert (weights.checks, weights.loose) == (("header", "crc32"), ())
+        weights.file.close()
+
+
 def test_row47_small_files_stay_small(tmp_path: Path) -> None:
     """A configuration that is longer than it may be is refused before it is inflated, as one in a folder is."""
     content = zipped({f"{ROOT}/model.safetensors": WEIGHTS, CONFIG: b" " * 1000})
@@ -718,7 +809,7 @@ def test_index_that_is_broken_is_named(tmp_path: Path, target: Path) -> None:
     """An index inside an archive that is not JSON is refused with its place in the archive, before anything is unpacked."""
     content = zipped({MODEL: WEIGHTS, f"{MODEL}.index.json": b"{"}, level=6)
     assert refusal(written(tmp_path, content), MalformedInput, target).startswith(
-        f"/{MODEL}.index.json: index is not strict JSON"
+        f"/{MODEL}.index.json: not strict JSON"
     )
     assert list(target.iterdir()) == []
 
@@ -738,7 +829,11 @@ PASSED: dict[str, bytes] = {
     "folder-entry": beside("x/", b"", method=0, central={"external": FOLDER | 0x10}),
     "deflated-folder-entry": beside("x/", b"", central={"external": FOLDER}),
     "empty-file": beside(f"{ROOT}/empty", b""),
-    "many-zeros": beside(f"{ROOT}/zeros", bytes(10**6)),
+    "many-zeros": beside(f"{ROOT}/config.json.old", bytes(10**6)),
+    "huge-and-no-part-of-it": beside(f"{ROOT}/trainer.log", bytes(65 * MEGA)),
+    "zeros-among-weights": join(
+        [*SOUND, part(f"{ROOT}/model-1-of-2.bin", os.urandom(MEGA)), part(f"{ROOT}/model-2-of-2.bin", bytes(70 * MEGA))]
+    ),
     "other-zip-inside": beside(f"{ROOT}/notes.zip", zipped({"a": b""}), method=0),
 }
 
@@ -834,29 +929,31 @@ def test_folder_in_the_way(tmp_path: Path, target: Path) -> None:
     assert sorted(entry.name for entry in target.iterdir()) == ["old.bin", "sub"]
 
 
-def test_names_like_those_of_unfinished_files(tmp_path: Path, target: Path) -> None:
-    """Members that are called as an unfinished file of another would be do not get in its way."""
-    files = {"model.safetensors": WEIGHTS, "model.safetensors.part": b"1", "a..PART": b"2", "a": b"3"}
-    path = written(tmp_path, zipped({f"{ROOT}/{name}": content for name, content in files.items()}, level=6))
-    with opened(path, target) as directory:
-        assert everything(directory) == files
+@pytest.mark.parametrize(("copies", "expected"), [(1, "10.2 kB"), (2, "20.5 kB")])
+def test_row62_too_little_room(
+    tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch, copies: int, expected: str
+) -> None:
+    """Too little room for the files, and for as many copies of the weights as are wanted, is an error before the first byte.
 
-
-def test_row62_too_little_room(tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too little room is an error before the first byte; what is there already needs none."""
+    What is there already needs none.
+    """
     path = written(tmp_path, zipped({MODEL: WEIGHTS, CONFIG: b"{}"}, level=6))
     usage = type(shutil.disk_usage(target))
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 100, 100))
-    with pytest.raises(InputOutputError) as caught:
-        open_archive(path, lambda: target, Report())
+    free = 100
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - free, free))
+    with pytest.raises(unpack_module.NoRoom) as caught:
+        open_archive(path, lambda: target, Report(), copies=copies)
     assert str(caught.value) == (
-        f"{target}: not enough free disk to unpack the archive: found 100 bytes free, expected 10.2 kB; "
+        f"{target}: not enough free disk to unpack the archive: found 100 bytes free, expected {expected}; "
         "make room, or choose a place on another disk"
     )
     assert list(target.iterdir()) == []
     (target / "pytorch_model.bin").write_bytes(WEIGHTS)
     with opened(path, target) as directory:
         assert directory.names() == ["config.json", "pytorch_model.bin"]
+    (target / "pytorch_model.bin").unlink()
+    free = copies * len(WEIGHTS)
+    open_archive(path, lambda: target, Report(), copies=copies).close()
 
 
 @pytest.mark.parametrize("call", ["open", "fsync", "rename"])
@@ -871,7 +968,7 @@ def test_row62_disk_that_refuses(tmp_path: Path, target: Path, monkeypatch: pyte
     (member,) = read_archive(file, CHECKPOINT).members
     monkeypatch.setattr(Path if call == "rename" else os, call, refuse)
     with pytest.raises(InputOutputError) as caught:
-        unpack_module.unpack(file, {"pytorch_model.bin": member}, target, Report())
+        unpack_module.unpack(file, {"pytorch_model.bin": member}, target, Report(), {})
     monkeypatch.undo()
     file.close()
     expected = f"{target}/pytorch_model.bin: cannot unpack: No space left on device; {unpack_module.KEPT}"
@@ -983,15 +1080,20 @@ NAMES = st.text(
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     files=st.dictionaries(NAMES, st.tuples(st.binary(max_size=300), st.booleans()), max_size=5),
+    companions=st.dictionaries(st.sampled_from(sorted(COPIED)), st.tuples(st.binary(max_size=300), st.booleans())),
     weights=st.tuples(st.binary(max_size=3000), st.booleans()),
     pipe=st.booleans(),
 )
 def test_any_files_come_out_as_they_went_in(
-    tmp_path: Path, files: dict[str, tuple[bytes, bool]], weights: tuple[bytes, bool], pipe: bool
+    tmp_path: Path,
+    files: dict[str, tuple[bytes, bool]],
+    companions: dict[str, tuple[bytes, bool]],
+    weights: tuple[bytes, bool],
+    pipe: bool,
 ) -> None:
-    """Any files of plain names, stored or deflated, in a folder with weights are read or unpacked as they are."""
-    files = dict({folded(name): (name, value) for name, value in files.items()}.values())
-    files["pytorch_model.bin"] = weights
+    """Any files of plain names, stored or deflated, beside stored weights are read as they are; with deflated ones, those used."""
+    used = companions | {"pytorch_model.bin": weights}
+    files = dict({folded(name): (name, value) for name, value in (files | used).items()}.values())
     out = _Stream() if pipe else io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         for name, (content, deflate) in files.items():
@@ -1001,7 +1103,8 @@ def test_any_files_come_out_as_they_went_in(
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     with opened(written(tmp_path, data), target) as directory:
-        assert everything(directory) == {name: content for name, (content, _) in files.items()}
+        expected = {name: content for name, (content, _) in (used if weights[1] else files).items()}
+        assert everything(directory) == expected
         assert isinstance(directory, LocalDirectory) == weights[1] == any(target.iterdir())
 
 

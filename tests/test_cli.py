@@ -16,6 +16,8 @@ import torch
 from deltaweights import __version__
 from deltaweights.apply import apply_delta
 from deltaweights.cli.group import COMMANDS
+from deltaweights.cli.group import deltaweights as group
+from deltaweights.errors import TargetBusy
 from tests.conftest import Run
 from tests.pairs import base_tensors, delta_tensors, load, reference, same_bits, save
 
@@ -308,6 +310,90 @@ def test_target_with_other_content(run: Run, work: Path) -> None:
     line = error_of(done, 7)
     assert "out: already there, with other content: found thesis.tex" in line
     assert contents(work / "out") == {"thesis.tex": b"years of work"}
+
+
+@pytest.mark.parametrize("options", [(), ("--overwrite",)], ids=["plain", "overwrite"])
+@pytest.mark.parametrize("command", ["apply", "make", "convert"])
+def test_a_taken_target_is_refused_before_inputs_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    work: Path,
+    command: str,
+    options: tuple[str, ...],
+) -> None:
+    """A target with something else in it ends with 7 before an input is opened, hashed or unpacked, by any command."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("no input need be looked at")
+
+    for name in ("pair.open_checkpoint", "pair.hashes_of", "convert.open_checkpoint", "convert.hashes_of"):
+        monkeypatch.setattr(f"deltaweights.{name}", never)
+    monkeypatch.chdir(work)
+    Path("out").mkdir()
+    Path("out/thesis.tex").write_text("years of work")
+    before, output = contents(work), {"make": "--delta"}.get(command, "--target")
+    with pytest.raises(TargetBusy) as caught:
+        group.main([command, *GIVEN[command], output, "out", "--hash-inputs", *options], standalone_mode=False)
+    problem = "will not overwrite a folder that is not a checkpoint" if options else "already there, with other content"
+    assert str(caught.value).startswith(f"{work / 'out'}: {problem}: found thesis.tex; ")
+    assert (caught.value.exit_code, capsys.readouterr().out) == (7, "")
+    assert before == contents(work)
+
+
+GIVEN = {
+    "apply": ("--base", "base", "--delta", "delta"),
+    "make": ("--base", "base", "--target", "delta"),
+    "convert": ("--base", "base"),
+}
+"""The inputs of each command that writes a checkpoint."""
+
+
+def test_a_taken_target_is_refused_before_an_archive_is_unpacked(run: Run, work: Path) -> None:
+    """A target with something else in it leaves compressed archives as they are: no staging, and no complaint of theirs."""
+    (work / "delta.zip").write_bytes(b"not even an archive")
+    (work / "out").mkdir()
+    (work / "out" / "thesis.tex").write_text("years of work")
+    before = sorted(work.rglob("*"))
+    done = run("apply", "--base", "base", "--delta", "delta.zip", "--target", "out", cwd=work)
+    assert "out: already there, with other content: found thesis.tex" in error_of(done, 7)
+    assert before == sorted(work.rglob("*"))
+
+
+@pytest.mark.parametrize("target", ["base", "delta", "."])
+def test_an_overlap_is_told_before_what_stands_there(run: Run, work: Path, target: str) -> None:
+    """A target that is an input holds something, but that it is an input is what is said, with ``--overwrite`` and without."""
+    (work / target / "thesis.tex").write_text("years of work")
+    arguments = ("apply", "--base", "base", "--delta", "delta", "--target", target)
+    for options in ((), ("--overwrite",)):
+        line = error_of(run(*arguments, *options, cwd=work), 7)
+        assert "output and input overlap: found input" in line
+
+
+def test_an_earlier_result_is_no_foreign_content(run: Run, work: Path) -> None:
+    """A target that holds a result of other options ends with 7 once its plan is known, and its own result with 0."""
+    arguments = ("apply", "--base", "base", "--delta", "delta", "--target", "out", "-q", "--hash-inputs")
+    assert run(*arguments, cwd=work).returncode == 0
+    before = contents(work)
+    again = run(*arguments, cwd=work)
+    assert (again.returncode, again.stdout.splitlines()[1].split()[1:3]) == (0, ["already", "complete"])
+    assert "already there, with other content" in error_of(run(*arguments, "--dtype", "float32", cwd=work), 7)
+    assert before == contents(work)
+
+
+@pytest.mark.parametrize("command", ["apply", "make", "convert"])
+def test_hashes_are_no_part_of_a_dry_run_s_plan(run: Run, work: Path, command: str) -> None:
+    """``--dry-run --hash-inputs`` hashes, writes nothing, and shows the plan that it shows without."""
+    before, output = contents(work), {"make": "--delta"}.get(command, "--target")
+    arguments = (command, *GIVEN[command], output, "out", "--dry-run", "--json")
+    plain, hashed = run(*arguments, cwd=work), run(*arguments, "--hash-inputs", cwd=work)
+    assert (plain.returncode, hashed.returncode) == (0, 0), hashed.stderr
+    one, two = json.loads(plain.stdout), json.loads(hashed.stdout)
+    assert one.pop("disk_free") >= 0
+    assert two.pop("disk_free") >= 0
+    assert one == two
+    unlisted = "the sha256 of its files are not among those that are known"
+    assert (unlisted in plain.stderr, unlisted in hashed.stderr) == (False, True)
+    assert before == contents(work)
 
 
 # verify and clean.

@@ -619,7 +619,7 @@ def test_casts_are_correctly_rounded(tmp_path: Path, given: str, stored: str) ->
     else:
         patterns = np.arange(1 << 16, dtype=np.uint32)
     words: Words = patterns.astype(np.uint32 if given == "float32" else np.uint16)
-    pair = {"w": torch.ones(1)}, {"w": torch.ones(1), PROJECTOR: of_bits(words, DTYPES[given])}
+    pair = {"w": torch.ones(1)}, {"w": torch.zeros(1), PROJECTOR: of_bits(words, DTYPES[given])}
     merged = merge_tensors(tmp_path, *pair, compute_dtype=stored)
     result = bits(merged.tensors[PROJECTOR]).numpy()
     if given == stored:

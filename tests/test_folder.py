@@ -5,12 +5,16 @@ Ids begin with the row of the project's table of bad inputs.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import json
 import os
 import shutil
 import signal
 import socket
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +37,9 @@ ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors
 
 TENSORS: Tensors = {"a": torch.ones(2), "b": torch.full((3,), 2.0), "c": torch.full((1,), 3.0)}
 """``a`` is in the first shard, ``b`` and ``c`` in the second."""
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 8\n"
+"""What a clone without git-LFS has in place of a large file."""
 
 
 @pytest.fixture
@@ -73,6 +80,8 @@ def refusal(path: Path, kind: type[DeltaweightsError] = MalformedInput) -> str:
 
 # Path forms.
 
+ONE_OF_THESE = "expected a folder, an index.json, a .zip of a folder, or one of .safetensors, .bin, .pth, .pt"
+
 
 @pytest.mark.parametrize("container", ["safetensors", "torch"])
 @pytest.mark.parametrize("shards", [1, 2])
@@ -95,7 +104,7 @@ def test_weights_file_of_any_name(tmp_path: Path) -> None:
     """A single weights file may have any name with a known ending, even where other weights stand beside it."""
     for name in ("x.safetensors", "y.safetensors"):
         save_file(TENSORS, tmp_path / name)
-    for name in ("consolidated.00.pth", "old.bin", "older.pt"):
+    for name in ("weights.pth", "old.bin", "older.pt"):
         torch.save(TENSORS, tmp_path / name)
     for path in sorted(tmp_path.iterdir()):
         with open_checkpoint(path, "base") as checkpoint:
@@ -121,14 +130,11 @@ def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal(Path("~no-such-user/model"), InputOutputError).startswith("~no-such-user/model: no base here")
 
 
-def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path with nothing at it is an input error (5) that says what to give, and for a Hub name how to get it."""
+def test_nothing_there(tmp_path: Path) -> None:
+    """A path with nothing at it is an input error (5) that says what to give."""
     assert f"{tmp_path / 'x'}: no base here: found nothing; give the folder" in refusal(
         tmp_path / "x", InputOutputError
     )
-    monkeypatch.chdir(tmp_path)
-    message = refusal(Path("huggyllama/llama-7b"), InputOutputError)
-    assert "hf download huggyllama/llama-7b --local-dir llama-7b" in message
 
 
 def test_endless_name(tmp_path: Path) -> None:
@@ -155,13 +161,65 @@ def test_folder_without_weights(tmp_path: Path, names: list[str], part: str) -> 
 
 
 def test_other_kind_of_file(tmp_path: Path) -> None:
-    """A file of no known ending is refused with the endings that are known."""
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF")
-    assert (
-        "not a base: expected a folder, an index.json, a .zip of a folder, or one of .safetensors, .bin, .pth, .pt"
-        in refusal(path)
-    )
+    """A file of no known ending, or a configuration, is refused with what may be given."""
+    for name, content in (("model.gguf", b"GGUF"), ("config.json", b"{}")):
+        (tmp_path / name).write_bytes(content)
+        assert refusal(tmp_path / name) == f"{tmp_path / name}: not a base: {ONE_OF_THESE}"
+
+
+def tarred() -> bytes:
+    """Return a tar archive with one file."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("model.safetensors"))
+    return out.getvalue()
+
+
+OTHERS = {
+    "row18-pointer": (
+        POINTER.encode(),
+        "a git-LFS pointer",
+        "run git lfs pull in its folder, or download the file itself",
+    ),
+    "row18-page": (
+        b"<!DOCTYPE html><html>",
+        "an HTML page",
+        "download the file itself, not a page; a private file needs a login",
+    ),
+    "row18-empty": (b"", "an empty file", "download it again"),
+    "row18-tar": (tarred(), "a tar archive", "unpack it first"),
+    "row18-tgz": (gzip.compress(tarred()), "a gzip file", "unpack it first"),
+}
+
+
+@pytest.mark.parametrize("name", ["x.zip", "y.tar", "y.tgz", "weights"])
+@pytest.mark.parametrize(("content", "found", "remedy"), OTHERS.values(), ids=OTHERS)
+def test_other_things_by_any_name(tmp_path: Path, content: bytes, found: str, remedy: str, name: str) -> None:
+    """What is known not to be weights is named as what it is, with what to do, under whatever name it is given."""
+    (tmp_path / name).write_bytes(content)
+    assert refusal(tmp_path / name) == f"{tmp_path / name}: not a base: found {found}, {ONE_OF_THESE}; {remedy}"
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_renamed_torch_files(tmp_path: Path, legacy: bool) -> None:
+    """A torch file without a suffix is known by how it begins, in either of its formats."""
+    torch.save(TENSORS, tmp_path / "final", _use_new_zipfile_serialization=not legacy)
+    with open_checkpoint(tmp_path / "final", "base") as checkpoint:
+        assert values_of(checkpoint) == VALUES
+
+
+@pytest.mark.parametrize("name", ["renamed.bin", "renamed.safetensors", TORCH_SINGLE])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"])
+def test_row49_renamed_archive(folder: Path, name: str, method: int) -> None:
+    """The archive of a folder under the name of a weights file is refused as what it is: with the right name it is opened."""
+    path = folder.parent / name
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for file in sorted(folder.iterdir()):
+            archive.write(file, f"model/{file.name}")
+    assert refusal(path) == f"{path}: not a weights file: found an archive of a folder; name it .zip"
+    if method == zipfile.ZIP_STORED:
+        with open_checkpoint(path.rename(path.with_suffix(".zip")), "base") as checkpoint:
+            assert values_of(checkpoint) == VALUES
 
 
 # What an index may say.
@@ -200,12 +258,12 @@ def test_index_names_a_plain_file(folder: Path, name: object) -> None:
 
 
 INDEXES: dict[str, tuple[str | bytes, str]] = {
-    "row56-empty": ("", "not an index: found an empty file"),
-    "row56-cut": ('{"weight_map": {"a"', "index is not strict JSON"),
+    "row56-empty": ("", "not what its name says: found an empty file; download it again"),
+    "row56-cut": ('{"weight_map": {"a"', "not strict JSON"),
     "row56-not-utf-8": (b'{"\xff": 1}', "not UTF-8 at byte 2"),
     "row56-byte-order-mark": (b"\xef\xbb\xbf{}", "byte-order mark"),
     "row56-nested": ("[" * 100_000, "nested too deeply"),
-    "row56-list": ("[]", "index has no weight_map"),
+    "row56-list": ("[]", "not a JSON object"),
     "row56-no-weight-map": ('{"metadata": {}}', "index has no weight_map"),
     "row56-weight-map-is-a-list": ('{"weight_map": ["a"]}', "index has no weight_map"),
     "row56-weight-map-is-empty": ('{"weight_map": {}}', "index has no weight_map"),
@@ -228,7 +286,7 @@ INDEXES: dict[str, tuple[str | bytes, str]] = {
     "row56-too-long": (b" " * (MAX_INDEX + 1), f"found {MAX_INDEX + 1} bytes, expected at most {MAX_INDEX}"),
     "row18-git-lfs-pointer": (
         b"version https://git-lfs.github.com/spec/v1\n",
-        "not an index: found a git-LFS pointer; run git lfs pull",
+        "not what its name says: found a git-LFS pointer; run git lfs pull",
     ),
 }  # fmt: skip
 
@@ -345,8 +403,7 @@ def test_torch_files_win_when_safetensors_are_incomplete(tmp_path: Path, start: 
         (folder / missing).unlink()
     with open_checkpoint(folder, "base") as checkpoint:
         assert checkpoint.container == "torch"
-        of = SINGLE if missing == SINGLE else INDEX
-        assert checkpoint.notes == (f"{folder}: {start} is used, since {missing} of {of} is missing",)
+        assert checkpoint.notes == (f"{folder}: {start} is used, since {missing} is missing",)
         assert values_of(checkpoint) == VALUES
 
 
@@ -356,6 +413,40 @@ def test_neither_format_is_complete(tmp_path: Path) -> None:
     (folder / TWO).unlink()
     (folder / "pytorch_model-00001-of-00002.bin").unlink()
     assert refusal(folder).startswith(f"{folder / TWO}: shard is missing")
+
+
+@pytest.mark.parametrize("start", [TORCH_INDEX, TORCH_SINGLE])
+@pytest.mark.parametrize("pointer", [SINGLE, INDEX, ONE, TWO])
+def test_row18_torch_files_win_over_pointers(tmp_path: Path, start: str, pointer: str) -> None:
+    """Where a safetensors file is a git-LFS pointer, complete torch files are read, and that is said."""
+    folder = set_of(start, tmp_path / "model")
+    if pointer in {ONE, TWO}:
+        set_of(INDEX, folder)
+    (folder / pointer).write_text(POINTER)
+    with open_checkpoint(folder, "base") as checkpoint:
+        assert checkpoint.container == "torch"
+        assert checkpoint.notes == (f"{folder}: {start} is used, since {pointer} is a git-LFS pointer",)
+        assert values_of(checkpoint) == VALUES
+
+
+def test_row18_safetensors_win_over_pointers(tmp_path: Path) -> None:
+    """Torch files that are pointers do not get in the way of complete safetensors."""
+    folder = set_of(TORCH_INDEX, set_of(SINGLE, tmp_path / "model"))
+    for path in folder.glob("*.bin"):
+        path.write_text(POINTER)
+    with open_checkpoint(folder, "base") as checkpoint:
+        assert (checkpoint.container, values_of(checkpoint)) == ("safetensors", VALUES)
+
+
+def test_row18_nothing_but_pointers(tmp_path: Path) -> None:
+    """A clone without any large file is refused with what its safetensors are, and what to do."""
+    folder = set_of(TORCH_SINGLE, set_of(INDEX, tmp_path / "model"))
+    for path in (*folder.glob("*.bin"), *folder.glob("*.safetensors")):
+        path.write_text(POINTER)
+    assert refusal(folder) == (
+        f"{folder / ONE}: not a safetensors file: found a git-LFS pointer; "
+        "run git lfs pull in its folder, or download the file itself"
+    )
 
 
 def test_row55_stray_beside_two_formats(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from deltaweights.comparison.diff import diff_checkpoints
 from deltaweights.convert import convert_checkpoint
 from deltaweights.errors import InputOutputError, MalformedInput, Mismatch, TargetBusy, UsageError
 from deltaweights.inspection import inspect_checkpoint
+from deltaweights.make import make_delta
 from deltaweights.manifest.verify import verify
 from deltaweights.merge.evidence import OTHER, SUSPICIONS
 from deltaweights.merge.operation import Operation
@@ -39,6 +40,7 @@ from deltaweights.staging.place import Place, locate
 from tests.conftest import Run
 from tests.meta import save_meta
 from tests.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
+from tests.test_folder import POINTER
 from tests.test_naming import Notes, archive_of, cached, counted_reads
 
 Done = subprocess.CompletedProcess[str]
@@ -478,6 +480,109 @@ def test_row49_a_damaged_archive_leaves_no_staging(archives: tuple[Path, Path], 
     assert names_in(tmp_path) == ["base.zip", "delta.zip"]
 
 
+@pytest.mark.parametrize("role", ["base", "delta"])
+def test_row49_damage_in_a_stored_archive(plain: Path, tmp_path: Path, run: Run, role: str) -> None:
+    """Safetensors that are read in place are held against the archive's CRC-32: 3, and nothing is made; sound, that is recorded."""
+    archive = archive_of(shutil.copytree(plain / role, tmp_path / role), STORED)
+    inputs = {"base": plain / "base", "delta": plain / "delta", role: archive}
+    merge(inputs["base"], inputs["delta"], tmp_path / "out")
+    (recorded,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["inputs"][role]["files"].values()
+    assert recorded["checks"] == ["header", "crc32"]
+    shutil.rmtree(tmp_path / "out")
+    with zipfile.ZipFile(archive) as opened:
+        member = opened.getinfo(f"{role}/model.safetensors")
+    data = bytearray(archive.read_bytes())
+    data[data.index(b"__metadata__") + member.file_size // 2] ^= 1
+    archive.write_bytes(data)
+    done = run(
+        "apply", *(part for r, path in inputs.items() for part in (f"--{r}", path)), "--target", tmp_path / "out", "-q"
+    )
+    message = line_of(done, 3)
+    assert message.startswith(f"{archive}/{member.filename}: stored bytes are damaged: found CRC-32 ")
+    assert message.endswith(f"expected {member.CRC:08x}, as the file records; fetch the file again")
+    assert names_in(tmp_path) == [role, f"{role}.zip"]
+
+
+def free_disk(monkeypatch: pytest.MonkeyPatch, *free: int) -> None:
+    """Have the disk say that so many bytes are free, the last number again and again."""
+    told, usage = iter(free), type(shutil.disk_usage("/"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, next(told, free[-1])))
+
+
+def weights_of(archive: Path) -> int:
+    """Return the bytes of the weights files in an archive."""
+    with zipfile.ZipFile(archive) as opened:
+        return sum(i.file_size for i in opened.infolist() if i.filename.endswith((".bin", ".safetensors")))
+
+
+def test_row62_no_room_for_the_result(
+    archives: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for what is unpacked, but not for a result as large, is refused with 5 before a byte, and nothing of either is left."""
+    size = weights_of(archives[0])
+    for free in ((2 * size,), (10**9, 100)):  # too little for the base, and then for the delta
+        free_disk(monkeypatch, *free)
+        with pytest.raises(InputOutputError, match="not enough free disk to unpack the archive") as caught:
+            merge(*archives, tmp_path / "out")
+        assert caught.value.exit_code == 5
+        assert names_in(tmp_path) == ["base.zip", "delta.zip"]
+    free_disk(monkeypatch, size + 10_000)
+    inspect_checkpoint(archives[0])  # which makes nothing
+
+
+def test_row62_no_room_keeps_what_a_killed_run_left(
+    plain: Path, archives: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier run unpacked stays when there is no room for more, and the next run goes on with it."""
+    place = locate(tmp_path / "out")
+    cut_off("unpacking", 40, "SIGKILL", *apply_arguments(archives, place.target))
+    before = {name for name in marks_below(place.unpacked) if not name.endswith(".part")}
+    assert before
+    free_disk(monkeypatch, 100)
+    with pytest.raises(InputOutputError, match="not enough free disk to unpack the archive"):
+        merge(*archives, place.target)
+    assert before == marks_below(place.unpacked).keys()
+    monkeypatch.undo()
+    merge(*archives, place.target)
+    assert files_in(place.target) == files_in(plain / "out")
+
+
+# What stands in place of a file that is copied.
+
+INSTEAD = {
+    "row18-config-pointer": ("config.json", POINTER, "a git-LFS pointer"),
+    "row18-tokenizer-pointer": ("tokenizer.model", POINTER, "a git-LFS pointer"),
+    "row18-readme-pointer": ("README.md", POINTER, "a git-LFS pointer"),
+    "row18-licence-pointer": ("LICENSE", POINTER, "a git-LFS pointer"),
+    "row18-config-page": ("config.json", "<!DOCTYPE html>", "an HTML page"),
+    "row18-tokenizer-page": ("tokenizer.model", "\n<html>", "an HTML page"),
+    "row18-json-page": ("tokenizer.json", "<html>", "an HTML page"),
+    "row18-json-empty": ("added_tokens.json", "", "an empty file"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "found"), INSTEAD.values(), ids=INSTEAD)
+def test_what_is_no_companion(plain: Path, tmp_path: Path, name: str, content: str, found: str) -> None:
+    """A pointer, or a page in place of a configuration or a tokenizer, is refused with 3 and what to do, not copied."""
+    delta = shutil.copytree(plain / "delta", tmp_path / "delta")
+    (delta / name).write_text(content)
+    with pytest.raises(MalformedInput) as caught:
+        merge(plain / "base", delta, tmp_path / "out")
+    assert str(caught.value).startswith(f"{delta / name}: not what its name says: found {found}; ")
+    assert names_in(tmp_path) == ["delta"]
+
+
+def test_text_may_begin_as_it_likes(plain: Path, tmp_path: Path) -> None:
+    """A README that begins as a page, a template with a brace and a vocabulary in JSON are copied as they are."""
+    delta = shutil.copytree(plain / "delta", tmp_path / "delta")
+    texts = {"README.md": "<html><h1>", "chat_template.jinja": "{% if x %}", "vocab.json": ' {"a": 1}', "LICENSE": ""}
+    for name, text in texts.items():
+        (delta / name).write_text(text)
+    merge(plain / "base", delta, tmp_path / "out")
+    texts["DELTA_README.md"] = texts.pop("README.md")
+    assert {name: (tmp_path / "out" / name).read_text() for name in texts} == texts
+
+
 def test_staging_inside_the_target(plain: Path, archives: tuple[Path, Path], run: Run, tmp_path: Path) -> None:
     """With the target as the working folder, archives are unpacked in it, and gone when the result stands there."""
     target = tmp_path / "out"
@@ -695,6 +800,18 @@ def test_a_projector_beside_a_base(plain: Path, tmp_path: Path) -> None:
     (base / "mm_projector.bin").write_bytes(b"no torch file")
     merge(base, plain / "delta", tmp_path / "out")
     assert files_in(tmp_path / "out") == files_in(plain / "out")
+
+
+def test_the_projector_is_shown(plain: Path, tmp_path: Path) -> None:
+    """``inspect`` counts the projector beside the shards, ``diff`` compares it, and ``make`` puts a target's into the delta."""
+    delta = beside(tmp_path / "delta", PROJECTOR)
+    assert inspect_checkpoint(delta).tensors.keys() == inspect_checkpoint(plain / "delta").tensors.keys()
+    assert diff_checkpoints(delta, plain / "delta").identical
+    target = beside(
+        tmp_path / "target", PROJECTOR, {n: t for n, t in load(plain / "out").items() if n not in PROJECTOR}
+    )
+    make_delta(plain / "base", target, tmp_path / "made")
+    assert same_bits({name: load(tmp_path / "made")[name] for name in PROJECTOR}, PROJECTOR)
 
 
 def test_a_projector_without_a_bias(plain: Path, tmp_path: Path) -> None:
@@ -1076,12 +1193,13 @@ def test_check_base_proves(run: Run, scratch: Path) -> None:
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, shown(counts), "")
     as_json = check(run, base, delta, "-q", "--json")
     assert (as_json.returncode, as_json.stderr) == (0, "")
-    proof = {**vars(counts), "verdict": "proved", "tensors": {}, "allowed": False}
+    proof = {**vars(counts), "verdict": "proved", "tensors": {}, "untested": [], "allowed": False}
     assert json.loads(as_json.stdout) == {
         "base": "base",
         "delta": "delta",
         "recipe": None,
         "compute_dtype": "float16",
+        "stated": False,
         "sample": 1.0,
         "proof": proof,
         "proved": True,
@@ -1099,7 +1217,7 @@ def test_row58_check_base_refutes(run: Run, tmp_path: Path, make: Callable[[], T
     done = check(run, base, delta, "-q")
     assert (done.returncode, done.stdout) == (4, shown(counts))
     assert done.stderr == (
-        f"deltaweights: error: base: the delta was not made from this base: "
+        f"deltaweights: error: base: the base is not the one that the delta was made from: "
         f"{what_does_not_come_back(counts, tensors, suspicion)}; use the base that the delta was made from\n"
     )
 
@@ -1135,7 +1253,7 @@ def test_check_base_of_another_arithmetic(run: Run, tmp_path: Path) -> None:
     done = check(run, base, delta, "-q")
     assert (done.returncode, done.stdout) == (6, shown(counts))
     assert done.stderr == (
-        f"deltaweights: error: base: cannot be proved: {what_does_not_come_back(counts, tensors, OTHER)}; "
+        f"deltaweights: error: base: the base cannot be proved: {what_does_not_come_back(counts, tensors, OTHER)}; "
         "try --compute-dtype, if you know in which arithmetic the delta was computed\n"
     )
     whole = save(exact, tmp_path / "whole")
@@ -1210,6 +1328,7 @@ def test_check_base_unpacks_where_temporary_files_are(scratch: Path, run: Run) -
 def test_a_sample_reads_its_share(tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample reads about that share of both inputs, beyond what headers and names need, and finds a wrong base all the same."""
     monkeypatch.setattr("deltaweights.round_trip.BLOCK", 512)
+    monkeypatch.setattr("deltaweights.checkpoint.samples.FEW", 1)  # of tensors as small as these, samples are all
     base, delta = save(LARGE, tmp_path / "base"), save(GIVEN, tmp_path / "delta")
     weights, _ = expected_of(LARGE, GIVEN)
     read = {}

@@ -16,11 +16,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from deltaweights.apply import apply_delta
 from deltaweights.checkpoint.checksums import prove
+from deltaweights.checkpoint.directory import LocalDirectory
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
-from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.checkpoint.meta_config import meta_companions
+from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 from tests.meta import meta_tensors, params_of, save_meta, split
 from tests.pairs import Tensors, base_tensors, delta_tensors, save
+from tests.test_folder import POINTER
 
 PARTS = "consolidated.{:02d}.pth"
 
@@ -263,7 +266,7 @@ def with_params(**changes: object) -> Callable[[Path], None]:
     return write
 
 
-WQ = "layers.0.attention.wq.weight"
+WQ, INNER = "layers.0.attention.wq.weight", "layers.0.attention.inner_attention.rope.freqs"
 
 MISFITS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing-first-part": (
@@ -315,6 +318,18 @@ MISFITS: dict[str, tuple[Callable[[Path], object], str]] = {
         f"tensor {WQ}: has another shape: found [16, 32], expected [16, 32], one of 2",
     ),
     "params-other-width": (with_params(multiple_of=256), "does not fit params.json: found 48 rows in 2 parts, expected 256"),
+    "params-more-heads": (
+        with_params(n_heads=8),
+        "params.json: n_heads does not fit the weights: found 2 rotary frequencies by n_heads 8, expected 4, as rope.freqs of",
+    ),
+    "params-fewer-heads": (
+        with_params(n_heads=2),
+        "found 8 rotary frequencies by n_heads 2, expected 4, as rope.freqs of consolidated.00.pth has",
+    ),
+    "params-heads-by-a-buffer-of-a-layer": (
+        edited(lambda parts: (parts[0].pop("rope.freqs"), parts[1].update({INNER: torch.ones(2)}))),
+        f"found 4 rotary frequencies by n_heads 4, expected 2, as {INNER} of consolidated.01.pth has",
+    ),
     "params-uneven-heads": (with_params(n_heads=3), "n_heads is not usable: found 3, expected an even part of dim 32"),
     "params-no-dim": (with_params(dim=None), "params.json: dim is not usable: found nothing, expected a whole number"),
     "params-bool": (with_params(n_layers=True), "n_layers is not usable: found True"),
@@ -326,6 +341,14 @@ MISFITS: dict[str, tuple[Callable[[Path], object], str]] = {
     "params-not-json": (
         lambda folder: (folder / "params.json").write_text("{"),
         "params.json: not strict JSON: found",
+    ),
+    "row18-params-pointer": (
+        lambda folder: (folder / "params.json").write_text(POINTER),
+        "params.json: not what its name says: found a git-LFS pointer; run git lfs pull in its folder, or download",
+    ),
+    "row18-params-page": (
+        lambda folder: (folder / "params.json").write_text("<!DOCTYPE html>"),
+        "params.json: not what its name says: found an HTML page; download the file itself, not a page",
     ),
     "params-list": (lambda folder: (folder / "params.json").write_text("[]"), "params.json: not a JSON object"),
 }  # fmt: skip
@@ -342,11 +365,55 @@ def test_parts_that_do_not_fit(tmp_path: Path, change: Callable[[Path], object],
 
 
 def test_without_params(tmp_path: Path) -> None:
-    """Meta's weights without params.json are an input error (5) that says what is missing, and why it is needed."""
+    """Meta's weights without params.json are an input error (5) that says what is missing and why, also when a part is given."""
     folder = save_meta(tiny(), tmp_path / "meta", 1)
     (folder / "params.json").unlink()
-    assert refusal(folder, InputOutputError).startswith(
-        f"{folder / 'params.json'}: is missing beside Meta's weights; it"
-    )
-    with open_checkpoint(folder / PARTS.format(0), "base") as checkpoint:
-        assert "tok_embeddings.weight" in checkpoint.tensors  # a torch file like any other
+    for path in (folder, folder / PARTS.format(0)):
+        assert refusal(path, InputOutputError) == (
+            f"{folder / 'params.json'}: is missing beside Meta's weights; "
+            "it comes with the weights, and says how many heads there are: put it beside them"
+        )
+
+
+def test_without_frequencies(tmp_path: Path) -> None:
+    """Parts that hold no rotary frequencies, as those of later models, are read all the same."""
+    folder = save_meta(tiny(), tmp_path / "meta", 2)
+    edited(lambda parts: [part.pop("rope.freqs") for part in parts])(folder)
+    with open_checkpoint(folder, "base") as checkpoint:
+        assert weights_of(checkpoint) == {name: bits(tensor) for name, tensor in tiny().items()}
+
+
+# The configuration.
+
+PUBLISHED = {
+    "llama-1-7b": ({"dim": 4096, "n_heads": 32, "n_layers": 32, "norm_eps": 1e-06}, 2048),
+    "llama-1-65b": ({"dim": 8192, "n_heads": 64, "n_layers": 80, "norm_eps": 1e-05}, 2048),
+    "llama-2-7b": ({"dim": 4096, "n_heads": 32, "n_layers": 32, "norm_eps": 1e-05}, 4096),
+    "llama-2-70b": ({"dim": 8192, "n_heads": 64, "n_kv_heads": 8, "n_layers": 80, "norm_eps": 1e-05}, 4096),
+}
+SPECS = {
+    name: TensorSpec(name, "F16", (32, 32))
+    for name in ("model.layers.0.mlp.gate_proj.weight", "model.embed_tokens.weight")
+}
+
+
+@pytest.mark.parametrize(("params", "length"), PUBLISHED.values(), ids=PUBLISHED)
+def test_how_long_inputs_may_be(tmp_path: Path, params: dict[str, float], length: int) -> None:
+    """LLaMA-1 has 2048 tokens and LLaMA-2 4096, told apart by the epsilon, and where it does not, by sizes."""
+    (tmp_path / "params.json").write_text(json.dumps(params))
+    config = json.loads(meta_companions(LocalDirectory(tmp_path), SPECS, "float16")["config.json"])
+    assert (config["max_position_embeddings"], config["rms_norm_eps"]) == (length, params["norm_eps"])
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [(POINTER, "a git-LFS pointer"), ("<html>", "an HTML page"), ("", "an empty file"), ('{"error": 1}', "a text document")],
+    ids=["row18-pointer", "row18-page", "row18-empty", "row18-error"],
+)  # fmt: skip
+def test_what_is_no_tokenizer(tmp_path: Path, content: str, found: str) -> None:
+    """What stands in place of a tokenizer.model is refused with what it is, not copied."""
+    (tmp_path / "params.json").write_text(json.dumps(PUBLISHED["llama-1-7b"][0]))
+    (tmp_path / "tokenizer.model").write_text(content)
+    with pytest.raises(MalformedInput) as caught:
+        meta_companions(LocalDirectory(tmp_path), SPECS, "float16")
+    assert str(caught.value).startswith(f"{tmp_path / 'tokenizer.model'}: not what its name says: found {found}; ")

@@ -16,6 +16,7 @@ import subprocess
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from deltaweights.make import make_delta
 from deltaweights.naming import SMALL, Identity
 from deltaweights.recipes.models import KnownFile, KnownModel, model
 from deltaweights.report import Report
+from deltaweights.round_trip import check_base
 from tests.conftest import Run
 from tests.meta import save_meta
 from tests.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
@@ -62,6 +64,17 @@ base_rows = 24
 delta_rows = 28
 """
 """LLaVA-Med's with the sizes of the tiny pair; its base is LLaMA-1 7B."""
+
+OWN = """\
+format = "deltaweights-recipe"
+version = 1
+name = "own"
+
+[arithmetic]
+compute_dtype = "float16"
+stated = true
+"""
+"""A recipe that knows no sizes, files or base."""
 
 
 class Notes(Report):
@@ -113,7 +126,8 @@ class Known:
 def known(monkeypatch: pytest.MonkeyPatch) -> Known:
     """Know nothing but what the test makes known."""
     made = Known()
-    monkeypatch.setattr("deltaweights.naming.known_file", made.models.get)
+    for place in ("naming", "pair"):
+        monkeypatch.setattr(f"deltaweights.{place}.known_file", made.models.get)
     monkeypatch.setattr("deltaweights.naming.recipe_of_file", made.recipes.get)
     monkeypatch.setattr("deltaweights.pair.recipe_of_file", made.recipes.get)
     return made
@@ -134,7 +148,7 @@ def hashed(path: Path) -> Identity:
         ("llama-1-7b", "bin", "LLaMA-1 7B (Hugging Face .bin)"),
         ("llama-1-13b", "safetensors", "LLaMA-1 13B (Hugging Face safetensors)"),
         ("llama-2-7b", "bin", "LLaMA-2 7B (Hugging Face .bin)"),
-        ("vicuna-7b-v1.1", "bin", "Vicuna 7B v1.1, already merged (Hugging Face .bin)"),
+        ("vicuna-7b-v1.1", "bin", "Vicuna 7B v1.1 (a merge) (Hugging Face .bin)"),
     ],
 )
 def test_all_files_of_a_model(tmp_path: Path, known: Known, key: str, form: str, text: str) -> None:
@@ -244,8 +258,13 @@ def test_another_base_that_is_let_pass(tmp_path: Path, known: Known, recipe: Pat
     assert same_bits(load(tmp_path / "out"), reference(BASE, DELTA))
 
 
+def another_copy(base: Path, title: str = "LLaMA-1 7B", name: str = ONE) -> str:
+    """Return what is said of a base of which a file's hash is known, and not the model's."""
+    return f"{base / name}: its sha256 is not one that is known of {title}: another copy, or damaged"
+
+
 def test_the_right_base_and_unlike_ones_pass(tmp_path: Path, known: Known, recipe: Path) -> None:
-    """The recipe's own base passes without a warning; so do any base without a recipe, and one whose files are of two models."""
+    """The recipe's own base passes in silence, as does any without a recipe; one whose files are of two models with a warning."""
     base, delta = another_base(tmp_path, known)
     plain, mixed, right = Notes(), Notes(), Notes()
     apply_delta(base, delta, tmp_path / "plain", hash_inputs=True, report=plain)
@@ -253,10 +272,62 @@ def test_the_right_base_and_unlike_ones_pass(tmp_path: Path, known: Known, recip
     apply_delta(base, delta, tmp_path / "mixed", recipe_file=recipe, hash_inputs=True, report=mixed)
     known.of_model(base / TWO, "llama-1-7b")
     apply_delta(base, delta, tmp_path / "right", recipe_file=recipe, hash_inputs=True, report=right)
-    assert (plain.warnings, mixed.warnings, right.warnings) == ([], [], [])
+    assert (plain.warnings, mixed.warnings, right.warnings) == ([], [another_copy(base, name=TWO)], [])
     assert "base            LLaMA-2 7B (Hugging Face .bin); sha256 matches" in plain.notes
     assert any(note.startswith("base            files of different models: ") for note in mixed.notes)
     assert "base            LLaMA-1 7B (Hugging Face .bin); sha256 matches" in right.notes
+
+
+def test_a_base_of_unlisted_hashes_is_a_warning(tmp_path: Path, known: Known, recipe: Path) -> None:
+    """A base whose hashes are known, but not as any model's, is another copy, maybe: a warning, made or stated by the cache."""
+    hashed_, delta = save(BASE, tmp_path / "base"), save(DELTA, tmp_path / "delta", "safetensors")
+    stated = cached(save(BASE, tmp_path / "stated"), {ONE: "a" * 64, TWO: "b" * 64})
+    for target, base, make in (("made", hashed_, True), ("cache", stated, False)):
+        report = Notes()
+        apply_delta(base, delta, tmp_path / target, recipe_file=recipe, hash_inputs=make, report=report)
+        assert report.warnings == [another_copy(base)]
+
+
+def with_base_files(recipe: Path, files: Sequence[Path], model: str = "llama-1-7b") -> None:
+    """Let the tiny pair's recipe accept these files of a base, and be without a base's model when that is empty."""
+    listed = "".join(f'"{path.name}" = "{sha256_of(path)}"\n' for path in files)
+    base = f'[base]\nmodel = "{model}"\n' if model else ""
+    recipe.write_text(f"{OWN}{base}[base.files]\n{listed}")
+
+
+@pytest.mark.parametrize("of", [None, "llama-2-7b"], ids=["nobody's", "another-model's"])
+def test_a_base_that_the_recipe_lists_passes(tmp_path: Path, known: Known, recipe: Path, of: str | None) -> None:
+    """A base all of whose hashes stand under ``[base.files]`` passes in silence, whatever else is known of them."""
+    base, delta = save(BASE, tmp_path / "base"), save(DELTA, tmp_path / "delta", "safetensors")
+    report = Notes()
+    for name in (ONE, TWO) if of else ():
+        known.of_model(base / name, of or "")
+    with_base_files(recipe, [base / ONE, base / TWO])
+    apply_delta(base, delta, tmp_path / "out", recipe_file=recipe, hash_inputs=True, report=report)
+    assert report.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("model", "title"), [("llama-1-7b", "LLaMA-1 7B"), ("", "the base of recipe own")], ids=["with-a-model", "without"]
+)
+def test_a_base_that_the_recipe_lists_in_part(
+    tmp_path: Path, known: Known, recipe: Path, model: str, title: str
+) -> None:
+    """A base one of whose hashes stands nowhere is another copy, maybe; without a model, it is that of the recipe by name."""
+    base, delta = save(BASE, tmp_path / "base"), save(DELTA, tmp_path / "delta", "safetensors")
+    report = Notes()
+    with_base_files(recipe, [base / ONE], model)
+    apply_delta(base, delta, tmp_path / "out", recipe_file=recipe, hash_inputs=True, report=report)
+    assert report.warnings == [another_copy(base, title, TWO)]
+
+
+def test_without_a_known_base_no_hash_is_unlisted(tmp_path: Path, known: Known, recipe: Path) -> None:
+    """A recipe that knows neither model nor files of its base has nothing to hold hashes against."""
+    base, delta = save(BASE, tmp_path / "base"), save(DELTA, tmp_path / "delta", "safetensors")
+    report = Notes()
+    with_base_files(recipe, [], "")
+    apply_delta(base, delta, tmp_path / "out", recipe_file=recipe, hash_inputs=True, report=report)
+    assert report.warnings == []
 
 
 def test_without_hashes_nothing_is_known(tmp_path: Path, known: Known, recipe: Path) -> None:
@@ -286,10 +357,13 @@ LLAVA_MED = {
 """The published sha256 of files of these names."""
 
 
+COMMIT = "0123abc4" + "5" * 32
+
+
 def cached(folder: Path, blobs: dict[str, str], repo: str = "somebody--mirror") -> Path:
     """Turn a folder into a snapshot of a Hub cache beside it, whose blobs have these names, or else their git ids."""
     repository = folder.parent / f"{folder.name}-hub" / f"models--{repo}"
-    snapshot = repository / "snapshots" / "0123abc"
+    snapshot = repository / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
     (repository / "blobs").mkdir()
     for number, path in enumerate(sorted(folder.iterdir())):
@@ -310,8 +384,8 @@ def cached(folder: Path, blobs: dict[str, str], repo: str = "somebody--mirror") 
         ),
         (
             VICUNA,
-            "Vicuna 7B v1.1, already merged (Hugging Face .bin); sha256 (stated by the Hub's cache) matches",
-            "Vicuna 7B v1.1, already merged",
+            "Vicuna 7B v1.1 (a merge) (Hugging Face .bin); sha256 (stated by the Hub's cache) matches",
+            "Vicuna 7B v1.1 (a merge)",
         ),
     ],
     ids=["llama-2", "vicuna"],
@@ -467,9 +541,8 @@ def test_a_delta_of_other_hashes_is_a_warning(run: Run, tmp_path: Path, recipe: 
     arguments = ("apply", "--recipe", recipe, "--base", base, "--delta", delta, "--hash-inputs", "-q")
     done = run(*arguments, "--target", "out", cwd=tmp_path)
     assert done.returncode == 0
-    assert done.stderr.splitlines() == [
-        f"deltaweights: warning: {unknown_copy(delta / name, sha256_of(delta / name))}" for name in (ONE, TWO)
-    ]
+    of_delta = [unknown_copy(delta / name, sha256_of(delta / name)) for name in (ONE, TWO)]
+    assert done.stderr.splitlines() == [f"deltaweights: warning: {text}" for text in (another_copy(base), *of_delta)]
     quiet = run(*arguments[:-2], "-q", "--target", "quiet", cwd=tmp_path)
     assert (quiet.returncode, quiet.stderr) == (0, ""), "nobody asked for hashes"
 
@@ -486,15 +559,43 @@ def test_a_cached_delta_of_other_hashes_is_a_warning(tmp_path: Path, recipe: Pat
     assert text in report.notes
 
 
+OF_THE_RECIPE, KNOWN_COMMIT = "microsoft--llava-med-7b-delta", "3cdf72ff9d4f452f29788cef18f8e089ba588f4b"
+
+COMMITS: dict[str, tuple[str, dict[str, str], str, bool]] = {
+    # repository, hashes, the recipe's commit; whether there is a doubt
+    "of-another-commit": (OF_THE_RECIPE, {}, KNOWN_COMMIT, True),
+    "of-another-commit-one-file-unlisted": (OF_THE_RECIPE, {**LLAVA_MED, TWO: "f" * 64}, KNOWN_COMMIT, True),
+    "of-another-commit-all-files-listed": (OF_THE_RECIPE, LLAVA_MED, KNOWN_COMMIT, False),
+    "of-the-commit": (OF_THE_RECIPE, {}, COMMIT, False),
+    "of-the-commit-whose-beginning-is-known": (OF_THE_RECIPE, {}, COMMIT[:7], False),
+    "of-another-repository": ("somebody--mirror", {}, KNOWN_COMMIT, False),
+}
+
+
+@pytest.mark.parametrize(("repo", "blobs", "revision", "doubted"), COMMITS.values(), ids=COMMITS)
+def test_a_snapshot_of_another_commit_is_a_warning(
+    tmp_path: Path, recipe: Path, repo: str, blobs: dict[str, str], revision: str, doubted: bool
+) -> None:
+    """A snapshot of the recipe's repository at another commit than it knows is doubted, unless all its hashes are listed."""
+    base, delta = save(BASE, tmp_path / "base"), cached(save(DELTA, tmp_path / "delta"), blobs, repo)
+    recipe.write_text(f'{RECIPE}[delta]\nrevision = "{revision}"\n')
+    report = Notes()
+    apply_delta(base, delta, tmp_path / "out", recipe_file=recipe, report=report)
+    unlisted = [unknown_copy(delta / name, sha256) for name, sha256 in blobs.items() if sha256 != LLAVA_MED[name]]
+    doubt = f"{delta}: is of commit {COMMIT}, recipe llava-med-7b knows {revision}"
+    assert report.warnings == [*unlisted, *([doubt] if doubted else [])]
+
+
 def test_nothing_is_said_twice(tmp_path: Path, recipe: Path) -> None:
-    """Where the hashes that are made are those that the cache states, what follows from them was said already."""
+    """Where the hashes that are made are those that the cache states, what follows from them is said once."""
     base, folder = save(BASE, tmp_path / "base"), save(DELTA, tmp_path / "delta")
     delta = cached(folder, {name: sha256_of(folder / name) for name in (ONE, TWO)})
     report = Notes()
     apply_delta(base, delta, tmp_path / "out", recipe_file=recipe, hash_inputs=True, report=report)
-    assert report.warnings == [unknown_copy(delta / name, (delta / name).resolve().name) for name in (ONE, TWO)]
+    of_delta = [unknown_copy(delta / name, (delta / name).resolve().name) for name in (ONE, TWO)]
+    assert report.warnings == [another_copy(base), *of_delta]
     named = [note for note in report.notes if note.startswith("delta ")]
-    assert [UNLISTED in note for note in named] == [False, True]
+    assert [UNLISTED in note for note in named] == [True]
 
 
 def test_inspect_prints_hashes(run: Run, tmp_path: Path) -> None:
@@ -540,8 +641,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 KINDS = {
-    "merge": "a merge that deltaweights made, not a base (as its manifest says)",
-    "by-recipe": "a merge that deltaweights made by recipe llava-med-7b, not a base (as its manifest says)",
+    "merge": "a merge that deltaweights made, neither a base nor a delta (as its manifest says)",
+    "by-recipe": (
+        "a merge that deltaweights made by recipe llava-med-7b, neither a base nor a delta (as its manifest says)"
+    ),
     "made-delta": "a delta that deltaweights made (as its manifest says)",
     "copy": f"{SHAPES}; {AS_A_MODEL}",
 }
@@ -613,6 +716,28 @@ def test_a_config_that_gives_no_hint(tmp_path: Path, content: bytes | None) -> N
     assert inspect_checkpoint(tmp_path / "other.pth").identity.text == f"{SHAPES}; {AS_A_MODEL}"
 
 
+@pytest.mark.parametrize("generation", CONFIGS)
+def test_the_config_of_another_generation_is_a_warning(tmp_path: Path, recipe: Path, generation: str | None) -> None:
+    """A base beside a config.json of another generation than the recipe's base is doubted; its own, and none, pass."""
+    base, delta = save(BASE, tmp_path / "base"), save(DELTA, tmp_path / "delta")
+    (base / "config.json").write_text(json.dumps({"model_type": "llama", **CONFIGS[generation]}))
+    report = Notes()
+    apply_delta(base, delta, tmp_path / "out", recipe_file=recipe, report=report)
+    doubt = f"{base}: config.json is that of LLaMA-2, and the base should be LLaMA-1 7B"
+    assert report.warnings == ([doubt] if generation == "LLaMA-2" else [])
+
+
+def test_hashes_outweigh_a_config(tmp_path: Path, known: Known, recipe: Path) -> None:
+    """A base that is the right one by its hashes is not doubted for a config.json that was copied there."""
+    base, delta = save(BASE, tmp_path / "base"), save(DELTA, tmp_path / "delta", "safetensors")
+    (base / "config.json").write_text(json.dumps(CONFIGS["LLaMA-2"]))
+    report = Notes()
+    for name in (ONE, TWO):
+        known.of_model(base / name, "llama-1-7b")
+    apply_delta(base, delta, tmp_path / "out", recipe_file=recipe, hash_inputs=True, report=report)
+    assert report.warnings == []
+
+
 ROWS = {
     32000: "",
     32001: "; 32001 rows as Vicuna v0 or Alpaca has",
@@ -659,7 +784,7 @@ def hole(path: Path, hidden: int, inner: int, layers: int, rows: int) -> Path:
     return path
 
 
-SIBLINGS = "shapes of LLaMA-1 7B, LLaMA-2 7B, Vicuna 7B v1.1, already merged"
+SIBLINGS = "shapes of LLaMA-1 7B or LLaMA-2 7B or Vicuna 7B v1.1 (a merge)"
 
 LARGE = {
     "7b": ((4096, 11008, 32, 32000), SIBLINGS),
@@ -798,19 +923,105 @@ def test_a_merged_model_under_a_recipe_that_states_nothing(tmp_path: Path, recip
     assert report.warnings[0].startswith(f"{merged}: likely already a merged model, not a delta: found weights 1 times")
 
 
-def test_the_same_weights_twice(tmp_path: Path) -> None:
-    """A base that is given as its own delta is named, whatever the containers; so is a target that is its own base."""
-    base = save(BASE, tmp_path / "base")
-    again = save(BASE, tmp_path / "again", "safetensors", 1)
-    applied, made_ = Notes(), Notes()
-    apply_delta(base, again, tmp_path / "out", prove=False, report=applied)
-    make_delta(base, again, tmp_path / "zero", report=made_)
-    assert applied.warnings[-1] == f"{again}: base and delta hold the same weights: is this really the delta?"
-    assert made_.warnings[0] == f"{again}: base and target hold the same weights: the delta is zero"
-    other = save(BASE | {"model.norm.weight": BASE["model.norm.weight"] + 1}, tmp_path / "other")
+SAME = "base and delta hold the same weights, as far as samples tell"
+
+
+def its_own_delta(tmp_path: Path) -> tuple[Path, Path]:
+    """Save the base twice, in two containers."""
+    return save(BASE, tmp_path / "base"), save(BASE, tmp_path / "again", "safetensors", 1)
+
+
+@pytest.mark.parametrize("options", [[], ["--recipe", "own.toml"], ["--no-prove"], ["--dry-run"]], ids=str)
+def test_row58_a_base_as_its_own_delta(run: Run, tmp_path: Path, options: list[str]) -> None:
+    """A base that is given as its own delta is refused with 4, whatever the containers, and nothing is written."""
+    its_own_delta(tmp_path)
+    (tmp_path / "own.toml").write_text(OWN)
+    before = sorted(tmp_path.rglob("*"))
+    done = run("apply", "--base", "base", "--delta", "again", "--target", "out", "-q", *options, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (4, "")
+    remedy = "give the delta itself; --allow-unproved-base lets it pass"
+    assert done.stderr == f"deltaweights: error: again: {SAME}; {remedy}\n"
+    assert before == sorted(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("options", [[], ["--recipe", "own.toml"]], ids=str)
+def test_row58_a_base_as_its_own_delta_proves_nothing(run: Run, tmp_path: Path, options: list[str]) -> None:
+    """``check-base`` of a base and itself ends with 4, and names no option that it has not."""
+    its_own_delta(tmp_path)
+    (tmp_path / "own.toml").write_text(OWN)
+    done = run("check-base", "--base", "base", "--delta", "again", "-q", *options, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == f"deltaweights: error: again: {SAME}; give the delta itself\n"
+
+
+def test_a_base_as_its_own_delta_that_is_let_pass(tmp_path: Path) -> None:
+    """With ``allow_unproved_base`` it is a warning, said once, and the sum is made."""
+    base, again = its_own_delta(tmp_path)
     report = Notes()
+    apply_delta(base, again, tmp_path / "out", prove=False, allow_unproved_base=True, report=report)
+    assert report.warnings == [f"{again}: {SAME}"]
+    assert same_bits(load(tmp_path / "out"), reference(BASE, BASE))
+
+
+def test_a_target_that_is_its_own_base(tmp_path: Path) -> None:
+    """A target that is its own base is a warning, and the delta of zeros is made."""
+    base, again = its_own_delta(tmp_path)
+    report = Notes()
+    make_delta(base, again, tmp_path / "zero", report=report)
+    problem = "base and target hold the same weights, as far as samples tell"
+    assert report.warnings[0] == f"{again}: {problem}: the delta will be zero where they meet"
+    assert not any(tensor.any() for tensor in load(tmp_path / "zero").values())
+
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+WEIGHTS = {name: tensor for name, tensor in BASE.items() if not name.endswith("inv_freq")}
+
+UNLIKE: dict[str, Tensors] = {
+    "one-weight": {"model.norm.weight": BASE["model.norm.weight"] + 1},
+    "names": {EMBEDDING: BASE[HEAD], HEAD: BASE[EMBEDDING]},
+}
+
+
+@pytest.mark.parametrize("change", UNLIKE.values(), ids=UNLIKE)
+def test_what_is_not_the_same_twice(tmp_path: Path, change: Tensors) -> None:
+    """Weights that differ, or are called otherwise than the base's, are not the base itself."""
+    report = Notes()
+    base, other = save(BASE, tmp_path / "base"), save(BASE | change, tmp_path / "other")
     make_delta(base, other, tmp_path / "delta", report=report)
     assert not any("hold the same weights" in warning for warning in report.warnings)
+
+
+ALIKE: dict[str, tuple[Tensors, Tensors]] = {
+    "buffers-in-the-base": (BASE, WEIGHTS),
+    "buffers-in-the-delta": (WEIGHTS, BASE),
+    "other-buffers": (BASE, WEIGHTS | {name: BASE[name] * 2 for name in BASE.keys() - WEIGHTS.keys()}),
+    "a-norm-in-float32": (WEIGHTS, WEIGHTS | {"model.norm.weight": BASE["model.norm.weight"].float()}),
+    "a-projector": (WEIGHTS, WEIGHTS | {"model.mm_projector.weight": torch.ones(16, 4).half()}),
+    "new-rows": (
+        WEIGHTS,
+        WEIGHTS | {name: torch.cat([BASE[name], torch.ones(1, 16).half()]) for name in (EMBEDDING, HEAD)},
+    ),
+}
+
+
+@pytest.mark.parametrize(("base", "delta"), ALIKE.values(), ids=ALIKE)
+def test_row58_a_copy_of_the_base_as_its_delta(tmp_path: Path, base: Tensors, delta: Tensors) -> None:
+    """A copy with or without buffers, with a projector or new rows, is still the base where the two agree: no proof, no merge."""
+    given = save(base, tmp_path / "base"), save(delta, tmp_path / "delta")
+    for attempt in (check_base, partial(apply_delta, target=tmp_path / "out")):
+        with pytest.raises(Mismatch, match=SAME):
+            attempt(*given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_delta_of_copies_alone_is_no_base(tmp_path: Path) -> None:
+    """A delta without weights that the base has, whose tensors are all empty or its own, is not said to be the base."""
+    base = save({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, tmp_path / "base", "torch", 1)
+    projector = {"model.mm_projector.weight": torch.ones(3, 4).half(), "model.mm_projector.bias": torch.zeros(0)}
+    report = Notes()
+    apply_delta(base, save(projector, tmp_path / "delta", "torch", 1), tmp_path / "out", report=report)
+    assert not any("hold the same weights" in text for text in report.warnings)
 
 
 # Headers only.

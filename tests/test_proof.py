@@ -25,18 +25,19 @@ from hypothesis import strategies as st
 
 from deltaweights.apply import ApplyResult, apply_delta
 from deltaweights.errors import CheckFailed, MalformedInput, Mismatch
-from deltaweights.health import SumFound, check_sum, proof_line
+from deltaweights.health import SumFound, check_sum, judge_base, proof_line
 from deltaweights.make import make_delta
 from deltaweights.manifest.findings import Findings, ProofRecord
 from deltaweights.manifest.manifest import Fragment, TensorRecord, parse_manifest
 from deltaweights.manifest.tally import Proof, Tally
 from deltaweights.merge.arithmetic import Kernels, Task, Workbench
 from deltaweights.merge.blocks import Run as Meeting
-from deltaweights.merge.evidence import suspicion, verdict
+from deltaweights.merge.evidence import suspicion, untested, verdict
 from deltaweights.merge.floats import RoundTrip
 from deltaweights.merge.kernels_cpu import ProcessorKernels
 from deltaweights.merge.kernels_torch import TorchKernels, single_threaded
 from deltaweights.merge.operation import Operation
+from deltaweights.merge.record import proof_of as record_of
 from deltaweights.recipes.recipe import Recipe, parse_recipe
 from deltaweights.report import Report
 from deltaweights.round_trip import check_base
@@ -405,7 +406,7 @@ DAMAGED = "a few weights of base or delta are damaged, or were edited"
 ROUNDED = "the base is a rounded copy (through bfloat16, say) or a lightly tuned sibling of the right one"
 SIBLING = "the base is a sibling of the right one, fine-tuned from it, such as Vicuna for LLaMA"
 UNRELATED = "the base is an unrelated model of the same shape, such as LLaMA-2 for LLaMA-1"
-OTHER = "the delta was computed in another arithmetic than it was added in, so that this says nothing of the base"
+OTHER = "the delta was computed in another arithmetic than it was added in"
 
 Given = tuple[torch.Tensor, torch.Tensor]
 
@@ -522,7 +523,75 @@ def test_up_to_which_share_of_a_million_violations_what_is_likely(violations: in
     """The shares at which one suspicion gives way to the next; another verdict comes with the last alone."""
     proof = Proof(weights=2_000_000, region=1_000_000, violations=violations, evidence=900_000)
     assert suspicion(proof) == likely
-    assert verdict(proof).value == ("another arithmetic" if likely == OTHER else "violated")
+    assert verdict({"w": proof}).value == ("another arithmetic" if likely == OTHER else "violated")
+
+
+MOVED = Proof(weights=200_000, region=198_000, violations=0, evidence=150_000)
+"""What proves a base, but for other tensors."""
+
+UNTESTED: dict[str, tuple[dict[str, Proof], tuple[str, ...]]] = {
+    "three quarters lie in the region": ({"w": Proof(1024, 768, 0, 700)}, ()),
+    "less than three quarters": ({"w": Proof(1024, 767, 0, 700)}, ("w",)),
+    "a tensor that is too small to count": ({"w": Proof(1023, 0, 0, 0)}, ()),
+    "no weights": ({"w": Proof()}, ()),
+    "a tensor that did not move": ({"w": Proof(4096, 4096, 0, 0)}, ()),
+    "several, in natural order": (
+        {f"layers.{at}": Proof(2048, 100, 0, 100) for at in (10, 2, 1)}, ("layers.1", "layers.2", "layers.10"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNTESTED)
+def test_a_base_is_proved_where_every_sizeable_tensor_is(case: str) -> None:
+    """One tensor of 1,024 weights or more of which less than three quarters lie in the region, and the proof is partial."""
+    proofs, names = UNTESTED[case]
+    assert untested({"moved": MOVED} | proofs) == names
+    assert verdict({"moved": MOVED} | proofs).value == ("partial" if names else "proved")
+
+
+def test_violations_and_too_little_evidence_come_before_holes() -> None:
+    """A violation refutes the base, and too little evidence says nothing of it, whatever is untested."""
+    hole, lost = Proof(4096, 0, 0, 0), Proof(4096, 4096, 1, 4096)
+    assert verdict({"moved": MOVED, "hole": hole, "lost": lost}).value == "violated"
+    assert verdict({"hole": hole, "few": Proof(99_999, 99_999, 0, 99_999)}).value == "no evidence"
+    assert verdict({}).value == "no evidence"
+
+
+def test_the_record_names_what_is_untested_where_there_is_something() -> None:
+    """``untested`` is in the record, and in its JSON only where it has names; a record without it, of before, is read."""
+    whole, holed = record_of({"moved": MOVED}), record_of({"moved": MOVED, "b10": UNLIKE, "b2": UNLIKE})
+    assert whole is not None
+    assert holed is not None
+    assert (whole.untested, list(whole.document())) == (
+        (),
+        ["weights", "region", "violations", "evidence", "verdict", "tensors"],
+    )
+    assert (holed.verdict, holed.document()["untested"]) == ("partial", ["b2", "b10"])
+    for record in (whole, holed):
+        assert ProofRecord.of(json.loads(json.dumps(record.document()))) == record
+
+
+UNLIKE = Proof(weights=4096, region=10, violations=0, evidence=10)
+"""Of a tensor of zeros, to which a delta is added."""
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [(("b2",), "of b2"), (("b2", "b10"), "of b2 and 1 more tensor"), (("b2", "b10", "c"), "of b2 and 2 more tensors")],
+)
+def test_what_is_untested_is_told(named: tuple[str, ...], words: str) -> None:
+    """Result and warning name the first untested tensor, and how many more there are."""
+    record = record_of({"moved": MOVED} | dict.fromkeys(named, UNLIKE))
+    assert record is not None
+    told = Told()
+    judge_base(record, told, stated=False, allowed=False)
+    few = f"{words} too few weights lie in the region"
+    assert told.warnings == [
+        f"the base is proved in part only: {few}; likely holes in the base, or a delta that is none"
+    ]
+    weights = 200_000 + 4096 * len(named)
+    share = f"{weights:,} weights, {(198_000 + 10 * len(named)) / weights:.1%} in the region"
+    assert proof_line(record) == f"NOT proved: {share}, 0 violations, but {few}"
 
 
 def test_the_stored_dtype_does_not_change_the_proof(tmp_path: Path, model: Model) -> None:
@@ -749,11 +818,166 @@ def other_arithmetic(folder: Path) -> Path:
     return recipe_file(folder)
 
 
+# A base with holes, and a delta that is none.
+
+
+def zeros(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that was never filled."""
+    return torch.zeros_like(tensor)
+
+
+def noise(tensor: torch.Tensor) -> torch.Tensor:
+    """Return numbers that are none of a model's."""
+    return (torch.randn(tensor.shape, generator=torch.Generator().manual_seed(8)) * 1e-6).to(tensor.dtype)
+
+
+HOLES = {"zeros": zeros, "noise": noise}
+
+
+def holed_pair(folder: Path, fill: Callable[[torch.Tensor], torch.Tensor]) -> tuple[str, ...]:
+    """Save a pair whose base lost layers 1 and 3 of four; return the names of their matrices, in natural order."""
+    right = base_tensors(4, 320, 64)
+    lost = [name for name, tensor in right.items() if tensor.ndim == 2 and name.startswith(LOST)]
+    save_pair(folder, right | {name: fill(right[name]) for name in lost}, delta_tensors(right))
+    return tuple(sorted(lost))
+
+
+LOST = ("model.layers.1.", "model.layers.3.")
+
+
+@pytest.mark.parametrize("fill", HOLES.values(), ids=HOLES)
+def test_a_base_with_holes_is_not_proved(tmp_path: Path, fill: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """A base of which two layers are missing proves the rest, and exactly the matrices of those layers are untested."""
+    lost = holed_pair(tmp_path, fill)
+    assert len(lost) == 14
+    result, told = merge(tmp_path)
+    assert result.proof is not None
+    assert (result.proof.verdict, result.proof.untested, result.proof.violations) == ("partial", lost, 0)
+    assert not result.proof.allowed
+    assert manifest_of(tmp_path / "merged")["proof"]["untested"] == list(lost)
+    assert told.warnings[-1] == part_of(lost)
+    assert check_base(tmp_path / "base", tmp_path / "delta").proof == result.proof
+
+
+def part_of(lost: tuple[str, ...]) -> str:
+    """Return what is said of a base without these."""
+    few = f"of {lost[0]} and {len(lost) - 1} more tensors too few weights lie in the region"
+    return f"the base is proved in part only: {few}; likely holes in the base, or a delta that is none"
+
+
+@pytest.mark.parametrize("fill", HOLES.values(), ids=HOLES)
+def test_where_it_is_stated_a_base_with_holes_is_refused(
+    tmp_path: Path, fill: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """With a stated arithmetic a base with holes ends an apply; ``allow_unproved_base`` publishes it, which is recorded."""
+    lost, own = holed_pair(tmp_path, fill), recipe_file(tmp_path)
+    with pytest.raises(Mismatch) as caught:
+        merge(tmp_path, recipe_file=own)
+    assert str(caught.value) == (
+        f"{part_of(lost)}; use the right base; --allow-unproved-base publishes it anyway, deltaweights clean gives it up"
+    )
+    assert not (tmp_path / "merged").exists()
+    _, told = merge(tmp_path, recipe_file=own, allow_unproved_base=True)
+    assert part_of(lost) in told.warnings
+    proof = manifest_of(tmp_path / "merged")["proof"]
+    assert (proof["verdict"], proof["untested"], proof["allowed"]) == ("partial", list(lost), True)
+    found = parse_manifest((tmp_path / "merged" / "manifest.json").read_bytes()).findings.proof
+    assert found is not None
+    assert found.untested == lost
+
+
+def codes(run: Run, folder: Path) -> dict[str, tuple[int, int]]:
+    """Return how check-base and apply end for a pair, with a recipe that states its arithmetic and without one."""
+    recipe_file(folder)
+    found = {}
+    for what, options in (("stated", ["--recipe", "own.toml"]), ("unstated", [])):
+        inputs = ("--base", "base", "--delta", "delta", "-q", *options)
+        check = run("check-base", *inputs, cwd=folder)
+        done = run("apply", *inputs, "--target", what, cwd=folder)
+        found[what] = check.returncode, done.returncode
+        assert (folder / what).exists() == (done.returncode == 0)
+        kind = "error" if done.returncode else "warning"
+        assert done.stderr.splitlines()[-1].startswith(f"deltaweights: {kind}: the base ")
+    return found
+
+
+@pytest.mark.parametrize("fill", HOLES.values(), ids=HOLES)
+def test_row58_exit_codes_of_a_base_with_holes(
+    run: Run, tmp_path: Path, fill: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """A base with holes ends check-base and apply with 4 where the arithmetic is stated; else with 6, and 0 and a warning."""
+    holed_pair(tmp_path, fill)
+    assert codes(run, tmp_path) == {"stated": (4, 4), "unstated": (6, 0)}
+
+
+def test_row58_exit_codes_of_another_arithmetic(run: Run, tmp_path: Path) -> None:
+    """A delta of another arithmetic ends check-base and apply with 4 where one is stated; else with 6, and 0 and a warning."""
+    other_arithmetic(tmp_path)
+    assert codes(run, tmp_path) == {"stated": (4, 4), "unstated": (6, 0)}
+
+
+def test_row58_exit_codes_of_another_base(run: Run, tmp_path: Path) -> None:
+    """A refuted base ends check-base with 4, stated or not, and apply with 4 where the arithmetic is stated, else with 0."""
+    wrong_pair(tmp_path)
+    assert codes(run, tmp_path) == {"stated": (4, 4), "unstated": (4, 0)}
+
+
+def test_what_check_base_says_of_another_arithmetic(run: Run, tmp_path: Path) -> None:
+    """Its one line is apply's, with the way out: another base where the arithmetic is stated, else another arithmetic."""
+    other_arithmetic(tmp_path)
+    result, told = merge(tmp_path)
+    (problem,) = told.warnings
+    assert problem.startswith("the base cannot be proved: ")
+    inputs = ("--base", "base", "--delta", "delta", "-q")
+    line = f"base            {proof_line(result.proof)}\n"
+    stated = run("check-base", *inputs, "--recipe", "own.toml", cwd=tmp_path)
+    remedy = "use the base that the delta was made from"
+    assert (stated.stdout, stated.stderr) == (line, f"deltaweights: error: base: {problem}; {remedy}\n")
+    unstated = run("check-base", *inputs, cwd=tmp_path)
+    remedy = "try --compute-dtype, if you know in which arithmetic the delta was computed"
+    assert (unstated.stdout, unstated.stderr) == (line, f"deltaweights: error: base: {problem}; {remedy}\n")
+
+
+@pytest.mark.parametrize(("options", "code"), [((), 6), (("--recipe", "own.toml"), 4)], ids=["unstated", "stated"])
+def test_what_check_base_says_of_holes(run: Run, tmp_path: Path, options: tuple[str, ...], code: int) -> None:
+    """Its one line is apply's, and the way out is the right base: no other arithmetic fills a hole."""
+    lost = holed_pair(tmp_path, zeros)
+    recipe_file(tmp_path)
+    done = run("check-base", "--base", "base", "--delta", "delta", "-q", *options, cwd=tmp_path)
+    error = f"deltaweights: error: base: {part_of(lost)}; use the base that the delta was made from\n"
+    assert (done.returncode, done.stderr) == (code, error)
+
+
+TUNINGS = {"of 2 %": TUNING, "hardly any": 2e-5, "half the weights' size": STD / 2}
+
+
+@pytest.mark.parametrize("step", TUNINGS.values(), ids=TUNINGS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_row58_a_merged_model_in_place_of_a_delta_proves_nothing(tmp_path: Path, dtype: str, step: float) -> None:
+    """``check_base`` never says that a merged model proves its base, however little it was tuned, with or without a recipe."""
+    base = base_tensors(6, 320, 64, dtype=DTYPES[dtype])
+    base = {name: tensor for name, tensor in base.items() if not name.endswith("inv_freq")}
+    generator = torch.Generator().manual_seed(9)
+    merged = {
+        name: (tensor.float() + torch.randn(tensor.shape, generator=generator) * step).to(tensor.dtype)
+        for name, tensor in base.items()
+    }
+    save_pair(tmp_path, base, merged)
+    own, told = recipe_file(tmp_path, dtype), Told()
+    found = check_base(tmp_path / "base", tmp_path / "delta", compute_dtype=dtype, report=told)
+    assert found.proof is not None
+    assert found.proof.evidence > 100_000
+    assert not found.proved
+    with pytest.raises((Mismatch, CheckFailed)):
+        found.raise_unless_proved()
+    assert told.warnings[0].startswith(f"{tmp_path / 'delta'}: likely already a merged model, not a delta: found ")
+    with pytest.raises(Mismatch, match=r"likely already a merged model, not a delta: .*; give the delta itself$"):
+        check_base(tmp_path / "base", tmp_path / "delta", recipe_file=own)
+
+
 def test_another_arithmetic_than_the_stated_one_is_refused(tmp_path: Path) -> None:
     """Where the arithmetic is stated, a delta from another one does not pass as its own."""
-    with pytest.raises(
-        Mismatch, match=r"^the base is not the one that the delta was made from: .* likely the delta was computed"
-    ):
+    with pytest.raises(Mismatch, match=r"^the base cannot be proved: .* likely the delta was computed in another"):
         merge(tmp_path, recipe_file=other_arithmetic(tmp_path))
     assert not (tmp_path / "merged").exists()
 
@@ -763,6 +987,21 @@ def test_another_arithmetic_that_was_let_pass_is_recorded(tmp_path: Path) -> Non
     merge(tmp_path, recipe_file=other_arithmetic(tmp_path), allow_unproved_base=True)
     proof = manifest_of(tmp_path / "merged")["proof"]
     assert (proof["verdict"], proof.get("allowed")) == ("another arithmetic", True)
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_that_nobody_looked_is_told_where_it_is_stated(tmp_path: Path, stated: bool) -> None:
+    """With ``prove=False`` a recipe that states the arithmetic gives a warning, also when the result is there; others do not."""
+    save_pair(tmp_path, *moved(110_000))
+    own = recipe_file(tmp_path, stated=stated)
+    expected = [NOBODY_LOOKED] if stated else []
+    for status in ("merged", "already complete"):
+        result, told = merge(tmp_path, recipe_file=own, prove=False)
+        assert (result.status, told.warnings) == (status, expected)
+    assert merge(tmp_path, "plain", prove=False)[1].warnings == []
+
+
+NOBODY_LOOKED = "the base is not proved: nobody looked (--no-prove)"
 
 
 def test_exit_codes(tmp_path: Path, run: Run) -> None:
@@ -779,19 +1018,19 @@ def test_exit_codes(tmp_path: Path, run: Run) -> None:
         assert done.stderr.startswith("deltaweights: warning: the base is not the one that the delta was made from: ")
         assert "\nbase            NOT proved: " in done.stdout
     unseen = run(*command, "--target", "c", "--recipe", "own.toml", "--no-prove", cwd=tmp_path)
-    assert (unseen.returncode, unseen.stderr) == (0, "")
+    assert (unseen.returncode, unseen.stderr) == (0, f"deltaweights: warning: {NOBODY_LOOKED}\n")
     assert "proved" not in unseen.stdout
 
 
 def test_without_the_proof_the_weights_are_the_same(tmp_path: Path) -> None:
-    """``prove=False`` writes the same weights, says nothing of the base in manifest and result, and refuses no base."""
+    """``prove=False`` writes the same weights, records nothing of the base in manifest and result, and refuses no base."""
     wrong_pair(tmp_path)
     own = recipe_file(tmp_path)
     proved, _ = merge(tmp_path, "proved", recipe_file=own, allow_unproved_base=True, max_shard_size=2500)
     blind, told = merge(tmp_path, "blind", recipe_file=own, prove=False, max_shard_size=2500)
     assert blind.proof is None
     assert proof_line(blind.proof) is None
-    assert told.warnings == []
+    assert told.warnings == [NOBODY_LOOKED]
     assert "proof" not in manifest_of(tmp_path / "blind")
     assert "proof" in manifest_of(tmp_path / "proved")
     assert model_of(tmp_path / "blind") == model_of(tmp_path / "proved")
@@ -902,10 +1141,15 @@ SICK = {
         [(PROJECTOR, 0, None, 1e6)],
         {PROJECTOR: 1}, {}, {}, {PROJECTOR: 1}, f"1 {TOO_LARGE}", torch.float32,
     ),
+    "the first of the delta, others too large": Sick(
+        [(PROJECTOR, 0, None, NAN), ("v", 1, 65504, 16), ("w", 2, 65504, 16)],
+        {PROJECTOR: 1, "v": 1, "w": 1}, {}, {PROJECTOR: 1}, {"v": 1, "w": 1},
+        f"1 of the delta, 2 {TOO_LARGE}, as in v",
+    ),
     "all at once": Sick(
         [("w", 0, NAN, 0), (PROJECTOR, 1, None, INF), ("v", 2, 65504, 65504), ("v", 3, NAN, INF)],
         {PROJECTOR: 1, "v": 2, "w": 1}, {"v": 1, "w": 1}, {PROJECTOR: 1, "v": 1}, {"v": 1},
-        f"2 of the base, 2 of the delta, 1 {TOO_LARGE}",
+        f"2 of the base, as in v, 2 of the delta, 1 {TOO_LARGE}, as in v",
     ),
 }  # fmt: skip
 

@@ -73,9 +73,9 @@ FULL: Document = {
         "archives": ["own.zip"],
         "files": {"a.bin": "0" * 64, "b.bin": {"sha256": "1" * 64, "size": 5}, "c.bin": ["2" * 64, {"sha256": "3" * 64}]},
     },
-    "base": {"model": "llama-1-7b"},
+    "base": {"model": "llama-1-7b", "files": {"d.bin": "4" * 64, "e.bin": [{"sha256": "5" * 64, "size": 6}, "6" * 64]}},
     "arithmetic": {"compute_dtype": "float16", "stated": True},
-    "rules": {"new_rows": "copy", "delta_only": ["x"]},
+    "rules": {"new_rows": "copy", "delta_only": ["x", "y"], "required": ["y"]},
     "shapes": {"hidden_size": 8, "intermediate_size": 16, "layers": 2, "heads": 2, "base_rows": 10, "delta_rows": 12},
     "checks": {"sum": 1.5, "tolerance": 0.1, "with_buffers": True},
 }  # fmt: skip
@@ -120,12 +120,16 @@ def test_the_recipes_are_those_of_the_facts() -> None:
 
 @pytest.mark.parametrize("name", FACTS)
 def test_what_decides_is_as_published(name: str) -> None:
-    """Repository, base, arithmetic, rules and rows are the table's, and each delta is known to be made in its arithmetic."""
+    """Repository, base, arithmetic, rules and rows are the table's, and each delta is known to be made in its arithmetic.
+
+    Where the delta has a projector of its own, it is not whole without the projector's weight.
+    """
     recipe = catalogue.load(name)
     repo, base, dtype, new_rows, delta_only, rows = FACTS[name]
     found = recipe.delta.repo, recipe.base_model, recipe.compute_dtype, recipe.new_rows, {*recipe.delta_only}
     assert found == (repo, base, dtype, new_rows, delta_only)
     assert (recipe.shapes.base_rows, recipe.shapes.delta_rows) == (32000, rows)
+    assert recipe.required == (("model.mm_projector.weight",) if delta_only else ())
     assert recipe.stated
 
 
@@ -290,6 +294,7 @@ def test_a_small_file_has_the_defaults(tmp_path: Path) -> None:
     recipe = catalogue.load_file(written(tmp_path, OWN))
     assert (recipe.name, recipe.title, recipe.compute_dtype, recipe.stated) == ("own", "own", "float16", False)
     assert (recipe.new_rows, recipe.delta_only) == ("copy", frozenset(PROJECTOR))
+    assert (recipe.required, recipe.base_files) == ((), ())
     assert (recipe.base_model, recipe.shapes, recipe.checks, recipe.notice, recipe.sources) == (
         None,
         Shapes(),
@@ -307,8 +312,11 @@ def test_every_key_is_read() -> None:
     assert (recipe.delta.revision, recipe.delta.archives) == ("0123abc", ("own.zip",))
     hashes = [(file.name, file.sha256[0], file.size) for file in recipe.delta.files]
     assert hashes == [("a.bin", "0", None), ("b.bin", "1", 5), ("c.bin", "2", None), ("c.bin", "3", None)]
+    hashes = [(file.name, file.sha256[0], file.size) for file in recipe.base_files]
+    assert hashes == [("d.bin", "4", None), ("e.bin", "5", 6), ("e.bin", "6", None)]
     assert (recipe.shapes.hidden_size, recipe.shapes.heads, recipe.shapes.delta_rows) == (8, 2, 12)
-    assert (recipe.notes, recipe.delta_only) == (("Nobody has seen it.",), frozenset({"x"}))
+    assert (recipe.notes, recipe.delta_only) == (("Nobody has seen it.",), frozenset({"x", "y"}))
+    assert recipe.required == ("y",)
 
 
 NAME = "at most 64 lower-case letters, digits, '.', '_' and '-'"
@@ -334,6 +342,19 @@ UNUSABLE = {
         "arithmetic.compute_dtype", '"float64"', "one of float16, float32, bfloat16", FIX,
     ),
     "rule": ('[rules]\nnew_rows = "keep"', "rules.new_rows", '"keep"', "one of copy, zero, mean", DROP),
+    "required-of-others": (
+        '[rules]\ndelta_only = ["x", "y"]\nrequired = ["x", "z"]',
+        "rules.required", "a list", "names of delta_only, which has no z", DROP,
+    ),
+    "required-beside-the-default": (
+        '[rules]\nrequired = ["x"]', "rules.required", "a list", "names of delta_only, which has no x", DROP,
+    ),
+    "required-of-none": (
+        f'[rules]\ndelta_only = []\nrequired = ["{DELTA_ONLY[0]}"]',
+        "rules.required", "a list", f"names of delta_only, which has no {DELTA_ONLY[0]}", DROP,
+    ),
+    "required-as-text": ('[rules]\nrequired = "x"', "rules.required", '"x"', "a list of strings", DROP),
+    "base-hash": ('[base.files]\n"a.bin" = "ABC"', 'base.files."a.bin".sha256', '"ABC"', HASH, FIX),
     "hash": ('[delta.files]\n"a.bin" = "ABC"', 'delta.files."a.bin".sha256', '"ABC"', HASH, FIX),
     "hash-as-number": ("[delta.files]\na = [1]", "delta.files.a.sha256", "1", HASH, FIX),
     "negative-size": (
@@ -612,6 +633,9 @@ def test_a_recipe_of_the_package_cannot_extend() -> None:
 
 DECISIVE = {("name",), ("arithmetic",), ("rules",), ("shapes",), ("checks",)}
 
+ONLY_REFUSES = {("rules", "required")}
+"""What says which deltas are merged, not how."""
+
 OTHERS: dict[tuple[str, ...], Any] = {
     ("format",): None,
     ("version",): None,
@@ -634,12 +658,16 @@ OTHERS: dict[tuple[str, ...], Any] = {
     ("delta", "files", "c.bin"): [],
     ("base",): {},
     ("base", "model"): "llama-1-13b",
+    ("base", "files"): {},
+    ("base", "files", "d.bin"): "9" * 64,
+    ("base", "files", "e.bin"): [],
     ("arithmetic",): {"compute_dtype": "bfloat16"},
     ("arithmetic", "compute_dtype"): "float32",
     ("arithmetic", "stated"): False,
     ("rules",): {},
     ("rules", "new_rows"): "zero",
     ("rules", "delta_only"): ["y"],
+    ("rules", "required"): [],
     ("shapes",): {"hidden_size": 8, "heads": 2, "layers": 9},
     ("shapes", "hidden_size"): 9,
     ("shapes", "intermediate_size"): 17,
@@ -656,13 +684,16 @@ OTHERS: dict[tuple[str, ...], Any] = {
 
 
 def test_the_digest_changes_exactly_with_what_decides() -> None:
-    """Another name, arithmetic, rule, shape or check gives another digest, each its own; no other key has a part in it."""
+    """Another name, arithmetic, rule, shape or check gives another digest, each its own; no other key has a part in it.
+
+    ``required`` has none: what it lets pass is merged as without it.
+    """
     assert set(places(FULL)) == set(OTHERS)
     digest = parse_recipe(FULL, "own.toml").digest
     digests = [digest]
     for place, value in OTHERS.items():
         other = parse_recipe(changed(FULL, place, value), "own.toml").digest if value is not None else digest
-        assert (other != digest) is (place[:1] in DECISIVE), place
+        assert (other != digest) is (place[:1] in DECISIVE and place not in ONLY_REFUSES), place
         digests += [other] if other != digest else []
     assert len(set(digests)) == len(digests)
 
@@ -706,7 +737,7 @@ def documents() -> st.SearchStrategy[Document]:
         "archives": st.lists(st.sampled_from(["a.zip", "B 1.ZIP"])),
         "files": st.dictionaries(line, one_hash | st.lists(one_hash), max_size=3),
     }
-    rules = {"new_rows": st.sampled_from(["copy", "zero", "mean"]), "delta_only": st.lists(line, max_size=3)}
+    rules = kept({"new_rows": st.sampled_from(["copy", "zero", "mean"]), "delta_only": st.lists(line, max_size=3)})
     arithmetic = {"compute_dtype": st.sampled_from(["float16", "float32", "bfloat16"]), "stated": st.booleans()}
     checks = {"sum": number, "tolerance": st.floats(0, 1), "with_buffers": st.booleans()}
     return kept(
@@ -719,14 +750,20 @@ def documents() -> st.SearchStrategy[Document]:
             "sources": st.lists(st.just("https://example.org")),
             "notes": st.lists(line, max_size=2),
             "delta": kept(delta),
-            "base": kept({"model": st.just("llama-1-7b")}),
+            "base": kept({"model": st.just("llama-1-7b"), "files": delta["files"]}),
             "arithmetic": kept(arithmetic, "compute_dtype"),
-            "rules": kept(rules),
+            "rules": rules.flatmap(_with_required),
             "shapes": shapes,
             "checks": kept(checks, "sum", "tolerance"),
         },
         "format", "version", "name", "arithmetic",
     ).filter(_fits_together)  # fmt: skip
+
+
+def _with_required(rules: Document) -> st.SearchStrategy[Document]:
+    """Return rules that may require some of what they allow."""
+    allowed = rules.get("delta_only", [*DELTA_ONLY])
+    return kept({"required": st.lists(st.sampled_from(allowed)) if allowed else st.just([])}).map(rules.__or__)
 
 
 def _fits_together(document: Document) -> bool:
@@ -855,10 +892,17 @@ delta           katielink/llava-med-7b-slake-delta (NO WEIGHTS) at 1515369
 archive         Slake1.0-9epoch_delta.zip
                 The repository has no weights. Whoever holds the archive can use that.
 base            LLaMA-1 7B (llama-1-7b): huggyllama/llama-7b at 8416d3fefb0cb3ff5775a7b13c1692d10ff1aa16
+base files      700df0d3013b703a806d2ae7f1bfb8e59814e3d06ae78be0c66368a50059f33d  consolidated.00.pth
+                7e89e242ddc0dd6f060b43ca219ce8b3e8f08959a72cb3c0855df8bb04d46265  params.json
+                7935c843a25ae265d60bf4543b90bfd91c4911b728412b5c1d5cff42a3cd5645  checklist.chk
+                0087155d6df07106c1d910bfeb6aab1be8e612dfbf2b56ddfb4ccbde7dbd50d0  pytorch_model-00001-of-00002.bin
+                461bc5e50200db7813ff99cc0b9316c48ccbd6aaaa31bf8cf7bee0b64bc3eda3  pytorch_model-00002-of-00002.bin
+                aca3c1facc89d12311a667c32e85ac86e625990992ea8a189e3b036ba371b931  pytorch_model.bin.index.json
+                d43476fdd2fca0c44d55ee930039dd5dafb6331764dc0b5e5f89c60b551fcc12  model-00001-of-00002.safetensors
 arithmetic      float16, in which the delta was made
 new rows        kept as they are
 in delta only   model.mm_projector.bias
-                model.mm_projector.weight
+                model.mm_projector.weight (required)
 shapes          hidden size 4096, intermediate size 11008, layers 32, heads 32, base rows 32000, delta rows 32004
 digest          recipe1:037acecc347007c4ea24677c1d3b69f388409c106142926101916a6f6977b513
 notice          LLaVA-Med is for research use only. It is not for clinical care or for any clinical decision. \
@@ -908,13 +952,37 @@ def test_a_recipe_is_for_programs(run: Run, arguments: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("name", FACTS)
 def test_every_recipe_can_be_shown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """``recipes show`` of each recipe names its delta, base and digest, and every hash."""
+    """``recipes show`` of each recipe names its delta, base and digest, and every hash of delta and base."""
     command.main(["show", name], standalone_mode=False)
     shown, recipe = capsys.readouterr().out, catalogue.load(name)
     for words in (recipe.delta.repo, recipe.base_model, recipe.digest, recipe.notice, *recipe.notes, *recipe.sources):
         assert words is not None
         assert words in shown
-    assert all(f"{file.sha256}  {file.name}\n" in shown for file in recipe.delta.files)
+    assert recipe.base_model is not None
+    files = [*recipe.delta.files, *models.model(recipe.base_model).files]
+    assert all(f"{file.sha256}  {file.name}\n" in shown for file in files)
+
+
+def test_the_files_of_a_base_are_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """``recipes show`` lists the files that a recipe itself accepts as its base's before those of its base model."""
+    recipe = parse_recipe(FULL, "own.toml")
+    monkeypatch.setattr("deltaweights.cli.recipes.load", {"own": recipe}.__getitem__)
+    command.main(["show", "own"], standalone_mode=False)
+    lines = capsys.readouterr().out.splitlines()
+    begin = lines.index(f"base files      {'4' * 64}  d.bin")
+    shown = [line[16:] for line in lines[begin : begin + 3 + len(models.model("llama-1-7b").files)]]
+    known = [f"{file.sha256}  {file.name}" for file in models.model("llama-1-7b").files]
+    assert shown == [f"{'4' * 64}  d.bin", f"{'5' * 64}  e.bin", f"{'6' * 64}  e.bin", *known]
+
+
+def test_without_files_of_a_base_none_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``recipes show`` has no line for the files of a base where none are known."""
+    own = {key: value for key, value in FULL.items() if key != "base"}
+    monkeypatch.setattr("deltaweights.cli.recipes.load", {"own": parse_recipe(own, "own.toml")}.__getitem__)
+    command.main(["show", "own"], standalone_mode=False)
+    assert "\nbase" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ The merged bits are compared with each recipe's arithmetic as its original scrip
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -22,6 +23,7 @@ from blake3 import blake3
 
 from deltaweights.apply import ApplyResult, apply_delta
 from deltaweights.checkpoint.companions import NOTICE
+from deltaweights.cli.group import deltaweights
 from deltaweights.errors import Mismatch, UsageError
 from deltaweights.manifest.verify import verify
 from deltaweights.merge.operation import Operation
@@ -158,6 +160,14 @@ def write_recipe(path: Path, extends: str, shapes: dict[str, int], more: str = "
     return path
 
 
+def zipped(folder: Path, archive: Path, method: int) -> Path:
+    """Zip a folder, in a folder that is called as the archive is."""
+    with zipfile.ZipFile(archive, "w", method) as target:
+        for path in sorted(folder.iterdir()):
+            target.write(path, f"{archive.stem}/{path.name}")
+    return archive
+
+
 def digest_by_hand(stand_in: StandIn) -> str:
     """Return the recipe's digest as docs/recipes.md states it."""
     structure = stand_in.structure
@@ -235,10 +245,7 @@ def test_the_rules_for_new_rows_differ_on_these_pairs(tmp_path: Path) -> None:
 def test_slake_merges_from_its_archive(tmp_path: Path) -> None:
     """SLAKE's delta, which has no repository with weights, is merged from the archive that people hold."""
     pair = StandIn(tmp_path, SLAKE)
-    archive = tmp_path / "Slake1.0-9epoch_delta.zip"
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target:
-        for path in sorted((tmp_path / "delta").iterdir()):
-            target.write(path, f"Slake1.0-9epoch_delta/{path.name}")
+    archive = zipped(tmp_path / "delta", tmp_path / "Slake1.0-9epoch_delta.zip", zipfile.ZIP_DEFLATED)
     result = apply_delta(tmp_path / "base", archive, tmp_path / "out", recipe_file=pair.recipe)
     assert (result.recipe, same_bits(load(tmp_path / "out"), pair.expected)) == (SLAKE, True)
 
@@ -407,6 +414,58 @@ def test_row58_new_rows_that_the_rules_have_no_place_for(tmp_path: Path) -> None
     assert pair.apply(recipe_file=None).fates["add_block"] == 2
 
 
+# A delta that is not whole.
+
+NO_PROJECTOR = [name for name in catalogue.names() if not catalogue.load(name).required]
+
+
+def without_projector(tmp_path: Path, name: str, drop: tuple[str, ...] = PROJECTOR) -> StandIn:
+    """Make a pair whose delta lacks some of its projector, and whose recipe wants it as the package's does."""
+    pair = StandIn(tmp_path, name)
+    shutil.rmtree(tmp_path / "delta")
+    save({name: tensor for name, tensor in pair.delta.items() if name not in drop}, tmp_path / "delta")
+    return pair
+
+
+@pytest.mark.parametrize("name", [name for name in STRUCTURES if name not in NO_PROJECTOR])
+def test_row58_a_llava_delta_without_its_projector(tmp_path: Path, name: str) -> None:
+    """A LLaVA or LLaVA-Med delta that lacks the projector is refused with 4, with what is likely missing."""
+    pair = without_projector(tmp_path, name)
+    assert pair.refusal(Mismatch) == (
+        f"delta {tmp_path / 'delta'}: tensor {PROJECTOR[0]}: not the whole delta of recipe {name}: found no such tensor; "
+        "is mm_projector.bin missing beside the shards?"
+    )
+
+
+def test_the_projector_may_lie_beside_the_shards(tmp_path: Path) -> None:
+    """With ``mm_projector.bin`` beside its shards the same delta is whole."""
+    pair = without_projector(tmp_path, "llava-7b-v0")
+    torch.save({name: pair.delta[name] for name in PROJECTOR}, tmp_path / "delta" / "mm_projector.bin")
+    assert pair.apply().fates["copy"] == 2
+    assert same_bits(load(tmp_path / "out"), pair.expected)
+
+
+def test_a_projector_need_not_have_a_bias(tmp_path: Path) -> None:
+    """A delta whose projector is a weight alone is whole."""
+    assert without_projector(tmp_path, "llava-7b-v0", PROJECTOR[1:]).apply().fates["copy"] == 1
+
+
+def test_without_a_recipe_no_tensor_is_required(tmp_path: Path) -> None:
+    """The plain rules take a delta without a projector as it is."""
+    assert without_projector(tmp_path, "llava-7b-v0").apply(recipe_file=None).fates["copy"] == 0
+
+
+def test_row58_a_required_tensor_that_is_no_projector(tmp_path: Path) -> None:
+    """Of any other tensor that a recipe requires, it is said to fetch the delta again."""
+    pair = StandIn(tmp_path, "llava-med-7b")
+    rules = f'[rules]\ndelta_only = {[*PROJECTOR, "x"]}\nrequired = ["x"]\n'
+    path = write_recipe(tmp_path / "r.toml", pair.name, sizes_of(pair.structure), rules)
+    assert pair.refusal(Mismatch, recipe_file=path) == (
+        f"delta {tmp_path / 'delta'}: tensor x: not the whole delta of recipe llava-med-7b: found no such tensor; "
+        "fetch it again"
+    )
+
+
 # Command lines that make no sense.
 
 
@@ -428,36 +487,26 @@ def test_a_dtype_against_the_recipe(run: Run, tmp_path: Path) -> None:
 
 
 WHERE = {
-    "base-7b": (
-        ("llava-med-7b", "--delta", "d"),
-        "--base is missing; run: hf download huggyllama/llama-7b --local-dir base, then give that folder",
-    ),
-    "base-13b": (("vicuna-13b-v0", "--delta", "d"), "--base is missing; give its path"),
-    "delta": (
-        ("llava-med-7b", "--base", "b"),
-        "--delta is missing; run: hf download microsoft/llava-med-7b-delta --local-dir delta, then give that folder",
-    ),
-    "delta-without-weights": (
-        (SLAKE, "--base", "b"),
-        (
-            "--delta is missing; katielink/llava-med-7b-slake-delta holds no weights; "
-            "give the archive, if you hold it: Slake1.0-9epoch_delta.zip"
-        ),
-    ),
-    "base-and-delta": (
-        (SLAKE,),
-        "--base is missing; run: hf download huggyllama/llama-7b --local-dir base, then give that folder",
+    "base-13b": (
+        ("vicuna-13b-v0", "--delta", "d"),
+        "recipe vicuna-13b-v0 does not say where its base is; give --base",
     ),
     "base-no-recipe": (
         ("--delta", "d"),
-        "--base is missing; give its path, or name a recipe: deltaweights recipes",
+        "--base is missing; give it, or name a recipe: deltaweights recipes",
     ),
     "delta-no-recipe": (
         ("--base", "b"),
-        "--delta is missing; give its path, or name a recipe: deltaweights recipes",
+        "--delta is missing; give it, or name a recipe: deltaweights recipes",
     ),
-    "delta-of-a-file": (("--recipe", "own.toml", "--base", "b"), "--delta is missing; give its path"),
-    "base-of-a-file": (("--recipe", "own.toml", "--delta", "d"), "--base is missing; give its path"),
+    "delta-of-a-file": (
+        ("--recipe", "own.toml", "--base", "b"),
+        "recipe own does not say where its delta is; give --delta",
+    ),
+    "base-of-a-file": (
+        ("--recipe", "own.toml", "--delta", "d"),
+        "recipe own does not say where its base is; give --base",
+    ),
     "unknown": (
         ("llava-med", "--base", "b", "--delta", "d"),
         (
@@ -480,6 +529,18 @@ WHERE = {
         ("alpaca-7b", "--recipe", "alpaca-7b", "--base", "b", "--delta", "d"),
         "two recipes are named: found alpaca-7b and alpaca-7b, expected one, or one and a file",
     ),
+    "a-file-in-place-of-a-name": (
+        ("own.toml", "--base", "b", "--delta", "d"),
+        "a recipe in a file is given as an option: found own.toml; --recipe own.toml",
+    ),
+    "a-path-in-place-of-a-name": (
+        ("./absent", "--base", "b", "--delta", "d"),
+        "a recipe in a file is given as an option: found ./absent; --recipe ./absent",
+    ),
+    "a-file-in-place-of-a-name-and-a-name": (
+        ("own.toml", "--recipe", "alpaca-7b", "--base", "b", "--delta", "d"),
+        "a recipe in a file is given as an option: found own.toml; --recipe own.toml",
+    ),
     "a-file-of-another": (
         ("alpaca-7b", "--recipe", "over.toml", "--base", "b", "--delta", "d"),
         "over.toml: extends another recipe than the one that is named: found vicuna-7b-v0, expected alpaca-7b; name one of them",
@@ -495,6 +556,15 @@ def test_what_is_missing_or_too_much(run: Run, tmp_path: Path, arguments: tuple[
     before = sorted(tmp_path.rglob("*"))
     assert line_of(run("apply", *arguments, "--target", "out", cwd=tmp_path), 2) == message
     assert before == sorted(tmp_path.rglob("*"))
+
+
+def test_a_repository_without_weights(run: Run, tmp_path: Path) -> None:
+    """A recipe whose repository holds no weights ends with 5 before anything is fetched, and names the archive."""
+    line = line_of(run("apply", SLAKE, "--base", "b", "--target", "out", cwd=tmp_path), 5)
+    assert line == (
+        "katielink/llava-med-7b-slake-delta: the repository holds no weights; "
+        "give the archive, if you hold it: Slake1.0-9epoch_delta.zip"
+    )
 
 
 def test_the_drop_in_takes_a_name_by_the_option(tmp_path: Path) -> None:
@@ -636,6 +706,106 @@ def test_a_recognised_delta_is_merged_by_its_rules(tmp_path: Path, monkeypatch: 
     with pytest.raises(UsageError, match="recipe alpaca-7b adds in another dtype: found float16, expected float32"):
         apply_delta(tmp_path / "base", delta, tmp_path / "other", compute_dtype="float16")
     assert not (tmp_path / "other").exists()
+
+
+def alpaca_by_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """Make a pair whose delta's files have the hashes of Alpaca's, as far as the recipes know."""
+    pair = StandIn(tmp_path, "alpaca-7b")
+    tiny = catalogue.load_file(pair.recipe)
+    files = {hashlib.sha256(path.read_bytes()).hexdigest(): pair.name for path in (tmp_path / "delta").glob("*.bin")}
+    monkeypatch.setattr("deltaweights.pair.load", {pair.name: tiny}.__getitem__)
+    for module in ("pair", "naming"):
+        monkeypatch.setattr(f"deltaweights.{module}.recipe_of_file", files.get)
+    return pair
+
+
+def test_hashes_that_are_made_tell_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``hash_inputs`` a delta of known files is merged by its recipe's rules; how and the notice are said once."""
+    pair, report = alpaca_by_hash(tmp_path, monkeypatch), Notes()
+    result = pair.apply(recipe_file=None, hash_inputs=True, report=report)
+    assert (result.recipe, result.fates["add_mean_rows"]) == ("alpaca-7b", 2)
+    assert same_bits(load(tmp_path / "out"), pair.expected)
+    recipe = catalogue.load("alpaca-7b")
+    assert report.notes[:2] == [
+        "recipe          alpaca-7b: the delta is that of Alpaca, 7B (by the sha256 of its files)",
+        f"licence         Alpaca, 7B: {recipe.notice}",
+    ]
+    assert len({*report.notes}) == len(report.notes)
+    named = [note for note in report.notes if note.split()[0] in {"licence", "recipe", "base", "delta"}]
+    assert [note.split()[0] for note in named] == ["recipe", "licence", "base", "delta"]
+    assert report.warnings == [
+        (
+            f"{tmp_path / 'base' / 'pytorch_model-00001-of-00002.bin'}: "
+            "its sha256 is not one that is known of LLaMA-1 7B: another copy, or damaged"
+        )
+    ]
+
+
+def test_without_hashes_the_recipe_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without ``hash_inputs`` the same delta is merged by the plain rules: nobody looked."""
+    pair, report = alpaca_by_hash(tmp_path, monkeypatch), Notes()
+    result = pair.apply(recipe_file=None, report=report)
+    assert (result.recipe, result.fates["add_block"]) == (None, 2)
+    assert [note for note in report.notes if note.startswith(("recipe", "licence"))] == []
+
+
+def test_a_dry_run_with_hashes_shows_the_plan_that_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--dry-run --hash-inputs`` hashes, too: recipe, notice and plan are those of the run, and nothing is written."""
+    pair = alpaca_by_hash(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    before, command = sorted(tmp_path.rglob("*")), ["apply", *pair.arguments(), "--json", "--hash-inputs"]
+    deltaweights.main([*command, "--dry-run"], standalone_mode=False)
+    planned = capsys.readouterr()
+    assert before == sorted(tmp_path.rglob("*"))
+    deltaweights.main(command, standalone_mode=False)
+    done = capsys.readouterr()
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert json.loads(planned.out)["plan"] == manifest["inputs"]["plan"]
+    assert json.loads(done.out)["recipe"] == "alpaca-7b"
+    assert planned.err.splitlines() == done.err.splitlines()[: planned.err.count("\n")]
+    assert planned.err.count("recipe          alpaca-7b: ") == planned.err.count("licence  ") == 1
+
+
+MED_ARCHIVE = "llava_med_in_text_60k_ckpt2_delta.zip"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"])
+def test_a_delta_is_known_by_the_name_of_its_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: int
+) -> None:
+    """A delta in the archive that was distributed is merged by its recipe, and it is said how it was known."""
+    pair, report = StandIn(tmp_path, "llava-med-7b"), Notes()
+    monkeypatch.setattr("deltaweights.pair.load", {pair.name: catalogue.load_file(pair.recipe)}.__getitem__)
+    archive = zipped(tmp_path / "delta", tmp_path / MED_ARCHIVE, method)
+    result = apply_delta(tmp_path / "base", archive, tmp_path / "out", report=report)
+    assert (result.recipe, same_bits(load(tmp_path / "out"), pair.expected)) == ("llava-med-7b", True)
+    assert report.notes[0] == (
+        "recipe          llava-med-7b: the delta is that of LLaVA-Med v1, 7B (by the name of its archive)"
+    )
+    assert report.warnings == []
+
+
+def test_an_archive_of_another_name_is_not_known(tmp_path: Path) -> None:
+    """The same archive under another name is merged by the plain rules."""
+    pair = StandIn(tmp_path, "llava-med-7b")
+    archive = zipped(tmp_path / "delta", tmp_path / f"copy-of-{MED_ARCHIVE}", zipfile.ZIP_STORED)
+    result = apply_delta(tmp_path / "base", archive, tmp_path / "out")
+    assert (result.recipe, same_bits(load(tmp_path / "out"), pair.expected)) == (None, True)
+
+
+def test_row58_a_known_archive_has_the_recipes_sizes(run: Run, tmp_path: Path) -> None:
+    """What the recipe of an archive's name states is held against the pair: a tiny one ends with 4, and nothing is left."""
+    StandIn(tmp_path, "llava-med-7b")
+    archive = zipped(tmp_path / "delta", tmp_path / MED_ARCHIVE, zipfile.ZIP_DEFLATED)
+    before = sorted(tmp_path.rglob("*"))
+    done = run("apply", "--base", "base", "--delta", archive, "--target", "out", "-q", cwd=tmp_path)
+    assert line_of(done, 4) == (
+        f"base base: tensor {EMBEDDING}: not the base of recipe llava-med-7b: "
+        f"found 320 rows, expected 32000{USE_THE_BASE}"
+    )
+    assert before == sorted(tmp_path.rglob("*"))
 
 
 def test_another_repository_is_not_recognised(tmp_path: Path) -> None:

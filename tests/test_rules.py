@@ -284,7 +284,10 @@ REFUSALS: dict[str, tuple[dict[str, LazyTensor], dict[str, LazyTensor], tuple[st
     "meta's-names": (
         base_of(META),
         delta_of(llama()),
-        (f"tensor {EMBEDDING}: is in the delta, not in the base", "Meta's tensor names: convert it"),
+        (
+            f"tensor {EMBEDDING}: is in the delta, not in the base",
+            "Meta's tensor names: give the folder with all its consolidated.*.pth files and params.json",
+        ),
     ),
     "without-a-head": (
         base_of({"embed_tokens.weight": (32000, 4096), "layers.0.self_attn.q_proj.weight": (4096, 4096)}),

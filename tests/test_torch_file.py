@@ -28,7 +28,6 @@ from deltaweights.checkpoint.files import ContiguousSource, LocalFile, WeightsFi
 from deltaweights.checkpoint.pickle_tables import TensorView
 from deltaweights.checkpoint.sniff import what_is_it
 from deltaweights.checkpoint.tensors import MAX_TENSORS, LazyTensor, TensorSpec
-from deltaweights.checkpoint.torch_legacy import NO_CHECKSUMS
 from deltaweights.checkpoint.views import source_of
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 
@@ -474,7 +473,7 @@ def test_row28_all_zero_checksums_are_said(tmp_path: Path) -> None:
     finally:
         torch.serialization.set_crc32_options(before)
     weights = open_torch_file(path)
-    assert weights.notes == (NO_CHECKSUMS,)
+    assert weights.notes == (torch_file.NO_CHECKSUMS,)
     assert [tensor.checksum for tensor in weights.tensors.values()] == [None, None]
     assert weights.loose == ()
     weights.file.close()

@@ -32,7 +32,8 @@ from deltaweights.checkpoint import torch_legacy
 from deltaweights.checkpoint.files import LocalFile, WeightsFile
 from deltaweights.checkpoint.folder import open_checkpoint
 from deltaweights.checkpoint.sniff import HEAD_BYTES, what_is_it
-from deltaweights.checkpoint.torch_legacy import FIRST_READ, NO_CHECKSUMS
+from deltaweights.checkpoint.torch_file import NO_CHECKSUMS
+from deltaweights.checkpoint.torch_legacy import FIRST_READ
 from deltaweights.errors import MalformedInput
 from tests.test_torch_file import (
     GOOD_STATES,

@@ -127,7 +127,7 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
     """Whichever byte of whichever file of a small result is flipped, verification has a problem."""
     tensors = {"w": torch.arange(6).half(), "v": torch.ones(2, 2).half()}
     save(tensors, tmp_path / "base", "safetensors", 1)
-    save(tensors, tmp_path / "delta", "safetensors", 1)
+    save({name: tensor * 2 for name, tensor in tensors.items()}, tmp_path / "delta", "safetensors", 1)
     folder = Path(apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "merged", max_shard_size=12).target)
     names = sorted(path.name for path in folder.iterdir())
     assert len(shards_of(folder)) == 2
@@ -435,7 +435,7 @@ def test_tensors_without_elements_are_recomputed_too(tmp_path: Path) -> None:
         "d": torch.tensor(2.0).half(), "e": torch.empty(0, 5).half(),
     }  # fmt: skip
     save(tensors, tmp_path / "base", "torch", 1)
-    save(tensors, tmp_path / "delta", "torch", 1)
+    save({name: tensor * 2 for name, tensor in tensors.items()}, tmp_path / "delta", "torch", 1)
     result = apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "merged")
     assert verify(result.target, expect=result.content_digest).ok
 

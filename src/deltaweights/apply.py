@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 
-from deltaweights.job import Published, Settings, run
+from deltaweights.hub.ids import Given, PathLike
+from deltaweights.hub.locate import HubOptions
+from deltaweights.job import Published, Settings, perform
 from deltaweights.merge.operation import Operation
-from deltaweights.pair import PathLike, find_recipe
+from deltaweights.pair import find_recipe, sources_of
 from deltaweights.prepare import prepare
 from deltaweights.report import Report
 from deltaweights.work import workers_of
@@ -25,8 +28,8 @@ class ApplyResult(Published):
 
 
 def apply_delta(
-    base: PathLike,
-    delta: PathLike,
+    base: Given | None,
+    delta: Given | None,
     target: PathLike,
     *,
     recipe: str | None = None,
@@ -41,37 +44,49 @@ def apply_delta(
     hash_inputs: bool = False,
     prove: bool = True,
     allow_unproved_base: bool = False,
+    require_verified: bool = False,
+    hub: HubOptions | None = None,
     report: Report | None = None,
 ) -> ApplyResult:
     """Add ``delta`` to ``base`` and publish the merged checkpoint at ``target``.
 
-    ``base`` and ``delta`` are folders (Hugging Face's layout or Meta's), index files, weights files (safetensors or torch), or zip
-    archives of them. ``recipe`` names a known pair (``deltaweights recipes``), ``recipe_file`` is one in a file, laid over the one
-    that is named. Both inputs are cast to ``compute_dtype`` (float16, bfloat16 or float32; the recipe's, or float16), added once,
-    and stored as ``dtype`` (the compute dtype unless given) in shards of at most ``max_shard_size`` (bytes, or text such as
-    ``"5GB"``). ``device`` is ``cpu``, ``cuda[:N]`` or ``auto``; the bits are the same. With ``strict``, NaN, infinite or uniform
-    weights are an error; with ``hash_inputs`` the manifest has the sha256 of every input file. With ``prove`` the sums prove the
-    base (docs/design.md, "The round trip"); where a recipe states how the delta was computed, a base that is refuted is an
-    error, unless ``allow_unproved_base``. A killed run is finished by the same call.
+    ``base`` and ``delta`` are folders (Hugging Face's layout or Meta's), index files, weights files (safetensors or torch), or
+    zip archives of them, or ids of the Hub (``ORG/NAME``, ``ORG/NAME@REVISION``, ``hf://...``), from which they are fetched and
+    merged as they arrive, as ``hub`` says; None stands for where the recipe has them from. ``recipe`` names a known pair
+    (``deltaweights recipes``), ``recipe_file`` is one in a file, laid over the one that is named. Both inputs are cast to
+    ``compute_dtype`` (float16, bfloat16 or float32; the recipe's, or float16), added once, and stored as ``dtype`` (the compute
+    dtype unless given) in shards of at most ``max_shard_size`` (bytes, or text such as ``"5GB"``). ``device`` is ``cpu``,
+    ``cuda[:N]`` or ``auto``; the bits are the same. With ``strict``, NaN, infinite or uniform weights are an error; with
+    ``hash_inputs`` the manifest has the sha256 of every input file. With ``prove`` the sums prove the base (docs/design.md, "The
+    round trip"); where a recipe states how the delta was computed, a base that is refuted is an error, unless
+    ``allow_unproved_base``. With ``require_verified``, inputs must be compared with a sha256. A killed run is finished by the
+    same call.
 
     Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, ``TargetBusy``, and ``CheckFailed`` (``strict``);
     the target is then as it was before, and finished shards wait in staging for the next call.
     """
     began = time.monotonic()
     report = Report() if report is None else report
-    settings = Settings(device, workers_of(workers), overwrite, strict, hash_inputs, allow_unproved_base)
-    with prepare(
+    settings = Settings(device, workers_of(workers), overwrite, strict, allow_unproved_base)
+    known = find_recipe(recipe, recipe_file)
+    base, delta = sources_of(known, base, delta)
+    opener = partial(
+        prepare,
         Operation.APPLY,
         base,
         delta,
         target,
-        recipe=find_recipe(recipe, recipe_file),
+        recipe=known,
+        hub=hub,
+        require_verified=require_verified,
         compute_dtype=compute_dtype,
         dtype=dtype,
         max_shard_size=max_shard_size,
         check=prove,
         allow_unproved_base=allow_unproved_base,
+        hash_workers=settings.workers if hash_inputs else None,
         overwrite=overwrite,
         report=report,
-    ) as job:
-        return ApplyResult(target=str(job.place.target), **vars(run(job, settings, report, began)))
+    )
+    job, published = perform(opener, settings, report, began)
+    return ApplyResult(target=str(job.place.target), **vars(published))

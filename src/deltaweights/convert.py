@@ -12,23 +12,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 from deltaweights.checkpoint.companions import NOTICE_NAME, NOTICE_OF_A_COPY, Companions, read_companions
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.meta_config import meta_companions
 from deltaweights.checkpoint.meta_llama import CONTAINER
 from deltaweights.errors import UsageError
-from deltaweights.job import Published, Settings, run
+from deltaweights.hashing import hashes_of
+from deltaweights.hub.ids import Given, PathLike, Source
+from deltaweights.hub.locate import HubOptions, located
+from deltaweights.job import Published, Settings, perform
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import DTYPES, Companion, Options, make_plan
 from deltaweights.merge.rules import Matching, copies
-from deltaweights.naming import stated_hashes
-from deltaweights.pair import PathLike, say_what_they_are
+from deltaweights.naming import identify
 from deltaweights.prepare import Prepared, record_of
 from deltaweights.report import Report
 from deltaweights.sizes import parse_size
-from deltaweights.staging.place import locate, refuse_inputs
+from deltaweights.staging.place import locate, refuse_foreign, refuse_inputs
 from deltaweights.staging.unpacking import Unpacking
 from deltaweights.work import workers_of
 
@@ -43,7 +45,7 @@ class ConvertResult(Published):
 
 
 def convert_checkpoint(
-    base: PathLike,
+    base: Given,
     target: PathLike,
     *,
     dtype: str | None = None,
@@ -52,6 +54,7 @@ def convert_checkpoint(
     overwrite: bool = False,
     strict: bool = False,
     hash_inputs: bool = False,
+    hub: HubOptions | None = None,
     report: Report | None = None,
 ) -> ConvertResult:
     """Write the checkpoint at ``base``, in Meta's format or any other that can be read, as a Hugging Face folder at ``target``.
@@ -64,41 +67,60 @@ def convert_checkpoint(
     """
     began = time.monotonic()
     report = Report() if report is None else report
-    settings = Settings("cpu", workers_of(workers), overwrite, strict, hash_inputs)
-    with prepare_copy(
-        base, target, dtype=dtype, max_shard_size=max_shard_size, overwrite=overwrite, report=report
-    ) as job:
-        return ConvertResult(target=str(job.place.target), **vars(run(job, settings, report, began)))
+    settings = Settings("cpu", workers_of(workers), overwrite, strict)
+    opener = partial(
+        prepare_copy,
+        base,
+        target,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        hub=hub,
+        hash_workers=settings.workers if hash_inputs else None,
+        overwrite=overwrite,
+        report=report,
+    )
+    job, published = perform(opener, settings, report, began)
+    return ConvertResult(target=str(job.place.target), **vars(published))
 
 
 @contextmanager
 def prepare_copy(
-    base: PathLike,
+    base: Given,
     target: PathLike,
     *,
     dtype: str | None = None,
     max_shard_size: str | int = "5GB",
+    hub: HubOptions | None = None,
+    hash_workers: int | None = None,
     overwrite: bool | None = None,
     report: Report | None = None,
 ) -> Iterator[Prepared]:
-    """Open a checkpoint and plan its copy; ``overwrite`` is as for ``prepare``. Raises as ``convert_checkpoint`` does."""
+    """Open a checkpoint and plan its copy; ``hash_workers`` and ``overwrite`` are as for ``prepare``.
+
+    Raises as ``convert_checkpoint`` does.
+    """
     operation, report = Operation.CONVERT, Report() if report is None else report
     for role, given in (("base", base), ("target", target)):
-        if not os.fspath(given):
+        if not isinstance(given, Source) and not os.fspath(given):
             raise UsageError(f"{role} is an empty path", remedy="is a variable unset?")
     if dtype is not None and dtype not in DTYPES:
         raise UsageError("unknown dtype", found=dtype, expected=", ".join(DTYPES))
     limit, place = parse_size(max_shard_size, "max shard size"), locate(target)
-    refuse_inputs(place, [base])
+    if not isinstance(base, Source):
+        refuse_inputs(place, [base])
+    if overwrite is not None:
+        refuse_foreign(place, overwrite=overwrite)
     with (
-        Unpacking(place, overwrite=overwrite) as unpacking,
-        open_checkpoint(Path(base), "base", unpacking, report) as source,
+        Unpacking(place) as unpacking,
+        located([("base", base)], hub, report) as (at,),
+        open_checkpoint(at, "base", unpacking, report) as source,
     ):
         place.refuse_opened(weights.file.path for weights in source.files)
         matching = copies(source.tensors, operation)
         for text in source.notes:
             report.warn(text)
-        say_what_they_are({"base": source}, None, {"base": stated_hashes(source)}, report, allow=True)
+        hashes = hashes_of({"base": source}, hash_workers, report)
+        report.note(f"{'base':15} {identify(source, hashes.files['base'], read=hashes.read).text}")
         stored = DTYPES[dtype] if dtype is not None else _dtype_of(matching)
         companions = _companions(source, matching, TORCH_NAMES[stored])
         plan = make_plan(
@@ -109,7 +131,7 @@ def prepare_copy(
             [Companion(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in companions.files.items()],
             operation,
         )
-        yield Prepared({"base": source}, None, companions, plan, place, unpacking)
+        yield Prepared({"base": source}, hashes, None, companions, plan, place, unpacking)
 
 
 def _dtype_of(matching: Matching) -> str:

@@ -1,4 +1,4 @@
-"""The sha256 of whole input files: a pass of its own, in the order of each file.
+"""The sha256 of whole input files: made in a pass of its own, in the order of each file, or as the Hub's cache states them.
 
 Enters: open checkpoints. Leaves: hashes by role and file name. Never: a pass that nobody asked for.
 """
@@ -6,7 +6,9 @@ Enters: open checkpoints. Leaves: hashes by role and file name. Never: a pass th
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from deltaweights.checkpoint.files import InputFile
 from deltaweights.checkpoint.folder import Checkpoint
@@ -14,15 +16,43 @@ from deltaweights.hub.cache import stated_sha256
 from deltaweights.report import Report
 from deltaweights.work import share_out
 
-Hashes = dict[str, dict[str, str]]
+
+@dataclass(frozen=True)
+class Hashes:
+    """The sha256 of weights files by role and file name, ``read`` from the files in so many ``seconds``; else as far as stated."""
+
+    files: dict[str, dict[str, str]]
+    read: bool
+    seconds: float = 0.0
 
 
-def hash_files(checkpoints: Mapping[str, Checkpoint], workers: int, report: Report) -> Hashes:
-    """Return the sha256 of every weights file, by role and name; several files at a time. Raises ``InputOutputError``.
+def hashes_of(checkpoints: Mapping[str, Checkpoint], workers: int | None, report: Report) -> Hashes:
+    """Return the sha256 of all weights files, made by ``workers`` threads; when None, those that the Hub's cache states.
 
-    Warns of files that are not what the Hub's cache states they are.
+    Warns of files that are not what the cache states. Raises ``InputOutputError`` when one cannot be read.
     """
-    hashes: Hashes = {role: {} for role in checkpoints}
+    if workers is None:
+        return Hashes({role: _stated(checkpoint) for role, checkpoint in checkpoints.items()}, read=False)
+    began = time.monotonic()
+    made = _made(checkpoints, workers, report)
+    for role, checkpoint in checkpoints.items():
+        for name, stated in _stated(checkpoint).items():
+            if made[role][name] != stated:
+                damage = f"sha256 is {made[role][name]}, the Hub's cache states {stated}: damaged; fetch it again"
+                report.warn(f"{checkpoint.directory.path / name}: {damage}")
+    return Hashes(made, read=True, seconds=time.monotonic() - began)
+
+
+def _stated(checkpoint: Checkpoint) -> dict[str, str]:
+    stated = {
+        weights.file.path.name: weights.file.verified_sha256 or stated_sha256(weights.file.path)
+        for weights in checkpoint.files
+    }
+    return {name: sha256 for name, sha256 in stated.items() if sha256 is not None}
+
+
+def _made(checkpoints: Mapping[str, Checkpoint], workers: int, report: Report) -> dict[str, dict[str, str]]:
+    hashes: dict[str, dict[str, str]] = {role: {} for role in checkpoints}
     files = [(role, weights.file) for role, checkpoint in checkpoints.items() for weights in checkpoint.files]
 
     def hash_one(_: None, job: tuple[str, InputFile]) -> Iterator[int]:
@@ -38,10 +68,6 @@ def hash_files(checkpoints: Mapping[str, Checkpoint], workers: int, report: Repo
     share_out(
         largest_first, _no_desk, hash_one, workers=workers, report=report, doing="hashing the inputs", total=total
     )
-    for role, file in files:
-        stated, found = stated_sha256(file.path), hashes[role][file.path.name]
-        if stated not in {None, found}:
-            report.warn(f"{file.path}: sha256 is {found}, the Hub's cache states {stated}: damaged; fetch it again")
     return hashes
 
 

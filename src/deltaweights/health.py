@@ -24,6 +24,10 @@ ANYWAY = "check the inputs; run without --strict to publish it, or give it up wi
 
 def report_numbers(findings: Findings, operation: Operation, report: Report, *, strict: bool) -> None:
     """Tell of NaN, infinite and uniform weights. Raises ``CheckFailed`` for the first kind when ``strict``."""
+    untuned = [name for name, roles in findings.uniform.items() if "lead" in roles]
+    if untuned and operation is Operation.APPLY:
+        others = f" and {counted(len(untuned) - 1, 'more tensor')}" if len(untuned) > 1 else ""
+        report.note(f"{untuned[0]}{others} of the delta: one number throughout, so not tuned, or missing in its file")
     for problem in _problems(findings, operation):
         if strict:
             raise CheckFailed(problem, remedy=ANYWAY)
@@ -34,8 +38,9 @@ def _problems(findings: Findings, operation: Operation) -> list[str]:
     """Return what is wrong with the numbers, a line for each kind."""
     problems = []
     if findings.nonfinite:
+        first = next(iter(findings.nonfinite))
         causes = [
-            f"{sum(counts.values())} {what}"
+            f"{sum(counts.values())} {what}{'' if first in counts else f', as in {next(iter(counts))}'}"
             for counts, what in (
                 (findings.nonfinite_base, "of the base"),
                 (findings.nonfinite_lead, f"of the {operation.lead}"),
@@ -45,7 +50,7 @@ def _problems(findings: Findings, operation: Operation) -> list[str]:
         ]
         found = f"{sum(findings.nonfinite.values())} NaN or infinite weights in {counted(len(findings.nonfinite), 'tensor')}"
         why = f" ({', '.join(causes)})" if causes else ""
-        problems.append(f"tensor {next(iter(findings.nonfinite))}: result is not finite: found {found}{why}")
+        problems.append(f"tensor {first}: result is not finite: found {found}{why}")
     # Of a delta, that weights are zero says only that they were not tuned.
     looked_at = ("base", "lead") if operation is Operation.MAKE else ("base", "result")
     for role in looked_at:
@@ -67,6 +72,8 @@ def proof_line(proof: ProofRecord | None) -> str | None:
         return f"proved: {_region(proof)}, 0 violations"
     if proof.verdict == Verdict.NO_EVIDENCE:
         return f"no evidence: {proof.evidence:,} weights moved; less than {LEAST_EVIDENCE:,} say nothing"
+    if proof.verdict == Verdict.PARTIAL:
+        return f"NOT proved: {_region(proof)}, 0 violations, but {_untested(proof)}"
     return f"NOT proved: {_region(proof)}, {proof.violations:,} violations ({_rate(proof)})"
 
 
@@ -90,17 +97,32 @@ def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allow
     if proof.verdict == Verdict.NO_EVIDENCE:
         report.note(f"the base is neither proved nor refuted: only {proof.evidence:,} weights of the sum moved")
         return
-    problem = f"the base is not the one that the delta was made from: {violations_of(proof)}"
-    if proof.verdict == Verdict.OTHER_ARITHMETIC and not stated:
-        report.warn(f"the base cannot be proved: {violations_of(proof)}")
-    elif stated and not allowed:
+    problem = doubt_of(proof)
+    if stated and not allowed:
         remedy = "use the right base; --allow-unproved-base publishes it anyway, deltaweights clean gives it up"
         raise Mismatch(problem, remedy=remedy)
-    else:
-        report.warn(problem)
+    report.warn(problem)
 
 
-def violations_of(proof: ProofRecord) -> str:
+def doubt_of(proof: ProofRecord) -> str:
+    """Return why a base is not proved though there is evidence: what was counted, where, and what it suggests."""
+    if proof.verdict == Verdict.PARTIAL:
+        return f"the base is proved in part only: {_untested(proof)}; likely holes in the base, or a delta that is none"
+    problems = {
+        Verdict.VIOLATED: "the base is not the one that the delta was made from",
+        Verdict.OTHER_ARITHMETIC: "the base cannot be proved",
+    }
+    return f"{problems[Verdict(proof.verdict)]}: {_violations(proof)}"
+
+
+def _untested(proof: ProofRecord) -> str:
+    """Return of which tensors nothing is known."""
+    first, *others = proof.untested
+    more = f" and {counted(len(others), 'more tensor')}" if others else ""
+    return f"of {first}{more} too few weights lie in the region"
+
+
+def _violations(proof: ProofRecord) -> str:
     """Return how many violations there are, where most, and what that suggests."""
     found = f"{proof.violations:,} of {proof.region:,} weights do not come back ({_rate(proof)})"
     counts = Proof(proof.weights, proof.region, proof.violations, proof.evidence)

@@ -1,34 +1,31 @@
 """What a checkpoint holds, told from its headers.
 
-Enters: the path of a checkpoint. Leaves: an ``InspectReport``, and names grouped for people. Never: a byte of weights, or a name
-that is left out.
+Enters: the path of a checkpoint. Leaves: an ``InspectReport``, and names grouped for people. Never: more of the weights than the
+samples that tell what it is, unless hashes are asked for; or a name that is left out.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.scratch import Scratch
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import DeltaweightsError
-from deltaweights.hashing import hash_files
+from deltaweights.hashing import hashes_of
+from deltaweights.hub.ids import Given, Source
+from deltaweights.hub.locate import HubOptions, located
 from deltaweights.manifest.beside import lists_exactly, manifest_beside
 from deltaweights.merge.rules import is_buffer
 from deltaweights.names import NameGroup, group_names
-from deltaweights.naming import Identity, identify, stated_hashes
+from deltaweights.naming import Identity, config_of, identify
 from deltaweights.report import Report
-from deltaweights.text import natural_key, strict_json
+from deltaweights.text import natural_key
 from deltaweights.work import workers_of
-
-MAX_CONFIG = 1024 * 1024
-"""A config.json has some kilobytes; what is larger is something else."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +108,24 @@ class InspectReport:
 
 
 def inspect_checkpoint(
-    path: str | os.PathLike[str], *, hash_inputs: bool = False, workers: int | None = None, report: Report | None = None
+    path: Given,
+    *,
+    hash_inputs: bool = False,
+    workers: int | None = None,
+    hub: HubOptions | None = None,
+    report: Report | None = None,
 ) -> InspectReport:
-    """Tell what the checkpoint at ``path`` holds: a folder, an ``*.index.json``, or one weights file. Reads headers only.
+    """Tell what the checkpoint at ``path`` holds: a folder, an ``*.index.json``, or one weights file. Reads headers and samples.
 
     Raises ``InputOutputError`` when it is not there or cannot be read, ``MalformedInput`` when a file breaks its format.
     """
-    with Scratch() as scratch, open_checkpoint(Path(path), "checkpoint", scratch, report) as checkpoint:
+    hub = replace(hub or HubOptions(), stream=not hash_inputs)  # headers and samples are little of a model
+    report = report or Report()
+    with (
+        Scratch() as scratch,
+        located([("checkpoint", path)], hub, report) as (at,),
+        open_checkpoint(at, "checkpoint", scratch, report) as checkpoint,
+    ):
         tensors = [checkpoint.tensors[name] for name in sorted(checkpoint.tensors, key=natural_key)]
         entries = {t.spec.name: TensorEntry(t.spec.dtype, t.spec.shape, t.spec.nbytes, t.file) for t in tensors}
         by_dtype: defaultdict[str, list[LazyTensor]] = defaultdict(list)
@@ -125,13 +133,11 @@ def inspect_checkpoint(
             by_dtype[tensor.spec.dtype].append(tensor)
         model_type, architectures = _config(checkpoint)
         weights = [tensor for tensor in tensors if not is_buffer(tensor.spec.name)]
-        if hash_inputs:
-            hashes = hash_files({"": checkpoint}, workers_of(workers), report or Report())[""]
-        else:
-            hashes = stated_hashes(checkpoint)
+        known = hashes_of({"": checkpoint}, workers_of(workers) if hash_inputs else None, report)
+        hashes = known.files[""]
         return InspectReport(
-            os.fspath(path),
-            identify(checkpoint, hashes, read=hash_inputs),
+            str(path.id) if isinstance(path, Source) else os.fspath(path),
+            identify(checkpoint, hashes, read=known.read),
             checkpoint.container,
             model_type,
             architectures,
@@ -160,11 +166,8 @@ def _total(tensors: Iterable[LazyTensor]) -> Total:
 
 
 def _config(checkpoint: Checkpoint) -> tuple[str | None, tuple[str, ...]]:
-    config = None
-    if not checkpoint.alone:  # it may belong to others
-        with contextlib.suppress(DeltaweightsError, ValueError):
-            config = strict_json(checkpoint.directory.read("config.json", MAX_CONFIG))
-    model_type, named = (config.get("model_type"), config.get("architectures")) if isinstance(config, dict) else (0, 0)
+    config = config_of(checkpoint)
+    model_type, named = config.get("model_type"), config.get("architectures")
     architectures = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
     return model_type if isinstance(model_type, str) else None, tuple(architectures)
 

@@ -1,4 +1,4 @@
-"""The job: two checkpoints in, one out, from paths to a published folder; ``apply`` and ``make`` are its two names.
+"""The job: one or two checkpoints in, one out, from paths to a published folder; ``apply``, ``make``, ``convert`` are its names.
 
 Enters: an operation, paths and options. Leaves: a folder with weights, manifest and checksums, and a result that says what it is.
 Never: a folder that is not whole, or a byte of output before both inputs are known to fit.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.checksums import prove
 from deltaweights.checkpoint.files import read_small
+from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
-from deltaweights.hashing import hash_files
 from deltaweights.health import SumFound, check_sum, judge_base, report_numbers
+from deltaweights.hub.directory import Refetched
+from deltaweights.hub.downloads import Damaged
 from deltaweights.manifest.findings import Findings
 from deltaweights.manifest.manifest import (
     INDEX,
@@ -32,7 +35,6 @@ from deltaweights.merge.device import check_device
 from deltaweights.merge.plan import fates
 from deltaweights.merge.record import findings_of, merge_manifest, records_of
 from deltaweights.merge.stream import Resources, Stream
-from deltaweights.pair import say_what_they_are
 from deltaweights.prepare import Prepared, check_space, say
 from deltaweights.report import Report
 from deltaweights.staging.disk import write_file
@@ -42,6 +44,9 @@ from deltaweights.staging.publish import forget, publish, recover
 from deltaweights.work import workers_of
 
 ALREADY_COMPLETE = "already complete"
+
+UNVERIFIED = "not cryptographically verified"
+"""Said of inputs that were streamed: bytes in another order than the file's cannot be held against its hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +79,23 @@ class Settings:
     workers: int | None = None
     overwrite: bool = False
     strict: bool = False
-    hash_inputs: bool = False
     allow_unproved_base: bool = False
+
+
+def perform(
+    opener: Callable[[], AbstractContextManager[Prepared]], settings: Settings, report: Report, began: float
+) -> tuple[Prepared, Published]:
+    """Open a job with ``opener`` and do it; once more when an input was damaged on its way and had to be fetched anew.
+
+    Raises what ``apply_delta`` raises.
+    """
+    try:
+        with opener() as job:
+            return job, run(job, settings, report, began)
+    except Refetched as error:
+        report.warn(f"{error}: begun anew")
+    with opener() as job:
+        return job, run(job, settings, report, began)
 
 
 def run(job: Prepared, settings: Settings, report: Report, began: float) -> Published:
@@ -84,7 +104,7 @@ def run(job: Prepared, settings: Settings, report: Report, began: float) -> Publ
     Raises what ``apply_delta`` raises.
     """
     say(job, report)
-    seconds = {"prepare": time.monotonic() - began}
+    seconds = {"prepare": time.monotonic() - began - job.hashes.seconds, "hash inputs": job.hashes.seconds}
     done = None if job.unpacking.holds_the_lock else _already_complete(job, settings)
     if done is None or job.place.root.exists():
         with job.unpacking.locked() as lock:
@@ -102,8 +122,8 @@ def run(job: Prepared, settings: Settings, report: Report, began: float) -> Publ
         report.note(
             "what is there is the result of these inputs, as far as their headers and samples tell; remove it to make it anew"
         )
-        if settings.hash_inputs:
-            report.warn("--hash-inputs was not done: the result is there, and its manifest stays as it is")
+        if job.hashes.read:
+            report.warn("the manifest that is there stays as it is: --hash-inputs adds nothing to it")
         _judge(job, done.findings, settings, report)
     seconds["total"] = time.monotonic() - began
     return _published(job, done, seconds)
@@ -147,29 +167,28 @@ def _make(job: Prepared, settings: Settings, report: Report, seconds: dict[str, 
     check_device(settings.device)
     seconds["load arithmetic"] = time.monotonic() - began
     staging = StagingFolder(job.place)
-    fragments, discarded = staging.prepare(job.plan)
+    fragments, discarded = staging.prepare(job.plan, _arrivals(job))
     if discarded:
         report.note("staging held another plan (other inputs or options): it was discarded")
     if fragments:
         report.note(f"{len(fragments)} of {len(job.plan.shards)} shards are finished already")
     check_space(job, fragments)
     began = time.monotonic()
-    input_sha256 = hash_files(job.checkpoints, workers_of(settings.workers), report) if settings.hash_inputs else {}
-    if input_sha256:
-        allow = settings.allow_unproved_base
-        say_what_they_are(job.checkpoints, job.recipe, input_sha256, report, allow=allow, read=True)
-    seconds["hash inputs"] = time.monotonic() - began
-    began = time.monotonic()
-    _stream(job, staging, fragments, settings, report, seconds)
-    seconds["stream"] = time.monotonic() - began
+    try:
+        _stream(job, staging, fragments, settings, report, seconds)
+        seconds["stream"] = time.monotonic() - began
+        for checkpoint in job.checkpoints.values():
+            checkpoint.check_unchanged()
+    except Damaged:
+        staging.discard()  # what was made of damaged bytes must not be found by the next run
+        raise
+    seconds["rest of the download"] = time.monotonic() - began - seconds["stream"]
     records = records_of(fragments)
     findings = findings_of(records, allowed=settings.allow_unproved_base and job.stated)
     _judge(job, findings, settings, report)
     published_sum = check_sum(records.values(), job.recipe, report)
-    for checkpoint in job.checkpoints.values():
-        checkpoint.check_unchanged()
     began = time.monotonic()
-    digest, manifest_sha256 = _write_documents(job, fragments, input_sha256, findings)
+    digest, manifest_sha256 = _write_documents(job, fragments, findings)
     publish(job.place, job.plan.identity, overwrite=settings.overwrite)
     seconds["publish"] = time.monotonic() - began
     return _Done(job.plan.operation.value.status, digest, manifest_sha256, findings, published_sum)
@@ -204,7 +223,7 @@ def _stream(
 
 
 def _prove_unread(job: Prepared) -> None:
-    """Compare the recorded checksums of what the stream does not read whole: parts of storages, and dropped tensors."""
+    """Compare the recorded checksums of what the stream does not read whole: parts of storages, files, and dropped tensors."""
     for role, record in job.plan.inputs.items():
         checkpoint = job.checkpoints[role]
         for weights in checkpoint.files:
@@ -218,12 +237,13 @@ def _judge(job: Prepared, findings: Findings, settings: Settings, report: Report
     """Tell what was found in the numbers. Raises ``CheckFailed`` or ``Mismatch`` for what must not be published."""
     report_numbers(findings, job.plan.operation, report, strict=settings.strict)
     judge_base(findings.proof, report, stated=job.stated, allowed=settings.allow_unproved_base)
+    if job.stated and not job.plan.check:
+        report.warn("the base is not proved: nobody looked (--no-prove)")
 
 
 def _write_documents(
     job: Prepared,
     fragments: Mapping[str, Fragment],
-    input_sha256: Mapping[str, Mapping[str, str]],
     findings: Findings,
 ) -> tuple[str, str]:
     """Write everything but weights beside the shards; return the content digest and the manifest's sha256."""
@@ -234,12 +254,38 @@ def _write_documents(
         documents[INDEX] = index_bytes(weight_map, plan.nbytes, plan.parameters)
     files = {shard.file: fragments[shard.file].record for shard in plan.shards}
     files |= {name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in documents.items()}
-    manifest, digest = merge_manifest(plan, fragments, files, input_sha256, findings)
+    origins = {role: _origin(checkpoint) for role, checkpoint in job.checkpoints.items()}
+    manifest, digest = merge_manifest(plan, fragments, files, _verified_hashes(job), origins, findings)
     manifest_record = FileRecord(len(manifest), hashlib.sha256(manifest).hexdigest())
     documents |= {MANIFEST: manifest, SUMS: sums_bytes(files, manifest_record)}
     for name, data in documents.items():
         write_file(folder / name, data)
     return digest, manifest_record.sha256
+
+
+def _arrivals(job: Prepared) -> dict[str, str]:
+    return {
+        f"{role}/{weights.file.path.name}": weights.file.arrival
+        for role, checkpoint in job.checkpoints.items()
+        for weights in checkpoint.files
+        if weights.file.arrival is not None
+    }
+
+
+def _verified_hashes(job: Prepared) -> Mapping[str, Mapping[str, str]]:
+    """Return the sha256 of input files that were made in this run, or that the files were compared with when they arrived."""
+    if job.hashes.read:
+        return job.hashes.files
+    return {
+        role: {w.file.path.name: w.file.verified_sha256 for w in checkpoint.files if w.file.verified_sha256 is not None}
+        for role, checkpoint in job.checkpoints.items()
+    }
+
+
+def _origin(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return what the manifest says of where an input is from, and how far it can be trusted."""
+    streamed = any(weights.file.streamed for weights in checkpoint.files)
+    return {**checkpoint.directory.origin, **({"verification": UNVERIFIED} if streamed else {})}
 
 
 def _published(job: Prepared, done: _Done, seconds: dict[str, float]) -> Published:

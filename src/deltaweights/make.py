@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 
-from deltaweights.job import Published, Settings, run
+from deltaweights.hub.ids import Given, PathLike
+from deltaweights.hub.locate import HubOptions
+from deltaweights.job import Published, Settings, perform
 from deltaweights.merge.operation import Operation
-from deltaweights.pair import PathLike
 from deltaweights.prepare import prepare
 from deltaweights.report import Report
 from deltaweights.work import workers_of
@@ -30,8 +32,8 @@ class MakeResult(Published):
 
 
 def make_delta(
-    base: PathLike,
-    target: PathLike,
+    base: Given,
+    target: Given,
     delta: PathLike,
     *,
     compute_dtype: str = "float16",
@@ -43,6 +45,7 @@ def make_delta(
     strict: bool = False,
     hash_inputs: bool = False,
     check: bool = True,
+    hub: HubOptions | None = None,
     report: Report | None = None,
 ) -> MakeResult:
     """Subtract ``base`` from the fine-tuned ``target`` and publish the delta at ``delta``.
@@ -55,8 +58,9 @@ def make_delta(
     """
     began = time.monotonic()
     report = Report() if report is None else report
-    settings = Settings(device, workers_of(workers), overwrite, strict, hash_inputs)
-    with prepare(
+    settings = Settings(device, workers_of(workers), overwrite, strict)
+    opener = partial(
+        prepare,
         Operation.MAKE,
         base,
         target,
@@ -64,15 +68,17 @@ def make_delta(
         compute_dtype=compute_dtype,
         dtype=dtype,
         max_shard_size=max_shard_size,
+        hub=hub,
         check=check,
+        hash_workers=settings.workers if hash_inputs else None,
         overwrite=overwrite,
         report=report,
-    ) as job:
-        published = run(job, settings, report, began)
-        used = {tensor.match.lead.dtype for tensor in job.plan.tensors}
-        return MakeResult(
-            delta=str(job.place.target),
-            compute_dtype=job.plan.options.compute_dtype,
-            target_dtypes=tuple(sorted(used)),
-            **vars(published),
-        )
+    )
+    job, published = perform(opener, settings, report, began)
+    used = {tensor.match.lead.dtype for tensor in job.plan.tensors}
+    return MakeResult(
+        delta=str(job.place.target),
+        compute_dtype=job.plan.options.compute_dtype,
+        target_dtypes=tuple(sorted(used)),
+        **vars(published),
+    )

@@ -15,16 +15,14 @@ from dataclasses import dataclass
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import DeltaweightsError
-from deltaweights.hub.cache import stated_sha256
 from deltaweights.manifest.beside import lists_exactly, manifest_beside
 from deltaweights.merge.suspicions import FINE_TUNED_ROWS, hidden_size, layers, rows
 from deltaweights.recipes.catalogue import load, recipe_of_file
-from deltaweights.recipes.models import KnownModel, known_file, models
-from deltaweights.text import counted, strict_json
-
-FORMS = {"meta": "Meta's files", "bin": "Hugging Face .bin", "safetensors": "Hugging Face safetensors"}
+from deltaweights.recipes.models import FORMS, KnownModel, known_file, models
+from deltaweights.text import Json, counted, strict_json
 
 MAX_CONFIG = 1024 * 1024
+"""A config.json has some kilobytes; what is larger is something else."""
 
 SAMPLED, ELEMENTS = 16, 1024
 """Matrices that are looked at, and elements of each."""
@@ -52,12 +50,6 @@ class Identity:
     model: str | None = None
     certain: bool = False
     typical: float | None = None
-
-
-def stated_hashes(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return, by file name, the sha256 under which the Hub's cache keeps the weights files, where it does."""
-    stated = {weights.file.path.name: stated_sha256(weights.file.path) for weights in checkpoint.files}
-    return {name: sha256 for name, sha256 in stated.items() if sha256 is not None}
 
 
 def identify(checkpoint: Checkpoint, hashes: Mapping[str, str], *, read: bool) -> Identity:
@@ -100,20 +92,23 @@ def _by_manifest(checkpoint: Checkpoint) -> str | None:
     if not lists_exactly(manifest, checkpoint):
         return None
     by = f" by recipe {manifest.recipe}" if manifest.recipe else ""
-    what = {"delta": "a delta that deltaweights made", "merge": f"a merge that deltaweights made{by}, not a base"}
+    what = {
+        "delta": "a delta that deltaweights made",
+        "merge": f"a merge that deltaweights made{by}, neither a base nor a delta",
+    }
     return f"{what[manifest.kind]} (as its manifest says)" if manifest.kind in what else None
 
 
 def _by_shapes(checkpoint: Checkpoint, typical: float | None) -> str:
     specs = {name: tensor.spec for name, tensor in checkpoint.tensors.items()}
-    likely = ", ".join(known.title for known in models() if _fits(known, specs))
+    likely = " or ".join(known.title for known in models() if _fits(known, specs))
     if not hidden_size(specs):
         return "no embedding under a LLaMA's name"
     size = f"{counted(layers(specs), 'layer')}, hidden size {hidden_size(specs)}, {rows(specs)} rows"
     facts = [f"shapes of {likely}" if likely else f"{size}: no model that is known by its shapes"]
     if rows(specs) in FINE_TUNED_ROWS:
         facts.append(f"{rows(specs)} rows as {FINE_TUNED_ROWS[rows(specs)]} has")
-    hint = _config_hint(checkpoint)
+    hint = generation_of_config(checkpoint)
     if hint:
         facts.append(f"config.json is that of {hint}")
     if typical is not None:
@@ -127,14 +122,18 @@ def _fits(known: KnownModel, specs: Mapping[str, TensorSpec]) -> bool:
     return (shapes.hidden_size, shapes.layers) == (hidden_size(specs), layers(specs)) and shapes.base_rows is not None
 
 
-def _config_hint(checkpoint: Checkpoint) -> str | None:
-    """Return the generation that config.json speaks of; configurations get copied around, so it is a hint."""
+def config_of(checkpoint: Checkpoint) -> dict[str, Json]:
+    """Return what config.json says; nothing where there is none, where it is malformed, or may belong to others."""
     config = None
     if not checkpoint.alone:
         with contextlib.suppress(DeltaweightsError, ValueError):
             config = strict_json(checkpoint.directory.read("config.json", MAX_CONFIG))
-    if not isinstance(config, dict):
-        return None
+    return config if isinstance(config, dict) else {}
+
+
+def generation_of_config(checkpoint: Checkpoint) -> str | None:
+    """Return the generation that config.json speaks of; configurations get copied around, so it is a hint."""
+    config = config_of(checkpoint)
     generations = {
         known.generation
         for known in models()

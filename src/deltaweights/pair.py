@@ -11,22 +11,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, repeat
-from pathlib import Path
 
 from deltaweights.checkpoint.folder import Checkpoint, Unpacker, open_checkpoint
+from deltaweights.checkpoint.samples import same_weights
 from deltaweights.errors import Mismatch, UsageError
+from deltaweights.hashing import Hashes, hashes_of
 from deltaweights.hub.cache import snapshot_at
-from deltaweights.merge.expected import refuse_other_shapes
+from deltaweights.hub.ids import Given, PathLike, Source
+from deltaweights.hub.locate import HubOptions, located, source_of
+from deltaweights.merge.expected import refuse_others
 from deltaweights.merge.operation import NewRows, Operation
 from deltaweights.merge.plan import DTYPES
 from deltaweights.merge.rules import PLAIN, Matching, Rules, match
-from deltaweights.naming import AS_LARGE, Identity, identify, size_of_delta, stated_hashes
-from deltaweights.recipes.catalogue import load, load_file, recipe_of_file, recipe_of_repo
-from deltaweights.recipes.models import model
+from deltaweights.naming import AS_LARGE, Identity, generation_of_config, identify, size_of_delta
+from deltaweights.recipes.catalogue import load, load_file, recipe_of_archive, recipe_of_file, recipe_of_repo
+from deltaweights.recipes.models import known_file, model
 from deltaweights.recipes.recipe import Recipe
+from deltaweights.recipes.source import base_of, delta_of, has_base
 from deltaweights.report import Report
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Pair:
 
     base: Checkpoint
     lead: Checkpoint
+    hashes: Hashes
     matching: Matching
     recipe: Recipe | None
 
@@ -54,45 +57,84 @@ def find_recipe(name: str | None, file: PathLike | None) -> Recipe | None:
     return load(name) if name is not None else None
 
 
+def sources_of(recipe: Recipe | None, base: Given | None, delta: Given | None) -> tuple[Given, Given]:
+    """Return base and delta, where they are not given from where the recipe has them.
+
+    Raises ``UsageError`` when that is not known, ``InputOutputError`` when it is a repository without weights.
+    """
+    if base is None:
+        base = base_of(_needed(recipe, "base"))
+    if delta is None:
+        delta = delta_of(_needed(recipe, "delta"))
+    return base, delta
+
+
+def _needed(recipe: Recipe | None, role: str) -> Recipe:
+    if recipe is None:
+        raise UsageError(f"--{role} is missing", remedy="give it, or name a recipe: deltaweights recipes")
+    return recipe
+
+
 @contextmanager
 def open_pair(
     operation: Operation,
-    base: PathLike,
-    lead: PathLike,
+    base: Given,
+    lead: Given,
     *,
     recipe: Recipe | None = None,
+    hub: HubOptions | None = None,
     allow: bool | None = False,
+    hash_workers: int | None = None,
     unpacker: Unpacker | None = None,
     report: Report | None = None,
 ) -> Iterator[Pair]:
     """Open and match base and lead, and say what they are.
 
-    With ``allow``, a base that is known to be another one passes; None says that the caller has no such option to offer. Raises
-    ``UsageError``, ``MalformedInput``, ``Mismatch`` and ``InputOutputError``.
+    With ``allow``, a base that is known to be another one passes; None says that the caller has no such option to offer. ``hub``
+    says how to use the Hub, for ids. ``hash_workers`` threads make the sha256 of the files, if any. Raises ``UsageError``,
+    ``MalformedInput``, ``Mismatch`` and ``InputOutputError``.
     """
     report = Report() if report is None else report
-    for role, given in (("base", base), (operation.lead, lead)):
-        if not os.fspath(given):
+    given = (("base", base), (operation.lead, lead))
+    for role, place in given:
+        if not isinstance(place, Source) and not os.fspath(place):
             raise UsageError(f"{role} is an empty path", remedy="is a variable unset?")
+    if recipe is not None:
+        _show_notice(recipe, report)  # before anything is fetched
     with (
-        open_checkpoint(Path(base), "base", unpacker, report) as of_base,
-        open_checkpoint(Path(lead), operation.lead, unpacker, report) as of_lead,
+        located([(role, _pinned(role, place, recipe)) for role, place in given], hub, report) as (base_at, lead_at),
+        open_checkpoint(base_at, "base", unpacker, report) as of_base,
+        open_checkpoint(lead_at, operation.lead, unpacker, report) as of_lead,
     ):
-        hashes = {of_base.role: stated_hashes(of_base), of_lead.role: stated_hashes(of_lead)}
+        inputs = {of_base.role: of_base, of_lead.role: of_lead}
+        hashes = hashes_of(inputs, hash_workers, report)
         if recipe is None and operation is Operation.APPLY:
-            recipe = _recognised(of_lead, hashes[of_lead.role], report)
+            recipe = _recognised(of_lead, hashes.files[of_lead.role], report)
         rules = PLAIN if recipe is None else Rules(recipe.delta_only, NewRows(recipe.new_rows))
         if recipe is not None:
-            _show_notice(recipe, report)
-            refuse_other_shapes(recipe, of_base, of_lead)
+            refuse_others(recipe, of_base, of_lead)
         matching = match(of_base.tensors, of_lead.tensors, operation, rules)
         for text in (*of_base.notes, *of_lead.notes, *matching.warnings):
             report.warn(text)
-        pair = Pair(of_base, of_lead, matching, recipe)
-        say_what_they_are({"base": of_base, operation.lead: of_lead}, recipe, hashes, report, allow=allow)
-        if operation is Operation.APPLY:
-            _doubt_the_delta(pair, report, allow=allow)
+        pair = Pair(of_base, of_lead, hashes, matching, recipe)
+        for role, checkpoint in inputs.items():
+            identity = identify(checkpoint, hashes.files[role], read=hashes.read)
+            report.note(f"{role:15} {identity.text}")
+            if recipe is not None and role == "base":
+                _check_base(pair, identity, recipe, report, allow=allow)
+        if recipe is not None:
+            _check_delta(pair, recipe, report)
+        _doubt(pair, operation, report, allow=allow)
         yield pair
+
+
+def _pinned(role: str, place: Given, recipe: Recipe | None) -> Given:
+    """Return ``place``; of a repository that the recipe has its base from, without the files whose hashes are not known."""
+    source = place if isinstance(place, Source) else source_of(place)
+    if role != "base" or source is None or recipe is None or not has_base(recipe):
+        return source or place
+    known = base_of(recipe)
+    return Source(source.id, known.hidden) if known.id.repo.lower() == source.id.repo.lower() else source
 
 
 def _show_notice(recipe: Recipe, report: Report) -> None:
@@ -102,32 +144,57 @@ def _show_notice(recipe: Recipe, report: Report) -> None:
         report.note(f"{head}{line}")
 
 
-def say_what_they_are(
-    checkpoints: Mapping[str, Checkpoint],
-    recipe: Recipe | None,
-    hashes: Mapping[str, Mapping[str, str]],
-    report: Report,
-    *,
-    allow: bool | None,
-    read: bool = False,
-) -> None:
-    """Name the inputs; ``hashes`` are sha256 by role and file name, as far as they are known; ``read`` says: made from the files.
-
-    Raises ``Mismatch`` when hashes say that the base is another model than the recipe's, unless the user lets it pass (``allow``).
-    """
-    for role, checkpoint in checkpoints.items():
-        identity = identify(checkpoint, hashes[role], read=read)
-        report.note(f"{role:15} {identity.text}")
-        if read and hashes[role] == stated_hashes(checkpoint):
-            continue  # what follows from them was said before they were read
-        if recipe is not None and role == "base" and recipe.base_model is not None:
-            _check_base(checkpoint, identity, recipe.base_model, report, allow=allow)
-        if recipe is not None and role == "delta":
-            _check_delta(checkpoint, hashes[role], recipe, report)
+def _recognised(delta: Checkpoint, hashes: Mapping[str, str], report: Report) -> Recipe | None:
+    """Return the recipe of a delta that is a snapshot of the Hub, a named archive, or of files whose hashes are known."""
+    snapshot = snapshot_at(delta.path)
+    by_hash = {recipe_of_file(sha256) for sha256 in hashes.values()} - {None}
+    for name, how in (
+        (recipe_of_repo(snapshot.repo) if snapshot else None, f"a snapshot of {snapshot.repo}" if snapshot else ""),
+        (by_hash.pop() if len(by_hash) == 1 else None, "by the sha256 of its files"),
+        (recipe_of_archive(delta.path.name), "by the name of its archive"),
+    ):
+        if name is not None:
+            recipe = load(name)
+            report.note(f"recipe          {name}: the delta is that of {recipe.title} ({how})")
+            _show_notice(recipe, report)
+            return recipe
+    return None
 
 
-def _check_delta(delta: Checkpoint, hashes: Mapping[str, str], recipe: Recipe, report: Report) -> None:
-    """Warn of files that have another hash than those of their name that are known: unknown, which is not damaged."""
+def _check_base(pair: Pair, identity: Identity, recipe: Recipe, report: Report, *, allow: bool | None) -> None:
+    """Hold what the base is known to be against the recipe: another model is refused, what is not listed is a warning."""
+    base, wanted = pair.base, model(recipe.base_model) if recipe.base_model is not None else None
+    title = wanted.title if wanted is not None else f"the base of recipe {recipe.name}"
+    unlisted = _unlisted(pair.hashes.files["base"], recipe)
+    if not unlisted and pair.hashes.files["base"]:
+        return
+    if wanted is not None and identity.model is not None and identity.model != wanted.key:
+        problem = f"this is {model(identity.model).title}, not {title}"
+        if not allow:
+            remedy = f"use {title}{_passes(allow)}"
+            raise Mismatch(problem, where=base.path, found=identity.text, expected=title, remedy=remedy)
+        report.warn(f"{base.path}: {problem}")
+        return
+    if unlisted and (wanted is not None or recipe.base_files):
+        report.warn(
+            f"{base.path / unlisted[0]}: its sha256 is not one that is known of {title}: another copy, or damaged"
+        )
+    hint = generation_of_config(base)
+    if wanted is not None and identity.model is None and hint not in {None, wanted.generation}:
+        report.warn(f"{base.path}: config.json is that of {hint}, and the base should be {title}")
+
+
+def _unlisted(hashes: Mapping[str, str], recipe: Recipe) -> list[str]:
+    """Return the names of the files that are not known of the recipe's base."""
+    accepted = {file.sha256 for file in recipe.base_files}
+    known = {name: known_file(sha256) for name, sha256 in hashes.items()}
+    ours = {name for name, found in known.items() if found is not None and found[0].key == recipe.base_model}
+    return sorted(name for name, sha256 in hashes.items() if sha256 not in accepted and name not in ours)
+
+
+def _check_delta(pair: Pair, recipe: Recipe, report: Report) -> None:
+    """Warn of files and commits that are not those that the recipe knows: unknown, which is not damaged."""
+    delta, hashes = pair.lead, pair.hashes.files[pair.lead.role]
     known = {file.name for file in recipe.delta.files}
     listed = {file.sha256 for file in recipe.delta.files}
     for name, sha256 in sorted(hashes.items()):
@@ -135,51 +202,44 @@ def _check_delta(delta: Checkpoint, hashes: Mapping[str, str], recipe: Recipe, r
             report.warn(
                 f"{delta.path / name}: sha256 {sha256} is not that of recipe {recipe.name}: another copy, or damaged"
             )
-
-
-def _check_base(base: Checkpoint, identity: Identity, wanted: str, report: Report, *, allow: bool | None) -> None:
-    if identity.model is None or identity.model == wanted:
+    snapshot, revision = snapshot_at(delta.path), recipe.delta.revision
+    if snapshot is None or revision is None or (hashes and listed >= set(hashes.values())):
         return
-    title = model(wanted).title
-    problem = f"this is {model(identity.model).title}, not {title}"
-    if allow:
-        report.warn(f"{base.path}: {problem}")
+    if recipe_of_repo(snapshot.repo) == recipe.name and not snapshot.commit.startswith(revision):
+        report.warn(f"{delta.path}: is of commit {snapshot.commit}, recipe {recipe.name} knows {revision}")
+
+
+def _doubt(pair: Pair, operation: Operation, report: Report, *, allow: bool | None) -> None:
+    """Tell when base and lead are one checkpoint, or the delta's weights are as large as a model's: it is likely merged already.
+
+    Buffers, new rows and tensors of the lead alone do not tell two checkpoints apart: only what the base has, too, does.
+    """
+    lead = pair.lead
+    both = [m.lead.name for m in pair.matching.matches if m.base == m.lead and m.lead.count]
+    if both and same_weights(pair.base.tensors, lead.tensors, both):
+        problem = f"base and {operation.lead} hold the same weights, as far as samples tell"
+        if operation is Operation.MAKE:
+            report.warn(f"{lead.path}: {problem}: the delta will be zero where they meet")
+        elif allow:
+            report.warn(f"{lead.path}: {problem}")
+        else:
+            raise Mismatch(problem, where=lead.path, remedy=f"give the delta itself{_passes(allow)}")
         return
-    remedy = f"use {title}{_passes(allow)}"
-    raise Mismatch(problem, where=base.path, found=identity.text, expected=title, remedy=remedy)
-
-
-def _passes(allow: bool | None) -> str:
-    return "; --allow-unproved-base lets it pass" if allow is not None else ""
-
-
-def _recognised(delta: Checkpoint, hashes: Mapping[str, str], report: Report) -> Recipe | None:
-    """Return the recipe of a delta that is a snapshot of the Hub, or whose files' hashes are known."""
-    snapshot = snapshot_at(delta.path)
-    name, how = None, ""
-    if snapshot is not None:
-        name, how = recipe_of_repo(snapshot.repo), f"a snapshot of {snapshot.repo}"
-    if name is None:
-        names = {recipe_of_file(sha256) for sha256 in hashes.values()} - {None}
-        name, how = names.pop() if len(names) == 1 else None, "by the sha256 of its files"
-    if name is None:
-        return None
-    recipe = load(name)
-    report.note(f"recipe          {name}: the delta is that of {recipe.title} ({how})")
-    return recipe
-
-
-def _doubt_the_delta(pair: Pair, report: Report, *, allow: bool | None) -> None:
-    """Say so when the delta's weights are as large as a model's: then it is likely merged already."""
-    share = size_of_delta(pair.base.tensors, pair.lead.tensors)
+    if operation is not Operation.APPLY:
+        return
+    share = size_of_delta(pair.base.tensors, lead.tensors)
     if share is None or share < AS_LARGE:
         return
     found = f"weights {share:.2g} times as large as the base's"
     problem = "likely already a merged model, not a delta"
     if pair.stated and not allow:
         remedy = f"give the delta itself{_passes(allow)}"
-        raise Mismatch(problem, where=pair.lead.path, found=found, expected="a small part of them", remedy=remedy)
-    report.warn(f"{pair.lead.path}: {problem}: found {found}, expected a small part of them")
+        raise Mismatch(problem, where=lead.path, found=found, expected="a small part of them", remedy=remedy)
+    report.warn(f"{lead.path}: {problem}: found {found}, expected a small part of them")
+
+
+def _passes(allow: bool | None) -> str:
+    return "; --allow-unproved-base lets it pass" if allow is not None else ""
 
 
 def compute_dtype_of(given: str | None, recipe: Recipe | None) -> str:

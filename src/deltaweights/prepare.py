@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from deltaweights.checkpoint.companions import NOTICE, NOTICE_NAME, NOTICE_OF_A_DELTA, Companions, read_companions
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.samples import sample_digests
-from deltaweights.errors import InputOutputError, UsageError
+from deltaweights.errors import CheckFailed, InputOutputError, UsageError
+from deltaweights.hashing import Hashes
+from deltaweights.hub.ids import Given, PathLike, Source
+from deltaweights.hub.locate import HubOptions
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import (
     DTYPES,
@@ -29,12 +32,12 @@ from deltaweights.merge.plan import (
     make_plan,
 )
 from deltaweights.merge.rules import Dropped
-from deltaweights.pair import Pair, PathLike, compute_dtype_of, open_pair
+from deltaweights.pair import Pair, compute_dtype_of, open_pair
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
 from deltaweights.sizes import human_bytes, parse_size
 from deltaweights.staging.disk import free_bytes
-from deltaweights.staging.place import Place, locate, refuse_inputs
+from deltaweights.staging.place import Place, locate, refuse_foreign, refuse_inputs
 from deltaweights.staging.unpacking import Unpacking
 from deltaweights.text import Json, counted
 
@@ -56,9 +59,6 @@ WORDS = {
 }
 """The fates, for people."""
 
-IF_EQUAL = {Operation.APPLY: "is this really the delta?", Operation.MAKE: "the delta is zero"}
-"""What to say when base and lead are the same checkpoint."""
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -68,6 +68,7 @@ class Prepared:
     """
 
     checkpoints: dict[str, Checkpoint]
+    hashes: Hashes
     recipe: Recipe | None
     companions: Companions
     plan: Plan
@@ -88,23 +89,27 @@ class Prepared:
 @contextmanager
 def prepare(
     operation: Operation,
-    base: PathLike,
-    lead: PathLike,
+    base: Given,
+    lead: Given,
     output: PathLike,
     *,
     recipe: Recipe | None = None,
+    hub: HubOptions | None = None,
+    require_verified: bool = False,
     compute_dtype: str | None = None,
     dtype: str | None = None,
     max_shard_size: str | int = "5GB",
     check: bool = False,
     allow_unproved_base: bool = False,
+    hash_workers: int | None = None,
     overwrite: bool | None = None,
     report: Report | None = None,
 ) -> Iterator[Prepared]:
     """Open and match base and lead and plan the result, from headers and samples; nothing is written but unpacked archives.
 
-    With ``overwrite`` None nobody cares yet what stands in the target. Raises ``UsageError``, ``MalformedInput``, ``Mismatch``,
-    ``InputOutputError``, and ``TargetBusy`` when output and input overlap, or archives would be unpacked for a taken target.
+    ``hash_workers`` threads make the sha256 of the inputs, if any. With ``overwrite`` None nobody cares yet what stands in the
+    target. Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, and ``TargetBusy`` when output and
+    input overlap, or the target is taken by something else.
     """
     report = Report() if report is None else report
     if not os.fspath(output):
@@ -114,13 +119,25 @@ def prepare(
     limit = parse_size(max_shard_size, "max shard size")
     compute_dtype_of(compute_dtype, recipe)  # a slip of the pen need not wait for the inputs
     place = locate(output)
-    refuse_inputs(place, [given for given in (base, lead) if os.fspath(given)])
+    refuse_inputs(place, [given for given in (base, lead) if not isinstance(given, Source) and os.fspath(given)])
+    if overwrite is not None:
+        refuse_foreign(place, overwrite=overwrite)
     with (
-        Unpacking(place, overwrite=overwrite) as unpacking,
+        Unpacking(place) as unpacking,
         open_pair(
-            operation, base, lead, recipe=recipe, allow=allow_unproved_base, unpacker=unpacking, report=report
+            operation,
+            base,
+            lead,
+            recipe=recipe,
+            hub=hub,
+            allow=allow_unproved_base,
+            hash_workers=hash_workers,
+            unpacker=unpacking,
+            report=report,
         ) as pair,
     ):
+        if require_verified and not pair.hashes.read:
+            _refuse_unverified(pair)
         compute = compute_dtype_of(compute_dtype, pair.recipe)
         stored = dtype or compute
         place.refuse_opened(weights.file.path for each in (pair.base, pair.lead) for weights in each.files)
@@ -129,8 +146,6 @@ def prepare(
             record_of(pair.base, pair.matching.dropped_base),
             record_of(pair.lead, pair.matching.dropped_lead),
         )
-        if all(of_base.samples.get(name) == sample for name, sample in of_lead.samples.items()):
-            report.warn(f"{pair.lead.path}: base and {operation.lead} hold the same weights: {IF_EQUAL[operation]}")
         plan = make_plan(
             pair.matching,
             Options(DTYPES[compute], DTYPES[stored], limit),
@@ -141,7 +156,16 @@ def prepare(
             check=check,
             recipe=_recipe_record(pair.recipe),
         )
-        yield Prepared({"base": pair.base, operation.lead: pair.lead}, pair.recipe, companions, plan, place, unpacking)
+        inputs = {"base": pair.base, operation.lead: pair.lead}
+        yield Prepared(inputs, pair.hashes, pair.recipe, companions, plan, place, unpacking)
+
+
+def _refuse_unverified(pair: Pair) -> None:
+    for checkpoint in (pair.base, pair.lead):
+        for weights in checkpoint.files:
+            if weights.file.verified_sha256 is None:
+                remedy = "leave --stream out" if weights.file.streamed else "give --hash-inputs, or an id of the Hub"
+                raise CheckFailed("not cryptographically verified", where=weights.file.path, remedy=remedy)
 
 
 def _companions(pair: Pair, operation: Operation, stored: str) -> Companions:
@@ -159,7 +183,7 @@ def _recipe_record(recipe: Recipe | None) -> RecipeRecord | None:
 
 
 def record_of(checkpoint: Checkpoint, dropped: tuple[Dropped, ...]) -> InputRecord:
-    """Return what the plan keeps of an input, samples of its tensors included. Raises ``InputOutputError``."""
+    """Return what the plan keeps of an input, digests of samples of its tensors included. Raises ``InputOutputError``."""
     return InputRecord(
         checkpoint.container,
         tuple(InputFileRecord(w.file.path.name, w.file.size, w.header_digest, w.checks) for w in checkpoint.files),

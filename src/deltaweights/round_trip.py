@@ -13,7 +13,9 @@ from math import ceil
 
 from deltaweights.checkpoint.scratch import Scratch
 from deltaweights.errors import CheckFailed, Mismatch, UsageError
-from deltaweights.health import violations_of
+from deltaweights.health import doubt_of
+from deltaweights.hub.ids import Given, PathLike
+from deltaweights.hub.locate import HubOptions
 from deltaweights.manifest.findings import ProofRecord
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge.arithmetic import Kernels, Task, Workbench
@@ -24,7 +26,7 @@ from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import DTYPES, PlannedTensor, Shard
 from deltaweights.merge.record import proof_of
 from deltaweights.merge.stream import BLOCK, read_block
-from deltaweights.pair import Pair, PathLike, compute_dtype_of, find_recipe, open_pair
+from deltaweights.pair import Pair, compute_dtype_of, find_recipe, open_pair
 from deltaweights.report import Report
 from deltaweights.text import natural_key
 from deltaweights.work import share_out, workers_of
@@ -32,12 +34,17 @@ from deltaweights.work import share_out, workers_of
 
 @dataclass(frozen=True, kw_only=True)
 class BaseReport:
-    """What the sums say of the base. ``sample`` is the share of blocks that was looked at; ``proof`` None when nothing is added."""
+    """What the sums say of the base.
+
+    ``stated`` says that the recipe knows in which arithmetic the delta was computed, ``sample`` which share of blocks was looked
+    at; ``proof`` is None when nothing is added.
+    """
 
     base: str
     delta: str
     recipe: str | None
     compute_dtype: str
+    stated: bool
     sample: float
     proof: ProofRecord | None
 
@@ -48,25 +55,27 @@ class BaseReport:
 
     def raise_unless_proved(self) -> None:
         """Raise ``Mismatch`` when the base is refuted, ``CheckFailed`` when nothing can be said of it."""
-        if self.proof is not None and self.proof.verdict == Verdict.VIOLATED:
-            problem = f"the delta was not made from this base: {violations_of(self.proof)}"
-            raise Mismatch(problem, where=self.base, remedy="use the base that the delta was made from")
-        if self.proof is not None and self.proof.verdict == Verdict.OTHER_ARITHMETIC:
-            raise CheckFailed(f"cannot be proved: {violations_of(self.proof)}", where=self.base, remedy=OTHER_DTYPE)
-        if not self.proved:
+        if self.proved:
+            return
+        if self.proof is None or self.proof.verdict == Verdict.NO_EVIDENCE:
             moved = self.proof.evidence if self.proof else 0
             raise CheckFailed(
                 "neither proved nor refuted", where=self.base, found=f"{moved:,} weights that moved", expected=ENOUGH
             )
+        if self.stated or self.proof.verdict == Verdict.VIOLATED:
+            raise Mismatch(doubt_of(self.proof), where=self.base, remedy=OTHER_BASE)
+        remedy = OTHER_DTYPE if self.proof.verdict == Verdict.OTHER_ARITHMETIC else OTHER_BASE
+        raise CheckFailed(doubt_of(self.proof), where=self.base, remedy=remedy)
 
 
 ENOUGH = f"at least {LEAST_EVIDENCE:,}"
+OTHER_BASE = "use the base that the delta was made from"
 OTHER_DTYPE = "try --compute-dtype, if you know in which arithmetic the delta was computed"
 
 
 def check_base(
-    base: PathLike,
-    delta: PathLike,
+    base: Given,
+    delta: Given,
     *,
     recipe: str | None = None,
     recipe_file: PathLike | None = None,
@@ -74,6 +83,7 @@ def check_base(
     sample: float = 1.0,
     device: str = "cpu",
     workers: int | None = None,
+    hub: HubOptions | None = None,
     report: Report | None = None,
 ) -> BaseReport:
     """Prove or refute that ``delta`` was made from ``base``; with ``sample``, on that share of the blocks, spread evenly.
@@ -89,7 +99,9 @@ def check_base(
     check_device(device)
     with (
         Scratch() as scratch,
-        open_pair(Operation.APPLY, base, delta, recipe=named, allow=None, unpacker=scratch, report=report) as pair,
+        open_pair(
+            Operation.APPLY, base, delta, recipe=named, hub=hub, allow=None, unpacker=scratch, report=report
+        ) as pair,
         kernels_on(device) as make_kernels,
     ):
         compute = compute_dtype_of(compute_dtype, pair.recipe)
@@ -101,6 +113,7 @@ def check_base(
             delta=str(pair.lead.path),
             recipe=pair.recipe.name if pair.recipe else None,
             compute_dtype=compute,
+            stated=pair.stated,
             sample=sample,
             proof=proof_of(proofs),
         )

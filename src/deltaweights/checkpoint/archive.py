@@ -5,8 +5,8 @@ compressed, one of the files unpacked. Never: a byte written for an archive that
 are known to be sound.
 
 Which checks are made: everything that is read whole (configuration, tokenizer, index) and everything that is unpacked is compared
-with the CRC-32 that the archive records. Weights that are read in place are not, since they are read by range: torch's files have
-checksums of their own, for safetensors ``ArchivedDirectory.note`` says so.
+with the CRC-32 that the archive records. Weights that are read in place are read by range: where their format has no checksums of
+its own, as torch's has, ``WeightsFile.loose`` names them as a whole, for whoever reads all of them to compare.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from deltaweights.checkpoint.archive_members import begins_weights, find_checkpoint
-from deltaweights.checkpoint.companions import MAX_SIZE
+from deltaweights.checkpoint.archive_members import begins_weights, find_checkpoint, refuse_bomb
+from deltaweights.checkpoint.companions import MAX_SIZE, is_companion
 from deltaweights.checkpoint.directory import Directory, LocalDirectory
 from deltaweights.checkpoint.files import InputFile, LocalFile, Window
 from deltaweights.checkpoint.index import read_index
-from deltaweights.checkpoint.layout import PART, STARTS, WEIGHTS
+from deltaweights.checkpoint.layout import PARAMS, PART, STARTS, WEIGHTS
+from deltaweights.checkpoint.projector import FILE as PROJECTOR
 from deltaweights.checkpoint.unpack import unpack
 from deltaweights.checkpoint.zip_archive import Member, read_archive
 from deltaweights.checkpoint.zip_contents import contents
@@ -28,38 +29,61 @@ from deltaweights.checkpoint.zip_rules import CHECKPOINT, EITHER, STORED, Zip
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.report import Report
 
+BESIDE = frozenset({*STARTS, PARAMS, PROJECTOR, "manifest.json"})
+"""Files of a checkpoint that are read, and not copied; the last stands in every result of this program."""
+
 
 def is_checkpoint_archive(file: InputFile) -> bool:
     """Tell whether ``file`` is a zip archive, but not one that ``torch.save`` wrote; reads its central directory only.
 
     Raises ``MalformedInput`` for a zip archive whose central directory breaks the rules, ``InputOutputError``.
     """
-    if file.size < 4 or file.read(0, 4) not in {b"PK\3\4", b"PK\5\6"}:
+    if not _is_zip(file):
         return False
-    paths = [entry.name for entry in read_directory(Zip(file, EITHER)).entries]
+    paths = _paths(file)
     has_pickle = any(path.count("/") == 1 and path.endswith("/data.pkl") for path in paths)
     return not has_pickle or any(map(begins_weights, paths))
 
 
-def open_archive(path: Path, unpack_into: Callable[[], Path] | None, report: Report) -> Directory:
+def holds_checkpoint(file: InputFile) -> bool:
+    """Tell whether ``file`` is a zip archive that has a checkpoint's weights in it. Raises as ``is_checkpoint_archive`` does."""
+    return _is_zip(file) and any(map(begins_weights, _paths(file)))
+
+
+def _is_zip(file: InputFile) -> bool:
+    return file.size >= 4 and file.read(0, 4) in {b"PK\3\4", b"PK\5\6"}
+
+
+def _paths(file: InputFile) -> list[str]:
+    return [entry.name for entry in read_directory(Zip(file, EITHER)).entries]
+
+
+def open_archive(path: Path, unpack_into: Callable[[], Path] | None, report: Report, *, copies: int = 1) -> Directory:
     """Open the one checkpoint in the archive at ``path``.
 
-    Where its weights are stored they are read in place. Where they are deflated, all files of its folder are unpacked into the
-    folder that ``unpack_into`` makes or finds, which is to hold nothing else, and which the caller removes; without ``unpack_into``
-    the archive is refused. Raises ``MalformedInput`` and ``InputOutputError``.
+    Where its weights are stored they are read in place. Where they are deflated, they and the files that belong to them are
+    unpacked into the folder that ``unpack_into`` makes or finds, which is to hold nothing else, and which the caller removes;
+    without ``unpack_into`` the archive is refused. The disk must have room for ``copies`` of what weights are unpacked. Raises
+    ``MalformedInput`` and ``InputOutputError``, of them ``NoRoom`` before a byte is written.
     """
     file = LocalFile(path)
     try:
         directory = ArchivedDirectory(file, *find_checkpoint(path, read_archive(file, CHECKPOINT).members))
-        deflated = directory.deflated_weights()
+        weights, beside = directory.used()
+        deflated = [name for name, member in weights.items() if member.method != STORED]
         if not deflated:
             return directory
-        unpacked = directory.unpack(_folder_for(path, deflated, unpack_into), report)
+        folder = _folder_for(path, deflated, unpack_into)
+        unpack(file, weights | beside, folder, report, dict.fromkeys(weights, copies))
+        left = [name for name in directory.names() if name not in weights | beside]
     except BaseException:
         file.close()
         raise
     file.close()
-    return unpacked
+    if left:
+        others = f" and {len(left) - 8} more" if len(left) > 8 else ""
+        report.note(f"left in {path}, being no part of the checkpoint: {', '.join(left[:8])}{others}")
+    return LocalDirectory(folder)
 
 
 def _folder_for(path: Path, deflated: Sequence[str], unpack_into: Callable[[], Path] | None) -> Path:
@@ -94,7 +118,7 @@ class ArchivedDirectory(Directory):
         """See ``Directory``. A stored file is read in place; one that is deflated must be small, and is checked."""
         member = self._member(name)
         if member.method == STORED:
-            return Window(self._file, self.path / name, member.offset, member.size)
+            return Window(self._file, self.path / name, member.offset, member.size, member.crc32)
         return _Inflated(self._file, self.path / name, self.read(name, MAX_SIZE))
 
     def read(self, name: str, most: int) -> bytes:
@@ -109,34 +133,23 @@ class ArchivedDirectory(Directory):
         """See ``Directory``."""
         self._file.close()
 
-    def weights(self) -> list[str]:
-        """Return the names of the weights files. Raises ``MalformedInput`` when an index that would name them is not sound."""
+    def used(self) -> tuple[dict[str, Member], dict[str, Member]]:
+        """Return the members of which a checkpoint is made, by name: its weights, and files beside them.
+
+        Raises ``MalformedInput`` when they are a bomb, or when an index that would name weights is not sound.
+        """
+        weights = {name: self._members[name] for name in self._weights()}
+        names = BESIDE - weights.keys()
+        beside = {name: member for name, member in self._members.items() if name in names or is_companion(name)}
+        refuse_bomb(self._file.path, weights.values(), beside.values())
+        return weights, beside
+
+    def _weights(self) -> list[str]:
         names = {name for name in self._members if WEIGHTS.fullmatch(name) or PART.fullmatch(name)}
         for start in STARTS:
             if start.endswith(".index.json") and self.has(start):
                 names |= self._members.keys() & read_index(self, start).shards
         return sorted(names)
-
-    def deflated_weights(self) -> list[str]:
-        """Return the names of the weights files that cannot be read in place. Raises as ``weights`` does."""
-        return [name for name in self.weights() if self._members[name].method != STORED]
-
-    @property
-    def note(self) -> str | None:
-        """What is to be said of weights that are read in place: which of them nothing in the file itself proves."""
-        unproven = [name for name in self.weights() if name.endswith(".safetensors")]
-        if not unproven:
-            return None
-        return f"{self.path}: read in place, so the zip's checksums of its safetensors files are not compared (unzip -t does)"
-
-    def unpack(self, folder: Path, report: Report) -> LocalDirectory:
-        """Write the weights, and all files that are small, into ``folder``. Raises as ``unpack.unpack`` does."""
-        wanted = {*self.weights(), *(name for name, member in self._members.items() if member.size <= MAX_SIZE)}
-        unpack(self._file, {name: self._members[name] for name in wanted}, folder, report)
-        left = sorted(self._members.keys() - wanted)
-        if left:
-            report.note(f"left in the archive, being large and no weights: {', '.join(left)}")
-        return LocalDirectory(folder)
 
     def _member(self, name: str) -> Member:
         member = self._members.get(name)

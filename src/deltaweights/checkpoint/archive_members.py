@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,7 +27,11 @@ MOST_RATIO = 1032
 """Deflate cannot make more of one byte (258 bytes of two bits)."""
 
 LIKELY_RATIO, LIKELY_BELOW = 100, 64 * 2**20
-"""Bytes of content per packed byte that any weights stay below; short text may be anything."""
+"""Bytes of content per packed byte that all weights together stay below, unless they are few: trained ones have less than 2, a
+delta in float32 of which one weight in a hundred is not zero less than 75; a file of zeros may stand among others."""
+
+MOST_BESIDE = 128 * 2**20
+"""Content of all files beside the weights, which may come to be in memory together: a tokenizer has some 20 MB."""
 
 _NESTED = re.compile(r".*\.(zip|tar|tgz|gz|bz2|xz|zst|7z|rar)", re.IGNORECASE)
 
@@ -126,10 +130,24 @@ def _refuse_bombs(where: Path, members: Sequence[Member]) -> None:
         problem, expected = "the members of the zip are too large", f"at most {human_bytes(MOST_BYTES_OF_ALL)}"
         raise MalformedInput(problem, where=where, found=human_bytes(total), expected=expected)
     for member in members:
-        most = MOST_RATIO if member.size <= LIKELY_BELOW else LIKELY_RATIO
-        if member.size > most * member.packed:
-            problem, found = (
-                f"zip member {member.name} is a bomb",
-                f"{member.packed} bytes that stand for {member.size}",
-            )
-            raise MalformedInput(problem, where=where, found=found, expected=f"at most {most} times as many")
+        if member.size > MOST_RATIO * member.packed:
+            raise _bomb(where, f"zip member {member.name} is a bomb", member.packed, member.size, MOST_RATIO)
+
+
+def refuse_bomb(where: Path, weights: Collection[Member], beside: Collection[Member]) -> None:
+    """Raise ``MalformedInput`` when the files that a checkpoint uses, its weights and those beside them, would fill the disk.
+
+    One member says little: one may be all zeros. Together they are held against what the archive itself takes, which the user saw.
+    """
+    size, packed = sum(member.size for member in weights), sum(member.packed for member in weights)
+    if size > max(LIKELY_BELOW, LIKELY_RATIO * packed):
+        raise _bomb(where, "the archive is a bomb", packed, size, LIKELY_RATIO)
+    size = sum(member.size for member in beside)
+    if size > MOST_BESIDE:
+        problem, expected = "the files beside the weights are too large", f"at most {human_bytes(MOST_BESIDE)}"
+        raise MalformedInput(problem, where=where, found=human_bytes(size), expected=expected)
+
+
+def _bomb(where: Path, problem: str, packed: int, size: int, most: int) -> MalformedInput:
+    found, expected = f"{packed} bytes that stand for {size}", f"at most {most} times as many"
+    return MalformedInput(problem, where=where, found=found, expected=expected)

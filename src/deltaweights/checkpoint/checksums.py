@@ -1,15 +1,17 @@
 """Checksums that containers record for stored bytes, compared while the bytes pass.
 
 Enters: what a container recorded. Leaves: running checksums, fed in the order in which a tensor is read, and ``MalformedInput``
-when bytes are not those that were stored. Never: a second reading of what the caller reads anyway.
+when bytes are not those that were stored. Never: a second reading of what the caller reads anyway, but of a file whose only
+checksum is over all of it.
 """
 
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from deltaweights.checkpoint.tensors import LazyTensor, Running
+from deltaweights.checkpoint.files import ContiguousSource, WeightsFile
+from deltaweights.checkpoint.tensors import LazyTensor, Running, Storage, TensorSpec
 from deltaweights.errors import MalformedInput
 
 CHUNK = 1024 * 1024
@@ -47,14 +49,30 @@ def refuse_damage(tensor: LazyTensor, running: Running | None) -> None:
     fault = None if running is None else running.fault()
     if fault is not None:
         found, expected = fault
+        name = tensor.spec.name
         raise MalformedInput(
             "stored bytes are damaged",
             where=tensor.path,
-            tensor=tensor.spec.name,
+            tensor=None if name == tensor.file else name,  # a whole file
             found=found,
             expected=expected,
             remedy="fetch the file again",
         )
+
+
+def cover_whole(weights: WeightsFile) -> WeightsFile:
+    """Return ``weights``, the file as a whole among what is loose when it has a checksum only as a whole.
+
+    That is a file in an archive, of a format without checksums. Its tensors are read by range, in the order of the plan, so the
+    recorded CRC-32 takes a pass of its own, in order (``prove``).
+    """
+    file = weights.file
+    if file.crc32 is None or "crc32" in weights.checks:
+        return weights
+    name = file.path.name
+    spec, storage = TensorSpec(name, "U8", (file.size,)), Storage(name, name, 0, (1,))
+    whole = LazyTensor(spec, ContiguousSource(file, 0), file.path, storage, Crc32(file.crc32))
+    return replace(weights, checks=(*weights.checks, "crc32"), loose=(whole,))
 
 
 def prove(tensor: LazyTensor) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaweights.checkpoint.directory import Directory
-from deltaweights.errors import MalformedInput
+from deltaweights.checkpoint.documents import json_object, refuse_another
 from deltaweights.text import strict_json
 
 COPIED = frozenset({
@@ -78,20 +78,25 @@ class Companions:
     change: str | None = None
 
 
+def is_companion(name: str) -> bool:
+    """Tell whether a file of this name travels with the weights."""
+    return name in COPIED or name == README or LEGAL.fullmatch(name) is not None
+
+
 def read_companions(directory: Directory, weights: frozenset[str], dtype: str, role: str, notice: str) -> Companions:
     """Read what is copied from ``directory``, passing over ``weights``, and make config.json state ``dtype`` (torch's name).
 
     ``role`` says whether it is the folder of a "delta" or of a "target"; ``notice`` goes along.
-    Raises ``MalformedInput`` when config.json is not a JSON object or a companion is not a regular file, ``InputOutputError`` when
-    one cannot be read.
+    Raises ``MalformedInput`` when config.json is not a JSON object, or a companion is no regular file or not what its name says,
+    ``InputOutputError`` when one cannot be read.
     """
     files = {NOTICE_NAME: notice.encode()}
     left_behind = []
     for name in directory.names():
-        if name in COPIED or LEGAL.fullmatch(name):
-            files[name] = directory.read_companion(name, MAX_SIZE)
-        elif name == README:
-            files[f"{role.upper()}_README.md"] = directory.read_companion(name, MAX_SIZE)
+        if is_companion(name):
+            data = directory.read_companion(name, MAX_SIZE)
+            refuse_another(data, directory.path / name)
+            files[f"{role.upper()}_README.md" if name == README else name] = data
         elif name not in weights and not name.startswith("."):
             left_behind.append(name)
     change = None
@@ -105,12 +110,7 @@ def state_dtype(config: bytes, dtype: str, where: Path) -> tuple[bytes, str | No
 
     A config that states no dtype, or the right one, is returned as it is. Raises ``MalformedInput`` when it is not a JSON object.
     """
-    try:
-        document = strict_json(config)
-    except ValueError as error:
-        raise MalformedInput("not strict JSON", where=where, found=error, remedy="fetch it again") from None
-    if not isinstance(document, dict):
-        raise MalformedInput("not a JSON object", where=where, remedy="fetch it again")
+    document = json_object(config, where)
     text = config.decode()
     changes = []
     for key in ("torch_dtype", "dtype"):

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from deltaweights.checkpoint.files import InputFile, LocalFile, read_all, read_small
+from deltaweights.checkpoint.sniff import HEAD_BYTES
 from deltaweights.errors import InputOutputError, MalformedInput
 
 
@@ -20,9 +21,9 @@ class Directory(ABC):
     path: Path
 
     @property
-    def note(self) -> str | None:
-        """What is to be said of how the files are read, if anything."""
-        return None
+    def origin(self) -> dict[str, str]:
+        """Where the files are from, as the manifest records it: repository and commit; empty for a folder of this machine."""
+        return {}
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -35,6 +36,14 @@ class Directory(ABC):
     @abstractmethod
     def open(self, name: str) -> InputFile:
         """Open a file. Raises ``InputOutputError`` when it is not there, ``MalformedInput`` when it is no regular file."""
+
+    def head(self, name: str) -> bytes:
+        """Return the first bytes of a file, as many as tell what it is (``sniff``). Raises as ``open`` does."""
+        file = self.open(name)
+        try:
+            return file.read(0, min(file.size, HEAD_BYTES))
+        finally:
+            file.close()
 
     def read(self, name: str, most: int) -> bytes:
         """Return the contents of a small file. Raises as ``open`` does, and ``MalformedInput`` when it is too long."""

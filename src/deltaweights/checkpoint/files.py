@@ -27,10 +27,20 @@ MOST_PIECES = 1024
 
 
 class InputFile(ABC):
-    """One file of fixed content, read by position; ``path`` is for messages, ``size`` counts its bytes."""
+    """One file of fixed content, read by position; ``path`` is for messages, ``size`` counts its bytes.
+
+    ``crc32`` is what is recorded outside of the file for all of its bytes, as in an archive; None when nothing is.
+    """
 
     path: Path
     size: int
+    verified_sha256: str | None = None
+    """The sha256 that the content was compared with, or is by the time that ``check_unchanged`` returns."""
+    arrival: str | None = None
+    """The mark of the download that the content came by, if it did: another download, another mark."""
+    streamed: bool = False
+    """Whether the content is kept nowhere, so that nobody can hash it."""
+    crc32: int | None = None
 
     @abstractmethod
     def read_into(self, out: memoryview, offset: int) -> None:
@@ -142,8 +152,8 @@ class LocalFile(InputFile):
 class Window(InputFile):
     """``size`` bytes of ``file`` from ``offset`` on, read as a file of its own; whoever opened ``file`` closes it."""
 
-    def __init__(self, file: InputFile, path: Path, offset: int, size: int) -> None:
-        self.path, self.size = path, size
+    def __init__(self, file: InputFile, path: Path, offset: int, size: int, crc32: int | None = None) -> None:
+        self.path, self.size, self.crc32 = path, size, crc32
         self._file, self._offset = file, offset
 
     def read_into(self, out: memoryview, offset: int) -> None:
@@ -230,7 +240,8 @@ class WeightsFile:
 
     ``header_digest`` is ``blake3:`` and the digest of all bytes that say where the tensors are. ``loose`` lists stored bytes that
     no tensor covers exactly, as tensors of their own, so that their checksums can be compared. ``checks`` names what is checked by
-    whoever reads all tensors: "header", and "crc32" where checksums are recorded. ``notes`` are remarks for people.
+    whoever reads all tensors and all that is loose: "header", and "crc32" where checksums are recorded. ``notes`` are remarks for
+    people.
     """
 
     file: InputFile

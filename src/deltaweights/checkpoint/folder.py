@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from deltaweights.checkpoint.archive import is_checkpoint_archive, open_archive
+from deltaweights.checkpoint.archive import holds_checkpoint, is_checkpoint_archive, open_archive
 from deltaweights.checkpoint.directory import Directory, LocalDirectory
 from deltaweights.checkpoint.files import InputFile, LocalFile, WeightsFile
 from deltaweights.checkpoint.index import SUFFIXES, Index, read_index
@@ -22,10 +22,14 @@ from deltaweights.checkpoint.layout import PARAMS, PART, WEIGHTS, Start, find_st
 from deltaweights.checkpoint.meta_llama import open_meta
 from deltaweights.checkpoint.projector import open_projector
 from deltaweights.checkpoint.safetensors_file import open_safetensors
+from deltaweights.checkpoint.sniff import LEGACY_TORCH, what_is_it, what_stands_for
 from deltaweights.checkpoint.tensors import LazyTensor, name_fault
 from deltaweights.checkpoint.torch_file import open_torch_file
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.report import Report
+
+TORCH_HEADS = (b"PK\3\4", LEGACY_TORCH)
+"""How files that torch writes begin."""
 
 
 @dataclass(frozen=True)
@@ -67,39 +71,50 @@ class Checkpoint:
 
 
 class Unpacker(Protocol):
-    """Where archives are unpacked whose weights cannot be read in place."""
+    """Where archives are unpacked whose weights cannot be read in place.
+
+    ``copies`` says for how many copies of the weights there must be room.
+    """
+
+    @property
+    def copies(self) -> int:
+        """1, or 2 where the result comes to lie on the same disk."""
 
     def folder(self, role: str) -> Path:
         """Return the folder for the checkpoint of that role, new or with what an earlier run left in it."""
 
 
 def open_checkpoint(
-    path: str | Path, role: str, unpacker: Unpacker | None = None, report: Report | None = None
+    place: str | Path | Directory, role: str, unpacker: Unpacker | None = None, report: Report | None = None
 ) -> Checkpoint:
-    """Open the checkpoint at ``path``.
+    """Open the checkpoint in a directory, or at a path.
 
-    That is a folder (Hugging Face's layout or Meta's), an ``*.index.json``, a weights file, or a zip archive that holds one of the
-    former; where its weights are compressed they are unpacked, if there is an ``unpacker``. Raises ``InputOutputError`` when it is
-    not there or cannot be read, ``MalformedInput`` when a file breaks its format or the files do not fit each other.
+    A path is that of a folder (Hugging Face's layout or Meta's), an ``*.index.json``, a weights file, or a zip archive that
+    holds one of the former; where its weights are compressed they are unpacked, if there is an ``unpacker``. Raises
+    ``InputOutputError`` when it is not there or cannot be read, ``MalformedInput`` when a file breaks its format or the files do
+    not fit each other.
     """
-    path = Path(os.path.expanduser(path))  # noqa: PTH111  (Path's own raises when there is no such user)
-    directory, given = _locate(path, role, unpacker, report or Report())
+    if isinstance(place, Directory):
+        directory, given, path = place, None, place.path
+    else:
+        path = Path(os.path.expanduser(place))  # noqa: PTH111  (Path's own raises when there is no such user)
+        directory, given = _locate(path, role, unpacker, report or Report())
     files: list[WeightsFile] = []
     try:
-        start = find_start(directory, role) if given is None else _start_at(directory, given)
-        notes = [note for note in (directory.note, start.note) if note]
+        start = find_start(directory, role) if given is None else _start_at(given)
+        notes = [start.note] if start.note else []
         index = None
         if start.name == PARAMS:
             files, tensors = open_meta(directory)
         else:
             index = _index_of(directory, start.name, role)
             for name in [start.name] if index is None else index.shards:
-                files.append(_open_weights(directory.open(name)))
+                files.append(_open_weights(directory, name))
             tensors = _collect(files)
         if index is not None:
             index.check(tensors)
             notes += index.check_total(tensors)
-        if role == "delta" and (given is None or index is not None):
+        if role != "base" and (given is None or index is not None):  # a base has no projector, whatever lies beside it
             projector = open_projector(directory, tensors)
             if projector is not None:
                 files.append(projector)
@@ -117,9 +132,9 @@ def open_checkpoint(
     return Checkpoint(role, directory, path, names, tuple(files), tensors, tuple(notes), alone)
 
 
-def _start_at(directory: Directory, given: str) -> Start:
+def _start_at(given: str) -> Start:
     """Return where the weights begin when the user named a file: a part of Meta's stands for all of them."""
-    return Start(PARAMS if PART.fullmatch(given) and directory.has(PARAMS) else given)
+    return Start(PARAMS if PART.fullmatch(given) else given)
 
 
 def _locate(path: Path, role: str, unpacker: Unpacker | None, report: Report) -> tuple[Directory, str | None]:
@@ -138,7 +153,9 @@ def _locate(path: Path, role: str, unpacker: Unpacker | None, report: Report) ->
     if fault:
         raise MalformedInput("unusable file name", where=path, found=fault, remedy="rename it")
     if _is_archive(path):
-        return open_archive(path, partial(unpacker.folder, role) if unpacker else None, report), None
+        if unpacker is None:
+            return open_archive(path, None, report), None
+        return open_archive(path, partial(unpacker.folder, role), report, copies=unpacker.copies), None
     return LocalDirectory(path.parent), path.name
 
 
@@ -154,8 +171,8 @@ def _is_archive(path: Path) -> bool:
 
 
 def _how_to_get(path: Path, role: str) -> str:
-    if len(path.parts) == 2 and not path.is_absolute() and not path.parent.exists():
-        return f"for a model on the Hub, first run: hf download {path} --local-dir {path.name}, then give that folder"
+    if path.parts[:1] == ("hf:",):
+        return "this command takes no model of the Hub"
     return f"give the folder that holds the {role}'s weights"
 
 
@@ -169,28 +186,39 @@ def _index_of(directory: Directory, name: str, role: str) -> Index | None:
         index = read_index(directory, name)
         index.refuse_missing(directory)
         return index
-    if path.suffix not in SUFFIXES and not _is_torch_zip(directory, name):
-        kinds = ", ".join(SUFFIXES)
-        raise MalformedInput(
-            f"not a {role}", where=path, expected=f"a folder, an index.json, a .zip of a folder, or one of {kinds}"
-        )
-    return None
+    if path.suffix in SUFFIXES:
+        return None
+    head = directory.head(name)
+    if head.startswith(TORCH_HEADS):  # people rename files
+        return None
+    expected = f"a folder, an index.json, a .zip of a folder, or one of {', '.join(SUFFIXES)}"
+    other = what_stands_for(name, head) if path.suffix == ".json" else what_is_it(head)
+    found, way_out = other or (None, None)
+    raise MalformedInput(f"not a {role}", where=path, found=found, expected=expected, remedy=way_out)
 
 
-def _is_torch_zip(directory: Directory, name: str) -> bool:
-    """Tell whether a file of no known suffix begins as those that torch writes: people rename them."""
+def _open_weights(directory: Directory, name: str) -> WeightsFile:
+    is_safetensors = Path(name).suffix == ".safetensors"
+    opener: Callable[[InputFile], WeightsFile] = open_safetensors if is_safetensors else open_torch_file
+    try:
+        return opener(directory.open(name))
+    except MalformedInput:
+        _refuse_archive(directory, name)
+        raise
+
+
+def _refuse_archive(directory: Directory, name: str) -> None:
+    """Raise ``MalformedInput`` when what is no weights file is the archive of a checkpoint, under another name."""
     file = directory.open(name)
     try:
-        return file.size >= 4 and file.read(0, 4) == b"PK\3\4"
+        is_archive = holds_checkpoint(file)
+    except MalformedInput:
+        return
     finally:
         file.close()
-
-
-def _open_weights(file: InputFile) -> WeightsFile:
-    opener: Callable[[InputFile], WeightsFile] = (
-        open_safetensors if file.path.suffix == ".safetensors" else open_torch_file
-    )
-    return opener(file)
+    if is_archive:
+        where, found = directory.path / name, "an archive of a folder"
+        raise MalformedInput("not a weights file", where=where, found=found, remedy="name it .zip")
 
 
 def _collect(files: Iterable[WeightsFile]) -> dict[str, LazyTensor]:

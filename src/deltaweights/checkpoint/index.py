@@ -12,10 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from deltaweights.checkpoint.directory import Directory
-from deltaweights.checkpoint.sniff import what_is_it
+from deltaweights.checkpoint.documents import json_object
 from deltaweights.checkpoint.tensors import MAX_TENSORS, LazyTensor, name_fault
 from deltaweights.errors import MalformedInput
-from deltaweights.text import natural_key, strict_json
+from deltaweights.text import natural_key
 
 MAX_INDEX = 32 * 1024 * 1024
 
@@ -36,16 +36,13 @@ class Index:
         """The names of the shards, in natural order."""
         return sorted(set(self.weight_map.values()), key=natural_key)
 
-    def missing(self, directory: Directory) -> list[str]:
-        """Return the shards that are not in ``directory``."""
-        return [name for name in self.shards if not directory.has(name)]
-
     def refuse_missing(self, directory: Directory) -> None:
         """Raise ``MalformedInput`` when a shard is not there."""
-        for name in self.missing(directory):
-            expected = f"every file that {self.path.name} names"
-            where = directory.path / name
-            raise MalformedInput("shard is missing", where=where, expected=expected, remedy="finish the download")
+        for name in self.shards:
+            if not directory.has(name):
+                expected = f"every file that {self.path.name} names"
+                where = directory.path / name
+                raise MalformedInput("shard is missing", where=where, expected=expected, remedy="finish the download")
 
     def check(self, tensors: Mapping[str, LazyTensor]) -> None:
         """Raise ``MalformedInput`` when the ``tensors`` of the shards are not those of the index, each in its shard."""
@@ -76,15 +73,8 @@ class Index:
 def read_index(directory: Directory, name: str) -> Index:
     """Read and check an index. Raises ``MalformedInput`` when it is not one, ``InputOutputError`` when it cannot be read."""
     path = directory.path / name
-    data = directory.read(name, MAX_INDEX)
-    try:
-        document = strict_json(data)
-    except ValueError as error:
-        other = what_is_it(data)
-        if other is not None and b"{" not in data[:8]:  # what begins like JSON has a better reason
-            raise MalformedInput("not an index", where=path, found=other[0], remedy=other[1]) from None
-        raise MalformedInput("index is not strict JSON", where=path, found=error, remedy="fetch it again") from None
-    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    document = json_object(directory.read(name, MAX_INDEX), path)
+    weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MalformedInput("index has no weight_map", where=path, remedy="fetch it again")
     if len(weight_map) > MAX_TENSORS:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.index import read_index
+from deltaweights.checkpoint.sniff import LFS_POINTER
 from deltaweights.errors import MalformedInput
 
 SAFETENSORS = ("model.safetensors.index.json", "model.safetensors")
@@ -42,7 +43,7 @@ def find_start(directory: Directory, role: str) -> Start:
     """Return where the weights of ``directory`` begin.
 
     Safetensors win over torch files of the same checkpoint when they are complete. Raises ``MalformedInput`` when there are no
-    weights, or two sets of which either could be meant.
+    weights, or two sets of which either could be meant, and ``InputOutputError``.
     """
     names = directory.names()
     starts = [name for name in STARTS if name in names]
@@ -73,26 +74,33 @@ def find_start(directory: Directory, role: str) -> Start:
 
 
 def _one_of_two_formats(directory: Directory, safetensors: str, torch: str) -> Start:
-    """Choose between two formats of what is taken for one checkpoint, as the Hub's repositories and loaders have it."""
-    missing, _ = _files_of(directory, safetensors)
-    without, others = _files_of(directory, torch)
-    if not missing:
-        return Start(safetensors, others, f"{directory.path}: {safetensors} is used, not {torch} beside it")
-    if without:
+    """Choose between two formats of what is taken for one checkpoint, as the Hub's repositories and loaders have it.
+
+    A clone without git-LFS has every name of the Hub's repository; a pointer is as good as a file that is missing.
+    """
+    fault, of_safetensors = _set_of(directory, safetensors)
+    others_fault, of_torch = _set_of(directory, torch)
+    if fault is None:
+        return Start(safetensors, of_torch, f"{directory.path}: {safetensors} is used, not {torch} beside it")
+    if others_fault is not None:
         return Start(safetensors)  # which is refused for what it lacks
-    _, others = _files_of(directory, safetensors)
-    note = f"{directory.path}: {torch} is used, since {missing[0]} of {safetensors} is missing"
-    return Start(torch, others, note)
+    return Start(torch, of_safetensors, f"{directory.path}: {torch} is used, since {fault}")
 
 
-def _files_of(directory: Directory, start: str) -> tuple[list[str], frozenset[str]]:
-    """Return which files of the set that begins at ``start`` are missing, and all names of the set."""
-    if not directory.has(start):
-        return [start], frozenset({start})
-    if not start.endswith(".index.json"):
-        return [], frozenset({start})
-    index = read_index(directory, start)
-    return index.missing(directory), frozenset({start, *index.shards})
+def _set_of(directory: Directory, start: str) -> tuple[str | None, frozenset[str]]:
+    """Return what is wrong with the first file of the set that begins at ``start`` with which something is, and all its names."""
+    fault = _fault(directory, start)
+    if fault or not start.endswith(".index.json"):
+        return fault, frozenset({start})
+    shards = read_index(directory, start).shards
+    return next(filter(None, (_fault(directory, name) for name in shards)), None), frozenset({start, *shards})
+
+
+def _fault(directory: Directory, name: str) -> str | None:
+    """Return what is wrong with a file, as far as its first bytes tell."""
+    if not directory.has(name):
+        return f"{name} is missing"
+    return f"{name} is a git-LFS pointer" if directory.head(name).startswith(LFS_POINTER) else None
 
 
 def refuse_strays(directory: Directory, start: str, known: Iterable[str]) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 
 from deltaweights.checkpoint.directory import Directory
-from deltaweights.checkpoint.meta_params import read_params
+from deltaweights.checkpoint.documents import refuse_another
+from deltaweights.checkpoint.meta_params import Params, read_params
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.text import Json
 
@@ -19,8 +20,12 @@ TOKENIZER = "tokenizer.model"
 
 MAX_TOKENIZER = 64 * 1024 * 1024
 
-LLAMA_1_EPSILON, LLAMA_1_LENGTH, LLAMA_2_LENGTH = 1e-06, 2048, 4096
-"""The longest input stands in no file of Meta's: LLaMA-1, which has this epsilon, was trained on 2048 tokens, LLaMA-2 on 4096."""
+LLAMA_1_LENGTH, LLAMA_2_LENGTH = 2048, 4096
+"""The longest input, in tokens: in no file of Meta's, but what the papers and widely copied configurations state."""
+
+LLAMA_1_EPSILON, LLAMA_1_65B = 1e-06, (8192, 80)
+"""What tells LLaMA-1 from LLaMA-2, whose epsilon is 1e-05. So is that of LLaMA-1 65B, but the LLaMA-2 of its ``dim`` and
+``n_layers``, 70B, has fewer heads for keys than for queries."""
 
 BOS, EOS, UNK = "<s>", "</s>", "<unk>"
 BOS_ID, EOS_ID = 1, 2
@@ -32,7 +37,7 @@ def meta_companions(directory: Directory, specs: dict[str, TensorSpec], dtype: s
     ``specs`` are the tensors under Hugging Face's names. Raises ``MalformedInput`` and ``InputOutputError``.
     """
     params = read_params(directory)
-    length = LLAMA_1_LENGTH if params.norm_eps == LLAMA_1_EPSILON else LLAMA_2_LENGTH
+    length = LLAMA_1_LENGTH if _is_llama_1(params) else LLAMA_2_LENGTH
     config = {
         "architectures": ["LlamaForCausalLM"],
         "bos_token_id": BOS_ID,
@@ -65,7 +70,14 @@ def meta_companions(directory: Directory, specs: dict[str, TensorSpec], dtype: s
         "tokenizer_class": "LlamaTokenizer",
         **special,
     }
-    return {name: _json(value) for name, value in files.items()} | {TOKENIZER: directory.read(TOKENIZER, MAX_TOKENIZER)}
+    tokenizer = directory.read(TOKENIZER, MAX_TOKENIZER)
+    refuse_another(tokenizer, directory.path / TOKENIZER)
+    return {name: _json(value) for name, value in files.items()} | {TOKENIZER: tokenizer}
+
+
+def _is_llama_1(params: Params) -> bool:
+    is_65b = (params.dim, params.n_layers) == LLAMA_1_65B and params.n_kv_heads == params.n_heads
+    return is_65b or params.norm_eps == LLAMA_1_EPSILON
 
 
 def _json(value: Json) -> bytes:

@@ -94,9 +94,27 @@ def _tensors(directory: Directory, files: Sequence[WeightsFile], params: Params)
     for entry in entries:
         parts = [_part_of(weights, entry, len(files), params.head_dim) for weights in files]
         yield entry.name, _whole(entry, parts, params.head_dim, path)
-    for name, tensor in files[0].tensors.items():
-        if name not in known:
-            yield name, tensor
+    for weights in files:
+        for name, tensor in weights.tensors.items():
+            if name not in known:
+                _check_heads(directory, params, tensor)
+                if weights is files[0]:
+                    yield name, tensor
+
+
+def _check_heads(directory: Directory, params: Params, frequencies: LazyTensor) -> None:
+    """Raise ``MalformedInput`` when ``params`` have heads of another size than these, which are half as many as a head has rows.
+
+    With as many heads for keys as for queries no other shape shows it, and the rows of wq and wk would be put in a false order.
+    """
+    if frequencies.spec.count != params.head_dim // 2:
+        raise MalformedInput(
+            "n_heads does not fit the weights",
+            where=directory.path / PARAMS,
+            found=f"{params.head_dim // 2} rotary frequencies by n_heads {params.n_heads}",
+            expected=f"{frequencies.spec.count}, as {frequencies.spec.name} of {frequencies.file} has",
+            remedy=FETCH_AGAIN,
+        )
 
 
 def _entries(files: Sequence[WeightsFile], params: Params) -> Iterator[_Entry]:

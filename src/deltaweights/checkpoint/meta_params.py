@@ -9,9 +9,10 @@ import math
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.directory import Directory
+from deltaweights.checkpoint.documents import json_object
 from deltaweights.checkpoint.layout import PARAMS
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.text import Json, strict_json
+from deltaweights.text import Json
 
 MAX_PARAMS = 64 * 1024
 
@@ -49,12 +50,7 @@ def read_params(directory: Directory) -> Params:
     if not directory.has(PARAMS):
         remedy = "it comes with the weights, and says how many heads there are: put it beside them"
         raise InputOutputError("is missing beside Meta's weights", where=where, remedy=remedy)
-    try:
-        document = strict_json(directory.read(PARAMS, MAX_PARAMS))
-    except ValueError as error:
-        raise MalformedInput("not strict JSON", where=where, found=error, remedy="fetch it again") from None
-    if not isinstance(document, dict):
-        raise MalformedInput("not a JSON object", where=where, remedy="fetch it again")
+    document = json_object(directory.read(PARAMS, MAX_PARAMS), where)
 
     def size(key: str, default: int | None = None, most: int = MOST) -> int:
         value = document.get(key, default)

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from blake3 import blake3
 
+from deltaweights.checkpoint.checksums import cover_whole
 from deltaweights.checkpoint.files import ContiguousSource, InputFile, WeightsFile
 from deltaweights.checkpoint.sniff import what_is_it
 from deltaweights.checkpoint.tensors import (
@@ -48,7 +49,7 @@ def open_safetensors(file: InputFile) -> WeightsFile:
         file.close()
         raise
     digest = blake3(len(header).to_bytes(8, "little") + header).hexdigest()
-    return WeightsFile(file, "safetensors", f"blake3:{digest}", tensors)
+    return cover_whole(WeightsFile(file, "safetensors", f"blake3:{digest}", tensors))
 
 
 def _refuse(

@@ -17,6 +17,9 @@ from deltaweights.errors import InputOutputError
 class Scratch:
     """An ``Unpacker`` whose folders lie where temporary files do (``TMPDIR``), and are gone at the end."""
 
+    copies = 1
+    """See ``Unpacker``: what is looked at has no result."""
+
     def __init__(self) -> None:
         self._root: Path | None = None
 

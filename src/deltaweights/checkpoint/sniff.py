@@ -14,14 +14,13 @@ HEAD_BYTES = 512
 LEGACY_TORCH = b"\x80\x02\x8a\x0a"
 """How files of torch before 1.6 begin: a pickle of protocol 2, and in it a number of ten bytes, the magic number."""
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+"""How a file begins that a clone without git-LFS leaves in place of a large one."""
+
 _MAX_SAFETENSORS_HEADER = 100_000_000
 
 _BY_PREFIX: tuple[tuple[bytes, str, str], ...] = (
-    (
-        b"version https://git-lfs.github.com/spec/v1",
-        "a git-LFS pointer",
-        "run git lfs pull in its folder, or download the file itself",
-    ),
+    (LFS_POINTER, "a git-LFS pointer", "run git lfs pull in its folder, or download the file itself"),
     (b"PK\x03\x04", "a zip archive, as torch.save writes", "if it holds tensors, name it .bin or .pth"),
     (LEGACY_TORCH, "a file in torch's legacy format", "if it holds tensors, name it .bin or .pth"),
     (b"\x1f\x8b", "a gzip file", "unpack it first"),
@@ -67,3 +66,13 @@ def what_is_it(head: bytes) -> tuple[str, str] | None:
         if text.startswith(prefix) and b"\0" not in text:
             return what, remedy
     return None
+
+
+def what_stands_for(name: str, head: bytes) -> tuple[str, str] | None:
+    """Return what stands in place of the small file ``name`` that begins with ``head``, as ``what_is_it`` does; None when unknown.
+
+    A git-LFS pointer may stand in place of any; of a tokenizer.model whatever is known may, and of a .json what cannot be JSON.
+    Other text may begin as it likes: a README as a page does, a chat template with a brace.
+    """
+    cannot_be = name.endswith(".model") or (name.endswith(".json") and b"{" not in head[:8])
+    return what_is_it(head) if cannot_be or head.startswith(LFS_POINTER) else None

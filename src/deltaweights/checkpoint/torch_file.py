@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from blake3 import blake3
 
-from deltaweights.checkpoint.checksums import Crc32
+from deltaweights.checkpoint.checksums import Crc32, cover_whole
 from deltaweights.checkpoint.files import ContiguousSource, InputFile, WeightsFile
 from deltaweights.checkpoint.pickle_reader import MAX_PICKLE, read_state_dict
 from deltaweights.checkpoint.pickle_tables import TensorView
 from deltaweights.checkpoint.sniff import LEGACY_TORCH
 from deltaweights.checkpoint.tensors import ITEM_SIZES, LazyTensor, Storage, TensorSpec
-from deltaweights.checkpoint.torch_legacy import NO_CHECKSUMS, read_legacy
+from deltaweights.checkpoint.torch_legacy import read_legacy
 from deltaweights.checkpoint.views import source_of
 from deltaweights.checkpoint.zip_archive import Archive, Member, read_archive
 from deltaweights.errors import MalformedInput
+
+NO_CHECKSUMS = "records no checksums, so damage to its weights cannot be noticed"
+"""The note on a legacy file, and on an archive written under ``torch.serialization.set_crc32_options(False)``."""
 
 MAX_SMALL = 1024
 
@@ -41,12 +45,12 @@ def open_torch_file(file: InputFile) -> WeightsFile:
     when it cannot be read.
     """
     try:
-        if file.read(0, min(file.size, len(LEGACY_TORCH))) == LEGACY_TORCH:
-            return read_legacy(file)
-        return _Reader(file, read_archive(file)).weights()
+        is_legacy = file.read(0, min(file.size, len(LEGACY_TORCH))) == LEGACY_TORCH
+        weights = cover_whole(read_legacy(file) if is_legacy else _Reader(file, read_archive(file)).weights())
     except BaseException:
         file.close()
         raise
+    return weights if "crc32" in weights.checks else replace(weights, notes=(NO_CHECKSUMS,))
 
 
 class _Reader:
@@ -75,7 +79,6 @@ class _Reader:
             tensors,
             ("header", "crc32") if self.has_checksums else ("header",),
             tuple(self.loose(tensors, storages)) if self.has_checksums else (),
-            () if self.has_checksums else (NO_CHECKSUMS,),
         )
 
     def refuse(

@@ -24,9 +24,6 @@ from deltaweights.checkpoint.tensors import ITEM_SIZES, MAX_TENSORS, LazyTensor,
 from deltaweights.checkpoint.views import source_of
 from deltaweights.errors import MalformedInput
 
-NO_CHECKSUMS = "records no checksums, so damage to its weights cannot be noticed"
-"""The note on a legacy file, and on an archive written under ``torch.serialization.set_crc32_options(False)``."""
-
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 
@@ -129,9 +126,7 @@ class _Reader:
         if at != self.file.size:
             raise self.refuse("bytes after the last storage", f"{self.file.size - at} bytes", "none")
         tensors = {name: self.tensor(name, view, places[view.storage]) for name, view in views.items()}
-        return WeightsFile(
-            self.file, "torch-legacy", f"blake3:{digest.hexdigest()}", tensors, ("header",), (), (NO_CHECKSUMS,)
-        )
+        return WeightsFile(self.file, "torch-legacy", f"blake3:{digest.hexdigest()}", tensors)
 
     def refuse(
         self,

@@ -27,18 +27,29 @@ from deltaweights.sizes import human_bytes
 WORKERS = 2
 """Members that are unpacked at a time: a deflate stream can only be read in order, by one core."""
 
+UNFINISHED = ".part"
+"""Ends the names of files that are being written; no file of a checkpoint has such a name."""
+
 KEPT = "what is unpacked is kept: make room or mend the disk, then run the same command again"
 
 
-def unpack(file: InputFile, members: Mapping[str, Member], folder: Path, report: Report) -> None:
+class NoRoom(InputOutputError):
+    """The disk is too small for what would be unpacked, and nothing was."""
+
+
+def unpack(
+    file: InputFile, members: Mapping[str, Member], folder: Path, report: Report, copies: Mapping[str, int]
+) -> None:
     """Write ``members`` of the archive ``file`` into ``folder``, which exists and is ours: what else is in it is removed.
 
+    ``copies`` says of which members the disk must have room for more than one copy, such as for a result that is about as large.
     A file that has a member's size and CRC-32 is kept; a run that ends early, for whatever reason, so leaves the next one less to
-    do. Only an archive that turns out to be damaged leaves nothing. Raises ``MalformedInput`` then, and ``InputOutputError`` when
-    the disk is too small or refuses, or the archive cannot be read or changes meanwhile.
+    do. Only an archive that turns out to be damaged leaves nothing. Raises ``MalformedInput`` then, ``NoRoom`` when the disk is too
+    small, and ``InputOutputError`` when it refuses, or the archive cannot be read or changes meanwhile.
     """
     present = _tidy(folder, members)
-    _check_space(folder, sum(member.size for name, member in members.items() if name not in present))
+    missing = members.keys() - present
+    _check_space(folder, sum(members[name].size * copies.get(name, 1) for name in missing))
     job = _Unpacking(file, members, folder, present)
     report.begin("unpacking", sum(member.size for member in members.values()))
     try:
@@ -80,7 +91,7 @@ def _check_space(folder: Path, needed: int) -> None:
     except OSError as error:
         raise InputOutputError.from_os(error, folder, "look at the disk") from error
     if free < needed:
-        raise InputOutputError(
+        raise NoRoom(
             "not enough free disk to unpack the archive",
             where=folder,
             found=f"{human_bytes(free)} free",
@@ -100,10 +111,6 @@ class _Unpacking:
         self._file, self._folder, self._present = file, folder, present
         # The large ones first, so that the workers end at about the same time.
         self._waiting = deque(sorted(members.items(), key=lambda item: -item[1].size))
-        # No member may have the name of another's unfinished file, also where case does not count.
-        self._suffix = ".part"
-        while any(name.casefold().endswith(self._suffix) for name in members):
-            self._suffix = f".{self._suffix}"
         self._lock, self._stop, self._done = threading.Lock(), threading.Event(), 0
 
     def run(self, report: Report) -> None:
@@ -162,7 +169,7 @@ class _Unpacking:
         return crc == member.crc32
 
     def _write(self, name: str, member: Member) -> None:
-        path, unfinished = self._folder / name, self._folder / f"{name}{self._suffix}"
+        path, unfinished = self._folder / name, self._folder / f"{name}{UNFINISHED}"
         try:
             path.unlink(missing_ok=True)  # not at the end: there may be room for one of the two
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

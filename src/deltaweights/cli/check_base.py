@@ -11,7 +11,17 @@ from typing import Any
 
 import click
 
-from deltaweights.cli.options import DTYPE, device_option, json_option, recipe_of, recipe_option, workers_option
+from deltaweights.cli.options import (
+    DTYPE,
+    device_option,
+    hub_of,
+    hub_options,
+    json_option,
+    recipe_of,
+    recipe_option,
+    stream_option,
+    workers_option,
+)
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.errors import UsageError
 from deltaweights.text import printable
@@ -34,6 +44,8 @@ def _share(_ctx: click.Context, _parameter: click.Parameter, value: float) -> fl
 @click.option(
     "--compute-dtype", type=DTYPE, help="Dtype that the delta was computed in [default: the recipe's, or float16]."
 )
+@hub_options
+@stream_option
 @device_option
 @workers_option
 @json_option
@@ -42,14 +54,15 @@ def command(recipe: str | None, base: str, delta: str, *, as_json: bool, quiet: 
     """Prove from a delta that a base is the one that it was made from.
 
     Where a sum lies within one exponent step of its base, the difference of the two must give the delta again; with another base it
-    does not (docs/design.md). Exit 0: proved; 4: another base; 6: nothing can be said.
+    does not (docs/design.md). Checksums that files record are not looked at: apply compares them. Exit 0: proved; 4: another base;
+    6: nothing can be said.
     """
     from deltaweights.health import proof_line  # noqa: PLC0415
     from deltaweights.round_trip import check_base  # noqa: PLC0415  (only who checks needs it)
 
     name, file = recipe_of(recipe, options.pop("recipe_option"))
     report = TerminalReport("deltaweights", quiet=quiet)
-    found = check_base(base, delta, recipe=name, recipe_file=file, report=report, **options)
+    found = check_base(base, delta, recipe=name, recipe_file=file, hub=hub_of(options), report=report, **options)
     if as_json:
         click.echo(json.dumps({**asdict(found), "proved": found.proved}, indent=2))
     else:

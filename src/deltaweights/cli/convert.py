@@ -10,13 +10,15 @@ from typing import Any
 import click
 
 from deltaweights.cli.job import convert
-from deltaweights.cli.options import DTYPE, output_options
+from deltaweights.cli.options import DTYPE, hub_options, output_options, stream_option
 
 
 @click.command("convert")
 @click.option("--base", required=True, metavar="PATH", help="What to convert: Meta's folder, or any other checkpoint.")
 @click.option("--target", required=True, metavar="PATH", help="The folder to create.")
 @click.option("--dtype", type=DTYPE, help="Dtype of the written weights [default: the one that they have].")
+@hub_options
+@stream_option
 @output_options
 def command(base: str, target: str, **options: Any) -> None:
     """Write a checkpoint as a Hugging Face folder of safetensors, with manifest and checksums.

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 import click
 
+from deltaweights.cli.options import hub_of, hub_options, stream_option
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.comparison.diff import Comparison, DifferingTensor, DiffReport, diff_checkpoints
 from deltaweights.errors import CheckFailed
@@ -24,18 +26,21 @@ from deltaweights.text import counted, printable
 @click.option(
     "--trust-manifests", is_flag=True, help="Compare what two manifest.json state; read no weights where both have one."
 )
+@hub_options
+@stream_option
 @click.option("--workers", type=click.IntRange(min=1), help="Threads [default: one per processor, 2 to 8].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("-q", "--quiet", is_flag=True, help="Only the result, and errors.")
-def command(a: str, b: str, *, trust_manifests: bool, workers: int | None, as_json: bool, quiet: bool) -> None:
+def command(
+    a: str, b: str, *, trust_manifests: bool, workers: int | None, as_json: bool, quiet: bool, **options: Any
+) -> None:
     """Compare two checkpoints, tensor by tensor.
 
     Container, sharding and order do not matter, names, shapes, dtypes and every bit do. Rotary inv_freq buffers are listed apart
     and do not count: current loaders recompute them. Exit 0: identical; 6: different.
     """
-    report = diff_checkpoints(
-        a, b, workers=workers, trust_manifests=trust_manifests, report=TerminalReport("deltaweights", quiet=quiet)
-    )
+    terminal, hub = TerminalReport("deltaweights", quiet=quiet), hub_of(options)
+    report = diff_checkpoints(a, b, workers=workers, trust_manifests=trust_manifests, hub=hub, report=terminal)
     if as_json:
         click.echo(json.dumps(asdict(report), indent=2, allow_nan=False))
     else:

@@ -13,6 +13,7 @@ from deltaweights import __version__
 
 COMMANDS = {
     "apply": "Add a delta to its base and write the merged checkpoint.",
+    "download": "Fetch base and delta, or a model of the Hub, and check them.",
     "verify": "Check a merged checkpoint against its manifest or a pinned digest.",
     "make": "Make a delta: subtract a base from a model fine-tuned from it.",
     "inspect": "Show what a checkpoint holds, from its headers.",

@@ -1,15 +1,17 @@
 """``deltaweights inspect``.
 
-Enters: a checkpoint. Leaves: what it holds, as a table or as JSON, on stdout. Never: torch, or a byte of weights.
+Enters: a checkpoint. Leaves: what it holds and is, as a table or as JSON, on stdout. Never: torch.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 import click
 
+from deltaweights.cli.options import hub_of, hub_options
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.inspection import InspectReport, group_tensors, inspect_checkpoint
 from deltaweights.merge.rules import is_buffer
@@ -24,15 +26,16 @@ MOST_RANGES = 12
 @click.command("inspect")
 @click.argument("path", metavar="PATH")
 @click.option("--hash-inputs", is_flag=True, help="Make the sha256 of every file, to tell what it is; reads all of it.")
+@hub_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every tensor.")
-def command(path: str, *, hash_inputs: bool, as_json: bool) -> None:
+def command(path: str, *, hash_inputs: bool, as_json: bool, **options: Any) -> None:
     """Show what a checkpoint holds: tensors, dtypes, shapes, sizes, parameters.
 
-    PATH is a folder (Hugging Face's or Meta's), an index.json, a weights file, or a zip archive. Only headers and some samples
-    are read. Tensors that are alike but for the numbers in their names share a line: layers.{0-31}.
+    PATH is a folder (Hugging Face's or Meta's), an index.json, a weights file, a zip archive, or ORG/NAME on the Hub. Only
+    headers and some samples are read. Tensors that are alike but for the numbers in their names share a line: layers.{0-31}.
     """
     terminal = TerminalReport("deltaweights", quiet=False)
-    report = inspect_checkpoint(path, hash_inputs=hash_inputs, report=terminal)
+    report = inspect_checkpoint(path, hash_inputs=hash_inputs, hub=hub_of(options), report=terminal)
     for note in report.notes:
         terminal.warn(note)
     click.echo(json.dumps(asdict(report), indent=2) if as_json else "\n".join(map(printable, _lines(report))))

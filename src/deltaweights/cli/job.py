@@ -9,22 +9,21 @@ import json
 import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from deltaweights.cli.options import recipe_of
+from deltaweights.cli.options import hub_of, recipe_of
 from deltaweights.cli.terminal import TerminalReport
-from deltaweights.errors import Interrupted, UsageError
+from deltaweights.errors import Interrupted
 from deltaweights.sizes import human_bytes
 from deltaweights.text import Json, counted, printable
 
 if TYPE_CHECKING:
     from deltaweights.job import Published
     from deltaweights.prepare import Prepared
-    from deltaweights.recipes.recipe import Recipe
 
 NOTICE = "research use only; LLaVA-Med: never for clinical use"
 
@@ -42,17 +41,20 @@ def apply(
     """Add the delta to its base, or show the plan, and print the outcome."""
     from deltaweights.apply import apply_delta  # noqa: PLC0415  (only who merges needs it)
     from deltaweights.merge.operation import Operation  # noqa: PLC0415
-    from deltaweights.pair import find_recipe  # noqa: PLC0415
+    from deltaweights.pair import find_recipe, sources_of  # noqa: PLC0415
     from deltaweights.prepare import prepare  # noqa: PLC0415
 
     recipe, recipe_file = recipe_of(recipe, recipe_option)
     found = find_recipe(recipe, recipe_file)
-    if base is None or delta is None:
-        role = "base" if base is None else "delta"
-        raise UsageError(f"--{role} is missing", remedy=_where_to_get(role, found))
+    hub = hub_of(options)
+    if options["dry_run"]:
+        hub = replace(hub, stream=True)  # headers and samples are little of a model
+    base_at, delta_at = sources_of(found, base, delta)
     planned = _planned(options, "compute_dtype", "dtype", "max_shard_size", "allow_unproved_base")
-    plan = partial(prepare, Operation.APPLY, base, delta, target, recipe=found, check=options["prove"], **planned)
-    do = partial(apply_delta, base, delta, target, recipe=recipe, recipe_file=recipe_file)
+    plan = partial(
+        prepare, Operation.APPLY, base_at, delta_at, target, recipe=found, hub=hub, check=options["prove"], **planned
+    )
+    do = partial(apply_delta, base_at, delta_at, target, recipe=recipe, recipe_file=recipe_file, hub=hub)
     _run(name, "target", do, plan, **options)
 
 
@@ -62,41 +64,33 @@ def make(name: str, base: str, target: str, delta: str, **options: Any) -> None:
     from deltaweights.merge.operation import Operation  # noqa: PLC0415
     from deltaweights.prepare import prepare  # noqa: PLC0415
 
+    hub = hub_of(options)
     plan = partial(
         prepare,
         Operation.MAKE,
         base,
         target,
         delta,
+        hub=hub,
         **_planned(options, "compute_dtype", "dtype", "max_shard_size", "check"),
     )
-    _run(name, "delta", partial(make_delta, base, target, delta), plan, **options)
+    _run(name, "delta", partial(make_delta, base, target, delta, hub=hub), plan, **options)
 
 
 def convert(base: str, target: str, **options: Any) -> None:
     """Copy a checkpoint into another layout, or show the plan, and print the outcome."""
     from deltaweights.convert import convert_checkpoint, prepare_copy  # noqa: PLC0415  (only who converts needs it)
 
-    plan = partial(prepare_copy, base, target, **_planned(options, "dtype", "max_shard_size"))
-    _run("deltaweights", "target", partial(convert_checkpoint, base, target), plan, **options)
+    hub = hub_of(options)
+    plan = partial(prepare_copy, base, target, hub=hub, **_planned(options, "dtype", "max_shard_size"))
+    _run("deltaweights", "target", partial(convert_checkpoint, base, target, hub=hub), plan, **options)
 
 
 def _planned(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: options[name] for name in names}
+    from deltaweights.work import workers_of  # noqa: PLC0415  (see above)
 
-
-def _where_to_get(role: str, recipe: Recipe | None) -> str:
-    """Say what to give, and where a recipe has it from."""
-    from deltaweights.recipes.models import model  # noqa: PLC0415  (see above)
-
-    if recipe is None:
-        return "give its path, or name a recipe: deltaweights recipes"
-    repo = recipe.delta.repo
-    if role == "base":
-        repo = model(recipe.base_model).repo if recipe.base_model else None
-    elif not recipe.delta.has_weights:
-        return f"{repo} holds no weights; give the archive, if you hold it: {', '.join(recipe.delta.archives)}"
-    return f"run: hf download {repo} --local-dir {role}, then give that folder" if repo else "give its path"
+    hash_workers = workers_of(options["workers"]) if options["hash_inputs"] else None
+    return {**{name: options[name] for name in names}, "hash_workers": hash_workers}
 
 
 def _run(

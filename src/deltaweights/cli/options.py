@@ -6,13 +6,17 @@ Enters: functions that click makes commands of. Leaves: the same with options. N
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deltaweights.errors import UsageError
+
+if TYPE_CHECKING:
+    from deltaweights.hub.locate import HubOptions
 
 DTYPE = click.Choice(["float16", "bfloat16", "float32"])
 
@@ -46,6 +50,8 @@ workers_option = click.option(
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Only results and warnings.")
+
 recipe_option = click.option(
     "--recipe",
     "recipe_option",
@@ -65,15 +71,43 @@ def _all(*options: Callable[[Function], Function]) -> Callable[[Function], Funct
     return add
 
 
+hub_options = _all(
+    click.option("--offline", is_flag=True, help="Use only what is in the Hub's cache; also HF_HUB_OFFLINE=1."),
+    click.option("--token", help="A token of the Hub [default: HF_TOKEN, or that of `hf auth login`]."),
+    click.option(
+        "--cache-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="The Hub's cache [default: HF_HUB_CACHE, or that of `hf`].",
+    ),
+    click.option("--recheck", is_flag=True, help="Hash files of the cache also when that was done before."),
+)
+"""Those of commands that take models of the Hub."""
+
+stream_option = click.option(
+    "--stream",
+    is_flag=True,
+    help="Read models of the Hub by ranges, and keep nothing of them; their hashes are not checked.",
+)
+
+HUB = ("offline", "token", "cache_dir", "recheck", "stream")
+
+
+def hub_of(options: dict[str, Any]) -> HubOptions:
+    """Take the options of the Hub out of ``options``."""
+    from deltaweights.hub.locate import HubOptions  # noqa: PLC0415  (the rest of the package does without)
+
+    return HubOptions(**{name: options.pop(name) for name in HUB if name in options})
+
+
 output_options = _all(
     click.option("--max-shard-size", default="5GB", show_default=True, help="Most bytes of tensors per shard."),
     workers_option,
     click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands there."),
     click.option("--strict", is_flag=True, help="Fail (6) when the result has NaN, infinite or uniform weights."),
     click.option("--hash-inputs", is_flag=True, help="Record the sha256 of every input file; reads them once more."),
-    click.option("--dry-run", is_flag=True, help="Show the plan and what it needs; write nothing."),
+    click.option("--dry-run", is_flag=True, help="Show the plan and what it needs; writes only what must be unpacked."),
     json_option,
-    click.option("-q", "--quiet", is_flag=True, help="Only results and warnings."),
+    quiet_option,
 )
 """Those of all commands that write a checkpoint."""
 
@@ -85,6 +119,8 @@ arithmetic_options = _all(
 """Those of commands that compute."""
 
 make_options = _all(
+    hub_options,
+    stream_option,
     click.option("--hub-repo-id", metavar="ORG/NAME", callback=_hub_repo_id, help="Print the upload command, too."),
     click.option(
         "--check/--no-check", default=True, show_default=True, help="Apply the delta as it is made, and count."
@@ -96,6 +132,11 @@ make_options = _all(
 
 apply_options = _all(
     recipe_option,
+    hub_options,
+    stream_option,
+    click.option(
+        "--require-verified", is_flag=True, help="Fail (6) unless all input files are compared with a sha256."
+    ),
     click.option(
         "--prove/--no-prove",
         default=True,
@@ -112,8 +153,12 @@ apply_options = _all(
 def recipe_of(recipe: str | None, option: str | None) -> tuple[str | None, str | None]:
     """Return the name of a recipe and the path of one, given the argument and the option, which may be either.
 
-    Raises ``UsageError`` when both are names.
+    Raises ``UsageError`` when both are names, or the argument is a path.
     """
+    if recipe is not None and _is_file(recipe):
+        raise UsageError(
+            "a recipe in a file is given as an option", found=recipe, remedy=f"--recipe {shlex.quote(recipe)}"
+        )
     if option is None or _is_file(option):
         return recipe, option
     if recipe is not None:

@@ -107,10 +107,14 @@ def _facts(recipe: Recipe) -> Iterator[tuple[str, str]]:
         base = model(recipe.base_model)
         where = f": {base.repo} at {base.revision}" if base.repo else ""
         yield "base", f"{base.title} ({base.key}){where}"
+    accepted = [*recipe.base_files, *(model(recipe.base_model).files if recipe.base_model is not None else ())]
+    if accepted:
+        yield "base files", "\n".join(f"{file.sha256}  {file.name}" for file in accepted)
     stated = "in which the delta was made" if recipe.stated else "whether the delta was made in it is not known"
     yield "arithmetic", f"{recipe.compute_dtype}, {stated}"
     yield "new rows", NEW_ROWS[recipe.new_rows]
-    yield "in delta only", "\n".join(sorted(recipe.delta_only)) or "nothing"
+    only = [f"{name} (required)" if name in recipe.required else name for name in sorted(recipe.delta_only)]
+    yield "in delta only", "\n".join(only) or "nothing"
     yield "shapes", _shapes(recipe.shapes)
     if recipe.checks is not None:
         extent = "weights and inv_freq buffers" if recipe.checks.with_buffers else "weights"

@@ -49,6 +49,9 @@ def run(command: click.Command, name: str) -> int:
 
 
 def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
+    downloads = sys.modules.get("deltaweights.hub.downloads")
+    if downloads is not None:  # readers that wait for bytes would not hear of it
+        downloads.stop_all()
     raise Interrupted(number, "interrupted" if number == signal.SIGINT else "terminated")
 
 

@@ -7,7 +7,6 @@ a manifest unasked, or a verdict on bytes that changed while they were read.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
@@ -16,6 +15,8 @@ from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.comparison.figures import NUMPY, Figures, add_up, comparable
 from deltaweights.comparison.reading import Pair, read_pairs
 from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.hub.ids import Given
+from deltaweights.hub.locate import HubOptions, located
 from deltaweights.manifest.beside import lists_exactly, manifest_beside
 from deltaweights.manifest.manifest import MANIFEST
 from deltaweights.merge.rules import is_buffer
@@ -92,11 +93,12 @@ class DiffReport:
 
 
 def diff_checkpoints(
-    a: str | os.PathLike[str],
-    b: str | os.PathLike[str],
+    a: Given,
+    b: Given,
     *,
     workers: int | None = None,
     trust_manifests: bool = False,
+    hub: HubOptions | None = None,
     report: Report | None = None,
 ) -> DiffReport:
     """Compare the checkpoints at ``a`` and ``b`` tensor by tensor; each is a folder, an index, or one weights file.
@@ -108,8 +110,9 @@ def diff_checkpoints(
     count, report = workers_of(workers), report or Report()
     with (
         Scratch() as scratch,
-        open_checkpoint(os.fspath(a), "first checkpoint", scratch, report) as one,
-        open_checkpoint(os.fspath(b), "second checkpoint", scratch, report) as other,
+        located([("first checkpoint", a), ("second checkpoint", b)], hub, report) as (one_at, other_at),
+        open_checkpoint(one_at, "first checkpoint", scratch, report) as one,
+        open_checkpoint(other_at, "second checkpoint", scratch, report) as other,
     ):
         for note in (*one.notes, *other.notes):
             report.note(note)

@@ -15,8 +15,8 @@ from deltaweights.text import Json
 class ProofRecord:
     """What the sums say of their base, of all tensors together (see ``Proof``).
 
-    ``tensors`` counts violations by name, ``verdict`` is one of ``Verdict``'s, ``allowed`` says that the user let a base pass that
-    is not proved.
+    ``tensors`` counts violations by name, ``untested`` names those of which too few weights lie in the region to say anything.
+    ``verdict`` is one of ``Verdict``'s, ``allowed`` says that the user let a base pass that is not proved.
     """
 
     weights: int
@@ -25,11 +25,16 @@ class ProofRecord:
     evidence: int
     verdict: str
     tensors: dict[str, int]
+    untested: tuple[str, ...] = ()
     allowed: bool = False
 
     def document(self) -> dict[str, Json]:
-        """Return the record as JSON; ``allowed`` only when it is so."""
-        return {key: value for key, value in vars(self).items() if (key, value) != ("allowed", False)}
+        """Return the record as JSON; ``untested`` and ``allowed`` only where there is something to say."""
+        rare = {"untested": list(self.untested), "allowed": self.allowed}
+        return {
+            **{key: value for key, value in vars(self).items() if key not in rare},
+            **{key: value for key, value in rare.items() if value},
+        }
 
     @classmethod
     def of(cls, document: Mapping[str, Json]) -> ProofRecord:
@@ -39,6 +44,7 @@ class ProofRecord:
             **counts,
             verdict=str(document["verdict"]),
             tensors=sizes(document["tensors"]),
+            untested=tuple(map(str, document.get("untested", ()))),
             allowed=document.get("allowed") is True,
         )
 

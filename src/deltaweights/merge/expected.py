@@ -1,4 +1,4 @@
-"""Whether a pair has the sizes that its recipe states.
+"""Whether a pair has the sizes that its recipe states, and the delta all that it must have.
 
 Enters: a recipe, and two open checkpoints. Leaves: nothing, or ``Mismatch``. Never: a byte of weights.
 """
@@ -6,6 +6,8 @@ Enters: a recipe, and two open checkpoints. Leaves: nothing, or ``Mismatch``. Ne
 from __future__ import annotations
 
 from deltaweights.checkpoint.folder import Checkpoint
+from deltaweights.checkpoint.projector import FILE as PROJECTOR_FILE
+from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.errors import Mismatch
 from deltaweights.merge.suspicions import EMBEDDING, REMEDY, layers
 from deltaweights.recipes.recipe import Recipe
@@ -15,8 +17,17 @@ HEAD = "lm_head.weight"
 GATE = "model.layers.0.mlp.gate_proj.weight"
 
 
-def refuse_other_shapes(recipe: Recipe, base: Checkpoint, delta: Checkpoint) -> None:
-    """Raise ``Mismatch`` when base or delta have other sizes than ``recipe`` states; what is missing is the rules' matter."""
+def refuse_others(recipe: Recipe, base: Checkpoint, delta: Checkpoint) -> None:
+    """Raise ``Mismatch`` when base or delta have other sizes than ``recipe`` states, or the delta lacks what it requires."""
+    for name in recipe.required:
+        if name not in delta.tensors:
+            raise Mismatch(
+                f"not the whole delta of recipe {recipe.name}",
+                where=f"delta {delta.path}",
+                tensor=name,
+                found="no such tensor",
+                remedy=f"is {PROJECTOR_FILE} missing beside the shards?" if name in PROJECTOR else "fetch it again",
+            )
     shapes = recipe.shapes
     for checkpoint, rows in ((base, shapes.base_rows), (delta, shapes.delta_rows)):
         for name, axis, expected, what in (

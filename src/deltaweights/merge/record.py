@@ -11,7 +11,7 @@ from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.findings import Findings, ProofRecord
 from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord, manifest_bytes
 from deltaweights.manifest.tally import Proof
-from deltaweights.merge.evidence import Verdict, verdict
+from deltaweights.merge.evidence import Verdict, untested, verdict
 from deltaweights.merge.plan import InputRecord, Plan
 from deltaweights.text import Json
 
@@ -43,13 +43,13 @@ def proof_of(proofs: Mapping[str, Proof], *, allowed: bool = False) -> ProofReco
     """Return what the tensors together say of the base; None when there are none."""
     if not proofs:
         return None
-    whole = sum(proofs.values(), Proof())
-    said = verdict(whole)
+    said = verdict(proofs)
     return ProofRecord(
-        **vars(whole),
+        **vars(sum(proofs.values(), Proof())),
         verdict=said.value,
         tensors={name: proof.violations for name, proof in proofs.items() if proof.violations},
-        allowed=allowed and said in {Verdict.VIOLATED, Verdict.OTHER_ARITHMETIC},
+        untested=untested(proofs),
+        allowed=allowed and said not in {Verdict.PROVED, Verdict.NO_EVIDENCE},
     )
 
 
@@ -58,12 +58,13 @@ def merge_manifest(
     fragments: Mapping[str, Fragment],
     files: Mapping[str, FileRecord],
     input_sha256: Mapping[str, Mapping[str, str]],
+    origins: Mapping[str, Mapping[str, str]],
     findings: Findings,
 ) -> tuple[bytes, str]:
     """Return the manifest's bytes, and the content digest of the result.
 
     ``files`` are all files of the target but the manifest and SHA256SUMS; ``input_sha256`` holds, by role and file name, the
-    whole-file hashes of inputs that were made.
+    whole-file hashes of inputs that were made, ``origins`` by role where inputs are from and how far they are verified.
     """
     records = records_of(fragments)
     places = {tensor.spec.name: shard.file for shard in plan.shards for tensor in shard.tensors}
@@ -95,7 +96,10 @@ def merge_manifest(
     digests[plan.operation.lead] = {name: record.delta for name, record in records.items()}
     inputs: Json = {
         "plan": plan.identity,
-        **{role: _input(of, digests[role], input_sha256.get(role, {})) for role, of in plan.inputs.items()},
+        **{
+            role: {**origins.get(role, {}), **_input(of, digests[role], input_sha256.get(role, {}))}
+            for role, of in plan.inputs.items()
+        },
     }
     return manifest_bytes(result, inputs), digest
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import Mismatch
 from deltaweights.merge.operation import Fate, NewRows, Operation
@@ -20,7 +21,7 @@ from deltaweights.text import counted
 GROWN = frozenset({"model.embed_tokens.weight", "lm_head.weight"})
 """Tensors whose lead may be larger than their base: the vocabulary was extended."""
 
-DELTA_ONLY = frozenset({"model.mm_projector.weight", "model.mm_projector.bias"})
+DELTA_ONLY = frozenset(PROJECTOR)
 """Tensors that the base need not have, only the lead: LLaVA's projector."""
 
 BUFFER_SUFFIXES = (".rotary_emb.inv_freq", "rope.freqs")

@@ -39,7 +39,7 @@ def likely_reason(base: Specs, lead: Specs, operation: Operation) -> str:
     """Return the likely reason why ``base`` and ``lead`` do not fit, and the way out."""
     # How the tensors are named comes first: under other names there are no layers to count.
     if any(".attention.wq." in name for name in base):
-        return "the base has Meta's tensor names: convert it to the Hugging Face layout first"
+        return "the base has Meta's tensor names: give the folder with all its consolidated.*.pth files and params.json"
     if EMBEDDING not in base and "embed_tokens.weight" in base:
         return "the base was saved without its head (LlamaModel, not LlamaForCausalLM): use the full checkpoint"
     making = operation is Operation.MAKE

@@ -92,6 +92,11 @@ def recipe_of_repo(repo: str) -> str | None:
     return None
 
 
+def recipe_of_archive(file_name: str) -> str | None:
+    """Return the name of the recipe whose delta was distributed in a zip file of this name; None when none was."""
+    return next((name for name in _names() if file_name in load(name).delta.archives), None)
+
+
 def _document(name: str) -> Document:
     if name not in _names():
         raise UsageError(

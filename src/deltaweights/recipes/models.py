@@ -18,7 +18,7 @@ from deltaweights.recipes.table import Table, candidates
 
 FORMAT = "deltaweights-models"
 
-FORMS = ("meta", "bin", "safetensors")
+FORMS = {"meta": "Meta's files", "bin": "Hugging Face .bin", "safetensors": "Hugging Face safetensors"}
 """Meta's own layout; the Hugging Face layout in torch's format, and in safetensors."""
 
 
@@ -63,7 +63,7 @@ def models() -> tuple[KnownModel, ...]:
 def _model(key: str, listed: Table) -> KnownModel:
     table = listed.table(key, ("title", "generation", "repo", "revisions", "shapes", "config", "files"))
     table.require("title", "generation")
-    by_form, config = table.table("files", FORMS), table.table("config")
+    by_form, config = table.table("files", tuple(FORMS)), table.table("config")
     return KnownModel(
         key,
         table.text("title", forms.LINE) or "",

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 from blake3 import blake3
 
+from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.errors import MalformedInput
 from deltaweights.recipes import table as forms
 from deltaweights.recipes.document import Document
@@ -23,7 +24,7 @@ COMPUTE_DTYPES = ("float16", "float32", "bfloat16")
 NEW_ROWS = ("copy", "zero", "mean")
 """What the base has below its rows: nothing, so that the delta's rows are kept; rows of zero; or the mean of its rows."""
 
-DELTA_ONLY = ("model.mm_projector.weight", "model.mm_projector.bias")
+DELTA_ONLY = PROJECTOR
 """What may be in the delta alone unless a recipe says otherwise: LLaVA's projector."""
 
 MOST_SIZE = 1_000_000
@@ -88,9 +89,10 @@ class SumCheck:
 class Recipe:
     """A pair of base and delta, and the rules that merge it.
 
-    ``base_model`` is a key of models.toml. ``stated`` says that the delta is known to have been computed in ``compute_dtype``.
-    ``new_rows`` is one of ``NEW_ROWS``, ``delta_only`` names the tensors that may be in the delta alone. ``digest`` is over what
-    decides the result: name, arithmetic, rules, shapes and checks.
+    ``base_model`` is a key of models.toml, ``base_files`` are further files that a right base is known to have. ``stated`` says
+    that the delta is known to have been computed in ``compute_dtype``. ``new_rows`` is one of ``NEW_ROWS``, ``delta_only`` names
+    the tensors that may be in the delta alone, ``required`` those without which it is not whole. ``digest`` is over what decides
+    the result: name, arithmetic, rules (but ``required``), shapes and checks.
     """
 
     name: str
@@ -101,10 +103,12 @@ class Recipe:
     notes: tuple[str, ...]
     delta: DeltaSource
     base_model: str | None
+    base_files: tuple[FileHash, ...]
     compute_dtype: str
     stated: bool
     new_rows: str
     delta_only: frozenset[str]
+    required: tuple[str, ...]
     shapes: Shapes
     checks: SumCheck | None
     digest: str
@@ -141,12 +145,17 @@ def parse_recipe(document: Document, where: str) -> Recipe:
     arithmetic.require("compute_dtype")
     compute_dtype = arithmetic.choice("compute_dtype", COMPUTE_DTYPES, "")
     stated = arithmetic.flag("stated", default=False)
-    rules = top.table("rules", ("new_rows", "delta_only"))
+    rules = top.table("rules", ("new_rows", "delta_only", "required"))
     new_rows = rules.choice("new_rows", NEW_ROWS, "copy")
     named = rules.texts("delta_only", forms.LINE)
     delta_only = sorted(set(DELTA_ONLY if named is None else named))
+    required = rules.texts("required", forms.LINE) or ()
+    foreign = sorted(set(required) - set(delta_only))
+    if foreign:
+        raise rules.unusable("required", f"names of delta_only, which has no {foreign[0]}")
     if new_rows == "mean" and compute_dtype != "float32":
         raise rules.unusable("new_rows", 'mean only with arithmetic.compute_dtype = "float32"')
+    base = top.table("base", ("model", "files"))
     shapes = read_shapes(top)
     checks = _checks(top, shapes)
     decisive = {
@@ -164,11 +173,13 @@ def parse_recipe(document: Document, where: str) -> Recipe:
         top.text("notice", forms.TEXT) or "",
         top.texts("notes", forms.TEXT) or (),
         _delta(top),
-        top.table("base", ("model",)).text("model", forms.NAME),
+        base.text("model", forms.NAME),
+        tuple(read_hashes(base.table("files"))),
         compute_dtype,
         stated,
         new_rows,
         frozenset(delta_only),
+        required,
         shapes,
         checks,
         f"recipe1:{blake3(_canonical(decisive)).hexdigest()}",

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -95,19 +96,25 @@ class StagingFolder:
     def __init__(self, place: Place) -> None:
         self._place = place
 
-    def prepare(self, plan: Plan) -> tuple[dict[str, Fragment], bool]:
-        """Make the folder ready for ``plan``; return the fragments to reuse by shard, and whether another plan's were discarded."""
+    def prepare(self, plan: Plan, arrivals: Mapping[str, str]) -> tuple[dict[str, Fragment], bool]:
+        """Make the folder ready for ``plan``; return the fragments to reuse by shard, and whether another plan's were discarded.
+
+        ``arrivals`` are marks of downloads by input file: shards that were made while one was under way are of use only as long as
+        it is the same download.
+        """
         place = self._place
         if any(path.is_symlink() for path in (place.shards, place.fragments)):
             raise MalformedInput("staging is not ours", where=place.root, found="links in it", remedy="delete it")
-        stale = self._plan_identity() != plan.identity
+        stale = not self._belongs_to(plan, arrivals)
         discarded = stale and place.shards.exists()
         if stale:
             for leftover in (place.plan, place.shards, place.fragments):
                 remove(leftover)
         make_folder(place.shards)
         make_folder(place.fragments)
-        replace_file(place.plan, compact_json({"identity": plan.identity, **plan.document}).encode())
+        replace_file(
+            place.plan, compact_json({"identity": plan.identity, "arrivals": dict(arrivals), **plan.document}).encode()
+        )
         fragments = self._finished(plan)
         kept = {*fragments, *(f"{shard}.json" for shard in fragments)}
         for folder in (place.shards, place.fragments):
@@ -125,12 +132,20 @@ class StagingFolder:
     def _fragment_path(self, shard: str) -> Path:
         return self._place.fragments / f"{shard}.json"
 
-    def _plan_identity(self) -> str | None:
+    def discard(self) -> None:
+        """Remove what was made, since it is worth nothing."""
+        for path in (self._place.plan, self._place.shards, self._place.fragments):
+            remove(path)
+
+    def _belongs_to(self, plan: Plan, arrivals: Mapping[str, str]) -> bool:
         try:
             document = strict_json(self._place.plan.read_bytes(), MOST_OBJECTS)
         except (OSError, ValueError):
-            return None
-        return document.get("identity") if isinstance(document, dict) else None
+            return False
+        if not isinstance(document, dict) or document.get("identity") != plan.identity:
+            return False
+        known = document.get("arrivals", {})
+        return isinstance(known, dict) and all(arrivals.get(name) == mark for name, mark in known.items())
 
     def _finished(self, plan: Plan) -> dict[str, Fragment]:
         """Return the fragments of ``plan`` whose shards are there, with the sha256 that was recorded."""

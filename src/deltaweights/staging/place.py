@@ -149,5 +149,14 @@ def refuse_content(place: Place, *, overwrite: bool) -> None:
         )
 
 
+def refuse_foreign(place: Place, *, overwrite: bool) -> None:
+    """Raise ``TargetBusy`` when what stands in the target is certainly no result of ours, and may not be replaced.
+
+    Cheap, so that nobody waits for inputs to be unpacked or hashed to hear it.
+    """
+    if MANIFEST not in place.contents() and not place.worth_keeping():
+        refuse_content(place, overwrite=overwrite)
+
+
 def _may_be_replaced(name: str) -> bool:
     return name in REPLACEABLE or WEIGHTS.fullmatch(name) is not None or LEGAL.fullmatch(name) is not None

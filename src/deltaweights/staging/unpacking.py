@@ -11,21 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from deltaweights.checkpoint.unpack import NoRoom
 from deltaweights.errors import InputOutputError, Interrupted
-from deltaweights.manifest.manifest import MANIFEST
 from deltaweights.staging.disk import make_folder, remove
 from deltaweights.staging.folder import StagingLock
-from deltaweights.staging.place import Place, refuse_content
+from deltaweights.staging.place import Place
 
 
 class Unpacking:
-    """An ``Unpacker`` whose folders lie in staging; it holds staging's lock from the first on.
+    """An ``Unpacker`` whose folders lie in staging; it holds staging's lock from the first on."""
 
-    A target whose content is certainly none of ours is refused before anything is unpacked for it, unless ``overwrite`` is None.
-    """
+    copies = 2
+    """See ``Unpacker``: the result, about as large, comes to lie on the same disk."""
 
-    def __init__(self, place: Place, *, overwrite: bool | None) -> None:
-        self._place, self._overwrite = place, overwrite
+    def __init__(self, place: Place) -> None:
+        self._place = place
         self._lock: StagingLock | None = None
         self._found = False
 
@@ -35,10 +35,8 @@ class Unpacking:
         return self._lock is not None
 
     def folder(self, role: str) -> Path:
-        """See ``Unpacker``. Raises ``TargetBusy`` when another run has the lock, or the target is taken; ``InputOutputError``."""
+        """See ``Unpacker``. Raises ``TargetBusy`` when another run has the lock, ``InputOutputError``."""
         if self._lock is None:
-            if self._overwrite is not None and MANIFEST not in self._place.contents():
-                refuse_content(self._place, overwrite=self._overwrite)
             self._found = self._place.unpacked.exists()
             self._lock = StagingLock(self._place)
         path = self._place.unpacked / role
@@ -63,7 +61,10 @@ class Unpacking:
         if self._lock is None:
             return
         # What was cut off goes on where it was, also after a dry run; after a refusal, gigabytes in a hidden folder are a trap.
-        keep = self._found if kind is None else issubclass(kind, (Interrupted, KeyboardInterrupt, InputOutputError))
+        if kind is None or kind is NoRoom:
+            keep = self._found
+        else:
+            keep = issubclass(kind, (Interrupted, KeyboardInterrupt, InputOutputError))
         if not keep:
             with contextlib.suppress(InputOutputError):
                 remove(self._place.unpacked)

@@ -1,0 +1,50 @@
+"""``deltaweights download``.
+
+Enters: an id of the Hub, or a recipe. Leaves: files in the Hub's cache, and where they are, on stdout. Never: logic.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from deltaweights.cli.options import hub_of, hub_options, json_option, quiet_option
+from deltaweights.cli.terminal import TerminalReport
+from deltaweights.sizes import human_bytes
+from deltaweights.text import counted, printable
+
+
+@click.command("download")
+@click.argument("model", metavar="RECIPE|ORG/NAME[@REVISION]")
+@click.option("--revision", help="Branch, tag or commit.")
+@click.option(
+    "--include", multiple=True, metavar="PATTERN", help="Only files of such names, as *.json; may be repeated."
+)
+@hub_options
+@json_option
+@quiet_option
+def command(
+    model: str, *, revision: str | None, include: tuple[str, ...], as_json: bool, quiet: bool, **options: Any
+) -> None:
+    """Fetch base and delta of a recipe, or a model of the Hub, into the Hub's cache, and check what arrived.
+
+    Every file is held against the hash that the Hub states. What is interrupted, or killed, goes on where it was. The cache is
+    that of the hf command.
+    """
+    from deltaweights.download import download  # noqa: PLC0415  (only who downloads needs it)
+
+    given = f"{model}@{revision}" if revision else model
+    report = TerminalReport("deltaweights", quiet=quiet)
+    found = download(given, include=include, options=hub_of(options), report=report)
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found], indent=2))
+        return
+    for one in found:
+        size = (
+            f"{counted(len(one.files), 'file')}, {human_bytes(one.bytes)}, {human_bytes(one.fetched)} of it fetched now"
+        )
+        click.echo(printable(f"{one.repo} at {one.commit}: {size}"))
+        click.echo(printable(f"verified        {one.path}"))

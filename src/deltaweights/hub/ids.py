@@ -1,0 +1,66 @@
+"""The names of models on the Hub: ``ORG/NAME``, ``ORG/NAME@REVISION``, and the same after ``hf://``.
+
+Enters: what a user gave for a base or a delta. Leaves: a ``HubId``, or None when it is a path. Never: a look at the network.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from deltaweights.errors import UsageError
+
+PREFIX = "hf://"
+
+_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9][\w./+-]*", re.ASCII)
+MOST = 96
+"""Characters of a repository's id, by the Hub's own rule."""
+
+
+@dataclass(frozen=True)
+class HubId:
+    """A repository, and a branch, tag or commit of it; None stands for its main branch."""
+
+    repo: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.repo}" + (f"@{self.revision}" if self.revision else "")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A repository that is meant, but for its files whose names end as one of ``hidden``."""
+
+    id: HubId
+    hidden: tuple[str, ...] = ()
+
+
+PathLike = str | os.PathLike[str]
+
+Given = PathLike | Source
+"""Where a checkpoint is: a path or an id, as a user writes it, or a repository."""
+
+
+def hub_id(given: PathLike) -> HubId | None:
+    """Return the id that ``given`` is, None when it is a path: what exists on this machine is one, unless it begins with ``hf://``.
+
+    Raises ``UsageError`` when it begins so and is no id.
+    """
+    text = os.fspath(given)
+    forced = isinstance(text, str) and text.startswith(PREFIX)
+    if not isinstance(given, str) or (not forced and (text.count("/") != 1 or os.path.lexists(text))):
+        return None
+    repo, at, revision = text.removeprefix(PREFIX).partition("@")
+    fits = _ID.fullmatch(repo) and len(repo) <= MOST and not {"..", "--"} & {repo[k : k + 2] for k in range(len(repo))}
+    if fits and not repo.endswith((".git", "-", ".")) and (not at or _is_revision(revision)):
+        return HubId(repo, revision or None)
+    if forced:
+        raise UsageError("not a Hub id", found=text, expected="hf://ORG/NAME or hf://ORG/NAME@REVISION")
+    return None
+
+
+def _is_revision(text: str) -> bool:
+    return _REVISION.fullmatch(text) is not None and ".." not in text and "//" not in text
