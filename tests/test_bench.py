@@ -44,6 +44,14 @@ def test_the_table_compares_with_whom_it_names(tmp_path: Path) -> None:
     assert lines[6].startswith("apply by stage, median s: start 0.")
 
 
+def test_downloads_and_merges_from_a_hub_are_measured(tmp_path: Path) -> None:
+    """With ``--hub`` the pair is fetched, by ours and by ``hf``, and fetched and merged, from a Hub of this machine."""
+    runs = json.loads(bench(tmp_path, "--json", "--hub"))
+    assert list(runs) == ["download", "hf download", "apply from the Hub", "apply --stream"]
+    assert all(0 < run["seconds"] < 60 for (run,) in runs.values())
+    assert not list(tmp_path.rglob("cache"))
+
+
 @pytest.mark.slow
 def test_the_original_algorithm_runs(tmp_path: Path) -> None:
     """The original algorithm, by transformers, can be measured beside ours, on LLaMA's structure."""
