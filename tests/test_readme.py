@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from deltaweights import apply_delta
+from deltaweights.apply import ApplyResult
 from deltaweights.cli.apply import command as apply_command
 from deltaweights.cli.diff import command as diff_command
 from deltaweights.cli.drop_in import apply_delta as apply_drop_in
@@ -19,7 +21,10 @@ from deltaweights.cli.group import COMMANDS, deltaweights
 from deltaweights.cli.inspect import command as inspect_command
 from deltaweights.cli.make import command as make_command
 from deltaweights.demo import make_pair
+from deltaweights.recipes.catalogue import load
+from deltaweights.recipes.models import model
 from tests.conftest import Run
+from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -41,9 +46,9 @@ delta_rows = 324
 """Laid over the recipe of LLaVA-Med: the sizes of the demo's pair, which stands in for the real one."""
 
 
-def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def shell(script: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a script with our commands on the path."""
-    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"} | variables
     command = ["bash", "-ec", script]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
@@ -51,7 +56,10 @@ def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
-    """Each command that the README shows for our programs ends with 0, run in order where BASE and DELTA are a real pair."""
+    """Each command that the README shows for our programs ends with 0, run in order where BASE and DELTA are a real pair.
+
+    The models of the Hub are that pair, too, on a Hub of this machine, at the commits that the recipe pins.
+    """
     base, delta = make_pair(tmp_path)
     base.rename(tmp_path / "llama-7b")
     delta.rename(tmp_path / "llava-med-7b-delta")
@@ -63,14 +71,28 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     lines = [line.partition("  #")[0] for line in lines if line.startswith(RUN_HERE)]
     assert len(lines) >= 12
     (tmp_path / "tiny.toml").write_text(TINY)
-    for line in lines:
-        of_its_size = line.replace("apply llava-med-7b ", "apply llava-med-7b --recipe tiny.toml ").replace(
-            "0.05", "0.5"
-        )
-        with_digest = re.sub(r"dw1:[0-9a-f]+\.\.\.", pins.content_digest, of_its_size)
-        with_pins = re.sub(r"--expect-manifest \S+", f"--expect-manifest {pins.manifest_sha256}", with_digest)
-        done = shell(with_pins, tmp_path)
-        assert (line, done.returncode, done.stderr if done.returncode else "") == (line, 0, "")
+    served = {"huggyllama/llama-7b": "BASE", "microsoft/llava-med-7b-delta": "DELTA", "ORG/NAME": "BASE"}
+    with HubServer({repo: tmp_path / name for repo, name in served.items()}) as hub:
+        recipe = load("llava-med-7b")
+        hub.tag("huggyllama/llama-7b", str(model("llama-1-7b").revision))
+        hub.tag("microsoft/llava-med-7b-delta", str(recipe.delta.revision))
+        hub.tag("ORG/NAME", "REVISION")
+        variables = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_CACHE": str(tmp_path / "cache")}
+        for line in lines:
+            run_line(line, tmp_path, pins, variables)
+
+
+def run_line(line: str, folder: Path, pins: ApplyResult, variables: dict[str, str]) -> None:
+    """Run one command; several make the same folder, each from its beginning."""
+    if " apply " in line and "--target OUT" in line:
+        shutil.rmtree(folder / "OUT", ignore_errors=True)
+    by_recipe = line
+    if "llava-med" in line:
+        by_recipe = re.sub(r" apply (llava-med-7b )?", " apply llava-med-7b --recipe tiny.toml ", line)
+    with_digest = re.sub(r"dw1:[0-9a-f]+\.\.\.", pins.content_digest, by_recipe.replace("0.05", "0.5"))
+    with_pins = re.sub(r"--expect-manifest \S+", f"--expect-manifest {pins.manifest_sha256}", with_digest)
+    done = shell(with_pins, folder, **variables)
+    assert (line, done.returncode, done.stderr if done.returncode else "") == (line, 0, "")
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:

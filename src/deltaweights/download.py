@@ -9,7 +9,6 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from deltaweights.errors import UsageError
 from deltaweights.hub.directory import HubDirectory
@@ -73,7 +72,7 @@ def _sources(model: str, report: Report) -> list[tuple[str, Source]]:
     wanted = hub_id(model)
     if wanted is not None:
         return [("checkpoint", Source(wanted))]
-    if "/" in model or Path(model).exists():
+    if "/" in model:
         raise UsageError("not a Hub id", found=model, expected="ORG/NAME, ORG/NAME@REVISION, or the name of a recipe")
     recipe = load(model)
     for line in filter(None, recipe.notice.splitlines()):
