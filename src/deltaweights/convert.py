@@ -21,7 +21,7 @@ from deltaweights.checkpoint.meta_llama import CONTAINER
 from deltaweights.errors import UsageError
 from deltaweights.hashing import hashes_of
 from deltaweights.hub.ids import Given, PathLike, Source
-from deltaweights.hub.locate import HubOptions, located
+from deltaweights.hub.locate import HubOptions, located, paths_among
 from deltaweights.job import Published, Settings, perform
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import DTYPES, Companion, Options, make_plan
@@ -106,8 +106,7 @@ def prepare_copy(
     if dtype is not None and dtype not in DTYPES:
         raise UsageError("unknown dtype", found=dtype, expected=", ".join(DTYPES))
     limit, place = parse_size(max_shard_size, "max shard size"), locate(target)
-    if not isinstance(base, Source):
-        refuse_inputs(place, [base])
+    refuse_inputs(place, paths_among([base]))
     if overwrite is not None:
         refuse_foreign(place, overwrite=overwrite)
     with (

@@ -50,7 +50,6 @@ def download(
         chosen = [(directory, _chosen(directory, role, include)) for role, directory in directories]
         for directory, names in chosen:
             hub.announce(directory, names)
-        missing = [sum(file.size for file in directory.missing(names)) for directory, names in chosen]
         hub.fetch(chosen)
         return [
             Downloaded(
@@ -59,9 +58,9 @@ def download(
                 path=str(directory.path),
                 files={name: directory.file(name).size for name in names},
                 bytes=sum(directory.file(name).size for name in names),
-                fetched=fetched,
+                fetched=directory.fetched,
             )
-            for (directory, names), fetched in zip(chosen, missing, strict=True)
+            for directory, names in chosen
         ]
     finally:
         hub.close()

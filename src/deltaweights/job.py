@@ -53,8 +53,9 @@ UNVERIFIED = "not cryptographically verified"
 class Published(Findings):
     """What was made, and what was found in it.
 
-    ``status`` is "merged", "made", "converted" or "already complete"; ``bytes`` counts weights; ``seconds`` are by stage.
-    ``recipe`` is the name of the one that was used; ``published_sum`` is None where the recipe has none, or nothing was written.
+    ``streamed`` says that an input was read from the Hub and kept nowhere, so that its hash could not be compared. ``status`` is
+    "merged", "made", "converted" or "already complete"; ``bytes`` counts weights; ``seconds`` are by stage. ``recipe`` is the
+    name of the one that was used; ``published_sum`` is None where the recipe has none, or nothing was written.
     """
 
     status: str
@@ -68,6 +69,7 @@ class Published(Findings):
     dropped: dict[str, dict[str, str]]
     recipe: str | None
     published_sum: SumFound | None
+    streamed: bool
     seconds: dict[str, float]
 
 
@@ -303,6 +305,7 @@ def _published(job: Prepared, done: _Done, seconds: dict[str, float]) -> Publish
         dropped=dropped,
         recipe=job.recipe.name if job.recipe else None,
         published_sum=done.published_sum,
+        streamed=any("verification" in _origin(checkpoint) for checkpoint in job.checkpoints.values()),
         **vars(done.findings),
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
     )

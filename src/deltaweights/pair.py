@@ -99,7 +99,9 @@ def open_pair(
     for role, place in given:
         if not isinstance(place, Source) and not os.fspath(place):
             raise UsageError(f"{role} is an empty path", remedy="is a variable unset?")
-    if recipe is not None:
+    if recipe is None and operation is Operation.APPLY:
+        recipe = _recognised_by_id(lead, report)
+    elif recipe is not None:
         _show_notice(recipe, report)  # before anything is fetched
     with (
         located([(role, _pinned(role, place, recipe)) for role, place in given], hub, report) as (base_at, lead_at),
@@ -144,6 +146,21 @@ def _show_notice(recipe: Recipe, report: Report) -> None:
         report.note(f"{head}{line}")
 
 
+def _recognised_by_id(delta: Given, report: Report) -> Recipe | None:
+    """Return the recipe of a delta that is a repository of the Hub."""
+    source = delta if isinstance(delta, Source) else source_of(delta)
+    name = recipe_of_repo(source.id.repo) if source is not None else None
+    return _told(name, f"{source.id.repo} on the Hub", report) if source is not None and name is not None else None
+
+
+def _told(name: str, how: str, report: Report) -> Recipe:
+    """Say which recipe is used, and how that is known."""
+    recipe = load(name)
+    report.note(f"recipe          {name}: the delta is that of {recipe.title} ({how})")
+    _show_notice(recipe, report)
+    return recipe
+
+
 def _recognised(delta: Checkpoint, hashes: Mapping[str, str], report: Report) -> Recipe | None:
     """Return the recipe of a delta that is a snapshot of the Hub, a named archive, or of files whose hashes are known."""
     snapshot = snapshot_at(delta.path)
@@ -154,10 +171,7 @@ def _recognised(delta: Checkpoint, hashes: Mapping[str, str], report: Report) ->
         (recipe_of_archive(delta.path.name), "by the name of its archive"),
     ):
         if name is not None:
-            recipe = load(name)
-            report.note(f"recipe          {name}: the delta is that of {recipe.title} ({how})")
-            _show_notice(recipe, report)
-            return recipe
+            return _told(name, how, report)
     return None
 
 

@@ -11,14 +11,15 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from deltaweights.checkpoint.companions import NOTICE, NOTICE_NAME, NOTICE_OF_A_DELTA, Companions, read_companions
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.samples import sample_digests
 from deltaweights.errors import CheckFailed, InputOutputError, UsageError
 from deltaweights.hashing import Hashes
-from deltaweights.hub.ids import Given, PathLike, Source
-from deltaweights.hub.locate import HubOptions
+from deltaweights.hub.ids import Given, PathLike
+from deltaweights.hub.locate import HubOptions, paths_among
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import (
     DTYPES,
@@ -119,7 +120,7 @@ def prepare(
     limit = parse_size(max_shard_size, "max shard size")
     compute_dtype_of(compute_dtype, recipe)  # a slip of the pen need not wait for the inputs
     place = locate(output)
-    refuse_inputs(place, [given for given in (base, lead) if not isinstance(given, Source) and os.fspath(given)])
+    refuse_inputs(place, paths_among((base, lead)))
     if overwrite is not None:
         refuse_foreign(place, overwrite=overwrite)
     with (
@@ -216,7 +217,7 @@ def say(job: Prepared, report: Report) -> None:
 
 def check_space(job: Prepared, finished: Mapping[str, object]) -> None:
     """Raise ``InputOutputError`` when the shards that are not ``finished`` would not fit on the disk."""
-    needed, free = disk_needed(job, finished), free_bytes(job.place.root)
+    needed, free = disk_needed(job, finished) + _to_come(job), free_bytes(job.place.root)
     if free < needed:
         raise InputOutputError(
             "not enough free disk",
@@ -225,6 +226,23 @@ def check_space(job: Prepared, finished: Mapping[str, object]) -> None:
             expected=human_bytes(needed),
             remedy="make room, or choose a place on another disk",
         )
+
+
+def _to_come(job: Prepared) -> int:
+    """Return the bytes of inputs that will still be written to the disk of the result."""
+    device = _device_of(job.place.root)
+    return sum(
+        weights.file.to_come
+        for checkpoint in job.checkpoints.values()
+        if _device_of(checkpoint.directory.path) == device
+        for weights in checkpoint.files
+    )
+
+
+def _device_of(path: Path) -> int | None:
+    """Return the disk that the first of ``path`` and its parents is on that exists."""
+    found = next((each for each in (path, *path.parents) if each.exists()), None)
+    return found.stat().st_dev if found else None
 
 
 def disk_needed(job: Prepared, finished: Mapping[str, object]) -> int:

@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,14 @@ class InputFile(ABC):
     @abstractmethod
     def read_into(self, out: memoryview, offset: int) -> None:
         """Fill ``out`` with the bytes from ``offset`` on. Thread-safe. Raises ``InputOutputError`` when they are not there."""
+
+    def expect(self, places: Iterable[tuple[int, int]]) -> None:  # noqa: B027  (most files are here already)
+        """Take a hint: (offset, length) that will soon be read, one after the other."""
+
+    @property
+    def to_come(self) -> int:
+        """Bytes that will still be written to the disk on which the file is kept."""
+        return 0
 
     def scatter_into(self, pieces: Sequence[memoryview], offset: int) -> None:
         """Fill ``pieces`` one after the other with the bytes from ``offset`` on. Raises ``InputOutputError``."""

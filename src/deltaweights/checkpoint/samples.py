@@ -5,11 +5,16 @@ Enters: lazy tensors. Leaves: digests of samples. Never: more than 64 KiB of a t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 
 from blake3 import blake3
 
+from deltaweights.checkpoint.files import ContiguousSource
 from deltaweights.checkpoint.tensors import LazyTensor
+
+BATCH = 32
+"""Tensors of which samples are asked for ahead, where the bytes have to come first."""
 
 FEW = 16
 """Tensors that are looked at first, where two checkpoints are compared: most differ in any."""
@@ -25,18 +30,33 @@ def sample_digests(tensors: Mapping[str, LazyTensor]) -> dict[str, str]:
     """
     buffer = memoryview(bytearray(SAMPLES * SAMPLE))
     digests = {}
-    for name, tensor in tensors.items():
-        nbytes = tensor.spec.nbytes
-        room = nbytes - SAMPLE
-        # Multiples of 8, so that a sample begins on an element whatever the dtype.
-        starts = [room // 3 // 8 * 8, room // 8 * 8] if nbytes > SAMPLES * SAMPLE else [0]
-        sample = buffer[: SAMPLE if len(starts) > 1 else nbytes]
+    for number, (name, tensor) in enumerate(tensors.items()):
+        if number % BATCH == 0:
+            _expect(itertools.islice(tensors.values(), number, number + BATCH))
+        starts, length = _places(tensor)
+        sample = buffer[:length]
         hasher = blake3()
         for start in starts:
             tensor.source.read_into(sample, start)
             hasher.update(sample)
         digests[name] = f"blake3:{hasher.hexdigest()}"
     return digests
+
+
+def _places(tensor: LazyTensor) -> tuple[list[int], int]:
+    """Return where the samples of a tensor begin, and their length, in bytes."""
+    nbytes = tensor.spec.nbytes
+    room = nbytes - SAMPLE
+    if nbytes <= SAMPLES * SAMPLE:
+        return [0], nbytes
+    return [room // 3 // 8 * 8, room // 8 * 8], SAMPLE  # multiples of 8: on an element, whatever the dtype
+
+
+def _expect(tensors: Iterable[LazyTensor]) -> None:
+    for tensor in tensors:
+        if isinstance(tensor.source, ContiguousSource):
+            starts, length = _places(tensor)
+            tensor.source.file.expect((tensor.source.offset + start, length) for start in starts if length)
 
 
 def same_weights(one: Mapping[str, LazyTensor], other: Mapping[str, LazyTensor], names: Sequence[str]) -> bool:

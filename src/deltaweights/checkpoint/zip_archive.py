@@ -18,6 +18,9 @@ from deltaweights.checkpoint.zip_rules import DESCRIPTOR_FOLLOWS, TORCH, ZIP64, 
 from deltaweights.errors import MalformedInput
 
 _LOCAL = struct.Struct("<4s5H3L2H")
+HEAD = 512
+"""Bytes in which a local header nearly always ends."""
+
 _DESCRIPTORS = (struct.Struct("<4s3L"), struct.Struct("<4sL2Q"))
 
 
@@ -59,6 +62,7 @@ def _members(archive: Zip, directory: CentralDirectory) -> Iterator[Member]:
         raise archive.refuse("an archive without members")
     if begins[0]:
         raise archive.refuse("bytes before the archive", f"first member at byte {begins[0]}", "at byte 0")
+    archive.file.expect((entry.offset, HEAD) for entry in entries)
     for entry, following in zip(entries, [*begins[1:], directory.offset], strict=True):
         if following - entry.offset < _LOCAL.size:
             raise _overlap(archive, entry)

@@ -153,6 +153,8 @@ def _result_lines(outcome: dict[str, Json], output: str, base: str | None) -> li
     ]
     if base is not None:
         lines.append(f"base            {base}")
+    if outcome["streamed"]:
+        lines.append("inputs          not cryptographically verified: they were streamed")
     if outcome.get("inexact") is not None:
         lines += _round_trip_lines(outcome)
     if "upload" in outcome:

@@ -15,15 +15,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from deltaweights.errors import InputOutputError
+from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.patience import RETRIED, Patience
 
 T = TypeVar("T")
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+
+MOST_BYTES = 1 << 40
+"""A file that is stated to be larger is none: the Hub takes files of at most 500 GB."""
 
 TIMEOUT = 10.0
 """Seconds without a byte after which a connection is given up; HF_HUB_DOWNLOAD_TIMEOUT says otherwise."""
@@ -61,6 +64,7 @@ class Access:
     token: str | None
     cache: Path
     offline: bool
+    timeout: float = TIMEOUT
     stop: threading.Event = field(default_factory=threading.Event)
 
     @cached_property
@@ -90,25 +94,23 @@ class Access:
 
     def url(self, listing: Listing, name: str) -> str:
         """Return where the Hub resolves a file of a listing."""
-        hub = importlib.import_module("huggingface_hub")
-        url: str = hub.hf_hub_url(listing.repo, name, revision=listing.commit, endpoint=self.endpoint)
-        return url
+        return f"{self.endpoint}/{listing.repo}/resolve/{listing.commit}/{quote(name)}"
 
     def list_files(self, wanted: HubId) -> Listing:
         """Ask the Hub for the commit of ``wanted`` and its files. Raises ``InputOutputError``."""
+        return self._patiently(wanted, lambda: self._listing(wanted))
+
+    def _listing(self, wanted: HubId) -> Listing:
         hub = importlib.import_module("huggingface_hub")
         api = hub.HfApi(endpoint=self.endpoint, token=self.token or False)
-        info = self._patiently(
-            wanted,
-            lambda: api.model_info(wanted.repo, revision=wanted.revision, files_metadata=True, timeout=TIMEOUT),
-        )
+        info = api.model_info(wanted.repo, revision=wanted.revision, files_metadata=True, timeout=self.timeout)
         files = {}
         for entry in info.siblings or ():
             # What lies in a folder is no part of a checkpoint, and what is no plain name has no business on this disk.
             if entry.size is not None and entry.blob_id and _is_plain(entry.rfilename):
                 sha256 = entry.lfs.sha256 if entry.lfs else None
                 size = entry.lfs.size if entry.lfs else entry.size
-                if _is_hash(sha256, 64) and _is_hash(entry.blob_id, 40) and size >= 0:
+                if _is_hash(sha256, 64) and _is_hash(entry.blob_id, 40) and 0 <= size < MOST_BYTES:
                     files[entry.rfilename] = HubFile(entry.rfilename, size, sha256, entry.blob_id)
         if not COMMIT.fullmatch(info.sha or ""):
             raise InputOutputError("the Hub names no commit", where=str(wanted), found=info.sha, remedy="try again")
@@ -127,6 +129,15 @@ class Access:
                 status = response.status_code if response is not None else None
                 if status not in RETRIED or not patience.wait(response.headers):
                     raise self.refusal(error, wanted) from error
+            except (
+                ValueError,
+                LookupError,
+                TypeError,
+                AttributeError,
+                RecursionError,
+            ) as error:  # no answer, but what?
+                remedy = "is HF_ENDPOINT that of a Hub?"
+                raise InputOutputError("no answer of a Hub", where=self.endpoint, remedy=remedy) from error
 
     def unreachable(self, error: Exception) -> InputOutputError:
         """Return in one line that there is no way to the Hub."""
@@ -170,13 +181,21 @@ def origin_of(url: str) -> tuple[str, str]:
 def access(
     *, token: str | None = None, cache: Path | None = None, offline: bool = False, endpoint: str | None = None
 ) -> Access:
-    """Return the way to the Hub that the environment names, where the options do not name another."""
+    """Return the way to the Hub that the environment names, where the options do not name another.
+
+    Raises ``UsageError`` when the token is none; that of an error of the client would show it.
+    """
     hub, constants = importlib.import_module("huggingface_hub"), importlib.import_module("huggingface_hub.constants")
+    if token is None and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        token = hub.get_token()
+    if token and not re.fullmatch("[!-~]+", token):
+        raise UsageError("the token of the Hub has characters that none has", remedy="check --token and HF_TOKEN")
     return Access(
         (endpoint or constants.ENDPOINT).rstrip("/"),
-        token or hub.get_token(),
+        token or None,
         cache or Path(constants.HF_HUB_CACHE),
         offline or bool(constants.HF_HUB_OFFLINE),
+        float(constants.HF_HUB_DOWNLOAD_TIMEOUT),
     )
 
 

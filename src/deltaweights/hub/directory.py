@@ -11,13 +11,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaweights.checkpoint.directory import Directory
+from deltaweights.checkpoint.directory import Directory, LocalDirectory
 from deltaweights.checkpoint.files import InputFile, LocalFile
 from deltaweights.checkpoint.index import SUFFIXES
+from deltaweights.checkpoint.sniff import HEAD_BYTES
 from deltaweights.errors import InputOutputError
 from deltaweights.hub.access import Access, HubFile, Listing
 from deltaweights.hub.arrival import Arrival, DiskRoom, MemoryRoom
-from deltaweights.hub.downloads import Damaged, Downloads, Job
+from deltaweights.hub.downloads import Damaged, Downloads
+from deltaweights.hub.hashed import Job
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.store import Store
 from deltaweights.report import Report
@@ -33,7 +35,13 @@ BUSY = 0.5
 
 
 class Refetched(Damaged):
-    """What was read of a file was damaged on its way, and has been fetched anew: what was made of it is worth nothing."""
+    """What was read of a file was damaged on its way, and is fetched anew: what was made of it is worth nothing."""
+
+    @classmethod
+    def of(cls, job: Job) -> Refetched:
+        """Return that it happened to this file."""
+        problem, expected = "was damaged on its way, and is fetched again", job.arrival.file.key
+        return cls(problem, where=job.path, found=f"hash {job.found}", expected=expected, remedy="run again")
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,16 @@ class ArrivingFile(InputFile):
         self._downloads.read(self._job, out, offset)
         self._check_generation()
 
+    def expect(self, places: Iterable[tuple[int, int]]) -> None:
+        """See ``InputFile``."""
+        inside = [(offset, min(length, self.size - offset)) for offset, length in places if 0 <= offset < self.size]
+        self._downloads.expect(self._job, inside)
+
+    @property
+    def to_come(self) -> int:
+        """See ``InputFile``."""
+        return self.size - self._job.arrival.arrived if self._job.store is not None else 0
+
     def check_unchanged(self) -> None:
         """See ``InputFile``: waits until the file is whole and its hash was compared. Raises ``Refetched``."""
         if self._job.store is not None:
@@ -72,7 +90,7 @@ class ArrivingFile(InputFile):
 
     def _check_generation(self) -> None:
         if self._job.arrival.generation != self._generation:
-            raise Refetched("was damaged on its way, and is fetched again", where=self.path, remedy="run again")
+            raise Refetched.of(self._job)
 
     def close(self) -> None:
         """See ``InputFile``: the scheduler holds it."""
@@ -104,7 +122,10 @@ class MemoryFile(InputFile):
 
 
 class HubDirectory(Directory):
-    """The files of a listing, but for those whose names end as one of ``hidden``; ``path`` is its snapshot in the cache."""
+    """The files of a listing, but for those whose names end as one of ``hidden``; ``path`` is its snapshot in the cache.
+
+    ``fetched`` counts the bytes that were not in the cache when their files were asked for.
+    """
 
     def __init__(
         self,
@@ -120,7 +141,9 @@ class HubDirectory(Directory):
         self.path = self.store.snapshot(listing.commit)
         self._access, self._downloads, self._report = access, downloads, report
         self._files = {name: file for name, file in listing.files.items() if not name.endswith(hidden)}
+        self.fetched = 0
         self._open: dict[str, Job] = {}
+        self._heads: dict[str, bytes] = {}
 
     @property
     def id(self) -> HubId:
@@ -150,6 +173,19 @@ class HubDirectory(Directory):
         """Return those of ``names`` that are not in the cache."""
         files = [self.file(name) for name in names]
         return [file for file in files if not self.store.blob(file.key).is_file()]
+
+    def head(self, name: str) -> bytes:
+        """See ``Directory``. Of a file that is not here, no more is fetched: it may be of the format that is not used."""
+        file = self.file(name)
+        blob = self.store.blob(file.key)
+        if blob.is_file():
+            return LocalDirectory(blob.parent).head(blob.name)
+        if name not in self._heads:
+            self._refuse_offline(file)
+            job = self._downloads.add(self.listing, Arrival(file, MemoryRoom(1), ahead=0), None)
+            arriving = ArrivingFile(self._downloads, job, self.path / name)
+            self._heads[name] = arriving.read(0, min(file.size, HEAD_BYTES))
+        return self._heads[name]
 
     def open(self, name: str) -> InputFile:
         """See ``Directory``."""
@@ -186,7 +222,13 @@ class HubDirectory(Directory):
                 if self._access.stop.wait(BUSY):
                     raise InputOutputError("the download was stopped", where=file.name) from None
                 continue
-            return self._downloads.add(self.listing, Arrival(file, room, room.here()), self.store)
+            if blob.is_file():  # another process put it in place meanwhile
+                room.discard()
+                room.close()
+                continue
+            arrival = Arrival(file, room, room.here())
+            self.fetched += file.size - arrival.arrived
+            return self._downloads.add(self.listing, arrival, self.store)
 
     def _refuse_offline(self, file: HubFile) -> None:
         if self._access.offline:

@@ -6,23 +6,19 @@ their hash is the one that the Hub states. Never: a hash that is trusted because
 
 from __future__ import annotations
 
-import hashlib
 import threading
+import time
 import weakref
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deltaweights.errors import InputOutputError
 from deltaweights.hub.access import Access, Listing
-from deltaweights.hub.arrival import COMING, HERE, MISSING, Arrival, DiskRoom
+from deltaweights.hub.arrival import COMING, HERE, MISSING, NEAR, Arrival, DiskRoom
+from deltaweights.hub.hashed import Job
 from deltaweights.hub.store import Store
 from deltaweights.hub.transfer import RangesIgnored, Stopped, Transfer
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
 
 CONNECTIONS, RESERVED = 8, 2
 """Requests at a time, and those of them that only fetch what a reader waits for."""
@@ -40,23 +36,12 @@ def stop_all() -> None:
         downloads.stop()
 
 
+LAST_SECOND = 1.0
+"""Seconds that connections are given to end; one that is stalled ends with the process."""
+
+
 class Damaged(InputOutputError):
     """A file that arrived has not the hash that the Hub states."""
-
-
-@dataclass(eq=False)
-class Job:
-    """One file: its state, how it is fetched, and, where it is kept, what is hashed of it. Its scheduler's alone to change."""
-
-    arrival: Arrival
-    transfer: Transfer
-    store: Store | None = None
-    commit: str = ""
-    digest: _Hash = field(default_factory=hashlib.sha256)
-    hashed: int = 0
-    attempts: int = 0
-    restarts: int = 0
-    verified: bool = False
 
 
 class Downloads:
@@ -76,7 +61,6 @@ class Downloads:
     def add(self, listing: Listing, arrival: Arrival, store: Store | None) -> Job:
         """Fetch a file from now on; into ``store`` when it is one to keep, whose room is a ``DiskRoom``."""
         job = Job(arrival, Transfer(self._access, listing, arrival.file), store, listing.commit)
-        job.digest = _digest_of(arrival)
         with self._changed:
             self._jobs.append(job)
             if not self._threads:
@@ -105,8 +89,9 @@ class Downloads:
     def close(self) -> None:
         """Stop, and close all files."""
         self.stop()
+        until = time.monotonic() + LAST_SECOND
         for thread in self._threads:
-            thread.join(timeout=1.0)
+            thread.join(timeout=max(0.0, until - time.monotonic()))
         if not any(thread.is_alive() for thread in self._threads):  # else it might write to a number that is given anew
             for job in self._jobs:
                 if isinstance(job.arrival.room, DiskRoom):
@@ -117,11 +102,24 @@ class Downloads:
     def read(self, job: Job, out: memoryview, offset: int) -> None:
         """Fill ``out`` with the bytes of a file from ``offset`` on, when they are here. Raises ``InputOutputError``."""
         arrival = job.arrival
-        while True:
-            with self._changed:
-                self._demand(job, arrival.pieces(offset, len(out)))
-            if arrival.room.get(out, offset):
-                return
+        step = NEAR * arrival.room.piece  # what is asked for at once must fit into the room
+        for begin in range(0, len(out), step):
+            part, at = out[begin : begin + step], offset + begin
+            while True:
+                with self._changed:
+                    self._demand(job, arrival.pieces(at, len(part)))
+                if arrival.room.get(part, at):
+                    break
+
+    def expect(self, job: Job, places: Iterable[tuple[int, int]]) -> None:
+        """Fetch the pieces in which (offset, length) lie before others, since a reader will soon want them one after the other."""
+        with self._changed:
+            for offset, length in places:
+                pieces = job.arrival.pieces(offset, length)
+                lack = job.arrival.lacks(pieces)
+                if lack is not None and job.arrival.state[lack] == MISSING:
+                    self._urgent.setdefault((job, lack), pieces.stop)
+            self._changed.notify_all()
 
     def _demand(self, job: Job, pieces: range) -> None:
         arrival = job.arrival
@@ -146,6 +144,23 @@ class Downloads:
                 if tick is not None:
                     tick()
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a file that is kept has no hash yet."""
+        with self._changed:
+            return any(job.store is not None and not job.verified for job in self._jobs)
+
+    def came_damaged(self) -> Job | None:
+        """Wait for the hashes of all that is kept; return the first file that came damaged. Raises ``InputOutputError``."""
+        with self._changed:
+            for job in [job for job in self._jobs if job.store is not None]:
+                while not job.verified and not job.attempts:
+                    self._raise_if_over(job)
+                    self._changed.wait()
+                if job.attempts:
+                    return job
+        return None
+
     def _raise_if_over(self, job: Job) -> None:
         if job.arrival.failed is not None:
             raise job.arrival.failed
@@ -166,17 +181,19 @@ class Downloads:
                 job, first, last = found
                 job.arrival.claim(first, last)
                 self._running[job] += 1
+                generation, in_order = job.arrival.generation, job.arrival.sequential
             try:
                 self._fetch(job, first, last)
             except RangesIgnored:
-                self._go_in_order(job)
+                self._go_in_order(job, again=in_order)
             except Exception as error:  # noqa: BLE001  (raised again where a reader waits)
                 with self._changed:
                     job.arrival.failed = job.arrival.failed or error
             finally:
                 with self._changed:
                     self._running[job] -= 1
-                    job.arrival.release(first, last)
+                    if job.arrival.generation == generation:  # else they are another request's by now
+                        job.arrival.release(first, last)
                     self._changed.notify_all()
 
     def _pick(self, *, reserved: bool) -> tuple[Job, int, int] | None:
@@ -219,10 +236,10 @@ class Downloads:
                             self._changed.notify_all()
                     piece += 1
 
-    def _go_in_order(self, job: Job) -> None:
+    def _go_in_order(self, job: Job, *, again: bool) -> None:
         """Fetch the file from its first byte to its last, as the server sends it whatever is asked for."""
         with self._changed:
-            job.restarts += 1
+            job.restarts += again  # several connections may find out at once, the first time
             job.arrival.sequential = True
             if job.store is None or job.restarts > MOST_RESTARTS:
                 where, remedy = (
@@ -236,74 +253,39 @@ class Downloads:
     def _verify_all(self) -> None:
         while True:
             with self._changed:
-                while (job := self._ready()) is None:
+                while (job := next((job for job in self._jobs if job.ready), None)) is None:
                     if self._access.stop.is_set():
                         return
                     self._changed.wait()
+            if self._access.stop.is_set():
+                return
             try:
-                self._verify(job)
+                found = job.hash_on(self._access.stop)
+                if found is not None:
+                    self._conclude(job, found)
             except Exception as error:  # noqa: BLE001  (raised again where a reader waits)
                 with self._changed:
                     job.arrival.failed = error
                     self._changed.notify_all()
 
-    def _ready(self) -> Job | None:
-        """Return a file of which the next pieces in order are here."""
-        for job in self._jobs:
-            if job.store is None or job.verified or job.arrival.failed is not None:
-                continue
-            if job.hashed == job.arrival.count or job.arrival.lacks(range(job.hashed, job.hashed + 1)) is None:
-                return job
-        return None
-
-    def _verify(self, job: Job) -> None:
-        """Hash what is here in order; at the end of the file, put it in place or fetch it anew."""
-        arrival, room = job.arrival, job.arrival.room
-        buffer = memoryview(bytearray(room.piece))
-        while job.hashed < arrival.count and arrival.lacks(range(job.hashed, job.hashed + 1)) is None:
-            begin, end = arrival.extent(job.hashed, job.hashed + 1)
-            room.get(buffer[: end - begin], begin)
-            job.digest.update(buffer[: end - begin])
-            job.hashed += 1
-            if self._access.stop.is_set():
-                return
-        if job.hashed == arrival.count:
-            self._conclude(job, job.digest.hexdigest())
-
     def _conclude(self, job: Job, found: str) -> None:
-        arrival, room, store = job.arrival, job.arrival.room, job.store
-        if store is None or not isinstance(room, DiskRoom):
-            return
-        key = arrival.file.key
+        """Put a file that is whole in place, or fetch it anew, once."""
+        key = job.arrival.file.key
         if found == key:
-            mark = room.mark
-            room.publish(store.blob(key))
-            store.link(job.commit, arrival.file)
-            store.keep_verified(key, mark)
+            job.put_in_place()
             with self._changed:
                 job.verified = True
                 self._changed.notify_all()
             return
-        where = store.snapshot(job.commit) / arrival.file.name
-        job.attempts += 1
-        if job.attempts > 1:
-            room.discard()
+        if job.attempts:
+            job.discard()
             problem, remedy = (
                 "what arrived is not the file of the Hub, twice",
                 "try again later, or from another network",
             )
-            raise Damaged(problem, where=where, found=f"hash {found}", expected=key, remedy=remedy)
-        self._warn(f"{where}: what arrived has hash {found}, the Hub states {key}: fetched again from its beginning")
+            raise Damaged(problem, where=job.path, found=f"hash {found}", expected=key, remedy=remedy)
+        self._warn(f"{job.path}: what arrived has hash {found}, the Hub states {key}: fetched again from its beginning")
         with self._changed:
-            room.clear()
-            arrival.state = bytearray(arrival.count)
-            arrival.generation += 1
-            job.hashed, job.digest = 0, _digest_of(arrival)
+            job.attempts, job.found = 1, found
+            job.begin_anew()
             self._changed.notify_all()
-
-
-def _digest_of(arrival: Arrival) -> _Hash:
-    """Return the running hash by which the Hub knows the file: sha256, or git's sha1 of a header and the content."""
-    if arrival.file.sha256 is not None:
-        return hashlib.sha256()
-    return hashlib.sha1(b"blob %d\0" % arrival.file.size, usedforsecurity=False)

@@ -49,16 +49,17 @@ def hub_id(given: PathLike) -> HubId | None:
 
     Raises ``UsageError`` when it begins so and is no id.
     """
-    text = os.fspath(given)
-    forced = isinstance(text, str) and text.startswith(PREFIX)
-    if not isinstance(given, str) or (not forced and (text.count("/") != 1 or os.path.lexists(text))):
+    if not isinstance(given, str):
         return None
-    repo, at, revision = text.removeprefix(PREFIX).partition("@")
+    forced = given.startswith(PREFIX)
+    repo, at, revision = given.removeprefix(PREFIX).partition("@")
+    if not forced and (repo.count("/") != 1 or os.path.lexists(given)):
+        return None
     fits = _ID.fullmatch(repo) and len(repo) <= MOST and not {"..", "--"} & {repo[k : k + 2] for k in range(len(repo))}
     if fits and not repo.endswith((".git", "-", ".")) and (not at or _is_revision(revision)):
         return HubId(repo, revision or None)
     if forced:
-        raise UsageError("not a Hub id", found=text, expected="hf://ORG/NAME or hf://ORG/NAME@REVISION")
+        raise UsageError("not a Hub id", found=given, expected="hf://ORG/NAME or hf://ORG/NAME@REVISION")
     return None
 
 

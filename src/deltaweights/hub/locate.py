@@ -6,8 +6,9 @@ size is said and known to fit on the disk.
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,9 @@ from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.index import read_index
 from deltaweights.checkpoint.layout import PARAMS, PART, find_start
 from deltaweights.checkpoint.projector import FILE as PROJECTOR
-from deltaweights.errors import InputOutputError
+from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.hub.access import Access, Listing, access
-from deltaweights.hub.directory import How, HubDirectory
+from deltaweights.hub.directory import How, HubDirectory, Refetched
 from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.ids import Given, HubId, PathLike, Source, hub_id
 from deltaweights.hub.store import Store
@@ -74,7 +75,7 @@ class Hub:
         missing = directory.missing(names)
         begun = sum(_on_disk(directory.store.incomplete(file.key)) for file in missing)
         total, to_fetch = sum(directory.file(name).size for name in names), sum(file.size for file in missing) - begun
-        what = "to stream" if self._how.stream else "to fetch"
+        what = "read by ranges, and not kept" if self._how.stream else "to fetch"
         files = f"{counted(len(names), 'file')}, {human_bytes(total)}; {human_bytes(max(0, to_fetch))} {what}"
         self._report.note(f"{directory.id}: {files}")
         for file in missing:
@@ -111,9 +112,16 @@ class Hub:
             for name in names:
                 directory.store.link(directory.listing.commit, directory.file(name))
 
-    def stop(self) -> None:
-        """End all waiting; what has arrived stays."""
-        self._downloads.stop()
+    def doubt(self, error: MalformedInput) -> None:
+        """Wait for the hashes of what is on its way: only they tell whether a file is malformed, or became so on its way.
+
+        Raises ``Refetched`` when one came damaged, and ``InputOutputError`` when one does not come.
+        """
+        if self._downloads.under_way:
+            self._report.note(f"{error}: whether it only came so is seen when all of it is here")
+        damaged = self._downloads.came_damaged()
+        if damaged is not None:
+            raise Refetched.of(damaged) from error
 
     def close(self) -> None:
         """End all connections."""
@@ -166,8 +174,16 @@ def located(
             elif not isinstance(place, Source):
                 places.append(Path(place))
         yield places
+    except MalformedInput as error:
+        hub.doubt(error)
+        raise
     finally:
         hub.close()
+
+
+def paths_among(given: Iterable[Given]) -> list[PathLike]:
+    """Return those that are paths, empty ones left out. Raises ``UsageError``."""
+    return [place for place in given if not isinstance(place, Source) and os.fspath(place) and not source_of(place)]
 
 
 def source_of(place: PathLike) -> Source | None:

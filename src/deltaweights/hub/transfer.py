@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urljoin
 
 from deltaweights.errors import InputOutputError
-from deltaweights.hub.access import TIMEOUT, Access, HubFile, Listing, origin_of
+from deltaweights.hub.access import Access, HubFile, Listing, origin_of
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.patience import RETRIED, Patience
 
@@ -62,12 +62,15 @@ class Transfer:
                             at += len(piece)
                             patience.renew()
                             yield piece
-                            if at == stop:
+                            # A range is read to its end, also when nothing follows: only then is the connection used again.
+                            if at == stop and response.status_code == 200:
                                 return
                         problem = f"the connection ended at byte {at}"
             except self._access.broken as error:
                 problem = f"the connection broke at byte {at}: {error or type(error).__name__}"
             self._check_stop()
+            if at == stop:
+                return
             if not patience.wait(headers):
                 self._check_stop()
                 remedy = "run again: what has arrived is kept"
@@ -83,14 +86,27 @@ class Transfer:
                 headers["authorization"] = f"Bearer {self._access.token}"
             with contextlib.ExitStack() as stack:
                 response = stack.enter_context(
-                    self._access.client.stream("GET", url, headers=headers, follow_redirects=False, timeout=TIMEOUT)
+                    self._access.client.stream(
+                        "GET", url, headers=headers, follow_redirects=False, timeout=self._access.timeout
+                    )
                 )
                 if response.status_code not in {301, 302, 303, 307, 308}:
                     self._location = url
                     yield response
                     return
-                url = urljoin(url, response.headers.get("location", ""))
+                url = self._next(url, response.headers.get("location", ""))
         raise InputOutputError("too many redirects", where=f"{self._id}/{self._file.name}", remedy="try again later")
+
+    def _next(self, url: str, location: str) -> str:
+        try:
+            found = urljoin(url, location)
+            if origin_of(found)[0] in {"http", "https"}:
+                return found
+        except ValueError:
+            pass
+        raise InputOutputError(
+            "redirected to no address", where=f"{self._id}/{self._file.name}", found=location, remedy="try again later"
+        )
 
     def _expired(self, response: Any) -> bool:
         """Tell whether the place that the Hub once redirected to is to be asked for anew: such addresses are signed for an hour."""
