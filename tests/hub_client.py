@@ -20,7 +20,7 @@ from huggingface_hub import constants
 
 from deltaweights.download import Downloaded, download
 from deltaweights.hub import patience
-from deltaweights.hub.arrival import DiskRoom
+from deltaweights.hub.arrival import Arrival, DiskRoom
 from deltaweights.hub.locate import HubOptions
 from deltaweights.report import Report
 from tests.hub_server import HubServer
@@ -78,7 +78,7 @@ class Machine:
         patch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
         patch.setattr(patience, "FIRST", 0.003)
         self.said = Said()
-        self.piece: int | None = None
+        self.told = ""
         self.turn_to(hub)
 
     def turn_to(self, hub: HubServer | str) -> None:
@@ -87,7 +87,9 @@ class Machine:
         self.said.hub = None if isinstance(hub, str) else hub
         self._patch.setenv("HF_ENDPOINT", address)
         self._patch.setattr(constants, "ENDPOINT", address)
-        template = "{repo_id}/resolve/{revision}/{filename}"  # which the client makes of the endpoint when it is imported
+        template = (
+            "{repo_id}/resolve/{revision}/{filename}"  # which the client makes of the endpoint when it is imported
+        )
         self._patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{address}/{template}")
 
     def fetch(self, model: str, *include: str, **options: Any) -> Downloaded:
@@ -98,15 +100,16 @@ class Machine:
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
         """Begin ``deltaweights ARGUMENTS``."""
         command = [sys.executable, "-m", "deltaweights", *map(str, arguments)]
-        if self.piece is not None:
-            told = f"from deltaweights.hub.arrival import DiskRoom; DiskRoom.piece = {self.piece}"
-            command[1:3] = ["-c", f"{told}; from deltaweights.cli import main; main()"]
+        if self.told:
+            command[1:3] = ["-c", f"{self.told}; from deltaweights.cli import main; main()"]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def use_pieces_of(self, count: int) -> None:
-        """Fetch files in pieces of so many bytes, so that little ones have many, as large ones have."""
-        self.piece = count
-        self._patch.setattr(DiskRoom, "piece", count)
+    def ask_for_little(self, piece: int, run: int) -> None:
+        """Fetch files in pieces of so many bytes, so many in a request, so that little ones have many, as large ones have."""
+        self._patch.setattr(DiskRoom, "piece", piece)
+        self._patch.setattr(Arrival.next_run, "__defaults__", (run,))
+        self.told = "from deltaweights.hub.arrival import Arrival, DiskRoom"
+        self.told += f"; DiskRoom.piece, Arrival.next_run.__defaults__ = {piece}, ({run},)"
 
     def run(self, *arguments: str | Path) -> Done:
         """Run ``deltaweights ARGUMENTS``."""

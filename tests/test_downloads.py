@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.utils
 import errno
 import hashlib
 import json
@@ -10,8 +11,9 @@ import os
 import shutil
 import signal
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,11 @@ from deltaweights.download import download
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput, UsageError
 from deltaweights.hub import directory as hub_directory
 from deltaweights.hub import locate
+from deltaweights.hub import patience as patience_module
 from deltaweights.hub.arrival import Arrival
 from deltaweights.hub.downloads import CONNECTIONS, MOST_RESTARTS, Damaged
 from deltaweights.hub.locate import HubOptions
-from deltaweights.hub.patience import TRIES
+from deltaweights.hub.patience import LONGEST, TRIES, Patience
 from deltaweights.recipes import catalogue
 from tests.hub_answers import Hub
 from tests.hub_client import Machine, forget_connections, wait_for
@@ -150,7 +153,9 @@ def test_include(machine: Machine, hub: HubServer, folder: Path) -> None:
     assert_whole(machine, folder, found.commit, ("config.json", INDEX, "optimizer.pt"))
     assert list(found.files) == ["config.json", INDEX, "optimizer.pt"]
     assert sent(hub, ONE) == 0
-    with pytest.raises(UsageError, match=r"^no file matches: found \*\.gguf, expected LICENSE, README\.md, config\.json, "):
+    with pytest.raises(
+        UsageError, match=r"^no file matches: found \*\.gguf, expected LICENSE, README\.md, config\.json, "
+    ):
         machine.fetch(BASE, "*.gguf")
 
 
@@ -397,6 +402,42 @@ def test_a_stated_hash_that_is_none_of_the_file(machine: Machine, hub: HubServer
     assert not [blob for blob in machine.blobs(BASE) if blob[:60] == key(folder / ONE)[:60]]
 
 
+WAITS: dict[str, tuple[dict[str, str], list[float]]] = {
+    "nothing asked": ({}, [0.5, 1, 2, 4, 8, 16]),
+    "Retry-After": ({"retry-after": "7"}, [7] * TRIES),
+    "Retry-After of an hour": ({"retry-after": "3600"}, [LONGEST] * TRIES),
+    "a date that is over": ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, [0] * TRIES),
+    "words": ({"retry-after": "soon"}, [0.5, 1, 2, 4, 8, 16]),
+    "RateLimit, used up": ({"ratelimit": '"api";r=0;t=3'}, [3] * TRIES),
+    "RateLimit, not used up": ({"ratelimit": '"api";r=2999;t=172'}, [0.5, 1, 2, 4, 8, 16]),
+    "both": ({"retry-after": "1", "ratelimit": '"api";r=0;t=9'}, [1] * TRIES),
+}
+
+
+@pytest.mark.parametrize(("headers", "expected"), WAITS.values(), ids=WAITS.keys())
+def test_how_long_is_waited(headers: dict[str, str], expected: list[float]) -> None:
+    """Waits double, up to a quarter longer so that not all come back at once, or are what the server asks for; then it is over."""
+    waits: list[float] = []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout or 0.0)
+            return False
+
+    patience = Patience(Stop())
+    assert [patience.wait(headers) for _ in range(TRIES + 1)] == [True] * TRIES + [False]
+    assert all(low <= found <= 1.25 * low for found, low in zip(waits, expected, strict=True))
+    patience.renew()
+    assert patience.wait(headers)
+    assert waits[-1] <= 1.25 * expected[0]
+
+
+def test_a_date_to_come() -> None:
+    """Retry-After may be a date, too."""
+    soon = email.utils.formatdate(time.time() + 30, usegmt=True)
+    assert 27 < (patience_module._asked({"retry-after": soon}) or 0) <= 30
+
+
 # What goes wrong, and is the end.
 
 AT = f"hf://{BASE}@COMMIT/{ONE}"
@@ -511,10 +552,26 @@ NOT_A_HUB: dict[str, Any] = {
     "files without names": {"id": BASE, "sha": "0" * 40, "siblings": [{"size": 1}]},
     "a name that is none": {"id": BASE, "sha": "0" * 40, "siblings": [{"rfilename": 5, "size": 1, "blobId": "0" * 40}]},
     "a hash that is none": {"id": BASE, "sha": "0" * 40, "siblings": [{"rfilename": "a", "size": 1, "blobId": 7}]},
-    "a size that is none": {"id": BASE, "sha": "0" * 40, "siblings": [{"rfilename": "a", "size": "x", "blobId": "0" * 40}]},
-    "a size that is a fraction": {"id": BASE, "sha": "0" * 40, "siblings": [{"rfilename": "a", "size": 1.5, "blobId": "0" * 40}]},
-    "a size beyond all": {"id": BASE, "sha": "0" * 40, "siblings": [{"rfilename": "a", "size": 10**30, "blobId": "0" * 40}]},
-    "a size below none": {"id": BASE, "sha": "0" * 40, "siblings": [{"rfilename": "a", "size": -1, "blobId": "0" * 40}]},
+    "a size that is none": {
+        "id": BASE,
+        "sha": "0" * 40,
+        "siblings": [{"rfilename": "a", "size": "x", "blobId": "0" * 40}],
+    },
+    "a size that is a fraction": {
+        "id": BASE,
+        "sha": "0" * 40,
+        "siblings": [{"rfilename": "a", "size": 1.5, "blobId": "0" * 40}],
+    },
+    "a size beyond all": {
+        "id": BASE,
+        "sha": "0" * 40,
+        "siblings": [{"rfilename": "a", "size": 10**30, "blobId": "0" * 40}],
+    },
+    "a size below none": {
+        "id": BASE,
+        "sha": "0" * 40,
+        "siblings": [{"rfilename": "a", "size": -1, "blobId": "0" * 40}],
+    },
     "siblings that are none": {"id": BASE, "sha": "0" * 40, "siblings": [5]},
 }
 
@@ -538,9 +595,7 @@ def test_a_page_instead_of_an_answer(machine: Machine, hub: HubServer) -> None:
 
 
 @pytest.mark.parametrize("commit", ["main", "", "../../..", "0" * 39])
-def test_a_commit_that_is_none(
-    machine: Machine, hub: HubServer, commit: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_commit_that_is_none(machine: Machine, hub: HubServer, commit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the Hub names as the commit becomes a folder's name only when it is 40 hex digits."""
     monkeypatch.setattr(Hub, "_info", lambda *_: as_json({"id": BASE, "sha": commit, "siblings": []}))
     with pytest.raises(InputOutputError, match=f"^hf://{BASE}: the Hub names no commit: found {commit}"):
@@ -550,7 +605,17 @@ def test_a_commit_that_is_none(
 
 def test_hostile_names(machine: Machine, hub: HubServer, folder: Path) -> None:
     """File names that lead out of the folder, or are no plain names, never reach the disk, not even when asked for."""
-    hostile = ["../../evil.bin", "/evil.bin", "..", ".", "a/../../evil.bin", "evil\n.bin", "evil\0.bin", "e" * 201, "C:\\evil.bin"]
+    hostile = [
+        "../../evil.bin",
+        "/evil.bin",
+        "..",
+        ".",
+        "a/../../evil.bin",
+        "evil\n.bin",
+        "evil\0.bin",
+        "e" * 201,
+        "C:\\evil.bin",
+    ]
     hub.push("acme/evil", dict.fromkeys([*hostile, "model.safetensors", "ok.bin"], folder / TWO))
     found = machine.fetch("acme/evil", "*")
     assert sorted(found.files) == ["model.safetensors", "ok.bin"]
@@ -651,10 +716,16 @@ def test_no_weights(machine: Machine, hub: HubServer, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("acme/base/x", "not a Hub id: found acme/base/x, expected ORG/NAME, ORG/NAME@REVISION, or the name of a recipe"),
+        (
+            "acme/base/x",
+            "not a Hub id: found acme/base/x, expected ORG/NAME, ORG/NAME@REVISION, or the name of a recipe",
+        ),
         ("acme/../x", "not a Hub id: found acme/../x, expected ORG/NAME, ORG/NAME@REVISION, or the name of a recipe"),
         ("acme/", "not a Hub id: found acme/, expected ORG/NAME, ORG/NAME@REVISION, or the name of a recipe"),
-        ("acme/b@a..b", "not a Hub id: found acme/b@a..b, expected ORG/NAME, ORG/NAME@REVISION, or the name of a recipe"),
+        (
+            "acme/b@a..b",
+            "not a Hub id: found acme/b@a..b, expected ORG/NAME, ORG/NAME@REVISION, or the name of a recipe",
+        ),
         ("hf://", "not a Hub id: found hf://, expected hf://ORG/NAME or hf://ORG/NAME@REVISION"),
         ("hf://a/b/c", "not a Hub id: found hf://a/b/c, expected hf://ORG/NAME or hf://ORG/NAME@REVISION"),
         ("llava-med", "no recipe has this name: found llava-med, expected "),
@@ -736,9 +807,7 @@ def test_a_full_disk_is_told_before(machine: Machine, hub: HubServer, monkeypatc
     assert sent(hub, ONE) == 0
 
 
-def test_a_disk_that_fills_up(
-    machine: Machine, hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_up(machine: Machine, hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that fills up meanwhile ends the download in one line; what arrived is kept, and the next one goes on."""
     real, written = os.pwrite, 0
 
@@ -875,9 +944,7 @@ def test_what_another_process_gave_up_is_taken_over(machine: Machine, large: dic
 
 
 @pytest.mark.parametrize("left", ["marks of another size", "no marks", "an empty file", "noise in the marks"])
-def test_what_an_earlier_run_left_is_never_trusted(
-    machine: Machine, hub: HubServer, folder: Path, left: str
-) -> None:
+def test_what_an_earlier_run_left_is_never_trusted(machine: Machine, hub: HubServer, folder: Path, left: str) -> None:
     """Whatever lies where files are gathered, the hash decides: the file is right in the end."""
     blobs = machine.repository(BASE) / "blobs"
     blobs.mkdir(parents=True)

@@ -67,7 +67,7 @@ def apply_delta(
     """
     began = time.monotonic()
     report = Report() if report is None else report
-    settings = Settings(device, workers_of(workers), overwrite, strict, allow_unproved_base)
+    settings = Settings(device, workers_of(workers), overwrite, strict, allow_unproved_base, require_verified)
     known = find_recipe(recipe, recipe_file)
     base, delta = sources_of(known, base, delta)
     opener = partial(

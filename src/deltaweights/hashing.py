@@ -12,9 +12,12 @@ from dataclasses import dataclass
 
 from deltaweights.checkpoint.files import InputFile
 from deltaweights.checkpoint.folder import Checkpoint
+from deltaweights.errors import UsageError
 from deltaweights.hub.cache import stated_sha256
 from deltaweights.report import Report
 from deltaweights.work import share_out
+
+KEEP = "leave one of --stream and --hash-inputs out"
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,14 @@ class Hashes:
 def hashes_of(checkpoints: Mapping[str, Checkpoint], workers: int | None, report: Report) -> Hashes:
     """Return the sha256 of all weights files, made by ``workers`` threads; when None, those that the Hub's cache states.
 
-    Warns of files that are not what the cache states. Raises ``InputOutputError`` when one cannot be read.
+    Warns of files that are not what the cache states. Raises ``InputOutputError`` when one cannot be read, ``UsageError`` when
+    one is streamed.
     """
     if workers is None:
         return Hashes({role: _stated(checkpoint) for role, checkpoint in checkpoints.items()}, read=False)
+    if any(weights.file.streamed for checkpoint in checkpoints.values() for weights in checkpoint.files):
+        # A hash of one reading says nothing of the next.
+        raise UsageError("--hash-inputs has nothing to hash", found="inputs that are kept nowhere", remedy=KEEP)
     began = time.monotonic()
     made = _made(checkpoints, workers, report)
     for role, checkpoint in checkpoints.items():

@@ -10,12 +10,12 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deltaweights.checkpoint.checksums import prove
 from deltaweights.checkpoint.files import read_small
 from deltaweights.checkpoint.folder import Checkpoint
-from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
+from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
 from deltaweights.health import SumFound, check_sum, judge_base, report_numbers
 from deltaweights.hub.directory import Refetched
 from deltaweights.hub.downloads import Damaged
@@ -44,6 +44,9 @@ from deltaweights.staging.publish import forget, publish, recover
 from deltaweights.work import workers_of
 
 ALREADY_COMPLETE = "already complete"
+
+STREAMED = "streamed"
+"""The mark of an input that is kept nowhere."""
 
 UNVERIFIED = "not cryptographically verified"
 """Said of inputs that were streamed: bytes in another order than the file's cannot be held against its hash."""
@@ -82,6 +85,7 @@ class Settings:
     overwrite: bool = False
     strict: bool = False
     allow_unproved_base: bool = False
+    require_verified: bool = False
 
 
 def perform(
@@ -138,6 +142,7 @@ class _Done:
     manifest_sha256: str
     findings: Findings
     published_sum: SumFound | None = None
+    streamed: bool = False
 
 
 def _already_complete(job: Prepared, settings: Settings) -> _Done | None:
@@ -151,6 +156,15 @@ def _already_complete(job: Prepared, settings: Settings) -> _Done | None:
         return None
     if manifest.plan != job.plan.identity or job.place.journal.exists():
         return None
+    if settings.require_verified and manifest.unverified:
+        if settings.overwrite:
+            return None
+        raise CheckFailed(
+            f"the result is there, and {UNVERIFIED}",
+            where=job.place.target,
+            found=f"no sha256 of input {manifest.unverified[0]}",
+            remedy="make it anew with --overwrite",
+        )
     found = verify(job.place.target, expect=manifest.content_digest)
     if settings.overwrite and not found.ok:
         return None
@@ -160,7 +174,8 @@ def _already_complete(job: Prepared, settings: Settings) -> _Done | None:
             where=job.place.target,
             remedy="move it away, or replace it with --overwrite",
         )
-    return _Done(ALREADY_COMPLETE, manifest.content_digest, found.manifest_sha256, manifest.findings)
+    done = _Done(ALREADY_COMPLETE, manifest.content_digest, found.manifest_sha256, manifest.findings)
+    return replace(done, streamed=manifest.streamed)
 
 
 def _make(job: Prepared, settings: Settings, report: Report, seconds: dict[str, float]) -> _Done:
@@ -193,7 +208,8 @@ def _make(job: Prepared, settings: Settings, report: Report, seconds: dict[str, 
     digest, manifest_sha256 = _write_documents(job, fragments, findings)
     publish(job.place, job.plan.identity, overwrite=settings.overwrite)
     seconds["publish"] = time.monotonic() - began
-    return _Done(job.plan.operation.value.status, digest, manifest_sha256, findings, published_sum)
+    streamed = any("verification" in _origin(checkpoint) for checkpoint in job.checkpoints.values())
+    return _Done(job.plan.operation.value.status, digest, manifest_sha256, findings, published_sum, streamed)
 
 
 def _stream(
@@ -266,11 +282,12 @@ def _write_documents(
 
 
 def _arrivals(job: Prepared) -> dict[str, str]:
+    """Return the marks of inputs that came from the Hub, by role and name; a shard of streamed bytes is none of stored ones."""
     return {
-        f"{role}/{weights.file.path.name}": weights.file.arrival
+        f"{role}/{weights.file.path.name}": weights.file.arrival or STREAMED
         for role, checkpoint in job.checkpoints.items()
         for weights in checkpoint.files
-        if weights.file.arrival is not None
+        if weights.file.arrival is not None or weights.file.streamed
     }
 
 
@@ -305,7 +322,7 @@ def _published(job: Prepared, done: _Done, seconds: dict[str, float]) -> Publish
         dropped=dropped,
         recipe=job.recipe.name if job.recipe else None,
         published_sum=done.published_sum,
-        streamed=any("verification" in _origin(checkpoint) for checkpoint in job.checkpoints.values()),
+        streamed=done.streamed,
         **vars(done.findings),
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
     )

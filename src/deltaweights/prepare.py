@@ -137,7 +137,7 @@ def prepare(
             report=report,
         ) as pair,
     ):
-        if require_verified and not pair.hashes.read:
+        if require_verified:
             _refuse_unverified(pair)
         compute = compute_dtype_of(compute_dtype, pair.recipe)
         stored = dtype or compute
@@ -164,7 +164,7 @@ def prepare(
 def _refuse_unverified(pair: Pair) -> None:
     for checkpoint in (pair.base, pair.lead):
         for weights in checkpoint.files:
-            if weights.file.verified_sha256 is None:
+            if weights.file.streamed or (weights.file.verified_sha256 is None and not pair.hashes.read):
                 remedy = "leave --stream out" if weights.file.streamed else "give --hash-inputs, or an id of the Hub"
                 raise CheckFailed("not cryptographically verified", where=weights.file.path, remedy=remedy)
 

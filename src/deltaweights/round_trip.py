@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from deltaweights.checkpoint.scratch import Scratch
@@ -97,6 +97,8 @@ def check_base(
     count, named = workers_of(workers), find_recipe(recipe, recipe_file)
     compute_dtype_of(compute_dtype, named)
     check_device(device)
+    if sample < 1:
+        hub = replace(hub or HubOptions(), stream=True)  # for a share, nobody need fetch the whole
     with (
         Scratch() as scratch,
         open_pair(

@@ -7,7 +7,7 @@ Never: an open file, or anything that depends on the machine, the path or the ti
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,11 +125,16 @@ def manifest_bytes(result: Json, inputs: Json) -> bytes:
     return readable_json({"format": MANIFEST_FORMAT, "version": VERSION, "result": result, "inputs": inputs})
 
 
+ROLES = ("base", "delta", "target")
+"""What inputs are called."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What is read back from a manifest; ``tensors`` holds (dtype, shape, digest), ``places`` each tensor's file.
 
-    ``plan`` and ``recipe`` are empty when the manifest names none; ``kind`` is "merge", "delta" or "copy".
+    ``plan`` and ``recipe`` are empty when the manifest names none; ``kind`` is "merge", "delta" or "copy". ``unverified`` names the
+    input files without a sha256, ``streamed`` says that an input was read from the Hub and kept nowhere.
     """
 
     files: dict[str, FileRecord]
@@ -140,6 +145,8 @@ class Manifest:
     findings: Findings
     recipe: str = ""
     kind: str = "merge"
+    unverified: tuple[str, ...] = ()
+    streamed: bool = False
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -172,9 +179,19 @@ def parse_manifest(data: bytes) -> Manifest:
             Findings.of(result),
             recipe,
             kind,
+            tuple(_unverified(inputs)),
+            any("verification" in inputs.get(role, {}) for role in ROLES),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"manifest lacks or misuses a field: {error}") from None
+
+
+def _unverified(inputs: Json) -> Iterator[str]:
+    """Yield the input files whose sha256 nobody made or compared."""
+    for role in ROLES:
+        for name, file in inputs.get(role, {}).get("files", {}).items():
+            if "sha256" not in file.get("checks", ()):
+                yield f"{role}/{name}"
 
 
 def _tensor_name(name: str) -> str:

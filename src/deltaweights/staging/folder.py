@@ -99,8 +99,8 @@ class StagingFolder:
     def prepare(self, plan: Plan, arrivals: Mapping[str, str]) -> tuple[dict[str, Fragment], bool]:
         """Make the folder ready for ``plan``; return the fragments to reuse by shard, and whether another plan's were discarded.
 
-        ``arrivals`` are marks of downloads by input file: shards that were made while one was under way are of use only as long as
-        it is the same download.
+        ``arrivals`` are marks by input file, of downloads and of what was streamed: shards that were made of bytes which nobody had
+        compared yet are of use only to a run that has the very same bytes, or compares none either.
         """
         place = self._place
         if any(path.is_symlink() for path in (place.shards, place.fragments)):
@@ -144,8 +144,7 @@ class StagingFolder:
             return False
         if not isinstance(document, dict) or document.get("identity") != plan.identity:
             return False
-        known = document.get("arrivals", {})
-        return isinstance(known, dict) and all(arrivals.get(name) == mark for name, mark in known.items())
+        return bool(document.get("arrivals", {}) == arrivals)
 
     def _finished(self, plan: Plan) -> dict[str, Fragment]:
         """Return the fragments of ``plan`` whose shards are there, with the sha256 that was recorded."""

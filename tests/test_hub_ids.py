@@ -1,0 +1,173 @@
+"""Ids of the Hub: what is one, what is a path, and what ``hf://`` forces; by the Hub's own rules for names."""
+
+from __future__ import annotations
+
+import os
+import string
+from pathlib import Path
+
+import pytest
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltaweights.errors import UsageError
+from deltaweights.hub.cache import snapshot_at, stated_sha256
+from deltaweights.hub.ids import HubId, Source, hub_id
+from deltaweights.hub.locate import paths_among, source_of
+from deltaweights.hub.store import Store
+
+COMMIT = "8416d3fefb0cb3ff5775a7b13c1692d10ff1aa16"
+
+IDS: dict[str, HubId] = {
+    "acme/base": HubId("acme/base"),
+    "acme/base@main": HubId("acme/base", "main"),
+    f"acme/base@{COMMIT}": HubId("acme/base", COMMIT),
+    "acme/base@refs/pr/1": HubId("acme/base", "refs/pr/1"),
+    "acme/base@v1.0+cu": HubId("acme/base", "v1.0+cu"),
+    "acme/LLaMA-7B_hf.v2": HubId("acme/LLaMA-7B_hf.v2"),
+    "hf://acme/base": HubId("acme/base"),
+    "hf://acme/base@v1": HubId("acme/base", "v1"),
+    "hf://gpt2": HubId("gpt2"),
+    "hf://gpt2@main": HubId("gpt2", "main"),
+    "a/" + 94 * "b": HubId("a/" + 94 * "b"),
+}
+
+PATHS = [
+    "base",
+    "base@main",
+    "./base",
+    "../base",
+    "/acme/base",
+    "acme/base/",
+    "acme/base/x",
+    "acme//base",
+    "~/base",
+    "acme/.hidden",
+    "acme/base.git",
+    "acme/base-",
+    "acme/base.",
+    "acme/a--b",
+    "acme/a..b",
+    "acme/a b",
+    "acme/b\u00e4se",
+    "acme/base@",
+    "acme/base@-x",
+    "acme/base@a b",
+    "acme/base@../x",
+    "acme/base@a..b",
+    "acme/base@a//b",
+    "acme/base\n",
+    "a/" + 95 * "b",
+    "",
+]
+"""What begins with no ``hf://`` and is no id is a path, whether it exists or not."""
+
+
+@pytest.mark.parametrize(("text", "expected"), IDS.items())
+def test_ids(text: str, expected: HubId) -> None:
+    """ORG/NAME, with a revision after an @ or without, is an id; after hf:// a name without an organisation is one, too."""
+    assert hub_id(text) == expected
+    assert source_of(text) == Source(expected)
+    assert paths_among([text, Source(expected)]) == []
+
+
+@pytest.mark.parametrize("text", PATHS)
+def test_paths(text: str) -> None:
+    """All else is a path."""
+    assert hub_id(text) is None
+    assert paths_among([text]) == ([text] if text else [])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "/", "a/b/c", "a/b@", "a/b@..", "/a/b", "a//b", "a/b c", "../b", "a/b@x y", "a/" + 95 * "b"]
+)
+def test_what_hf_forces_must_be_an_id(text: str) -> None:
+    """After hf:// it is an id or a slip of the pen."""
+    with pytest.raises(UsageError) as caught:
+        hub_id(f"hf://{text}")
+    assert str(caught.value) == f"not a Hub id: found hf://{text}, expected hf://ORG/NAME or hf://ORG/NAME@REVISION"
+
+
+def test_what_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What exists on this machine is a path, a link to nothing, too; hf:// says that the other is meant."""
+    monkeypatch.chdir(tmp_path)
+    Path("acme").mkdir()
+    Path("acme/base").mkdir()
+    Path("acme/gone").symlink_to("nowhere")
+    assert [hub_id(text) for text in ("acme/base", "acme/gone")] == [None, None]
+    assert hub_id("hf://acme/base") == hub_id("hf://acme/base@main") or hub_id("hf://acme/base") == HubId("acme/base")
+    assert hub_id("acme/other") == HubId("acme/other")
+
+
+def test_a_path_object_is_a_path() -> None:
+    """What is given as a path, rather than as text, is one."""
+    assert hub_id(Path("acme/base")) is None
+    assert hub_id(os.fsencode("acme/base")) is None  # type: ignore[arg-type]
+
+
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,20}", fullmatch=True)
+revisions = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,10}(/[A-Za-z0-9][A-Za-z0-9_-]{0,10}){0,2}", fullmatch=True)
+
+
+def is_valid(repo: str) -> bool:
+    """Tell whether the Hub's client takes a name."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        return False
+    return True
+
+
+@given(names, names)
+def test_the_names_are_those_of_the_hub(organisation: str, name: str) -> None:
+    """Of such names we take exactly those that the Hub's client takes."""
+    repo = f"{organisation}/{name}"
+    assert (hub_id(repo) is not None) == is_valid(repo)
+
+
+@given(names, names, st.none() | revisions)
+def test_an_id_is_written_as_it_is_read(organisation: str, name: str, revision: str | None) -> None:
+    """An id's text is read as that id."""
+    repo = f"{organisation}/{name}"
+    if is_valid(repo) and (revision is None or ".." not in revision):
+        wanted = HubId(repo, revision)
+        assert hub_id(str(wanted)) == hub_id(str(wanted).removeprefix("hf://")) == wanted
+
+
+@given(st.text(st.sampled_from(string.ascii_letters + "/@.:-_ ~\n\0\u00e4"), max_size=30))
+def test_any_text_is_an_id_or_none(text: str) -> None:
+    """Whatever text is given, what comes out is a name without surprises: no step up, no absolute path, nothing unprintable."""
+    for given_text in (text, f"hf://{text}"):
+        try:
+            found = hub_id(given_text)
+        except UsageError as error:
+            assert given_text.startswith("hf://")
+            assert str(error).isprintable()
+            continue
+        if found is not None:
+            for part in (found.repo, found.revision or "main"):
+                assert part.isprintable()
+                assert ".." not in part
+                assert not part.startswith(("/", "-", "."))
+
+
+@given(names, names, st.none() | revisions)
+def test_the_cache_of_an_id_stays_in_the_cache(organisation: str, name: str, revision: str | None) -> None:
+    """Folder, snapshot and ref of any id are inside the cache, and the folder's name leads back to the id."""
+    wanted = (
+        hub_id(f"hf://{organisation}/{name}" + (f"@{revision}" if revision else ""))
+        if is_valid(f"{organisation}/{name}")
+        else None
+    )
+    if wanted is None:
+        return
+    store = Store.of(Path("/cache"), wanted.repo)
+    ref = Path(os.path.normpath(store.root / "refs" / (wanted.revision or "main")))
+    assert ref.is_relative_to(store.root / "refs")
+    assert store.root.parent == Path("/cache")
+    found = snapshot_at(store.snapshot(COMMIT) / "config.json")
+    assert found is not None
+    assert (found.repo, found.commit) == (wanted.repo, COMMIT)
+    assert stated_sha256(store.snapshot(COMMIT) / "config.json") is None
