@@ -10,23 +10,34 @@ from __future__ import annotations
 import importlib
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from typing import Any
+from urllib.parse import quote, urljoin, urlsplit
 
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.hub.ids import HubId
-from deltaweights.hub.patience import RETRIED, Patience
-
-T = TypeVar("T")
+from deltaweights.hub.patience import RETRIED, TRIES, Patience
+from deltaweights.text import Json, strict_json
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 MOST_BYTES = 1 << 40
 """A file that is stated to be larger is none: the Hub takes files of at most 500 GB."""
+
+MOST_ANSWER = 32 * 1024 * 1024
+"""Bytes of a listing: enough for a hundred thousand files."""
+
+MOST_REDIRECTS = 8
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+FEW_TRIES = 2
+
+NO_HUB = "is HF_ENDPOINT that of a Hub?"
 
 TIMEOUT = 10.0
 """Seconds without a byte after which a connection is given up; HF_HUB_DOWNLOAD_TIMEOUT says otherwise."""
@@ -61,7 +72,7 @@ class Access:
     """A Hub, and the cache beside it. ``token`` is None where nobody is logged in; ``stop`` ends all waiting."""
 
     endpoint: str
-    token: str | None
+    token: str | None = field(repr=False)
     cache: Path
     offline: bool
     timeout: float = TIMEOUT
@@ -76,9 +87,14 @@ class Access:
 
     @cached_property
     def broken(self) -> tuple[type[Exception], ...]:
-        """The exceptions of the client that say that a connection could not be made, or broke."""
+        """The exceptions of the client that say that a connection could not be made, broke, or brought what cannot be read."""
         library = importlib.import_module(type(self.client).__module__.partition(".")[0])
-        return (library.TransportError,)
+        return (library.RequestError, library.InvalidURL, UnicodeError)
+
+    def tries(self, error: Exception) -> int:
+        """Return how often it is worth trying again after a connection that broke so: less when there was none."""
+        library = importlib.import_module(type(self.client).__module__.partition(".")[0])
+        return FEW_TRIES if isinstance(error, (library.ConnectError, library.InvalidURL, UnicodeError)) else TRIES
 
     @cached_property
     def origin(self) -> tuple[str, str]:
@@ -96,48 +112,54 @@ class Access:
         """Return where the Hub resolves a file of a listing."""
         return f"{self.endpoint}/{listing.repo}/resolve/{listing.commit}/{quote(name)}"
 
+    @contextmanager
+    def get(self, url: str, wanted: object, **headers: str) -> Iterator[Any]:
+        """Ask for ``url``, and where it redirects to; the token goes to the Hub's origin alone. Raises what ``broken`` names."""
+        for _ in range(MOST_REDIRECTS):
+            sent = {**self.headers, **headers}
+            if self.token is not None and origin_of(url) == self.origin:
+                sent["authorization"] = f"Bearer {self.token}"
+            with self.client.stream("GET", url, headers=sent, follow_redirects=False, timeout=self.timeout) as response:
+                if response.status_code not in REDIRECTS:
+                    yield response
+                    return
+                location = response.headers.get("location", "")
+            following = _following(url, location)
+            if following is None:
+                remedy = "try again later"
+                raise InputOutputError("redirected to no address", where=str(wanted), found=location, remedy=remedy)
+            url = following
+        raise InputOutputError("too many redirects", where=str(wanted), remedy="try again later")
+
     def list_files(self, wanted: HubId) -> Listing:
         """Ask the Hub for the commit of ``wanted`` and its files. Raises ``InputOutputError``."""
-        return self._patiently(wanted, lambda: self._listing(wanted))
+        revision = quote(wanted.revision or "main", safe="")
+        answer = self._ask(f"{self.endpoint}/api/models/{wanted.repo}/revision/{revision}?blobs=true", wanted)
+        try:
+            commit, siblings = answer["sha"], answer["siblings"]
+            files = [file for entry in siblings if (file := _file(entry)) is not None]
+        except (LookupError, TypeError, AttributeError) as error:
+            raise InputOutputError("no answer of a Hub", where=self.endpoint, remedy=NO_HUB) from error
+        if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+            raise InputOutputError("the Hub names no commit", where=str(wanted), found=commit, remedy="try again")
+        return Listing(wanted.repo, commit, {file.name: file for file in files})
 
-    def _listing(self, wanted: HubId) -> Listing:
-        hub = importlib.import_module("huggingface_hub")
-        api = hub.HfApi(endpoint=self.endpoint, token=self.token or False)
-        info = api.model_info(wanted.repo, revision=wanted.revision, files_metadata=True, timeout=self.timeout)
-        files = {}
-        for entry in info.siblings or ():
-            # What lies in a folder is no part of a checkpoint, and what is no plain name has no business on this disk.
-            if entry.size is not None and entry.blob_id and _is_plain(entry.rfilename):
-                sha256 = entry.lfs.sha256 if entry.lfs else None
-                size = entry.lfs.size if entry.lfs else entry.size
-                if _is_hash(sha256, 64) and _is_hash(entry.blob_id, 40) and 0 <= size < MOST_BYTES:
-                    files[entry.rfilename] = HubFile(entry.rfilename, size, sha256, entry.blob_id)
-        if not COMMIT.fullmatch(info.sha or ""):
-            raise InputOutputError("the Hub names no commit", where=str(wanted), found=info.sha, remedy="try again")
-        return Listing(wanted.repo, info.sha, files)
-
-    def _patiently(self, wanted: HubId, ask: Callable[[], T]) -> T:
+    def _ask(self, url: str, wanted: HubId) -> Json:
+        """Return what the Hub answers, tried again where that helps."""
         patience = Patience(self.stop)
         while True:
             try:
-                return ask()
+                with self.get(url, wanted) as response:
+                    data = read_at_most(response, MOST_ANSWER)
+                if response.status_code == 200:
+                    return strict_json(data)
+                if response.status_code not in RETRIED or not patience.wait(response.headers):
+                    raise self.refusal(response, wanted)
             except self.broken as error:
-                if not patience.wait():
+                if not patience.wait(tries=self.tries(error)):
                     raise self.unreachable(error) from error
-            except OSError as error:  # all of huggingface_hub's are
-                response: Any = getattr(error, "response", None)
-                status = response.status_code if response is not None else None
-                if status not in RETRIED or not patience.wait(response.headers):
-                    raise self.refusal(error, wanted) from error
-            except (
-                ValueError,
-                LookupError,
-                TypeError,
-                AttributeError,
-                RecursionError,
-            ) as error:  # no answer, but what?
-                remedy = "is HF_ENDPOINT that of a Hub?"
-                raise InputOutputError("no answer of a Hub", where=self.endpoint, remedy=remedy) from error
+            except ValueError as error:
+                raise InputOutputError("no answer of a Hub", where=self.endpoint, remedy=NO_HUB) from error
 
     def unreachable(self, error: Exception) -> InputOutputError:
         """Return in one line that there is no way to the Hub."""
@@ -146,30 +168,58 @@ class Access:
             f"cannot be reached: {error or type(error).__name__}", where=self.endpoint, remedy=remedy
         )
 
-    def refusal(self, error: Exception, wanted: HubId) -> InputOutputError:
-        """Return in one line what an exception of huggingface_hub says of ``wanted``."""
-        errors = importlib.import_module("huggingface_hub.errors")
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        log_in = "log in with: hf auth login, or set HF_TOKEN"
-        if isinstance(error, errors.GatedRepoError):
+    def refusal(self, response: Any, wanted: HubId, name: str = "") -> InputOutputError:
+        """Return in one line what an answer says that is none; ``name`` is the file that was asked for."""
+        status, code = response.status_code, response.headers.get("x-error-code")
+        where, log_in = str(wanted), "log in with: hf auth login, or set HF_TOKEN"
+        if code == "GatedRepo":
             page = f"{self.endpoint}/{wanted.repo}"
             remedy = f"ask for access at {page}, then {log_in}" if self.token is None else f"ask for access at {page}"
-            return InputOutputError("access to this model must be asked for", where=str(wanted), remedy=remedy)
-        if isinstance(error, errors.RevisionNotFoundError):
-            return InputOutputError("no such revision", where=str(wanted), remedy="check the part after the @")
-        if isinstance(error, errors.RepositoryNotFoundError):
+            return InputOutputError("access to this model must be asked for", where=where, remedy=remedy)
+        if code == "RevisionNotFound":
+            return InputOutputError("no such revision", where=where, remedy="check the part after the @")
+        if code == "RepoNotFound" or (status == 401 and self.token is None):
             remedy = (
                 f"check the name; if it is private, {log_in}" if self.token is None else "check the name, and the token"
             )
-            return InputOutputError("no such model, or a private one", where=str(wanted), remedy=remedy)
+            return InputOutputError("no such model, or a private one", where=where, remedy=remedy)
         if status == 401:
-            return InputOutputError("the Hub does not know the token", where=str(wanted), remedy=f"{log_in} again")
+            return InputOutputError("the Hub does not know the token", where=where, remedy=f"{log_in} again")
         if status == 403:
-            return InputOutputError(
-                "the token does not give access", where=str(wanted), remedy="check what it may read"
-            )
-        said = f"the Hub answered {status}" if status else f"the Hub cannot be asked: {error}"
-        return InputOutputError(said, where=str(wanted), remedy="try again later")
+            return InputOutputError("the token does not give access", where=where, remedy="check what it may read")
+        file = f"{wanted}/{name}" if name else where
+        return InputOutputError(f"the Hub answered {status}", where=file, remedy="try again later")
+
+
+def _following(url: str, location: str) -> str | None:
+    """Return the address that ``url`` redirects to; None when it is none that may be asked."""
+    try:
+        found = urljoin(url, location)
+        return found if origin_of(found)[0] in {"http", "https"} else None
+    except ValueError:
+        return None
+
+
+def read_at_most(response: Any, most: int) -> bytes:
+    """Return the body of an answer. Raises ``InputOutputError`` when it is longer."""
+    data = bytearray()
+    for chunk in response.iter_raw():
+        data += chunk
+        if len(data) > most:
+            raise InputOutputError("too long an answer", where=str(response.url), expected=f"at most {most} bytes")
+    return bytes(data)
+
+
+def _file(entry: dict[str, Json]) -> HubFile | None:
+    """Return the file of a listing's entry; None when it is no part of a checkpoint: in a folder, or of no plain name."""
+    name, lfs = entry["rfilename"], entry.get("lfs")
+    size, git_sha1 = lfs["size"] if lfs else entry.get("size"), entry.get("blobId")
+    sha256 = lfs["sha256"] if lfs else None
+    if not isinstance(name, str) or not _is_plain(name) or type(size) is not int or size not in range(MOST_BYTES):
+        return None
+    if not _is_hash(git_sha1, 40) or (sha256 is not None and not _is_hash(sha256, 64)):
+        return None
+    return HubFile(name, size, sha256, str(git_sha1))
 
 
 def origin_of(url: str) -> tuple[str, str]:
@@ -188,10 +238,13 @@ def access(
     hub, constants = importlib.import_module("huggingface_hub"), importlib.import_module("huggingface_hub.constants")
     if token is None and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
         token = hub.get_token()
+    where = (endpoint or constants.ENDPOINT).rstrip("/")
+    if origin_of(where)[0] not in {"http", "https"} or not origin_of(where)[1]:
+        raise UsageError("not the address of a Hub", found=where, remedy="check HF_ENDPOINT")
     if token and not re.fullmatch("[!-~]+", token):
         raise UsageError("the token of the Hub has characters that none has", remedy="check --token and HF_TOKEN")
     return Access(
-        (endpoint or constants.ENDPOINT).rstrip("/"),
+        where,
         token or None,
         cache or Path(constants.HF_HUB_CACHE),
         offline or bool(constants.HF_HUB_OFFLINE),
@@ -203,5 +256,5 @@ def _is_plain(name: str) -> bool:
     return re.fullmatch(r"[\w.+ ()-]{1,200}", name) is not None and name not in {".", ".."} and name.isprintable()
 
 
-def _is_hash(text: str | None, digits: int) -> bool:
-    return text is None or re.fullmatch(f"[0-9a-f]{{{digits}}}", text) is not None
+def _is_hash(text: object, digits: int) -> bool:
+    return isinstance(text, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", text) is not None

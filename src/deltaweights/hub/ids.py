@@ -13,10 +13,10 @@ from deltaweights.errors import UsageError
 
 PREFIX = "hf://"
 
-_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
+_NAME = r"\w(?:[\w.-]{0,94}\w)?"
+_ID = re.compile(f"(?:{_NAME}/)?{_NAME}", re.ASCII)
+"""The Hub's own rule, but for what must not stand in a name: ``--``, ``..``, and ``.git`` at its end."""
 _REVISION = re.compile(r"[A-Za-z0-9][\w./+-]*", re.ASCII)
-MOST = 96
-"""Characters of a repository's id, by the Hub's own rule."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def hub_id(given: PathLike) -> HubId | None:
     repo, at, revision = given.removeprefix(PREFIX).partition("@")
     if not forced and (repo.count("/") != 1 or os.path.lexists(given)):
         return None
-    fits = _ID.fullmatch(repo) and len(repo) <= MOST and not {"..", "--"} & {repo[k : k + 2] for k in range(len(repo))}
-    if fits and not repo.endswith((".git", "-", ".")) and (not at or _is_revision(revision)):
+    fits = _ID.fullmatch(repo) and ".." not in repo and "--" not in repo and not repo.endswith(".git")
+    if fits and (not at or _is_revision(revision)):
         return HubId(repo, revision or None)
     if forced:
         raise UsageError("not a Hub id", found=given, expected="hf://ORG/NAME or hf://ORG/NAME@REVISION")

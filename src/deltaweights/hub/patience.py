@@ -5,6 +5,7 @@ Enters: the headers of an answer that said "later", if there was one. Leaves: th
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import random
 import re
@@ -29,9 +30,9 @@ class Patience:
         """Begin anew: something came."""
         self._waits = 0
 
-    def wait(self, headers: Mapping[str, str] | None = None) -> bool:
+    def wait(self, headers: Mapping[str, str] | None = None, tries: int | None = None) -> bool:
         """Wait, as long as ``headers`` ask for if they do; return False when it is time to give up, or to stop."""
-        if self._waits == TRIES or self._stop.is_set():
+        if self._waits >= (TRIES if tries is None else tries) or self._stop.is_set():
             return False
         asked = _asked(headers or {})
         # Not all at the same moment: several connections fail together.
@@ -45,8 +46,9 @@ def _asked(headers: Mapping[str, str]) -> float | None:
     after = headers.get("retry-after", "").strip()
     if re.fullmatch(r"[0-9]{1,6}", after):
         return float(after)
-    if after:
+    with contextlib.suppress(ValueError, OverflowError):  # of a date that is none
         date = email.utils.parsedate_tz(after)
-        return None if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())
+        if date is not None:
+            return max(0.0, email.utils.mktime_tz(date) - time.time())
     limit = re.search(r"\br=0\b.*\bt=([0-9]{1,6})", headers.get("ratelimit", ""))
     return float(limit.group(1)) if limit else None

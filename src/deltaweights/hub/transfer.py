@@ -6,19 +6,13 @@ place than asked for, or the token at another origin than the Hub's.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urljoin
 
 from deltaweights.errors import InputOutputError
 from deltaweights.hub.access import Access, HubFile, Listing, origin_of
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.patience import RETRIED, Patience
-
-MOST_REDIRECTS = 8
 
 CHUNK = 256 * 1024
 
@@ -38,6 +32,7 @@ class Transfer:
         self._access, self._file = access, file
         self._id = HubId(listing.repo, listing.commit)
         self._url = access.url(listing, file.name)
+        self._where = f"{self._id}/{file.name}"
         self._location: str | None = None
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
@@ -47,15 +42,21 @@ class Transfer:
         """
         at, patience = start, Patience(self._access.stop)
         while at < stop:
-            problem, headers = "", None
+            problem, headers, tries = "", None, None
             try:
-                with self._get(at, stop) as response:
+                url = self._location or self._url
+                with self._access.get(url, self._where, range=f"bytes={at}-{stop - 1}") as response:
+                    self._location = str(response.url)
                     if response.status_code in RETRIED:
                         problem, headers = f"the server answered {response.status_code}", response.headers
                     elif self._expired(response):
                         problem = f"the server answered {response.status_code}"
+                    elif (other := self._other_range(response, at, stop)) is not None:
+                        problem = (
+                            f"the server sends another range, {other}, than bytes {at}-{stop - 1}/{self._file.size}"
+                        )
                     else:
-                        self._check(response, at, stop)
+                        self._check(response, at)
                         for chunk in response.iter_raw(CHUNK):
                             self._check_stop()
                             piece = chunk[: stop - at]
@@ -68,45 +69,14 @@ class Transfer:
                         problem = f"the connection ended at byte {at}"
             except self._access.broken as error:
                 problem = f"the connection broke at byte {at}: {error or type(error).__name__}"
+                tries = self._access.tries(error)
             self._check_stop()
             if at == stop:
                 return
-            if not patience.wait(headers):
+            if not patience.wait(headers, tries):
                 self._check_stop()
                 remedy = "run again: what has arrived is kept"
-                raise InputOutputError(problem, where=f"{self._id}/{self._file.name}", remedy=remedy)
-
-    @contextmanager
-    def _get(self, start: int, stop: int) -> Iterator[Any]:
-        """Ask for a range at the place that the Hub redirects to."""
-        url = self._location or self._url
-        for _ in range(MOST_REDIRECTS):
-            headers = {**self._access.headers, "range": f"bytes={start}-{stop - 1}"}
-            if self._access.token is not None and origin_of(url) == self._access.origin:
-                headers["authorization"] = f"Bearer {self._access.token}"
-            with contextlib.ExitStack() as stack:
-                response = stack.enter_context(
-                    self._access.client.stream(
-                        "GET", url, headers=headers, follow_redirects=False, timeout=self._access.timeout
-                    )
-                )
-                if response.status_code not in {301, 302, 303, 307, 308}:
-                    self._location = url
-                    yield response
-                    return
-                url = self._next(url, response.headers.get("location", ""))
-        raise InputOutputError("too many redirects", where=f"{self._id}/{self._file.name}", remedy="try again later")
-
-    def _next(self, url: str, location: str) -> str:
-        try:
-            found = urljoin(url, location)
-            if origin_of(found)[0] in {"http", "https"}:
-                return found
-        except ValueError:
-            pass
-        raise InputOutputError(
-            "redirected to no address", where=f"{self._id}/{self._file.name}", found=location, remedy="try again later"
-        )
+                raise InputOutputError(problem, where=self._where, remedy=remedy)
 
     def _expired(self, response: Any) -> bool:
         """Tell whether the place that the Hub once redirected to is to be asked for anew: such addresses are signed for an hour."""
@@ -115,30 +85,33 @@ class Transfer:
             return True
         return False
 
-    def _check(self, response: Any, start: int, stop: int) -> None:
+    def _other_range(self, response: Any, start: int, stop: int) -> str | None:
+        """Return which range an answer has, when it has a range and not the one that was asked for."""
+        found, size = str(response.headers.get("content-range", "none")), self._file.size
+        if response.status_code != 206 or found == f"bytes {start}-{stop - 1}/{size}":
+            return None
+        total = found.rpartition("/")[2]
+        if total not in {"none", str(size)}:
+            raise InputOutputError(
+                "has another size than the Hub states", where=self._where, found=total, expected=size
+            )
+        self._location = None
+        return found
+
+    def _check(self, response: Any, start: int) -> None:
         """Raise unless the answer is the range that was asked for."""
-        where, size = f"{self._id}/{self._file.name}", self._file.size
+        where, size = self._where, self._file.size
         if response.status_code == 200:
             if start:
                 raise RangesIgnored
             length = response.headers.get("content-length")
             if length is not None and length != str(size):
                 raise InputOutputError("has another size than the Hub states", where=where, found=length, expected=size)
-        elif response.status_code == 206:
-            found, expected = response.headers.get("content-range"), f"bytes {start}-{stop - 1}/{size}"
-            if found != expected:
-                raise InputOutputError("the server sends another range", where=where, found=found, expected=expected)
         elif response.status_code == 416:
             raise InputOutputError("has another size than the Hub states", where=where, expected=size)
-        else:
-            response.read()
-            utils = importlib.import_module("huggingface_hub.utils")
-            try:
-                utils.hf_raise_for_status(response)
-            except OSError as error:
-                raise self._access.refusal(error, self._id) from error
-            raise InputOutputError(f"the server answered {response.status_code}", where=where, remedy="try again later")
+        elif response.status_code != 206:
+            raise self._access.refusal(response, self._id, self._file.name)
 
     def _check_stop(self) -> None:
         if self._access.stop.is_set():
-            raise Stopped("the download was stopped", where=f"{self._id}/{self._file.name}")
+            raise Stopped("the download was stopped", where=self._where)
