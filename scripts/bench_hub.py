@@ -21,7 +21,7 @@ SERVER = Path(__file__).parents[1] / "tests" / "hub_server.py"
 
 @contextmanager
 def serving(folder: Path, rate: str) -> Iterator[None]:
-    """Serve base and delta of ``folder`` as acme/base and acme/delta to the children of this process, to whom it is the only Hub."""
+    """Serve base and delta of ``folder`` as acme/base and acme/delta to the children of this process: it is their only Hub."""
     command = [sys.executable, str(SERVER), f"acme/base={folder / 'base'}", f"acme/delta={folder / 'delta'}"]
     command += ["--rate", rate, "--hash-cache", str(folder / "hashes.json")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:

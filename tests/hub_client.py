@@ -10,7 +10,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from huggingface_hub import constants
 
 from deltaweights.download import Downloaded, download
 from deltaweights.hub import patience
-from deltaweights.hub.arrival import Arrival, DiskRoom
+from deltaweights.hub.arrival import Arrival
 from deltaweights.hub.locate import HubOptions
+from deltaweights.hub.rooms import DiskRoom
 from deltaweights.report import Report
 from tests.hub_server import HubServer
 
@@ -97,18 +99,23 @@ class Machine:
         (found,) = download(model, include=include, options=HubOptions(**options), report=self.said)
         return found
 
-    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
-        """Begin ``deltaweights ARGUMENTS``."""
+    @contextmanager
+    def start(self, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+        """Begin ``deltaweights ARGUMENTS``, which ends with the context at the latest."""
         command = [sys.executable, "-m", "deltaweights", *map(str, arguments)]
         if self.told:
             command[1:3] = ["-c", f"{self.told}; from deltaweights.cli import main; main()"]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def ask_for_little(self, piece: int, run: int) -> None:
         """Fetch files in pieces of so many bytes, so many in a request, so that little ones have many, as large ones have."""
         self._patch.setattr(DiskRoom, "piece", piece)
         self._patch.setattr(Arrival.next_run, "__defaults__", (run,))
-        self.told = "from deltaweights.hub.arrival import Arrival, DiskRoom"
+        self.told = "from deltaweights.hub.arrival import Arrival; from deltaweights.hub.rooms import DiskRoom"
         self.told += f"; DiskRoom.piece, Arrival.next_run.__defaults__ = {piece}, ({run},)"
 
     def run(self, *arguments: str | Path) -> Done:
@@ -142,11 +149,12 @@ class Machine:
         (self.folder / "home" / "token").write_text(f"{token}\n")
 
 
-def wait_for(what: Callable[[], bool]) -> None:
-    """Return once ``what`` is true; fail when it does not become so."""
+def wait_for(what: Callable[[], bool], *processes: subprocess.Popen[str]) -> None:
+    """Return once ``what`` is true; fail when it does not become so while the processes run."""
     until = time.monotonic() + SOON
     while not what():
         assert time.monotonic() < until, "waited in vain"
+        assert not any(process.poll() for process in processes), "failed before"
         time.sleep(0.01)
 
 

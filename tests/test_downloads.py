@@ -30,9 +30,10 @@ from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedIn
 from deltaweights.hub import directory as hub_directory
 from deltaweights.hub import patience as patience_module
 from deltaweights.hub.arrival import Arrival
-from deltaweights.hub.downloads import CONNECTIONS, MOST_RESTARTS, Damaged
+from deltaweights.hub.downloads import CONNECTIONS, MOST_RESTARTS
 from deltaweights.hub.locate import HubOptions
 from deltaweights.hub.patience import LONGEST, TRIES, Patience
+from deltaweights.hub.transfer import Damaged
 from deltaweights.recipes import catalogue
 from tests.hub_answers import Hub
 from tests.hub_client import Machine, forget_connections, wait_for
@@ -265,9 +266,9 @@ def test_files_are_checked_once(
     hashed: list[str] = []
     real = hub_directory._hash_of
 
-    def count(file: Any, content: Any) -> str:
+    def count(file: Any, content: Any, size: int) -> str:
         hashed.append(file.name)
-        return real(file, content)
+        return real(file, content, size)
 
     monkeypatch.setattr(hub_directory, "_hash_of", count)
     commit = machine.fetch(BASE).commit
@@ -306,6 +307,30 @@ def test_a_damaged_file_of_the_cache(machine: Machine, hub: HubServer, folder: P
     machine.fetch(BASE)
     assert f"{blob}: damaged in the cache: {problem}: fetched again" in machine.said.warnings
     assert_whole(machine, folder, commit)
+
+
+@pytest.mark.parametrize("how", ["--cache-dir", "HF_HUB_CACHE", "HF_HOME"])
+def test_where_the_cache_is(machine: Machine, hub: HubServer, folder: Path, how: str) -> None:
+    """The cache is where --cache-dir, HF_HUB_CACHE or HF_HOME say, and HF_HUB_OFFLINE=1 keeps to it: for us as for `hf`."""
+    chosen = machine.folder / "elsewhere"
+    with pytest.MonkeyPatch.context() as patch:
+        if how == "HF_HOME":
+            patch.delenv("HF_HUB_CACHE")
+            patch.setenv("HF_HOME", str(chosen.parent))
+            chosen = chosen.with_name("hub")
+        elif how == "HF_HUB_CACHE":
+            patch.setenv("HF_HUB_CACHE", str(chosen))
+        options = ["--cache-dir", str(chosen)] if how == "--cache-dir" else []
+        done = machine.run("download", BASE, "-q", *options)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [path.name for path in chosen.glob("models--*")] == ["models--acme--base"]
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        asked = len(hub.requests)
+        assert machine.run("download", BASE, "-q", *options).returncode == 0
+        theirs = machine.hf("download", BASE, "config.json", "--quiet", *options)
+        assert Path(theirs.stdout.strip().removeprefix("path=")).read_bytes() == (folder / "config.json").read_bytes()
+        assert len(hub.requests) == asked
+    assert not machine.cache.exists()
 
 
 # What goes wrong on the way, and is mended.
@@ -858,7 +883,7 @@ def weights_sent(hub: HubServer) -> int:
 def interrupted(machine: Machine, hub: HubServer, after: int, number: signal.Signals) -> tuple[int, float, str]:
     """Begin a download and send it a signal when so many bytes were sent; return how it ended, after how long, and its words."""
     with machine.start("download", BASE, "-q") as process:
-        wait_for(lambda: weights_sent(hub) > after)
+        wait_for(lambda: weights_sent(hub) > after, process)
         process.send_signal(number)
         began = time.monotonic()
         _, err = process.communicate(timeout=20)
@@ -934,9 +959,9 @@ def test_what_another_process_gave_up_is_taken_over(machine: Machine, large: dic
     with HubServer({BASE: large}, rate=SLOW) as hub:
         machine.turn_to(hub)
         with machine.start("download", BASE) as one:
-            wait_for(lambda: weights_sent(hub) > 2 * PIECE)
+            wait_for(lambda: weights_sent(hub) > 2 * PIECE, one)
             with machine.start("download", BASE) as other:
-                wait_for(lambda: weights_sent(hub) > 8 * PIECE)
+                wait_for(lambda: weights_sent(hub) > 8 * PIECE, one, other)
                 one.kill()
                 one.communicate()
                 _, err = other.communicate(timeout=60)

@@ -23,10 +23,10 @@ from deltaweights.comparison.diff import diff_checkpoints
 from deltaweights.convert import convert_checkpoint
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
 from deltaweights.hub import directory as hub_directory
-from deltaweights.hub.directory import Refetched
-from deltaweights.hub.downloads import Damaged
+from deltaweights.hub.files import Refetched
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.locate import Hub, HubOptions
+from deltaweights.hub.transfer import Damaged
 from deltaweights.inspection import inspect_checkpoint
 from deltaweights.make import make_delta
 from deltaweights.manifest.verify import verify
@@ -444,7 +444,7 @@ def test_interrupted_while_merging(machine: Machine, wide_torch: Pair, number: s
         machine.turn_to(hub)
         serve(hub, wide_torch)
         with machine.start(*command, "-q") as process:
-            wait_for(lambda: len(list(fragments.glob("*.json"))) >= 1)
+            wait_for(lambda: len(list(fragments.glob("*.json"))) >= 1, process)
             process.send_signal(number)
             _, err = process.communicate(timeout=20)
         first = arrived(hub)

@@ -17,8 +17,8 @@ from deltaweights.checkpoint.files import read_small
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
 from deltaweights.health import SumFound, check_sum, judge_base, report_numbers
-from deltaweights.hub.directory import Refetched
-from deltaweights.hub.downloads import Damaged
+from deltaweights.hub.files import Refetched
+from deltaweights.hub.transfer import Damaged
 from deltaweights.manifest.findings import Findings
 from deltaweights.manifest.manifest import (
     INDEX,

@@ -115,6 +115,11 @@ class LocalFile(InputFile):
             with contextlib.suppress(OSError):  # advice
                 os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
+    @property
+    def status(self) -> os.stat_result:
+        """What the system said of the file when it was opened."""
+        return self._opened
+
     def close(self) -> None:
         """See ``InputFile``."""
         os.close(self._fd)

@@ -9,19 +9,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from deltaweights.checkpoint.directory import Directory, LocalDirectory
-from deltaweights.checkpoint.files import InputFile, LocalFile
+from deltaweights.checkpoint.files import InputFile
 from deltaweights.checkpoint.index import SUFFIXES
 from deltaweights.checkpoint.sniff import HEAD_BYTES
-from deltaweights.errors import InputOutputError
+from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.hub.access import Access, HubFile, Listing
-from deltaweights.hub.arrival import Arrival, DiskRoom, MemoryRoom
-from deltaweights.hub.downloads import Damaged, Downloads
+from deltaweights.hub.arrival import Arrival
+from deltaweights.hub.downloads import Downloads
+from deltaweights.hub.files import ArrivingFile, MemoryFile, VerifiedFile
 from deltaweights.hub.hashed import Job
 from deltaweights.hub.ids import HubId
+from deltaweights.hub.rooms import DiskRoom, MemoryRoom
 from deltaweights.hub.store import Store
+from deltaweights.hub.transfer import Damaged
 from deltaweights.report import Report
 
 AHEAD, KEPT = 128, 256
@@ -34,91 +36,12 @@ BUSY = 0.5
 """Seconds between two looks at whether another process has finished a file."""
 
 
-class Refetched(Damaged):
-    """What was read of a file was damaged on its way, and is fetched anew: what was made of it is worth nothing."""
-
-    @classmethod
-    def of(cls, job: Job) -> Refetched:
-        """Return that it happened to this file."""
-        problem, expected = "was damaged on its way, and is fetched again", job.arrival.file.key
-        return cls(problem, where=job.path, found=f"hash {job.found}", expected=expected, remedy="run again")
-
-
 @dataclass(frozen=True)
 class How:
     """How files are had: ``stream`` keeps nothing, ``recheck`` hashes what is in the cache once more."""
 
     stream: bool = False
     recheck: bool = False
-
-
-class ArrivingFile(InputFile):
-    """A file on its way."""
-
-    def __init__(self, downloads: Downloads, job: Job, path: Path) -> None:
-        self.path, self.size = path, job.arrival.file.size
-        self.verified_sha256 = job.arrival.file.sha256 if job.store is not None else None
-        self.streamed = job.store is None
-        self.arrival = job.arrival.room.mark if isinstance(job.arrival.room, DiskRoom) else None
-        self._downloads, self._job = downloads, job
-        self._generation = job.arrival.generation
-
-    def read_into(self, out: memoryview, offset: int) -> None:
-        """See ``InputFile``."""
-        if offset + len(out) > self.size:
-            raise InputOutputError(
-                "ends too early", where=self.path, found=f"{self.size} bytes", remedy="fetch it again"
-            )
-        self._downloads.read(self._job, out, offset)
-        self._check_generation()
-
-    def expect(self, places: Iterable[tuple[int, int]]) -> None:
-        """See ``InputFile``."""
-        inside = [(offset, min(length, self.size - offset)) for offset, length in places if 0 <= offset < self.size]
-        self._downloads.expect(self._job, inside)
-
-    @property
-    def to_come(self) -> int:
-        """See ``InputFile``."""
-        return self.size - self._job.arrival.arrived if self._job.store is not None else 0
-
-    def check_unchanged(self) -> None:
-        """See ``InputFile``: waits until the file is whole and its hash was compared. Raises ``Refetched``."""
-        if self._job.store is not None:
-            self._downloads.wait_until_verified(self._job)
-        self._check_generation()
-
-    def _check_generation(self) -> None:
-        if self._job.arrival.generation != self._generation:
-            raise Refetched.of(self._job)
-
-    def close(self) -> None:
-        """See ``InputFile``: the scheduler holds it."""
-
-
-class VerifiedFile(LocalFile):
-    """A file of the cache that was found to have the hash that the Hub states."""
-
-    def __init__(self, path: Path, sha256: str | None, arrival: str | None) -> None:
-        super().__init__(path)
-        self.verified_sha256, self.arrival = sha256, arrival
-
-
-class MemoryFile(InputFile):
-    """A small file that is kept nowhere."""
-
-    def __init__(self, path: Path, data: bytes) -> None:
-        self.path, self.size, self._data = path, len(data), data
-
-    def read_into(self, out: memoryview, offset: int) -> None:
-        """See ``InputFile``."""
-        out[:] = self._data[offset : offset + len(out)]
-
-    def check_unchanged(self) -> None:
-        """See ``InputFile``: nobody can change it."""
-
-    def close(self) -> None:
-        """See ``InputFile``: holds nothing."""
 
 
 class HubDirectory(Directory):
@@ -187,19 +110,30 @@ class HubDirectory(Directory):
             self._heads[name] = arriving.read(0, min(file.size, HEAD_BYTES))
         return self._heads[name]
 
+    def read(self, name: str, most: int) -> bytes:
+        """See ``Directory``. What is too long is not even fetched."""
+        file = self.file(name)
+        if file.size > most:
+            where, found = f"{self.id}/{name}", f"{file.size} bytes"
+            raise MalformedInput("too long for what it is", where=where, found=found, expected=f"at most {most}")
+        return super().read(name, most)
+
     def open(self, name: str) -> InputFile:
         """See ``Directory``."""
         file, arriving = self.file(name), name.endswith(SUFFIXES)
-        if self.how.stream and not self._is_here(file):
+        here = self._verified(file) if self.how.stream else None
+        if self.how.stream and here is None:
             self._refuse_offline(file)
             return self._streamed(file) if arriving else self._in_memory(file)
-        job = self.fetch(file)
-        if job is not None and arriving:
-            return ArrivingFile(self._downloads, job, self.path / name)
-        if job is not None:
-            self._downloads.wait_until_verified(job)
+        while here is None:
+            job = self.fetch(file)
+            if job is not None and arriving:
+                return ArrivingFile(self._downloads, job, self.path / name)
+            if job is not None:
+                self._downloads.wait_until_verified(job)
+            here = self._verified(file)
         self.store.link(self.listing.commit, file)
-        return VerifiedFile(self.path / name, file.sha256, self.store.arrival(file.key))
+        return here
 
     def fetch(self, file: HubFile) -> Job | None:
         """Fetch a file into the cache from now on; return None when it is there, whole. Raises ``InputOutputError``."""
@@ -209,7 +143,9 @@ class HubDirectory(Directory):
             job = self._downloads.job_for(blob)
             if job is not None and not job.verified:
                 return job
-            if self._is_here(file):
+            here = self._verified(file)
+            if here is not None:
+                here.close()
                 return None
             self._refuse_offline(file)
             self.store.prepare()
@@ -247,43 +183,45 @@ class HubDirectory(Directory):
         data = bytearray(file.size)
         if file.size:
             self._streamed(file).read_into(memoryview(data), 0)
-        found = _hash_of(file, bytes(data))
+        found = _hash_of(file, [bytes(data)], len(data))
         if found != file.key:
             problem = "what arrived is not the file of the Hub"
             raise Damaged(problem, where=f"{self.id}/{file.name}", found=found, expected=file.key, remedy="run again")
         return MemoryFile(self.path / file.name, bytes(data))
 
-    def _is_here(self, file: HubFile) -> bool:
-        """Tell whether the cache has the file, whole; what it has damaged is removed, unless it cannot be fetched again."""
+    def _verified(self, file: HubFile) -> VerifiedFile | None:
+        """Open the file in the cache, when it is there and whole; what is damaged is removed, unless it cannot be fetched again.
+
+        What is looked at, hashed and read is one open file, whatever becomes of its name.
+        """
         blob = self.store.blob(file.key)
         if not blob.is_file():
-            return False
-        if self.store.is_verified(file.key) and not self.how.recheck:
-            return True
-        self._report.note(f"checking {blob.name[:12]}, {file.name}, of the cache")
-        found = _hash_of(file, blob)
-        if found == file.key:
-            self.store.keep_verified(file.key)
-            return True
+            return None
+        local = VerifiedFile(blob, self.path / file.name, file.sha256, self.store.arrival(file.key))
+        try:
+            if self.store.is_verified(file.key, local.status) and not self.how.recheck:
+                return local
+            self._report.note(f"checking {blob.name[:12]}, {file.name}, of the cache")
+            found = _hash_of(file, local.chunks(), local.size)
+            local.check_unchanged()
+            if found == file.key:
+                self.store.keep_verified(file.key, local.status, local.arrival)
+                return local
+        except BaseException:
+            local.close()
+            raise
+        local.close()
         problem = f"sha256 is {found}, the Hub states {file.key}" if file.sha256 else f"git's hash is {found}"
         if self._access.offline:
             raise Damaged(f"damaged in the cache: {problem}", where=blob, remedy="fetch it again, without --offline")
         self._report.warn(f"{blob}: damaged in the cache: {problem}: fetched again")
         blob.unlink(missing_ok=True)
-        return False
+        return None
 
 
-def _hash_of(file: HubFile, content: bytes | Path) -> str:
-    """Return the hash by which the Hub knows a file, made of its content. Raises ``InputOutputError``."""
-    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+def _hash_of(file: HubFile, chunks: Iterable[bytes | memoryview], size: int) -> str:
+    """Return the hash by which the Hub knows a file, made of its content."""
     digest = hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    if isinstance(content, bytes):
-        digest.update(content)
-        return digest.hexdigest()
-    local = LocalFile(content)
-    try:
-        for chunk in local.chunks():
-            digest.update(chunk)
-    finally:
-        local.close()
+    for chunk in chunks:
+        digest.update(chunk)
     return digest.hexdigest()

@@ -10,15 +10,16 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from deltaweights.errors import InputOutputError
 from deltaweights.hub.access import Access, Listing
-from deltaweights.hub.arrival import COMING, HERE, MISSING, NEAR, Arrival, DiskRoom
+from deltaweights.hub.arrival import NEAR, Arrival
 from deltaweights.hub.hashed import Job
+from deltaweights.hub.rooms import COMING, HERE, MISSING, DiskRoom
 from deltaweights.hub.store import Store
-from deltaweights.hub.transfer import RangesIgnored, Stopped, Transfer
+from deltaweights.hub.transfer import Damaged, RangesIgnored, Stopped, Transfer
 
 CONNECTIONS, RESERVED = 8, 2
 """Requests at a time, and those of them that only fetch what a reader waits for."""
@@ -38,10 +39,6 @@ def stop_all() -> None:
 
 LAST_SECOND = 1.0
 """Seconds that connections are given to end; one that is stalled ends with the process."""
-
-
-class Damaged(InputOutputError):
-    """A file that arrived has not the hash that the Hub states."""
 
 
 class Downloads:
@@ -92,10 +89,9 @@ class Downloads:
         until = time.monotonic() + LAST_SECOND
         for thread in self._threads:
             thread.join(timeout=max(0.0, until - time.monotonic()))
-        if not any(thread.is_alive() for thread in self._threads):  # else it might write to a number that is given anew
-            for job in self._jobs:
-                if isinstance(job.arrival.room, DiskRoom):
-                    job.arrival.room.close()
+        for job in self._jobs:
+            if isinstance(job.arrival.room, DiskRoom):
+                job.arrival.room.close()
 
     # For readers.
 
@@ -110,6 +106,12 @@ class Downloads:
                     self._demand(job, arrival.pieces(at, len(part)))
                 if arrival.room.get(part, at):
                     break
+
+    def state_of(self, job: Job) -> tuple[int, str | None]:
+        """Return how often the file was begun anew, and the mark of the download as it is now."""
+        with self._changed:
+            room = job.arrival.room
+            return job.arrival.generation, room.mark if isinstance(room, DiskRoom) else None
 
     def expect(self, job: Job, places: Iterable[tuple[int, int]]) -> None:
         """Fetch the pieces in which (offset, length) lie before others, since a reader will soon want them one after the other."""
@@ -135,14 +137,24 @@ class Downloads:
         if arrival.ahead is not None:
             self._changed.notify_all()  # the cursor moved on, and more may be fetched
 
-    def wait_until_verified(self, job: Job, tick: Callable[[], None] | None = None) -> None:
-        """Return when the whole file is here and has its hash; call ``tick`` now and then. Raises ``InputOutputError``."""
+    def wait_until_verified(self, job: Job) -> None:
+        """Return when the whole file is here and has its hash. Raises ``InputOutputError``."""
+        self.wait_for_all([job], lambda: None)
+
+    def wait_for_all(self, jobs: Collection[Job], tick: Callable[[], None]) -> None:
+        """Return when all of ``jobs`` are here and have their hashes. Raises ``InputOutputError`` as soon as one cannot."""
         with self._changed:
-            while not job.verified:
-                self._raise_if_over(job)
+            while not all(job.verified for job in jobs):
+                for job in jobs:
+                    self._raise_if_over(job)
                 self._changed.wait(timeout=0.1)
-                if tick is not None:
-                    tick()
+                tick()
+
+    def forget(self) -> None:
+        """Forget the pieces that were read of files that have no hash yet. Only after ``close``."""
+        for job in self._jobs:
+            if isinstance(job.arrival.room, DiskRoom) and not job.verified:
+                job.arrival.room.forget(job.arrival.used)
 
     @property
     def under_way(self) -> bool:
@@ -242,10 +254,8 @@ class Downloads:
             job.restarts += again  # several connections may find out at once, the first time
             job.arrival.sequential = True
             if job.store is None or job.restarts > MOST_RESTARTS:
-                where, remedy = (
-                    job.arrival.file.name,
-                    "run without --stream" if job.store is None else "try again later",
-                )
+                remedy = "run without --stream" if job.store is None else "try again later"
+                where = job.arrival.file.name
                 job.arrival.failed = InputOutputError("the server does not serve ranges", where=where, remedy=remedy)
 
     # Hashing.
@@ -279,10 +289,8 @@ class Downloads:
             return
         if job.attempts:
             job.discard()
-            problem, remedy = (
-                "what arrived is not the file of the Hub, twice",
-                "try again later, or from another network",
-            )
+            remedy = "try again later, or from another network"
+            problem = "what arrived is not the file of the Hub, twice"
             raise Damaged(problem, where=job.path, found=f"hash {found}", expected=key, remedy=remedy)
         self._warn(f"{job.path}: what arrived has hash {found}, the Hub states {key}: fetched again from its beginning")
         with self._changed:

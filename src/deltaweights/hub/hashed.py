@@ -7,12 +7,14 @@ scheduler's are both.
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltaweights.hub.arrival import Arrival, DiskRoom
+from deltaweights.hub.arrival import Arrival
+from deltaweights.hub.rooms import DiskRoom
 from deltaweights.hub.store import Store
 from deltaweights.hub.transfer import Transfer
 
@@ -80,7 +82,7 @@ class Job:
         mark = room.mark
         room.publish(self.store.blob(key))
         self.store.link(self.commit, self.arrival.file)
-        self.store.keep_verified(key, mark)
+        self.store.keep_verified(key, os.fstat(room.fd), mark)
 
     def begin_anew(self) -> None:
         """Forget what came, since it is damaged. Raises ``InputOutputError``."""

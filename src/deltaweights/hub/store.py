@@ -59,13 +59,17 @@ class Store:
         path = self.root / "refs" / revision
         with contextlib.suppress(OSError):  # of use later only
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(commit)
+            made = path.with_name(f".{path.name}.{os.getpid()}")
+            made.write_text(commit)
+            made.replace(path)
 
     def link(self, commit: str, file: HubFile) -> None:
         """Give a blob its name in a commit's snapshot. Raises ``InputOutputError``."""
         path, target = self.snapshot(commit) / file.name, f"../../blobs/{file.key}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.parent.is_symlink():
+                raise InputOutputError("the snapshot is a link, which none is", where=path.parent, remedy="remove it")
             if os.path.lexists(path):
                 if path.is_symlink() and os.readlink(path) == target:  # noqa: PTH115  (as text)
                     return
@@ -78,10 +82,10 @@ class Store:
 
     # Blobs that are known to be what their names say: by size, time of modification and inode, so that a look is enough.
 
-    def is_verified(self, key: str) -> bool:
-        """Tell whether the blob is the one that was found to have its hash."""
+    def is_verified(self, key: str, found: os.stat_result) -> bool:
+        """Tell whether the blob, as it was ``found``, is the one that had its hash."""
         try:
-            return bool(self._known(key)["blob"] == _mark(self.blob(key)))
+            return bool(self._known(key)["blob"] == _mark(found))
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -96,11 +100,11 @@ class Store:
     def _known(self, key: str) -> Json:
         return strict_json((self.root / _OURS / key).read_bytes())
 
-    def keep_verified(self, key: str, arrival: str | None = None) -> None:
-        """Keep that the blob, as it is now, has its hash, and the mark of the download that it came by."""
+    def keep_verified(self, key: str, found: os.stat_result, arrival: str | None = None) -> None:
+        """Keep that the blob, as it was ``found``, has its hash, and the mark of the download that it came by."""
         with contextlib.suppress(OSError):  # it would be found out once more
             (self.root / _OURS).mkdir(parents=True, exist_ok=True)
-            (self.root / _OURS / key).write_text(json.dumps({"blob": _mark(self.blob(key)), "arrival": arrival}))
+            (self.root / _OURS / key).write_text(json.dumps({"blob": _mark(found), "arrival": arrival}))
 
     # Without the Hub.
 
@@ -135,6 +139,6 @@ _OURS = ".deltaweights"
 """The folder of what we know of blobs; ``hf`` looks at blobs, refs and snapshots alone."""
 
 
-def _mark(path: Path) -> dict[str, int]:
-    found = path.stat()
-    return {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "inode": found.st_ino}
+def _mark(found: os.stat_result) -> dict[str, int]:
+    times = {"mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
+    return {"size": found.st_size, "inode": found.st_ino, **times}

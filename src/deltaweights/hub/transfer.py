@@ -21,6 +21,10 @@ class RangesIgnored(Exception):
     """The server sends whole files whatever is asked for."""
 
 
+class Damaged(InputOutputError):
+    """A file that arrived has not the hash that the Hub states."""
+
+
 class Stopped(InputOutputError):
     """The transfer was told to end."""
 

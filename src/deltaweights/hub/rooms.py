@@ -1,0 +1,222 @@
+"""Where the pieces of a file are kept until it is whole, or for a while.
+
+Enters: bytes, in any order. Leaves: them again; a whole file under another name. Never: a write after it was closed, or a link that
+is followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import socket
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from deltaweights.errors import InputOutputError
+
+MISSING, COMING, HERE = 0, 1, 2
+"""What is known of a piece."""
+
+PIECE = 1024 * 1024
+"""Bytes of a piece that is kept on disk: little enough that samples from all over a file do not fetch most of it first."""
+
+SMALL_PIECE = 256 * 1024
+"""Bytes of a piece that is kept in memory for a while."""
+
+
+class Room(Protocol):
+    """Where pieces are kept."""
+
+    piece: int
+
+    def put(self, data: memoryview, offset: int) -> None:
+        """Keep bytes. Raises ``InputOutputError``."""
+
+    def finished(self, piece: int) -> list[int]:
+        """Note that a piece is here; return those that had to make room for it."""
+
+    def get(self, out: memoryview, offset: int) -> bool:
+        """Fill ``out`` with bytes that are here; return False when they were given up meanwhile. Raises ``InputOutputError``."""
+
+
+class DiskRoom:
+    """A sparse file, and beside it a byte for each piece that is here, so that the next process goes on."""
+
+    piece = PIECE
+
+    def __init__(self, path: Path, size: int) -> None:
+        """Open what an earlier run left, or begin. Raises ``InputOutputError``; ``BlockingIOError`` when another process has it.
+
+        Where the file system has no locks, two processes must not share a file: then it is one of this process alone.
+        """
+        self._size, self._closed, self._guard = size, False, threading.Lock()
+        self.fd = _open(path)
+        try:
+            if not _lock(self.fd, path):
+                os.close(self.fd)
+                path.unlink(missing_ok=True)
+                path = path.with_name(f"{path.stem}.{socket.gethostname()}-{os.getpid()}{path.suffix}")
+                self.fd = _open(path)
+            self.path, self._marks = path, path.with_suffix(".pieces")
+            self._marks_fd = _open(self._marks)
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def here(self) -> bytes:
+        """Return for each piece ``HERE`` when it is, else ``MISSING``; nothing is here in a file of another size."""
+        if os.fstat(self.fd).st_size != self._size or len(self.mark) != _MARK:
+            self.clear()
+        count = -(-self._size // self.piece)
+        return bytes(HERE if mark == 1 else MISSING for mark in os.pread(self._marks_fd, count, _MARK))
+
+    @property
+    def mark(self) -> str:
+        """What tells this download from another of the same file."""
+        return os.pread(self._marks_fd, _MARK, 0).decode("ascii", "replace")
+
+    def clear(self) -> None:
+        """Forget all pieces. Raises ``InputOutputError``."""
+        try:
+            os.ftruncate(self._marks_fd, 0)
+            os.pwrite(self._marks_fd, secrets.token_hex(_MARK // 2).encode(), 0)
+            os.ftruncate(self.fd, 0)
+            os.ftruncate(self.fd, self._size)
+        except OSError as error:
+            raise InputOutputError.from_os(error, self.path, "write", "make room; what has arrived is kept") from error
+
+    def put(self, data: memoryview, offset: int) -> None:
+        """See ``Room``."""
+        try:
+            with self._guard:
+                while data and not self._closed:
+                    written = os.pwrite(self.fd, data, offset)
+                    data, offset = data[written:], offset + written
+        except OSError as error:
+            raise InputOutputError.from_os(error, self.path, "write", "make room; what has arrived is kept") from error
+
+    def finished(self, piece: int) -> list[int]:
+        """See ``Room``. The mark follows the bytes; should a power cut turn that round, the file's hash tells."""
+        try:
+            with self._guard:
+                if not self._closed:
+                    os.pwrite(self._marks_fd, b"\1", _MARK + piece)
+        except OSError as error:
+            raise InputOutputError.from_os(
+                error, self._marks, "write", "make room; what has arrived is kept"
+            ) from error
+        return []
+
+    def get(self, out: memoryview, offset: int) -> bool:
+        """See ``Room``."""
+        try:
+            while out:
+                got = os.preadv(self.fd, [out], offset)
+                if got == 0:
+                    raise InputOutputError("cut short while being read", where=self.path, remedy="run again")
+                out, offset = out[got:], offset + got
+        except OSError as error:
+            raise InputOutputError.from_os(error, self.path, f"read at byte {offset}") from error
+        return True
+
+    def publish(self, blob: Path) -> None:
+        """Give the file, whole and flushed, its final name. Raises ``InputOutputError``."""
+        try:
+            os.fsync(self.fd)
+            self.path.replace(blob)
+            self._marks.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputOutputError.from_os(error, blob, "put in place") from error
+
+    def forget(self, pieces: Iterable[int]) -> None:
+        """Mark ``pieces`` as missing, in a file that is closed, for the next run."""
+        with contextlib.suppress(OSError), self._marks.open("r+b") as marks:
+            for piece in pieces:
+                marks.seek(_MARK + piece)
+                marks.write(b"\0")
+
+    def discard(self) -> None:
+        """Remove the file."""
+        self.path.unlink(missing_ok=True)
+        self._marks.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the file; what is here stays for the next run, and what comes late is passed over."""
+        with self._guard:
+            if not self._closed:
+                self._closed = True
+                os.close(self.fd)
+                os.close(self._marks_fd)
+
+
+_MARK = 32
+"""Hex digits before the bytes of the pieces."""
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise InputOutputError.from_os(error, path, "open") from error
+
+
+def _lock(fd: int, path: Path) -> bool:
+    """Lock a file, and tell whether the file system can.
+
+    Raises ``BlockingIOError`` when another process has it, or had it and has put it in place meanwhile.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    if not path.exists() or os.fstat(fd).st_ino != path.stat().st_ino:
+        raise BlockingIOError
+    return True
+
+
+class MemoryRoom:
+    """The pieces that came last; the oldest makes room."""
+
+    piece = SMALL_PIECE
+
+    def __init__(self, most: int) -> None:
+        """Keep ``most`` pieces."""
+        self._most = most
+        self._coming: dict[int, bytearray] = {}
+        self._pieces: OrderedDict[int, bytearray] = OrderedDict()
+
+    def put(self, data: memoryview, offset: int) -> None:
+        """See ``Room``."""
+        while data:
+            piece, at = divmod(offset, self.piece)
+            part = data[: self.piece - at]
+            self._coming.setdefault(piece, bytearray(self.piece))[at : at + len(part)] = part
+            data, offset = data[len(part) :], offset + len(part)
+
+    def finished(self, piece: int) -> list[int]:
+        """See ``Room``."""
+        self._pieces[piece] = self._coming.pop(piece)
+        return [self._pieces.popitem(last=False)[0]] if len(self._pieces) > self._most else []
+
+    def get(self, out: memoryview, offset: int) -> bool:
+        """See ``Room``."""
+        while out:
+            piece, at = divmod(offset, self.piece)
+            data = self._pieces.get(piece)
+            if data is None:
+                return False
+            part = min(len(out), self.piece - at)
+            out[:part] = memoryview(data)[at : at + part]
+            out, offset = out[part:], offset + part
+        return True
+
+    def close(self) -> None:
+        """Forget all."""
+        self._pieces.clear()
