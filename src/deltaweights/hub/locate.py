@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from deltaweights.checkpoint.companions import COPIED, LEGAL, README
@@ -37,7 +37,7 @@ SLACK = 16 * 1024 * 1024
 class HubOptions:
     """How to use the Hub: what is None is the environment's, as the ``hf`` command reads it."""
 
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     cache_dir: Path | None = None
     offline: bool = False
     stream: bool = False
@@ -52,11 +52,15 @@ class Hub:
         self._how, self._report = How(options.stream, options.recheck), report
         self._downloads = Downloads(self._access, report.warn)
         self._promised = 0
+        self._opened: list[tuple[HubId, HubDirectory]] = []
+        self._used: dict[HubDirectory, Sequence[str]] = {}
 
     def open(self, wanted: HubId, hidden: Sequence[str] = ()) -> HubDirectory:
         """Return the directory of ``wanted``, files whose names end as one of ``hidden`` left out. Raises ``InputOutputError``."""
         listing = self._listing(wanted)
-        return HubDirectory(self._access, listing, self._downloads, self._how, self._report, tuple(hidden))
+        directory = HubDirectory(self._access, listing, self._downloads, self._how, self._report, tuple(hidden))
+        self._opened.append((wanted, directory))
+        return directory
 
     def _listing(self, wanted: HubId) -> Listing:
         store = Store.of(self._access.cache, wanted.repo)
@@ -66,13 +70,11 @@ class Hub:
                 remedy = "leave --offline out, or fetch it first: deltaweights download"
                 raise InputOutputError("not in the cache", where=str(wanted), found=self._access.cache, remedy=remedy)
             return known
-        listing = self._access.list_files(wanted)
-        if not self._how.stream:
-            store.name_commit(wanted, listing.commit)
-        return listing
+        return self._access.list_files(wanted)
 
     def announce(self, directory: HubDirectory, names: Sequence[str]) -> None:
         """Say which files are used and how much is to be fetched. Raises ``InputOutputError`` when it does not fit on the disk."""
+        self._used[directory] = names
         missing = directory.missing(names)
         begun = sum(_on_disk(directory.store.incomplete(file.key)) for file in missing)
         total, to_fetch = sum(directory.file(name).size for name in names), sum(file.size for file in missing) - begun
@@ -128,8 +130,12 @@ class Hub:
         self._downloads.forget()
 
     def close(self) -> None:
-        """End all connections."""
+        """End all connections. A branch is at a commit, for those who are offline, once what is used of it is all here."""
         self._downloads.close()
+        for wanted, directory in self._opened:
+            used = self._used.get(directory)
+            if used and not self._access.offline and not self._how.stream and not directory.missing(used):
+                directory.store.name_commit(wanted, directory.listing.commit)
 
 
 def _on_disk(path: Path) -> int:
