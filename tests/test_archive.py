@@ -30,21 +30,26 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deltaweights.checkpoint import unpack as unpack_module
-from deltaweights.checkpoint.archive import ArchivedDirectory, holds_checkpoint, is_checkpoint_archive, open_archive
-from deltaweights.checkpoint.archive_members import folded
+from deltaweights.checkpoint.archived import unpack as unpack_module
+from deltaweights.checkpoint.archived.directory import (
+    ArchivedDirectory,
+    holds_checkpoint,
+    is_checkpoint_archive,
+    open_archive,
+)
+from deltaweights.checkpoint.archived.members import folded
 from deltaweights.checkpoint.checksums import prove
 from deltaweights.checkpoint.companions import COPIED, read_companions
 from deltaweights.checkpoint.directory import Directory, LocalDirectory
 from deltaweights.checkpoint.files import InputFile, LocalFile, WeightsFile, Window
 from deltaweights.checkpoint.index import read_index
 from deltaweights.checkpoint.layout import STARTS, find_start
+from deltaweights.checkpoint.pickled.torch_file import open_torch_file
 from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.checkpoint.torch_file import open_torch_file
-from deltaweights.checkpoint.zip_archive import Member, read_archive
-from deltaweights.checkpoint.zip_contents import PIECE, contents
-from deltaweights.checkpoint.zip_rules import CHECKPOINT
+from deltaweights.checkpoint.zipped.archive import Member, read_archive
+from deltaweights.checkpoint.zipped.contents import PIECE, contents
+from deltaweights.checkpoint.zipped.rules import CHECKPOINT
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 from deltaweights.report import Report
 from tests.pairs import Tensors, base_tensors, delta_tensors, save

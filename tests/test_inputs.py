@@ -271,7 +271,8 @@ def test_what_is_unpacked(plain: Path, tmp_path: Path, method: int) -> None:
 
 CUT = """
 import itertools, os, signal, sys, time
-from deltaweights.checkpoint import unpack, zip_contents
+from deltaweights.checkpoint.archived import unpack
+from deltaweights.checkpoint.zipped import contents as zip_contents
 from deltaweights.cli import main
 from deltaweights.merge import stream
 

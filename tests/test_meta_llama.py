@@ -18,7 +18,7 @@ from deltaweights.apply import apply_delta
 from deltaweights.checkpoint.checksums import prove
 from deltaweights.checkpoint.directory import LocalDirectory
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
-from deltaweights.checkpoint.meta_config import meta_companions
+from deltaweights.checkpoint.meta.config import meta_companions
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 from tests.meta import meta_tensors, params_of, save_meta, split

@@ -22,13 +22,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deltaweights.checkpoint import pickle_reader, torch_file
 from deltaweights.checkpoint.checksums import Crc32
 from deltaweights.checkpoint.files import ContiguousSource, LocalFile, WeightsFile
-from deltaweights.checkpoint.pickle_tables import TensorView
+from deltaweights.checkpoint.pickled import reader as pickle_reader
+from deltaweights.checkpoint.pickled import torch_file
+from deltaweights.checkpoint.pickled.tables import TensorView
+from deltaweights.checkpoint.pickled.views import source_of
 from deltaweights.checkpoint.sniff import what_is_it
 from deltaweights.checkpoint.tensors import MAX_TENSORS, LazyTensor, TensorSpec
-from deltaweights.checkpoint.views import source_of
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 
 

@@ -28,12 +28,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deltaweights.apply import apply_delta
-from deltaweights.checkpoint import torch_legacy
 from deltaweights.checkpoint.files import LocalFile, WeightsFile
 from deltaweights.checkpoint.folder import open_checkpoint
+from deltaweights.checkpoint.pickled import torch_legacy
+from deltaweights.checkpoint.pickled.torch_file import NO_CHECKSUMS
+from deltaweights.checkpoint.pickled.torch_legacy import FIRST_READ
 from deltaweights.checkpoint.sniff import HEAD_BYTES, what_is_it
-from deltaweights.checkpoint.torch_file import NO_CHECKSUMS
-from deltaweights.checkpoint.torch_legacy import FIRST_READ
 from deltaweights.errors import MalformedInput
 from tests.test_torch_file import (
     GOOD_STATES,
@@ -497,7 +497,7 @@ def test_hostile_files_cost_little(tmp_path: Path, archive: Parts) -> None:
 import time
 from pathlib import Path
 from deltaweights.checkpoint.files import LocalFile
-from deltaweights.checkpoint.torch_file import open_torch_file
+from deltaweights.checkpoint.pickled.torch_file import open_torch_file
 from deltaweights.errors import MalformedInput
 def peak():
     return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))

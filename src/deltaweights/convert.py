@@ -16,8 +16,8 @@ from functools import partial
 
 from deltaweights.checkpoint.companions import NOTICE_NAME, NOTICE_OF_A_COPY, Companions, read_companions
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
-from deltaweights.checkpoint.meta_config import meta_companions
-from deltaweights.checkpoint.meta_llama import CONTAINER
+from deltaweights.checkpoint.meta.config import meta_companions
+from deltaweights.checkpoint.meta.llama import CONTAINER
 from deltaweights.errors import UsageError
 from deltaweights.hashing import hashes_of
 from deltaweights.hub.ids import Given, PathLike, Source

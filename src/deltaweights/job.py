@@ -17,7 +17,7 @@ from deltaweights.checkpoint.files import read_small
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
 from deltaweights.health import SumFound, check_sum, judge_base, report_numbers
-from deltaweights.hub.files import Refetched
+from deltaweights.hub.files import AGAIN, Refetched
 from deltaweights.hub.transfer import Damaged
 from deltaweights.manifest.findings import Findings
 from deltaweights.manifest.manifest import (
@@ -99,7 +99,7 @@ def perform(
         with opener() as job:
             return job, run(job, settings, report, began)
     except Refetched as error:
-        report.warn(f"{error}: begun anew")
+        report.warn(f"{str(error).removesuffix(f'; {AGAIN}')}: begun anew")
     with opener() as job:
         return job, run(job, settings, report, began)
 

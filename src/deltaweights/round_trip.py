@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import ceil
 
-from deltaweights.checkpoint.scratch import Scratch
+from deltaweights.checkpoint.archived.scratch import Scratch
 from deltaweights.errors import CheckFailed, Mismatch, UsageError
 from deltaweights.health import doubt_of
 from deltaweights.hub.ids import Given, PathLike

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.files import WeightsFile
+from deltaweights.checkpoint.pickled.torch_file import open_torch_file
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.checkpoint.torch_file import open_torch_file
 from deltaweights.errors import MalformedInput
 
 FILE = "mm_projector.bin"

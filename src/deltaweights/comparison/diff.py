@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from deltaweights.checkpoint.archived.scratch import Scratch
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
-from deltaweights.checkpoint.scratch import Scratch
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.comparison.figures import NUMPY, Figures, add_up, comparable
 from deltaweights.comparison.reading import Pair, read_pairs

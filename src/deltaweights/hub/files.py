@@ -16,6 +16,10 @@ from deltaweights.hub.hashed import Job
 from deltaweights.hub.transfer import Damaged
 
 
+AGAIN = "run again"
+"""What is left to do where nobody begins anew by himself."""
+
+
 class Refetched(Damaged):
     """What was read of a file was damaged on its way, and is fetched anew: what was made of it is worth nothing."""
 
@@ -23,7 +27,7 @@ class Refetched(Damaged):
     def of(cls, job: Job) -> Refetched:
         """Return that it happened to this file."""
         problem, expected = "was damaged on its way, and is fetched again", job.arrival.file.key
-        return cls(problem, where=job.path, found=f"hash {job.found}", expected=expected, remedy="run again")
+        return cls(problem, where=job.path, found=f"hash {job.found}", expected=expected, remedy=AGAIN)
 
 
 class ArrivingFile(InputFile):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from deltaweights.checkpoint.unpack import NoRoom
+from deltaweights.checkpoint.archived.unpack import NoRoom
 from deltaweights.errors import InputOutputError, Interrupted
 from deltaweights.staging.disk import make_folder, remove
 from deltaweights.staging.folder import StagingLock

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from deltaweights.checkpoint.checksums import crc_fault
 from deltaweights.checkpoint.files import InputFile, Window
-from deltaweights.checkpoint.zip_archive import Member
-from deltaweights.checkpoint.zip_rules import DEFLATED
+from deltaweights.checkpoint.zipped.archive import Member
+from deltaweights.checkpoint.zipped.rules import DEFLATED
 from deltaweights.errors import MalformedInput
 
 PIECE = 1024 * 1024

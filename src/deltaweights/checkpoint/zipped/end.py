@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 
 from deltaweights.checkpoint.sniff import HEAD_BYTES, looks_like_safetensors, what_is_it
-from deltaweights.checkpoint.zip_rules import Zip
+from deltaweights.checkpoint.zipped.rules import Zip
 from deltaweights.errors import MalformedInput
 
 _END = struct.Struct("<4s4H2LH")

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.files import InputFile
-from deltaweights.checkpoint.zip_entries import MARK32, CentralDirectory, Entry, extra_fields, read_directory
-from deltaweights.checkpoint.zip_rules import DESCRIPTOR_FOLLOWS, TORCH, ZIP64, Rules, Zip
+from deltaweights.checkpoint.zipped.entries import MARK32, CentralDirectory, Entry, extra_fields, read_directory
+from deltaweights.checkpoint.zipped.rules import DESCRIPTOR_FOLLOWS, TORCH, ZIP64, Rules, Zip
 from deltaweights.errors import MalformedInput
 
 _LOCAL = struct.Struct("<4s5H3L2H")

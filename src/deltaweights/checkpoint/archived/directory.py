@@ -14,18 +14,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from deltaweights.checkpoint.archive_members import begins_weights, find_checkpoint, refuse_bomb
+from deltaweights.checkpoint.archived.members import begins_weights, find_checkpoint, refuse_bomb
+from deltaweights.checkpoint.archived.unpack import unpack
 from deltaweights.checkpoint.companions import MAX_SIZE, is_companion
 from deltaweights.checkpoint.directory import Directory, LocalDirectory
 from deltaweights.checkpoint.files import InputFile, LocalFile, Window
 from deltaweights.checkpoint.index import read_index
 from deltaweights.checkpoint.layout import PARAMS, PART, STARTS, WEIGHTS
 from deltaweights.checkpoint.projector import FILE as PROJECTOR
-from deltaweights.checkpoint.unpack import unpack
-from deltaweights.checkpoint.zip_archive import Member, read_archive
-from deltaweights.checkpoint.zip_contents import contents
-from deltaweights.checkpoint.zip_entries import read_directory
-from deltaweights.checkpoint.zip_rules import CHECKPOINT, EITHER, STORED, Zip
+from deltaweights.checkpoint.zipped.archive import Member, read_archive
+from deltaweights.checkpoint.zipped.contents import contents
+from deltaweights.checkpoint.zipped.entries import read_directory
+from deltaweights.checkpoint.zipped.rules import CHECKPOINT, EITHER, STORED, Zip
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.report import Report
 

@@ -15,13 +15,13 @@ from typing import ClassVar, TypeVar
 from blake3 import blake3
 
 from deltaweights.checkpoint.files import InputFile, WeightsFile
-from deltaweights.checkpoint.pickle_machine import AGAIN, REMEDY, Opcodes, StackMachine, by_opcode, kind_of
-from deltaweights.checkpoint.pickle_reader import MAX_PICKLE, TorchPickle
-from deltaweights.checkpoint.pickle_tables import Storage as PickledStorage
-from deltaweights.checkpoint.pickle_tables import TensorView
+from deltaweights.checkpoint.pickled.machine import AGAIN, REMEDY, Opcodes, StackMachine, by_opcode, kind_of
+from deltaweights.checkpoint.pickled.reader import MAX_PICKLE, TorchPickle
+from deltaweights.checkpoint.pickled.tables import Storage as PickledStorage
+from deltaweights.checkpoint.pickled.tables import TensorView
+from deltaweights.checkpoint.pickled.views import source_of
 from deltaweights.checkpoint.sniff import HEAD_BYTES, LEGACY_TORCH, is_tar
 from deltaweights.checkpoint.tensors import ITEM_SIZES, MAX_TENSORS, LazyTensor, Storage, TensorSpec
-from deltaweights.checkpoint.views import source_of
 from deltaweights.errors import MalformedInput
 
 MAGIC = 0x1950A86A20F9469CFC6C

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, TypeGuard
 
-from deltaweights.checkpoint.pickle_machine import (
+from deltaweights.checkpoint.pickled.machine import (
     MEMORY_PER_TENSOR,
     REMEDY,
     STEPS_PER_TENSOR,
@@ -22,7 +22,7 @@ from deltaweights.checkpoint.pickle_machine import (
     kind_of,
     no_more,
 )
-from deltaweights.checkpoint.pickle_tables import (
+from deltaweights.checkpoint.pickled.tables import (
     GLOBALS,
     REFUSED_GLOBALS,
     DType,

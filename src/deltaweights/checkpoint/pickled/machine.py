@@ -11,7 +11,7 @@ from pathlib import Path
 from sys import getsizeof
 from typing import Any, ClassVar
 
-from deltaweights.checkpoint.pickle_tables import Storage, TensorView
+from deltaweights.checkpoint.pickled.tables import Storage, TensorView
 from deltaweights.checkpoint.tensors import MAX_TENSORS
 from deltaweights.errors import MalformedInput
 

@@ -13,8 +13,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from deltaweights.checkpoint.zip_end import find_directory
-from deltaweights.checkpoint.zip_rules import DEFLATED, METHODS, STORED, UTF8, ZIP64, Zip
+from deltaweights.checkpoint.zipped.end import find_directory
+from deltaweights.checkpoint.zipped.rules import DEFLATED, METHODS, STORED, UTF8, ZIP64, Zip
 from deltaweights.errors import MalformedInput
 
 MARK32 = 0xFFFFFFFF

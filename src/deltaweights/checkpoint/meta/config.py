@@ -12,7 +12,7 @@ import json
 
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.documents import refuse_another
-from deltaweights.checkpoint.meta_params import Params, read_params
+from deltaweights.checkpoint.meta.params import Params, read_params
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.text import Json
 

@@ -18,8 +18,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from deltaweights.checkpoint.files import InputFile, LocalFile
-from deltaweights.checkpoint.zip_archive import Member
-from deltaweights.checkpoint.zip_contents import contents
+from deltaweights.checkpoint.zipped.archive import Member
+from deltaweights.checkpoint.zipped.contents import contents
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.report import Report
 from deltaweights.sizes import human_bytes

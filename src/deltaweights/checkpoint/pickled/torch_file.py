@@ -15,13 +15,13 @@ from blake3 import blake3
 
 from deltaweights.checkpoint.checksums import Crc32, cover_whole
 from deltaweights.checkpoint.files import ContiguousSource, InputFile, WeightsFile
-from deltaweights.checkpoint.pickle_reader import MAX_PICKLE, read_state_dict
-from deltaweights.checkpoint.pickle_tables import TensorView
+from deltaweights.checkpoint.pickled.reader import MAX_PICKLE, read_state_dict
+from deltaweights.checkpoint.pickled.tables import TensorView
+from deltaweights.checkpoint.pickled.torch_legacy import read_legacy
+from deltaweights.checkpoint.pickled.views import source_of
 from deltaweights.checkpoint.sniff import LEGACY_TORCH
 from deltaweights.checkpoint.tensors import ITEM_SIZES, LazyTensor, Storage, TensorSpec
-from deltaweights.checkpoint.torch_legacy import read_legacy
-from deltaweights.checkpoint.views import source_of
-from deltaweights.checkpoint.zip_archive import Archive, Member, read_archive
+from deltaweights.checkpoint.zipped.archive import Archive, Member, read_archive
 from deltaweights.errors import MalformedInput
 
 NO_CHECKSUMS = "records no checksums, so damage to its weights cannot be noticed"

@@ -15,7 +15,11 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from deltaweights.checkpoint.assembled import (
+from deltaweights.checkpoint.checksums import Crc32
+from deltaweights.checkpoint.directory import Directory
+from deltaweights.checkpoint.files import WeightsFile
+from deltaweights.checkpoint.layout import PARAMS, PART
+from deltaweights.checkpoint.meta.assembled import (
     RotaryRows,
     RotaryRowsChecksum,
     SideBySide,
@@ -23,13 +27,9 @@ from deltaweights.checkpoint.assembled import (
     Stacked,
     StackedChecksum,
 )
-from deltaweights.checkpoint.checksums import Crc32
-from deltaweights.checkpoint.directory import Directory
-from deltaweights.checkpoint.files import WeightsFile
-from deltaweights.checkpoint.layout import PARAMS, PART
-from deltaweights.checkpoint.meta_params import Params, read_params
+from deltaweights.checkpoint.meta.params import Params, read_params
+from deltaweights.checkpoint.pickled.torch_file import open_torch_file
 from deltaweights.checkpoint.tensors import ByteSource, Checksum, LazyTensor, Storage, TensorSpec, row_major
-from deltaweights.checkpoint.torch_file import open_torch_file
 from deltaweights.errors import MalformedInput
 
 CONTAINER = "meta"

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from deltaweights.checkpoint.layout import PART, STARTS
-from deltaweights.checkpoint.zip_archive import Member
+from deltaweights.checkpoint.zipped.archive import Member
 from deltaweights.errors import MalformedInput
 from deltaweights.sizes import human_bytes
 

@@ -1,0 +1,1 @@
+"""A checkpoint's folder in a zip archive."""

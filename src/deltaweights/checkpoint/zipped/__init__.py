@@ -1,0 +1,1 @@
+"""The records of a zip, for torch's files and for archives."""
