@@ -15,7 +15,6 @@ from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.hashed import Job
 from deltaweights.hub.transfer import Damaged
 
-
 AGAIN = "run again"
 """What is left to do where nobody begins anew by himself."""
 
