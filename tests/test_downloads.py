@@ -995,3 +995,15 @@ def test_options_without_sense(machine: Machine, hub: HubServer, monkeypatch: py
     with pytest.raises(UsageError, match=f"^not a Hub id: found {BASE}, expected "):
         machine.fetch(BASE)
     assert machine.fetch(f"hf://{BASE}").repo == BASE
+
+
+def test_waits_are_told(machine: Machine, hub: HubServer, folder: Path) -> None:
+    """That the Hub, or its file host, is asked again is said once, and not by every connection."""
+    hub.faults += [
+        Fault("status", on="api", status=503, times=2),
+        Fault("status", ONE, on="files", status=503, times=2),
+    ]
+    machine.fetch(BASE)
+    assert [note for note in machine.said.notes if note.endswith(": trying again")] == [
+        f"{hub.endpoint}: the Hub answered 503: trying again"
+    ]

@@ -20,7 +20,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.hub.ids import HubId
-from deltaweights.hub.patience import RETRIED, TRIES, Patience
+from deltaweights.hub.patience import RETRIED, TRIES, Patience, Remarks
 from deltaweights.text import Json, strict_json
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -69,7 +69,10 @@ class Listing:
 
 @dataclass(frozen=True)
 class Access:
-    """A Hub, and the cache beside it. ``token`` is None where nobody is logged in; ``stop`` ends all waiting."""
+    """A Hub, and the cache beside it.
+
+    ``token`` is None where nobody is logged in; ``stop`` ends all waiting, and ``remarks`` says what is waited for.
+    """
 
     endpoint: str
     token: str | None = field(repr=False)
@@ -77,6 +80,7 @@ class Access:
     offline: bool
     timeout: float = TIMEOUT
     stop: threading.Event = field(default_factory=threading.Event)
+    remarks: Remarks = field(default_factory=lambda: Remarks(lambda _: None))
 
     @cached_property
     def client(self) -> Any:
@@ -153,9 +157,12 @@ class Access:
                     data = read_at_most(response, MOST_ANSWER)
                 if response.status_code == 200:
                     return strict_json(data)
+                if response.status_code in RETRIED:
+                    self.remarks.say(f"{self.endpoint}: the Hub answered {response.status_code}: trying again")
                 if response.status_code not in RETRIED or not patience.wait(response.headers):
                     raise self.refusal(response, wanted)
             except self.broken as error:
+                self.remarks.say(f"{self.endpoint}: {error or type(error).__name__}: trying again")
                 if not patience.wait(tries=self.tries(error)):
                     raise self.unreachable(error) from error
             except ValueError as error:
@@ -229,7 +236,12 @@ def origin_of(url: str) -> tuple[str, str]:
 
 
 def access(
-    *, token: str | None = None, cache: Path | None = None, offline: bool = False, endpoint: str | None = None
+    *,
+    token: str | None = None,
+    cache: Path | None = None,
+    offline: bool = False,
+    endpoint: str | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Access:
     """Return the way to the Hub that the environment names, where the options do not name another.
 
@@ -249,6 +261,7 @@ def access(
         cache or Path(constants.HF_HUB_CACHE),
         offline or bool(constants.HF_HUB_OFFLINE),
         float(constants.HF_HUB_DOWNLOAD_TIMEOUT),
+        remarks=Remarks(note),
     )
 
 

@@ -48,7 +48,9 @@ class Hub:
     """Opens repositories; what they are read from arrives until it is closed."""
 
     def __init__(self, options: HubOptions, report: Report) -> None:
-        self._access: Access = access(token=options.token, cache=options.cache_dir, offline=options.offline)
+        self._access: Access = access(
+            token=options.token, cache=options.cache_dir, offline=options.offline, note=report.note
+        )
         self._how, self._report = How(options.stream, options.recheck), report
         self._downloads = Downloads(self._access, report.warn)
         self._promised = 0

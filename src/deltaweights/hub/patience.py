@@ -11,13 +11,33 @@ import random
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 """Answers that may be others the next time."""
 
 TRIES, FIRST, LONGEST = 6, 0.5, 60.0
 """Waits in a row without a byte between them; the first one in seconds, which doubles; the longest that a server may ask for."""
+
+
+EVERY = 10.0
+"""Seconds between two remarks on waits: several connections wait at once."""
+
+
+class Remarks:
+    """Says what is waited for, but not all the time. Safe in threads."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note, self._lock, self._last = note, threading.Lock(), -EVERY
+
+    def say(self, text: str) -> None:
+        """Pass a remark on, unless one was a moment ago."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._last < EVERY:
+                return
+            self._last = now
+        self._note(text)
 
 
 class Patience:

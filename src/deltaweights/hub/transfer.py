@@ -77,6 +77,7 @@ class Transfer:
             self._check_stop()
             if at == stop:
                 return
+            self._access.remarks.say(f"{self._where}: {problem}: trying again")
             if not patience.wait(headers, tries):
                 self._check_stop()
                 remedy = "run again: what has arrived is kept"
