@@ -19,8 +19,8 @@ from deltaweights.sizes import human_bytes
 NEXT = """\
 With real weights (13.5 GB of free disk, and 27 GB in the Hub's cache, which --stream does without):
   deltaweights apply llava-med-7b --target llava-med-7b
-With what you hold already: add --base /path/to/llama-7b, --delta /path/to/llava-med-7b-delta, or both.
   deltaweights verify llava-med-7b
+With what you hold already: add --base /path/to/llama-7b, --delta /path/to/llava-med-7b-delta, or both.
 LLaVA-Med is for research use only; it is not for clinical care or any clinical decision."""
 
 
