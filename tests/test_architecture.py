@@ -28,6 +28,7 @@ ORDER = (
     "health",
     "inspection",
     "prepare",
+    "provenance",
     "pair",
     "naming",
     "hashing",

@@ -266,9 +266,9 @@ def test_files_are_checked_once(
     hashed: list[str] = []
     real = hub_directory._hash_of
 
-    def count(file: Any, content: Any, size: int) -> str:
+    def count(file: Any, content: Any) -> str:
         hashed.append(file.name)
-        return real(file, content, size)
+        return real(file, content)
 
     monkeypatch.setattr(hub_directory, "_hash_of", count)
     commit = machine.fetch(BASE).commit

@@ -722,3 +722,19 @@ def test_weights_of_no_lfs_file(machine: Machine, hub: HubServer) -> None:
     hub.faults.append(Fault("no-sha256", "model.safetensors"))
     with pytest.raises(Damaged, match="what arrived is not the file of the Hub, twice"):
         machine.fetch("acme/plain")
+
+
+@pytest.mark.parametrize("command", ["apply", "make", "convert"])
+def test_a_dry_run_keeps_nothing(machine: Machine, hub: HubServer, pair: Pair, tmp_path: Path, command: str) -> None:
+    """A dry run from the Hub shows the plan, and leaves neither a cache nor a target."""
+    serve(hub, pair)
+    inputs = {
+        "apply": ("--base", BASE, "--delta", DELTA),
+        "make": ("--base", BASE, "--target", BASE),
+        "convert": ("--base", BASE),
+    }
+    output = "--delta" if command == "make" else "--target"
+    done = machine.run(command, *inputs[command], output, tmp_path / "out", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert not machine.cache.exists()
+    assert not (tmp_path / "out").exists()

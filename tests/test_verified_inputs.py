@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import math
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from deltaweights.apply import apply_delta
 from deltaweights.errors import CheckFailed, InputOutputError, Mismatch, UsageError
+from deltaweights.hub.hashed import Job
 from deltaweights.hub.locate import HubOptions
 from deltaweights.hub.rooms import DiskRoom
 from deltaweights.staging.folder import StagingFolder
@@ -87,12 +89,24 @@ def test_streamed_inputs_are_not_hashed(machine: Machine, hub: HubServer, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_flipped_name_is_fetched_again(machine: Machine, hub: HubServer, tmp_path: Path) -> None:
-    """A flip that makes a tensor's name another valid one ends with 4, and the next run does not start from it."""
+def test_a_flipped_name_is_fetched_again(
+    machine: Machine, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flip that makes a tensor's name another valid one, before hashes are known, ends with 4; the next run fetches it again."""
     at = (tmp_path / "b" / "model.safetensors").read_bytes().index(b"lm_head") + 1
     hub.faults.append(Fault("flip", "*.safetensors", repo=BASE, at=at, times=math.inf))
+    really_hash = Job.hash_on
+
+    def hash_later(job: Job, stop: threading.Event) -> str | None:
+        if job.arrival.file.name.endswith(".safetensors"):
+            stop.wait(0.01)
+            return None
+        return really_hash(job, stop)
+
+    monkeypatch.setattr(Job, "hash_on", hash_later)
     with pytest.raises(Mismatch, match="in the delta, not in the base"):
         apply_delta(BASE, DELTA, tmp_path / "out")
+    monkeypatch.setattr(Job, "hash_on", really_hash)
     hub.faults.clear()
     assert apply_delta(BASE, DELTA, tmp_path / "out").status == "merged"
 
@@ -128,3 +142,24 @@ def test_a_link_in_the_cache_is_not_followed(machine: Machine, tmp_path: Path) -
     with pytest.raises(InputOutputError, match="cannot open"):
         DiskRoom(path, 10)
     assert victim.read_text() == "years"
+
+
+def test_a_file_that_is_still_read_stays_readable(tmp_path: Path) -> None:
+    """What is closed while it is used can be read and never changed again; its lock is free, and another download has it."""
+    (tmp_path / "blobs").mkdir()
+    path = tmp_path / "blobs" / "abc.deltaweights.incomplete"
+    room = DiskRoom(path, 4)
+    room.here()
+    room.put(memoryview(b"abcd"), 0)
+    room.close(used=True)
+    other = DiskRoom(path, 4)
+    out = bytearray(4)
+    assert room.get(memoryview(out), 0)
+    assert bytes(out) == b"abcd"
+    for change in (room.clear, lambda: room.publish(tmp_path / "blobs" / "abc")):
+        with pytest.raises(InputOutputError, match="the download was stopped"):
+            change()
+    assert path.read_bytes() == b"abcd"
+    assert not (tmp_path / "blobs" / "abc").exists()
+    room.close()
+    other.close()

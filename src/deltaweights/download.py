@@ -14,6 +14,7 @@ from deltaweights.errors import UsageError
 from deltaweights.hub.directory import HubDirectory
 from deltaweights.hub.ids import Source, hub_id
 from deltaweights.hub.locate import Hub, HubOptions, needed
+from deltaweights.pair import show_notice
 from deltaweights.recipes.catalogue import load
 from deltaweights.recipes.source import base_of, delta_of
 from deltaweights.report import Report
@@ -74,8 +75,7 @@ def _sources(model: str, report: Report) -> list[tuple[str, Source]]:
     if "/" in model:
         raise UsageError("not a Hub id", found=model, expected="ORG/NAME, ORG/NAME@REVISION, or the name of a recipe")
     recipe = load(model)
-    for line in filter(None, recipe.notice.splitlines()):
-        report.note(f"licence         {recipe.title}: {line}")
+    show_notice(recipe, report)
     return [("base", base_of(recipe)), ("delta", delta_of(recipe))]
 
 

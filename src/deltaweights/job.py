@@ -10,11 +10,10 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from deltaweights.checkpoint.checksums import prove
 from deltaweights.checkpoint.files import read_small
-from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
 from deltaweights.health import SumFound, check_sum, judge_base, report_numbers
 from deltaweights.hub.files import AGAIN, Refetched
@@ -36,6 +35,7 @@ from deltaweights.merge.plan import fates
 from deltaweights.merge.record import findings_of, merge_manifest, records_of
 from deltaweights.merge.stream import Resources, Stream
 from deltaweights.prepare import Prepared, check_space, say
+from deltaweights.provenance import UNVERIFIED, is_streamed, marks_of, origins_of, verified_hashes
 from deltaweights.report import Report
 from deltaweights.staging.disk import write_file
 from deltaweights.staging.folder import StagingFolder
@@ -44,12 +44,6 @@ from deltaweights.staging.publish import forget, publish, recover
 from deltaweights.work import workers_of
 
 ALREADY_COMPLETE = "already complete"
-
-STREAMED = "streamed"
-"""The mark of an input that is kept nowhere."""
-
-UNVERIFIED = "not cryptographically verified"
-"""Said of inputs that were streamed: bytes in another order than the file's cannot be held against its hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +168,8 @@ def _already_complete(job: Prepared, settings: Settings) -> _Done | None:
             where=job.place.target,
             remedy="move it away, or replace it with --overwrite",
         )
-    done = _Done(ALREADY_COMPLETE, manifest.content_digest, found.manifest_sha256, manifest.findings)
-    return replace(done, streamed=manifest.streamed)
+    digest, sha256 = manifest.content_digest, found.manifest_sha256
+    return _Done(ALREADY_COMPLETE, digest, sha256, manifest.findings, streamed=manifest.streamed)
 
 
 def _make(job: Prepared, settings: Settings, report: Report, seconds: dict[str, float]) -> _Done:
@@ -184,7 +178,7 @@ def _make(job: Prepared, settings: Settings, report: Report, seconds: dict[str, 
     check_device(settings.device)
     seconds["load arithmetic"] = time.monotonic() - began
     staging = StagingFolder(job.place)
-    fragments, discarded = staging.prepare(job.plan, _arrivals(job))
+    fragments, discarded = staging.prepare(job.plan, marks_of(job.checkpoints))
     if discarded:
         report.note("staging held another plan (other inputs or options): it was discarded")
     if fragments:
@@ -208,7 +202,7 @@ def _make(job: Prepared, settings: Settings, report: Report, seconds: dict[str, 
     digest, manifest_sha256 = _write_documents(job, fragments, findings)
     publish(job.place, job.plan.identity, overwrite=settings.overwrite)
     seconds["publish"] = time.monotonic() - began
-    streamed = any("verification" in _origin(checkpoint) for checkpoint in job.checkpoints.values())
+    streamed = any(map(is_streamed, job.checkpoints.values()))
     return _Done(job.plan.operation.value.status, digest, manifest_sha256, findings, published_sum, streamed)
 
 
@@ -272,39 +266,13 @@ def _write_documents(
         documents[INDEX] = index_bytes(weight_map, plan.nbytes, plan.parameters)
     files = {shard.file: fragments[shard.file].record for shard in plan.shards}
     files |= {name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in documents.items()}
-    origins = {role: _origin(checkpoint) for role, checkpoint in job.checkpoints.items()}
-    manifest, digest = merge_manifest(plan, fragments, files, _verified_hashes(job), origins, findings)
+    hashes = verified_hashes(job.checkpoints, job.hashes)
+    manifest, digest = merge_manifest(plan, fragments, files, hashes, origins_of(job.checkpoints), findings)
     manifest_record = FileRecord(len(manifest), hashlib.sha256(manifest).hexdigest())
     documents |= {MANIFEST: manifest, SUMS: sums_bytes(files, manifest_record)}
     for name, data in documents.items():
         write_file(folder / name, data)
     return digest, manifest_record.sha256
-
-
-def _arrivals(job: Prepared) -> dict[str, str]:
-    """Return the marks of inputs that came from the Hub, by role and name; a shard of streamed bytes is none of stored ones."""
-    return {
-        f"{role}/{weights.file.path.name}": weights.file.arrival or STREAMED
-        for role, checkpoint in job.checkpoints.items()
-        for weights in checkpoint.files
-        if weights.file.arrival is not None or weights.file.streamed
-    }
-
-
-def _verified_hashes(job: Prepared) -> Mapping[str, Mapping[str, str]]:
-    """Return the sha256 of input files that were made in this run, or that the files were compared with when they arrived."""
-    if job.hashes.read:
-        return job.hashes.files
-    return {
-        role: {w.file.path.name: w.file.verified_sha256 for w in checkpoint.files if w.file.verified_sha256 is not None}
-        for role, checkpoint in job.checkpoints.items()
-    }
-
-
-def _origin(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return what the manifest says of where an input is from, and how far it can be trusted."""
-    streamed = any(weights.file.streamed for weights in checkpoint.files)
-    return {**checkpoint.directory.origin, **({"verification": UNVERIFIED} if streamed else {})}
 
 
 def _published(job: Prepared, done: _Done, seconds: dict[str, float]) -> Published:

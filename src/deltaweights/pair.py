@@ -102,7 +102,7 @@ def open_pair(
     if recipe is None and operation is Operation.APPLY:
         recipe = _recognised_by_id(lead, report)
     elif recipe is not None:
-        _show_notice(recipe, report)  # before anything is fetched
+        show_notice(recipe, report)  # before anything is fetched
     with (
         located([(role, _pinned(role, place, recipe)) for role, place in given], hub, report) as (base_at, lead_at),
         open_checkpoint(base_at, "base", unpacker, report) as of_base,
@@ -139,7 +139,7 @@ def _pinned(role: str, place: Given, recipe: Recipe | None) -> Given:
     return Source(source.id, known.hidden) if known.id.repo.lower() == source.id.repo.lower() else source
 
 
-def _show_notice(recipe: Recipe, report: Report) -> None:
+def show_notice(recipe: Recipe, report: Report) -> None:
     """Show the recipe's notice, if it has one, line by line."""
     heads = chain([f"licence         {recipe.title}: "], repeat(" " * 16))
     for head, line in zip(heads, filter(None, recipe.notice.splitlines()), strict=False):
@@ -157,7 +157,7 @@ def _told(name: str, how: str, report: Report) -> Recipe:
     """Say which recipe is used, and how that is known."""
     recipe = load(name)
     report.note(f"recipe          {name}: the delta is that of {recipe.title} ({how})")
-    _show_notice(recipe, report)
+    show_notice(recipe, report)
     return recipe
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from deltaweights.checkpoint.companions import NOTICE, NOTICE_NAME, NOTICE_OF_A_DELTA, Companions, read_companions
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.samples import sample_digests
-from deltaweights.errors import CheckFailed, InputOutputError, UsageError
+from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.hashing import Hashes
 from deltaweights.hub.ids import Given, PathLike
 from deltaweights.hub.locate import HubOptions, paths_among
@@ -34,6 +34,7 @@ from deltaweights.merge.plan import (
 )
 from deltaweights.merge.rules import Dropped
 from deltaweights.pair import Pair, compute_dtype_of, open_pair
+from deltaweights.provenance import refuse_unverified
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
 from deltaweights.sizes import human_bytes, parse_size
@@ -137,8 +138,9 @@ def prepare(
             report=report,
         ) as pair,
     ):
+        inputs = {"base": pair.base, operation.lead: pair.lead}
         if require_verified:
-            _refuse_unverified(pair)
+            refuse_unverified(inputs, pair.hashes)
         compute = compute_dtype_of(compute_dtype, pair.recipe)
         stored = dtype or compute
         place.refuse_opened(weights.file.path for each in (pair.base, pair.lead) for weights in each.files)
@@ -157,16 +159,7 @@ def prepare(
             check=check,
             recipe=_recipe_record(pair.recipe),
         )
-        inputs = {"base": pair.base, operation.lead: pair.lead}
         yield Prepared(inputs, pair.hashes, pair.recipe, companions, plan, place, unpacking)
-
-
-def _refuse_unverified(pair: Pair) -> None:
-    for checkpoint in (pair.base, pair.lead):
-        for weights in checkpoint.files:
-            if weights.file.streamed or (weights.file.verified_sha256 is None and not pair.hashes.read):
-                remedy = "leave --stream out" if weights.file.streamed else "give --hash-inputs, or an id of the Hub"
-                raise CheckFailed("not cryptographically verified", where=weights.file.path, remedy=remedy)
 
 
 def _companions(pair: Pair, operation: Operation, stored: str) -> Companions:

@@ -22,6 +22,7 @@ from deltaweights.sizes import human_bytes
 from deltaweights.text import Json, counted, printable
 
 if TYPE_CHECKING:
+    from deltaweights.hub.locate import HubOptions
     from deltaweights.job import Published
     from deltaweights.prepare import Prepared
 
@@ -46,9 +47,7 @@ def apply(
 
     recipe, recipe_file = recipe_of(recipe, recipe_option)
     found = find_recipe(recipe, recipe_file)
-    hub = hub_of(options)
-    if options["dry_run"]:
-        hub = replace(hub, stream=True)  # headers and samples are little of a model
+    hub = _hub(options)
     base_at, delta_at = sources_of(found, base, delta)
     planned = _planned(options, "compute_dtype", "dtype", "max_shard_size", "allow_unproved_base")
     plan = partial(
@@ -64,7 +63,7 @@ def make(name: str, base: str, target: str, delta: str, **options: Any) -> None:
     from deltaweights.merge.operation import Operation  # noqa: PLC0415
     from deltaweights.prepare import prepare  # noqa: PLC0415
 
-    hub = hub_of(options)
+    hub = _hub(options)
     plan = partial(
         prepare,
         Operation.MAKE,
@@ -81,9 +80,15 @@ def convert(base: str, target: str, **options: Any) -> None:
     """Copy a checkpoint into another layout, or show the plan, and print the outcome."""
     from deltaweights.convert import convert_checkpoint, prepare_copy  # noqa: PLC0415  (only who converts needs it)
 
-    hub = hub_of(options)
+    hub = _hub(options)
     plan = partial(prepare_copy, base, target, hub=hub, **_planned(options, "dtype", "max_shard_size"))
     _run("deltaweights", "target", partial(convert_checkpoint, base, target, hub=hub), plan, **options)
+
+
+def _hub(options: dict[str, Any]) -> HubOptions:
+    """Take the options of the Hub out of ``options``; a dry run keeps nothing: headers and samples are little of a model."""
+    hub = hub_of(options)
+    return replace(hub, stream=True) if options["dry_run"] and not options["hash_inputs"] else hub
 
 
 def _planned(options: dict[str, Any], *names: str) -> dict[str, Any]:

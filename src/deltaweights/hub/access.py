@@ -7,6 +7,7 @@ another origin than the Hub's.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import re
 import threading
@@ -15,13 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.patience import RETRIED, TRIES, Patience, Remarks
 from deltaweights.text import Json, strict_json
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -56,6 +60,12 @@ class HubFile:
     def key(self) -> str:
         """The name of its blob in the cache."""
         return self.sha256 or self.git_sha1
+
+    def new_hash(self) -> _Hash:
+        """Return the running hash that gives the key: sha256, or git's sha1 of a header and the content."""
+        if self.sha256 is not None:
+            return hashlib.sha256()
+        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
 
 
 @dataclass(frozen=True)

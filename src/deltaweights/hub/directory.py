@@ -6,7 +6,6 @@ nowhere. Never: a small file (a configuration, an index, a tokenizer) that is us
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -183,7 +182,7 @@ class HubDirectory(Directory):
         data = bytearray(file.size)
         if file.size:
             self._streamed(file).read_into(memoryview(data), 0)
-        found = _hash_of(file, [bytes(data)], len(data))
+        found = _hash_of(file, [bytes(data)])
         if found != file.key:
             problem = "what arrived is not the file of the Hub"
             raise Damaged(problem, where=f"{self.id}/{file.name}", found=found, expected=file.key, remedy="run again")
@@ -202,7 +201,7 @@ class HubDirectory(Directory):
             if self.store.is_verified(file.key, local.status) and not self.how.recheck:
                 return local
             self._report.note(f"checking {blob.name[:12]}, {file.name}, of the cache")
-            found = _hash_of(file, local.chunks(), local.size)
+            found = _hash_of(file, local.chunks())
             local.check_unchanged()
             if found == file.key:
                 self.store.keep_verified(file.key, local.status, local.arrival)
@@ -219,9 +218,9 @@ class HubDirectory(Directory):
         return None
 
 
-def _hash_of(file: HubFile, chunks: Iterable[bytes | memoryview], size: int) -> str:
+def _hash_of(file: HubFile, chunks: Iterable[bytes | memoryview]) -> str:
     """Return the hash by which the Hub knows a file, made of its content."""
-    digest = hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    digest = file.new_hash()
     for chunk in chunks:
         digest.update(chunk)
     return digest.hexdigest()

@@ -89,9 +89,10 @@ class Downloads:
         until = time.monotonic() + LAST_SECOND
         for thread in self._threads:
             thread.join(timeout=max(0.0, until - time.monotonic()))
+        late = any(thread.is_alive() for thread in self._threads)
         for job in self._jobs:
             if isinstance(job.arrival.room, DiskRoom):
-                job.arrival.room.close()
+                job.arrival.room.close(used=late)
 
     # For readers.
 

@@ -6,7 +6,6 @@ scheduler's are both.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from dataclasses import dataclass, field
@@ -42,14 +41,7 @@ class Job:
     _digest: _Hash = field(init=False)
 
     def __post_init__(self) -> None:
-        self._digest = self._begin()
-
-    def _begin(self) -> _Hash:
-        """Return the running hash by which the Hub knows the file: sha256, or git's sha1 of a header and the content."""
-        file = self.arrival.file
-        if file.sha256 is not None:
-            return hashlib.sha256()
-        return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+        self._digest = self.arrival.file.new_hash()
 
     @property
     def path(self) -> Path | None:
@@ -91,7 +83,7 @@ class Job:
             room.clear()
         arrival.state = bytearray(arrival.count)
         arrival.generation += 1
-        self.hashed, self._digest = 0, self._begin()
+        self.hashed, self._digest = 0, self.arrival.file.new_hash()
 
     def discard(self) -> None:
         """Remove what came. Raises ``OSError``."""

@@ -12,6 +12,7 @@ import os
 import secrets
 import socket
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
@@ -55,18 +56,24 @@ class DiskRoom:
         Where the file system has no locks, two processes must not share a file: then it is one of this process alone.
         """
         self._size, self._closed, self._guard = size, False, threading.Lock()
-        self.fd = _open(path)
+        # Numbers of files are given anew: these are closed by ``close`` or, if somebody still reads, when nobody can any more.
+        self._files = contextlib.ExitStack()
+        self._end = weakref.finalize(self, self._files.close)
         try:
+            self.fd = self._opened(path)
             if not _lock(self.fd, path):
-                os.close(self.fd)
-                path.unlink(missing_ok=True)
                 path = path.with_name(f"{path.stem}.{socket.gethostname()}-{os.getpid()}{path.suffix}")
-                self.fd = _open(path)
+                self.fd = self._opened(path)
             self.path, self._marks = path, path.with_suffix(".pieces")
-            self._marks_fd = _open(self._marks)
+            self._marks_fd = self._opened(self._marks)
         except BaseException:
-            os.close(self.fd)
+            self._end()
             raise
+
+    def _opened(self, path: Path) -> int:
+        fd = _open(path)
+        self._files.callback(os.close, fd)
+        return fd
 
     def here(self) -> bytes:
         """Return for each piece ``HERE`` when it is, else ``MISSING``; nothing is here in a file of another size."""
@@ -83,10 +90,12 @@ class DiskRoom:
     def clear(self) -> None:
         """Forget all pieces. Raises ``InputOutputError``."""
         try:
-            os.ftruncate(self._marks_fd, 0)
-            os.pwrite(self._marks_fd, secrets.token_hex(_MARK // 2).encode(), 0)
-            os.ftruncate(self.fd, 0)
-            os.ftruncate(self.fd, self._size)
+            with self._guard:
+                self._refuse_closed()
+                os.ftruncate(self._marks_fd, 0)
+                os.pwrite(self._marks_fd, secrets.token_hex(_MARK // 2).encode(), 0)
+                os.ftruncate(self.fd, 0)
+                os.ftruncate(self.fd, self._size)
         except OSError as error:
             raise InputOutputError.from_os(error, self.path, "write", "make room; what has arrived is kept") from error
 
@@ -128,8 +137,10 @@ class DiskRoom:
         """Give the file, whole and flushed, its final name. Raises ``InputOutputError``."""
         try:
             os.fsync(self.fd)
-            self.path.replace(blob)
-            self._marks.unlink(missing_ok=True)
+            with self._guard:
+                self._refuse_closed()
+                self.path.replace(blob)
+                self._marks.unlink(missing_ok=True)
         except OSError as error:
             raise InputOutputError.from_os(error, blob, "put in place") from error
 
@@ -145,13 +156,18 @@ class DiskRoom:
         self.path.unlink(missing_ok=True)
         self._marks.unlink(missing_ok=True)
 
-    def close(self) -> None:
-        """Close the file; what is here stays for the next run, and what comes late is passed over."""
+    def _refuse_closed(self) -> None:
+        if self._closed:  # it may be another process's by now
+            raise InputOutputError("the download was stopped", where=self.path, remedy="run again")
+
+    def close(self, *, used: bool = False) -> None:
+        """Leave the file to the next run; what comes late is passed over. Where it is still ``used``, it stays readable so long."""
         with self._guard:
-            if not self._closed:
-                self._closed = True
-                os.close(self.fd)
-                os.close(self._marks_fd)
+            self._closed = True
+            with contextlib.suppress(OSError):
+                fcntl.flock(self.fd, fcntl.LOCK_UN)
+        if not used:
+            self._end()
 
 
 _MARK = 32

@@ -80,7 +80,7 @@ class Store:
         except OSError as error:
             raise InputOutputError.from_os(error, path, "link the file") from error
 
-    # Blobs that are known to be what their names say: by size, time of modification and inode, so that a look is enough.
+    # Blobs that are known to be what their names say: by size, times and inode, so that a look is enough.
 
     def is_verified(self, key: str, found: os.stat_result) -> bool:
         """Tell whether the blob, as it was ``found``, is the one that had its hash."""
