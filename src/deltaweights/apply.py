@@ -59,8 +59,8 @@ def apply_delta(
     ``cuda[:N]`` or ``auto``; the bits are the same. With ``strict``, NaN, infinite or uniform weights are an error; with
     ``hash_inputs`` the manifest has the sha256 of every input file. With ``prove`` the sums prove the base (docs/design.md, "The
     round trip"); where a recipe states how the delta was computed, a base that is refuted is an error, unless
-    ``allow_unproved_base``. With ``require_verified``, inputs must be compared with a sha256. A killed run is finished by the
-    same call.
+    ``allow_unproved_base``. With ``require_verified``, the sha256 of inputs must be compared or made. A killed run is finished
+    by the same call.
 
     Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, ``TargetBusy``, and ``CheckFailed`` (``strict``);
     the target is then as it was before, and finished shards wait in staging for the next call.

@@ -62,6 +62,7 @@ def share_out(
             report.progress(done)
         for future in futures:
             future.result()
+        report.progress(done)
     finally:
         stop.set()
         pool.shutdown()

@@ -162,6 +162,29 @@ class LocalFile(InputFile):
             )
 
 
+class MemoryFile(InputFile):
+    """A small file, in memory; it is unchanged as long as ``origin``, what it was made of, is."""
+
+    def __init__(self, path: Path, content: bytes, origin: InputFile | None = None) -> None:
+        self.path, self.size = path, len(content)
+        self._content, self._origin = content, origin
+
+    def read_into(self, out: memoryview, offset: int) -> None:
+        """See ``InputFile``."""
+        piece = self._content[offset : offset + len(out)]
+        if len(piece) < len(out):
+            raise InputOutputError("read past the end", where=self.path, expected=f"{self.size} bytes")
+        out[:] = piece
+
+    def check_unchanged(self) -> None:
+        """See ``InputFile``."""
+        if self._origin is not None:
+            self._origin.check_unchanged()
+
+    def close(self) -> None:
+        """See ``InputFile``: holds nothing."""
+
+
 class Window(InputFile):
     """``size`` bytes of ``file`` from ``offset`` on, read as a file of its own; whoever opened ``file`` closes it."""
 

@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.directory import Directory, LocalDirectory
-from deltaweights.checkpoint.files import InputFile
+from deltaweights.checkpoint.files import InputFile, MemoryFile
 from deltaweights.checkpoint.index import SUFFIXES
 from deltaweights.checkpoint.sniff import HEAD_BYTES
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.hub.access import Access, HubFile, Listing
 from deltaweights.hub.arrival import Arrival
 from deltaweights.hub.downloads import Downloads
-from deltaweights.hub.files import ArrivingFile, MemoryFile, VerifiedFile
+from deltaweights.hub.files import ArrivingFile, VerifiedFile
 from deltaweights.hub.hashed import Job
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.rooms import DiskRoom, MemoryRoom

@@ -1,4 +1,4 @@
-"""Files of the Hub, opened: on their way, in the cache, or in memory.
+"""Files of the Hub, opened: on their way, or in the cache.
 
 Enters: what the scheduler fetches, or a blob. Leaves: ``InputFile``. Never: bytes of a file that was begun anew, given out as if
 they were those of before.
@@ -80,20 +80,3 @@ class VerifiedFile(LocalFile):
     def __init__(self, blob: Path, name: Path, sha256: str | None, arrival: str | None) -> None:
         super().__init__(blob)
         self.path, self.verified_sha256, self.arrival = name, sha256, arrival
-
-
-class MemoryFile(InputFile):
-    """A small file that is kept nowhere."""
-
-    def __init__(self, path: Path, data: bytes) -> None:
-        self.path, self.size, self._data = path, len(data), data
-
-    def read_into(self, out: memoryview, offset: int) -> None:
-        """See ``InputFile``."""
-        out[:] = self._data[offset : offset + len(out)]
-
-    def check_unchanged(self) -> None:
-        """See ``InputFile``: nobody can change it."""
-
-    def close(self) -> None:
-        """See ``InputFile``: holds nothing."""

@@ -18,7 +18,7 @@ from deltaweights.checkpoint.archived.members import begins_weights, find_checkp
 from deltaweights.checkpoint.archived.unpack import unpack
 from deltaweights.checkpoint.companions import MAX_SIZE, is_companion
 from deltaweights.checkpoint.directory import Directory, LocalDirectory
-from deltaweights.checkpoint.files import InputFile, LocalFile, Window
+from deltaweights.checkpoint.files import InputFile, LocalFile, MemoryFile, Window
 from deltaweights.checkpoint.index import read_index
 from deltaweights.checkpoint.layout import PARAMS, PART, STARTS, WEIGHTS
 from deltaweights.checkpoint.projector import FILE as PROJECTOR
@@ -119,7 +119,7 @@ class ArchivedDirectory(Directory):
         member = self._member(name)
         if member.method == STORED:
             return Window(self._file, self.path / name, member.offset, member.size, member.crc32)
-        return _Inflated(self._file, self.path / name, self.read(name, MAX_SIZE))
+        return MemoryFile(self.path / name, self.read(name, MAX_SIZE), self._file)
 
     def read(self, name: str, most: int) -> bytes:
         """See ``Directory``. Compares the CRC-32 that the archive records."""
@@ -156,25 +156,3 @@ class ArchivedDirectory(Directory):
         if member is None:
             raise InputOutputError("not in the archive", where=self.path / name)
         return member
-
-
-class _Inflated(InputFile):
-    """A small file that was deflated in ``archive``, in memory."""
-
-    def __init__(self, archive: InputFile, path: Path, content: bytes) -> None:
-        self.path, self.size = path, len(content)
-        self._archive, self._content = archive, content
-
-    def read_into(self, out: memoryview, offset: int) -> None:
-        """See ``InputFile``."""
-        piece = self._content[offset : offset + len(out)]
-        if len(piece) < len(out):
-            raise InputOutputError("read past the end", where=self.path, expected=f"{self.size} bytes")
-        out[:] = piece
-
-    def check_unchanged(self) -> None:
-        """See ``InputFile``: the archive is what it was."""
-        self._archive.check_unchanged()
-
-    def close(self) -> None:
-        """See ``InputFile``: holds nothing."""

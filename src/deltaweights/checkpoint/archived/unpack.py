@@ -10,11 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import threading
 import zlib
-from collections import deque
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
 from deltaweights.checkpoint.files import InputFile, LocalFile
@@ -23,6 +20,7 @@ from deltaweights.checkpoint.zipped.contents import contents
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.report import Report
 from deltaweights.sizes import human_bytes
+from deltaweights.work import share_out
 
 WORKERS = 2
 """Members that are unpacked at a time: a deflate stream can only be read in order, by one core."""
@@ -50,18 +48,26 @@ def unpack(
     present = _tidy(folder, members)
     missing = members.keys() - present
     _check_space(folder, sum(members[name].size * copies.get(name, 1) for name in missing))
-    job = _Unpacking(file, members, folder, present)
-    report.begin("unpacking", sum(member.size for member in members.values()))
+
+    def unpack_one(_: None, item: tuple[str, Member]) -> Iterator[int]:
+        name, member = item
+        if name in present:
+            if (yield from _is_whole(folder / name, member)):
+                return
+            yield -member.size
+        yield from _write(file, member, folder / name)
+
+    # The large ones first, so that the workers end at about the same time.
+    jobs = iter(sorted(members.items(), key=lambda item: -item[1].size))
+    total = sum(member.size for member in members.values())
     try:
-        job.run(report)
+        share_out(jobs, lambda: None, unpack_one, workers=WORKERS, report=report, doing="unpacking", total=total)
         file.check_unchanged()
     except MalformedInput:
         for name in members:
             with contextlib.suppress(OSError):  # the refusal is what is to be told
                 (folder / name).unlink(missing_ok=True)
         raise
-    finally:
-        report.end()
 
 
 def _tidy(folder: Path, members: Mapping[str, Member]) -> set[str]:
@@ -100,91 +106,36 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-class _Stopped(Exception):
-    """Another worker failed, or the caller was interrupted."""
+def _is_whole(path: Path, member: Member) -> Generator[int, None, bool]:
+    """Tell whether the file of the right size that is there has the right CRC-32, too; yield the bytes that were read."""
+    crc, file = 0, LocalFile(path)
+    try:
+        for piece in file.chunks():
+            crc = zlib.crc32(piece, crc)
+            yield len(piece)
+    finally:
+        file.close()
+    return crc == member.crc32
 
 
-class _Unpacking:
-    """The members that are still to be done, and how far the workers are."""
-
-    def __init__(self, file: InputFile, members: Mapping[str, Member], folder: Path, present: set[str]) -> None:
-        self._file, self._folder, self._present = file, folder, present
-        # The large ones first, so that the workers end at about the same time.
-        self._waiting = deque(sorted(members.items(), key=lambda item: -item[1].size))
-        self._lock, self._stop, self._done = threading.Lock(), threading.Event(), 0
-
-    def run(self, report: Report) -> None:
-        """Do all members. Raises what a worker met; whatever is raised, no worker is left."""
-        pool = ThreadPoolExecutor(WORKERS)
-        try:
-            futures = [self._start(pool) for _ in range(WORKERS)]
-            while wait(futures, timeout=0.1).not_done:
-                report.progress(self._done)
-            for future in futures:
-                future.result()
-            report.progress(self._done)
-        finally:
-            self._stop.set()
-            pool.shutdown()
-
-    def _start(self, pool: ThreadPoolExecutor) -> Future[None]:
-        try:
-            return pool.submit(self._work)
-        except RuntimeError as error:
-            raise InputOutputError(f"cannot start a worker: {error}") from error
-
-    def _work(self) -> None:
-        try:
-            while (item := self._next()) is not None:
-                name, member = item
-                if name not in self._present or not self._is_whole(name, member):
-                    self._write(name, member)
-        except _Stopped:
-            pass
-        except BaseException:
-            self._stop.set()
-            raise
-
-    def _next(self) -> tuple[str, Member] | None:
-        with self._lock:
-            return self._waiting.popleft() if self._waiting else None
-
-    def _count(self, nbytes: int) -> None:
-        if self._stop.is_set():
-            raise _Stopped
-        with self._lock:
-            self._done += nbytes
-
-    def _is_whole(self, name: str, member: Member) -> bool:
-        """Tell whether the file of the right size that is there has the right CRC-32, too."""
-        crc, file = 0, LocalFile(self._folder / name)
-        try:
-            for piece in file.chunks():
-                crc = zlib.crc32(piece, crc)
-                self._count(len(piece))
-        finally:
-            file.close()
-        if crc != member.crc32:
-            self._count(-member.size)
-        return crc == member.crc32
-
-    def _write(self, name: str, member: Member) -> None:
-        path, unfinished = self._folder / name, self._folder / f"{name}{UNFINISHED}"
-        try:
-            path.unlink(missing_ok=True)  # not at the end: there may be room for one of the two
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            with open(os.open(unfinished, flags, 0o666), "wb", buffering=0) as out:
-                for piece in contents(self._file, member):
-                    self._count(len(piece))
-                    rest = piece
-                    while rest:
-                        rest = rest[out.write(rest) :]
-                # A write may fail as late as here. (What a power cut undoes all the same, the next run's CRC-32 shows.)
-                os.fsync(out.fileno())
-            unfinished.rename(path)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
-            if isinstance(error, OSError):
-                raise InputOutputError.from_os(error, path, "unpack", KEPT) from error
-            raise
+def _write(file: InputFile, member: Member, path: Path) -> Iterator[int]:
+    """Write a member under its final name once it is whole; yield the bytes that were written."""
+    unfinished = path.with_name(f"{path.name}{UNFINISHED}")
+    try:
+        path.unlink(missing_ok=True)  # not at the end: there may be room for one of the two
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(unfinished, flags, 0o666), "wb", buffering=0) as out:
+            for piece in contents(file, member):
+                yield len(piece)
+                rest = piece
+                while rest:
+                    rest = rest[out.write(rest) :]
+            # A write may fail as late as here. (What a power cut undoes all the same, the next run's CRC-32 shows.)
+            os.fsync(out.fileno())
+        unfinished.rename(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        if isinstance(error, OSError):
+            raise InputOutputError.from_os(error, path, "unpack", KEPT) from error
+        raise
