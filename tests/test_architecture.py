@@ -25,13 +25,20 @@ ORDER = (
     "round_trip",
     "comparison",
     "job",
+    "running",
+    "documents",
+    "card_facts",
+    "card",
     "health",
     "inspection",
+    "outlook",
     "prepare",
     "provenance",
+    "export",
     "pair",
     "naming",
     "hashing",
+    "wanted",
     "staging",
     "merge",
     "manifest",
@@ -57,6 +64,14 @@ PURE = (
     "merge.plan",
     "merge.blocks",
     "merge.record",
+    "merge.shards",
+    "merge.frame",
+    "merge.torch_frame",
+    "merge.torch_pickle",
+    "export.names",
+    "export.sizes",
+    "export.config",
+    "card",
     "manifest.digest",
     "manifest.manifest",
 )
@@ -156,9 +171,16 @@ def test_no_module_imports_itself_in_a_circle() -> None:
     ("library", "expected"), [("torch", {"merge.kernels_torch", "demo"}), ("numkong", {"merge.kernels_cpu"})]
 )
 def test_one_module_each_imports_what_computes(library: str, expected: set[str]) -> None:
-    """Torch and numkong are each imported by one module of the merge; the demo makes its inputs with torch."""
+    """Torch and numkong are each imported by one module of the merge; the demo makes its inputs with torch, models run on it."""
     users = {module for module, path in MODULES.items() if any(name.split(".")[0] == library for name in imports(path))}
-    assert users == expected
+    assert {user for user in users if room(user) != "running"} == expected
+
+
+def test_only_one_room_knows_transformers() -> None:
+    """What loads a model, transformers and accelerate, is imported in the room where models run, and inside functions there."""
+    heavy = {"transformers", "accelerate", "PIL"}
+    users = {module for module, path in MODULES.items() if {name.split(".")[0] for name in imports(path)} & heavy}
+    assert {room(user) for user in users} == {"running"}
 
 
 def test_what_computes_is_behind_late_imports() -> None:

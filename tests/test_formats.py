@@ -14,7 +14,7 @@ from deltaweights.checkpoint.companions import NOTICE
 from deltaweights.manifest.digest import content_digest, tensor_digest, tensor_hasher
 from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord, parse_manifest
 from deltaweights.manifest.tally import Proof, Tally
-from deltaweights.merge.plan import shard_cuts, shard_name
+from deltaweights.merge.shards import shard_cuts, shard_name
 from deltaweights.text import Json, natural_key, readable_json, strict_json
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +83,10 @@ def test_shard_names() -> None:
     assert [shard_name(1, 1), shard_name(2, 3)] == ["model.safetensors", "model-00002-of-00003.safetensors"]
 
 
+RESULTS = ("out", "out-with-proof", "out-with-card")
+"""The result of the worked example as releases wrote it: the first one, one that proved the base, and one that wrote a card."""
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -91,7 +95,7 @@ def test_worked_example_is_made_again(tmp_path: Path) -> None:
     """Merging the fixture's pair gives every byte of the fixture's result."""
     result = apply_delta(FIXTURE / "base", FIXTURE / "delta", tmp_path / "out", max_shard_size=16)
     assert result.content_digest == CONTENT_DIGEST
-    assert contents(tmp_path / "out") == contents(FIXTURE / "out-with-proof")
+    assert contents(tmp_path / "out") == contents(FIXTURE / "out-with-card")
     assert CONTENT_DIGEST in DOCUMENT
 
 
@@ -102,8 +106,10 @@ def as_the_first_release(files: dict[str, bytes]) -> tuple[dict[str, bytes], Jso
     """
     manifest = strict_json(files["manifest.json"])
     manifest["result"] = {k: v for k, v in manifest["result"].items() if k not in {"proof", "uniform"}}
+    manifest["result"]["files"].pop("README.md", None)
     del manifest["inputs"]["plan"]
-    return {name: data for name, data in files.items() if name not in {"manifest.json", "SHA256SUMS"}}, manifest
+    later = {"manifest.json", "SHA256SUMS", "README.md"}
+    return {name: data for name, data in files.items() if name not in later}, manifest
 
 
 def test_the_delta_of_the_worked_example_is_made_again(tmp_path: Path) -> None:
@@ -120,13 +126,13 @@ def test_the_delta_of_the_worked_example_is_made_again(tmp_path: Path) -> None:
 
 
 def test_the_first_release_s_result_is_still_what_is_made() -> None:
-    """The first release wrote the same files, and a manifest that says the same, but for what it did not look for."""
-    old, new = (contents(FIXTURE / folder) for folder in ("out", "out-with-proof"))
-    assert old["manifest.json"] != new["manifest.json"]
-    assert as_the_first_release(old) == as_the_first_release(new)
+    """The first releases wrote the same files but for the card, and a manifest that says the same, but for what they did not look for."""
+    first, proved, new = (contents(FIXTURE / folder) for folder in RESULTS)
+    assert len({files["manifest.json"] for files in (first, proved, new)}) == 3
+    assert as_the_first_release(first) == as_the_first_release(proved) == as_the_first_release(new)
 
 
-@pytest.mark.parametrize("folder", ["out", "out-with-proof"])
+@pytest.mark.parametrize("folder", RESULTS)
 def test_worked_example_verifies(folder: str) -> None:
     """A result of the first releases verifies, down to its content digest; so it must in every later one."""
     report = verify(FIXTURE / folder, expect=CONTENT_DIGEST)
@@ -187,7 +193,7 @@ def test_fragment_golden() -> None:
 
 def test_every_documented_key_of_the_manifest_is_there() -> None:
     """Every key of the worked example stands in a table of the document."""
-    document = strict_json((FIXTURE / "out-with-proof" / "manifest.json").read_bytes())
+    document = strict_json((FIXTURE / "out-with-card" / "manifest.json").read_bytes())
     for keys in (document, document["result"], document["inputs"], document["inputs"]["base"]):
         for key in keys:
             assert re.search(rf"^\|[^|]*`{key}`", DOCUMENT, re.MULTILINE), key

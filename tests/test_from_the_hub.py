@@ -100,7 +100,7 @@ def serve(hub: HubServer, pair: Pair) -> dict[str, str]:
 def results(folder: Path) -> dict[str, bytes]:
     """Return the files of a result that do not say where its inputs are from."""
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return {name: data for name, data in files.items() if name not in {"manifest.json", "SHA256SUMS"}}
+    return {name: data for name, data in files.items() if name not in {"manifest.json", "SHA256SUMS", "README.md"}}
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
@@ -131,6 +131,9 @@ def test_apply_from_the_hub(machine: Machine, hub: HubServer, pair: Pair) -> Non
     expected = local(pair, machine.folder / "local")
     found = apply_delta(BASE, f"hf://{DELTA}@main", machine.folder / "out", report=machine.said)
     assert results(machine.folder / "out") == results(machine.folder / "local")
+    card = (machine.folder / "out" / "README.md").read_text()
+    for name, commit in zip((BASE, DELTA), commits.values(), strict=True):
+        assert f"[`{name}`](https://huggingface.co/{name}), commit `{commit}`" in card
     assert (machine.folder / "out/tokenizer.model").read_bytes() == (pair[1] / "tokenizer.model").read_bytes()
     assert (found.content_digest, found.streamed) == (expected.content_digest, False)
     assert verify(machine.folder / "out", expect=expected.content_digest).ok

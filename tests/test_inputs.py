@@ -37,6 +37,7 @@ from deltaweights.prepare import prepare
 from deltaweights.report import Report
 from deltaweights.round_trip import check_base
 from deltaweights.staging.place import Place, locate
+from deltaweights.wanted import Wanted
 from tests.conftest import Run
 from tests.meta import save_meta
 from tests.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
@@ -201,7 +202,7 @@ def test_row36_a_delta_in_a_lone_file(plain: Path, tmp_path: Path, hold: Hold) -
     (delta.parent / "config.json").write_text('{"model_type": "of another model"}')
     merge(plain / "base", delta, tmp_path / "out", report=report)
     assert weights_in(tmp_path / "out") == weights_in(plain / "out")
-    assert files_in(tmp_path / "out").keys() - weights_in(tmp_path / "out") == {"DELTAWEIGHTS_NOTICE.txt"}
+    assert files_in(tmp_path / "out").keys() - weights_in(tmp_path / "out") == {"DELTAWEIGHTS_NOTICE.txt", "README.md"}
     assert "the delta is a single file: no configuration or tokenizer is copied" in report.notes
 
 
@@ -627,7 +628,7 @@ def test_a_dry_run_leaves_nothing(archives: tuple[Path, Path], run: Run, tmp_pat
     assert names_in(tmp_path) == ["base.zip", "delta.zip"]
     assert [name for name in names_in(Path(tempfile.gettempdir())) if name not in temporary] == []
     base, delta = save(BASE, tmp_path / "base"), save(DELTA, tmp_path / "delta", "safetensors")
-    with prepare(Operation.APPLY, base, delta, tmp_path / "out", max_shard_size=SHARD, check=True) as job:
+    with prepare(Operation.APPLY, base, delta, tmp_path / "out", Wanted(max_shard_size=SHARD), check=True) as job:
         assert json.loads(done.stdout)["plan"] == job.plan.identity
 
 
@@ -637,7 +638,7 @@ def test_a_dry_run_keeps_what_a_killed_run_unpacked(archives: tuple[Path, Path],
     cut_off("merging", 17, "SIGKILL", *apply_arguments(archives, place.target))
     before = marks_below(place.unpacked)
     assert len(before) == 10
-    with prepare(Operation.APPLY, *archives, place.target, max_shard_size=SHARD, check=True):
+    with prepare(Operation.APPLY, *archives, place.target, Wanted(max_shard_size=SHARD), check=True):
         pass
     assert before == marks_below(place.unpacked)
 
@@ -871,7 +872,14 @@ CONFIG = {
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
-ALWAYS = ["DELTAWEIGHTS_NOTICE.txt", "SHA256SUMS", "config.json", "generation_config.json", "manifest.json"]
+ALWAYS = [
+    "DELTAWEIGHTS_NOTICE.txt",
+    "README.md",
+    "SHA256SUMS",
+    "config.json",
+    "generation_config.json",
+    "manifest.json",
+]
 
 
 def json_in(path: Path) -> Any:

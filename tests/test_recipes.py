@@ -186,17 +186,28 @@ def test_only_alpaca_has_a_sum() -> None:
 
 
 def test_every_model_is_there() -> None:
-    """LLaMA-1 in four sizes, LLaMA-2 7B and the merged Vicuna are known, by unique keys."""
+    """LLaMA-1 in four sizes, LLaMA-2 7B, CLIP and the merged Vicuna are known, by unique keys."""
     keys = [model.key for model in models.models()]
-    assert keys == ["llama-1-7b", "llama-1-13b", "llama-1-30b", "llama-1-65b", "llama-2-7b", "vicuna-7b-v1.1"]
+    llamas = ["llama-1-7b", "llama-1-13b", "llama-1-30b", "llama-1-65b", "llama-2-7b"]
+    assert keys == [*llamas, "clip-vit-l-14", "vicuna-7b-v1.1"]
 
 
 def test_the_default_base_is_pinned() -> None:
-    """LLaMA-1 7B has a repository and two full commit ids, of which one is the default; the others have none."""
+    """LLaMA-1 7B has a repository and two full commit ids, of which one is the default; CLIP has one, the others have none."""
     model = models.model("llama-1-7b")
     assert (model.repo, model.revision) == ("huggyllama/llama-7b", "8416d3fefb0cb3ff5775a7b13c1692d10ff1aa16")
     assert model.revisions[1:] == ("4782ad278652c7c71b72204d462d6d01eaaf7549",)
-    assert [other.key for other in models.models() if other.repo or other.revision] == ["llama-1-7b"]
+    assert [other.key for other in models.models() if other.repo or other.revision] == ["llama-1-7b", "clip-vit-l-14"]
+
+
+def test_the_vision_tower_is_pinned() -> None:
+    """Every LLaVA sees through CLIP ViT-L/14 at one commit, of which both weights files are known; no other recipe sees."""
+    clip = models.model("clip-vit-l-14")
+    commit = "32bd64288804d66eefd0ccbe215aa642df71cc41"
+    assert (clip.repo, clip.revision) == ("openai/clip-vit-large-patch14", commit)
+    assert [file.name for file in clip.files] == ["pytorch_model.bin", "model.safetensors"]
+    for name in FACTS:
+        assert catalogue.load(name).vision_tower == ("clip-vit-l-14" if "llava" in name else None)
 
 
 @pytest.mark.parametrize("key", TENSORS)
@@ -238,17 +249,22 @@ def test_a_file_names_its_model(sha256: str, key: str, name: str, form: str) -> 
 
 
 def test_a_size_is_kept_where_it_is_known() -> None:
-    """The two safetensors files of LLaMA-2 7B, alone, are known with their bytes."""
+    """The two safetensors files of LLaMA-2 7B and both files of CLIP, alone, are known with their bytes."""
     sizes = {(model.key, file.name): file.size for model in models.models() for file in model.files if file.size}
     names = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
-    assert sizes == {("llama-2-7b", names[0]): 9976578928, ("llama-2-7b", names[1]): 3500297344}
+    assert sizes == {
+        ("llama-2-7b", names[0]): 9976578928,
+        ("llama-2-7b", names[1]): 3500297344,
+        ("clip-vit-l-14", "pytorch_model.bin"): 1710671599,
+        ("clip-vit-l-14", "model.safetensors"): 1710540580,
+    }
 
 
 def test_no_hash_tells_two_stories() -> None:
     """All hashes are sha256, and none is listed twice, in models and recipes together; an unlisted one is unknown."""
     hashes = [file.sha256 for model in models.models() for file in model.files]
     hashes += [file.sha256 for name in FACTS for file in catalogue.load(name).delta.files]
-    assert len(hashes) == len(set(hashes)) == 38 + 8
+    assert len(hashes) == len(set(hashes)) == 40 + 8
     assert all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in hashes)
     tokenizer = "9e556afd44213b6bd1be2b850ebbbd98f5481437a8021afaf58ee7fb1818d347"
     assert (models.known_file(tokenizer), catalogue.recipe_of_file(tokenizer)) == (None, None)
@@ -415,7 +431,7 @@ def test_a_value_of_another_kind_is_refused(
 
 TOP = (
     "format, version, extends, name, title, description, sources, notice, notes, "
-    "delta, base, arithmetic, rules, shapes, checks"
+    "delta, base, arithmetic, rules, shapes, checks, transformers"
 )
 SHAPES = "hidden_size, intermediate_size, layers, heads, base_rows, delta_rows"
 NEAR_LLAVA = "llava-7b-v0, llava-med-7b, llava-13b-v0"

@@ -33,12 +33,12 @@ from deltaweights.merge.plan import (
     Shard,
     fates,
     make_plan,
-    safetensors_header,
-    shard_cuts,
 )
 from deltaweights.merge.rules import FLOATS, Dropped, Match, Matching, match
+from deltaweights.merge.shards import safetensors_header, shard_cuts
 from deltaweights.prepare import prepare
 from deltaweights.text import natural_key
+from deltaweights.wanted import Wanted
 from tests.pairs import Tensors, base_tensors, delta_tensors, save
 
 SETTINGS = settings(deadline=None)
@@ -516,11 +516,12 @@ def test_shards_are_safetensors_files(shapes: Shapes, limit: int, dtype: str) ->
     shards = plan_of(shapes, Options("F16", dtype, limit))
     assert sorted(shapes, key=natural_key) == [t.spec.name for shard in shards for t in shard.tensors]
     for number, shard in enumerate(shards, start=1):
-        data = os.urandom(shard.size - len(shard.header))
-        content = shard.header + data
+        header = shard.frame.between(0, ())
+        content = header + os.urandom(shard.nbytes)
         items = dict(deserialize(content))  # type: ignore[no-untyped-call]
         assert {t.spec.name for t in shard.tensors} == items.keys()
-        assert len(shard.header) % 8 == 0
+        assert len(header) % 8 == 0
+        assert len(content) == shard.size
         for tensor in shard.tensors:
             item = items[tensor.spec.name]
             assert (dtype, list(shapes[tensor.spec.name])) == (item["dtype"], item["shape"])
@@ -540,7 +541,7 @@ def test_plan_counts_fates() -> None:
     )
     plan = make_plan(matching, Options(), dropped_base, dropped_lead, [])
     assert fates(plan) == {"add": 3, "add_block": 2, "copy": 1, "dropped": 4}
-    assert sum(shard.size - len(shard.header) for shard in plan.shards) == plan.nbytes
+    assert sum(shard.nbytes for shard in plan.shards) == plan.nbytes
 
 
 def test_companions_are_sorted() -> None:
@@ -590,9 +591,9 @@ class Inputs:
 
     def identity(self, **options: Any) -> str:
         """Return the identity of the plan for the pair as it stands on the disk."""
-        with prepare(
-            Operation.APPLY, self.folder / "base", self.folder / "delta", self.folder / "out", **options
-        ) as job:
+        rest = {name: options.pop(name) for name in ("check", "recipe") if name in options}
+        base, delta, out = (self.folder / name for name in ("base", "delta", "out"))
+        with prepare(Operation.APPLY, base, delta, out, Wanted(**options), **rest) as job:
             return job.plan.identity
 
     def write(self) -> None:
@@ -762,19 +763,18 @@ def test_base_part_of_equal_shapes(shape: tuple[int, ...], ends: tuple[int, int]
 )
 def test_blocks_tile_the_shard(shapes: list[tuple[int, ...]], size: int, dtype: str) -> None:
     """Blocks cover every byte of a shard's tensors once, in order, none larger than asked, with their ends marked."""
-    header, placed, offset = b"x" * 24, [], 24
+    placed, offset = [], 24
     for number, shape in enumerate(shapes):
         spec = TensorSpec(f"w{number}", dtype, shape)
         placed.append(PlannedTensor(spec, Match(spec, None, Fate.COPY), offset))
         offset += spec.nbytes
-    shard = Shard("model.safetensors", header, tuple(placed))
-    blocks = list(blocks_of(shard, size))
-    place = len(header)
+    blocks = list(blocks_of(placed, size))
+    place = 24
     for block in blocks:
         assert place == block.offset
         assert block.stop - block.start <= size
         place += (block.stop - block.start) * ITEM_SIZES[dtype]
-    assert shard.size == place
+    assert offset == place
     assert list(range(len(blocks))) == [block.number for block in blocks]
     assert [False] * (len(blocks) - 1) + [True] == [block.last_of_shard for block in blocks]
     names = [tensor.spec.name for tensor in placed]

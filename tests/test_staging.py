@@ -720,7 +720,8 @@ def test_inside_the_index_manifest_and_sums_come_last(tmp_path: Path) -> None:
         publish(place, "plan1:test", overwrite=False)
     recording = False
     assert moved[:-3] == ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    assert tuple(moved[-3:]) == publishing.LAST == (INDEX, MANIFEST, SUMS)
+    assert moved[-3:] == [INDEX, MANIFEST, SUMS]
+    assert publishing.LAST == (INDEX, "pytorch_model.bin.index.json", MANIFEST, SUMS)
     assert owner(place.target) == "new"
 
 

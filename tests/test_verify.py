@@ -17,7 +17,8 @@ from blake3 import blake3
 
 from deltaweights.apply import apply_delta
 from deltaweights.errors import CheckFailed, InputOutputError, UsageError
-from deltaweights.manifest.verify import Problem, VerifyReport, verify
+from deltaweights.manifest.problems import Problem, VerifyReport
+from deltaweights.manifest.verify import verify
 from tests.conftest import Run
 from tests.pairs import base_tensors, delta_tensors, make_pair, save
 

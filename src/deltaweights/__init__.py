@@ -22,10 +22,11 @@ from deltaweights.errors import (
 if TYPE_CHECKING:
     from deltaweights.apply import ApplyResult, apply_delta
     from deltaweights.comparison.diff import DiffReport, diff_checkpoints
-    from deltaweights.convert import ConvertResult, convert_checkpoint
+    from deltaweights.convert import ConvertResult, convert_checkpoint, export_checkpoint
     from deltaweights.inspection import InspectReport, inspect_checkpoint
     from deltaweights.make import MakeResult, make_delta
-    from deltaweights.manifest.verify import VerifyReport, verify
+    from deltaweights.manifest.problems import VerifyReport
+    from deltaweights.manifest.verify import verify
     from deltaweights.round_trip import BaseReport, check_base
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ __all__ = [
     "check_base",
     "convert_checkpoint",
     "diff_checkpoints",
+    "export_checkpoint",
     "inspect_checkpoint",
     "make_delta",
     "verify",
@@ -62,13 +64,14 @@ _HOMES = {
     "check_base": "deltaweights.round_trip",
     "ConvertResult": "deltaweights.convert",
     "convert_checkpoint": "deltaweights.convert",
+    "export_checkpoint": "deltaweights.convert",
     "InspectReport": "deltaweights.inspection",
     "inspect_checkpoint": "deltaweights.inspection",
     "DiffReport": "deltaweights.comparison.diff",
     "diff_checkpoints": "deltaweights.comparison.diff",
     "MakeResult": "deltaweights.make",
     "make_delta": "deltaweights.make",
-    "VerifyReport": "deltaweights.manifest.verify",
+    "VerifyReport": "deltaweights.manifest.problems",
     "verify": "deltaweights.manifest.verify",
 }
 

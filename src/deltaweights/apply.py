@@ -17,6 +17,7 @@ from deltaweights.merge.operation import Operation
 from deltaweights.pair import find_recipe, sources_of
 from deltaweights.prepare import prepare
 from deltaweights.report import Report
+from deltaweights.wanted import Wanted
 from deltaweights.work import workers_of
 
 
@@ -37,6 +38,9 @@ def apply_delta(
     compute_dtype: str | None = None,
     dtype: str | None = None,
     max_shard_size: str | int = "5GB",
+    layout: str = "original",
+    weights: str = "safetensors",
+    vision_tower: Given | None = None,
     device: str = "cpu",
     workers: int | None = None,
     overwrite: bool = False,
@@ -45,6 +49,7 @@ def apply_delta(
     prove: bool = True,
     allow_unproved_base: bool = False,
     require_verified: bool = False,
+    check: bool = False,
     hub: HubOptions | None = None,
     report: Report | None = None,
 ) -> ApplyResult:
@@ -55,19 +60,22 @@ def apply_delta(
     merged as they arrive, as ``hub`` says; None stands for where the recipe has them from. ``recipe`` names a known pair
     (``deltaweights recipes``), ``recipe_file`` is one in a file, laid over the one that is named. Both inputs are cast to
     ``compute_dtype`` (float16, bfloat16 or float32; the recipe's, or float16), added once, and stored as ``dtype`` (the compute
-    dtype unless given) in shards of at most ``max_shard_size`` (bytes, or text such as ``"5GB"``). ``device`` is ``cpu``,
+    dtype unless given) in shards of at most ``max_shard_size`` (bytes, or text such as ``"5GB"``). ``layout`` is "original", or
+    "transformers" for a model that current transformers loads: a LLaVA then holds its ``vision_tower``, too (a path or an id of
+    CLIP, None for the recipe's). ``weights`` is "safetensors", or "bin" for torch files. ``device`` is ``cpu``,
     ``cuda[:N]`` or ``auto``; the bits are the same. With ``strict``, NaN, infinite or uniform weights are an error; with
     ``hash_inputs`` the manifest has the sha256 of every input file. With ``prove`` the sums prove the base (docs/design.md, "The
     round trip"); where a recipe states how the delta was computed, a base that is refuted is an error, unless
-    ``allow_unproved_base``. With ``require_verified``, the sha256 of inputs must be compared or made. A killed run is finished
-    by the same call.
+    ``allow_unproved_base``. With ``require_verified``, the sha256 of inputs must be compared or made. With ``check``, nothing is
+    published that a library would not load. A killed run is finished by the same call.
 
-    Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, ``TargetBusy``, and ``CheckFailed`` (``strict``);
-    the target is then as it was before, and finished shards wait in staging for the next call.
+    Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, ``TargetBusy``, and ``CheckFailed`` (``strict``,
+    ``check``, ``require_verified``); the target is then as it was before, and finished shards wait in staging for the next call.
     """
     began = time.monotonic()
     report = Report() if report is None else report
-    settings = Settings(device, workers_of(workers), overwrite, strict, allow_unproved_base, require_verified)
+    settings = Settings(device, workers_of(workers), overwrite, strict, allow_unproved_base, require_verified, check)
+    wanted = Wanted(compute_dtype, dtype, max_shard_size, layout, weights, vision_tower)
     known = find_recipe(recipe, recipe_file)
     base, delta = sources_of(known, base, delta)
     opener = partial(
@@ -76,12 +84,10 @@ def apply_delta(
         base,
         delta,
         target,
+        wanted,
         recipe=known,
         hub=hub,
         require_verified=require_verified,
-        compute_dtype=compute_dtype,
-        dtype=dtype,
-        max_shard_size=max_shard_size,
         check=prove,
         allow_unproved_base=allow_unproved_base,
         hash_workers=settings.workers if hash_inputs else None,

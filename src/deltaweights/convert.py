@@ -6,7 +6,6 @@ another dtype was asked for.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -18,20 +17,25 @@ from deltaweights.checkpoint.companions import NOTICE_NAME, NOTICE_OF_A_COPY, Co
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.meta.config import meta_companions
 from deltaweights.checkpoint.meta.llama import CONTAINER
-from deltaweights.errors import UsageError
+from deltaweights.errors import InputOutputError, MalformedInput, UsageError
 from deltaweights.hashing import hashes_of
 from deltaweights.hub.ids import Given, PathLike, Source
 from deltaweights.hub.locate import HubOptions, located, paths_among
 from deltaweights.job import Published, Settings, perform
-from deltaweights.merge.operation import Operation
-from deltaweights.merge.plan import DTYPES, Companion, Options, make_plan
+from deltaweights.manifest.beside import lists_exactly, manifest_beside
+from deltaweights.manifest.manifest import Manifest
+from deltaweights.merge.operation import VISION_TOWER, Operation
+from deltaweights.merge.plan import DTYPES, TRANSFORMERS, Options, make_plan
 from deltaweights.merge.rules import Matching, copies
 from deltaweights.naming import identify
-from deltaweights.prepare import Prepared, record_of
+from deltaweights.pair import find_recipe, show_notice
+from deltaweights.prepare import Prepared, companions_of, laid_out, notice_of, record_of, tower_for
+from deltaweights.recipes.catalogue import load
+from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
-from deltaweights.sizes import parse_size
 from deltaweights.staging.place import locate, refuse_foreign, refuse_inputs
 from deltaweights.staging.unpacking import Unpacking
+from deltaweights.wanted import USUAL, Wanted
 from deltaweights.work import workers_of
 
 TORCH_NAMES = {code: name for name, code in DTYPES.items()}
@@ -50,6 +54,7 @@ def convert_checkpoint(
     *,
     dtype: str | None = None,
     max_shard_size: str | int = "5GB",
+    weights: str = "safetensors",
     workers: int | None = None,
     overwrite: bool = False,
     strict: bool = False,
@@ -63,20 +68,68 @@ def convert_checkpoint(
     and, where ``tokenizer.model`` lies beside the weights, tokenizer files are written; from others they are copied. The other
     options are those of ``apply_delta``.
 
-    Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, ``TargetBusy``, and ``CheckFailed`` (``strict``).
+    Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, ``TargetBusy``, and ``CheckFailed`` (``strict``,
+    or when ``base`` is not what its own manifest says).
     """
+    wanted = Wanted(dtype=dtype, max_shard_size=max_shard_size, weights=weights)
+    how = Settings("cpu", workers_of(workers), overwrite, strict)
+    return _copy(Operation.CONVERT, base, target, wanted, None, how, hub, report, hash_inputs=hash_inputs)
+
+
+def export_checkpoint(
+    merged: Given,
+    target: PathLike,
+    *,
+    recipe: str | None = None,
+    recipe_file: PathLike | None = None,
+    vision_tower: Given | None = None,
+    dtype: str | None = None,
+    max_shard_size: str | int = "5GB",
+    workers: int | None = None,
+    overwrite: bool = False,
+    strict: bool = False,
+    hash_inputs: bool = False,
+    check: bool = False,
+    hub: HubOptions | None = None,
+    report: Report | None = None,
+) -> ConvertResult:
+    """Write the merged checkpoint at ``merged`` in the layout of current transformers at ``target``.
+
+    The result has the weights that ``apply_delta`` gives with ``layout="transformers"``. ``recipe`` and ``recipe_file`` say which
+    model it is, where its manifest does not. The other options are those of ``apply_delta``.
+
+    Raises as ``convert_checkpoint`` does, and ``CheckFailed`` with ``check``.
+    """
+    wanted = Wanted(dtype=dtype, max_shard_size=max_shard_size, layout=TRANSFORMERS, vision_tower=vision_tower)
+    how = Settings("cpu", workers_of(workers), overwrite, strict, check=check)
+    known = find_recipe(recipe, recipe_file)
+    return _copy(Operation.EXPORT, merged, target, wanted, known, how, hub, report, hash_inputs=hash_inputs)
+
+
+def _copy(
+    operation: Operation,
+    given: Given,
+    target: PathLike,
+    wanted: Wanted,
+    recipe: Recipe | None,
+    settings: Settings,
+    hub: HubOptions | None,
+    report: Report | None,
+    *,
+    hash_inputs: bool,
+) -> ConvertResult:
     began = time.monotonic()
     report = Report() if report is None else report
-    settings = Settings("cpu", workers_of(workers), overwrite, strict)
     opener = partial(
         prepare_copy,
-        base,
+        operation,
+        given,
         target,
-        dtype=dtype,
-        max_shard_size=max_shard_size,
+        wanted,
+        recipe=recipe,
         hub=hub,
         hash_workers=settings.workers if hash_inputs else None,
-        overwrite=overwrite,
+        overwrite=settings.overwrite,
         report=report,
     )
     job, published = perform(opener, settings, report, began)
@@ -85,11 +138,12 @@ def convert_checkpoint(
 
 @contextmanager
 def prepare_copy(
-    base: Given,
+    operation: Operation,
+    given: Given,
     target: PathLike,
+    wanted: Wanted = USUAL,
     *,
-    dtype: str | None = None,
-    max_shard_size: str | int = "5GB",
+    recipe: Recipe | None = None,
     hub: HubOptions | None = None,
     hash_workers: int | None = None,
     overwrite: bool | None = None,
@@ -97,40 +151,81 @@ def prepare_copy(
 ) -> Iterator[Prepared]:
     """Open a checkpoint and plan its copy; ``hash_workers`` and ``overwrite`` are as for ``prepare``.
 
-    Raises as ``convert_checkpoint`` does.
+    Without a ``recipe``, that of the checkpoint's own manifest is taken. Raises as ``export_checkpoint`` does.
     """
-    operation, report = Operation.CONVERT, Report() if report is None else report
-    for role, given in (("base", base), ("target", target)):
-        if not isinstance(given, Source) and not os.fspath(given):
-            raise UsageError(f"{role} is an empty path", remedy="is a variable unset?")
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError("unknown dtype", found=dtype, expected=", ".join(DTYPES))
-    limit, place = parse_size(max_shard_size, "max shard size"), locate(target)
-    refuse_inputs(place, paths_among([base]))
+    report, role = Report() if report is None else report, operation.lead
+    for name, path in ((role, given), ("target", target)):
+        if not isinstance(path, Source) and not os.fspath(path):
+            raise UsageError(f"{name} is an empty path", remedy="is a variable unset?")
+    place = locate(target)
+    refuse_inputs(place, [*paths_among([given]), *wanted.paths])
     if overwrite is not None:
         refuse_foreign(place, overwrite=overwrite)
     with (
         Unpacking(place) as unpacking,
-        located([("base", base)], hub, report) as (at,),
-        open_checkpoint(at, "base", unpacking, report) as source,
+        located([(role, given)], hub, report) as (at,),
+        open_checkpoint(at, role, unpacking, report) as source,
     ):
-        place.refuse_opened(weights.file.path for weights in source.files)
         matching = copies(source.tensors, operation)
         for text in source.notes:
             report.warn(text)
-        hashes = hashes_of({"base": source}, hash_workers, report)
-        report.note(f"{'base':15} {identify(source, hashes.files['base'], read=hashes.read).text}")
-        stored = DTYPES[dtype] if dtype is not None else _dtype_of(matching)
-        companions = _companions(source, matching, TORCH_NAMES[stored])
-        plan = make_plan(
-            matching,
-            Options(stored, stored, limit),
-            None,
-            record_of(source, matching.dropped_lead),
-            [Companion(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in companions.files.items()],
-            operation,
-        )
-        yield Prepared({"base": source}, hashes, None, companions, plan, place, unpacking)
+        hashes = hashes_of({role: source}, hash_workers, report)
+        report.note(f"{role:15} {identify(source, hashes.files[role], read=role in hashes.read).text}")
+        manifest = _manifest_of(source)
+        if recipe is None and manifest is not None and manifest.recipe:
+            recipe = _named(manifest.recipe, report)
+        stored = DTYPES[wanted.dtype] if wanted.dtype is not None else _dtype_of(matching)
+        same = manifest is not None and {row[0] for row in manifest.tensors.values()} == {stored}
+        # What a merge wrote in another dtype than it computed in goes through that one again, and so does its tower.
+        compute = manifest.compute_dtype if same and manifest is not None else stored
+        compute = compute if compute in TORCH_NAMES else stored
+        with tower_for(matching, wanted, recipe, hub, unpacking, hash_workers, report) as tower:
+            notice = notice_of(NOTICE_OF_A_COPY, recipe)
+            companions = _companions(source, matching, TORCH_NAMES[stored], notice, ours=manifest is not None)
+            laid = laid_out(matching, companions, source, wanted, TORCH_NAMES[stored], recipe, tower)
+            plan = make_plan(
+                laid.matching,
+                Options(compute, stored, wanted.limit, wanted.layout, wanted.container),
+                None,
+                record_of(source, matching.dropped_lead),
+                companions_of(laid.companions),
+                operation,
+                tower=record_of(tower.checkpoint, tower.dropped) if tower else None,
+            )
+            checkpoints = {role: source} | ({VISION_TOWER: tower.checkpoint} if tower else {})
+            place.refuse_opened(weights.file.path for each in checkpoints.values() for weights in each.files)
+            yield Prepared(
+                checkpoints,
+                hashes | tower.hashes if tower else hashes,
+                recipe,
+                laid,
+                plan,
+                place,
+                unpacking,
+                expected=manifest.content_digest if manifest is not None and same else None,
+                parents=manifest.origins if manifest is not None else {},
+            )
+
+
+def _manifest_of(source: Checkpoint) -> Manifest | None:
+    """Return the manifest that speaks of exactly these tensors; it is held against their bytes when they were read."""
+    try:
+        manifest = manifest_beside(source)
+    except (InputOutputError, MalformedInput):  # not their base class: a signal's exception must pass
+        return None
+    return manifest if lists_exactly(manifest, source) else None
+
+
+def _named(name: str, report: Report) -> Recipe | None:
+    """Return the recipe by which a checkpoint was merged, if it is one of ours."""
+    try:
+        recipe = load(name)
+    except UsageError:
+        report.warn(f"the manifest names the recipe {name}, which is not known here: give it with --recipe")
+        return None
+    report.note(f"{'recipe':15} {name} (as the manifest says)")
+    show_notice(recipe, report)
+    return recipe
 
 
 def _dtype_of(matching: Matching) -> str:
@@ -144,11 +239,11 @@ def _dtype_of(matching: Matching) -> str:
     return found[0]
 
 
-def _companions(source: Checkpoint, matching: Matching, dtype: str) -> Companions:
+def _companions(source: Checkpoint, matching: Matching, dtype: str, notice: str, *, ours: bool) -> Companions:
     if source.container == CONTAINER:
         specs = {match.lead.name: match.lead for match in matching.matches}
         files = meta_companions(source.directory, specs, dtype)
-        return Companions({NOTICE_NAME: NOTICE_OF_A_COPY.encode(), **files}, ())
+        return Companions({NOTICE_NAME: notice.encode(), **files}, ())
     if source.alone:
-        return Companions({NOTICE_NAME: NOTICE_OF_A_COPY.encode()}, ())
-    return read_companions(source.directory, source.names, dtype, "base", NOTICE_OF_A_COPY)
+        return Companions({NOTICE_NAME: notice.encode()}, ())
+    return read_companions(source.directory, source.names, dtype, source.role, notice, ours=ours)

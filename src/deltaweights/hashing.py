@@ -22,11 +22,15 @@ KEEP = "leave one of --stream and --hash-inputs out"
 
 @dataclass(frozen=True)
 class Hashes:
-    """The sha256 of weights files by role and file name, ``read`` from the files in so many ``seconds``; else as far as stated."""
+    """The sha256 of weights files by role and file name: of the roles in ``read`` made in so many ``seconds``, else as stated."""
 
     files: dict[str, dict[str, str]]
-    read: bool
+    read: frozenset[str] = frozenset()
     seconds: float = 0.0
+
+    def __or__(self, other: Hashes) -> Hashes:
+        """Return the hashes of both, which have no role in common."""
+        return Hashes({**self.files, **other.files}, self.read | other.read, self.seconds + other.seconds)
 
 
 def hashes_of(checkpoints: Mapping[str, Checkpoint], workers: int | None, report: Report) -> Hashes:
@@ -36,7 +40,7 @@ def hashes_of(checkpoints: Mapping[str, Checkpoint], workers: int | None, report
     one is streamed.
     """
     if workers is None:
-        return Hashes({role: _stated(checkpoint) for role, checkpoint in checkpoints.items()}, read=False)
+        return Hashes({role: _stated(checkpoint) for role, checkpoint in checkpoints.items()})
     if any(weights.file.streamed for checkpoint in checkpoints.values() for weights in checkpoint.files):
         # A hash of one reading says nothing of the next.
         raise UsageError("--hash-inputs has nothing to hash", found="inputs that are kept nowhere", remedy=KEEP)
@@ -47,7 +51,7 @@ def hashes_of(checkpoints: Mapping[str, Checkpoint], workers: int | None, report
             if made[role][name] != stated:
                 damage = f"sha256 is {made[role][name]}, the Hub's cache states {stated}: damaged; fetch it again"
                 report.warn(f"{checkpoint.directory.path / name}: {damage}")
-    return Hashes(made, read=True, seconds=time.monotonic() - began)
+    return Hashes(made, read=frozenset(made), seconds=time.monotonic() - began)
 
 
 def _stated(checkpoint: Checkpoint) -> dict[str, str]:

@@ -137,7 +137,7 @@ def inspect_checkpoint(
         hashes = known.files[""]
         return InspectReport(
             str(path.id) if isinstance(path, Source) else os.fspath(path),
-            identify(checkpoint, hashes, read=known.read),
+            identify(checkpoint, hashes, read=bool(known.read)),
             checkpoint.container,
             model_type,
             architectures,

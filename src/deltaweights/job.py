@@ -6,38 +6,35 @@ Never: a folder that is not whole, or a byte of output before both inputs are kn
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.checksums import prove
 from deltaweights.checkpoint.files import read_small
+from deltaweights.documents import write_documents
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
 from deltaweights.health import SumFound, check_sum, judge_base, report_numbers
 from deltaweights.hub.files import AGAIN, Refetched
 from deltaweights.hub.transfer import Damaged
 from deltaweights.manifest.findings import Findings
 from deltaweights.manifest.manifest import (
-    INDEX,
     MANIFEST,
-    SUMS,
-    FileRecord,
     Fragment,
-    index_bytes,
     parse_manifest,
-    sums_bytes,
 )
 from deltaweights.manifest.verify import MAX_MANIFEST, verify
 from deltaweights.merge.device import check_device
+from deltaweights.merge.operation import VISION_TOWER
 from deltaweights.merge.plan import fates
-from deltaweights.merge.record import findings_of, merge_manifest, records_of
+from deltaweights.merge.record import findings_of, records_of
 from deltaweights.merge.stream import Resources, Stream
-from deltaweights.prepare import Prepared, check_space, say
-from deltaweights.provenance import UNVERIFIED, is_streamed, marks_of, origins_of, verified_hashes
+from deltaweights.outlook import check_space, say
+from deltaweights.prepare import Prepared
+from deltaweights.provenance import UNVERIFIED, is_streamed, marks_of
 from deltaweights.report import Report
-from deltaweights.staging.disk import write_file
+from deltaweights.running.child import check_in_child
 from deltaweights.staging.folder import StagingFolder
 from deltaweights.staging.place import refuse_content
 from deltaweights.staging.publish import forget, publish, recover
@@ -80,6 +77,7 @@ class Settings:
     strict: bool = False
     allow_unproved_base: bool = False
     require_verified: bool = False
+    check: bool = False
 
 
 def perform(
@@ -122,7 +120,7 @@ def run(job: Prepared, settings: Settings, report: Report, began: float) -> Publ
         report.note(
             "what is there is the result of these inputs, as far as their headers and samples tell; remove it to make it anew"
         )
-        if job.hashes.read:
+        if job.hashes.read - {VISION_TOWER}:
             report.warn("the manifest that is there stays as it is: --hash-inputs adds nothing to it")
         _judge(job, done.findings, settings, report)
     seconds["total"] = time.monotonic() - began
@@ -199,7 +197,9 @@ def _make(job: Prepared, settings: Settings, report: Report, seconds: dict[str, 
     _judge(job, findings, settings, report)
     published_sum = check_sum(records.values(), job.recipe, report)
     began = time.monotonic()
-    digest, manifest_sha256 = _write_documents(job, fragments, findings)
+    digest, manifest_sha256 = write_documents(job, fragments, findings)
+    if settings.check:
+        check_in_child(job.place.shards, report)
     publish(job.place, job.plan.identity, overwrite=settings.overwrite)
     seconds["publish"] = time.monotonic() - began
     streamed = any(map(is_streamed, job.checkpoints.values()))
@@ -224,8 +224,8 @@ def _stream(
     missing = [shard for shard in job.plan.shards if shard.file not in fragments]
     resources = Resources(settings.device, workers_of(settings.workers))
     base = job.checkpoints["base"].tensors if job.plan.base else {}
-    stream = Stream(job.plan, base, job.lead.tensors, job.place.shards, keep, resources)
-    report.begin(job.plan.operation.value.doing, sum(shard.size - len(shard.header) for shard in missing))
+    stream = Stream(job.plan, base, job.leads, job.place.shards, keep, resources)
+    report.begin(job.plan.operation.value.doing, sum(shard.nbytes for shard in missing))
     try:
         for done in stream.run(missing):
             report.progress(done)
@@ -241,7 +241,7 @@ def _prove_unread(job: Prepared) -> None:
         for weights in checkpoint.files:
             for loose in weights.loose:
                 prove(loose)
-        for dropped in record.dropped:
+        for dropped in record.dropped if role != VISION_TOWER else ():  # CLIP's other half is of no concern
             prove(checkpoint.tensors[dropped.spec.name])
 
 
@@ -251,28 +251,6 @@ def _judge(job: Prepared, findings: Findings, settings: Settings, report: Report
     judge_base(findings.proof, report, stated=job.stated, allowed=settings.allow_unproved_base)
     if job.stated and not job.plan.check:
         report.warn("the base is not proved: nobody looked (--no-prove)")
-
-
-def _write_documents(
-    job: Prepared,
-    fragments: Mapping[str, Fragment],
-    findings: Findings,
-) -> tuple[str, str]:
-    """Write everything but weights beside the shards; return the content digest and the manifest's sha256."""
-    plan, folder = job.plan, job.place.shards
-    documents = dict(job.companions.files)
-    if len(plan.shards) > 1:
-        weight_map = {tensor.spec.name: shard.file for shard in plan.shards for tensor in shard.tensors}
-        documents[INDEX] = index_bytes(weight_map, plan.nbytes, plan.parameters)
-    files = {shard.file: fragments[shard.file].record for shard in plan.shards}
-    files |= {name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in documents.items()}
-    hashes = verified_hashes(job.checkpoints, job.hashes)
-    manifest, digest = merge_manifest(plan, fragments, files, hashes, origins_of(job.checkpoints), findings)
-    manifest_record = FileRecord(len(manifest), hashlib.sha256(manifest).hexdigest())
-    documents |= {MANIFEST: manifest, SUMS: sums_bytes(files, manifest_record)}
-    for name, data in documents.items():
-        write_file(folder / name, data)
-    return digest, manifest_record.sha256
 
 
 def _published(job: Prepared, done: _Done, seconds: dict[str, float]) -> Published:

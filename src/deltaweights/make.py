@@ -15,6 +15,7 @@ from deltaweights.job import Published, Settings, perform
 from deltaweights.merge.operation import Operation
 from deltaweights.prepare import prepare
 from deltaweights.report import Report
+from deltaweights.wanted import Wanted
 from deltaweights.work import workers_of
 
 
@@ -39,6 +40,7 @@ def make_delta(
     compute_dtype: str = "float16",
     dtype: str | None = None,
     max_shard_size: str | int = "5GB",
+    weights: str = "safetensors",
     device: str = "cpu",
     workers: int | None = None,
     overwrite: bool = False,
@@ -65,9 +67,7 @@ def make_delta(
         base,
         target,
         delta,
-        compute_dtype=compute_dtype,
-        dtype=dtype,
-        max_shard_size=max_shard_size,
+        Wanted(compute_dtype, dtype, max_shard_size, weights=weights),
         hub=hub,
         check=check,
         hash_workers=settings.workers if hash_inputs else None,

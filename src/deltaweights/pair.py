@@ -120,7 +120,7 @@ def open_pair(
             report.warn(text)
         pair = Pair(of_base, of_lead, hashes, matching, recipe)
         for role, checkpoint in inputs.items():
-            identity = identify(checkpoint, hashes.files[role], read=hashes.read)
+            identity = identify(checkpoint, hashes.files[role], read=role in hashes.read)
             report.note(f"{role:15} {identity.text}")
             if recipe is not None and role == "base":
                 _check_base(pair, identity, recipe, report, allow=allow)

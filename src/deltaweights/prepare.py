@@ -10,72 +10,68 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from deltaweights.checkpoint.companions import NOTICE, NOTICE_NAME, NOTICE_OF_A_DELTA, Companions, read_companions
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.samples import sample_digests
-from deltaweights.errors import InputOutputError, UsageError
+from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.errors import UsageError
+from deltaweights.export.layout import Laid, lay_out, sees
+from deltaweights.export.tower import Tower, open_tower
 from deltaweights.hashing import Hashes
 from deltaweights.hub.ids import Given, PathLike
 from deltaweights.hub.locate import HubOptions, paths_among
-from deltaweights.merge.operation import Operation
+from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.plan import (
     DTYPES,
+    ORIGINAL,
     Companion,
     InputFileRecord,
     InputRecord,
     Options,
     Plan,
     RecipeRecord,
-    fates,
     make_plan,
 )
-from deltaweights.merge.rules import Dropped
+from deltaweights.merge.rules import Dropped, Matching
 from deltaweights.pair import Pair, compute_dtype_of, open_pair
 from deltaweights.provenance import refuse_unverified
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
-from deltaweights.sizes import human_bytes, parse_size
-from deltaweights.staging.disk import free_bytes
 from deltaweights.staging.place import Place, locate, refuse_foreign, refuse_inputs
 from deltaweights.staging.unpacking import Unpacking
-from deltaweights.text import Json, counted
-
-SLACK = 16 * 1024 * 1024
-"""Bytes kept free beyond the shards: folders, fragments, companions, the manifest."""
-
-FOOTPRINT, TORCH, PER_WORKER = 40_000_000, 190_000_000, 8_000_000
-"""Memory of the interpreter, of torch where a GPU is asked for, and of one worker's blocks; measured (docs/benchmarks.md)."""
-
-
-WORDS = {
-    "add": "added",
-    "add_block": "added into a larger block",
-    "add_zero_rows": "added, new rows to zeros",
-    "add_mean_rows": "added, new rows to the mean of the base's",
-    "subtract": "subtracted",
-    "subtract_block": "subtracted from a larger block",
-    "copy": "copied",
-}
-"""The fates, for people."""
+from deltaweights.wanted import USUAL, Wanted
+from deltaweights.work import workers_of
 
 
 @dataclass(frozen=True)
 class Prepared:
     """The inputs open, by what they are called, known to fit, and planned; nothing written yet.
 
-    ``recipe`` is None where the plain rules apply.
+    ``recipe`` is None where the plain rules apply. ``expected`` is the content digest, in the original layout, that the input's own
+    manifest states, if it has one, ``parents`` where that manifest says that its own inputs are from.
     """
 
     checkpoints: dict[str, Checkpoint]
     hashes: Hashes
     recipe: Recipe | None
-    companions: Companions
+    laid: Laid
     plan: Plan
     place: Place
     unpacking: Unpacking
+    expected: str | None = None
+    parents: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def companions(self) -> Companions:
+        """The files that travel with the weights."""
+        return self.laid.companions
+
+    @property
+    def leads(self) -> Mapping[str, LazyTensor]:
+        """The tensors that those of the result are made of, besides those of the base."""
+        return {**self.lead.tensors, **self.laid.added}
 
     @property
     def lead(self) -> Checkpoint:
@@ -89,18 +85,56 @@ class Prepared:
 
 
 @contextmanager
+def tower_for(
+    matching: Matching,
+    wanted: Wanted,
+    recipe: Recipe | None,
+    hub: HubOptions | None,
+    unpacker: Unpacking,
+    hash_workers: int | None,
+    report: Report,
+) -> Iterator[Tower | None]:
+    """Open the vision tower, if the result is to have one. Raises as ``open_tower`` does."""
+    if wanted.layout == ORIGINAL or not sees(matching):
+        if wanted.vision_tower is not None:
+            report.warn("--vision-tower is not used: this model has no projector, so it does not see")
+        yield None
+        return
+    with open_tower(wanted.vision_tower, recipe, hub, unpacker, workers_of(hash_workers), report) as tower:
+        yield tower
+
+
+def laid_out(
+    matching: Matching,
+    companions: Companions,
+    lead: Checkpoint,
+    wanted: Wanted,
+    dtype: str,
+    recipe: Recipe | None,
+    tower: Tower | None,
+) -> Laid:
+    """Return what is written in the layout that is wanted; ``dtype`` is torch's name. Raises as ``lay_out`` does."""
+    if wanted.layout == ORIGINAL:
+        return Laid(matching, {}, companions)
+    return lay_out(matching, companions, lead.directory.path, dtype, recipe, tower)
+
+
+def companions_of(companions: Companions) -> list[Companion]:
+    """Return what the plan keeps of them."""
+    return [Companion(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in companions.files.items()]
+
+
+@contextmanager
 def prepare(
     operation: Operation,
     base: Given,
     lead: Given,
     output: PathLike,
+    wanted: Wanted = USUAL,
     *,
     recipe: Recipe | None = None,
     hub: HubOptions | None = None,
     require_verified: bool = False,
-    compute_dtype: str | None = None,
-    dtype: str | None = None,
-    max_shard_size: str | int = "5GB",
     check: bool = False,
     allow_unproved_base: bool = False,
     hash_workers: int | None = None,
@@ -116,12 +150,9 @@ def prepare(
     report = Report() if report is None else report
     if not os.fspath(output):
         raise UsageError(f"{operation.output} is an empty path", remedy="is a variable unset?")
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError("unknown dtype", found=dtype, expected=", ".join(DTYPES))
-    limit = parse_size(max_shard_size, "max shard size")
-    compute_dtype_of(compute_dtype, recipe)  # a slip of the pen need not wait for the inputs
+    compute_dtype_of(wanted.compute_dtype, recipe)  # a slip of the pen need not wait for the inputs
     place = locate(output)
-    refuse_inputs(place, paths_among((base, lead)))
+    refuse_inputs(place, [*paths_among((base, lead)), *wanted.paths])
     if overwrite is not None:
         refuse_foreign(place, overwrite=overwrite)
     with (
@@ -137,36 +168,46 @@ def prepare(
             unpacker=unpacking,
             report=report,
         ) as pair,
+        tower_for(pair.matching, wanted, pair.recipe, hub, unpacking, hash_workers, report) as tower,
     ):
-        inputs = {"base": pair.base, operation.lead: pair.lead}
+        compute = compute_dtype_of(wanted.compute_dtype, pair.recipe)
+        stored = wanted.dtype or compute
+        laid = laid_out(
+            pair.matching, _companions(pair, operation, stored), pair.lead, wanted, stored, pair.recipe, tower
+        )
+        job = Prepared(
+            {"base": pair.base, operation.lead: pair.lead} | ({VISION_TOWER: tower.checkpoint} if tower else {}),
+            pair.hashes | tower.hashes if tower else pair.hashes,
+            pair.recipe,
+            laid,
+            make_plan(
+                laid.matching,
+                Options(DTYPES[compute], DTYPES[stored], wanted.limit, wanted.layout, wanted.container),
+                record_of(pair.base, pair.matching.dropped_base),
+                record_of(pair.lead, pair.matching.dropped_lead),
+                companions_of(laid.companions),
+                operation,
+                check=check,
+                recipe=_recipe_record(pair.recipe),
+                tower=record_of(tower.checkpoint, tower.dropped) if tower else None,
+            ),
+            place,
+            unpacking,
+        )
+        place.refuse_opened(weights.file.path for each in job.checkpoints.values() for weights in each.files)
         if require_verified:
-            refuse_unverified(inputs, pair.hashes)
-        compute = compute_dtype_of(compute_dtype, pair.recipe)
-        stored = dtype or compute
-        place.refuse_opened(weights.file.path for each in (pair.base, pair.lead) for weights in each.files)
-        companions = _companions(pair, operation, stored)
-        of_base, of_lead = (
-            record_of(pair.base, pair.matching.dropped_base),
-            record_of(pair.lead, pair.matching.dropped_lead),
-        )
-        plan = make_plan(
-            pair.matching,
-            Options(DTYPES[compute], DTYPES[stored], limit),
-            of_base,
-            of_lead,
-            [Companion(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in companions.files.items()],
-            operation,
-            check=check,
-            recipe=_recipe_record(pair.recipe),
-        )
-        yield Prepared(inputs, pair.hashes, pair.recipe, companions, plan, place, unpacking)
+            refuse_unverified(job.checkpoints, job.hashes)
+        yield job
+
+
+def notice_of(ours: str, recipe: Recipe | None) -> str:
+    """Return our own notice, and the recipe's under it."""
+    return f"{ours}\n{recipe.title}: {recipe.notice}\n" if recipe is not None and recipe.notice else ours
 
 
 def _companions(pair: Pair, operation: Operation, stored: str) -> Companions:
     """Return what travels with the weights; the recipe's notice is added to our own."""
-    notice = NOTICE if operation is Operation.APPLY else NOTICE_OF_A_DELTA
-    if pair.recipe is not None and pair.recipe.notice:
-        notice = f"{notice}\n{pair.recipe.title}: {pair.recipe.notice}\n"
+    notice = notice_of(NOTICE if operation is Operation.APPLY else NOTICE_OF_A_DELTA, pair.recipe)
     if pair.lead.alone:
         return Companions({NOTICE_NAME: notice.encode()}, ())
     return read_companions(pair.lead.directory, pair.lead.names, stored, operation.lead, notice)
@@ -185,76 +226,3 @@ def record_of(checkpoint: Checkpoint, dropped: tuple[Dropped, ...]) -> InputReco
         sample_digests(checkpoint.tensors),
         dropped,
     )
-
-
-def say(job: Prepared, report: Report) -> None:
-    """Report every fate: how many tensors are added and copied, what is dropped, and what is not copied beside them."""
-    counts = fates(job.plan)
-    role_of_lead = job.plan.operation.lead
-    parts = [f"{counts[fate]} {what}" for fate, what in WORDS.items() if counts.get(fate)]
-    report.note(f"{counted(len(job.plan.tensors), 'tensor')}: {', '.join(parts)}")
-    for role, record in job.plan.inputs.items():
-        for reason in sorted({dropped.reason for dropped in record.dropped}):
-            names = [dropped.spec.name for dropped in record.dropped if dropped.reason == reason]
-            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            report.note(f"dropped from the {role} ({reason}): {names[0]}{others}")
-    if job.companions.left_behind:
-        left = job.companions.left_behind
-        others = f" and {len(left) - 8} more" if len(left) > 8 else ""
-        report.note(f"not copied from the {role_of_lead}: {', '.join(left[:8])}{others}")
-    if job.lead.alone:
-        report.note(f"the {role_of_lead} is a single file: no configuration or tokenizer is copied")
-    if job.companions.change:
-        report.note(job.companions.change)
-
-
-def check_space(job: Prepared, finished: Mapping[str, object]) -> None:
-    """Raise ``InputOutputError`` when the shards that are not ``finished`` would not fit on the disk."""
-    needed, free = disk_needed(job, finished) + _to_come(job), free_bytes(job.place.root)
-    if free < needed:
-        raise InputOutputError(
-            "not enough free disk",
-            where=job.place.root.parent,
-            found=f"{human_bytes(free)} free",
-            expected=human_bytes(needed),
-            remedy="make room, or choose a place on another disk",
-        )
-
-
-def _to_come(job: Prepared) -> int:
-    """Return the bytes of inputs that will still be written to the disk of the result."""
-    device = _device_of(job.place.root)
-    return sum(
-        weights.file.to_come
-        for checkpoint in job.checkpoints.values()
-        if _device_of(checkpoint.directory.path) == device
-        for weights in checkpoint.files
-    )
-
-
-def _device_of(path: Path) -> int | None:
-    """Return the disk that the first of ``path`` and its parents is on that exists."""
-    found = next((each for each in (path, *path.parents) if each.exists()), None)
-    return found.stat().st_dev if found else None
-
-
-def disk_needed(job: Prepared, finished: Mapping[str, object]) -> int:
-    """Return the bytes that will be written, shards that are ``finished`` left out."""
-    return SLACK + sum(shard.size for shard in job.plan.shards if shard.file not in finished)
-
-
-def describe(job: Prepared, workers: int, device: str) -> dict[str, Json]:
-    """Return what a run would do: shards, fates, and the disk and memory that it needs, in bytes."""
-    return {
-        job.plan.operation.output: str(job.place.target),
-        "plan": job.plan.identity,
-        "tensors": len(job.plan.tensors),
-        "bytes": job.plan.nbytes,
-        "shards": [
-            {"file": shard.file, "size": shard.size, "tensors": len(shard.tensors)} for shard in job.plan.shards
-        ],
-        "fates": fates(job.plan),
-        "disk_needed": disk_needed(job, {}),
-        "disk_free": free_bytes(job.place.root),
-        "memory_needed": FOOTPRINT + workers * PER_WORKER + (0 if device == "cpu" else TORCH),
-    }

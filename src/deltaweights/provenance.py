@@ -29,9 +29,9 @@ def is_streamed(checkpoint: Checkpoint) -> bool:
 
 def refuse_unverified(checkpoints: Checkpoints, hashes: Hashes) -> None:
     """Raise ``CheckFailed`` unless the sha256 of every weights file was compared with the Hub's, or made."""
-    for checkpoint in checkpoints.values():
+    for role, checkpoint in checkpoints.items():
         for weights in checkpoint.files:
-            if weights.file.streamed or (weights.file.verified_sha256 is None and not hashes.read):
+            if weights.file.streamed or (weights.file.verified_sha256 is None and role not in hashes.read):
                 remedy = "leave --stream out" if weights.file.streamed else "give --hash-inputs, or an id of the Hub"
                 raise CheckFailed(UNVERIFIED, where=weights.file.path, remedy=remedy)
 
@@ -48,10 +48,10 @@ def marks_of(checkpoints: Checkpoints) -> dict[str, str]:
 
 def verified_hashes(checkpoints: Checkpoints, hashes: Hashes) -> Mapping[str, Mapping[str, str]]:
     """Return the sha256 of files, by role and name, that were made in this run, or that the files were compared with."""
-    if hashes.read:
-        return hashes.files
     return {
-        role: {w.file.path.name: w.file.verified_sha256 for w in checkpoint.files if w.file.verified_sha256 is not None}
+        role: hashes.files[role]
+        if role in hashes.read
+        else {w.file.path.name: w.file.verified_sha256 for w in checkpoint.files if w.file.verified_sha256 is not None}
         for role, checkpoint in checkpoints.items()
     }
 

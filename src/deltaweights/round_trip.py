@@ -23,7 +23,7 @@ from deltaweights.merge.blocks import Block, blocks_of
 from deltaweights.merge.device import check_device, kernels_on
 from deltaweights.merge.evidence import LEAST_EVIDENCE, Verdict
 from deltaweights.merge.operation import Operation
-from deltaweights.merge.plan import DTYPES, PlannedTensor, Shard
+from deltaweights.merge.plan import DTYPES, PlannedTensor
 from deltaweights.merge.record import proof_of
 from deltaweights.merge.stream import BLOCK, read_block
 from deltaweights.pair import Pair, compute_dtype_of, find_recipe, open_pair
@@ -150,7 +150,7 @@ def _blocks(pair: Pair) -> Iterator[Block]:
     """Yield the blocks of what is added, in an order that no container decides; all new rows say nothing of the base."""
     matches = sorted(pair.matching.matches, key=lambda match: natural_key(match.lead.name))
     added = tuple(PlannedTensor(match.lead, match, 0) for match in matches if match.base)
-    return (block for block in blocks_of(Shard("", b"", added), BLOCK) if block.runs)
+    return (block for block in blocks_of(added, BLOCK) if block.runs)
 
 
 def _sampled(blocks: Iterator[Block], sample: float) -> Iterator[Block]:

@@ -27,6 +27,12 @@ LEGAL = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY)(\.(txt|md))?", re.IGNORECASE
 README = "README.md"
 """Copied as DELTA_README.md or TARGET_README.md: it describes the input, not the result."""
 
+OF_AN_INPUT = re.compile("(DELTA|TARGET|BASE)_README[.]md")
+"""The card of an input's input, which goes on as it is."""
+
+MADE = frozenset({"README.md", "DELTAWEIGHTS_NOTICE.txt", "manifest.json", "SHA256SUMS"})
+"""What stands in each of our own folders, and speaks of that folder alone."""
+
 MAX_SIZE = 64 * 1024 * 1024
 """A tokenizer.json has at most some 20 MB; what is larger is no companion."""
 
@@ -71,28 +77,33 @@ not for clinical care or for any clinical decision.
 
 @dataclass(frozen=True)
 class Companions:
-    """File contents by their name in the target; names that were left behind; the change made to config.json, if any."""
+    """File contents by their name in the target; names that were left behind; what was changed, a line each."""
 
     files: dict[str, bytes]
     left_behind: tuple[str, ...]
-    change: str | None = None
+    changes: tuple[str, ...] = ()
 
 
 def is_companion(name: str) -> bool:
     """Tell whether a file of this name travels with the weights."""
-    return name in COPIED or name == README or LEGAL.fullmatch(name) is not None
+    return name in COPIED or name == README or any(form.fullmatch(name) for form in (LEGAL, OF_AN_INPUT))
 
 
-def read_companions(directory: Directory, weights: frozenset[str], dtype: str, role: str, notice: str) -> Companions:
+def read_companions(
+    directory: Directory, weights: frozenset[str], dtype: str, role: str, notice: str, *, ours: bool = False
+) -> Companions:
     """Read what is copied from ``directory``, passing over ``weights``, and make config.json state ``dtype`` (torch's name).
 
-    ``role`` says whether it is the folder of a "delta" or of a "target"; ``notice`` goes along.
+    ``role`` says whether it is the folder of a "delta" or of a "target"; ``notice`` goes along. Of a folder that is ``ours`` the
+    card, the notice, manifest and checksums are passed over: they speak of it alone.
     Raises ``MalformedInput`` when config.json is not a JSON object, or a companion is no regular file or not what its name says,
     ``InputOutputError`` when one cannot be read.
     """
     files = {NOTICE_NAME: notice.encode()}
     left_behind = []
     for name in directory.names():
+        if ours and name in MADE:
+            continue
         if is_companion(name):
             data = directory.read_companion(name, MAX_SIZE)
             refuse_another(data, directory.path / name)
@@ -102,7 +113,7 @@ def read_companions(directory: Directory, weights: frozenset[str], dtype: str, r
     change = None
     if "config.json" in files:
         files["config.json"], change = state_dtype(files["config.json"], dtype, directory.path / "config.json")
-    return Companions(files, tuple(left_behind), change)
+    return Companions(files, tuple(left_behind), (change,) if change else ())
 
 
 def state_dtype(config: bytes, dtype: str, where: Path) -> tuple[bytes, str | None]:

@@ -10,13 +10,14 @@ from typing import Any
 import click
 
 from deltaweights.cli.job import convert
-from deltaweights.cli.options import DTYPE, hub_options, output_options, stream_option
+from deltaweights.cli.options import DTYPE, format_option, hub_options, output_options, stream_option
 
 
 @click.command("convert")
 @click.option("--base", required=True, metavar="PATH", help="What to convert: Meta's folder, or any other checkpoint.")
 @click.option("--target", required=True, metavar="PATH", help="The folder to create.")
 @click.option("--dtype", type=DTYPE, help="Dtype of the written weights [default: the one that they have].")
+@format_option
 @hub_options
 @stream_option
 @output_options

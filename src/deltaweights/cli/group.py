@@ -6,6 +6,7 @@ Enters: arguments. Leaves: the command that they name. Never: logic.
 from __future__ import annotations
 
 from importlib import import_module
+from keyword import iskeyword
 
 import click
 
@@ -15,6 +16,8 @@ COMMANDS = {
     "apply": "Add a delta to its base and write the merged checkpoint.",
     "download": "Fetch base and delta, or a model of the Hub, and check them.",
     "verify": "Check a merged checkpoint against its manifest or a pinned digest.",
+    "check": "Check that a library will load a checkpoint, from its headers.",
+    "try": "Load a checkpoint with transformers and print its answer to one question.",
     "make": "Make a delta: subtract a base from a model fine-tuned from it.",
     "inspect": "Show what a checkpoint holds, from its headers.",
     "diff": "Compare two checkpoints, tensor by tensor.",
@@ -38,7 +41,8 @@ class LazyGroup(click.Group):
         """Import and return a command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"deltaweights.cli.{cmd_name.replace('-', '_')}").command
+        module = cmd_name.replace("-", "_") + "_" * iskeyword(cmd_name)
+        command: click.Command = import_module(f"deltaweights.cli.{module}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

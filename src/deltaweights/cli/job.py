@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from deltaweights.hub.locate import HubOptions
     from deltaweights.job import Published
     from deltaweights.prepare import Prepared
+    from deltaweights.wanted import Wanted
 
 NOTICE = "research use only; LLaVA-Med: never for clinical use"
 
@@ -49,9 +50,18 @@ def apply(
     found = find_recipe(recipe, recipe_file)
     hub = _hub(options)
     base_at, delta_at = sources_of(found, base, delta)
-    planned = _planned(options, "compute_dtype", "dtype", "max_shard_size", "allow_unproved_base")
     plan = partial(
-        prepare, Operation.APPLY, base_at, delta_at, target, recipe=found, hub=hub, check=options["prove"], **planned
+        prepare,
+        Operation.APPLY,
+        base_at,
+        delta_at,
+        target,
+        _wanted(options, "compute_dtype", "dtype", "layout", "weights", "vision_tower"),
+        recipe=found,
+        hub=hub,
+        check=options["prove"],
+        allow_unproved_base=options["allow_unproved_base"],
+        hash_workers=_hash_workers(options),
     )
     do = partial(apply_delta, base_at, delta_at, target, recipe=recipe, recipe_file=recipe_file, hub=hub)
     _run(name, "target", do, plan, **options)
@@ -70,8 +80,10 @@ def make(name: str, base: str, target: str, delta: str, **options: Any) -> None:
         base,
         target,
         delta,
+        _wanted(options, "compute_dtype", "dtype", "weights"),
         hub=hub,
-        **_planned(options, "compute_dtype", "dtype", "max_shard_size", "check"),
+        check=options["check"],
+        hash_workers=_hash_workers(options),
     )
     _run(name, "delta", partial(make_delta, base, target, delta, hub=hub), plan, **options)
 
@@ -79,10 +91,33 @@ def make(name: str, base: str, target: str, delta: str, **options: Any) -> None:
 def convert(base: str, target: str, **options: Any) -> None:
     """Copy a checkpoint into another layout, or show the plan, and print the outcome."""
     from deltaweights.convert import convert_checkpoint, prepare_copy  # noqa: PLC0415  (only who converts needs it)
+    from deltaweights.merge.operation import Operation  # noqa: PLC0415
 
-    hub = _hub(options)
-    plan = partial(prepare_copy, base, target, hub=hub, **_planned(options, "dtype", "max_shard_size"))
+    hub, wanted = _hub(options), _wanted(options, "dtype", "weights")
+    plan = partial(prepare_copy, Operation.CONVERT, base, target, wanted, hub=hub, hash_workers=_hash_workers(options))
     _run("deltaweights", "target", partial(convert_checkpoint, base, target, hub=hub), plan, **options)
+
+
+def export(merged: str, target: str, *, recipe_option: str | None = None, **options: Any) -> None:
+    """Write a merged checkpoint in the layout of current transformers, or show the plan, and print the outcome."""
+    from deltaweights.convert import export_checkpoint, prepare_copy  # noqa: PLC0415  (only who exports needs it)
+    from deltaweights.merge.operation import Operation  # noqa: PLC0415
+    from deltaweights.pair import find_recipe  # noqa: PLC0415
+
+    recipe, recipe_file = recipe_of(None, recipe_option)
+    hub, wanted = _hub(options), _wanted(options, "dtype", "vision_tower", layout="transformers")
+    plan = partial(
+        prepare_copy,
+        Operation.EXPORT,
+        merged,
+        target,
+        wanted,
+        recipe=find_recipe(recipe, recipe_file),
+        hub=hub,
+        hash_workers=_hash_workers(options),
+    )
+    do = partial(export_checkpoint, merged, target, recipe=recipe, recipe_file=recipe_file, hub=hub)
+    _run("deltaweights", "target", do, plan, **options)
 
 
 def _hub(options: dict[str, Any]) -> HubOptions:
@@ -91,11 +126,17 @@ def _hub(options: dict[str, Any]) -> HubOptions:
     return replace(hub, stream=True) if options["dry_run"] and not options["hash_inputs"] else hub
 
 
-def _planned(options: dict[str, Any], *names: str) -> dict[str, Any]:
+def _wanted(options: dict[str, Any], *names: str, **others: Any) -> Wanted:
+    """Return what the result is to be; ``names`` are the options that the command has besides the size of shards."""
+    from deltaweights.wanted import Wanted  # noqa: PLC0415  (see above)
+
+    return Wanted(**{name: options[name] for name in ("max_shard_size", *names)}, **others)
+
+
+def _hash_workers(options: dict[str, Any]) -> int | None:
     from deltaweights.work import workers_of  # noqa: PLC0415  (see above)
 
-    hash_workers = workers_of(options["workers"]) if options["hash_inputs"] else None
-    return {**{name: options[name] for name in names}, "hash_workers": hash_workers}
+    return workers_of(options["workers"]) if options["hash_inputs"] else None
 
 
 def _run(
@@ -112,7 +153,7 @@ def _run(
 ) -> None:
     from deltaweights.health import proof_line  # noqa: PLC0415  (see above)
     from deltaweights.manifest.findings import Findings  # noqa: PLC0415
-    from deltaweights.prepare import describe, say  # noqa: PLC0415
+    from deltaweights.outlook import describe, say  # noqa: PLC0415
     from deltaweights.work import workers_of  # noqa: PLC0415
 
     report = TerminalReport(name, quiet=quiet)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 DTYPE = click.Choice(["float16", "bfloat16", "float32"])
 
+LAYOUTS = ("original", "transformers")
+
 Function = Callable[..., Any]
 
 
@@ -57,6 +59,26 @@ recipe_option = click.option(
     "recipe_option",
     metavar="NAME|FILE",
     help="A known pair by name, or a recipe of your own (docs/recipes.md).",
+)
+
+
+tower_option = click.option(
+    "--vision-tower",
+    metavar="PATH|ID",
+    help="CLIP, for a model that sees, in layout transformers [default: the recipe's].",
+)
+
+format_option = click.option(
+    "--format",
+    "weights",
+    type=click.Choice(["safetensors", "bin"]),
+    default="safetensors",
+    show_default=True,
+    help="bin: torch files, for loaders of 2023 that know no safetensors; in the original layout only.",
+)
+
+check_option = click.option(
+    "--check", is_flag=True, help="Publish only what a library would load: as `deltaweights check` does."
 )
 
 
@@ -121,6 +143,7 @@ arithmetic_options = _all(
 make_options = _all(
     hub_options,
     stream_option,
+    format_option,
     click.option("--hub-repo-id", metavar="ORG/NAME", callback=_hub_repo_id, help="Print the upload command, too."),
     click.option(
         "--check/--no-check", default=True, show_default=True, help="Apply the delta as it is made, and count."
@@ -132,6 +155,16 @@ make_options = _all(
 
 apply_options = _all(
     recipe_option,
+    click.option(
+        "--layout",
+        type=click.Choice(LAYOUTS),
+        default=LAYOUTS[0],
+        show_default=True,
+        help="How the result is laid out: as the original scripts do, or so that current transformers loads it.",
+    ),
+    tower_option,
+    format_option,
+    check_option,
     hub_options,
     stream_option,
     click.option(

@@ -11,7 +11,8 @@ from dataclasses import asdict
 import click
 
 from deltaweights.errors import CheckFailed
-from deltaweights.manifest.verify import VerifyReport, verify
+from deltaweights.manifest.problems import VerifyReport
+from deltaweights.manifest.verify import verify
 from deltaweights.sizes import human_bytes
 from deltaweights.text import counted, printable
 

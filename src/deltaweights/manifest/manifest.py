@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from deltaweights.checkpoint.tensors import name_fault
@@ -125,8 +125,11 @@ def manifest_bytes(result: Json, inputs: Json) -> bytes:
     return readable_json({"format": MANIFEST_FORMAT, "version": VERSION, "result": result, "inputs": inputs})
 
 
-ROLES = ("base", "delta", "target")
+ROLES = ("base", "delta", "target", "merged", "vision_tower")
 """What inputs are called."""
+
+ORIGIN = ("repo", "commit", "tensors_digest")
+"""What says where an input is from, and what it was."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ class Manifest:
 
     ``plan`` and ``recipe`` are empty when the manifest names none; ``kind`` is "merge", "delta" or "copy". ``unverified`` names the
     input files without a sha256, ``streamed`` says that an input was read from the Hub and kept nowhere.
+    ``origins`` has by role what the manifest says under ``ORIGIN``; ``compute_dtype`` is empty where it names none.
     """
 
     files: dict[str, FileRecord]
@@ -147,6 +151,8 @@ class Manifest:
     kind: str = "merge"
     unverified: tuple[str, ...] = ()
     streamed: bool = False
+    origins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    compute_dtype: str = ""
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -181,6 +187,12 @@ def parse_manifest(data: bytes) -> Manifest:
             kind,
             tuple(_unverified(inputs)),
             any("verification" in inputs.get(role, {}) for role in ROLES),
+            {
+                role: {key: _text(inputs[role][key]) for key in ORIGIN if key in inputs[role]}
+                for role in ROLES
+                if role in inputs
+            },
+            _text(result.get("options", {}).get("compute_dtype", "")),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"manifest lacks or misuses a field: {error}") from None

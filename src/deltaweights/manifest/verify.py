@@ -11,13 +11,13 @@ import os
 import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from deltaweights.checkpoint.files import ContiguousSource, InputFile, LocalFile, read_small
+from deltaweights.checkpoint.pickled.torch_file import open_torch_file
 from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
+from deltaweights.errors import InputOutputError, MalformedInput, UsageError
 from deltaweights.manifest.digest import Hasher, content_digest, tensor_digest, tensor_hasher
 from deltaweights.manifest.manifest import (
     MANIFEST,
@@ -27,7 +27,7 @@ from deltaweights.manifest.manifest import (
     parse_manifest,
     sums_bytes,
 )
-from deltaweights.text import printable
+from deltaweights.manifest.problems import Problem, VerifyReport
 
 PERMITTED = frozenset({"model.sig", ".cache", "lost+found", ".deltaweights"})
 """What may stand beside our files: a signature, the Hub client's cache, what ext4 puts at the root of a disk, staging of a run that
@@ -38,45 +38,9 @@ LOADABLE = frozenset({".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".
 
 MAX_MANIFEST = 256 * 1024 * 1024
 
+OPENERS = {".safetensors": open_safetensors, ".bin": open_torch_file}
+
 TensorRow = tuple[str, tuple[int, ...], str]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is not as it should be."""
-
-    file: str
-    problem: str
-    found: str | None = None
-    expected: str | None = None
-
-    def __str__(self) -> str:
-        facts = [f"found {self.found}"] * bool(self.found) + [f"expected {self.expected}"] * bool(self.expected)
-        return printable(f"{self.file}: {self.problem}" + (": " + ", ".join(facts) if facts else ""))
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """What verification found. ``content_digest`` is what the manifest states, or, if ``recomputed``, what the bytes give."""
-
-    target: str
-    content_digest: str | None
-    recomputed: bool
-    manifest_sha256: str | None
-    files: int
-    bytes: int
-    problems: tuple[Problem, ...] = field(default=())
-
-    @property
-    def ok(self) -> bool:
-        """Whether everything is as it should be."""
-        return not self.problems
-
-    def raise_if_failed(self) -> None:
-        """Raise ``CheckFailed`` with the first problem when there is one."""
-        if self.problems:
-            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
-            raise CheckFailed(f"{self.problems[0]}{more}", where=self.target)
 
 
 def verify(
@@ -235,9 +199,10 @@ def _check_file(path: Path, expected: FileRecord, *, with_tensors: bool) -> tupl
     try:
         tensors: list[LazyTensor] = []
         file = LocalFile(path)
-        if with_tensors and path.suffix == ".safetensors":
-            tensors = list(open_safetensors(file).tensors.values())
+        if with_tensors and path.suffix in OPENERS:
+            tensors = list(OPENERS[path.suffix](file).tensors.values())  # closes the file when it fails
         try:
+            _refuse_shared(tensors)
             if file.size != expected.size:
                 return [Problem(path.name, "has another size", f"{file.size} bytes", f"{expected.size} bytes")], {}
             sha256, rows = _digest(file, tensors)
@@ -275,9 +240,23 @@ def _digest(file: InputFile, tensors: Iterable[LazyTensor]) -> tuple[str, dict[s
     return sha256.hexdigest(), rows
 
 
+def _refuse_shared(tensors: Iterable[LazyTensor]) -> None:
+    """Raise ``MalformedInput`` unless each tensor is a range of the file of its own, as in all that we write.
+
+    A torch file could hold views; one pass in order would digest other bytes than a loader finds.
+    """
+    end = 0
+    for tensor in sorted(tensors, key=_extent):
+        begin, stop = _extent(tensor)
+        if begin < end or not isinstance(tensor.source, ContiguousSource):
+            problem, name = "shares bytes with another, or is not in one piece", tensor.spec.name
+            raise MalformedInput(problem, where=tensor.path, tensor=name, expected="bytes of its own, in order")
+        end = stop
+
+
 def _extent(tensor: LazyTensor) -> tuple[int, int]:
-    assert isinstance(tensor.source, ContiguousSource)  # noqa: S101  (safetensors has no views; this tells mypy)
-    return tensor.source.offset, tensor.source.offset + tensor.spec.nbytes
+    begin = tensor.source.offset if isinstance(tensor.source, ContiguousSource) else -1
+    return begin, begin + tensor.spec.nbytes
 
 
 def _check_tensors(rows: dict[str, TensorRow], manifest: Manifest, problems: list[Problem]) -> None:

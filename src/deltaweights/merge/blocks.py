@@ -5,11 +5,11 @@ Enters: planned tensors. Leaves: blocks in file order. Never: bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from deltaweights.merge.operation import Fate
-from deltaweights.merge.plan import PlannedTensor, Shard
+from deltaweights.merge.plan import PlannedTensor
 from deltaweights.merge.rules import Match
 
 
@@ -59,13 +59,13 @@ class Block:
         return self.tensor.offset + self.start * self.tensor.spec.item_size
 
 
-def blocks_of(shard: Shard, size: int) -> Iterator[Block]:
-    """Yield the blocks of ``shard``, of at most ``size`` elements each, in file order; an empty tensor has one empty block."""
+def blocks_of(tensors: Sequence[PlannedTensor], size: int) -> Iterator[Block]:
+    """Yield the blocks of a shard's ``tensors``, of at most ``size`` elements each, in file order."""
     number = 0
-    for tensor in shard.tensors:
+    for tensor in tensors:
         for start in range(0, max(tensor.spec.count, 1), size):
             stop = min(start + size, tensor.spec.count)
-            last = tensor is shard.tensors[-1] and stop == tensor.spec.count
+            last = tensor is tensors[-1] and stop == tensor.spec.count
             yield Block(tensor, start, stop, number, last, *base_part(tensor.match, start, stop))
             number += 1
 

@@ -7,6 +7,7 @@ waits for a block which nobody has.
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -90,6 +91,8 @@ class Lane:
         self._inputs = base, lead
         self._records: list[TensorRecord] = []
         self._result: Hasher = tensor_hasher()
+        self._crcs: list[int] = []  # of the result's tensors so far, where the frame needs them
+        self._past = 0  # tensors whose last byte the file's digest has
         self._sources: list[SourceDigest | None] = []
         self._uniform: dict[str, Uniform] = {}
         self._tally = Tally()
@@ -99,15 +102,19 @@ class Lane:
         name, match = block.tensor.spec.name, block.tensor.match
         if block.first_of_tensor:
             self._result = tensor_hasher()
+            if self.shard.frame.needs_crcs:
+                self._crcs.append(0)
             self._sources = [
-                SourceDigest(self._inputs[0][name]) if match.base else None,
-                SourceDigest(self._inputs[1][name]),
+                SourceDigest(self._inputs[0][match.base.name]) if match.base else None,
+                SourceDigest(self._inputs[1][match.lead.name]),
             ]
             self._tally = Tally()
             items = {"result": block.tensor.spec, "base": match.base, "lead": match.lead}
             matrices = {role: spec for role, spec in items.items() if spec and len(spec.shape) > 1 and spec.count > 1}
             self._uniform = {role: Uniform(spec.item_size) for role, spec in matrices.items()}
         self._result.update(outcome.data)
+        if self._crcs:
+            self._crcs[-1] = zlib.crc32(outcome.data, self._crcs[-1])
         for source, data in zip(self._sources, (base, lead), strict=True):
             if source is not None:
                 source.update(data)
@@ -121,6 +128,17 @@ class Lane:
             digest = tensor_digest(self._result)
             uniform = tuple(self._uniform)
             self._records.append(TensorRecord(name, digest, base_digest, lead_digest, self._tally, uniform))
+
+    def digest_file(self, block: Block, data: memoryview) -> None:
+        """Digest one block as part of the file, and write what the frame has behind it; to be called in block order.
+
+        The block's own turn at the tensors' digests must be over: it made the CRC-32 that the frame asks for.
+        """
+        self.writer.digest(data)
+        self.done += len(data)
+        if block.last_of_tensor:
+            self._past += 1
+            self.writer.append(self.shard.frame.between(self._past, self._crcs))
 
     def finish(self, plan: str) -> Fragment:
         """Flush the shard and return its fragment; to be called after the last block's turns."""

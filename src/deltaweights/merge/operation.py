@@ -11,9 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+VISION_TOWER = "vision_tower"
+"""What the third input is called, where a layout holds the model that sees."""
+
 
 class Fate(str, Enum):
-    """What becomes of a tensor of the lead."""
+    """What a tensor of the result is made of. The last three are of layouts that hold more than the lead does."""
 
     ADD = "add"
     ADD_BLOCK = "add_block"
@@ -22,6 +25,14 @@ class Fate(str, Enum):
     SUBTRACT = "subtract"
     SUBTRACT_BLOCK = "subtract_block"
     COPY = "copy"
+    VISION_TOWER = "vision_tower"
+    IDENTITY = "identity"
+    ZEROS = "zeros"
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the tensor stands in no input: it is the same for every model of its size."""
+        return self in {Fate.IDENTITY, Fate.ZEROS}
 
 
 class NewRows(str, Enum):
@@ -48,11 +59,12 @@ class Words:
 
 
 class Operation(Enum):
-    """What is made of base and lead. To convert is to copy a lead that has no base, and that people call the base itself."""
+    """What is made of base and lead. To convert or to export is to copy a lead that has no base."""
 
     APPLY = Words("delta", "target", "add", "added", "merging", "merged")
     MAKE = Words("target", "delta", "subtract", "subtracted", "making the delta", "made")
     CONVERT = Words("base", "target", "copy", "copied", "converting", "converted")
+    EXPORT = Words("merged", "target", "copy", "copied", "exporting", "exported")
 
     @property
     def lead(self) -> str:
@@ -76,9 +88,15 @@ class Operation(Enum):
             NewRows.MEAN: Fate.ADD_MEAN_ROWS,
         }[new_rows]
 
+    def source(self, fate: Fate) -> str | None:
+        """Return what the input is called that the tensors of a fate are those of; None when they are made."""
+        if fate.is_made:
+            return None
+        return VISION_TOWER if fate is Fate.VISION_TOWER else self.lead
+
     @property
     def usual_fates(self) -> tuple[Fate, ...]:
         """Those that are counted even when no tensor has them."""
-        if self is Operation.CONVERT:
+        if self in {Operation.CONVERT, Operation.EXPORT}:
             return (Fate.COPY,)
         return self.fate(grown=False), self.fate(grown=True), Fate.COPY

@@ -7,16 +7,18 @@ file, or anything that depends on the machine, the path or the time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.manifest.digest import json_digest
-from deltaweights.merge.operation import Operation
+from deltaweights.merge.frame import Frame, frame_of
+from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.rules import Dropped, Match, Matching
-from deltaweights.text import Json, compact_json, natural_key
+from deltaweights.merge.shards import SAFETENSORS, shard_cuts, shard_name
+from deltaweights.text import Json, natural_key
 
 FORMAT, VERSION = "deltaweights-plan", 2
 
@@ -24,13 +26,28 @@ DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 """The dtypes that sums are made and stored in: torch's name, which people type, to safetensors' name, which files hold."""
 
 
+ORIGINAL, TRANSFORMERS = "original", "transformers"
+LAYOUTS = (ORIGINAL, TRANSFORMERS)
+"""How tensors are named: as in the input, or as current transformers names them."""
+
+
 @dataclass(frozen=True)
 class Options:
-    """What was asked for, as far as it changes the result. ``max_shard_size`` counts bytes of tensors."""
+    """What was asked for, as far as it changes the result. ``max_shard_size`` counts bytes of tensors.
+
+    ``layout`` says how tensors are named, "original" or "transformers"; ``container`` is "safetensors" or "torch".
+    """
 
     compute_dtype: str = "F16"
     dtype: str = "F16"
     max_shard_size: int = 5_000_000_000
+    layout: str = ORIGINAL
+    container: str = SAFETENSORS
+
+    def document(self) -> dict[str, Json]:
+        """Return the options as JSON; layout and container only where they are not what they were before there was a choice."""
+        usual = {"layout": ORIGINAL, "container": SAFETENSORS}
+        return {key: value for key, value in vars(self).items() if usual.get(key) != value}
 
 
 @dataclass(frozen=True)
@@ -44,16 +61,21 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Shard:
-    """One output file: its name, its header's bytes (length prefix included), and its tensors in file order."""
+    """One output file: its name, what stands around its tensors, and its tensors in file order."""
 
     file: str
-    header: bytes
+    frame: Frame = field(repr=False, compare=False)
     tensors: tuple[PlannedTensor, ...]
 
-    @cached_property
+    @property
     def size(self) -> int:
         """Bytes of the whole file."""
-        return len(self.header) + sum(tensor.spec.nbytes for tensor in self.tensors)
+        return self.frame.size
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.spec.nbytes for tensor in self.tensors)
 
 
 @dataclass(frozen=True)
@@ -113,6 +135,7 @@ class Plan:
     operation: Operation = Operation.APPLY
     check: bool = False
     recipe: RecipeRecord | None = None
+    tower: InputRecord | None = None
 
     @cached_property
     def document(self) -> dict[str, Json]:
@@ -120,7 +143,7 @@ class Plan:
         return {
             "format": FORMAT,
             "version": VERSION,
-            "options": vars(self.options),
+            "options": self.options.document(),
             "shards": [{"file": shard.file, "tensors": _shard_document(shard)} for shard in self.shards],
             "companions": [vars(companion) for companion in self.companions],
             **{role: _input_document(record) for role, record in self.inputs.items()},
@@ -135,8 +158,12 @@ class Plan:
 
     @property
     def inputs(self) -> dict[str, InputRecord]:
-        """The inputs by what they are called, the base first."""
-        return ({"base": self.base} if self.base else {}) | {self.operation.lead: self.lead}
+        """The inputs by what they are called, the base first, the model that sees last."""
+        of_base, of_tower = (
+            ({"base": self.base} if self.base else {}),
+            ({VISION_TOWER: self.tower} if self.tower else {}),
+        )
+        return of_base | {self.operation.lead: self.lead} | of_tower
 
     @property
     def adds_up(self) -> bool:
@@ -193,78 +220,20 @@ def make_plan(
     *,
     check: bool = False,
     recipe: RecipeRecord | None = None,
+    tower: InputRecord | None = None,
 ) -> Plan:
     """Put the matched tensors in order and into shards, and return the whole as a plan."""
-    matches = sorted(matching.matches, key=lambda match: natural_key(match.lead.name))
-    results = [TensorSpec(match.lead.name, options.dtype, match.lead.shape) for match in matches]
+    matches = sorted(matching.matches, key=lambda match: natural_key(match.name))
+    results = [TensorSpec(match.name, options.dtype, match.lead.shape) for match in matches]
     cuts = shard_cuts([spec.nbytes for spec in results], options.max_shard_size)
     shards = []
     for number, (first, last) in enumerate(pairwise(cuts), start=1):
-        header = safetensors_header(results[first:last])
-        shards.append(
-            Shard(shard_name(number, len(cuts) - 1), header, _place(matches[first:last], results[first:last], header))
-        )
+        file, specs = shard_name(number, len(cuts) - 1, options.container), results[first:last]
+        frame = frame_of(specs, file, options.container)
+        tensors = map(PlannedTensor, specs, matches[first:last], frame.offsets)
+        shards.append(Shard(file, frame, tuple(tensors)))
     ordered = tuple(sorted(companions, key=lambda companion: companion.name))
-    return Plan(options, tuple(shards), ordered, base, lead, operation, check, recipe)
-
-
-def _place(matches: Sequence[Match], results: Sequence[TensorSpec], header: bytes) -> tuple[PlannedTensor, ...]:
-    offset = len(header)
-    placed = []
-    for match, spec in zip(matches, results, strict=True):
-        placed.append(PlannedTensor(spec, match, offset))
-        offset += spec.nbytes
-    return tuple(placed)
-
-
-def shard_name(number: int, total: int) -> str:
-    """Return the Hugging Face name of shard ``number`` (from 1) of ``total``."""
-    return "model.safetensors" if total == 1 else f"model-{number:05d}-of-{total:05d}.safetensors"
-
-
-def shard_cuts(sizes: Sequence[int], limit: int) -> list[int]:
-    """Cut a row of tensors into shards of even size; return the cuts, from 0 to ``len(sizes)``.
-
-    First fit under ``limit`` says how many shards are needed; the smallest limit that needs no more makes them even. A
-    tensor larger than the limit stands alone. Sizes and limit are in bytes.
-    """
-    fewest = len(_first_fit(sizes, limit))
-    low, high = 0, limit
-    while low < high:
-        middle = (low + high) // 2
-        if len(_first_fit(sizes, middle)) <= fewest:
-            high = middle
-        else:
-            low = middle + 1
-    return [0, *_first_fit(sizes, low)]
-
-
-def _first_fit(sizes: Sequence[int], limit: int) -> list[int]:
-    """Return the index after the last tensor of each shard, starting a new shard when the next tensor would pass ``limit``."""
-    ends: list[int] = []
-    filled = 0
-    for index, size in enumerate(sizes):
-        if index and filled + size > limit:
-            ends.append(index)
-            filled = 0
-        filled += size
-    return [*ends, len(sizes)]
-
-
-def safetensors_header(specs: Iterable[TensorSpec]) -> bytes:
-    """Return the header of a safetensors file that holds ``specs`` one after the other: length prefix, JSON, padding to 8 bytes.
-
-    ``__metadata__`` is exactly ``{"format":"pt"}``: the library keeps it in a hash map, so more keys would have no fixed order.
-    """
-    header: dict[str, Json] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for spec in specs:
-        end = offset + spec.nbytes
-        header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = compact_json(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return Plan(options, tuple(shards), ordered, base, lead, operation, check, recipe, tower)
 
 
 def fates(plan: Plan) -> dict[str, int]:

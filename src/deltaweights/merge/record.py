@@ -12,7 +12,7 @@ from deltaweights.manifest.findings import Findings, ProofRecord
 from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord, manifest_bytes
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge.evidence import Verdict, untested, verdict
-from deltaweights.merge.plan import InputRecord, Plan
+from deltaweights.merge.plan import ORIGINAL, InputRecord, Plan
 from deltaweights.text import Json
 
 
@@ -53,6 +53,40 @@ def proof_of(proofs: Mapping[str, Proof], *, allowed: bool = False) -> ProofReco
     )
 
 
+def digests_of(plan: Plan, records: Mapping[str, TensorRecord]) -> tuple[str, str]:
+    """Return the content digest of the result, and that of the same tensors in the original layout.
+
+    The second leaves out what only the other layout holds, and has the names of the lead; it is the first where the layouts
+    are one.
+    """
+    there, original = [], []
+    for tensor in plan.tensors:
+        match, row = tensor.match, (tensor.spec.dtype, tensor.spec.shape, records[tensor.spec.name].digest)
+        there.append((match.name, *row))
+        if plan.operation.source(match.fate) == plan.operation.lead:
+            original.append((match.lead.name, *row))
+    return content_digest(there), content_digest(original)
+
+
+def read_digests(plan: Plan, records: Mapping[str, TensorRecord]) -> dict[str, dict[str, str]]:
+    """Return the digests of the tensors that were read, by role and their name in that input."""
+    digests: dict[str, dict[str, str]] = {role: {} for role in plan.inputs}
+    for tensor in plan.tensors:
+        match, record = tensor.match, records[tensor.spec.name]
+        role = plan.operation.source(match.fate)
+        if role is not None:
+            digests[role][match.lead.name] = record.delta
+        if match.base is not None and record.base is not None:
+            digests["base"][match.base.name] = record.base
+    return digests
+
+
+def tensors_digest(record: InputRecord, digests: Mapping[str, str]) -> str:
+    """Return the content digest of an input, as far as it was read: of the tensors that ``digests`` names."""
+    used = ((name, record.tensors[name]) for name in digests)
+    return content_digest((name, spec.dtype, spec.shape, digests[name]) for name, spec in used)
+
+
 def merge_manifest(
     plan: Plan,
     fragments: Mapping[str, Fragment],
@@ -73,27 +107,25 @@ def merge_manifest(
             "dtype": tensor.spec.dtype,
             "shape": list(tensor.spec.shape),
             "fate": tensor.match.fate.value,
+            **({"source": tensor.match.lead.name} if tensor.match.renamed else {}),
             "file": places[tensor.spec.name],
             "digest": records[tensor.spec.name].digest,
         }
         for tensor in plan.tensors
     }
-    digest = content_digest(
-        (tensor.spec.name, tensor.spec.dtype, tensor.spec.shape, records[tensor.spec.name].digest)
-        for tensor in plan.tensors
-    )
+    digest, original = digests_of(plan, records)
     result: Json = {
         "content_digest": digest,
+        **({"original_content_digest": original} if plan.options.layout != ORIGINAL else {}),
         "parameters": plan.parameters,
         "bytes": plan.nbytes,
-        "options": vars(plan.options),
+        "options": plan.options.document(),
         **({"recipe": {"name": plan.recipe.name, "digest": plan.recipe.digest}} if plan.recipe else {}),
         **findings.document(),
         "files": {name: vars(files[name]) for name in sorted(files)},
         "tensors": tensors,
     }
-    digests = {"base": {name: record.base for name, record in records.items() if record.base}}
-    digests[plan.operation.lead] = {name: record.delta for name, record in records.items()}
+    digests = read_digests(plan, records)
     inputs: Json = {
         "plan": plan.identity,
         **{
@@ -108,7 +140,7 @@ def _input(record: InputRecord, digests: Mapping[str, str], sha256: Mapping[str,
     used = {name: record.tensors[name] for name in sorted(digests)}
     return {
         "container": record.container,
-        "tensors_digest": content_digest((name, spec.dtype, spec.shape, digests[name]) for name, spec in used.items()),
+        "tensors_digest": tensors_digest(record, digests),
         "files": {
             file.name: {
                 "size": file.size,

@@ -48,11 +48,20 @@ PLAIN = Rules()
 
 @dataclass(frozen=True)
 class Match:
-    """One tensor of the result: its lead, its base unless it is copied, and how they meet."""
+    """One tensor of the result: its lead, its base unless it is copied, and how they meet.
+
+    ``renamed`` is its name in the result where that is not the lead's.
+    """
 
     lead: TensorSpec
     base: TensorSpec | None
     fate: Fate
+    renamed: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The tensor's name in the result."""
+        return self.renamed or self.lead.name
 
 
 @dataclass(frozen=True)

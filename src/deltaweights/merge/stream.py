@@ -135,8 +135,7 @@ class Stream:
             with lane.tensor_turns.turn(block.number):
                 lane.digest_tensors(block, base, lead, outcome)
             with lane.file_turns.turn(block.number):
-                lane.writer.digest(outcome.data)
-                lane.done += len(outcome.data)
+                lane.digest_file(block, outcome.data)
             lane.writer.send()
             if block.last_of_shard:
                 self._keep(lane.finish(self._plan.identity))
@@ -157,7 +156,7 @@ class Stream:
                 shard = waiting.popleft()
                 lane = Lane(shard, ShardWriter(self._folder, shard), self._base, self._lead, self._stop)
                 self._lanes.append(lane)
-                flying.append((lane, blocks_of(shard, self._resources.block)))
+                flying.append((lane, blocks_of(shard.tensors, self._resources.block)))
             lane, blocks = flying.popleft()
             block = next(blocks, None)
             if block is not None:
@@ -172,13 +171,13 @@ def read_block(
 
     Raises ``InputOutputError`` when the bytes cannot be read.
     """
-    match, name = block.tensor.match, block.tensor.spec.name
+    match = block.tensor.match
     item = match.lead.item_size
     of_lead = bench.lead[: (block.stop - block.start) * item]
-    lead[name].source.read_into(of_lead, block.start * item)
+    lead[match.lead.name].source.read_into(of_lead, block.start * item)
     if match.base is None:
         return of_lead, bench.base[:0]
     item = match.base.item_size
     of_base = bench.base[: (block.base_stop - block.base_start) * item]
-    base[name].source.read_into(of_base, block.base_start * item)
+    base[match.base.name].source.read_into(of_base, block.base_start * item)
     return of_lead, of_base

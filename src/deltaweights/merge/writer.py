@@ -77,13 +77,11 @@ class ShardWriter:
         except OSError as error:
             self.abandon()
             raise InputOutputError.from_os(error, self._path, f"make room for {shard.size} bytes", KEPT) from error
-        header = memoryview(shard.header)
         try:
-            self.write(header, 0)
+            self.append(shard.frame.between(0, ()))
         except InputOutputError:
             self.abandon()
             raise
-        self.digest(header)
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write ``data`` at byte ``offset``. Raises ``InputOutputError`` when the disk refuses."""
@@ -93,6 +91,12 @@ class ShardWriter:
                 done += os.pwrite(self._fd, data[done:], offset + done)
             except OSError as error:
                 raise InputOutputError.from_os(error, self._path, f"write at byte {offset + done}", KEPT) from error
+
+    def append(self, data: bytes) -> None:
+        """Write ``data`` where what was digested ends, and digest it. Raises ``InputOutputError`` when the disk refuses."""
+        view = memoryview(data)
+        self.write(view, self._digested)
+        self.digest(view)
 
     def digest(self, data: memoryview) -> None:
         """Add ``data``, the next bytes of the file, to its sha256."""

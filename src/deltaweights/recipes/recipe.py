@@ -6,8 +6,9 @@ Enters: a document. Leaves: a ``Recipe``, or ``MalformedInput``. Never: an open 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from blake3 import blake3
 
@@ -36,7 +37,7 @@ MOST_BYTES = 2**53
 
 KEYS = (
     "format", "version", "extends", "name", "title", "description", "sources", "notice", "notes",
-    "delta", "base", "arithmetic", "rules", "shapes", "checks",
+    "delta", "base", "arithmetic", "rules", "shapes", "checks", "transformers",
 )  # fmt: skip
 
 
@@ -92,7 +93,10 @@ class Recipe:
     ``base_model`` is a key of models.toml, ``base_files`` are further files that a right base is known to have. ``stated`` says
     that the delta is known to have been computed in ``compute_dtype``. ``new_rows`` is one of ``NEW_ROWS``, ``delta_only`` names
     the tensors that may be in the delta alone, ``required`` those without which it is not whole. ``digest`` is over what decides
-    the result: name, arithmetic, rules (but ``required``), shapes and checks.
+    the weights: name, arithmetic, rules (but ``required``), shapes and checks.
+
+    For the layout of current transformers: ``vision_tower`` is a key of models.toml, ``conversation`` one of conversations.toml,
+    ``tokens`` are the ids of tokens that were added.
     """
 
     name: str
@@ -112,6 +116,9 @@ class Recipe:
     shapes: Shapes
     checks: SumCheck | None
     digest: str
+    vision_tower: str | None = None
+    conversation: str | None = None
+    tokens: Mapping[str, int] = field(default_factory=dict)
 
 
 def check_head(document: Document, where: str, expected: str = FORMAT) -> None:
@@ -183,7 +190,23 @@ def parse_recipe(document: Document, where: str) -> Recipe:
         shapes,
         checks,
         f"recipe1:{blake3(_canonical(decisive)).hexdigest()}",
+        **_transformers(top),
     )
+
+
+def _transformers(top: Table) -> dict[str, Any]:
+    """Return what stands under ``transformers``, which decides nothing of the weights."""
+    table = top.table("transformers", ("vision_tower", "conversation", "tokens"))
+    listed = table.table("tokens")
+    for token in listed:
+        if not forms.LINE.accepts(token):
+            problem = f"the key {listed.name(token)} is not usable"
+            raise MalformedInput(problem, where=listed.where, expected=forms.LINE.expected, remedy="correct it")
+    return {
+        "vision_tower": table.text("vision_tower", forms.NAME),
+        "conversation": table.text("conversation", forms.NAME),
+        "tokens": {token: listed.whole(token, MOST_SIZE) or 0 for token in listed},
+    }
 
 
 def _canonical(value: object) -> bytes:

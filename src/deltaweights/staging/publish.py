@@ -11,13 +11,14 @@ from pathlib import Path
 
 from deltaweights.checkpoint.files import read_small
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
-from deltaweights.manifest.manifest import INDEX, MANIFEST, MOST_OBJECTS, SUMS, plain_name
+from deltaweights.manifest.manifest import MANIFEST, MOST_OBJECTS, SUMS, plain_name
 from deltaweights.manifest.verify import MAX_MANIFEST
+from deltaweights.merge.shards import NAMES, index_name
 from deltaweights.staging.disk import exchange, flush_folder, remove, rename, replace_file
 from deltaweights.staging.place import Place, refuse_content
 from deltaweights.text import readable_json, strict_json
 
-LAST = (INDEX, MANIFEST, SUMS)
+LAST = (*map(index_name, NAMES), MANIFEST, SUMS)
 """Moved last when files are moved one by one: until they are there, no check takes the folder for whole."""
 
 

@@ -12,7 +12,7 @@ from sys import getsizeof
 from typing import Any, ClassVar
 
 from deltaweights.checkpoint.pickled.tables import Storage, TensorView
-from deltaweights.checkpoint.tensors import MAX_TENSORS
+from deltaweights.checkpoint.tensors import MAX_NAME, MAX_TENSORS
 from deltaweights.errors import MalformedInput
 
 MAX_STEPS, STEPS_PER_TENSOR = 1_000_000, 60
@@ -26,7 +26,7 @@ POINTER = 8
 
 MAX_STACK = 2 * MAX_TENSORS + 16
 MAX_MARKS = 16
-MAX_STRING = 4096
+MAX_STRING = 4 * MAX_NAME
 MAX_LINE = 256
 MAX_AXES = 64
 """What torch allows; no tuple in a dict of tensors is longer."""

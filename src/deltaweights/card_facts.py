@@ -1,0 +1,86 @@
+"""What the model card of a job says.
+
+Enters: a job whose shards are finished, and what was found in them. Leaves: the facts of its card. Never: a path, or what depends
+on how it was run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from deltaweights.card import CardFacts, Origin
+from deltaweights.export.conversation import stop_strings
+from deltaweights.export.layout import conversation_of, sees
+from deltaweights.manifest.findings import Findings
+from deltaweights.manifest.manifest import Fragment
+from deltaweights.merge.operation import VISION_TOWER, Operation
+from deltaweights.merge.plan import DTYPES, TRANSFORMERS
+from deltaweights.merge.record import digests_of, read_digests, records_of, tensors_digest
+from deltaweights.prepare import Prepared
+from deltaweights.recipes.models import model
+from deltaweights.recipes.recipe import Recipe
+
+KINDS = {
+    Operation.APPLY: "merge",
+    Operation.MAKE: "delta",
+    Operation.CONVERT: "copy",
+    Operation.EXPORT: "export",
+}
+
+TORCH_NAMES = {code: name for name, code in DTYPES.items()}
+
+
+def card_facts(job: Prepared, fragments: Mapping[str, Fragment], findings: Findings) -> CardFacts:
+    """Return what the card says of ``job``; an input that is no repository of the Hub is named as the recipe names it."""
+    plan, recipe, records = job.plan, job.recipe, records_of(fragments)
+    digest, original = digests_of(plan, records)
+    seeing = sees(job.laid.matching)
+    conversation = conversation_of(recipe, sees=seeing and plan.options.layout == TRANSFORMERS)
+    origins = _origins(job, read_digests(plan, records))
+    base, lead = origins.get("base", Origin()), origins[plan.operation.lead]
+    if plan.operation is Operation.EXPORT and "delta" in job.parents:
+        base, lead = (_parent(job.parents.get(role, {})) for role in ("base", "delta"))
+    if recipe is not None:
+        base, lead = _named(base, _base_of(recipe)), _named(lead, recipe.delta.repo)
+    proof = findings.proof
+    return CardFacts(
+        kind=KINDS[plan.operation],
+        layout=plan.options.layout,
+        digest=digest,
+        lead=lead,
+        base=base,
+        original_digest=original,
+        vision_tower=origins.get(VISION_TOWER),
+        images=seeing,
+        recipe=recipe.name if recipe else None,
+        title=recipe.title if recipe else None,
+        conversation=conversation,
+        compute_dtype=TORCH_NAMES[plan.options.compute_dtype],
+        stored_dtype=TORCH_NAMES[plan.options.dtype],
+        container=plan.options.container,
+        settings=(("Proof of the base", proof.verdict),) if proof is not None else (),
+        notices=tuple(recipe.notice.splitlines()) if recipe else (),
+        sources=recipe.sources if recipe else (),
+        stop_strings=stop_strings(conversation) if conversation else (),
+    )
+
+
+def _origins(job: Prepared, digests: Mapping[str, Mapping[str, str]]) -> dict[str, Origin]:
+    """Return where the inputs are from, and what they are, as far as they were read."""
+    origins = {}
+    for role, record in job.plan.inputs.items():
+        origin = job.checkpoints[role].directory.origin
+        origins[role] = Origin(origin.get("repo"), origin.get("commit"), tensors_digest(record, digests[role]))
+    return origins
+
+
+def _parent(stated: Mapping[str, str]) -> Origin:
+    return Origin(stated.get("repo"), stated.get("commit"), stated.get("tensors_digest"))
+
+
+def _named(origin: Origin, repo: str | None) -> Origin:
+    return origin if origin.repo is not None else Origin(repo, None, origin.digest)
+
+
+def _base_of(recipe: Recipe) -> str | None:
+    return model(recipe.base_model).repo if recipe.base_model is not None else None

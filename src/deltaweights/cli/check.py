@@ -1,0 +1,75 @@
+"""``deltaweights check``.
+
+Enters: a folder. Leaves: what keeps a library from loading it, and an exit code that says whether anything does. Never: weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+import click
+
+from deltaweights.cli.options import json_option
+from deltaweights.cli.terminal import TerminalReport
+from deltaweights.errors import CheckFailed
+from deltaweights.names import group_names
+from deltaweights.text import counted, printable
+
+if TYPE_CHECKING:
+    from deltaweights.running.findings import Problem
+    from deltaweights.running.structure import StructureReport
+
+
+@click.command("check")
+@click.argument("folder", metavar="DIR")
+@json_option
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing when everything is as a library wants it.")
+def command(folder: str, *, as_json: bool, quiet: bool) -> None:
+    """Check that a library will load a checkpoint, from its headers.
+
+    Current transformers is asked what it would miss, and what it would not know; then tokenizer, special ids, embeddings and image
+    tokens are compared with each other. No weights are read. Exit 0: it loads; 6: it does not.
+    """
+    from deltaweights.running.structure import check_structure  # noqa: PLC0415  (only who checks needs it)
+
+    terminal = TerminalReport("deltaweights", quiet=quiet)
+    report = check_structure(folder)
+    if as_json:
+        click.echo(json.dumps({"ok": report.ok, **asdict(report)}, indent=2))
+    else:
+        for warning in report.warnings:
+            terminal.warn(f"{report.target}: {warning}")
+        for note in report.notes:
+            terminal.note(note)
+        if not report.ok:
+            for problem in _grouped(report.problems):
+                click.echo(f"FAILED          {problem}")
+        elif not quiet:
+            click.echo("\n".join(map(printable, _lines(report))))
+    if not report.ok:
+        remedy = "make it again with deltaweights export, or with apply --layout transformers"
+        raise CheckFailed(counted(len(report.problems), "problem"), where=folder, remedy=remedy)
+
+
+def _lines(report: StructureReport) -> list[str]:
+    lines = [
+        f"checked         {report.target}",
+        f"loads as        {report.model_class}, in {report.loads_in}",
+        f"tensors         {report.tensors:,}, all that the model has and no other",
+        f"parameters      {report.parameters:,}",
+    ]
+    return lines + [f"tokenizer       {report.tokenizer_size:,} tokens"] * (report.tokenizer_size is not None)
+
+
+def _grouped(problems: Iterable[Problem]) -> Iterator[Problem]:
+    """Yield the problems, those of tensors that are alike but for their numbers as one: hundreds may be missing at once."""
+    alike: defaultdict[Problem, list[str]] = defaultdict(list)
+    for problem in problems:
+        alike[replace(problem, tensor=None)].append(problem.tensor or "")
+    for problem, names in alike.items():
+        for group in group_names(names):
+            yield replace(problem, tensor=group.spelled(12) or None)

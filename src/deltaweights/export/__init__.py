@@ -1,0 +1,1 @@
+"""A merged model in the form that current transformers loads: names, configuration and tokenizer. Documents in, documents out."""

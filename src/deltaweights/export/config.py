@@ -1,0 +1,209 @@
+"""The configuration files that current transformers reads, from those of 2023.
+
+Enters: config.json of the delta and of the vision tower, and the sizes that the tensors have. Leaves: the documents. Never: a size
+that the tensors contradict, or a special token's id that the tokenizer does not have.
+
+Keys and their defaults: LlamaConfig, CLIPVisionConfig and LlavaConfig of transformers; CLIP's preprocessing: its
+preprocessor_config.json.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deltaweights.errors import Mismatch
+from deltaweights.export.sizes import TextSizes, VisionSizes
+from deltaweights.recipes import table as forms
+from deltaweights.recipes.table import Table
+from deltaweights.text import Json
+
+MOST = 1_000_000
+"""Far above any size of a model."""
+
+CONTEXT = 2048
+"""LLaMA-1's longest input, in tokens."""
+
+HEADS = 32
+"""LlamaConfig's default; that of LLaMA 7B."""
+
+MEAN, DEVIATION = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+"""Of the images that CLIP was trained on, by channel."""
+
+BICUBIC = 3
+"""Pillow's number for the filter."""
+
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True)
+class Seeing:
+    """How LLaVA's config.json says that images are seen: which layer's features, and whether tokens stand around an image's."""
+
+    layer: int = -2
+    start_and_end: bool = False
+
+
+def read_seeing(config: Table) -> Seeing:
+    """Return what LLaVA's code of 2023 reads of config.json. Raises ``MalformedInput``, and ``Mismatch`` for what it cannot be."""
+    feature = config.text("mm_vision_select_feature", forms.LINE)
+    if feature not in {None, "patch"}:
+        remedy = "use --layout original"
+        raise Mismatch(
+            "this model takes other features of an image",
+            where=config.where,
+            found=f"mm_vision_select_feature {feature}",
+            expected="patch",
+            remedy=remedy,
+        )
+    layer = config.number("mm_vision_select_layer", least=-MOST)
+    start_and_end = config.flag("mm_use_im_start_end", default=False)
+    return Seeing(Seeing.layer if layer is None else int(layer), start_and_end)
+
+
+def text_config(config: Table, sizes: TextSizes, special: dict[str, int], dtype: str) -> dict[str, Json]:
+    """Return the configuration of the language model; ``special`` are the ids under ``SPECIAL``, ``dtype`` is torch's name.
+
+    Raises ``MalformedInput`` and ``Mismatch``.
+    """
+    for key, found in (
+        ("hidden_size", sizes.hidden),
+        ("intermediate_size", sizes.intermediate),
+        ("num_hidden_layers", sizes.layers),
+    ):
+        stated = config.whole(key, MOST)
+        if stated not in {None, found}:
+            problem = f"config.json and the tensors disagree about {key}"
+            raise Mismatch(problem, where=config.where, found=stated, expected=found, remedy="fetch config.json again")
+    heads = config.whole("num_attention_heads", MOST) or HEADS
+    width = sizes.hidden // heads
+    groups = config.whole("num_key_value_heads", MOST) or heads
+    if sizes.hidden % heads or sizes.key_value_rows != groups * width:
+        raise Mismatch(
+            "config.json and the tensors disagree about the heads",
+            where=config.where,
+            found=f"{heads} of {width}, {groups} for keys",
+            expected=f"{sizes.hidden} rows of q_proj and {sizes.key_value_rows} of k_proj",
+            remedy="fetch config.json again",
+        )
+    length = config.whole("max_position_embeddings", MOST) or config.whole("max_sequence_length", MOST) or CONTEXT
+    epsilon, width_of_start = config.number("rms_norm_eps", least=0), config.number("initializer_range", least=0)
+    theta = config.number("rope_theta", least=0)
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        **special,
+        "hidden_act": config.text("hidden_act", forms.LINE) or "silu",
+        "hidden_size": sizes.hidden,
+        "initializer_range": 0.02 if width_of_start is None else width_of_start,
+        "intermediate_size": sizes.intermediate,
+        "max_position_embeddings": length,
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": heads,
+        "num_hidden_layers": sizes.layers,
+        "num_key_value_heads": groups,
+        "rms_norm_eps": 1e-06 if epsilon is None else epsilon,
+        **({} if theta is None else {"rope_theta": theta}),
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "vocab_size": sizes.rows,
+    }
+
+
+@dataclass(frozen=True)
+class Vision:
+    """A CLIP vision model: its sizes, and what its config.json says besides."""
+
+    sizes: VisionSizes
+    heads: int
+    act: str
+    epsilon: float
+
+    def config(self, dtype: str) -> dict[str, Json]:
+        """Return its configuration; ``dtype`` is torch's name."""
+        return {
+            "attention_dropout": 0.0,
+            "hidden_act": self.act,
+            "hidden_size": self.sizes.hidden,
+            "image_size": self.sizes.image,
+            "intermediate_size": self.sizes.intermediate,
+            "layer_norm_eps": self.epsilon,
+            "model_type": "clip_vision_model",
+            "num_attention_heads": self.heads,
+            "num_channels": self.sizes.channels,
+            "num_hidden_layers": self.sizes.layers,
+            "patch_size": self.sizes.patch,
+            "torch_dtype": dtype,
+        }
+
+    def preprocessor(self) -> dict[str, Json]:
+        """Return preprocessor_config.json: the shorter side scaled to the model's, the middle cut out, CLIP's normalization."""
+        side = self.sizes.image
+        return {
+            "crop_size": {"height": side, "width": side},
+            "do_center_crop": True,
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": MEAN,
+            "image_processor_type": "CLIPImageProcessor",
+            "image_std": DEVIATION,
+            "processor_class": "LlavaProcessor",
+            "resample": BICUBIC,
+            "rescale_factor": 1 / 255,
+            "size": {"shortest_edge": side},
+        }
+
+    def processor(self, image_token: str) -> dict[str, Json]:
+        """Return processor_config.json: for one ``image_token``, the processor writes as many as the model gives features."""
+        return {
+            "image_token": image_token,
+            "num_additional_image_tokens": 1,  # CLIP's class token, which the strategy "default" leaves out again
+            "patch_size": self.sizes.patch,
+            "processor_class": "LlavaProcessor",
+            "vision_feature_select_strategy": "default",
+        }
+
+
+def read_vision(config: Table) -> Vision:
+    """Return the vision model that a CLIP config.json describes, whole or of the vision model alone. Raises ``MalformedInput``."""
+    part = config.table("vision_config") if "vision_config" in config else config
+
+    def size(key: str, default: int) -> int:
+        return part.whole(key, MOST) or default
+
+    sizes = VisionSizes(
+        hidden=size("hidden_size", 768),
+        intermediate=size("intermediate_size", 3072),
+        layers=size("num_hidden_layers", 12),
+        image=size("image_size", 224),
+        patch=size("patch_size", 32),
+        channels=size("num_channels", 3),
+    )
+    epsilon = part.number("layer_norm_eps", least=0)
+    act = part.text("hidden_act", forms.LINE) or "quick_gelu"
+    return Vision(sizes, size("num_attention_heads", 12), act, 1e-05 if epsilon is None else epsilon)
+
+
+def llava_config(
+    text: dict[str, Json], vision: dict[str, Json], seeing: Seeing, image_token: int, patches: int, *, bias: bool
+) -> dict[str, Json]:
+    """Return config.json of a LLaVA; ``bias`` says whether the projector has one. ``image_token`` is an id."""
+    special = {key: text[key] for key in SPECIAL}
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        **special,
+        "image_seq_length": patches,
+        "image_token_index": image_token,
+        "model_type": "llava",
+        "multimodal_projector_bias": bias,
+        "projector_hidden_act": "linear",
+        "text_config": text,
+        "tie_word_embeddings": False,
+        "torch_dtype": text["torch_dtype"],
+        "vision_config": vision,
+        "vision_feature_layer": seeing.layer,
+        "vision_feature_select_strategy": "default",
+    }

@@ -1,0 +1,113 @@
+"""tokenizer.json, the form of a tokenizer that transformers loads as it is.
+
+Enters: a sentencepiece model of LLaMA's kind, or the tokenizer.json that is there. Leaves: a document that the ``tokenizers``
+library loads, with its tokens beside the vocabulary and the token that begins a text. Never: other ids for a text than those of the
+LlamaTokenizer of 2023, which cut a text at its added tokens and gave each stretch between two of them to sentencepiece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from deltaweights.errors import MalformedInput
+from deltaweights.export.added_tokens import Flags
+from deltaweights.export.sentencepiece import SPACE, SentencePieceModel
+from deltaweights.text import Json
+
+
+def llama_document(model: SentencePieceModel, merges: Sequence[tuple[str, str]], unk: str) -> dict[str, Json]:
+    """Return the document for a sentencepiece model of LLaMA's kind, in the words of every ``tokenizers`` since 0.13.
+
+    ``added_tokens`` and ``post_processor`` are still empty; ``unk`` is the piece for what is unknown.
+    """
+    normalizers = [
+        {"type": "Prepend", "prepend": SPACE},
+        {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+    ]
+    decoders = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": unk,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": model.byte_fallback,
+            "vocab": model.vocabulary,
+            "merges": [f"{left} {right}" for left, right in merges],
+        },
+    }
+
+
+def vocabulary_of(document: Mapping[str, Json], where: Path) -> dict[str, Json]:
+    """Return the vocabulary of a tokenizer.json, ids by token. Raises ``MalformedInput`` when it has none."""
+    model = document.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict):
+        return vocabulary
+    if isinstance(vocabulary, list) and all(
+        isinstance(entry, list) and entry and isinstance(entry[0], str) for entry in vocabulary
+    ):  # a unigram model has pairs of token and score, in the order of their ids
+        return {entry[0]: number for number, entry in enumerate(vocabulary)}
+    raise MalformedInput("no vocabulary", where=where, expected="a tokenizer.json", remedy="fetch it again")
+
+
+def added_entries(document: Mapping[str, Json], where: Path) -> list[tuple[Json, Json]]:
+    """Return id and description of each of the added tokens. Raises ``MalformedInput`` when they are no list of objects."""
+    added = document.get("added_tokens", [])
+    if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
+        raise MalformedInput(
+            "unusable added_tokens", where=where, expected="a list of objects", remedy="fetch it again"
+        )
+    return [(entry.get("id"), entry) for entry in added]
+
+
+def with_tokens(
+    document: Mapping[str, Json], added: Sequence[tuple[int, str, Flags]], bos: tuple[int, str]
+) -> dict[str, Json]:
+    """Return ``document`` with ``added`` (id, content, matching), in the order of their ids, beginning every text with ``bos``."""
+    tokens = [{"id": number, "content": content, **vars(matching)} for number, content, matching in added]
+    result = {**document, "added_tokens": tokens}
+    if not begins_with(document.get("post_processor"), *bos):
+        result["post_processor"] = _template(*bos)
+    return result
+
+
+def begins_with(processor: Json, number: int, token: str) -> bool:
+    """Tell whether ``processor`` or, if it is a sequence, one of its parts puts ``token``, and nothing else, to a text."""
+    parts = [processor]
+    if isinstance(processor, dict) and isinstance(processor.get("processors"), list):
+        parts += processor["processors"]
+    template = _template(number, token)
+    # A second text may begin with it or not: both are in use.
+    return any(
+        isinstance(part, dict) and all(part.get(key) == template[key] for key in ("type", "single", "special_tokens"))
+        for part in parts
+    )
+
+
+def _template(number: int, token: str) -> dict[str, Json]:
+    begin = {"SpecialToken": {"id": token, "type_id": 0}}
+    first = [begin, {"Sequence": {"id": "A", "type_id": 0}}]
+    second = [{"SpecialToken": {"id": token, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}]
+    return {
+        "type": "TemplateProcessing",
+        "single": first,
+        "pair": first + second,
+        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
+    }

@@ -1,0 +1,49 @@
+"""What stands around the tensors of a file, by container.
+
+Enters: the specs of the tensors in the order of the file. Leaves: where each tensor begins, and the bytes before, between and
+behind them. Never: a tensor's bytes, or an open file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Protocol
+
+from deltaweights.checkpoint.tensors import TensorSpec
+from deltaweights.merge.shards import TORCH, safetensors_header
+from deltaweights.merge.torch_frame import TorchFrame
+
+
+class Frame(Protocol):
+    """The frame of one file: ``size`` is the whole file's in bytes, ``offsets`` are those of the tensors in it."""
+
+    size: int
+    offsets: tuple[int, ...]
+    needs_crcs: bool
+
+    def between(self, index: int, crcs: Sequence[int]) -> bytes:
+        """Return what stands before tensor ``index``, from 0, or behind the last one, whose ``index`` is the number of tensors.
+
+        ``crcs`` are the CRC-32s of the tensors where ``needs_crcs``; only those before ``index`` are looked at.
+        """
+
+
+class SafetensorsFrame:
+    """The frame of a safetensors file: a header, and nothing behind it but tensors."""
+
+    needs_crcs = False
+
+    def __init__(self, specs: Sequence[TensorSpec]) -> None:
+        self._header = safetensors_header(specs)
+        *offsets, self.size = accumulate((spec.nbytes for spec in specs), initial=len(self._header))
+        self.offsets = tuple(offsets)
+
+    def between(self, index: int, crcs: Sequence[int]) -> bytes:  # noqa: ARG002  (the other container's)
+        """See ``Frame``."""
+        return b"" if index else self._header
+
+
+def frame_of(specs: Sequence[TensorSpec], file: str, container: str) -> Frame:
+    """Return the frame of ``file``."""
+    return TorchFrame(specs, file.rpartition(".")[0]) if container == TORCH else SafetensorsFrame(specs)

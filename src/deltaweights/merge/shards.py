@@ -1,0 +1,75 @@
+"""How a row of tensors is cut into files, what the files are called, and how a safetensors file begins.
+
+Enters: sizes, specs. Leaves: cuts, names, headers. Never: an open file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from deltaweights.checkpoint.tensors import TensorSpec
+from deltaweights.text import Json, compact_json
+
+SAFETENSORS, TORCH = "safetensors", "torch"
+CONTAINERS = {"safetensors": SAFETENSORS, "bin": TORCH}
+"""How weights are stored: the name that people type, to the one in plans and manifests."""
+
+NAMES = {SAFETENSORS: ("model", ".safetensors"), TORCH: ("pytorch_model", ".bin")}
+"""How Hugging Face names weights files, before and after the number, by container."""
+
+
+def shard_name(number: int, total: int, container: str = SAFETENSORS) -> str:
+    """Return the Hugging Face name of shard ``number`` (from 1) of ``total``."""
+    stem, suffix = NAMES[container]
+    return f"{stem}{suffix}" if total == 1 else f"{stem}-{number:05d}-of-{total:05d}{suffix}"
+
+
+def index_name(container: str) -> str:
+    """Return the Hugging Face name of the index of several shards."""
+    stem, suffix = NAMES[container]
+    return f"{stem}{suffix}.index.json"
+
+
+def shard_cuts(sizes: Sequence[int], limit: int) -> list[int]:
+    """Cut a row of tensors into shards of even size; return the cuts, from 0 to ``len(sizes)``.
+
+    First fit under ``limit`` says how many shards are needed; the smallest limit that needs no more makes them even. A
+    tensor larger than the limit stands alone. Sizes and limit are in bytes.
+    """
+    fewest = len(_first_fit(sizes, limit))
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high) // 2
+        if len(_first_fit(sizes, middle)) <= fewest:
+            high = middle
+        else:
+            low = middle + 1
+    return [0, *_first_fit(sizes, low)]
+
+
+def _first_fit(sizes: Sequence[int], limit: int) -> list[int]:
+    """Return the index after the last tensor of each shard, starting a new shard when the next tensor would pass ``limit``."""
+    ends: list[int] = []
+    filled = 0
+    for index, size in enumerate(sizes):
+        if index and filled + size > limit:
+            ends.append(index)
+            filled = 0
+        filled += size
+    return [*ends, len(sizes)]
+
+
+def safetensors_header(specs: Iterable[TensorSpec]) -> bytes:
+    """Return the header of a safetensors file that holds ``specs`` one after the other: length prefix, JSON, padding to 8 bytes.
+
+    ``__metadata__`` is exactly ``{"format":"pt"}``: the library keeps it in a hash map, so more keys would have no fixed order.
+    """
+    header: dict[str, Json] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for spec in specs:
+        end = offset + spec.nbytes
+        header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = compact_json(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,98 @@
+"""A folder as a loader finds it: the headers of its weights, and its configuration.
+
+Enters: the path of a folder. Leaves: a ``Held``: specs of all tensors, the documents, and which layout it is. Never: a byte of
+weights, or transformers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltaweights.checkpoint.directory import Directory
+from deltaweights.checkpoint.documents import json_object
+from deltaweights.checkpoint.folder import open_checkpoint
+from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.manifest.manifest import MANIFEST, MOST_OBJECTS
+from deltaweights.manifest.verify import MAX_MANIFEST
+from deltaweights.text import Json, strict_json
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+
+MAX_DOCUMENT = 1024 * 1024
+"""Bytes of a configuration file; known ones have some thousand."""
+
+ORIGINAL_CLASS = "LlavaLlamaForCausalLM"
+"""The model class of LLaVA's own code, in its configurations of 2023."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a folder holds. ``start`` is the file by which its weights begin; ``generation`` is None where there is no such file.
+
+    ``layout`` is what its manifest says: "original", "transformers", or None where it says nothing.
+    """
+
+    path: Path
+    container: str
+    start: str
+    tensors: dict[str, LazyTensor]
+    config: dict[str, Json]
+    generation: dict[str, Json] | None
+    layout: str | None
+    names: frozenset[str]
+    notes: tuple[str, ...]
+
+    @property
+    def is_original(self) -> bool:
+        """Whether it is a LLaVA as the code of 2023 saved it, with a flat configuration; current transformers loads none."""
+        named = self.config.get("architectures")
+        is_llava = self.config.get("model_type") == "llava" or (isinstance(named, list) and ORIGINAL_CLASS in named)
+        return is_llava and "text_config" not in self.config
+
+    @property
+    def is_made_to_run(self) -> bool:
+        """Whether it claims that current transformers runs it as it stands."""
+        return "text_config" in self.config or self.layout == "transformers"
+
+
+def read_folder(folder: str | os.PathLike[str]) -> Held:
+    """Read the headers and documents of ``folder``.
+
+    Raises ``InputOutputError`` when the folder or its config.json is not there or cannot be read, ``MalformedInput`` when a
+    header or a document breaks its format.
+    """
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise InputOutputError("not a folder", where=path, remedy="give the folder that holds weights and config.json")
+    with open_checkpoint(path, "target") as checkpoint:
+        directory = checkpoint.directory
+        remedy = "a model in Hugging Face's layout has one; deltaweights convert writes it for one in Meta's"
+        if not directory.has(CONFIG):
+            raise InputOutputError("is missing", where=path / CONFIG, remedy=remedy)
+        return Held(
+            path,
+            checkpoint.container,
+            next((name for name in checkpoint.names if name.endswith(".index.json")), min(checkpoint.names)),
+            checkpoint.tensors,
+            json_object(directory.read(CONFIG, MAX_DOCUMENT), path / CONFIG),
+            _generation(directory, path / GENERATION),
+            _layout(directory),
+            frozenset(directory.names()),
+            checkpoint.notes,
+        )
+
+
+def _generation(directory: Directory, where: Path) -> dict[str, Json] | None:
+    return json_object(directory.read(GENERATION, MAX_DOCUMENT), where) if directory.has(GENERATION) else None
+
+
+def _layout(directory: Directory) -> str | None:
+    """Return the layout that the manifest states; whether the manifest is right is for ``verify`` to say."""
+    with contextlib.suppress(InputOutputError, MalformedInput, ValueError, KeyError, TypeError):
+        layout = strict_json(directory.read(MANIFEST, MAX_MANIFEST), MOST_OBJECTS)["result"]["options"]["layout"]
+        return layout if isinstance(layout, str) else None
+    return None
