@@ -16,6 +16,7 @@ COMMANDS = {
     "apply": "Add a delta to its base and write the merged checkpoint.",
     "download": "Fetch base and delta, or a model of the Hub, and check them.",
     "verify": "Check a merged checkpoint against its manifest or a pinned digest.",
+    "export": "Write a merged model in the layout of current transformers.",
     "check": "Check that a library will load a checkpoint, from its headers.",
     "try": "Load a checkpoint with transformers and print its answer to one question.",
     "make": "Make a delta: subtract a base from a model fine-tuned from it.",

@@ -20,6 +20,7 @@ from typing import Any
 from deltaweights.errors import CheckFailed, DeltaweightsError, InputOutputError, Mismatch, UsageError
 from deltaweights.merge.rules import is_buffer
 from deltaweights.report import Report
+from deltaweights.running.bounds import absurd_size
 from deltaweights.running.folder import Held, read_folder
 from deltaweights.running.library import (
     LOCAL,
@@ -112,6 +113,9 @@ def _refuse_what_does_not_run(held: Held, images: Sequence[object]) -> None:
     if held.container != "safetensors":
         remedy = f"deltaweights convert --base {shown} --target NEW writes it in safetensors"
         raise Mismatch("weights in pickles, which are not loaded", where=held.path / held.start, remedy=remedy)
+    absurd = absurd_size(held)
+    if absurd is not None:
+        raise Mismatch("states a size that no model has", where=held.path / absurd[0], found=absurd[1])
     if images and "vision_config" not in held.config:
         raise UsageError("an image for a model that takes none", where=held.path, remedy="leave out --image")
 
@@ -206,7 +210,7 @@ def exact_products() -> Iterator[None]:
 def _error(refusal: Refusal, path: Path) -> DeltaweightsError:
     """Return what to tell the user when the library failed."""
     cause = refusal.__cause__
-    if type(cause).__name__ == "OutOfMemoryError" or "allocate memory" in str(cause):
+    if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError" or "allocate memory" in str(cause):
         remedy = "end other programs, or try --max-new-tokens with a smaller number"
         return InputOutputError("memory ran out", where=path, found=refusal, remedy=remedy)
     remedy = f"deltaweights check {shlex.quote(str(path))} may tell why"

@@ -22,6 +22,9 @@ from deltaweights.text import Json, strict_json
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""What says how images become numbers, and where they stand in a prompt."""
+
 MAX_DOCUMENT = 1024 * 1024
 """Bytes of a configuration file; known ones have some thousand."""
 
@@ -33,7 +36,7 @@ ORIGINAL_CLASS = "LlavaLlamaForCausalLM"
 class Held:
     """What a folder holds. ``start`` is the file by which its weights begin; ``generation`` is None where there is no such file.
 
-    ``layout`` is what its manifest says: "original", "transformers", or None where it says nothing.
+    ``processors`` are the documents of that name that are there. ``layout`` is what its manifest says: "original", "transformers", or None where it says nothing.
     """
 
     path: Path
@@ -42,6 +45,7 @@ class Held:
     tensors: dict[str, LazyTensor]
     config: dict[str, Json]
     generation: dict[str, Json] | None
+    processors: dict[str, dict[str, Json]]
     layout: str | None
     names: frozenset[str]
     notes: tuple[str, ...]
@@ -79,15 +83,19 @@ def read_folder(folder: str | os.PathLike[str]) -> Held:
             next((name for name in checkpoint.names if name.endswith(".index.json")), min(checkpoint.names)),
             checkpoint.tensors,
             json_object(directory.read(CONFIG, MAX_DOCUMENT), path / CONFIG),
-            _generation(directory, path / GENERATION),
+            _read(directory, GENERATION),
+            {name: document for name in PROCESSORS if (document := _read(directory, name)) is not None},
             _layout(directory),
             frozenset(directory.names()),
             checkpoint.notes,
         )
 
 
-def _generation(directory: Directory, where: Path) -> dict[str, Json] | None:
-    return json_object(directory.read(GENERATION, MAX_DOCUMENT), where) if directory.has(GENERATION) else None
+def _read(directory: Directory, name: str) -> dict[str, Json] | None:
+    """Return the document of that name; None when there is none."""
+    if not directory.has(name):
+        return None
+    return json_object(directory.read(name, MAX_DOCUMENT), directory.path / name)
 
 
 def _layout(directory: Directory) -> str | None:

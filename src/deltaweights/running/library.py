@@ -37,10 +37,10 @@ class Refusal(Exception):
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Turn whatever the library raises into ``Refusal``; what this program raises on purpose passes, and lack of memory."""
+    """Turn whatever the library raises into ``Refusal``; what this program raises on purpose passes."""
     try:
         yield
-    except (DeltaweightsError, Refusal, MemoryError):
+    except (DeltaweightsError, Refusal):
         raise
     except Exception as error:
         raise Refusal(reason(error)) from error
@@ -49,7 +49,7 @@ def refusals() -> Iterator[None]:
 def reason(error: BaseException) -> str:
     """Return the text of an exception on one line, cut where it is long; its class where it has none."""
     text = " ".join(str(error).split())
-    if not text or isinstance(error, (KeyError, AttributeError, TypeError, IndexError)):
+    if not text or isinstance(error, (KeyError, AttributeError, TypeError, IndexError, MemoryError)):
         text = f"{type(error).__name__}: {text}".rstrip(": ")
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
 

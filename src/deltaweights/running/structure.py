@@ -17,6 +17,7 @@ from typing import Any
 
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.errors import CheckFailed
+from deltaweights.running.bounds import absurd_size
 from deltaweights.running.findings import Findings, Problem
 from deltaweights.running.folder import CONFIG, GENERATION, ORIGINAL_CLASS, Held, read_folder
 from deltaweights.running.ids import SPECIAL, Stated, check_ids, check_length
@@ -32,7 +33,7 @@ from deltaweights.running.library import (
     refusals,
     usual_class,
 )
-from deltaweights.running.tensors import check_tensors, refuse_more_parts_than_tensors
+from deltaweights.running.tensors import check_tensors
 
 TRANSFORMERS, ORIGINAL = "transformers", "the original LLaVA code"
 
@@ -78,15 +79,20 @@ def check_structure(folder: str | os.PathLike[str]) -> StructureReport:
     """Check that a library will load ``folder``: names, shapes, ties, tokenizer, special ids, image tokens; no weights are read.
 
     Problems are collected in the report. Raises ``InputOutputError`` when the folder or its config.json is not there or cannot be
-    read, ``MalformedInput`` when a header, config.json or generation_config.json breaks its format.
+    read, ``MalformedInput`` when a header or a document breaks its format.
     """
     held = read_folder(folder)
     found = Findings(held.is_made_to_run, notes=list(held.notes))
-    with quietly():
-        model_class, model, config = _model(held, found)
-        if model is not None:
-            check_tensors(held, model_class, config, model, found)
-        size = _check_texts(held, config, model, found)
+    model_class = model = size = None
+    absurd = absurd_size(held)
+    if absurd is not None:
+        found.problem(absurd[0], "states a size that no model has", found=absurd[1])
+    else:
+        with quietly():
+            model_class, model, config = _model(held, found)
+            if model is not None:
+                check_tensors(held, model_class, config, model, found)
+            size = _check_texts(held, config, model, found)
     if held.is_original:
         found.note(
             f"{held.path}: current transformers does not load this layout; deltaweights apply --layout transformers, or"
@@ -115,7 +121,6 @@ def _model(held: Held, found: Findings) -> tuple[Any, Any, Any]:
     """Return the model's class, an empty model and its configuration; None for what cannot be had."""
     config = model_class = None
     try:
-        refuse_more_parts_than_tensors(held)
         config = _original_config(held) if held.is_original else load_config(held.path)
         model_class = _class_of(held, config, found)
         return model_class, empty_model(model_class, config), config

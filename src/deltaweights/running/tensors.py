@@ -6,7 +6,6 @@ but for the projector of LLaVA's own code, which no library knows any more.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,25 +16,10 @@ from deltaweights.merge.rules import is_buffer
 from deltaweights.running.findings import Findings
 from deltaweights.running.folder import CONFIG, Held
 from deltaweights.running.library import Refusal, load_names
-from deltaweights.text import Json, counted, natural_key
-
-COUNTS_PARTS = re.compile(r"layers|n_layer|experts|blocks|depth", re.IGNORECASE)
-"""Keys of configurations that say how many parts to make, each of which has tensors."""
+from deltaweights.text import Json, natural_key
 
 LONGEST_TAIL, MOST_ALIKE = 6, 16
 """Parts at the end of names that are compared, and names of one end that are: real ones have fewer, a hostile header may not."""
-
-
-def refuse_more_parts_than_tensors(held: Held) -> None:
-    """Raise ``Refusal`` when the configuration asks for more layers than there are tensors: making them could take for ever."""
-    most = len(held.tensors)
-    waiting: list[tuple[str, Json]] = list(held.config.items())
-    while waiting:
-        key, value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += value.items()
-        elif isinstance(value, (int, float)) and COUNTS_PARTS.search(key) and value > most:
-            raise Refusal(f"{key} is {value:,}, and the folder has {counted(most, 'tensor')}")
 
 
 def check_tensors(held: Held, model_class: Any, config: Any, model: Any, found: Findings) -> None:
