@@ -15,10 +15,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import bench_hub
+import bench_llava
 from bench_checkpoints import Model, make
 from bench_runs import Contestant, ours, rounds, table
 
@@ -86,6 +88,11 @@ def contestants(folder: Path, workers: int | None) -> dict[str, Contestant]:
         "apply --no-prove": Contestant(
             ours("apply", "--base", base, "--delta", delta, "--target", out, "-q", "--no-prove", *threads), pair, out
         ),
+        "apply --layout transformers": Contestant(
+            ours("apply", "--base", base, "--delta", delta, "--target", out, "-q", *threads, *_layout(folder)),
+            (*pair, folder / "clip"),
+            out,
+        ),
         "apply from Meta's": Contestant(
             ours("apply", "--base", meta, "--delta", delta, "--target", out, "-q", *threads), (meta, delta), out
         ),
@@ -116,6 +123,10 @@ def contestants(folder: Path, workers: int | None) -> dict[str, Contestant]:
     return found
 
 
+def _layout(folder: Path) -> list[object]:
+    return ["--layout", "transformers", "--vision-tower", folder / "clip"]
+
+
 def _content_digest(folder: Path) -> str:
     return str(json.loads((folder / "manifest.json").read_text())["result"]["content_digest"])
 
@@ -137,6 +148,9 @@ def prepare(model: Model, folder: Path, parts: int) -> None:
         command = [sys.executable, "-c", META, str(base), str(made), str(parts)]
         subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
         made.rename(meta)
+    if model.projector:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as maker:
+            maker.submit(partial(bench_llava.make, folder, model.vocabulary, toy=model.toy)).result()
     (folder / "mergekit.yaml").write_text(MERGEKIT.format(base=base, delta=delta))
 
 

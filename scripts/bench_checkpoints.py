@@ -68,7 +68,7 @@ def make(model: Model, folder: Path) -> None:
         parts = zip(_parts(model, grown=False), _parts(model, grown=grown), strict=True)
         for number, (base_shapes, shapes) in enumerate(parts, start=1):
             tensors = {
-                name: _tensor(role, base_shapes.get(name, (0, shape[-1])), shape, generators)
+                name: _tensor(role, base_shapes.get(name, (0, *shape[1:])), shape, generators)
                 for name, shape in shapes.items()
             }
             if grown and number == 1:

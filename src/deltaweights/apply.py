@@ -7,15 +7,20 @@ the job.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from deltaweights.hub.ids import Given, PathLike
 from deltaweights.hub.locate import HubOptions
 from deltaweights.job import Published, Settings, perform
 from deltaweights.merge.operation import Operation
+from deltaweights.merge.parts import Part, parse_part
 from deltaweights.pair import find_recipe, sources_of
-from deltaweights.prepare import prepare
+from deltaweights.part import PartResult, perform_part
+from deltaweights.prepare import Prepared, prepare
 from deltaweights.report import Report
 from deltaweights.wanted import Wanted
 from deltaweights.work import workers_of
@@ -76,9 +81,78 @@ def apply_delta(
     report = Report() if report is None else report
     settings = Settings(device, workers_of(workers), overwrite, strict, allow_unproved_base, require_verified, check)
     wanted = Wanted(compute_dtype, dtype, max_shard_size, layout, weights, vision_tower)
-    known = find_recipe(recipe, recipe_file)
+    which = (recipe, recipe_file)
+    opener = _opener(
+        base, delta, target, wanted, settings, which, hub, report, prove=prove, hash_inputs=hash_inputs, parted=False
+    )
+    job, published = perform(opener, settings, report, began)
+    return ApplyResult(target=str(job.place.target), **vars(published))
+
+
+def apply_part(
+    base: Given | None,
+    delta: Given | None,
+    target: PathLike,
+    *,
+    part: str | Part,
+    recipe: str | None = None,
+    recipe_file: PathLike | None = None,
+    device: str = "cpu",
+    workers: int | None = None,
+    overwrite: bool = False,
+    hash_inputs: bool = False,
+    prove: bool = True,
+    allow_unproved_base: bool = False,
+    require_verified: bool = False,
+    hub: HubOptions | None = None,
+    report: Report | None = None,
+    **wanted: Any,
+) -> PartResult:
+    """Make the shards of one ``part`` (``"K/N"``) of a merge into staging beside ``target``; ``finish_parts`` publishes them.
+
+    The other options are those of ``apply_delta``, and must be the same for all parts: parts of two plans never mix. Any part may
+    run anywhere where base, delta and target's folder can be reached, at any time, also twice.
+
+    Raises what ``apply_delta`` raises, and ``TargetBusy`` when staging holds another plan.
+    """
+    began = time.monotonic()
+    report = Report() if report is None else report
+    settings = Settings(device, workers_of(workers), overwrite, require_verified=require_verified)
+    settings = replace(settings, allow_unproved_base=allow_unproved_base)
+    opener = _opener(
+        base,
+        delta,
+        target,
+        Wanted(**wanted),
+        settings,
+        (recipe, recipe_file),
+        hub,
+        report,
+        prove=prove,
+        hash_inputs=hash_inputs,
+        parted=True,
+    )
+    return perform_part(opener, parse_part(part) if isinstance(part, str) else part, settings, report, began)
+
+
+def _opener(
+    base: Given | None,
+    delta: Given | None,
+    target: PathLike,
+    wanted: Wanted,
+    settings: Settings,
+    recipe: tuple[str | None, PathLike | None],
+    hub: HubOptions | None,
+    report: Report,
+    *,
+    prove: bool,
+    hash_inputs: bool,
+    parted: bool,
+) -> Callable[[], AbstractContextManager[Prepared]]:
+    """Return what opens the job; ``recipe`` is a name and a file."""
+    known = find_recipe(*recipe)
     base, delta = sources_of(known, base, delta)
-    opener = partial(
+    return partial(
         prepare,
         Operation.APPLY,
         base,
@@ -87,12 +161,11 @@ def apply_delta(
         wanted,
         recipe=known,
         hub=hub,
-        require_verified=require_verified,
+        require_verified=settings.require_verified,
         check=prove,
-        allow_unproved_base=allow_unproved_base,
+        allow_unproved_base=settings.allow_unproved_base,
         hash_workers=settings.workers if hash_inputs else None,
-        overwrite=overwrite,
+        overwrite=settings.overwrite,
+        parted=parted,
         report=report,
     )
-    job, published = perform(opener, settings, report, began)
-    return ApplyResult(target=str(job.place.target), **vars(published))

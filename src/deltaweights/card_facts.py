@@ -1,7 +1,7 @@
 """What the model card of a job says.
 
-Enters: a job whose shards are finished, and what was found in them. Leaves: the facts of its card. Never: a path, or what depends
-on how it was run.
+Enters: the ending of a job, the records of its shards, and what was found in them. Leaves: the facts of its card. Never: a path,
+or what depends on how it was run.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from deltaweights.card import CardFacts, Origin
+from deltaweights.checkpoint.projector import NAMES as PROJECTOR
+from deltaweights.ending import Ending
 from deltaweights.export.conversation import stop_strings
-from deltaweights.export.layout import conversation_of, sees
+from deltaweights.export.layout import conversation_of
 from deltaweights.manifest.findings import Findings
 from deltaweights.manifest.manifest import Fragment
 from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.plan import DTYPES, TRANSFORMERS
 from deltaweights.merge.record import digests_of, read_digests, records_of, tensors_digest
-from deltaweights.prepare import Prepared
 from deltaweights.recipes.models import model
 from deltaweights.recipes.recipe import Recipe
 
@@ -30,16 +31,16 @@ KINDS = {
 TORCH_NAMES = {code: name for name, code in DTYPES.items()}
 
 
-def card_facts(job: Prepared, fragments: Mapping[str, Fragment], findings: Findings) -> CardFacts:
-    """Return what the card says of ``job``; an input that is no repository of the Hub is named as the recipe names it."""
-    plan, recipe, records = job.plan, job.recipe, records_of(fragments)
+def card_facts(ending: Ending, fragments: Mapping[str, Fragment], findings: Findings) -> CardFacts:
+    """Return what the card says; an input that is no repository of the Hub is named as the recipe names it."""
+    plan, recipe, records = ending.plan, ending.recipe, records_of(fragments)
     digest, original = digests_of(plan, records)
-    seeing = sees(job.laid.matching)
+    seeing = any(tensor.match.lead.name == PROJECTOR[0] for tensor in plan.tensors)
     conversation = conversation_of(recipe, sees=seeing and plan.options.layout == TRANSFORMERS)
-    origins = _origins(job, read_digests(plan, records))
+    origins = _origins(ending, read_digests(plan, records))
     base, lead = origins.get("base", Origin()), origins[plan.operation.lead]
-    if plan.operation is Operation.EXPORT and "delta" in job.parents:
-        base, lead = (_parent(job.parents.get(role, {})) for role in ("base", "delta"))
+    if plan.operation is Operation.EXPORT and "delta" in ending.parents:
+        base, lead = (_parent(ending.parents.get(role, {})) for role in ("base", "delta"))
     if recipe is not None:
         base, lead = _named(base, _base_of(recipe)), _named(lead, recipe.delta.repo)
     proof = findings.proof
@@ -65,11 +66,11 @@ def card_facts(job: Prepared, fragments: Mapping[str, Fragment], findings: Findi
     )
 
 
-def _origins(job: Prepared, digests: Mapping[str, Mapping[str, str]]) -> dict[str, Origin]:
+def _origins(ending: Ending, digests: Mapping[str, Mapping[str, str]]) -> dict[str, Origin]:
     """Return where the inputs are from, and what they are, as far as they were read."""
     origins = {}
-    for role, record in job.plan.inputs.items():
-        origin = job.checkpoints[role].directory.origin
+    for role, record in ending.plan.inputs.items():
+        origin = ending.origins.get(role, {})
         origins[role] = Origin(origin.get("repo"), origin.get("commit"), tensors_digest(record, digests[role]))
     return origins
 

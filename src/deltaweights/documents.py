@@ -1,17 +1,19 @@
 """What stands beside the weights: index, model card, manifest, checksums.
 
-Enters: a job whose shards are finished, and what was found in them. Leaves: files in staging. Never: a result that its input's own
-manifest contradicts.
+Enters: the ending of a job, the records of its shards, and what was found in them. Leaves: files in staging. Never: a result
+that its input's own manifest contradicts.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 from deltaweights.card import model_card
 from deltaweights.card_facts import card_facts
 from deltaweights.checkpoint.companions import README as CARD
+from deltaweights.ending import Ending
 from deltaweights.errors import CheckFailed
 from deltaweights.manifest.findings import Findings
 from deltaweights.manifest.manifest import (
@@ -24,26 +26,25 @@ from deltaweights.manifest.manifest import (
 )
 from deltaweights.merge.record import digests_of, merge_manifest, records_of
 from deltaweights.merge.shards import index_name
-from deltaweights.prepare import Prepared
-from deltaweights.provenance import origins_of, verified_hashes
 from deltaweights.staging.disk import write_file
 
 
-def write_documents(job: Prepared, fragments: Mapping[str, Fragment], findings: Findings) -> tuple[str, str]:
-    """Write everything but weights beside the shards; return the content digest and the manifest's sha256.
+def write_documents(
+    ending: Ending, folder: Path, fragments: Mapping[str, Fragment], findings: Findings
+) -> tuple[str, str]:
+    """Write everything but weights into ``folder``, beside the shards; return the content digest and the manifest's sha256.
 
     Raises ``CheckFailed`` when the weights are not those that the input's manifest states, ``InputOutputError``.
     """
-    plan, folder = job.plan, job.place.shards
-    _refuse_another(job, fragments)
-    documents = {**job.companions.files, CARD: model_card(card_facts(job, fragments, findings))}
+    plan = ending.plan
+    _refuse_another(ending, fragments)
+    documents = {**ending.companions, CARD: model_card(card_facts(ending, fragments, findings))}
     if len(plan.shards) > 1:
         weight_map = {tensor.spec.name: shard.file for shard in plan.shards for tensor in shard.tensors}
         documents[index_name(plan.options.container)] = index_bytes(weight_map, plan.nbytes, plan.parameters)
     files = {shard.file: fragments[shard.file].record for shard in plan.shards}
     files |= {name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in documents.items()}
-    hashes = verified_hashes(job.checkpoints, job.hashes)
-    manifest, digest = merge_manifest(plan, fragments, files, hashes, origins_of(job.checkpoints), findings)
+    manifest, digest = merge_manifest(plan, fragments, files, ending.hashes, ending.origins, findings)
     manifest_record = FileRecord(len(manifest), hashlib.sha256(manifest).hexdigest())
     documents |= {MANIFEST: manifest, SUMS: sums_bytes(files, manifest_record)}
     for name, data in documents.items():
@@ -51,16 +52,15 @@ def write_documents(job: Prepared, fragments: Mapping[str, Fragment], findings: 
     return digest, manifest_record.sha256
 
 
-def _refuse_another(job: Prepared, fragments: Mapping[str, Fragment]) -> None:
+def _refuse_another(ending: Ending, fragments: Mapping[str, Fragment]) -> None:
     """Raise ``CheckFailed`` unless the weights that were read are those that their own manifest states."""
-    if job.expected is None:
+    if ending.expected is None:
         return
-    _, found = digests_of(job.plan, records_of(fragments))
-    if found != job.expected:
+    _, found = digests_of(ending.plan, records_of(fragments))
+    if found != ending.expected:
         raise CheckFailed(
-            f"the {job.lead.role} is not what its own {MANIFEST} says",
-            where=job.lead.path,
+            f"the {ending.plan.operation.lead} is not what its own {MANIFEST} says",
             found=found,
-            expected=job.expected,
+            expected=ending.expected,
             remedy="it changed or was damaged since it was made: deltaweights verify tells where",
         )

@@ -7,13 +7,13 @@ Never: a folder that is not whole, or a byte of output before both inputs are kn
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from deltaweights.checkpoint.checksums import prove
 from deltaweights.checkpoint.files import read_small
 from deltaweights.documents import write_documents
+from deltaweights.ending import Ending, ending_of
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
 from deltaweights.health import SumFound, check_sum, judge_base, report_numbers
 from deltaweights.hub.files import AGAIN, Refetched
@@ -22,22 +22,25 @@ from deltaweights.manifest.findings import Findings
 from deltaweights.manifest.manifest import (
     MANIFEST,
     Fragment,
+    Manifest,
     parse_manifest,
 )
 from deltaweights.manifest.verify import MAX_MANIFEST, verify
 from deltaweights.merge.device import check_device
 from deltaweights.merge.operation import VISION_TOWER
-from deltaweights.merge.plan import fates
+from deltaweights.merge.plan import Plan, fates
 from deltaweights.merge.record import findings_of, records_of
-from deltaweights.merge.stream import Resources, Stream
+from deltaweights.merge.stream import Resources
 from deltaweights.outlook import check_space, say
 from deltaweights.prepare import Prepared
-from deltaweights.provenance import UNVERIFIED, is_streamed, marks_of
+from deltaweights.provenance import UNVERIFIED, marks_of
+from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
 from deltaweights.running.child import check_in_child
 from deltaweights.staging.folder import StagingFolder
-from deltaweights.staging.place import refuse_content
+from deltaweights.staging.place import Place, refuse_content
 from deltaweights.staging.publish import forget, publish, recover
+from deltaweights.streaming import stream_shards
 from deltaweights.work import workers_of
 
 ALREADY_COMPLETE = "already complete"
@@ -79,6 +82,11 @@ class Settings:
     require_verified: bool = False
     check: bool = False
 
+    @property
+    def resources(self) -> Resources:
+        """What the stream may use."""
+        return Resources(self.device, workers_of(self.workers))
+
 
 def perform(
     opener: Callable[[], AbstractContextManager[Prepared]], settings: Settings, report: Report, began: float
@@ -91,9 +99,29 @@ def perform(
         with opener() as job:
             return job, run(job, settings, report, began)
     except Refetched as error:
-        report.warn(f"{str(error).removesuffix(f'; {AGAIN}')}: begun anew")
+        begun_anew(error, report)
     with opener() as job:
         return job, run(job, settings, report, began)
+
+
+def begun_anew(error: Refetched, report: Report) -> None:
+    """Say that a job is begun anew, and why."""
+    report.warn(f"{str(error).removesuffix(f'; {AGAIN}')}: begun anew")
+
+
+def published(place: Place) -> Manifest | None:
+    """Return the manifest of what stands in the target, None when it is no finished result of ours."""
+    try:
+        manifest = parse_manifest(read_small(place.target / MANIFEST, MAX_MANIFEST))
+    except (InputOutputError, MalformedInput, ValueError):  # not their base class: a signal's exception must pass
+        return None
+    return None if place.journal.exists() else manifest
+
+
+def published_plan(place: Place) -> str | None:
+    """Return the identity of the plan whose result stands in the target, None when it is none of ours."""
+    manifest = published(place)
+    return manifest.plan if manifest is not None else None
 
 
 def run(job: Prepared, settings: Settings, report: Report, began: float) -> Published:
@@ -122,13 +150,15 @@ def run(job: Prepared, settings: Settings, report: Report, began: float) -> Publ
         )
         if job.hashes.read - {VISION_TOWER}:
             report.warn("the manifest that is there stays as it is: --hash-inputs adds nothing to it")
-        _judge(job, done.findings, settings, report)
+        _judge(job.plan, done.findings, settings, report, stated=job.stated)
     seconds["total"] = time.monotonic() - began
-    return _published(job, done, seconds)
+    return published_of(job.plan, job.recipe, done, seconds)
 
 
 @dataclass(frozen=True)
-class _Done:
+class Done:
+    """What became of a job."""
+
     status: str
     content_digest: str
     manifest_sha256: str
@@ -137,16 +167,13 @@ class _Done:
     streamed: bool = False
 
 
-def _already_complete(job: Prepared, settings: Settings) -> _Done | None:
+def _already_complete(job: Prepared, settings: Settings) -> Done | None:
     """Return what stands there if it is the result of this plan and verifies; None if it is something else.
 
     Raises ``TargetBusy`` when it is the result of this plan, damaged, and may not be replaced.
     """
-    try:
-        manifest = parse_manifest(read_small(job.place.target / MANIFEST, MAX_MANIFEST))
-    except (InputOutputError, MalformedInput, ValueError):  # not their base class: a signal's exception must pass
-        return None
-    if manifest.plan != job.plan.identity or job.place.journal.exists():
+    manifest = published(job.place)
+    if manifest is None or manifest.plan != job.plan.identity:
         return None
     if settings.require_verified and manifest.unverified:
         if settings.overwrite:
@@ -167,10 +194,10 @@ def _already_complete(job: Prepared, settings: Settings) -> _Done | None:
             remedy="move it away, or replace it with --overwrite",
         )
     digest, sha256 = manifest.content_digest, found.manifest_sha256
-    return _Done(ALREADY_COMPLETE, digest, sha256, manifest.findings, streamed=manifest.streamed)
+    return Done(ALREADY_COMPLETE, digest, sha256, manifest.findings, streamed=manifest.streamed)
 
 
-def _make(job: Prepared, settings: Settings, report: Report, seconds: dict[str, float]) -> _Done:
+def _make(job: Prepared, settings: Settings, report: Report, seconds: dict[str, float]) -> Done:
     """Write what is missing into staging, and publish it."""
     began = time.monotonic()
     check_device(settings.device)
@@ -192,18 +219,29 @@ def _make(job: Prepared, settings: Settings, report: Report, seconds: dict[str, 
         staging.discard()  # what was made of damaged bytes must not be found by the next run
         raise
     seconds["rest of the download"] = time.monotonic() - began - seconds["stream"]
-    records = records_of(fragments)
-    findings = findings_of(records, allowed=settings.allow_unproved_base and job.stated)
-    _judge(job, findings, settings, report)
-    published_sum = check_sum(records.values(), job.recipe, report)
+    return conclude(ending_of(job), job.place, fragments, settings, report, seconds)
+
+
+def conclude(
+    ending: Ending,
+    place: Place,
+    fragments: Mapping[str, Fragment],
+    settings: Settings,
+    report: Report,
+    seconds: dict[str, float],
+) -> Done:
+    """Judge what was found, write what stands beside the weights, and publish. Raises what ``apply_delta`` raises."""
+    plan, records = ending.plan, records_of(fragments)
+    findings = findings_of(records, allowed=settings.allow_unproved_base and ending.stated)
+    _judge(plan, findings, settings, report, stated=ending.stated)
+    published_sum = check_sum(records.values(), ending.recipe, report)
     began = time.monotonic()
-    digest, manifest_sha256 = write_documents(job, fragments, findings)
+    digest, manifest_sha256 = write_documents(ending, place.shards, fragments, findings)
     if settings.check:
-        check_in_child(job.place.shards, report)
-    publish(job.place, job.plan.identity, overwrite=settings.overwrite)
+        check_in_child(place.shards, report)
+    publish(place, plan.identity, overwrite=settings.overwrite)
     seconds["publish"] = time.monotonic() - began
-    streamed = any(map(is_streamed, job.checkpoints.values()))
-    return _Done(job.plan.operation.value.status, digest, manifest_sha256, findings, published_sum, streamed)
+    return Done(plan.operation.value.status, digest, manifest_sha256, findings, published_sum, ending.streamed)
 
 
 def _stream(
@@ -220,41 +258,20 @@ def _stream(
         staging.keep(fragment)
         fragments[fragment.file] = fragment
 
-    _prove_unread(job)
     missing = [shard for shard in job.plan.shards if shard.file not in fragments]
-    resources = Resources(settings.device, workers_of(settings.workers))
-    base = job.checkpoints["base"].tensors if job.plan.base else {}
-    stream = Stream(job.plan, base, job.leads, job.place.shards, keep, resources)
-    report.begin(job.plan.operation.value.doing, sum(shard.nbytes for shard in missing))
-    try:
-        for done in stream.run(missing):
-            report.progress(done)
-    finally:
-        report.end()
-    seconds["flush"] = stream.flush_seconds
+    seconds["flush"] = stream_shards(job, missing, job.place.shards, keep, settings.resources, report)
 
 
-def _prove_unread(job: Prepared) -> None:
-    """Compare the recorded checksums of what the stream does not read whole: parts of storages, files, and dropped tensors."""
-    for role, record in job.plan.inputs.items():
-        checkpoint = job.checkpoints[role]
-        for weights in checkpoint.files:
-            for loose in weights.loose:
-                prove(loose)
-        for dropped in record.dropped if role != VISION_TOWER else ():  # CLIP's other half is of no concern
-            prove(checkpoint.tensors[dropped.spec.name])
-
-
-def _judge(job: Prepared, findings: Findings, settings: Settings, report: Report) -> None:
+def _judge(plan: Plan, findings: Findings, settings: Settings, report: Report, *, stated: bool) -> None:
     """Tell what was found in the numbers. Raises ``CheckFailed`` or ``Mismatch`` for what must not be published."""
-    report_numbers(findings, job.plan.operation, report, strict=settings.strict)
-    judge_base(findings.proof, report, stated=job.stated, allowed=settings.allow_unproved_base)
-    if job.stated and not job.plan.check:
+    report_numbers(findings, plan.operation, report, strict=settings.strict)
+    judge_base(findings.proof, report, stated=stated, allowed=settings.allow_unproved_base)
+    if stated and not plan.check:
         report.warn("the base is not proved: nobody looked (--no-prove)")
 
 
-def _published(job: Prepared, done: _Done, seconds: dict[str, float]) -> Published:
-    plan = job.plan
+def published_of(plan: Plan, recipe: Recipe | None, done: Done, seconds: dict[str, float]) -> Published:
+    """Return what is said of a published result."""
     dropped = {role: {item.spec.name: item.reason for item in record.dropped} for role, record in plan.inputs.items()}
     return Published(
         status=done.status,
@@ -266,7 +283,7 @@ def _published(job: Prepared, done: _Done, seconds: dict[str, float]) -> Publish
         shards=len(plan.shards),
         fates=fates(plan),
         dropped=dropped,
-        recipe=job.recipe.name if job.recipe else None,
+        recipe=recipe.name if recipe else None,
         published_sum=done.published_sum,
         streamed=done.streamed,
         **vars(done.findings),

@@ -5,7 +5,7 @@ Enters: a prepared job. Leaves: lines, figures, and a refusal when the disk is t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container
 from pathlib import Path
 
 from deltaweights.errors import InputOutputError
@@ -59,7 +59,7 @@ def say(job: Prepared, report: Report) -> None:
         report.note(change)
 
 
-def check_space(job: Prepared, finished: Mapping[str, object]) -> None:
+def check_space(job: Prepared, finished: Container[str]) -> None:
     """Raise ``InputOutputError`` when the shards that are not ``finished`` would not fit on the disk."""
     needed, free = disk_needed(job, finished) + _to_come(job), free_bytes(job.place.root)
     if free < needed:
@@ -89,7 +89,7 @@ def _device_of(path: Path) -> int | None:
     return found.stat().st_dev if found else None
 
 
-def disk_needed(job: Prepared, finished: Mapping[str, object]) -> int:
+def disk_needed(job: Prepared, finished: Container[str]) -> int:
     """Return the bytes that will be written, shards that are ``finished`` left out."""
     return SLACK + sum(shard.size for shard in job.plan.shards if shard.file not in finished)
 
@@ -105,7 +105,7 @@ def describe(job: Prepared, workers: int, device: str) -> dict[str, Json]:
             {"file": shard.file, "size": shard.size, "tensors": len(shard.tensors)} for shard in job.plan.shards
         ],
         "fates": fates(job.plan),
-        "disk_needed": disk_needed(job, {}),
+        "disk_needed": disk_needed(job, ()),
         "disk_free": free_bytes(job.place.root),
         "memory_needed": FOOTPRINT + workers * PER_WORKER + (0 if device == "cpu" else TORCH),
     }

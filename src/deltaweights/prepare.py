@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from deltaweights.checkpoint.companions import NOTICE, NOTICE_NAME, NOTICE_OF_A_DELTA, Companions, read_companions
-from deltaweights.checkpoint.folder import Checkpoint
+from deltaweights.checkpoint.folder import Checkpoint, Unpacker
 from deltaweights.checkpoint.samples import sample_digests
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import UsageError
@@ -90,7 +90,7 @@ def tower_for(
     wanted: Wanted,
     recipe: Recipe | None,
     hub: HubOptions | None,
-    unpacker: Unpacking,
+    unpacker: Unpacker | None,
     hash_workers: int | None,
     report: Report,
 ) -> Iterator[Tower | None]:
@@ -139,13 +139,15 @@ def prepare(
     allow_unproved_base: bool = False,
     hash_workers: int | None = None,
     overwrite: bool | None = None,
+    parted: bool = False,
     report: Report | None = None,
 ) -> Iterator[Prepared]:
     """Open and match base and lead and plan the result, from headers and samples; nothing is written but unpacked archives.
 
     ``hash_workers`` threads make the sha256 of the inputs, if any. With ``overwrite`` None nobody cares yet what stands in the
-    target. Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, and ``TargetBusy`` when output and
-    input overlap, or the target is taken by something else.
+    target. ``parted`` says that other processes do parts of the job: archives are not unpacked for it. Raises ``UsageError``,
+    ``MalformedInput``, ``Mismatch``, ``InputOutputError``, and ``TargetBusy`` when output and input overlap, or the target is
+    taken by something else.
     """
     report = Report() if report is None else report
     if not os.fspath(output):
@@ -157,6 +159,7 @@ def prepare(
         refuse_foreign(place, overwrite=overwrite)
     with (
         Unpacking(place) as unpacking,
+        nullcontext(None if parted else unpacking) as unpacker,
         open_pair(
             operation,
             base,
@@ -165,10 +168,10 @@ def prepare(
             hub=hub,
             allow=allow_unproved_base,
             hash_workers=hash_workers,
-            unpacker=unpacking,
+            unpacker=unpacker,
             report=report,
         ) as pair,
-        tower_for(pair.matching, wanted, pair.recipe, hub, unpacking, hash_workers, report) as tower,
+        tower_for(pair.matching, wanted, pair.recipe, hub, unpacker, hash_workers, report) as tower,
     ):
         compute = compute_dtype_of(wanted.compute_dtype, pair.recipe)
         stored = wanted.dtype or compute

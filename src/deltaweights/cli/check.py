@@ -62,7 +62,9 @@ def _lines(report: StructureReport) -> list[str]:
         f"tensors         {report.tensors:,}, all that the model has and no other",
         f"parameters      {report.parameters:,}",
     ]
-    return lines + [f"tokenizer       {report.tokenizer_size:,} tokens"] * (report.tokenizer_size is not None)
+    if report.tokenizer_size is not None:
+        lines.append(f"tokenizer       {report.tokenizer_size:,} tokens")
+    return lines
 
 
 def _grouped(problems: Iterable[Problem]) -> Iterator[Problem]:

@@ -14,8 +14,10 @@ from deltaweights import __version__
 
 COMMANDS = {
     "apply": "Add a delta to its base and write the merged checkpoint.",
+    "finish": "Publish what `apply --part` has made, from any number of machines.",
     "download": "Fetch base and delta, or a model of the Hub, and check them.",
-    "verify": "Check a merged checkpoint against its manifest or a pinned digest.",
+    "verify": "Check a checkpoint against its manifest or a pinned digest.",
+    "manifest": "Make a manifest of any checkpoint, to be kept elsewhere.",
     "export": "Write a merged model in the layout of current transformers.",
     "check": "Check that a library will load a checkpoint, from its headers.",
     "try": "Load a checkpoint with transformers and print its answer to one question.",

@@ -5,29 +5,30 @@ Enters: arguments. Leaves: a checkpoint or a delta, and what it is, on stdout. N
 
 from __future__ import annotations
 
-import json
+import os
 import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from deltaweights.cli.options import hub_of, recipe_of
+from deltaweights.cli.options import hub_of, part_of, recipe_of
+from deltaweights.cli.outcome import plan_lines, print_finished, print_outcome, print_published
 from deltaweights.cli.terminal import TerminalReport
-from deltaweights.errors import Interrupted
-from deltaweights.sizes import human_bytes
-from deltaweights.text import Json, counted, printable
+from deltaweights.cluster.launch import is_launched
+from deltaweights.errors import Interrupted, UsageError
+from deltaweights.text import counted
 
 if TYPE_CHECKING:
     from deltaweights.hub.locate import HubOptions
     from deltaweights.job import Published
+    from deltaweights.part import PartResult
     from deltaweights.prepare import Prepared
     from deltaweights.wanted import Wanted
-
-NOTICE = "research use only; LLaVA-Med: never for clinical use"
 
 
 def apply(
@@ -41,7 +42,7 @@ def apply(
     **options: Any,
 ) -> None:
     """Add the delta to its base, or show the plan, and print the outcome."""
-    from deltaweights.apply import apply_delta  # noqa: PLC0415  (only who merges needs it)
+    from deltaweights.apply import apply_delta, apply_part  # noqa: PLC0415  (only who merges needs it)
     from deltaweights.merge.operation import Operation  # noqa: PLC0415
     from deltaweights.pair import find_recipe, sources_of  # noqa: PLC0415
     from deltaweights.prepare import prepare  # noqa: PLC0415
@@ -63,8 +64,64 @@ def apply(
         allow_unproved_base=options["allow_unproved_base"],
         hash_workers=_hash_workers(options),
     )
-    do = partial(apply_delta, base_at, delta_at, target, recipe=recipe, recipe_file=recipe_file, hub=hub)
-    _run(name, "target", do, plan, **options)
+    how: dict[str, Any] = {"recipe": recipe, "recipe_file": recipe_file, "hub": hub}
+    part = options.pop("part")
+    if is_launched(os.environ) and not options["dry_run"]:
+        if part is not None:
+            raise UsageError("--part is the launcher's business", remedy="leave it out, or do not launch several processes")
+        _together(name, partial(apply_part, base_at, delta_at, target, **how), target, **options)
+        return
+    if part is not None and not options["dry_run"]:
+        _part(name, part, partial(apply_part, base_at, delta_at, target, **how), **options)
+        return
+    _run(name, "target", partial(apply_delta, base_at, delta_at, target, **how), plan, **options)
+
+
+def _together(
+    name: str,
+    do: Callable[..., PartResult],
+    target: str,
+    *,
+    as_json: bool,
+    quiet: bool,
+    dry_run: bool,
+    device: str,
+    **options: Any,
+) -> None:
+    """Do the part of one of several processes that a launcher started; the main one publishes, and prints the outcome."""
+    from deltaweights.cluster.launch import rank  # noqa: PLC0415  (seconds, for those who are launched)
+    from deltaweights.finish import finish_parts  # noqa: PLC0415
+
+    del dry_run
+    at_the_end = {key: options.pop(key) for key in ("strict", "check")}
+    by_default = click.get_current_context().get_parameter_source("device") is ParameterSource.DEFAULT
+    with rank("auto" if by_default else device) as here:
+        report = TerminalReport(name, quiet=quiet or not here.is_main)
+        do(part=here.part, device=here.device, report=report, **options)
+        here.wait()
+        if here.is_main:
+            at_the_end |= {key: options[key] for key in ("overwrite", "allow_unproved_base")}
+            print_finished(finish_parts(target, report=report, **at_the_end), target, report, as_json=as_json)
+        here.wait()
+
+
+def _part(
+    name: str, part: str, do: Callable[..., PartResult], *, as_json: bool, quiet: bool, dry_run: bool, **options: Any
+) -> None:
+    """Do one part of a merge, and print what it did."""
+    del dry_run
+    if options.pop("strict") or options.pop("check"):
+        raise UsageError("--strict and --check look at the whole result", remedy="give them to deltaweights finish")
+    report = TerminalReport(name, quiet=quiet)
+    done = do(part=part_of(part), report=report, **options)
+    lines = [
+        f"part            {done.part}: {done.status}, {counted(len(done.made), 'shard')} made in {done.seconds['total']:.1f} s",
+        f"shards          {', '.join(done.shards) or 'none: there are more parts than shards'}",
+        f"plan            {done.plan}: {done.finished} of {done.total} shards are finished",
+    ]
+    print_outcome(asdict(done), lines, as_json=as_json)
+    if done.finished == done.total and done.status == "finished":
+        report.note(f"publish it with deltaweights finish --target {shlex.quote(done.target)}")
 
 
 def make(name: str, base: str, target: str, delta: str, **options: Any) -> None:
@@ -151,9 +208,7 @@ def _run(
     hub_repo_id: str | None = None,
     **options: Any,
 ) -> None:
-    from deltaweights.health import proof_line  # noqa: PLC0415  (see above)
-    from deltaweights.manifest.findings import Findings  # noqa: PLC0415
-    from deltaweights.outlook import describe, say  # noqa: PLC0415
+    from deltaweights.outlook import describe, say  # noqa: PLC0415  (see above)
     from deltaweights.work import workers_of  # noqa: PLC0415
 
     report = TerminalReport(name, quiet=quiet)
@@ -161,80 +216,14 @@ def _run(
         with plan(report=report) as job:
             say(job, report)
             outcome = describe(job, workers_of(options["workers"]), options.get("device", "cpu"))
-        _print(outcome, as_json, _plan_lines(outcome, output))
+        print_outcome(outcome, plan_lines(outcome, output), as_json=as_json)
         return
     try:
         published = do(report=report, **options)
     except Interrupted as error:
         remedy = "the same command goes on from what is finished"
         raise Interrupted(error.exit_code - 128, str(error), remedy) from None
-    result = asdict(published)
-    findings = {item.name: result.pop(item.name) for item in fields(Findings)}
-    outcome = {output: result.pop(output), **result, **findings}
-    if hub_repo_id is not None:
-        outcome["upload"] = f"hf upload {hub_repo_id} {shlex.quote(outcome[output])}"
-    _print(outcome, as_json, _result_lines(outcome, output, proof_line(published.proof)))
-    report.note(f"notice          {NOTICE} (see DELTAWEIGHTS_NOTICE.txt in it)")
-    report.note(f"check it with   deltaweights verify {shlex.quote(outcome[output])}")
+    outcome = print_published(published, output, report, as_json=as_json, hub_repo_id=hub_repo_id)
     if outcome.get("compute_dtype", "F16") != "F16":
         flags = f"--compute-dtype {options['compute_dtype']}"
         report.note(f"apply it with   {flags}, and --dtype if the target's dtype is another: the default is float16")
-
-
-def _print(outcome: dict[str, Json], as_json: bool, lines: list[str]) -> None:
-    # ASCII, and no raw path: a file name may hold bytes that are no text, and they must not make a finished run fail.
-    click.echo(json.dumps(outcome, indent=2) if as_json else "\n".join(map(printable, lines)))
-
-
-def _result_lines(outcome: dict[str, Json], output: str, base: str | None) -> list[str]:
-    size = (
-        f"{outcome['parameters']:,} parameters, {human_bytes(outcome['bytes'])}, {counted(outcome['shards'], 'shard')}"
-    )
-    lines = [
-        f"{output:15} {outcome[output]}",
-        f"status          {outcome['status']} in {outcome['seconds']['total']:.1f} s",
-        f"tensors         {outcome['tensors']} ({size})",
-        f"content digest  {outcome['content_digest']}",
-        f"manifest        sha256 {outcome['manifest_sha256']}",
-    ]
-    if base is not None:
-        lines.append(f"base            {base}")
-    if outcome["streamed"]:
-        lines.append("inputs          not cryptographically verified: they were streamed")
-    if outcome.get("inexact") is not None:
-        lines += _round_trip_lines(outcome)
-    if "upload" in outcome:
-        lines.append(f"publish it with {outcome['upload']}")
-    return lines
-
-
-def _round_trip_lines(outcome: dict[str, Json]) -> list[str]:
-    """Say what does not come back, under which options, and compared with what."""
-    inexact, compute = outcome["inexact"], outcome["compute_dtype"]
-    others = [dtype for dtype in outcome["target_dtypes"] if dtype != compute]
-    rounded = f"; the target's {', '.join(others)} weights are compared as rounded to {compute}" if others else ""
-    count, total = sum(inexact.values()), outcome["parameters"]
-    how = f"applied in {compute}{rounded}"
-    if not count:
-        return [f"round trip      every weight comes back bit for bit ({how})"]
-    share = f"{count:,} of {total:,} weights ({count / total:.2%})"
-    most = sorted(inexact.items(), key=lambda item: (-item[1], item[0]))[:3]
-    return [
-        f"round trip      {share} in {counted(len(inexact), 'tensor')} do not come back bit for bit ({how})",
-        *(f"  {number:>14,} in {name}" for name, number in most),
-    ]
-
-
-def _plan_lines(outcome: dict[str, Json], output: str) -> list[str]:
-    shards = [
-        f"  {shard['file']}  {human_bytes(shard['size'])}, {counted(shard['tensors'], 'tensor')}"
-        for shard in outcome["shards"]
-    ]
-    return [
-        f"{output:15} {outcome[output]}",
-        f"tensors         {outcome['tensors']} ({human_bytes(outcome['bytes'])}), {counted(len(shards), 'shard')}",
-        *shards,
-        f"disk            {human_bytes(outcome['disk_needed'])} needed, {human_bytes(outcome['disk_free'])} free",
-        f"memory          about {human_bytes(outcome['memory_needed'])}",
-        f"plan            {outcome['plan']}",
-    ]

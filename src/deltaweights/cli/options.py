@@ -5,6 +5,7 @@ Enters: functions that click makes commands of. Leaves: the same with options. N
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from deltaweights.errors import UsageError
 
 if TYPE_CHECKING:
     from deltaweights.hub.locate import HubOptions
+    from deltaweights.merge.parts import Part
 
 DTYPE = click.Choice(["float16", "bfloat16", "float32"])
 
@@ -80,6 +82,24 @@ format_option = click.option(
 check_option = click.option(
     "--check", is_flag=True, help="Publish only what a library would load: as `deltaweights check` does."
 )
+
+
+part_option = click.option(
+    "--part",
+    metavar="K/N",
+    help="Make only this part of the shards, into staging; or slurm, for the part of this array task. Then: finish.",
+)
+
+
+def part_of(text: str) -> Part:
+    """Return the part that an option names. Raises ``UsageError``."""
+    if text.partition(":")[0] == "slurm":
+        from deltaweights.cluster.slurm import part_of_slurm  # noqa: PLC0415  (only who does parts needs it)
+
+        return part_of_slurm(text, os.environ)
+    from deltaweights.merge.parts import parse_part  # noqa: PLC0415  (see above)
+
+    return parse_part(text)
 
 
 def _all(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
@@ -165,6 +185,7 @@ apply_options = _all(
     tower_option,
     format_option,
     check_option,
+    part_option,
     hub_options,
     stream_option,
     click.option(

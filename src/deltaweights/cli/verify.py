@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
-from deltaweights.errors import CheckFailed
+from deltaweights.cli.terminal import TerminalReport
+from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
+from deltaweights.manifest.entries import names_in
+from deltaweights.manifest.junit import junit_bytes, junit_of_error
 from deltaweights.manifest.problems import VerifyReport
 from deltaweights.manifest.verify import verify
 from deltaweights.sizes import human_bytes
+from deltaweights.staging.disk import replace_file
 from deltaweights.text import counted, printable
 
 
@@ -22,19 +27,48 @@ from deltaweights.text import counted, printable
 @click.option(
     "--expect", metavar="dw1:...", help="The content digest to expect; recomputed from the bytes of all tensors."
 )
-@click.option("--expect-manifest", metavar="SHA256", help="The sha256 of manifest.json to expect.")
-@click.option("--workers", type=click.IntRange(min=1), help="Files read at once [default: one per processor].")
+@click.option("--expect-manifest", metavar="SHA256", help="The sha256 of the manifest to expect.")
+@click.option("--manifest", metavar="FILE", help="A manifest that is kept elsewhere [default: DIR/manifest.json].")
+@click.option("--junit", metavar="FILE", help="Write the result there, too, as JUnit's XML, for reports of CI.")
+@click.option("--workers", type=click.IntRange(min=1), help="Files read at once [default: one per processor, 2 to 8].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing when everything holds.")
 def command(
-    folder: str, *, expect: str | None, expect_manifest: str | None, workers: int | None, as_json: bool, quiet: bool
+    folder: str,
+    *,
+    expect: str | None,
+    expect_manifest: str | None,
+    manifest: str | None,
+    junit: str | None,
+    workers: int | None,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
-    """Check a merged checkpoint against its manifest or a pinned digest.
+    """Check a checkpoint against its manifest, one that is kept elsewhere, or a pinned digest.
 
-    Every file is read and compared with manifest.json; changed, missing and extra files are reported, all of them. Exit 0: all
+    Every file is read and compared with the manifest; changed, missing and extra files are reported, all of them. Exit 0: all
     holds; 6: something does not.
     """
-    report = verify(folder, expect=expect, expect_manifest=expect_manifest, workers=workers)
+    results = None if junit is None else Path(junit)
+    _refuse_place(folder, results)
+    terminal = TerminalReport("deltaweights", quiet=quiet)
+    try:
+        report = verify(
+            folder,
+            expect=expect,
+            expect_manifest=expect_manifest,
+            manifest=manifest,
+            workers=workers,
+            report=terminal,
+        )
+    except (InputOutputError, MalformedInput) as error:
+        if results is not None:
+            replace_file(results, junit_of_error(folder, error))
+        raise
+    if results is not None:
+        replace_file(results, junit_bytes(report))
+    for note in report.notes:
+        terminal.note(note)
     if as_json:
         click.echo(json.dumps({"ok": report.ok, **asdict(report)}, indent=2))
     elif not report.ok:
@@ -48,6 +82,17 @@ def command(
             where=folder,
             remedy="do not use these weights: merge or fetch them again",
         )
+
+
+def _refuse_place(folder: str, results: Path | None) -> None:
+    """Raise ``UsageError`` when results would be written over something else, or among the files that are looked at."""
+    if results is None:
+        return
+    if names_in(Path(folder), results):
+        problem = "--junit would add a file to those that are looked at"
+        raise UsageError(problem, found=results, expected="a file outside of DIR")
+    if results.exists() and not results.is_file():
+        raise UsageError("--junit names no file", found=results)
 
 
 def _lines(report: VerifyReport) -> list[str]:

@@ -125,6 +125,9 @@ def manifest_bytes(result: Json, inputs: Json) -> bytes:
     return readable_json({"format": MANIFEST_FORMAT, "version": VERSION, "result": result, "inputs": inputs})
 
 
+LISTING = "listing"
+"""The kind of a manifest that tells of a folder and not of how it was made."""
+
 ROLES = ("base", "delta", "target", "merged", "vision_tower")
 """What inputs are called."""
 
@@ -136,9 +139,10 @@ ORIGIN = ("repo", "commit", "tensors_digest")
 class Manifest:
     """What is read back from a manifest; ``tensors`` holds (dtype, shape, digest), ``places`` each tensor's file.
 
-    ``plan`` and ``recipe`` are empty when the manifest names none; ``kind`` is "merge", "delta" or "copy". ``unverified`` names the
-    input files without a sha256, ``streamed`` says that an input was read from the Hub and kept nowhere.
-    ``origins`` has by role what the manifest says under ``ORIGIN``; ``compute_dtype`` is empty where it names none.
+    ``plan`` and ``recipe`` are empty when the manifest names none; ``kind`` is "merge", "delta", "copy" or, where there are no
+    inputs, "listing". ``unverified`` names the input files without a sha256, ``streamed`` says that an input was read from the Hub
+    and kept nowhere. ``origins`` has by role what the manifest says under ``ORIGIN``; ``compute_dtype`` is empty where it names
+    none. ``folders`` are those that stand beside the files of a listing.
     """
 
     files: dict[str, FileRecord]
@@ -153,6 +157,7 @@ class Manifest:
     streamed: bool = False
     origins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     compute_dtype: str = ""
+    folders: tuple[str, ...] = ()
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -174,7 +179,6 @@ def parse_manifest(data: bytes) -> Manifest:
             raise ValueError(f"{MANIFEST} and {SUMS} are not among the files that a manifest lists")
         places = {name: plain_name(t["file"]) for name, t in result["tensors"].items()}
         plan = _text(inputs.get("plan", ""))
-        kind = "merge" if "delta" in inputs else "delta" if "target" in inputs else "copy"
         recipe = _text(result.get("recipe", {}).get("name", ""))
         return Manifest(
             files,
@@ -184,7 +188,7 @@ def parse_manifest(data: bytes) -> Manifest:
             plan,
             Findings.of(result),
             recipe,
-            kind,
+            _kind(inputs),
             tuple(_unverified(inputs)),
             any("verification" in inputs.get(role, {}) for role in ROLES),
             {
@@ -193,9 +197,16 @@ def parse_manifest(data: bytes) -> Manifest:
                 if role in inputs
             },
             _text(result.get("options", {}).get("compute_dtype", "")),
+            tuple(map(plain_name, result.get("folders", ()))),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"manifest lacks or misuses a field: {error}") from None
+
+
+def _kind(inputs: Json) -> str:
+    if not any(role in inputs for role in ROLES):
+        return LISTING
+    return "merge" if "delta" in inputs else "delta" if "target" in inputs else "copy"
 
 
 def _unverified(inputs: Json) -> Iterator[str]:

@@ -10,15 +10,19 @@ from dataclasses import dataclass, field
 from deltaweights.errors import CheckFailed
 from deltaweights.text import printable
 
+FILE, TENSOR, CONTENT = "file", "tensor", "content digest"
+"""What a problem may be about."""
+
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is not as it should be."""
+    """One thing that is not as it should be. ``file`` names it: a file, a tensor, or, of the content digest, the folder."""
 
     file: str
     problem: str
     found: str | None = None
     expected: str | None = None
+    about: str = FILE
 
     def __str__(self) -> str:
         facts = [f"found {self.found}"] * bool(self.found) + [f"expected {self.expected}"] * bool(self.expected)
@@ -27,7 +31,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What verification found. ``content_digest`` is what the manifest states, or, if ``recomputed``, what the bytes give."""
+    """What verification found. ``content_digest`` is what the manifest states, or, if ``recomputed``, what the bytes give.
+
+    ``listed`` names all files that should be as the manifest says, and what says so; ``notes`` tell what was not looked at.
+    """
 
     target: str
     content_digest: str | None
@@ -36,6 +43,8 @@ class VerifyReport:
     files: int
     bytes: int
     problems: tuple[Problem, ...] = field(default=())
+    listed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:

@@ -1,25 +1,25 @@
-"""Checking a folder against its manifest, or against a pinned digest, in both directions.
+"""Checking a folder against a manifest, its own or one that is kept elsewhere, or against a pinned digest, in both directions.
 
-Enters: a folder. Leaves: a report of everything that is not as it should be. Never: torch, a file outside the folder, or trust in
-what the manifest says where the bytes can be asked.
+Enters: a folder. Leaves: a report of everything that is not as it should be. Never: torch, a file that no name in the folder
+stands for, or trust in what the manifest says where the bytes can be asked.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import stat
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
-from deltaweights.checkpoint.files import ContiguousSource, InputFile, LocalFile, read_small
-from deltaweights.checkpoint.pickled.torch_file import open_torch_file
-from deltaweights.checkpoint.safetensors_file import open_safetensors
+from deltaweights.checkpoint.files import read_small
+from deltaweights.checkpoint.layout import PART
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput, UsageError
-from deltaweights.manifest.digest import Hasher, content_digest, tensor_digest, tensor_hasher
+from deltaweights.manifest.digest import content_digest
+from deltaweights.manifest.entries import Entries, names_in, scan
 from deltaweights.manifest.manifest import (
+    LISTING,
     MANIFEST,
     SUMS,
     FileRecord,
@@ -27,20 +27,16 @@ from deltaweights.manifest.manifest import (
     parse_manifest,
     sums_bytes,
 )
-from deltaweights.manifest.problems import Problem, VerifyReport
-
-PERMITTED = frozenset({"model.sig", ".cache", "lost+found", ".deltaweights"})
-"""What may stand beside our files: a signature, the Hub client's cache, what ext4 puts at the root of a disk, staging of a run that
-replaces the model or was killed when it had; and ``.git*``."""
+from deltaweights.manifest.problems import CONTENT, FILE, TENSOR, Problem, VerifyReport
+from deltaweights.manifest.reading import Found, Job, TensorRow, read
+from deltaweights.manifest.weights import SPREAD, job_of, open_listed, open_written
+from deltaweights.report import Report
+from deltaweights.work import workers_of
 
 LOADABLE = frozenset({".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".gguf", ".h5", ".msgpack", ".py"})
 """Suffixes of files that loaders take weights or code from."""
 
 MAX_MANIFEST = 256 * 1024 * 1024
-
-OPENERS = {".safetensors": open_safetensors, ".bin": open_torch_file}
-
-TensorRow = tuple[str, tuple[int, ...], str]
 
 
 def verify(
@@ -48,46 +44,30 @@ def verify(
     *,
     expect: str | None = None,
     expect_manifest: str | None = None,
+    manifest: str | os.PathLike[str] | None = None,
     workers: int | None = None,
+    report: Report | None = None,
 ) -> VerifyReport:
     """Check every file of ``folder`` against its manifest, and the folder against ``expect`` and ``expect_manifest``.
 
     ``expect`` is a content digest (``dw1:...``), recomputed from the bytes of all tensors; ``expect_manifest`` is the sha256 of
-    manifest.json. Mismatches, missing and extra files are collected in the report. Raises ``InputOutputError`` when the folder
-    cannot be read, ``UsageError`` when a pin is malformed.
+    the manifest. ``manifest`` is one that is kept elsewhere: then the folder's own is not looked at, and links to files are
+    followed. Mismatches, missing and extra files are collected in the report. Raises ``InputOutputError`` when the folder or
+    ``manifest`` cannot be read, ``MalformedInput`` when ``manifest`` is none, ``UsageError`` when a pin is malformed.
     """
     _check_pins(expect, expect_manifest)
-    root = Path(folder)
-    problems: list[Problem] = []
-    present = _list(root, problems)
-    manifest, manifest_record = _read_manifest(root, present, problems)
-    if (
-        expect_manifest is not None
-        and manifest_record is not None
-        and manifest_record.sha256 != expect_manifest.lower()
-    ):
-        problems.append(Problem(MANIFEST, "is not the pinned one", manifest_record.sha256, expect_manifest.lower()))
-    files = manifest.files if manifest else {}
-    if manifest is not None and manifest_record is not None:
-        _check_sums(root, present, sums_bytes(files, manifest_record), problems)
-        for name in sorted(present - set(files) - {MANIFEST, SUMS}):
-            problems.append(Problem(name, "is not in the manifest", "an extra file"))
-        _check_places(manifest, problems)
-        if content_digest((n, *row) for n, row in manifest.tensors.items()) != manifest.content_digest:
-            problems.append(Problem(MANIFEST, "content_digest does not follow from the tensors that it lists"))
-    rows = _check_files(
-        root, present, files, manifest.places if manifest else {}, problems, workers, with_tensors=expect is not None
-    )
-    digest = manifest.content_digest if manifest else None
-    if expect is not None and manifest is not None:
-        digest = content_digest((n, *row) for n, row in rows.items())
-        _check_tensors(rows, manifest, problems)
+    check = _Check(Path(folder), None if manifest is None else Path(manifest))
+    check.read_manifest(expect_manifest)
+    check.hold_names()
+    found = check.read_bytes(workers_of(workers), report or Report(), with_tensors=expect is not None)
+    digest = check.manifest.content_digest if check.manifest else None
+    recomputed = expect is not None and check.manifest is not None
+    if recomputed:
+        digest = content_digest((name, *row) for name, row in found.tensors.items())
+        check.hold_tensors(found.tensors)
         if digest != expect:
-            problems.append(Problem(str(root), "content digest is not the expected one", digest, expect))
-    total = sum(record.size for record in files.values())
-    sha256 = manifest_record.sha256 if manifest_record else None
-    recomputed = expect is not None and manifest is not None
-    return VerifyReport(str(root), digest, recomputed, sha256, len(files), total, tuple(problems))
+            check.fail(str(check.root), "content digest is not the expected one", digest, expect, about=CONTENT)
+    return check.report(digest, recomputed=recomputed)
 
 
 def _check_pins(expect: str | None, expect_manifest: str | None) -> None:
@@ -100,172 +80,193 @@ def _check_pins(expect: str | None, expect_manifest: str | None) -> None:
         raise UsageError("not a sha256", found=expect_manifest, expected="64 hex digits")
 
 
-def _list(root: Path, problems: list[Problem]) -> set[str]:
-    """Return the names of the regular files in ``root``; what is neither that nor permitted is a problem."""
-    present = set()
-    try:
-        entries = list(os.scandir(root))
-    except OSError as error:
-        raise InputOutputError.from_os(error, root, "verify", "give the folder of a merged checkpoint") from error
-    for entry in entries:
-        if entry.name in PERMITTED or entry.name.startswith(".git"):
-            continue
-        try:
-            mode = entry.stat(follow_symlinks=False).st_mode
-        except OSError as error:
-            raise InputOutputError.from_os(error, root / entry.name, "look at it") from error
-        if stat.S_ISREG(mode):
-            present.add(entry.name)
-        else:
-            kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "a special file"
-            problems.append(Problem(entry.name, "is not a regular file", kind))
-    return present
+class _Check:
+    """One verification: the folder ``root``, what should be in it, and the problems so far.
 
-
-def _read_manifest(root: Path, present: set[str], problems: list[Problem]) -> tuple[Manifest | None, FileRecord | None]:
-    if MANIFEST not in present:
-        problems.append(Problem(MANIFEST, "is missing", None, "the manifest that deltaweights writes"))
-        return None, None
-    data = _read(root / MANIFEST, problems)
-    if data is None:
-        return None, None
-    record = FileRecord(len(data), hashlib.sha256(data).hexdigest())
-    try:
-        return parse_manifest(data), record
-    except ValueError as error:
-        problems.append(Problem(MANIFEST, "is not a manifest", str(error)))
-        return None, record
-
-
-def _read(path: Path, problems: list[Problem]) -> bytes | None:
-    try:
-        return read_small(path, MAX_MANIFEST)
-    except (InputOutputError, MalformedInput) as error:  # not their base class: a signal's exception must pass
-        problems.append(Problem(path.name, f"cannot be read: {error}"))
-        return None
-
-
-def _check_places(manifest: Manifest, problems: list[Problem]) -> None:
-    """Hold the weights files that a loader could take against those that the tensors are said to be in."""
-    stated = set(manifest.places.values())
-    for name in sorted(stated | {name for name in manifest.files if Path(name).suffix in LOADABLE}):
-        if name not in stated:
-            problems.append(Problem(name, "could be loaded, but holds no tensor of the manifest"))
-        elif name not in manifest.files:
-            problems.append(Problem(name, "holds tensors of the manifest, but is not among its files"))
-
-
-def _check_sums(root: Path, present: set[str], expected: bytes, problems: list[Problem]) -> None:
-    if SUMS not in present:
-        problems.append(Problem(SUMS, "is missing"))
-    elif _read(root / SUMS, problems) not in {None, expected}:
-        problems.append(Problem(SUMS, "does not say what manifest.json says"))
-
-
-def _check_files(
-    root: Path,
-    present: set[str],
-    files: dict[str, FileRecord],
-    places: dict[str, str],
-    problems: list[Problem],
-    workers: int | None,
-    *,
-    with_tensors: bool,
-) -> dict[str, TensorRow]:
-    """Digest every file that is there, the largest first; return the tensors of the weights files if asked for."""
-    rows: dict[str, TensorRow] = {}
-    for name in sorted(set(files) - present):
-        if not any(problem.file == name for problem in problems):
-            problems.append(Problem(name, "is missing"))
-    names = sorted(set(files) & present, key=lambda name: (-files[name].size, name))
-    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
-    try:
-        digests = pool.map(lambda name: _check_file(root / name, files[name], with_tensors=with_tensors), names)
-        for name, (found, tensors) in zip(names, digests, strict=True):
-            problems.extend(found)
-            for tensor, row in tensors.items():
-                if tensor in rows:
-                    problems.append(Problem(tensor, "is in two weights files"))
-                if places.get(tensor, name) != name:
-                    problems.append(Problem(tensor, "is in another file than the manifest says", name, places[tensor]))
-                rows[tensor] = row
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # on Ctrl-C, waiting for the files in hand would take seconds
-    return rows
-
-
-def _check_file(path: Path, expected: FileRecord, *, with_tensors: bool) -> tuple[list[Problem], dict[str, TensorRow]]:
-    """Compare one file with its record in one pass, digesting its tensors on the way."""
-    try:
-        tensors: list[LazyTensor] = []
-        file = LocalFile(path)
-        if with_tensors and path.suffix in OPENERS:
-            tensors = list(OPENERS[path.suffix](file).tensors.values())  # closes the file when it fails
-        try:
-            _refuse_shared(tensors)
-            if file.size != expected.size:
-                return [Problem(path.name, "has another size", f"{file.size} bytes", f"{expected.size} bytes")], {}
-            sha256, rows = _digest(file, tensors)
-            file.check_unchanged()
-        finally:
-            file.close()
-    except (InputOutputError, MalformedInput) as error:
-        return [Problem(path.name, f"cannot be verified: {error}")], {}
-    if sha256 != expected.sha256:
-        return [Problem(path.name, "has another sha256", sha256, expected.sha256)], rows
-    return [], rows
-
-
-def _digest(file: InputFile, tensors: Iterable[LazyTensor]) -> tuple[str, dict[str, TensorRow]]:
-    """Return the sha256 of ``file`` and the digests of its ``tensors``, from one pass in order."""
-    sha256 = hashlib.sha256()
-    rows: dict[str, TensorRow] = {}
-    waiting = sorted(tensors, key=_extent, reverse=True)
-    current: Hasher = tensor_hasher()
-    position = 0
-    for chunk in file.chunks():
-        sha256.update(chunk)
-        end = position + len(chunk)
-        while waiting:
-            begin, stop = _extent(waiting[-1])
-            if begin >= end and stop > begin:
-                break
-            current.update(chunk[max(begin, position) - position : min(stop, end) - position])
-            if stop > end:
-                break
-            spec = waiting.pop().spec
-            rows[spec.name] = (spec.dtype, spec.shape, tensor_digest(current))
-            current = tensor_hasher()
-        position = end
-    return sha256.hexdigest(), rows
-
-
-def _refuse_shared(tensors: Iterable[LazyTensor]) -> None:
-    """Raise ``MalformedInput`` unless each tensor is a range of the file of its own, as in all that we write.
-
-    A torch file could hold views; one pass in order would digest other bytes than a loader finds.
+    ``kept`` is the manifest that was given; ``own`` says that the folder's own is what counts, and that deltaweights wrote both.
     """
-    end = 0
-    for tensor in sorted(tensors, key=_extent):
-        begin, stop = _extent(tensor)
-        if begin < end or not isinstance(tensor.source, ContiguousSource):
-            problem, name = "shares bytes with another, or is not in one piece", tensor.spec.name
-            raise MalformedInput(problem, where=tensor.path, tensor=name, expected="bytes of its own, in order")
-        end = stop
 
+    def __init__(self, root: Path, kept: Path | None) -> None:
+        self.root, self.kept = root, kept
+        self.entries: Entries = scan(root)
+        self.manifest: Manifest | None = None
+        self.record: FileRecord | None = None
+        self._problems: list[Problem] = []
 
-def _extent(tensor: LazyTensor) -> tuple[int, int]:
-    begin = tensor.source.offset if isinstance(tensor.source, ContiguousSource) else -1
-    return begin, begin + tensor.spec.nbytes
+    def fail(
+        self, name: str, problem: str, found: str | None = None, expected: str | None = None, *, about: str = FILE
+    ) -> None:
+        """Add a problem."""
+        self._problems.append(Problem(name, problem, found, expected, about))
 
+    @property
+    def own(self) -> bool:
+        """Whether the rules of what we write hold, also when the manifest is not readable: no link, and SHA256SUMS."""
+        return self.kept is None and not self.listing
 
-def _check_tensors(rows: dict[str, TensorRow], manifest: Manifest, problems: list[Problem]) -> None:
-    for name in sorted(set(rows) | set(manifest.tensors)):
-        if name not in rows:
-            problems.append(Problem(name, "tensor is in the manifest, in no weights file"))
-        elif name not in manifest.tensors:
-            problems.append(Problem(name, "tensor is in a weights file, not in the manifest"))
-        elif rows[name] != manifest.tensors[name]:
-            problems.append(
-                Problem(name, "tensor is not what the manifest says", str(rows[name]), str(manifest.tensors[name]))
-            )
+    @property
+    def listing(self) -> bool:
+        """Whether the manifest tells of somebody's folder, not of one that we wrote."""
+        return self.manifest is not None and self.manifest.kind == LISTING
+
+    @property
+    def records(self) -> dict[str, FileRecord]:
+        """The files that the manifest lists."""
+        return self.manifest.files if self.manifest else {}
+
+    @property
+    def title(self) -> str:
+        """What the manifest is called in messages."""
+        return MANIFEST if self.kept is None else str(self.kept)
+
+    @property
+    def overlooked(self) -> set[str]:
+        """The names of manifests and sums that are there but do not count."""
+        of_ours = set() if self.own else {SUMS} if self.kept is None else {MANIFEST, SUMS}
+        return self.entries.readable & (of_ours | names_in(self.root, self.kept))
+
+    # The manifest.
+
+    def read_manifest(self, pin: str | None) -> None:
+        """Read it, and hold it against its sha256 ``pin`` and its own content digest."""
+        data = read_small(self.kept, MAX_MANIFEST) if self.kept is not None else self._read(MANIFEST)
+        if data is None:
+            return
+        self.record = FileRecord(len(data), hashlib.sha256(data).hexdigest())
+        if pin is not None and self.record.sha256 != pin.lower():
+            self.fail(self.title, "is not the pinned one", self.record.sha256, pin.lower())
+        try:
+            self.manifest = parse_manifest(data)
+        except ValueError as error:
+            if self.kept is not None:
+                raise MalformedInput("not a manifest", where=self.kept, found=error) from None
+            self.fail(MANIFEST, "is not a manifest", str(error))
+            return
+        stated = content_digest((name, *row) for name, row in self.manifest.tensors.items())
+        if stated != self.manifest.content_digest:
+            self.fail(self.title, "content_digest does not follow from the tensors that it lists")
+
+    def _read(self, name: str) -> bytes | None:
+        if name not in self.entries.files:
+            if name not in self.entries.odd(self.root):
+                self.fail(
+                    name, "is missing", None, "the manifest that deltaweights writes" if name == MANIFEST else None
+                )
+            return None
+        try:
+            return read_small(self.root / name, MAX_MANIFEST)
+        except (InputOutputError, MalformedInput) as error:  # not their base class: a signal's exception must pass
+            self.fail(name, f"cannot be read: {error}")
+            return None
+
+    # Names.
+
+    def hold_names(self) -> None:
+        """Hold the names in the folder against the manifest, and what could be loaded against its tensors."""
+        there = self.entries.readable if not self.own else self.entries.files
+        folders = set(self.manifest.folders) if self.manifest and self.listing else set()
+        for name, kind in self.entries.odd(self.root).items():
+            if name not in there | self.overlooked and not (name in self.entries.folders and name in folders):
+                self.fail(name, "is not a regular file", kind)
+        odd = {problem.file for problem in self._problems}
+        for name in sorted(set(self.records) - there - odd):
+            self.fail(name, "is missing")
+        if self.manifest is None or self.record is None:
+            return
+        if self.own:
+            sums = self._read(SUMS)
+            if sums is not None and sums != sums_bytes(self.records, self.record):
+                self.fail(SUMS, "does not say what manifest.json says")
+        for name in sorted(there - set(self.records) - {MANIFEST, SUMS} - self.overlooked):
+            self.fail(name, "is not in the manifest", "an extra file")
+        self._places(self.manifest)
+
+    def _places(self, manifest: Manifest) -> None:
+        """Hold the files that a loader could take weights from against those that the tensors are said to be in.
+
+        A listing may tell of more: of torch files beside safetensors, or code. Of its tensors some may be spread over all parts.
+        """
+        stated = set(manifest.places.values())
+        if SPREAD in stated and any(map(PART.fullmatch, manifest.files)):
+            stated.remove(SPREAD)
+        loadable = set() if self.listing else {name for name in manifest.files if Path(name).suffix in LOADABLE}
+        for name in sorted(stated | loadable):
+            if name not in stated:
+                self.fail(name, "could be loaded, but holds no tensor of the manifest")
+            elif name not in manifest.files:
+                self.fail(name, "holds tensors of the manifest, but is not among its files")
+
+    # Bytes.
+
+    def read_bytes(self, workers: int, report: Report, *, with_tensors: bool) -> Found:
+        """Read every file that is there and has its size; return what was found, also of the tensors if asked for."""
+        there = self.entries.readable if not self.own else self.entries.files
+        names = [name for name in sorted(self.records) if name in there and self._has_size(name)]
+        faults: dict[str, str] = {}
+        with ExitStack() as stack:
+            job = self._job(names, stack) if with_tensors and self.manifest else Job(self.root, names)
+            found = read(job, lambda name, error: faults.update({name: str(error)}), workers, report)
+        for name in sorted(faults):
+            self.fail(name, f"cannot be verified: {faults[name]}", about=FILE if name in self.records else TENSOR)
+        for name in names:
+            if name in found.files and found.files[name].sha256 != self.records[name].sha256:
+                self.fail(name, "has another sha256", found.files[name].sha256, self.records[name].sha256)
+        return found
+
+    def _has_size(self, name: str) -> bool:
+        try:
+            size = (self.root / name).stat().st_size
+        except OSError:
+            return True  # whoever reads it will say what is wrong
+        if size != self.records[name].size:
+            self.fail(name, "has another size", f"{size} bytes", f"{self.records[name].size} bytes")
+        return size == self.records[name].size
+
+    def _job(self, names: list[str], stack: ExitStack) -> Job:
+        """Open the weights, and return the reading of all files and tensors; weights that are unsound are left out."""
+        if not self.listing:
+            job = open_written(self.root, names, self.fail, stack)
+        else:
+            try:
+                job = job_of(stack.enter_context(open_listed(self.root)), names, compare=False)
+            except (InputOutputError, MalformedInput) as error:
+                self.fail(str(self.root), f"weights cannot be verified: {error}", about=CONTENT)
+                return Job(self.root, names)
+        self._compare_places(job.tensors)
+        return job
+
+    def _compare_places(self, tensors: Iterable[LazyTensor]) -> None:
+        places = self.manifest.places if self.manifest else {}
+        for tensor in tensors:
+            name, file = tensor.spec.name, tensor.file
+            if places.get(name, file) != file:
+                problem = "is in another file than the manifest says"
+                self.fail(name, problem, file, places[name], about=TENSOR)
+
+    def hold_tensors(self, rows: Mapping[str, TensorRow]) -> None:
+        """Hold the tensors that the files gave against those of the manifest."""
+        stated = self.manifest.tensors if self.manifest else {}
+        for name in sorted(set(rows) | set(stated)):
+            if name not in rows:
+                self.fail(name, "tensor is in the manifest, in no weights file", about=TENSOR)
+            elif name not in stated:
+                self.fail(name, "tensor is in a weights file, not in the manifest", about=TENSOR)
+            elif rows[name] != stated[name]:
+                found, expected = str(rows[name]), str(stated[name])
+                self.fail(name, "tensor is not what the manifest says", found, expected, about=TENSOR)
+
+    def report(self, digest: str | None, *, recomputed: bool) -> VerifyReport:
+        """Return all that was found."""
+        overlooked = sorted(self.overlooked - names_in(self.root, self.kept))
+        listed = {self.title, *self.records} | ({SUMS} if self.own and self.manifest else set())
+        return VerifyReport(
+            str(self.root),
+            digest,
+            recomputed,
+            self.record.sha256 if self.record else None,
+            len(self.records),
+            sum(record.size for record in self.records.values()),
+            tuple(self._problems),
+            tuple(sorted(listed)),
+            tuple(f"{self.root / name} was not looked at: another manifest counts" for name in overlooked),
+        )

@@ -86,7 +86,8 @@ def answer(
             question = prompt if prompt is not None else QUESTION if pictures else GREETING
             asked = make_prompt(tool, question, pictures, conversation, path, sees=sees)
             weights = _dtype_of(held) if dtype == "auto" else dtype
-            cache = cache_bytes(config.get_text_config(), asked.length + max_new_tokens, weights)
+            with refusals():
+                cache = cache_bytes(config.get_text_config(), asked.length + max_new_tokens, weights)
             need = need_of((tensor.spec for tensor in held.tensors.values()), weights, cache)
             free = memory or free_memory(device)
             placement = place(need, free, device, path)

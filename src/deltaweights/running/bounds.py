@@ -32,8 +32,8 @@ def absurd_size(held: Held) -> tuple[str, str] | None:
             return CONFIG, f"{key} is {value:,}, more than any model has"
     for name, document in held.processors.items():
         for key, value in _numbers("", document):
-            if SIZES.fullmatch(key) and value > WIDEST:
-                return name, f"{key} is {value:,}, more pixels than any model takes"
+            if (SIZES.fullmatch(key) or NUMBERS.fullmatch(key)) and value > WIDEST:
+                return name, f"{key} is {value:,}, more than any model takes"
     return None
 
 

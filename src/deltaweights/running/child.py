@@ -32,7 +32,11 @@ def check_in_child(folder: Path, report: Report) -> None:
         told = json.loads(output)
         problems, warnings = ([Problem(**row) for row in told[key]] for key in ("problems", "warnings"))
     except (ValueError, KeyError, TypeError):
-        raise _error(1, errors, folder) from None
+        raise CheckFailed("the check itself failed", where=folder, found="no report") from None
+    if bool(problems) != bool(code):
+        raise CheckFailed(
+            "the check itself failed", where=folder, found=f"exit code {code} and {len(problems)} problems"
+        )
     for warning in warnings:
         report.warn(f"{folder}: {warning}")
     if problems:
@@ -67,7 +71,7 @@ def _run(folder: Path) -> tuple[int, str, str]:
 def _error(code: int, errors: str, folder: Path) -> DeltaweightsError:
     """Return what the child's exit code stands for, with its last words."""
     said = [line for line in errors.splitlines() if line.strip()]
-    last = said[-1] if said else f"exit code {code}"
+    last = said[-1] if said else f"exit code {code}" if code > 0 else f"signal {-code}"
     for kind in DeltaweightsError.__subclasses__():
         if kind.exit_code == code != 1:
             return kind(last.removeprefix("deltaweights: error: "))

@@ -36,7 +36,8 @@ ORIGINAL_CLASS = "LlavaLlamaForCausalLM"
 class Held:
     """What a folder holds. ``start`` is the file by which its weights begin; ``generation`` is None where there is no such file.
 
-    ``processors`` are the documents of that name that are there. ``layout`` is what its manifest says: "original", "transformers", or None where it says nothing.
+    ``processors`` are the documents of ``PROCESSORS`` that are there. ``layout`` is what the manifest says: "original",
+    "transformers", or None where it says nothing.
     """
 
     path: Path
@@ -69,11 +70,12 @@ def read_folder(folder: str | os.PathLike[str]) -> Held:
     Raises ``InputOutputError`` when the folder or its config.json is not there or cannot be read, ``MalformedInput`` when a
     header or a document breaks its format.
     """
-    path = Path(folder)
-    if path.exists() and not path.is_dir():
-        raise InputOutputError("not a folder", where=path, remedy="give the folder that holds weights and config.json")
-    with open_checkpoint(path, "target") as checkpoint:
-        directory = checkpoint.directory
+    with open_checkpoint(Path(folder), "checkpoint") as checkpoint:
+        path, directory = checkpoint.path, checkpoint.directory
+        if not path.is_dir():
+            raise InputOutputError(
+                "not a folder", where=path, remedy="give the folder that holds weights and config.json"
+            )
         remedy = "a model in Hugging Face's layout has one; deltaweights convert writes it for one in Meta's"
         if not directory.has(CONFIG):
             raise InputOutputError("is missing", where=path / CONFIG, remedy=remedy)

@@ -152,6 +152,13 @@ def empty_model(model_class: Any, config: Any) -> Any:
         return model
 
 
+def ends(model: Any) -> tuple[Any, Any]:
+    """Return the weights of a model's input and output embeddings, the latter None where it has none. Raises ``Refusal``."""
+    with refusals():
+        output = model.get_output_embeddings()
+        return model.get_input_embeddings().weight, None if output is None else output.weight
+
+
 @dataclass(frozen=True)
 class Loaded:
     """What became of a checkpoint's names, by the library's own word; all names are those of the model.

@@ -25,6 +25,7 @@ from deltaweights.running.images import DOCUMENT, check_images
 from deltaweights.running.library import (
     Refusal,
     empty_model,
+    ends,
     load_config,
     load_processor,
     load_tokenizer,
@@ -123,7 +124,9 @@ def _model(held: Held, found: Findings) -> tuple[Any, Any, Any]:
     try:
         config = _original_config(held) if held.is_original else load_config(held.path)
         model_class = _class_of(held, config, found)
-        return model_class, empty_model(model_class, config), config
+        model = empty_model(model_class, config)
+        ends(model)  # it is a model of language, or it refuses
+        return model_class, model, config
     except Refusal as refusal:
         found.problem(CONFIG, "transformers makes no model of it", found=refusal)
         return model_class, None, config
@@ -164,7 +167,7 @@ def _check_texts(held: Held, config: Any, model: Any, found: Findings) -> int | 
         found.doubt(TOKENIZER, "transformers loads no tokenizer", found=refusal)
     if model is None:
         return length
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = ends(model)[0].shape[0]
     if length is not None:
         check_length(TOKENIZER, length, rows, found)
     check_ids(_stated(held, config), ids, tokens, rows, found)

@@ -15,7 +15,7 @@ from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.merge.rules import is_buffer
 from deltaweights.running.findings import Findings
 from deltaweights.running.folder import CONFIG, Held
-from deltaweights.running.library import Refusal, load_names
+from deltaweights.running.library import Refusal, ends, load_names
 from deltaweights.text import Json, natural_key
 
 LONGEST_TAIL, MOST_ALIKE = 6, 16
@@ -118,11 +118,11 @@ def _check_projector(given: Mapping[str, LazyTensor], held: Held, config: Any, f
 
 def _check_ties(held: Held, names: StoredNames, model: Any, found: Findings) -> None:
     """Hold the two ends of the language model, which may be one tensor, against what the configuration says of them."""
-    output, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if output is None or output.weight is not embeddings.weight:
+    embeddings, output = ends(model)
+    if output is not embeddings:
         return  # one that is missing has been found
-    ends = [name for name, weight in model.named_parameters(remove_duplicate=False) if weight is output.weight]
-    stored = sorted({names.of(name) for name in ends if names.of(name).split(".")[-2:] == name.split(".")[-2:]})
+    tied = [name for name, weight in model.named_parameters(remove_duplicate=False) if weight is output]
+    stored = sorted({names.of(name) for name in tied if names.of(name).split(".")[-2:] == name.split(".")[-2:]})
     if len({held.tensors[name].storage for name in stored if name in held.tensors}) > 1:
         found.problem(
             CONFIG,

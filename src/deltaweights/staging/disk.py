@@ -12,6 +12,7 @@ import ctypes.util
 import errno
 import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -36,10 +37,35 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path`` in one step: whoever looks sees the old file or the whole new one."""
-    temporary = path.with_name(path.name + ".new")
+    """Put ``data`` at ``path`` in one step: whoever looks sees the old file or the whole new one, also when several do so."""
+    temporary = _own_name(path)
     write_file(temporary, data)
     rename(temporary, path)
+
+
+def create_file(path: Path, data: bytes) -> bool:
+    """Put ``data`` at ``path`` in one step, unless something is there: then return False. Raises ``InputOutputError``."""
+    temporary = _own_name(path)
+    write_file(temporary, data)
+    try:
+        os.link(temporary, path)  # unlike a rename it fails when the name is taken, also on network file systems
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
+            raise InputOutputError.from_os(error, path, "create") from error
+        if path.exists():  # a file system without hard links: the best that there is
+            return False
+        rename(temporary, path)
+    finally:
+        remove(temporary)
+    flush_folder(path.parent)
+    return True
+
+
+def _own_name(path: Path) -> Path:
+    """Return a name beside ``path`` that no other process, on this machine or another, has."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.new")
 
 
 def rename(source: Path, target: Path) -> None:

@@ -11,25 +11,28 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
 from deltaweights.manifest.manifest import MOST_OBJECTS, Fragment
-from deltaweights.merge.plan import Plan
-from deltaweights.staging.disk import flush_folder, make_folder, remove, replace_file
+from deltaweights.merge.plan import Plan, Shard
+from deltaweights.staging.disk import create_file, flush_folder, make_folder, remove, rename, replace_file
 from deltaweights.staging.place import Place
 from deltaweights.text import compact_json, strict_json
 
 
 class StagingLock:
-    """Holds the staging folder for this process; the system lets go when the process ends, however it ends."""
+    """Holds the staging folder for this process; the system lets go when the process ends, however it ends.
 
-    def __init__(self, place: Place) -> None:
+    A ``shared`` one is held by parts of one job, as many as there are, and by nobody who holds it alone.
+    """
+
+    def __init__(self, place: Place, *, shared: bool = False) -> None:
         """Take the lock. Raises ``TargetBusy`` when another run has it."""
-        self._place = place
+        self._place, self._shared = place, shared
         self._path = place.root / "lock"
         self.note: str | None = None
         while True:
@@ -46,7 +49,7 @@ class StagingLock:
 
     def _try(self) -> bool:
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._fd, (fcntl.LOCK_SH if self._shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._fd)
             remedy = "wait for it to end"
@@ -73,7 +76,7 @@ class StagingLock:
     ) -> None:
         # What a run leaves must be worth finding: a finished shard, or a publication that was begun.
         # Errors here change nothing about the result; the next run, or `clean`, comes across what is left.
-        discard = self._is_current() and not self._place.worth_keeping()
+        discard = self._is_current() and not self._place.worth_keeping() and self._is_alone()
         with contextlib.suppress(InputOutputError, OSError):
             if discard:
                 self._discard()
@@ -81,6 +84,16 @@ class StagingLock:
         if discard:
             with contextlib.suppress(OSError):  # another run may have begun here already
                 self._place.root.rmdir()
+
+    def _is_alone(self) -> bool:
+        """Tell whether no other part holds the lock; from then on none can take it."""
+        if not self._shared:
+            return True
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
 
     def _discard(self) -> None:
         """Remove everything, the lock last: as long as it is there, no other run begins to work here."""
@@ -108,14 +121,14 @@ class StagingFolder:
         stale = not self._belongs_to(plan, arrivals)
         discarded = stale and place.shards.exists()
         if stale:
-            for leftover in (place.plan, place.shards, place.fragments):
+            for leftover in (place.plan, place.ending, place.shards, place.fragments, place.companions):
                 remove(leftover)
         make_folder(place.shards)
         make_folder(place.fragments)
         replace_file(
             place.plan, compact_json({"identity": plan.identity, "arrivals": dict(arrivals), **plan.document}).encode()
         )
-        fragments = self._finished(plan)
+        fragments = self.finished(plan, plan.shards)
         kept = {*fragments, *(f"{shard}.json" for shard in fragments)}
         for folder in (place.shards, place.fragments):
             for entry in folder.iterdir():
@@ -123,6 +136,27 @@ class StagingFolder:
                     remove(entry)
             flush_folder(folder)
         return fragments, discarded
+
+    def join(self, plan: Plan, shards: Sequence[Shard]) -> dict[str, Fragment]:
+        """Make the folder ready for some ``shards`` of ``plan``, beside other parts; return the fragments of those that are finished.
+
+        Raises ``TargetBusy`` when another plan's work is there: parts of two plans never mix.
+        """
+        place = self._place
+        if any(path.is_symlink() for path in (place.shards, place.fragments)):
+            raise MalformedInput("staging is not ours", where=place.root, found="links in it", remedy="delete it")
+        make_folder(place.shards)
+        make_folder(place.fragments)
+        document = {"identity": plan.identity, "arrivals": {}, **plan.document}
+        if not create_file(place.plan, compact_json(document).encode()) and not self._belongs_to(plan, {}):
+            remedy = "use the inputs and options of the other parts, or give their work up: deltaweights clean"
+            raise TargetBusy("staging holds another plan", where=place.root, remedy=remedy)
+        return self.finished(plan, shards)
+
+    def keep_from(self, folder: Path, fragment: Fragment) -> None:
+        """Record a shard that is on the disk in ``folder``, and put it in its place. Another part may have done so: the bytes are the same."""
+        rename(folder / fragment.file, self._place.shards / fragment.file)
+        self.keep(fragment)
 
     def keep(self, fragment: Fragment) -> None:
         """Record a shard that is on the disk."""
@@ -146,10 +180,10 @@ class StagingFolder:
             return False
         return bool(document.get("arrivals", {}) == arrivals)
 
-    def _finished(self, plan: Plan) -> dict[str, Fragment]:
-        """Return the fragments of ``plan`` whose shards are there, with the sha256 that was recorded."""
+    def finished(self, plan: Plan, shards: Sequence[Shard], *, read: bool = True) -> dict[str, Fragment]:
+        """Return the fragments of those ``shards`` of ``plan`` that are there, and, if they are ``read``, have the recorded sha256."""
         finished = {}
-        for shard in plan.shards:
+        for shard in shards:
             try:
                 fragment = Fragment.from_bytes(self._fragment_path(shard.file).read_bytes())
                 found = (self._place.shards / shard.file).stat(follow_symlinks=False)
@@ -159,7 +193,7 @@ class StagingFolder:
             names = [tensor.name for tensor in fragment.tensors]
             expected = [tensor.spec.name for tensor in shard.tensors]
             ours = (fragment.plan, fragment.file) == (plan.identity, shard.file) and names == expected
-            if whole and ours and _sha256(self._place.shards / shard.file) == fragment.record.sha256:
+            if whole and ours and (not read or _sha256(self._place.shards / shard.file) == fragment.record.sha256):
                 finished[shard.file] = fragment
         return finished
 

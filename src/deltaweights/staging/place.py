@@ -66,6 +66,21 @@ class Place:
         return self.root / "unpacked"
 
     @property
+    def ending(self) -> Path:
+        """What the documents will say, for whoever finishes what parts have made."""
+        return self.root / "ending.json"
+
+    @property
+    def companions(self) -> Path:
+        """The files that will stand beside the weights, for the same."""
+        return self.root / "companions"
+
+    @property
+    def workrooms(self) -> Path:
+        """Where parts write their shards until they are whole, each in a folder of its own."""
+        return self.root / "parts"
+
+    @property
     def replaced(self) -> Path:
         """Where the old target waits in the middle of a swap of two steps."""
         return self.root / "replaced"

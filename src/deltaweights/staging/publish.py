@@ -48,7 +48,7 @@ def _turn(name: str) -> tuple[int, str]:
 
 def forget(place: Place) -> None:
     """Make staging worthless, so that whoever holds its lock removes it."""
-    for path in (place.journal, place.fragments, place.plan, place.unpacked):
+    for path in (place.journal, place.ending, place.fragments, place.plan, place.companions, place.unpacked):
         remove(path)
 
 

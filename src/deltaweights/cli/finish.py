@@ -1,0 +1,34 @@
+"""``deltaweights finish``.
+
+Enters: the target of which parts were made. Leaves: the published model, and what it is, on stdout. Never: logic.
+"""
+
+from __future__ import annotations
+
+import click
+
+from deltaweights.cli.options import check_option, json_option, quiet_option
+from deltaweights.cli.outcome import print_finished
+from deltaweights.cli.terminal import TerminalReport
+
+
+@click.command("finish")
+@click.option("--target", required=True, metavar="PATH", help="The target of the parts.")
+@click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands there.")
+@click.option("--strict", is_flag=True, help="Fail (6) when the result has NaN, infinite or uniform weights.")
+@click.option("--allow-unproved-base", is_flag=True, help="Publish also when the proof fails; it is recorded.")
+@click.option("--read-back", is_flag=True, help="Read and hash the finished shards once more.")
+@check_option
+@json_option
+@quiet_option
+def command(target: str, *, as_json: bool, quiet: bool, **options: bool) -> None:
+    """Publish what `apply --part` has made: check that all shards are there, and write index, manifest and checksums.
+
+    The result is what one process would have written, byte for byte. No weights are read. Exit 6 when a part is missing, 7 while
+    one is running, 0 also when it was published before.
+    """
+    from deltaweights.finish import finish_parts  # noqa: PLC0415  (only who finishes needs it)
+
+    report = TerminalReport("deltaweights", quiet=quiet)
+    published = finish_parts(target, report=report, **options)
+    print_finished(published, target, report, as_json=as_json)

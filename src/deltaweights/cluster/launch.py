@@ -1,0 +1,74 @@
+"""Processes that ``torchrun`` or ``accelerate launch`` started together, each of which does its part of one merge.
+
+Enters: the environment that the launcher set. Leaves: which part is this process's, on which device, and waiting for the others.
+Never: a process of its own, or a guess: where the launcher and the library disagree about the number of processes, nothing is done.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+from deltaweights.errors import UsageError
+from deltaweights.merge.parts import Part
+
+LONGEST = timedelta(days=7)
+"""How long one process waits for the others: shards are uneven, and the library's half an hour is no time for a slow disk."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One process among those that were launched; ``wait`` returns when all have called it."""
+
+    part: Part
+    device: str
+    is_main: bool
+    wait: Callable[[], None]
+
+
+def is_launched(environ: Mapping[str, str]) -> bool:
+    """Tell whether this process is one of several that a launcher started."""
+    return "RANK" in environ and environ.get("WORLD_SIZE", "1") not in {"0", "1"}
+
+
+@contextmanager
+def rank(device: str) -> Iterator[Rank]:
+    """Meet the other processes; ``device`` is "cpu", or "auto" or "cuda" for a GPU of one's own where there is one.
+
+    Raises ``UsageError`` when accelerate or torch is not installed, for one GPU for all, and when accelerate sees another number of
+    processes than the launcher started.
+    """
+    if ":" in device:
+        remedy = "say --device cuda or auto: each process takes its own"
+        raise UsageError("one device for all processes", found=device, remedy=remedy)
+    try:
+        import torch  # noqa: PLC0415  (seconds, for those who are launched)
+        from accelerate import PartialState  # type: ignore[import-untyped]  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise UsageError(f"several processes need {error.name}", remedy="pip install accelerate") from error
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # how many threads torch takes is of no concern: it computes nothing here
+        # Without ``cpu``, on a machine without a GPU, every process would be told that it is the only one.
+        state = PartialState(cpu=on_cpu, timeout=LONGEST)
+    world = int(os.environ["WORLD_SIZE"])
+    if state.num_processes != world:
+        raise UsageError(
+            "the launcher and accelerate disagree about the number of processes",
+            found=state.num_processes,
+            expected=world,
+            remedy="launch with torchrun, or do it by hand: --part K/N",
+        )
+    try:
+        yield Rank(
+            Part(state.process_index + 1, world),
+            "cpu" if on_cpu else f"cuda:{state.local_process_index}",
+            state.is_main_process,
+            state.wait_for_everyone,
+        )
+    finally:
+        state.destroy_process_group()

@@ -1,0 +1,161 @@
+"""One part of a merge that several processes do, on one machine or many that share a disk.
+
+Enters: a prepared job, and which part of it. Leaves: that part's shards in staging, and what whoever finishes the job needs. Never:
+a published folder, a shard of another plan, or one made of bytes that were not compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltaweights.ending import ending_of, stands, store
+from deltaweights.errors import InputOutputError, UsageError
+from deltaweights.hub.files import Refetched
+from deltaweights.job import Settings, begun_anew, published_plan
+from deltaweights.manifest.manifest import Fragment
+from deltaweights.merge.device import check_device
+from deltaweights.merge.parts import Part, share_of
+from deltaweights.merge.plan import Shard
+from deltaweights.outlook import check_space, say
+from deltaweights.prepare import Prepared
+from deltaweights.provenance import is_streamed
+from deltaweights.report import Report
+from deltaweights.staging.disk import make_folder, remove
+from deltaweights.staging.folder import StagingFolder, StagingLock
+from deltaweights.staging.place import Place, refuse_content
+from deltaweights.staging.publish import recover
+from deltaweights.streaming import stream_shards
+
+PUBLISHED = "already complete"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartResult:
+    """What a part did. ``status`` is "finished" or "already complete", when the result was published before.
+
+    ``shards`` are those of this part, ``made`` those of them that this run made; ``finished`` of ``total`` shards of the plan are
+    there.
+    """
+
+    target: str
+    part: str
+    status: str
+    plan: str
+    shards: tuple[str, ...]
+    made: tuple[str, ...]
+    finished: int
+    total: int
+    seconds: dict[str, float]
+
+
+def perform_part(
+    opener: Callable[[], AbstractContextManager[Prepared]],
+    part: Part,
+    settings: Settings,
+    report: Report,
+    began: float,
+) -> PartResult:
+    """Open a job with ``opener`` and do a part of it; once more when an input was damaged on its way and had to be fetched anew.
+
+    Raises what ``apply_delta`` raises.
+    """
+    try:
+        with opener() as job:
+            return run_part(job, part, settings, report, began)
+    except Refetched as error:
+        begun_anew(error, report)
+    with opener() as job:
+        return run_part(job, part, settings, report, began)
+
+
+def run_part(job: Prepared, part: Part, settings: Settings, report: Report, began: float) -> PartResult:
+    """Do ``part`` of a prepared job.
+
+    Raises what ``apply_delta`` raises, and ``TargetBusy`` when staging holds another plan, or somebody holds it alone.
+    """
+    say(job, report)
+    mine = share_of(job.plan.shards, part)
+    if published_plan(job.place) == job.plan.identity:
+        report.note("the result of this plan is published already")
+        return _result(job, part, mine, [], PUBLISHED, len(job.plan.shards), began)
+    _wait_for_inputs(job)
+    check_device(settings.device)
+    with StagingLock(job.place, shared=True) as lock:
+        for text in (lock.note, recover(job.place)):
+            if text:
+                report.note(text)
+        refuse_content(job.place, overwrite=settings.overwrite)
+        staging = StagingFolder(job.place)
+        fragments = staging.join(job.plan, mine)
+        if not stands(job.place):
+            store(ending_of(job), job.place)
+        missing = [shard for shard in mine if shard.file not in fragments]
+        check_space(job, {shard.file for shard in job.plan.shards if shard not in missing})
+        made = _make(job, missing, staging, settings, report)
+        found = staging.finished(job.plan, job.plan.shards, read=False)
+        report.note(f"part {part}: {len(mine)} shards are finished, {len(found)} of {len(job.plan.shards)} of the plan")
+        return _result(job, part, mine, made, "finished", len(found), began)
+
+
+def _wait_for_inputs(job: Prepared) -> None:
+    """Wait until what comes from the Hub is here and compared: another part, or whoever finishes, cannot take shards back.
+
+    Raises ``UsageError`` for inputs that are kept nowhere, which nobody compares.
+    """
+    for checkpoint in job.checkpoints.values():
+        if is_streamed(checkpoint):
+            raise UsageError("parts cannot be made of what is streamed", remedy="leave --stream or --part out")
+        checkpoint.check_unchanged()
+
+
+def _make(
+    job: Prepared, missing: Sequence[Shard], staging: StagingFolder, settings: Settings, report: Report
+) -> list[str]:
+    """Make shards in a folder of this process, and move each to the others once it is whole; return their names."""
+    made: list[str] = []
+
+    def keep(fragment: Fragment) -> None:
+        staging.keep_from(room, fragment)
+        made.append(fragment.file)
+
+    if missing:
+        with _workroom(job.place) as room:
+            stream_shards(job, missing, room, keep, settings.resources, report)
+            for checkpoint in job.checkpoints.values():
+                checkpoint.check_unchanged()
+    return sorted(made)
+
+
+@contextmanager
+def _workroom(place: Place) -> Iterator[Path]:
+    """Yield a folder that no other process has, and remove it."""
+    room = place.workrooms / f"{socket.gethostname()}-{os.getpid()}"
+    make_folder(room)
+    try:
+        yield room
+    finally:
+        with contextlib.suppress(InputOutputError):
+            remove(room)
+
+
+def _result(
+    job: Prepared, part: Part, mine: Sequence[Shard], made: Sequence[str], status: str, finished: int, began: float
+) -> PartResult:
+    return PartResult(
+        target=str(job.place.target),
+        part=str(part),
+        status=status,
+        plan=job.plan.identity,
+        shards=tuple(shard.file for shard in mine),
+        made=tuple(made),
+        finished=finished,
+        total=len(job.plan.shards),
+        seconds={"total": round(time.monotonic() - began, 3)},
+    )
