@@ -7,8 +7,7 @@ a published folder, a shard of another plan, or one made of bytes that were not 
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -135,8 +134,8 @@ def _make(
 
 @contextmanager
 def _workroom(place: Place) -> Iterator[Path]:
-    """Yield a folder that no other process has, and remove it."""
-    room = place.workrooms / f"{socket.gethostname()}-{os.getpid()}"
+    """Yield a folder that nobody else has, on this machine or another, and remove it."""
+    room = place.workrooms / secrets.token_hex(8)
     make_folder(room)
     try:
         yield room

@@ -29,7 +29,7 @@ def stream_shards(
     """Write shards into ``folder``, ``keep`` each one's fragment, and return the seconds that the disk was waited for."""
     prove_unread(job)
     base = job.checkpoints["base"].tensors if job.plan.base else {}
-    stream = Stream(job.plan, base, job.leads, folder, keep, resources)
+    stream = Stream(job.plan, base, job.leads, folder, keep, resources, report)
     report.begin(job.plan.operation.value.doing, sum(shard.nbytes for shard in missing))
     try:
         for done in stream.run(missing):

@@ -1,11 +1,11 @@
 """Running a command: signals, exceptions and exit codes, in one place.
 
-Enters: a click command. Leaves: its exit code, and one line on stderr when it is not 0. Never: a traceback, unless it is a bug.
+Enters: a click command. Leaves: its exit code, and one line on stderr, or one event, when it is not 0. Never: a traceback, unless it is
+a bug.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -14,38 +14,50 @@ from typing import NoReturn
 
 import click
 
+from deltaweights.cli.log_report import Console
 from deltaweights.errors import DeltaweightsError, InputOutputError, Interrupted
-from deltaweights.text import printable
 
 
 def run(command: click.Command, name: str) -> int:
     """Run ``command`` on this process's arguments; return the exit code."""
+    console = Console(name)
     signal.signal(signal.SIGTERM, _interrupted)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as nohup and background jobs of scripts have it
         signal.signal(signal.SIGINT, _interrupted)  # click would print an empty line
     try:
-        status = command.main(prog_name=name, standalone_mode=False)
+        status = command.main(prog_name=name, standalone_mode=False, obj=console)
         sys.stdout.flush()
+        console.finish()
         return status if isinstance(status, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         return 2
     except click.ClickException as error:
-        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else name
-        return _fail(name, f"{error.format_message().rstrip('.')} (see {where} --help)", 2)
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        where = context.command_path if context else name
+        message = f"{error.format_message().rstrip('.')} (see {where} --help)"
+        return console.fail(message, 2, command=context.command if context else None)
     except DeltaweightsError as error:
-        return _fail(name, str(error), error.exit_code)
+        return console.fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        return _fail(name, "interrupted", 130)
+        return console.fail("interrupted", 130)
     except MemoryError:
-        return _fail(name, "out of memory; run with fewer --workers", InputOutputError.exit_code)
+        return console.fail("out of memory; run with fewer --workers", InputOutputError.exit_code)
     except (BrokenPipeError, SystemExit):  # click turns the one into the other, with 1, the exit code of a bug
         # Whoever read our output has left; without this the interpreter would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        code = 128 + signal.SIGPIPE
+        return console.fail("whoever read stdout has left", code) if console.events else code
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(name, f"{where}{error.strerror or error}", InputOutputError.exit_code)
+        return console.fail(f"{where}{error.strerror or error}", InputOutputError.exit_code)
+    except Exception as error:  # a bug, which an event must tell, too
+        if console.events is None:
+            raise
+        import traceback  # noqa: PLC0415  (for bugs alone)
+
+        last = traceback.format_exception_only(error)[-1].strip()
+        return console.fail(f"a bug: {last}", 1, traceback=traceback.format_exc())
 
 
 def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
@@ -53,9 +65,3 @@ def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
     if downloads is not None:  # readers that wait for bytes would not hear of it
         downloads.stop_all()
     raise Interrupted(number, "interrupted" if number == signal.SIGINT else "terminated")
-
-
-def _fail(name: str, message: str, code: int) -> int:
-    with contextlib.suppress(OSError):  # the code says it too
-        click.echo(f"{name}: error: {printable(message)}", err=True)
-    return code

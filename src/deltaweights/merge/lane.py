@@ -7,6 +7,7 @@ waits for a block which nobody has.
 from __future__ import annotations
 
 import threading
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -72,7 +73,7 @@ class SourceDigest:
 class Lane:
     """The ordered work of one shard; ``tensor_turns`` and ``file_turns`` admit its blocks one at a time.
 
-    ``done`` counts the bytes of tensors that are written and digested.
+    ``done`` counts the bytes of tensors that are written and digested; ``began`` is when, by the monotonic clock.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Lane:
         self.tensor_turns = Turns(stop)
         self.file_turns = Turns(stop)
         self.done = 0
+        self.began = time.monotonic()
         self._inputs = base, lead
         self._records: list[TensorRecord] = []
         self._result: Hasher = tensor_hasher()

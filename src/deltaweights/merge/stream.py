@@ -7,6 +7,7 @@ Never: more in memory than a few blocks per worker, or an unfinished shard after
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from deltaweights.merge.lane import Lane, Stopped
 from deltaweights.merge.new_rows import NewRows, new_rows_of
 from deltaweights.merge.plan import Plan, Shard
 from deltaweights.merge.writer import ShardWriter
+from deltaweights.report import Report
 
 BLOCK = 1 << 18
 """Elements per block: 512 KiB of float16, so that a block is still in a core's own cache when it is digested and written. Twice as
@@ -51,11 +53,15 @@ class Stream:
         folder: Path,
         keep: Callable[[Fragment], None],
         resources: Resources,
+        report: Report,
     ) -> None:
-        """``keep`` is given the fragment of each shard once it is on the disk; shards are written into ``folder``."""
+        """``keep`` is given the fragment of each shard once it is on the disk; shards are written into ``folder``.
+
+        ``report`` is told of each shard, from the workers' threads.
+        """
         self._new_rows: Mapping[str, NewRows] = {}
         self._plan, self._base, self._lead = plan, base, lead
-        self._folder, self._keep, self._resources = folder, keep, resources
+        self._folder, self._keep, self._resources, self._report = folder, keep, resources, report
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._lanes: list[Lane] = []
@@ -125,6 +131,8 @@ class Stream:
         bench = Workbench(kernels, task, self._resources.block)
         while (job := self._next()) is not None:
             lane, block = job
+            if block.number == 0:
+                self._report.shard_started(lane.shard.file, lane.shard.size, lane.shard.nbytes)
             lead, base = read_block(block, bench, self._base, self._lead)
             match = block.tensor.match
             base_dtype = match.base.dtype if match.base else None
@@ -138,7 +146,13 @@ class Stream:
                 lane.digest_file(block, outcome.data)
             lane.writer.send()
             if block.last_of_shard:
-                self._keep(lane.finish(self._plan.identity))
+                self._finish(lane)
+
+    def _finish(self, lane: Lane) -> None:
+        fragment = lane.finish(self._plan.identity)
+        self._keep(fragment)
+        seconds, record = time.monotonic() - lane.began, fragment.record
+        self._report.shard_finished(fragment.file, record.size, lane.shard.nbytes, seconds, record.sha256)
 
     def _next(self) -> tuple[Lane, Block] | None:
         with self._lock:

@@ -11,8 +11,8 @@ import ctypes
 import ctypes.util
 import errno
 import os
+import secrets
 import shutil
-import socket
 import sys
 from pathlib import Path
 
@@ -64,8 +64,8 @@ def create_file(path: Path, data: bytes) -> bool:
 
 
 def _own_name(path: Path) -> Path:
-    """Return a name beside ``path`` that no other process, on this machine or another, has."""
-    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.new")
+    """Return a name beside ``path`` that nobody else has, on this machine or another."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
 
 
 def rename(source: Path, target: Path) -> None:

@@ -1,0 +1,225 @@
+"""Logs for machines: what a command says, as JSON events, one per line; docs/logs.md is what they promise.
+
+Enters: remarks, facts, progress, the outcome, and whatever else would go to stderr. Leaves: lines on stderr, from any thread, of which
+each is one JSON object. Never: two events in one line, a line that is none, or anything on stdout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import click
+
+from deltaweights import __version__
+from deltaweights.cli.terminal import LOG_EVERY, TerminalReport
+from deltaweights.report import Report
+from deltaweights.text import Json, printable
+
+FORMAT, VERSION = "deltaweights-log", 1
+
+VARIABLE = "DELTAWEIGHTS_LOG_FORMAT"
+
+
+class JsonReport(Report):
+    """Writes events to the file descriptor ``fd``, their times counted from ``began``, by the monotonic clock.
+
+    ``quiet`` leaves warnings and how the command ended. The first event, ``start``, comes with the first other one.
+    """
+
+    def __init__(self, program: str, began: float, fd: int) -> None:
+        self.quiet = False
+        self._program, self._began, self._fd = program, began, fd
+        self._lock = threading.Lock()
+        self._started = False
+        self._doing, self._total, self._done, self._told = "", 0, 0, 0
+        self._work_began = self._told_at = 0.0
+
+    def note(self, text: str) -> None:
+        """Write a remark."""
+        self._tell("note", message=printable(text))
+
+    def warn(self, text: str) -> None:
+        """Write a warning, also when quiet."""
+        self._write("warning", message=printable(text))
+
+    def plan(self, facts: Mapping[str, Json]) -> None:
+        """Write what will be made."""
+        self._tell("plan", **facts)
+
+    def shard_started(self, file: str, size: int, nbytes: int) -> None:
+        """Write that a shard is begun."""
+        self._tell("shard_started", file=file, size=size, bytes=nbytes)
+
+    def shard_finished(self, file: str, size: int, nbytes: int, seconds: float, sha256: str) -> None:
+        """Write that a shard is on the disk."""
+        self._tell("shard_finished", file=file, size=size, bytes=nbytes, seconds=round(seconds, 3), sha256=sha256)
+
+    def shard_reused(self, file: str, size: int, sha256: str) -> None:
+        """Write that an earlier run finished a shard."""
+        self._tell("shard_reused", file=file, size=size, sha256=sha256)
+
+    def begin(self, doing: str, total: int) -> None:
+        """Write that work begins, of which nothing is done."""
+        self._doing, self._total, self._done, self._work_began = doing, total, 0, time.monotonic()
+        self._progress(self._work_began)
+
+    def progress(self, done: int) -> None:
+        """Write how much of the work is done, now and then."""
+        self._done = done
+        now = time.monotonic()
+        if now - self._told_at >= LOG_EVERY:
+            self._progress(now)
+
+    def end(self) -> None:
+        """Write how much was done in the end, unless that was just said."""
+        if self._done != self._told:
+            self._progress(time.monotonic())
+
+    def result(self, outcome: Json) -> None:
+        """Write the outcome, also when quiet."""
+        self._write("result", result=outcome)
+
+    def failed(self, message: str, exit_code: int, **more: Json) -> None:
+        """Write why the command ends with ``exit_code``, also when quiet: ``interrupted`` for those of signals, else ``error``."""
+        event = "interrupted" if exit_code > 128 else "error"
+        self._write(event, message=printable(message), exit_code=exit_code, **more)
+
+    def _progress(self, now: float) -> None:
+        self._told, self._told_at = self._done, now
+        seconds = round(now - self._work_began, 3)
+        self._tell("progress", doing=self._doing, done=self._done, total=self._total, seconds=seconds)
+
+    def _tell(self, event: str, **fields: Json) -> None:
+        if not self.quiet:
+            self._write(event, **fields)
+
+    def _write(self, event: str, **fields: Json) -> None:
+        with self._lock:
+            if not self._started:
+                self._started = True
+                utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - (time.monotonic() - self._began)))
+                about = {"format": FORMAT, "version": VERSION, "program": self._program, "release": __version__}
+                self._line({"event": "start", "time": 0.0, **about, "utc": utc})
+            self._line({"event": event, "time": round(time.monotonic() - self._began, 3), **fields})
+
+    def _line(self, event: dict[str, Json]) -> None:
+        data = f"{json.dumps(event)}\n".encode()
+        with contextlib.suppress(OSError):  # a full disk under a log file is no reason to stop a merge
+            while data:  # in one piece where the system can: other processes may write to the same log
+                data = data[os.write(self._fd, data) :]
+
+
+class StrayText(io.TextIOBase):
+    """Stands in for ``sys.stderr``: what libraries write there, Python's own warnings for one, becomes events, a warning per line."""
+
+    encoding = "utf-8"
+
+    def __init__(self, report: Report) -> None:
+        self._report, self._lock, self._rest = report, threading.Lock(), ""
+
+    def write(self, text: str) -> int:
+        """Take text; what follows the last line break waits for the next."""
+        with self._lock:
+            *lines, self._rest = re.split(r"[\r\n]+", self._rest + text)
+            for line in lines:
+                if line.strip():
+                    self._report.warn(line)
+        return len(text)
+
+
+@dataclass
+class Console:
+    """What ``run`` and the command that it runs share: how to say what is no result. ``events`` is None for people.
+
+    ``result`` is what the command printed on stdout, if it did.
+    """
+
+    name: str
+    began: float = field(default_factory=time.monotonic)
+    events: JsonReport | None = None
+    result: Json = None
+
+    def begin_events(self) -> None:
+        """Have events on stderr from now on, and nothing else."""
+        if self.events is None:
+            self.events = JsonReport(self.name, self.began, sys.stderr.fileno())
+            sys.stderr = StrayText(self.events)
+
+    def finish(self) -> None:
+        """Write the result, if there is one, after all other events."""
+        if self.events is not None and self.result is not None:
+            self.events.result(self.result)
+            self.result = None
+
+    def fail(self, message: str, exit_code: int, command: click.Command | None = None, **more: Json) -> int:
+        """Say why the program ends with ``exit_code``, and return it. ``command`` is the one whose options could not be parsed."""
+        if self.events is None and _asked_for(sys.argv[1:], command):
+            self.begin_events()
+        if self.events is not None:
+            self.finish()
+            self.events.failed(message, exit_code, **more)
+        else:
+            with contextlib.suppress(OSError):  # the code says it too
+                click.echo(f"{self.name}: error: {printable(message)}", err=True)
+        return exit_code
+
+
+def report_for(name: str, *, quiet: bool) -> Report:
+    """Return the report of the running command: events where they were asked for, else lines and bars for people."""
+    console = _console()
+    if console is None or console.events is None:
+        return TerminalReport(name, quiet=quiet)
+    console.events.quiet = quiet
+    return console.events
+
+
+def keep_result(outcome: Json) -> None:
+    """Keep what the running command printed on stdout, or would with ``--json``, for the event ``result``."""
+    console = _console()
+    if console is not None:
+        console.result = outcome
+
+
+def _console() -> Console | None:
+    context = click.get_current_context(silent=True)
+    return context.find_object(Console) if context is not None else None
+
+
+def _asked_for(arguments: Sequence[str], command: click.Command | None) -> bool:
+    """Tell whether events were asked for by a command line that was not, or could not be, parsed."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    given = [value for option, value in pairwise(words) if option == "--log-format"]
+    if given:
+        return given[-1] == "json"
+    takes_it = command is not None and any("--log-format" in parameter.opts for parameter in command.params)
+    return takes_it and os.environ.get(VARIABLE) == "json"
+
+
+def _choose(context: click.Context, _parameter: click.Parameter, value: str) -> None:
+    console = context.find_object(Console)
+    if console is not None and value == "json":
+        console.begin_events()
+
+
+log_format_option = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    envvar=VARIABLE,
+    is_eager=True,  # so that whatever else is wrong with the command line is an event
+    expose_value=False,
+    callback=_choose,
+    help=f"What stderr has: lines for people, or JSON events, one per line; also {VARIABLE}.",
+)
+"""That of commands that run long; what follows from it is found by ``report_for`` and ``keep_result``."""
