@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -88,6 +89,10 @@ def contestants(folder: Path, workers: int | None) -> dict[str, Contestant]:
         "apply --no-prove": Contestant(
             ours("apply", "--base", base, "--delta", delta, "--target", out, "-q", "--no-prove", *threads), pair, out
         ),
+        "apply --workers 1": Contestant(
+            ours("apply", "--base", base, "--delta", delta, "--target", out, "-q", *PARTED), pair, out
+        ),
+        "two parts": Contestant(["sh", "-c", _two_parts(base, delta, out)], pair, out),
         "apply --layout transformers": Contestant(
             ours("apply", "--base", base, "--delta", delta, "--target", out, "-q", *threads, *_layout(folder)),
             (*pair, folder / "clip"),
@@ -121,6 +126,20 @@ def contestants(folder: Path, workers: int | None) -> dict[str, Contestant]:
     if mergekit is None:
         del found["mergekit"]
     return found
+
+
+PARTED = ("--workers", "1", "--max-shard-size", "500MB")
+"""How one process and two are compared: a worker each, and enough shards to share."""
+
+
+def _two_parts(base: Path, delta: Path, out: Path) -> str:
+    """Return the shell's words for two processes at once, and the end of their job."""
+    one, other = (
+        shlex.join(ours("apply", "--base", base, "--delta", delta, "--target", out, "-q", *PARTED, "--part", f"{k}/2"))
+        for k in (1, 2)
+    )
+    finish = shlex.join(ours("finish", "--target", out, "-q"))
+    return f"{one} >&2 & {other} >&2; wait; {finish}"
 
 
 def _layout(folder: Path) -> list[object]:

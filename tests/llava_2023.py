@@ -132,7 +132,7 @@ class Described(torch.nn.Module):
             num_key_value_heads=HEADS,
             rms_norm_eps=1e-06,
         )
-        self.llama = LlamaForCausalLM._from_config(config, attn_implementation="eager")
+        self.llama: Any = LlamaForCausalLM._from_config(config, attn_implementation="eager")  # type: ignore[no-untyped-call]
         self.projector = torch.nn.Linear(FEATURES, HIDDEN)
         of_projector = "model.mm_projector."
         state = {name: tensor for name, tensor in tensors.items() if not name.startswith(of_projector)}
@@ -145,7 +145,8 @@ class Described(torch.nn.Module):
             }
         )
         # The original code takes the tower in float16, whatever the rest is computed in.
-        self.tower = CLIPVisionModel.from_pretrained(published.tower, attn_implementation="eager").half()
+        tower: Any = CLIPVisionModel.from_pretrained(published.tower, attn_implementation="eager")
+        self.tower = tower.half()
         self.to(dtype)
         self.start, self.end = published.rows - 2, published.rows - 1
 

@@ -195,7 +195,7 @@ $ deltaweights apply --base BASE --delta FOLDER --target OUT --compute-dtype flo
 ## Cite
 
 Unknown: its makers say how.
-"""  # noqa: E501
+"""
 
 EVERY = [
     CardFacts(kind, layout, f"dw1:{'e' * 64}", DELTA, BASE, images=images, conversation=conversation)

@@ -126,7 +126,7 @@ def test_the_delta_of_the_worked_example_is_made_again(tmp_path: Path) -> None:
 
 
 def test_the_first_release_s_result_is_still_what_is_made() -> None:
-    """The first releases wrote the same files but for the card, and a manifest that says the same, but for what they did not look for."""
+    """Earlier releases wrote the same files but for the card, and the same manifest but for what they did not look for."""
     first, proved, new = (contents(FIXTURE / folder) for folder in RESULTS)
     assert len({files["manifest.json"] for files in (first, proved, new)}) == 3
     assert as_the_first_release(first) == as_the_first_release(proved) == as_the_first_release(new)

@@ -350,7 +350,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     assert str(error) == (
         f"{tmp_path / 'model'}: no weights here: found an empty folder, expected model.safetensors.index.json or "
         "model.safetensors or pytorch_model.bin.index.json or pytorch_model.bin or consolidated.00.pth; "
-        "give the folder that holds the checkpoint's weights; a README alone is not a checkpoint",
+        "give the folder that holds the checkpoint's weights; a README alone is not a checkpoint"
     )
     for name, why in (("missing", "No such file or directory"), ("file", "Not a directory")):
         error = refused(tmp_path / name)
@@ -484,7 +484,7 @@ def test_manifest_and_verify_need_three_packages(tmp_path: Path, form: str) -> N
     model = FORMS[form](small(), tmp_path / "model")
     to = tmp_path / "kept.json"
     digest = list_checkpoint(model).content_digest
-    pins = ["--manifest", to, "--expect", digest, "--junit", tmp_path / "report.xml"]
+    pins: list[str | Path] = ["--manifest", to, "--expect", digest, "--junit", tmp_path / "report.xml"]
     commands: list[list[str | Path]] = [["manifest", model, "--output", to], ["verify", model, *pins, "--json"]]
     for arguments in commands:
         command = [sys.executable, "-c", ALONE, *map(str, arguments)]
@@ -540,7 +540,7 @@ def test_the_action_installs_all_that_it_needs(tmp_path: Path) -> None:
     (tmp_path / "temp").mkdir()
     done = run_step("Install", tmp_path)
     assert done.returncode == 0, done.stderr
-    python = tmp_path / "temp" / "deltaweights" / "bin" / "python"
+    python = str(tmp_path / "temp" / "deltaweights" / "bin" / "python")
     lines = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True)
     installed = {line.partition("==")[0] for line in lines.stdout.split()}
     assert {"blake3", "click", "deltaweights", "tqdm"} <= installed

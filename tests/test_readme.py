@@ -33,7 +33,7 @@ from tests.llava_2023 import make_tower
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
-RUN_HERE = ("deltaweights ", "apply-delta ", "make-delta ", "(cd ")
+RUN_HERE = ("deltaweights ", "apply-delta ", "make-delta ", "(cd ", "for k in ")
 
 
 TINY = """\

@@ -10,13 +10,15 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from blake3 import blake3
 
 from deltaweights.apply import apply_delta
-from deltaweights.errors import CheckFailed, InputOutputError, UsageError
+from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
+from deltaweights.manifest.junit import junit_bytes, junit_of_error
 from deltaweights.manifest.problems import Problem, VerifyReport
 from deltaweights.manifest.verify import verify
 from tests.conftest import Run
@@ -80,9 +82,9 @@ def restate_digest(document: dict[str, Any]) -> None:
     document["result"]["content_digest"] = f"dw1:{blake3(''.join(lines).encode()).hexdigest()}"
 
 
-def only_problem(report: VerifyReport) -> Problem:
-    """Return the problem of a report that has exactly one."""
-    assert len(report.problems) == 1, report.problems
+def only_problem(report: VerifyReport, of: int = 1) -> Problem:
+    """Return the first problem of a report that has exactly so many."""
+    assert len(report.problems) == of, report.problems
     return report.problems[0]
 
 
@@ -480,3 +482,173 @@ def test_the_command_prints_what_failed(merged: Path, tmp_path: Path, run: Run) 
     assert "\x1b" not in done.stdout + done.stderr
     assert run("verify", tmp_path / "missing").returncode == 5
     assert run("verify", merged, "--expect", "dw1:12").returncode == 2
+
+
+# A manifest that is kept elsewhere.
+
+
+@pytest.mark.parametrize("beside", ["both", "sums", "neither", "others"])
+def test_a_kept_manifest_counts_alone(merged: Path, tmp_path: Path, beside: str) -> None:
+    """With a manifest from elsewhere the folder needs neither manifest.json nor SHA256SUMS; if they are there, a note says that."""
+    pins: dict[str, Any] = {"expect": digest_of(merged), "expect_manifest": sha256(merged / MANIFEST)}
+    kept = tmp_path / "kept.json"
+    shutil.copy(merged / MANIFEST, kept)
+    there = {"both": [SUMS, MANIFEST], "sums": [SUMS], "neither": [], "others": [SUMS, MANIFEST]}[beside]
+    for name in {MANIFEST, SUMS} - set(there):
+        (merged / name).unlink()
+    if beside == "others":
+        for name in there:
+            (merged / name).write_text("of another model")
+    report = verify(merged, manifest=kept, **pins)
+    assert report.problems == ()
+    assert report.notes == tuple(f"{merged / name} was not looked at: another manifest counts" for name in there)
+    assert (report.content_digest, report.manifest_sha256) == (pins["expect"], pins["expect_manifest"])
+    (merged / "config.json").write_text("{}")
+    (merged / "extra").write_text("?")
+    assert {problem.file for problem in verify(merged, manifest=kept).problems} == {"config.json", "extra"}
+
+
+def test_a_kept_manifest_of_other_weights_is_found(merged: Path, tmp_path: Path) -> None:
+    """Weights that were changed together with manifest.json and SHA256SUMS fail against the manifest that was kept."""
+    kept = tmp_path / "kept.json"
+    shutil.copy(merged / MANIFEST, kept)
+    shard = shards_of(merged)[0]
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    forge_file(merged, shard.name, bytes(data))
+    assert verify(merged).ok, "by itself it is consistent"
+    assert only_problem(verify(merged, manifest=kept)).problem == "has another sha256"
+    pinned = only_problem(verify(merged, manifest=kept, expect_manifest=64 * "0"), of=2)
+    assert (pinned.file, pinned.problem) == (str(kept), "is not the pinned one")
+
+
+def test_a_result_of_links_verifies_against_a_kept_manifest_only(merged: Path, tmp_path: Path) -> None:
+    """Where the files are links, as in the Hub's cache, a kept manifest holds, and so does the folder's own when it is given."""
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for path in merged.iterdir():
+        (linked / path.name).symlink_to(path)
+    for manifest in (merged / MANIFEST, linked / MANIFEST):
+        assert verify(linked, manifest=manifest, expect=digest_of(merged)).problems == ()
+    assert not verify(linked).ok
+
+
+def test_a_kept_manifest_that_is_none_is_an_error(merged: Path, tmp_path: Path) -> None:
+    """A file that is no manifest, or is not there, is an error of its own kind: nothing was compared."""
+    with pytest.raises(MalformedInput, match=f"^{merged / 'config.json'}: not a manifest: found "):
+        verify(merged, manifest=merged / "config.json")
+    with pytest.raises(InputOutputError, match=f"^{tmp_path / 'missing'}: cannot open: No such file or directory$"):
+        verify(merged, manifest=tmp_path / "missing")
+
+
+@pytest.mark.parametrize("release", ["out", "out-with-proof", "out-with-card", "made"])
+def test_manifests_of_all_releases_verify(release: str, tmp_path: Path) -> None:
+    """What every release has written verifies, by itself and against its manifest from elsewhere."""
+    folder = Path(__file__).parent / "fixtures" / "manifest-v1" / release
+    expect = digest_of(folder)
+    assert verify(folder, expect=expect).problems == ()
+    assert verify(folder, expect=expect, manifest=shutil.copy(folder / MANIFEST, tmp_path)).problems == ()
+
+
+def test_folders_are_permitted_by_listings_alone(merged: Path) -> None:
+    """A merge's manifest cannot permit a folder by a key that only listings have."""
+    document = read(merged)
+    document["result"]["folders"] = ["code"]
+    write(merged, document)
+    assert verify(merged).ok, "a key that is not known is ignored"
+    (merged / "code").mkdir()
+    assert only_problem(verify(merged)) == Problem("code", "is not a regular file", "a folder")
+
+
+# JUnit.
+
+
+def cases_of(document: bytes) -> dict[str, str | None]:
+    """Return the tests of a JUnit document, each with the message of its failure or error; the counts are right."""
+    root = ElementTree.fromstring(document)  # noqa: S314  (our own)
+    (suite,) = root
+    cases = {str(case.get("name")): case for case in suite}
+    assert (root.tag, suite.tag, {case.tag for case in suite}) == ("testsuites", "testsuite", {"testcase"})
+    for element in (root, suite):
+        assert int(str(element.get("tests"))) == len(list(suite)) == len(cases)
+        assert int(str(element.get("failures"))) == sum(case.find("failure") is not None for case in suite)
+        assert int(str(element.get("errors"))) == sum(case.find("error") is not None for case in suite)
+    faults = {name: next(iter(case), None) for name, case in cases.items()}
+    return {name: None if fault is None else fault.get("message") for name, fault in faults.items()}
+
+
+def test_junit_has_a_test_for_each_file(merged: Path) -> None:
+    """Each file of the folder is a test that passes, manifest and sums included; with a pin the content digest is one, too."""
+    names = {path.name for path in merged.iterdir()}
+    assert cases_of(junit_bytes(verify(merged))) == dict.fromkeys(names)
+    pinned = verify(merged, expect=digest_of(merged))
+    assert cases_of(junit_bytes(pinned)) == dict.fromkeys({*names, "content digest"})
+
+
+def test_junit_says_what_failed(merged: Path) -> None:
+    """A test that fails has the line that is printed; files that should not be there are tests of their own, names escaped."""
+    expect = digest_of(merged)
+    (merged / "config.json").write_text("{}")
+    (merged / "e\x1b[31m<x>&\ufffe").write_text("?")
+    data = bytearray(shards_of(merged)[0].read_bytes())
+    data[-1] ^= 1
+    shards_of(merged)[0].write_bytes(data)
+    report = verify(merged, expect=expect)
+    document = junit_bytes(report)
+    tests = cases_of(document)
+    assert {name for name, message in tests.items() if message} == {
+        "config.json", shards_of(merged)[0].name, "content digest", r"e\x1b[31m<x>&\ufffe",
+    }  # fmt: skip
+    lines = list(map(str, report.problems))
+    assert {message for message in tests.values() if message} <= set(lines)
+    assert len([message for message in tests.values() if message]) == 4
+    assert not {chr(code) for code in range(32) if code != 10} & set(document.decode())
+    text = "".join(ElementTree.fromstring(document).itertext())  # noqa: S314  (our own)
+    assert all(line in text for line in lines)
+
+
+def test_junit_of_an_error_is_an_error() -> None:
+    """What could not be looked at is one test with an error."""
+    tests = cases_of(junit_of_error("a\x00b", InputOutputError("cannot list", where="a")))
+    assert tests == {"verify": "a: cannot list"}
+
+
+def test_the_command_writes_junit_whatever_it_finds(merged: Path, tmp_path: Path, run: Run) -> None:
+    """--junit is written when all holds (0), when something does not (6), and when there is nothing to look at (5)."""
+    to = tmp_path / "report.xml"
+    options = ("--junit", to, "--json")
+    assert run("verify", merged, *options).returncode == 0
+    assert set(cases_of(to.read_bytes()).values()) == {None}
+    (merged / "config.json").unlink()
+    assert run("verify", merged, *options).returncode == 6
+    assert cases_of(to.read_bytes())["config.json"] == "config.json: is missing"
+    assert run("verify", tmp_path / "missing", *options).returncode == 5
+    assert list(cases_of(to.read_bytes())) == ["verify"]
+    assert b"<error" in to.read_bytes()
+
+
+def test_junit_stays_out_of_the_folder(merged: Path, run: Run) -> None:
+    """A report among the files that are looked at would be an extra file the next time: that, and no file, is a usage error."""
+    done = run("verify", merged, "--junit", merged / "report.xml")
+    assert (done.returncode, (merged / "report.xml").exists()) == (2, False)
+    assert done.stderr == (
+        "deltaweights: error: --junit would add a file to those that are looked at: "
+        f"found {merged / 'report.xml'}, expected a file outside of DIR\n"
+    )
+    assert run("verify", merged, "--junit", "/dev/null").returncode == 2
+    assert run("verify", merged, "--junit", merged.parent / "no" / "folder.xml").returncode == 5
+
+
+def test_the_command_takes_a_kept_manifest(merged: Path, tmp_path: Path, run: Run) -> None:
+    """--manifest composes with the pins and --json; the note on what was not looked at is on stderr, and not with -q."""
+    kept = tmp_path / "kept.json"
+    shutil.copy(merged / MANIFEST, kept)
+    (merged / SUMS).unlink()
+    done = run("verify", merged, "--manifest", kept, "--expect", digest_of(merged), "--json")
+    document = json.loads(done.stdout)
+    note = f"{merged / MANIFEST} was not looked at: another manifest counts"
+    assert (done.returncode, document["notes"], done.stderr) == (0, [note], f"{note}\n")
+    done = run("verify", merged, "--manifest", kept, "-q")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert run("verify", merged, "--manifest", tmp_path / "none").returncode == 5
+    assert run("verify", merged, "--manifest", merged / "config.json").returncode == 3

@@ -20,38 +20,50 @@ from deltaweights.errors import (
 )
 
 if TYPE_CHECKING:
-    from deltaweights.apply import ApplyResult, apply_delta
+    from deltaweights.apply import ApplyResult, apply_delta, apply_part
     from deltaweights.comparison.diff import DiffReport, diff_checkpoints
     from deltaweights.convert import ConvertResult, convert_checkpoint, export_checkpoint
+    from deltaweights.finish import FinishResult, finish_parts
     from deltaweights.inspection import InspectReport, inspect_checkpoint
     from deltaweights.make import MakeResult, make_delta
     from deltaweights.manifest.problems import VerifyReport
     from deltaweights.manifest.verify import verify
+    from deltaweights.part import PartResult
     from deltaweights.round_trip import BaseReport, check_base
+    from deltaweights.running.answer import Answer, answer
+    from deltaweights.running.structure import StructureReport, check_structure
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "ApplyResult",
     "BaseReport",
     "CheckFailed",
     "ConvertResult",
     "DeltaweightsError",
     "DiffReport",
+    "FinishResult",
     "InputOutputError",
     "InspectReport",
     "MakeResult",
     "MalformedInput",
     "Mismatch",
+    "PartResult",
+    "StructureReport",
     "TargetBusy",
     "UsageError",
     "VerifyReport",
     "__version__",
+    "answer",
     "apply_delta",
+    "apply_part",
     "check_base",
+    "check_structure",
     "convert_checkpoint",
     "diff_checkpoints",
     "export_checkpoint",
+    "finish_parts",
     "inspect_checkpoint",
     "make_delta",
     "verify",
@@ -60,6 +72,14 @@ __all__ = [
 _HOMES = {
     "ApplyResult": "deltaweights.apply",
     "apply_delta": "deltaweights.apply",
+    "apply_part": "deltaweights.apply",
+    "PartResult": "deltaweights.part",
+    "FinishResult": "deltaweights.finish",
+    "finish_parts": "deltaweights.finish",
+    "Answer": "deltaweights.running.answer",
+    "answer": "deltaweights.running.answer",
+    "StructureReport": "deltaweights.running.structure",
+    "check_structure": "deltaweights.running.structure",
     "BaseReport": "deltaweights.round_trip",
     "check_base": "deltaweights.round_trip",
     "ConvertResult": "deltaweights.convert",

@@ -42,13 +42,13 @@ class Entries:
         return {name: "a link" if (root / name).is_symlink() else kind for name, kind in sorted(found.items())}
 
 
-def scan(root: Path) -> Entries:
-    """Look at the names in ``root``. Raises ``InputOutputError``."""
+def scan(root: Path, doing: str) -> Entries:
+    """Look at the names in ``root``, to do with it what messages say. Raises ``InputOutputError``."""
     entries = Entries()
     try:
         names = sorted(entry.name for entry in os.scandir(root))
     except OSError as error:
-        raise InputOutputError.from_os(error, root, "list", "give the folder of a checkpoint") from error
+        raise InputOutputError.from_os(error, root, doing, "give the folder of a checkpoint") from error
     for name in names:
         if name in PERMITTED or name.startswith(".git"):
             continue

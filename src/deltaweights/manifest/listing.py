@@ -52,7 +52,7 @@ def list_checkpoint(
     the weights break their format, are damaged as their own checksums have it, or a name is none that a manifest can hold.
     """
     root, report = Path(folder), report or Report()
-    entries = scan(root)
+    entries = scan(root, "list")
     names = sorted(entries.readable - {MANIFEST, SUMS} - names_in(root, apart))
     _refuse_unlisted(root, names, entries)
     with open_listed(root) as checkpoint:

@@ -88,7 +88,7 @@ class _Check:
 
     def __init__(self, root: Path, kept: Path | None) -> None:
         self.root, self.kept = root, kept
-        self.entries: Entries = scan(root)
+        self.entries: Entries = scan(root, "verify")
         self.manifest: Manifest | None = None
         self.record: FileRecord | None = None
         self._problems: list[Problem] = []
@@ -113,6 +113,11 @@ class _Check:
     def records(self) -> dict[str, FileRecord]:
         """The files that the manifest lists."""
         return self.manifest.files if self.manifest else {}
+
+    @property
+    def there(self) -> set[str]:
+        """The names that count as files."""
+        return self.entries.files if self.own else self.entries.readable
 
     @property
     def title(self) -> str:
@@ -163,13 +168,12 @@ class _Check:
 
     def hold_names(self) -> None:
         """Hold the names in the folder against the manifest, and what could be loaded against its tensors."""
-        there = self.entries.readable if not self.own else self.entries.files
         folders = set(self.manifest.folders) if self.manifest and self.listing else set()
         for name, kind in self.entries.odd(self.root).items():
-            if name not in there | self.overlooked and not (name in self.entries.folders and name in folders):
+            if name not in self.there | self.overlooked and not (name in self.entries.folders and name in folders):
                 self.fail(name, "is not a regular file", kind)
         odd = {problem.file for problem in self._problems}
-        for name in sorted(set(self.records) - there - odd):
+        for name in sorted(set(self.records) - self.there - odd):
             self.fail(name, "is missing")
         if self.manifest is None or self.record is None:
             return
@@ -177,7 +181,7 @@ class _Check:
             sums = self._read(SUMS)
             if sums is not None and sums != sums_bytes(self.records, self.record):
                 self.fail(SUMS, "does not say what manifest.json says")
-        for name in sorted(there - set(self.records) - {MANIFEST, SUMS} - self.overlooked):
+        for name in sorted(self.there - set(self.records) - {MANIFEST, SUMS} - self.overlooked):
             self.fail(name, "is not in the manifest", "an extra file")
         self._places(self.manifest)
 
@@ -200,8 +204,7 @@ class _Check:
 
     def read_bytes(self, workers: int, report: Report, *, with_tensors: bool) -> Found:
         """Read every file that is there and has its size; return what was found, also of the tensors if asked for."""
-        there = self.entries.readable if not self.own else self.entries.files
-        names = [name for name in sorted(self.records) if name in there and self._has_size(name)]
+        names = [name for name in sorted(self.records) if name in self.there and self._has_size(name)]
         faults: dict[str, str] = {}
         with ExitStack() as stack:
             job = self._job(names, stack) if with_tensors and self.manifest else Job(self.root, names)

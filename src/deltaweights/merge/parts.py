@@ -1,7 +1,7 @@
 """Which shards of a plan belong to which part of a job that is done by several processes.
 
-Enters: a plan's shards, and a part. Leaves: the part's shards. Never: a share that depends on anything but the sizes and names of the
-shards and the number of parts, so that everybody comes to the same one.
+Enters: a plan's shards, and a part. Leaves: the part's shards. Never: a share that depends on anything but the sizes and names of
+the shards and the number of parts, so that everybody comes to the same one.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def parse_part(text: str) -> Part:
 def share_of(shards: Sequence[Shard], part: Part) -> list[Shard]:
     """Return the shards of ``part``, in the order of the plan.
 
-    The largest shard goes first, each to the part that has the fewest bytes so far, the first of them where several have: no part has
-    more than the smallest by more than one shard.
+    The largest shard goes first, each to the part that has the fewest bytes so far, the first of them where several have: no part
+    has more than the smallest by more than one shard.
     """
     loads = [0] * part.of
     mine: set[str] = set()

@@ -138,7 +138,7 @@ class StagingFolder:
         return fragments, discarded
 
     def join(self, plan: Plan, shards: Sequence[Shard]) -> dict[str, Fragment]:
-        """Make the folder ready for some ``shards`` of ``plan``, beside other parts; return the fragments of those that are finished.
+        """Make the folder ready for ``shards`` of ``plan``, beside other parts; return the fragments of those that are finished.
 
         Raises ``TargetBusy`` when another plan's work is there: parts of two plans never mix.
         """
@@ -154,7 +154,7 @@ class StagingFolder:
         return self.finished(plan, shards)
 
     def keep_from(self, folder: Path, fragment: Fragment) -> None:
-        """Record a shard that is on the disk in ``folder``, and put it in its place. Another part may have done so: the bytes are the same."""
+        """Record a shard that is on the disk in ``folder``, and put it in its place; what another part put there is the same."""
         rename(folder / fragment.file, self._place.shards / fragment.file)
         self.keep(fragment)
 
@@ -181,7 +181,7 @@ class StagingFolder:
         return bool(document.get("arrivals", {}) == arrivals)
 
     def finished(self, plan: Plan, shards: Sequence[Shard], *, read: bool = True) -> dict[str, Fragment]:
-        """Return the fragments of those ``shards`` of ``plan`` that are there, and, if they are ``read``, have the recorded sha256."""
+        """Return the fragments of those ``shards`` of ``plan`` that are there and, if ``read``, have the recorded sha256."""
         finished = {}
         for shard in shards:
             try:
