@@ -97,7 +97,7 @@ Merged weights: base + delta, tensor by tensor.
 
 - Base: [`huggyllama/llama-7b`](https://huggingface.co/huggyllama/llama-7b), commit `8416d3fefb0cb3ff5775a7b13c1692d10ff1aa16`, content digest `dw1:1111111111111111111111111111111111111111111111111111111111111111`
 - Delta: [`microsoft/llava-med-7b-delta`](https://huggingface.co/microsoft/llava-med-7b-delta), commit `3cdf72ff9d4f452f29788cef18f8e089ba588f4b`, content digest `dw1:2222222222222222222222222222222222222222222222222222222222222222`
-- Vision tower: [`openai/clip-vit-large-patch14`](https://huggingface.co/openai/clip-vit-large-patch14), commit `32bd64288804d66eefd0ccbe215aa642df71cc41`
+- Vision tower: [`openai/clip-vit-large-patch14`](https://huggingface.co/openai/clip-vit-large-patch14), commit `32bd64288804d66eefd0ccbe215aa642df71cc41`, content digest unknown
 - Recipe: `llava-med-7b`
 - Arithmetic: in `float16`
 - Written as `float16`, in `safetensors`, layout `transformers`
@@ -121,7 +121,7 @@ $ deltaweights verify . --expect dw1:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-model = AutoModelForImageTextToText.from_pretrained("FOLDER", device_map="auto")
+model = AutoModelForImageTextToText.from_pretrained("FOLDER", torch_dtype="auto", device_map="auto")
 processor = AutoProcessor.from_pretrained("FOLDER")
 question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is shown?"}]}]
 prompt = processor.apply_chat_template(question, add_generation_prompt=True)
@@ -365,12 +365,12 @@ def test_what_is_unknown_is_said() -> None:
     for line in (
         "- Base: repository unknown, commit unknown, content digest unknown",
         "- Delta: repository unknown, commit unknown, content digest unknown",
-        "- Vision tower: repository unknown, commit unknown",
+        "- Vision tower: repository unknown, commit unknown, content digest unknown",
         "- Recipe: none",
         "- Arithmetic: in unknown",
         "- Written as unknown, in `safetensors`, layout `transformers`",
         "- Sources: unknown",
-        "Content digest: `dw1:0`; of the same model in the original layout: unknown",
+        "Content digest: `dw1:0`",
     ):
         assert f"\n{line}\n" in text
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +20,11 @@ import torch
 import transformers
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from deltaweights.errors import CheckFailed, DeltaweightsError, InputOutputError, MalformedInput
+from deltaweights.errors import CheckFailed, DeltaweightsError, InputOutputError, Interrupted, MalformedInput
 from deltaweights.report import Report
 from deltaweights.running.child import check_in_child
 from deltaweights.running.findings import Problem
-from deltaweights.running.library import quietly
+from deltaweights.running.library import Refusal, quietly, refusals
 from deltaweights.running.structure import check_structure
 from deltaweights.running.tensors import StoredNames
 from tests.conftest import Run
@@ -112,6 +113,11 @@ def remove(*names: str) -> Change:
             (folder / name).unlink()
 
     return change
+
+
+def template(text: str) -> Change:
+    """Return what writes another chat template."""
+    return lambda folder: (folder / "chat_template.jinja").write_text(text)
 
 
 def both(*changes: Change) -> Change:
@@ -277,10 +283,91 @@ DAMAGE: dict[str, tuple[Change, list[str] | None]] = {
         document("preprocessor_config.json", lambda given: given.update(crop_size={"height": 10**9, "width": 28})),
         [
             (
-                "preprocessor_config.json: states a size that no model has: found height is 1,000,000,000, more than any"
-                " model takes"
+                "preprocessor_config.json: states a size that no model has: found height is 1,000,000,000, more than the"
+                " model takes, 1,024"
             )
         ],
+    ),
+    "an-image-wider-than-the-model-takes": (
+        document(
+            "preprocessor_config.json", lambda given: given.update(size={"shortest_edge": 2000}, do_center_crop=False)
+        ),
+        [
+            (
+                "preprocessor_config.json: states a size that no model has: found shortest_edge is 2,000, more than the model"
+                " takes, 1,024"
+            )
+        ],
+    ),
+    "an-image-of-a-million-tokens": (
+        both(
+            document("preprocessor_config.json", lambda given: given.update(crop_size={"height": 1024, "width": 1024})),
+            document("processor_config.json", lambda given: given.update(patch_size=1)),
+        ),
+        [
+            (
+                "processor_config.json: states a size that no model has: found patch_size is 1, of images that are 1,024"
+                " wide"
+            )
+        ],
+    ),
+    "a-vision-layer-that-is-none": (
+        set_config(vision_feature_layer=-5),
+        [
+            (
+                "config.json: vision_feature_layer is no layer: found -5, expected -4 to 3, as many as the vision tower has"
+            )
+        ],
+    ),
+    "one-of-several-vision-layers-that-is-none": (
+        set_config(vision_feature_layer=[-2, 4]),
+        [
+            (
+                "config.json: vision_feature_layer is no layer: found [-2, 4], expected -4 to 3, as many as the vision tower"
+                " has"
+            )
+        ],
+    ),
+    "a-template-that-refuses": (
+        template("{{ raise_exception('not today') }}"),
+        ["chat_template.jinja: makes no prompt of a question: found not today"],
+    ),
+    "a-template-that-is-none": (template("{% for %}"), None),
+    "a-template-that-runs-for-ever": (
+        template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"),
+        ["chat_template.jinja: makes no prompt of a question: found the template runs for more than 5 seconds"],
+    ),
+    "a-template-larger-than-memory": (
+        template("{% set a = 'x' * 4000000000 %}{{ a }}"),
+        ["chat_template.jinja: makes no prompt of a question: found MemoryError"],
+    ),
+    "a-template-without-end": (
+        template("{{ 'x' * 2000000 }}"),
+        [
+            (
+                "chat_template.jinja: makes no prompt of a question: found the template makes 2,000,000 characters of one"
+                " question"
+            )
+        ],
+    ),
+    "a-template-without-the-question": (
+        template("<im_patch>"),
+        ["chat_template.jinja: leaves out the question: found <im_patch>"],
+    ),
+    "a-template-without-the-image": (
+        template("{{ messages[0].content[1].text }}"),
+        ["chat_template.jinja: does not write one image token for one image: found 0, expected 1 <im_patch>"],
+    ),
+    "a-template-that-leaves-the-image-open": (
+        template("<im_start><im_patch>{{ messages[0].content[1].text }}"),
+        ["chat_template.jinja: does not write as many <im_start> as <im_end>: found 1 and 0"],
+    ),
+    "a-tokenizer-that-panics": (
+        document(
+            "tokenizer.json",
+            lambda given: given.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+        ),
+        None,
     ),
     "unknown-model-type": (
         set_config(model_type="none_that_exists"),
@@ -292,6 +379,8 @@ DAMAGE: dict[str, tuple[Change, list[str] | None]] = {
 """What is done to a folder, and the lines that are due; None where the words are the library's, which change."""
 
 IN_ITS_WORDS = {
+    "a-template-that-is-none": "chat_template.jinja: makes no prompt of a question: found Expected an expression",
+    "a-tokenizer-that-panics": "tokenizer_config.json: transformers loads no tokenizer: found Precompiled: Error(",
     "image-token-that-is-none": "processor_config.json: image_token is not a token of the tokenizer: found <image>, which",
     "unknown-model-type": "config.json: transformers makes no model of it: found ",
     "a-tokenizer-that-is-none": "tokenizer_config.json: transformers loads no tokenizer: found ",
@@ -346,6 +435,72 @@ def test_the_library_says_the_same_when_it_loads_the_weights(name: str, llava: P
     assert listed
     stored = {problem.tensor for problem in report.problems}
     assert stored in ({stored_name(key) for key in listed}, listed)
+
+
+@pytest.mark.parametrize("layer", [-4, 0, 3, [-2, -1]])
+def test_the_vision_towers_first_and_last_layers_pass(layer: object, llava: Path) -> None:
+    """Three layers have four outputs, that which enters the first one included; several may be taken."""
+    set_config(vision_feature_layer=layer)(llava)
+    assert check_structure(llava).ok
+
+
+def test_a_folder_without_a_template_is_warned_of(llava: Path) -> None:
+    """Such a folder loads, and whoever asks it about an image writes the prompt by hand."""
+    (llava / "chat_template.jinja").unlink()
+    report = check_structure(llava)
+    assert report.ok
+    assert lines(report.warnings) == ["tokenizer_config.json: has no chat template, which says where images stand"]
+
+
+def test_a_text_models_template_is_rendered(tmp_path: Path) -> None:
+    """A plain LLaMA that does not claim to run is warned of a template that fails; one with no template has nothing to tell."""
+    folder = make_llama(tmp_path / "llama")
+    template("{{ messages.none.at_all }}")(folder)
+    report = check_structure(folder)
+    assert report.ok
+    assert str(report.warnings[0]).startswith("chat_template.jinja: makes no prompt of a question: found ")
+    (folder / "chat_template.jinja").unlink()
+    assert check_structure(folder).warnings == ()
+
+
+def test_panics_are_refusals_and_signals_are_not() -> None:
+    """What Rust raises is no ``Exception``, and is turned into a refusal; a signal, an exit and our own errors pass."""
+    panic = type("PanicException", (BaseException,), {})
+    with pytest.raises(Refusal, match="gave up"), refusals():
+        raise panic("gave up")
+    for passing in (KeyboardInterrupt(), SystemExit(3), Interrupted(15, "terminated"), GeneratorExit()):
+        with pytest.raises(type(passing)), refusals():
+            raise passing
+
+
+def test_a_panic_writes_nothing(run: Run, llava: Path) -> None:
+    """The traceback of code in Rust, which goes past Python, is not on stderr: the problem alone is told."""
+    DAMAGE["a-tokenizer-that-panics"][0](llava)
+    done = run("check", llava)
+    assert done.returncode == 6
+    assert len(done.stdout.splitlines()) == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"deltaweights: error: {llava}: 1 problem; ")
+
+
+def test_stderr_is_back_when_the_last_thread_has_left(capfd: pytest.CaptureFixture[str]) -> None:
+    """While any thread is within the library nothing is written; afterwards stderr is what it was."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with refusals():
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=stay)
+    with refusals():
+        thread.start()
+        entered.wait(10)
+    os.write(2, b"within")
+    leave.set()
+    thread.join()
+    os.write(2, b"after")
+    assert capfd.readouterr().err == "after"
 
 
 def test_several_ends_with_the_right_one_pass(llava: Path) -> None:
@@ -673,30 +828,30 @@ def test_the_command_gives_json(run: Run, tmp_path: Path) -> None:
 def test_a_child_checks_and_passes_warnings_on(tmp_path: Path) -> None:
     """A good folder raises nothing; its warnings arrive at the report, with the folder's name."""
     folder, heard = make_original(tmp_path / "original"), Heard()
-    check_in_child(folder, heard)
+    check_in_child(folder, folder, heard)
     assert heard.warnings == [f"{folder}: {line}" for line in PUBLISHED]
 
 
 def test_a_child_raises_what_the_check_found(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first problem is the parent's error; a path from the working folder, where a false package lies, is understood."""
+    """The first problem is the parent's error, under the target's name; a path from the working folder, where a false package lies, is understood."""
     edit(llava / "generation_config.json", lambda ids: ids.update(eos_token_id=1))
     (llava.parent / "deltaweights").mkdir()
     (llava.parent / "deltaweights" / "__main__.py").write_text('print(\'{"problems": [], "warnings": []}\')')
     (llava.parent / "json.py").write_text("raise SystemExit(0)")
     monkeypatch.chdir(llava.parent)
     with pytest.raises(CheckFailed) as error:
-        check_in_child(Path("llava"), Heard())
+        check_in_child(Path("llava"), Path("target"), Heard())
     line = "generation_config.json: eos_token_id is not the tokenizer's: found 1, expected 2 (</s>)"
-    assert str(error.value) == f"llava: {line}"
+    assert str(error.value) == f"target: {line}"
 
 
 def test_a_child_raises_the_errors_of_the_check(tmp_path: Path) -> None:
-    """What ends the check ends the parent with the same class and words."""
+    """What ends the check ends the parent with the same class and words, under the target's name."""
     missing = tmp_path / "missing"
     with pytest.raises(InputOutputError) as error:
-        check_in_child(missing, Heard())
+        check_in_child(missing, tmp_path / "target", Heard())
     assert str(error.value) == (
-        f"{missing}: no checkpoint here: found nothing; give the folder that holds the checkpoint's weights"
+        f"{tmp_path / 'target'}: no checkpoint here: found nothing; give the folder that holds the checkpoint's weights"
     )
 
 
@@ -717,15 +872,15 @@ def test_a_child_that_breaks_is_told(script: str, told: str, tmp_path: Path, mon
     stub.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(stub))
     with pytest.raises(CheckFailed) as error:
-        check_in_child(tmp_path, Heard())
-    assert str(error.value) == f"{tmp_path}: the check itself failed: found {told}"
+        check_in_child(tmp_path, Path("target"), Heard())
+    assert str(error.value) == f"target: the check itself failed: found {told}"
 
 
 def test_a_child_that_cannot_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an interpreter to start there is no check, and the system's reason is told."""
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
     with pytest.raises(InputOutputError, match="cannot start the check: No such file or directory"):
-        check_in_child(tmp_path, Heard())
+        check_in_child(tmp_path, Path("target"), Heard())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -741,7 +896,7 @@ from deltaweights.running import child
 @click.command()
 def command():
     print("begun", flush=True)
-    child.check_in_child(Path({str(llava)!r}), Report())
+    child.check_in_child(Path({str(llava)!r}), Path("target"), Report())
 
 raise SystemExit(run(command, "program"))
 """

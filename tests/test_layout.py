@@ -27,7 +27,10 @@ from deltaweights import (
     Mismatch,
     UsageError,
     apply_delta,
+    apply_part,
+    convert_checkpoint,
     export_checkpoint,
+    finish_parts,
     verify,
 )
 from deltaweights.export.made import ONE, Diagonal, Zeros
@@ -305,6 +308,41 @@ def _a_tower_of_other_sizes(pair: Published) -> None:
     config = json.loads((pair.tower / "config.json").read_text())
     config["vision_config"]["image_size"] = 70
     write(pair.tower / "config.json", config)
+    (pair.tower / "preprocessor_config.json").unlink()
+
+
+def _images_of_another_size(pair: Published) -> None:
+    edit(pair.tower / "preprocessor_config.json", crop_size={"height": 70, "width": 70})
+
+
+def _heads_that_do_not_divide(pair: Published) -> None:
+    config = json.loads((pair.tower / "config.json").read_text())
+    config["vision_config"]["num_attention_heads"] = 7
+    write(pair.tower / "config.json", config)
+
+
+def _without_config(pair: Published) -> None:
+    (pair.delta / "config.json").unlink()
+
+
+def _without_heads(pair: Published) -> None:
+    edit(pair.delta / "config.json", num_attention_heads=None)
+
+
+def _another_family(pair: Published) -> None:
+    edit(pair.delta / "config.json", model_type="mistral")
+
+
+def _a_layer_too_deep(pair: Published) -> None:
+    edit(pair.delta / "config.json", mm_vision_select_layer=-5)
+
+
+def _half_a_layer(pair: Published) -> None:
+    edit(pair.delta / "config.json", mm_vision_select_layer=-2.5)
+
+
+def _an_unknown_activation(pair: Published) -> None:
+    edit(pair.delta / "config.json", hidden_act="zzz")
 
 
 def _a_llama_as_tower(pair: Published) -> None:
@@ -350,6 +388,26 @@ REFUSED: dict[str, tuple[Damage, type[DeltaweightsError], str]] = {
     "a-layer-more": (_a_layer_more, Mismatch, "disagree about num_hidden_layers: found 3, expected 2"),
     "other-heads": (_other_heads, Mismatch, "disagree about the heads: found 5 of 6"),
     "other-features": (_other_features, Mismatch, "mm_vision_select_feature cls_patch, expected patch"),
+    "no-config": (_without_config, MalformedInput, "config.json: is missing; put the model's config.json beside"),
+    "no-heads": (_without_heads, MalformedInput, "lacks the key num_attention_heads"),
+    "another-family": (_another_family, Mismatch, "not a LLaMA: .*found model_type mistral, expected llama or llava"),
+    "a-layer-too-deep": (
+        _a_layer_too_deep,
+        Mismatch,
+        "a layer that the vision tower has not: found mm_vision_select_layer -5",
+    ),
+    "half-a-layer": (_half_a_layer, MalformedInput, "mm_vision_select_layer is not usable: found -2.5"),
+    "an-unknown-activation": (
+        _an_unknown_activation,
+        MalformedInput,
+        "hidden_act is not usable: found .zzz., expected one of",
+    ),
+    "images-of-another-size": (_images_of_another_size, Mismatch, "the vision tower's crop_size is not its image_size"),
+    "heads-that-do-not-divide": (
+        _heads_that_do_not_divide,
+        MalformedInput,
+        "num_attention_heads is not usable: found 7",
+    ),
     "malformed-config": (_malformed_config, MalformedInput, "config.json: not strict JSON"),
 }
 
@@ -441,3 +499,148 @@ def test_a_sharded_tower_of_torch_files_is_read(published: Published, tmp_path: 
     one = merge(published, tmp_path / "one" / "out")
     other = merge(published, tmp_path / "other" / "out", vision_tower=tmp_path / "clip")
     assert one.content_digest == other.content_digest
+
+
+# What goes along.
+
+
+def test_what_config_states_goes_along(published: Published, tmp_path: Path) -> None:
+    """Rotary settings, and the tower's own means and deviations, are carried over."""
+    pair = copied(published, tmp_path)
+    scaling = {"type": "linear", "factor": 4.0}
+    edit(pair.delta / "config.json", rope_scaling=scaling, rope_theta=1e6)
+    edit(pair.tower / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5], do_center_crop=False)
+    merge(pair, tmp_path / "target" / "out")
+    text = json.loads((tmp_path / "target" / "out" / "config.json").read_text())["text_config"]
+    assert (text["rope_scaling"], text["rope_theta"]) == (scaling, 1e6)
+    images = json.loads((tmp_path / "target" / "out" / "preprocessor_config.json").read_text())
+    assert (images["image_mean"], images["do_center_crop"], images["do_resize"]) == ([0.5, 0.5, 0.5], False, True)
+
+
+def test_a_projector_in_float64_gets_its_second_layer(published: Published, tmp_path: Path) -> None:
+    """What is made is of the stored dtype, whatever the projector was stored in."""
+    pair = copied(published, tmp_path)
+    delta = {}
+    for path in sorted(pair.delta.glob("*.bin")):
+        delta |= torch.load(path, weights_only=True)
+        path.unlink()
+    (pair.delta / "pytorch_model.bin.index.json").unlink()
+    delta = {name: t.double() if "mm_projector" in name else t for name, t in delta.items()}
+    save(delta, pair.delta, config=False)
+    merge(pair, tmp_path / "target" / "out")
+    assert torch.equal(
+        load(tmp_path / "target" / "out")["multi_modal_projector.linear_2.weight"], torch.eye(HIDDEN).half()
+    )
+
+
+def test_workers_and_containers_change_no_byte(published: Published, tmp_path: Path) -> None:
+    """In this layout, too, the files are the same for any number of workers and any container of the inputs, origins apart."""
+    one = merge(published, tmp_path / "one" / "out", workers=1, max_shard_size=30_000)
+    four = merge(published, tmp_path / "four" / "out", workers=4, max_shard_size=30_000)
+    assert one.shards > 4
+    assert contents(tmp_path / "one" / "out") == contents(tmp_path / "four" / "out")
+    pair = copied(published, tmp_path / "other")
+    for folder in (pair.base, pair.delta):
+        tensors: Tensors = {}
+        for path in sorted(folder.glob("*.bin")):
+            tensors |= torch.load(path, weights_only=True)
+            path.unlink()
+        (folder / "pytorch_model.bin.index.json").unlink()
+        save(tensors, folder, "safetensors", 3, config=False)
+    merge(pair, tmp_path / "five" / "out", max_shard_size=30_000)
+    differing = {
+        name
+        for name, data in contents(tmp_path / "five" / "out").items()
+        if data != contents(tmp_path / "one" / "out")[name]
+    }
+    assert differing <= {"manifest.json", "SHA256SUMS"}
+    assert four.content_digest == one.content_digest
+    assert len(differing) == 2 or not differing
+
+
+def test_parts_in_this_layout(published: Published, tmp_path: Path) -> None:
+    """Parts and finish give the bytes of one process in this layout, too, the tower read by whichever part has its shards."""
+    merge(published, tmp_path / "one" / "out", max_shard_size=30_000)
+    own = tmp_path / "one" / "own.toml"
+    for number in (1, 2, 3):
+        apply_part(
+            published.base,
+            published.delta,
+            tmp_path / "out",
+            part=f"{number}/3",
+            recipe_file=own,
+            allow_unproved_base=True,
+            layout="transformers",
+            vision_tower=published.tower,
+            max_shard_size=30_000,
+        )
+    finish_parts(tmp_path / "out", allow_unproved_base=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "one" / "out")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the contents of all files of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_either_digest_pins_the_folder(published: Published, exported: Path, tmp_path: Path) -> None:
+    """``verify --expect`` takes the digest of either layout, recomputed from the bytes; a forged one is found out."""
+    original = apply_delta(published.base, published.delta, tmp_path / "original", dtype="float32")
+    assert verify(exported, expect=original.content_digest).ok
+    assert not verify(exported, expect=f"dw1:{'0' * 64}").ok
+    forged = shutil.copytree(exported, tmp_path / "forged")
+    text = (forged / "manifest.json").read_text()
+    (forged / "manifest.json").write_text(text.replace(original.content_digest, f"dw1:{'1' * 64}"))
+    problems = [str(problem) for problem in verify(forged).problems]
+    assert any("original_content_digest does not follow from the tensors that it lists" in text for text in problems)
+
+
+def test_notices_travel_with_an_export(published: Published, exported: Path, tmp_path: Path) -> None:
+    """The notice of a recipe that is not known any more goes on into the exported folder, and so does the delta's own card."""
+    own = exported.parent / "own.toml"
+    options: dict[str, Any] = {"recipe_file": own, "allow_unproved_base": True}
+    apply_delta(published.base, published.delta, tmp_path / "merged", **options)
+    export_checkpoint(tmp_path / "merged", tmp_path / "out", vision_tower=published.tower)
+    assert "A tiny LLaVA-Med: Not for clinical use." in (tmp_path / "out" / "DELTAWEIGHTS_NOTICE.txt").read_text()
+    assert (tmp_path / "out" / "DELTA_README.md").read_bytes() == (published.delta / "README.md").read_bytes()
+
+
+def test_a_card_states_what_is_known(published: Published, exported: Path, tmp_path: Path) -> None:
+    """An export of a merge without manifest names no delta; a copy of this layout says how it is loaded, one of CLIP does not."""
+    apply_delta(published.base, published.delta, tmp_path / "merged")
+    (tmp_path / "merged" / "manifest.json").unlink()
+    export_checkpoint(tmp_path / "merged", tmp_path / "out", vision_tower=published.tower)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "- Delta:" not in card
+    assert "- Source: " in card
+    assert "AutoModelForImageTextToText" in card
+    convert_checkpoint(exported, tmp_path / "copy")
+    assert "AutoModelForImageTextToText" in (tmp_path / "copy" / "README.md").read_text()
+    convert_checkpoint(published.tower, tmp_path / "clip", dtype="float32")
+    card = (tmp_path / "clip" / "README.md").read_text()
+    assert "Not known here." in card
+    assert "AutoModel" not in card
+
+
+def test_what_is_laid_out_already_is_said(published: Published, exported: Path, tmp_path: Path) -> None:
+    """Exporting an exported folder, or merging with one, is refused with what it is (4)."""
+    with pytest.raises(Mismatch, match="is in the layout of current transformers already"):
+        export_checkpoint(exported, tmp_path / "out", vision_tower=published.tower)
+    with pytest.raises(Mismatch, match="the base is in the layout of current transformers"):
+        apply_delta(exported, published.delta, tmp_path / "out")
+
+
+def test_check_also_looks_at_what_stands_there(published: Published, tmp_path: Path) -> None:
+    """``check`` refuses before publishing what a library would not load, and looks at a result that was published without it."""
+    pair = copied(published, tmp_path)
+    own: dict[str, Any] = {"check": True}
+    merge(pair, tmp_path / "good" / "out", **own)
+    assert (tmp_path / "good" / "out").exists()
+    merge(pair, tmp_path / "good" / "out", **own)  # already complete, and still checked
+    edit(pair.delta / "config.json", rope_scaling={"rope_type": "no-such-kind"})
+    with pytest.raises(CheckFailed, match=r"config\.json"):
+        merge(pair, tmp_path / "bad" / "out", **own)
+    assert not (tmp_path / "bad" / "out").exists()
+    merge(pair, tmp_path / "bad" / "out")
+    with pytest.raises(CheckFailed, match=r"config\.json"):
+        merge(pair, tmp_path / "bad" / "out", **own)

@@ -359,6 +359,21 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[DeltaweightsError], str]
         Mismatch,
         "image tokens do not match",
     ),
+    "a-template-that-runs-for-ever": (
+        lambda copy: (copy / "chat_template.jinja").write_text(
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+        ),
+        Mismatch,
+        "found the template runs for more than 5 seconds",
+    ),
+    "a-tokenizer-that-panics": (
+        lambda copy: edit(
+            copy / "tokenizer.json",
+            lambda given: given.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+        ),
+        Mismatch,
+        ": transformers does not run it: found Precompiled: Error(",
+    ),
     "no-template": (
         lambda copy: (copy / "chat_template.jinja").unlink(),
         Mismatch,
@@ -391,6 +406,17 @@ def test_a_folder_that_does_not_run_is_refused(
     assert type(error.value) is kind
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_that_gives_up_on_a_prompt_is_refused(llava: Path, tmp_path: Path) -> None:
+    """A pattern that takes for ever makes tokenizers panic, which is one line like any other failure."""
+    pattern = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
+    folder = damage(
+        llava, lambda copy: edit(copy / "tokenizer.json", lambda given: given.update(pre_tokenizer=pattern)), tmp_path
+    )
+    with pytest.raises(Mismatch) as error:
+        answer(folder, "x" * 3000, memory=PLENTY)
+    assert str(error.value).startswith(f"{folder}: transformers does not run it: found Onig: ")
 
 
 @pytest.mark.parametrize("container", ["safetensors", "torch"])

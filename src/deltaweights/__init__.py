@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from deltaweights.finish import FinishResult, finish_parts
     from deltaweights.inspection import InspectReport, inspect_checkpoint
     from deltaweights.make import MakeResult, make_delta
+    from deltaweights.manifest.listing import Listing, list_checkpoint
     from deltaweights.manifest.problems import VerifyReport
     from deltaweights.manifest.verify import verify
     from deltaweights.part import PartResult
@@ -46,6 +47,7 @@ __all__ = [
     "FinishResult",
     "InputOutputError",
     "InspectReport",
+    "Listing",
     "MakeResult",
     "MalformedInput",
     "Mismatch",
@@ -65,6 +67,7 @@ __all__ = [
     "export_checkpoint",
     "finish_parts",
     "inspect_checkpoint",
+    "list_checkpoint",
     "make_delta",
     "verify",
 ]
@@ -91,6 +94,8 @@ _HOMES = {
     "diff_checkpoints": "deltaweights.comparison.diff",
     "MakeResult": "deltaweights.make",
     "make_delta": "deltaweights.make",
+    "Listing": "deltaweights.manifest.listing",
+    "list_checkpoint": "deltaweights.manifest.listing",
     "VerifyReport": "deltaweights.manifest.problems",
     "verify": "deltaweights.manifest.verify",
 }

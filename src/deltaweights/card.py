@@ -70,6 +70,7 @@ class CardFacts:
     lead: Origin
     base: Origin = Origin()
     original_digest: str | None = None
+    known: bool = True
     vision_tower: Origin | None = None
     images: bool = False
     recipe: str | None = None
@@ -146,7 +147,7 @@ SEEING = """\
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-model = AutoModelForImageTextToText.from_pretrained("FOLDER", device_map="auto")
+model = AutoModelForImageTextToText.from_pretrained("FOLDER", torch_dtype="auto", device_map="auto")
 processor = AutoProcessor.from_pretrained("FOLDER")
 question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is shown?"}]}]
 prompt = processor.apply_chat_template(question, add_generation_prompt=True)
@@ -175,7 +176,7 @@ READING = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("FOLDER", device_map="auto")
+model = AutoModelForCausalLM.from_pretrained("FOLDER", torch_dtype="auto", device_map="auto")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 """
 
@@ -201,9 +202,10 @@ def model_card(facts: CardFacts) -> bytes:
 def _head(facts: CardFacts, family: _Family) -> Iterator[str]:
     yield from ("license: other", "license_name: research-only")
     if facts.kind != "delta":
-        if facts.layout == "transformers" or not facts.images:
+        if facts.known and (facts.layout == "transformers" or not facts.images):
             yield "library_name: transformers"
-        yield f"pipeline_tag: {'image-text-to-text' if facts.images else 'text-generation'}"
+        if facts.known:
+            yield f"pipeline_tag: {'image-text-to-text' if facts.images else 'text-generation'}"
     relation = KINDS[facts.kind].relation
     parents = [facts.base] if facts.kind == "delta" else [facts.base, facts.lead]
     repos = [origin.hub_id for origin in parents if origin.hub_id is not None]
@@ -229,7 +231,7 @@ def _made(facts: CardFacts) -> Iterator[str]:
         yield f"- Base: {_origin(facts.base)}"
     yield f"- {lead}: {_origin(facts.lead)}"
     if facts.images and (facts.layout == "transformers" or facts.vision_tower is not None):
-        yield f"- Vision tower: {_published(facts.vision_tower or Origin())}"
+        yield f"- Vision tower: {_origin(facts.vision_tower or Origin())}"
     yield f"- Recipe: {_code(facts.recipe) if facts.recipe else 'none'}"
     if facts.kind != "copy":
         yield f"- Arithmetic: in {_code(facts.compute_dtype)}"
@@ -252,7 +254,7 @@ def _published(origin: Origin) -> str:
 
 def _verify(facts: CardFacts) -> Iterator[str]:
     original = f"; of the same model in the original layout: {_code(facts.original_digest)}"
-    yield f"Content digest: {_code(facts.digest)}{original if facts.layout == 'transformers' else ''}"
+    yield f"Content digest: {_code(facts.digest)}{original if facts.original_digest else ''}"
     expect = f" --expect {facts.digest}" if re.fullmatch("dw1:[0-9a-f]{64}", facts.digest) else ""
     yield f"```console\n$ sha256sum -c --quiet SHA256SUMS\n$ deltaweights verify .{expect}\n```"
 
@@ -262,6 +264,8 @@ def _load(facts: CardFacts, family: _Family) -> Iterator[str]:
     if facts.kind == "delta":
         option = f" --compute-dtype {facts.compute_dtype}" if facts.compute_dtype in {"float32", "bfloat16"} else ""
         yield f"```console\n$ deltaweights apply --base {facts.base.hub_id or 'BASE'} --delta FOLDER --target OUT{option}\n```"
+    elif not facts.known:
+        yield "Not known here."
     elif facts.layout == "transformers" and facts.images:
         yield SEEING.replace("STOP", stop)
     elif facts.images:

@@ -13,6 +13,8 @@ from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.ending import Ending
 from deltaweights.export.conversation import stop_strings
 from deltaweights.export.layout import conversation_of
+from deltaweights.export.names import IDENTITY as SECOND
+from deltaweights.export.sizes import EMBEDDING
 from deltaweights.manifest.findings import Findings
 from deltaweights.manifest.manifest import Fragment
 from deltaweights.merge.operation import VISION_TOWER, Operation
@@ -35,22 +37,28 @@ def card_facts(ending: Ending, fragments: Mapping[str, Fragment], findings: Find
     """Return what the card says; an input that is no repository of the Hub is named as the recipe names it."""
     plan, recipe, records = ending.plan, ending.recipe, records_of(fragments)
     digest, original = digests_of(plan, records)
-    seeing = any(tensor.match.lead.name == PROJECTOR[0] for tensor in plan.tensors)
-    conversation = conversation_of(recipe, sees=seeing and plan.options.layout == TRANSFORMERS)
-    origins = _origins(ending, read_digests(plan, records))
+    names = {tensor.spec.name for tensor in plan.tensors}
+    laid_out = plan.options.layout == TRANSFORMERS or SECOND in names
+    seeing = bool({PROJECTOR[0], SECOND} & names)
+    conversation = conversation_of(recipe, sees=seeing and laid_out)
+    origins, kind = _origins(ending, read_digests(plan, records)), KINDS[plan.operation]
     base, lead = origins.get("base", Origin()), origins[plan.operation.lead]
-    if plan.operation is Operation.EXPORT and "delta" in ending.parents:
-        base, lead = (_parent(ending.parents.get(role, {})) for role in ("base", "delta"))
-    if recipe is not None:
+    if plan.operation is Operation.EXPORT:
+        if "delta" in ending.parents:
+            base, lead = (_parent(ending.parents.get(role, {})) for role in ("base", "delta"))
+        else:
+            kind = "copy"  # of what it was made, nobody says
+    if recipe is not None and kind != "copy":
         base, lead = _named(base, _base_of(recipe)), _named(lead, recipe.delta.repo)
     proof = findings.proof
     return CardFacts(
-        kind=KINDS[plan.operation],
-        layout=plan.options.layout,
+        kind=kind,
+        layout=TRANSFORMERS if laid_out else plan.options.layout,
         digest=digest,
         lead=lead,
         base=base,
-        original_digest=original,
+        original_digest=original if plan.options.layout == TRANSFORMERS else None,
+        known=laid_out or EMBEDDING in names,
         vision_tower=origins.get(VISION_TOWER),
         images=seeing,
         recipe=recipe.name if recipe else None,

@@ -13,7 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from deltaweights.checkpoint.companions import NOTICE_NAME, NOTICE_OF_A_COPY, Companions, read_companions
+from deltaweights.checkpoint.companions import (
+    NOTICE,
+    NOTICE_NAME,
+    NOTICE_OF_A_COPY,
+    NOTICE_OF_A_DELTA,
+    Companions,
+    read_companions,
+)
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.meta.config import meta_companions
 from deltaweights.checkpoint.meta.llama import CONTAINER
@@ -37,6 +44,8 @@ from deltaweights.staging.place import locate, refuse_foreign, refuse_inputs
 from deltaweights.staging.unpacking import Unpacking
 from deltaweights.wanted import USUAL, Wanted
 from deltaweights.work import workers_of
+
+MAX_NOTICE = 64 * 1024
 
 TORCH_NAMES = {code: name for name, code in DTYPES.items()}
 
@@ -179,8 +188,10 @@ def prepare_copy(
         # What a merge wrote in another dtype than it computed in goes through that one again, and so does its tower.
         compute = manifest.compute_dtype if same and manifest is not None else stored
         compute = compute if compute in TORCH_NAMES else stored
-        with tower_for(matching, wanted, recipe, hub, unpacking, hash_workers, report) as tower:
+        with tower_for(matching, source.path, wanted, recipe, hub, unpacking, hash_workers, report) as tower:
             notice = notice_of(NOTICE_OF_A_COPY, recipe)
+            if recipe is None and manifest is not None:
+                notice += _carried(source)
             companions = _companions(source, matching, TORCH_NAMES[stored], notice, ours=manifest is not None)
             laid = laid_out(matching, companions, source, wanted, TORCH_NAMES[stored], recipe, tower)
             plan = make_plan(
@@ -214,6 +225,17 @@ def _manifest_of(source: Checkpoint) -> Manifest | None:
     except (InputOutputError, MalformedInput):  # not their base class: a signal's exception must pass
         return None
     return manifest if lists_exactly(manifest, source) else None
+
+
+def _carried(source: Checkpoint) -> str:
+    """Return what the notice of one of our folders says besides our own words: it goes on with the weights."""
+    try:
+        text = source.directory.read(NOTICE_NAME, MAX_NOTICE).decode()
+    except (InputOutputError, MalformedInput, UnicodeDecodeError):
+        return ""
+    for ours in (NOTICE, NOTICE_OF_A_DELTA, NOTICE_OF_A_COPY):
+        text = text.removeprefix(ours)
+    return text
 
 
 def _named(name: str, report: Report) -> Recipe | None:

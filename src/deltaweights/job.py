@@ -151,6 +151,8 @@ def run(job: Prepared, settings: Settings, report: Report, began: float) -> Publ
         if job.hashes.read - {VISION_TOWER}:
             report.warn("the manifest that is there stays as it is: --hash-inputs adds nothing to it")
         _judge(job.plan, done.findings, settings, report, stated=job.stated)
+        if settings.check:
+            check_in_child(job.place.target, job.place.target, report)
     seconds["total"] = time.monotonic() - began
     return published_of(job.plan, job.recipe, done, seconds)
 
@@ -208,6 +210,8 @@ def _make(job: Prepared, settings: Settings, report: Report, seconds: dict[str, 
         report.note("staging held another plan (other inputs or options): it was discarded")
     if fragments:
         report.note(f"{len(fragments)} of {len(job.plan.shards)} shards are finished already")
+    for done in fragments.values():
+        report.shard_reused(done.file, done.record.size, done.record.sha256)
     check_space(job, fragments)
     began = time.monotonic()
     try:
@@ -238,7 +242,7 @@ def conclude(
     began = time.monotonic()
     digest, manifest_sha256 = write_documents(ending, place.shards, fragments, findings)
     if settings.check:
-        check_in_child(place.shards, report)
+        check_in_child(place.shards, place.target, report)
     publish(place, plan.identity, overwrite=settings.overwrite)
     seconds["publish"] = time.monotonic() - began
     return Done(plan.operation.value.status, digest, manifest_sha256, findings, published_sum, ending.streamed)

@@ -9,7 +9,7 @@ from collections.abc import Container
 from pathlib import Path
 
 from deltaweights.errors import InputOutputError
-from deltaweights.merge.plan import fates
+from deltaweights.merge.plan import Plan, fates
 from deltaweights.prepare import Prepared
 from deltaweights.report import Report
 from deltaweights.sizes import human_bytes
@@ -40,6 +40,7 @@ WORDS = {
 
 def say(job: Prepared, report: Report) -> None:
     """Report every fate: how many tensors are added and copied, what is dropped, and what is not copied beside them."""
+    report.plan(_facts(job.plan))
     counts = fates(job.plan)
     role_of_lead = job.plan.operation.lead
     parts = [f"{counts[fate]} {what}" for fate, what in WORDS.items() if counts.get(fate)]
@@ -98,14 +99,18 @@ def describe(job: Prepared, workers: int, device: str) -> dict[str, Json]:
     """Return what a run would do: shards, fates, and the disk and memory that it needs, in bytes."""
     return {
         job.plan.operation.output: str(job.place.target),
-        "plan": job.plan.identity,
-        "tensors": len(job.plan.tensors),
-        "bytes": job.plan.nbytes,
-        "shards": [
-            {"file": shard.file, "size": shard.size, "tensors": len(shard.tensors)} for shard in job.plan.shards
-        ],
-        "fates": fates(job.plan),
+        **_facts(job.plan),
         "disk_needed": disk_needed(job, ()),
         "disk_free": free_bytes(job.place.root),
         "memory_needed": FOOTPRINT + workers * PER_WORKER + (0 if device == "cpu" else TORCH),
+    }
+
+
+def _facts(plan: Plan) -> dict[str, Json]:
+    return {
+        "plan": plan.identity,
+        "tensors": len(plan.tensors),
+        "bytes": plan.nbytes,
+        "shards": [{"file": shard.file, "size": shard.size, "tensors": len(shard.tensors)} for shard in plan.shards],
+        "fates": fates(plan),
     }

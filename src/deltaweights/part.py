@@ -93,6 +93,8 @@ def run_part(job: Prepared, part: Part, settings: Settings, report: Report, bega
         refuse_content(job.place, overwrite=settings.overwrite)
         staging = StagingFolder(job.place)
         fragments = staging.join(job.plan, mine)
+        for done in fragments.values():
+            report.shard_reused(done.file, done.record.size, done.record.sha256)
         if not stands(job.place):
             store(ending_of(job), job.place)
         missing = [shard for shard in mine if shard.file not in fragments]

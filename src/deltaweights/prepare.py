@@ -11,13 +11,14 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from deltaweights.checkpoint.companions import NOTICE, NOTICE_NAME, NOTICE_OF_A_DELTA, Companions, read_companions
 from deltaweights.checkpoint.folder import Checkpoint, Unpacker
 from deltaweights.checkpoint.samples import sample_digests
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import UsageError
-from deltaweights.export.layout import Laid, lay_out, sees
+from deltaweights.export.layout import Laid, lay_out, refuse_laid_out, sees
 from deltaweights.export.tower import Tower, open_tower
 from deltaweights.hashing import Hashes
 from deltaweights.hub.ids import Given, PathLike
@@ -87,6 +88,7 @@ class Prepared:
 @contextmanager
 def tower_for(
     matching: Matching,
+    where: Path,
     wanted: Wanted,
     recipe: Recipe | None,
     hub: HubOptions | None,
@@ -95,6 +97,8 @@ def tower_for(
     report: Report,
 ) -> Iterator[Tower | None]:
     """Open the vision tower, if the result is to have one. Raises as ``open_tower`` does."""
+    if wanted.layout != ORIGINAL:
+        refuse_laid_out(matching, where)
     if wanted.layout == ORIGINAL or not sees(matching):
         if wanted.vision_tower is not None:
             report.warn("--vision-tower is not used: this model has no projector, so it does not see")
@@ -171,7 +175,7 @@ def prepare(
             unpacker=unpacker,
             report=report,
         ) as pair,
-        tower_for(pair.matching, wanted, pair.recipe, hub, unpacker, hash_workers, report) as tower,
+        tower_for(pair.matching, pair.lead.path, wanted, pair.recipe, hub, unpacker, hash_workers, report) as tower,
     ):
         compute = compute_dtype_of(wanted.compute_dtype, pair.recipe)
         stored = wanted.dtype or compute

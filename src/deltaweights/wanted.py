@@ -44,6 +44,8 @@ class Wanted:
         if self.layout == ORIGINAL and self.vision_tower is not None:
             remedy = "give --layout transformers, or leave --vision-tower out"
             raise UsageError("the original layout holds no vision tower", remedy=remedy)
+        if isinstance(self.vision_tower, str) and not self.vision_tower:
+            raise UsageError("--vision-tower is an empty path", remedy="is a variable unset?")
         parse_size(self.max_shard_size, "max shard size")
 
     @property

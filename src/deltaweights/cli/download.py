@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
+from deltaweights.cli.log_report import keep_result, log_format_option, report_for
 from deltaweights.cli.options import hub_of, hub_options, json_option, quiet_option
-from deltaweights.cli.terminal import TerminalReport
 from deltaweights.sizes import human_bytes
 from deltaweights.text import counted, printable
 
@@ -26,6 +26,7 @@ from deltaweights.text import counted, printable
 @hub_options
 @json_option
 @quiet_option
+@log_format_option
 def command(
     model: str, *, revision: str | None, include: tuple[str, ...], as_json: bool, quiet: bool, **options: Any
 ) -> None:
@@ -37,10 +38,12 @@ def command(
     from deltaweights.download import download  # noqa: PLC0415  (only who downloads needs it)
 
     given = f"{model}@{revision}" if revision else model
-    report = TerminalReport("deltaweights", quiet=quiet)
+    report = report_for("deltaweights", quiet=quiet)
     found = download(given, include=include, options=hub_of(options), report=report)
+    outcome = [asdict(one) for one in found]
+    keep_result(outcome)
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in found], indent=2))
+        click.echo(json.dumps(outcome, indent=2))
         return
     for one in found:
         size = (

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from deltaweights.cli.job import apply, make
+from deltaweights.cli.log_report import report_for
 from deltaweights.cli.options import apply_options, make_options
 
 ORIGINAL = ("--base-model-path", "--target-model-path", "--delta-path", "--low-cpu-mem", "--hub-repo-id")
@@ -48,8 +49,9 @@ def apply_delta(base: str, target: str, delta: str, *, low_cpu_mem: bool, **opti
 
     Flags may be shortened as there: --base, --base-model, --target, --delta. See also: deltaweights apply --help.
     """
-    if low_cpu_mem and not options["quiet"]:
-        click.echo("--low-cpu-mem: memory is always low here; the flag changes nothing", err=True)
+    if low_cpu_mem:
+        report = report_for("apply-delta", quiet=options["quiet"])
+        report.note("--low-cpu-mem: memory is always low here; the flag changes nothing")
     apply("apply-delta", base, delta, target, **options)
 
 

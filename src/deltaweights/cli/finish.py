@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import click
 
+from deltaweights.cli.log_report import log_format_option, report_for
 from deltaweights.cli.options import check_option, json_option, quiet_option
 from deltaweights.cli.outcome import print_finished
-from deltaweights.cli.terminal import TerminalReport
 
 
 @click.command("finish")
@@ -21,6 +21,7 @@ from deltaweights.cli.terminal import TerminalReport
 @check_option
 @json_option
 @quiet_option
+@log_format_option
 def command(target: str, *, as_json: bool, quiet: bool, **options: bool) -> None:
     """Publish what `apply --part` has made: check that all shards are there, and write index, manifest and checksums.
 
@@ -29,6 +30,6 @@ def command(target: str, *, as_json: bool, quiet: bool, **options: bool) -> None
     """
     from deltaweights.finish import finish_parts  # noqa: PLC0415  (only who finishes needs it)
 
-    report = TerminalReport("deltaweights", quiet=quiet)
+    report = report_for("deltaweights", quiet=quiet)
     published = finish_parts(target, report=report, **options)
     print_finished(published, target, report, as_json=as_json)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from deltaweights.cli.log_report import report_for
 from deltaweights.cli.options import hub_of, part_of, recipe_of
 from deltaweights.cli.outcome import plan_lines, print_finished, print_outcome, print_published
-from deltaweights.cli.terminal import TerminalReport
 from deltaweights.cluster.launch import is_launched
 from deltaweights.errors import Interrupted, UsageError
 from deltaweights.text import counted
@@ -68,7 +68,9 @@ def apply(
     part = options.pop("part")
     if is_launched(os.environ) and not options["dry_run"]:
         if part is not None:
-            raise UsageError("--part is the launcher's business", remedy="leave it out, or do not launch several processes")
+            raise UsageError(
+                "--part is the launcher's business", remedy="leave it out, or do not launch several processes"
+            )
         _together(name, partial(apply_part, base_at, delta_at, target, **how), target, **options)
         return
     if part is not None and not options["dry_run"]:
@@ -96,7 +98,7 @@ def _together(
     at_the_end = {key: options.pop(key) for key in ("strict", "check")}
     by_default = click.get_current_context().get_parameter_source("device") is ParameterSource.DEFAULT
     with rank("auto" if by_default else device) as here:
-        report = TerminalReport(name, quiet=quiet or not here.is_main)
+        report = report_for(name, quiet=quiet or not here.is_main)
         do(part=here.part, device=here.device, report=report, **options)
         here.wait()
         if here.is_main:
@@ -112,7 +114,7 @@ def _part(
     del dry_run
     if options.pop("strict") or options.pop("check"):
         raise UsageError("--strict and --check look at the whole result", remedy="give them to deltaweights finish")
-    report = TerminalReport(name, quiet=quiet)
+    report = report_for(name, quiet=quiet)
     done = do(part=part_of(part), report=report, **options)
     lines = [
         f"part            {done.part}: {done.status}, {counted(len(done.made), 'shard')} made in {done.seconds['total']:.1f} s",
@@ -211,7 +213,7 @@ def _run(
     from deltaweights.outlook import describe, say  # noqa: PLC0415  (see above)
     from deltaweights.work import workers_of  # noqa: PLC0415
 
-    report = TerminalReport(name, quiet=quiet)
+    report = report_for(name, quiet=quiet)
     if dry_run:
         with plan(report=report) as job:
             say(job, report)

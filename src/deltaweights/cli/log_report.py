@@ -1,7 +1,7 @@
 """Logs for machines: what a command says, as JSON events, one per line; docs/logs.md is what they promise.
 
-Enters: remarks, facts, progress, the outcome, and whatever else would go to stderr. Leaves: lines on stderr, from any thread, of which
-each is one JSON object. Never: two events in one line, a line that is none, or anything on stdout.
+Enters: remarks, facts, progress, the outcome, and whatever else would go to stderr, from any thread. Leaves: lines on stderr,
+of which each is one JSON object. Never: two events in one line, a line that is none, or anything on stdout.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class JsonReport(Report):
 
 
 class StrayText(io.TextIOBase):
-    """Stands in for ``sys.stderr``: what libraries write there, Python's own warnings for one, becomes events, a warning per line."""
+    """Stands in for ``sys.stderr``: what others write there, Python's own warnings for one, becomes events, a warning per line."""
 
     encoding = "utf-8"
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deltaweights.cli.log_report import log_format_option
 from deltaweights.errors import UsageError
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ output_options = _all(
     click.option("--dry-run", is_flag=True, help="Show the plan and what it needs; writes only what must be unpacked."),
     json_option,
     quiet_option,
+    log_format_option,
 )
 """Those of all commands that write a checkpoint."""
 

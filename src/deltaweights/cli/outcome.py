@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deltaweights.cli.log_report import keep_result
 from deltaweights.report import Report
 from deltaweights.sizes import human_bytes
 from deltaweights.text import Json, counted, printable
@@ -52,6 +53,7 @@ def print_finished(published: FinishResult | None, target: str, report: Report, 
 
 def print_outcome(outcome: dict[str, Json], lines: list[str], *, as_json: bool) -> None:
     """Print an outcome, as JSON or as ``lines``."""
+    keep_result(outcome)
     # ASCII, and no raw path: a file name may hold bytes that are no text, and they must not make a finished run fail.
     click.echo(json.dumps(outcome, indent=2) if as_json else "\n".join(map(printable, lines)))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from deltaweights.cli.terminal import TerminalReport
+from deltaweights.cli.log_report import keep_result, log_format_option, report_for
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
 from deltaweights.manifest.entries import names_in
 from deltaweights.manifest.junit import junit_bytes, junit_of_error
@@ -33,6 +33,7 @@ from deltaweights.text import counted, printable
 @click.option("--workers", type=click.IntRange(min=1), help="Files read at once [default: one per processor, 2 to 8].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing when everything holds.")
+@log_format_option
 def command(
     folder: str,
     *,
@@ -51,7 +52,7 @@ def command(
     """
     results = None if junit is None else Path(junit)
     _refuse_place(folder, results)
-    terminal = TerminalReport("deltaweights", quiet=quiet)
+    terminal = report_for("deltaweights", quiet=quiet)
     try:
         report = verify(
             folder,
@@ -69,8 +70,10 @@ def command(
         replace_file(results, junit_bytes(report))
     for note in report.notes:
         terminal.note(note)
+    outcome = {"ok": report.ok, **asdict(report)}
+    keep_result(outcome)
     if as_json:
-        click.echo(json.dumps({"ok": report.ok, **asdict(report)}, indent=2))
+        click.echo(json.dumps(outcome, indent=2))
     elif not report.ok:
         for problem in report.problems:
             click.echo(f"FAILED          {problem}")

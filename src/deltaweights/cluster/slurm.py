@@ -23,9 +23,9 @@ BY_HAND = "say it yourself: --part K/N"
 def part_of_slurm(text: str, environ: Mapping[str, str]) -> Part:
     """Return the part of this task of an array, of an ``srun`` of several tasks, or of both: then tasks of one id are neighbours.
 
-    ``text`` is "slurm", or "slurm:LIST" with the list that ``sbatch --array`` was given: ids count by their position in it, from the
-    smallest. Without it they must be evenly spaced, since Slurm tells a task only the first, the last, the step and how many there
-    are. Raises ``UsageError`` where Slurm did not start this process so, and for an id that is not in the list.
+    ``text`` is "slurm", or "slurm:LIST" with the list that ``sbatch --array`` was given: ids count by their position in it, from
+    the smallest. Without it they must be evenly spaced, since Slurm tells a task only the first, the last, the step and how many
+    there are. Raises ``UsageError`` where Slurm did not start this process so, and for an id that is not in the list.
     """
     spec = text.partition(":")[2] if ":" in text else None
     in_array, in_step = f"{ARRAY}ID" in environ, _is_step(environ)

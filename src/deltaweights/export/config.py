@@ -23,14 +23,19 @@ MOST = 1_000_000
 CONTEXT = 2048
 """LLaMA-1's longest input, in tokens."""
 
-HEADS = 32
-"""LlamaConfig's default; that of LLaMA 7B."""
-
 MEAN, DEVIATION = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 """Of the images that CLIP was trained on, by channel."""
 
 BICUBIC = 3
 """Pillow's number for the filter."""
+
+STEPS = ("do_center_crop", "do_convert_rgb", "do_normalize", "do_rescale", "do_resize")
+"""What CLIP's preprocessing does to an image."""
+
+FAMILY = ("llama", "llava")
+
+ACTIVATIONS = ("silu", "swish", "gelu", "quick_gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+"""Names of transformers (ACT2FN) that LLaMA and CLIP models have."""
 
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -56,15 +61,25 @@ def read_seeing(config: Table) -> Seeing:
             remedy=remedy,
         )
     layer = config.number("mm_vision_select_layer", least=-MOST)
+    if layer is not None and layer != int(layer):
+        raise config.unusable("mm_vision_select_layer", "a whole number")
     start_and_end = config.flag("mm_use_im_start_end", default=False)
     return Seeing(Seeing.layer if layer is None else int(layer), start_and_end)
 
 
-def text_config(config: Table, sizes: TextSizes, special: dict[str, int], dtype: str) -> dict[str, Json]:
+def text_config(
+    config: Table, sizes: TextSizes, special: dict[str, int], dtype: str, heads: int | None = None
+) -> dict[str, Json]:
     """Return the configuration of the language model; ``special`` are the ids under ``SPECIAL``, ``dtype`` is torch's name.
 
-    Raises ``MalformedInput`` and ``Mismatch``.
+    ``heads`` is how many a recipe knows, None where there is none that knows. Raises ``MalformedInput`` and ``Mismatch``.
     """
+    kind = config.text("model_type", forms.LINE)
+    if kind not in {None, *FAMILY}:
+        problem, remedy = "not a LLaMA: layout transformers knows no other model", "use --layout original"
+        raise Mismatch(
+            problem, where=config.where, found=f"model_type {kind}", expected=" or ".join(FAMILY), remedy=remedy
+        )
     for key, found in (
         ("hidden_size", sizes.hidden),
         ("intermediate_size", sizes.intermediate),
@@ -74,7 +89,9 @@ def text_config(config: Table, sizes: TextSizes, special: dict[str, int], dtype:
         if stated not in {None, found}:
             problem = f"config.json and the tensors disagree about {key}"
             raise Mismatch(problem, where=config.where, found=stated, expected=found, remedy="fetch config.json again")
-    heads = config.whole("num_attention_heads", MOST) or HEADS
+    if heads is None:
+        config.require("num_attention_heads")  # no tensor tells
+    heads = config.whole("num_attention_heads", MOST) or heads or 1
     width = sizes.hidden // heads
     groups = config.whole("num_key_value_heads", MOST) or heads
     if sizes.hidden % heads or sizes.key_value_rows != groups * width:
@@ -87,12 +104,11 @@ def text_config(config: Table, sizes: TextSizes, special: dict[str, int], dtype:
         )
     length = config.whole("max_position_embeddings", MOST) or config.whole("max_sequence_length", MOST) or CONTEXT
     epsilon, width_of_start = config.number("rms_norm_eps", least=0), config.number("initializer_range", least=0)
-    theta = config.number("rope_theta", least=0)
     return {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
         **special,
-        "hidden_act": config.text("hidden_act", forms.LINE) or "silu",
+        "hidden_act": config.choice("hidden_act", ACTIVATIONS, "silu"),
         "hidden_size": sizes.hidden,
         "initializer_range": 0.02 if width_of_start is None else width_of_start,
         "intermediate_size": sizes.intermediate,
@@ -103,7 +119,7 @@ def text_config(config: Table, sizes: TextSizes, special: dict[str, int], dtype:
         "num_hidden_layers": sizes.layers,
         "num_key_value_heads": groups,
         "rms_norm_eps": 1e-06 if epsilon is None else epsilon,
-        **({} if theta is None else {"rope_theta": theta}),
+        **_rotary(config),
         "tie_word_embeddings": False,
         "torch_dtype": dtype,
         "use_cache": True,
@@ -111,14 +127,28 @@ def text_config(config: Table, sizes: TextSizes, special: dict[str, int], dtype:
     }
 
 
+def _rotary(config: Table) -> dict[str, Json]:
+    """Return what is stated of rotary embeddings, in the words of transformers 4 and 5; LLaMA-1 states nothing."""
+    found: dict[str, Json] = {}
+    theta = config.number("rope_theta", least=0)
+    if theta is not None:
+        found["rope_theta"] = theta
+    for key in ("rope_scaling", "rope_parameters"):
+        if key in config and config.value(key) is not None:
+            config.table(key)
+            found[key] = config.value(key)
+    return found
+
+
 @dataclass(frozen=True)
 class Vision:
-    """A CLIP vision model: its sizes, and what its config.json says besides."""
+    """A CLIP vision model: its sizes, what its config.json says besides, and what its preprocessor_config.json does."""
 
     sizes: VisionSizes
     heads: int
     act: str
     epsilon: float
+    images: dict[str, Json]
 
     def config(self, dtype: str) -> dict[str, Json]:
         """Return its configuration; ``dtype`` is torch's name."""
@@ -142,11 +172,7 @@ class Vision:
         side = self.sizes.image
         return {
             "crop_size": {"height": side, "width": side},
-            "do_center_crop": True,
-            "do_convert_rgb": True,
-            "do_normalize": True,
-            "do_rescale": True,
-            "do_resize": True,
+            **dict.fromkeys(STEPS, True),
             "image_mean": MEAN,
             "image_processor_type": "CLIPImageProcessor",
             "image_std": DEVIATION,
@@ -154,6 +180,7 @@ class Vision:
             "resample": BICUBIC,
             "rescale_factor": 1 / 255,
             "size": {"shortest_edge": side},
+            **self.images,
         }
 
     def processor(self, image_token: str) -> dict[str, Json]:
@@ -167,8 +194,11 @@ class Vision:
         }
 
 
-def read_vision(config: Table) -> Vision:
-    """Return the vision model that a CLIP config.json describes, whole or of the vision model alone. Raises ``MalformedInput``."""
+def read_vision(config: Table, images: Table | None) -> Vision:
+    """Return the vision model that a CLIP config.json describes, whole or of the vision model alone.
+
+    ``images`` is its preprocessor_config.json, if there is one. Raises ``MalformedInput``, and ``Mismatch`` for what does not fit.
+    """
     part = config.table("vision_config") if "vision_config" in config else config
 
     def size(key: str, default: int) -> int:
@@ -183,8 +213,33 @@ def read_vision(config: Table) -> Vision:
         channels=size("num_channels", 3),
     )
     epsilon = part.number("layer_norm_eps", least=0)
-    act = part.text("hidden_act", forms.LINE) or "quick_gelu"
-    return Vision(sizes, size("num_attention_heads", 12), act, 1e-05 if epsilon is None else epsilon)
+    heads = size("num_attention_heads", 12)
+    if sizes.hidden % heads:
+        raise part.unusable("num_attention_heads", f"a divisor of hidden_size, {sizes.hidden}")
+    act = part.choice("hidden_act", ACTIVATIONS, "quick_gelu")
+    seen = _images(images, sizes.image) if images is not None else {}
+    return Vision(sizes, heads, act, 1e-05 if epsilon is None else epsilon, seen)
+
+
+def _images(table: Table, side: int) -> dict[str, Json]:
+    """Return what preprocessor_config.json says of images that differs between models; sizes must be the model's own."""
+    found: dict[str, Json] = {}
+    for key in ("image_mean", "image_std"):
+        if key in table:
+            numbers = table.value(key)
+            if not isinstance(numbers, list) or len(numbers) != 3 or any(type(x) not in {int, float} for x in numbers):
+                raise table.unusable(key, "three numbers")
+            found[key] = numbers
+    found |= {key: table.flag(key, default=True) for key in STEPS if key in table}
+    if "resample" in table:
+        found["resample"] = table.whole("resample", 5) or 0
+    for key in ("size", "crop_size"):
+        stated = table.value(key) if key in table else side
+        sides = set(stated.values()) if isinstance(stated, dict) else {stated}
+        if sides != {side}:
+            problem = f"the vision tower's {key} is not its image_size"
+            raise Mismatch(problem, where=table.where, found=stated, expected=side, remedy="fetch it again")
+    return found
 
 
 def llava_config(

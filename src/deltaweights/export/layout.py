@@ -15,15 +15,16 @@ from deltaweights.checkpoint.companions import Companions
 from deltaweights.checkpoint.documents import json_object
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
-from deltaweights.errors import Mismatch
+from deltaweights.errors import MalformedInput, Mismatch
 from deltaweights.export.config import SPECIAL, Seeing, llava_config, read_seeing, text_config
-from deltaweights.export.conversation import END, IMAGE, START, chat_template, stop_strings
+from deltaweights.export.conversation import END, IMAGE, START, chat_template, conversations, stop_strings
 from deltaweights.export.made import identity, zeros
 from deltaweights.export.names import IDENTITY, ZEROS, transformers_name
 from deltaweights.export.sizes import Shape, TextSizes
 from deltaweights.export.tokenizer import RepairedTokenizer, repair_tokenizer
 from deltaweights.export.tower import Tower
 from deltaweights.merge.operation import Fate
+from deltaweights.merge.plan import DTYPES
 from deltaweights.merge.rules import Match, Matching
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.recipes.table import Table
@@ -70,22 +71,47 @@ def lay_out(
     specs = {match.lead.name: match.lead for match in matching.matches}
     sizes = _text_sizes(specs, where)
     _refuse_misfits(specs, dict(_expected(sizes, specs, tower)), where)
-    config = Table(
-        json_object(companions.files.get("config.json", b"{}"), where / "config.json"), str(where / "config.json")
-    )
+    config = _config(companions, where)
     seeing = read_seeing(config) if tower is not None else None
     tokenizer = _tokenizer(companions, sizes, where, recipe, seeing)
     special = dict(zip(SPECIAL, (tokenizer.tokens.bos, tokenizer.tokens.eos, tokenizer.tokens.pad), strict=True))
-    text = text_config(config, sizes, special, dtype)
+    text = text_config(config, sizes, special, dtype, recipe.shapes.heads if recipe is not None else None)
     documents: dict[str, Json] = {"config.json": text, "generation_config.json": special}
     if tower is not None and seeing is not None:
         documents |= _documents(where, text, tokenizer, seeing, tower, dtype, bias=PROJECTOR[1] in specs)
     kept = {name: data for name, data in companions.files.items() if name not in REWRITTEN}
     files = kept | tokenizer.files | {name: readable_json(document) for name, document in documents.items()}
-    companions = Companions(files, companions.left_behind, tokenizer.notes)
+    said = _said(conversation_of(recipe, sees=tower is not None), recipe)
+    companions = Companions(files, companions.left_behind, (*tokenizer.notes, *said))
     if tower is None:
         return Laid(matching, {}, companions)
-    return _with_tower(matching, companions, sizes.hidden, specs, tower)
+    return _with_tower(matching, companions, sizes.hidden, DTYPES[dtype], specs, tower)
+
+
+def refuse_laid_out(matching: Matching, where: Path) -> None:
+    """Raise ``Mismatch`` when the tensors have the names of this layout already."""
+    for match in matching.matches:
+        if match.lead.name.startswith("language_model."):
+            problem = "is in the layout of current transformers already"
+            remedy = "use it as it is, or give the merge in the original layout"
+            raise Mismatch(problem, where=where, tensor=match.lead.name, remedy=remedy)
+
+
+def _config(companions: Companions, where: Path) -> Table:
+    """Return config.json, without which nobody knows how many heads there are."""
+    if "config.json" not in companions.files:
+        remedy = "put the model's config.json beside the weights, or use --layout original"
+        raise MalformedInput("is missing", where=where / "config.json", remedy=remedy)
+    where = where / "config.json"
+    return Table(json_object(companions.files["config.json"], where), str(where))
+
+
+def _said(conversation: str | None, recipe: Recipe | None) -> tuple[str, ...]:
+    """Return what people should know of the chat template."""
+    if conversation is None:
+        return ("chat template: none, since nobody says how one speaks to this model (--recipe)",)
+    assumed = "" if recipe is not None else ", which is assumed: name the model with --recipe if it is another"
+    return (f"chat template: that of {conversations()[conversation].title}{assumed}",)
 
 
 def _text_sizes(specs: Mapping[str, TensorSpec], where: Path) -> TextSizes:
@@ -100,6 +126,9 @@ def _tokenizer(
     companions: Companions, sizes: TextSizes, where: Path, recipe: Recipe | None, seeing: Seeing | None
 ) -> RepairedTokenizer:
     conversation = conversation_of(recipe, sees=seeing is not None)
+    if conversation is not None and seeing is not None and not conversations()[conversation].images:
+        problem = f"conversation {conversation} has no place for images, and this model sees"
+        raise Mismatch(problem, where=where, remedy="name another in the recipe (docs/recipes.md)")
     around = seeing is not None and seeing.start_and_end
     return repair_tokenizer(
         companions.files,
@@ -151,6 +180,14 @@ def _documents(
 ) -> dict[str, Json]:
     """Return the files of a model that sees, config.json among them."""
     vision = tower.vision
+    if not -vision.sizes.layers - 1 <= seeing.layer <= vision.sizes.layers:
+        raise Mismatch(
+            "takes the features of a layer that the vision tower has not",
+            where=where,
+            found=f"mm_vision_select_layer {seeing.layer}",
+            expected=f"one of {vision.sizes.layers} layers",
+            remedy="give the --vision-tower that belongs to it",
+        )
     ids = tokenizer.tokens.added
     for token in (IMAGE, START, END) if seeing.start_and_end else (IMAGE,):
         if token not in ids:
@@ -168,10 +205,14 @@ def _documents(
 
 
 def _with_tower(
-    matching: Matching, companions: Companions, hidden: int, specs: Mapping[str, TensorSpec], tower: Tower
+    matching: Matching,
+    companions: Companions,
+    hidden: int,
+    dtype: str,
+    specs: Mapping[str, TensorSpec],
+    tower: Tower,
 ) -> Laid:
     """Rename what is there, and add the tower and the projector's second layer, which changes nothing."""
-    dtype = specs[PROJECTOR[0]].dtype
     made = {IDENTITY: (identity(IDENTITY, dtype, hidden), Fate.IDENTITY)}
     if PROJECTOR[1] in specs:
         made[ZEROS] = zeros(ZEROS, dtype, hidden), Fate.ZEROS

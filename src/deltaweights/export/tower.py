@@ -29,7 +29,7 @@ from deltaweights.report import Report
 PREFIX = "vision_model."
 """How the names of the vision model's tensors begin in CLIP's checkpoints; the text model's, and the projections', do not."""
 
-CONFIG, MAX_CONFIG = "config.json", 1024 * 1024
+CONFIG, IMAGES, MAX_CONFIG = "config.json", "preprocessor_config.json", 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,12 @@ def open_tower(
 def _compare(checkpoint: Checkpoint, hashes: Hashes, known: KnownModel | None, report: Report, *, chosen: bool) -> None:
     """Hold the files' hashes against those of the tower that the recipe names: another one sees something else."""
     found = hashes.files[VISION_TOWER]
+    named = {other[0].title for sha256 in found.values() if (other := known_file(sha256))}
+    report.note(f"{'vision tower':15} {', '.join(named) or checkpoint.path}")
     ours = {file.sha256 for file in known.files} if known else set()
     for weights in checkpoint.files:
         sha256 = found.get(weights.file.path.name)
         if known is None or sha256 in ours:
-            other = known_file(sha256) if sha256 else None
-            report.note(f"{'vision tower':15} {other[0].title if other else checkpoint.path}")
             continue
         problem = f"not the files of {known.title}, which the recipe names"
         if not chosen and sha256 is not None:
@@ -122,8 +122,12 @@ def _vision(checkpoint: Checkpoint) -> Vision:
     if checkpoint.alone or not checkpoint.directory.has(CONFIG):
         remedy = "give the folder that holds config.json and the weights"
         raise InputOutputError("is missing beside the vision tower's weights", where=where, remedy=remedy)
-    document = json_object(checkpoint.directory.read(CONFIG, MAX_CONFIG), where)
-    return read_vision(Table(document, str(where)))
+    documents = []
+    for name in (CONFIG, IMAGES):
+        where = checkpoint.directory.path / name
+        if checkpoint.directory.has(name):
+            documents.append(Table(json_object(checkpoint.directory.read(name, MAX_CONFIG), where), str(where)))
+    return read_vision(documents[0], documents[1] if len(documents) > 1 else None)
 
 
 def _refuse_others(checkpoint: Checkpoint, tensors: dict[str, LazyTensor], expected: dict[str, Shape]) -> None:

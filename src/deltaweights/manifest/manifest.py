@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deltaweights.checkpoint.tensors import name_fault
+from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.findings import Findings, size
 from deltaweights.manifest.tally import Tally
 from deltaweights.text import Json, natural_key, readable_json, strict_json
@@ -131,6 +132,9 @@ LISTING = "listing"
 ROLES = ("base", "delta", "target", "merged", "vision_tower")
 """What inputs are called."""
 
+ADDED = ("vision_tower", "identity", "zeros")
+"""Fates of tensors that the layout of current transformers has besides those of the model."""
+
 ORIGIN = ("repo", "commit", "tensors_digest")
 """What says where an input is from, and what it was."""
 
@@ -142,7 +146,8 @@ class Manifest:
     ``plan`` and ``recipe`` are empty when the manifest names none; ``kind`` is "merge", "delta", "copy" or, where there are no
     inputs, "listing". ``unverified`` names the input files without a sha256, ``streamed`` says that an input was read from the Hub
     and kept nowhere. ``origins`` has by role what the manifest says under ``ORIGIN``; ``compute_dtype`` is empty where it names
-    none. ``folders`` are those that stand beside the files of a listing.
+    none. ``folders`` are those that stand beside the files of a listing. ``original_content_digest`` is empty in the original layout;
+    ``original_names`` are those that tensors of the model have there.
     """
 
     files: dict[str, FileRecord]
@@ -158,6 +163,8 @@ class Manifest:
     origins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     compute_dtype: str = ""
     folders: tuple[str, ...] = ()
+    original_content_digest: str = ""
+    original_names: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -198,6 +205,8 @@ def parse_manifest(data: bytes) -> Manifest:
             },
             _text(result.get("options", {}).get("compute_dtype", "")),
             tuple(map(plain_name, result.get("folders", ()))),
+            _text(result.get("original_content_digest", "")),
+            {n: _tensor_name(t.get("source", n)) for n, t in result["tensors"].items() if t.get("fate") not in ADDED},
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"manifest lacks or misuses a field: {error}") from None
@@ -207,6 +216,12 @@ def _kind(inputs: Json) -> str:
     if not any(role in inputs for role in ROLES):
         return LISTING
     return "merge" if "delta" in inputs else "delta" if "target" in inputs else "copy"
+
+
+def original_digest(manifest: Manifest, rows: Mapping[str, tuple[str, tuple[int, ...], str]]) -> str:
+    """Return the content digest that tensors, ``rows`` by name, have in the original layout."""
+    names = manifest.original_names
+    return content_digest((names[name], *row) for name, row in rows.items() if name in names)
 
 
 def _unverified(inputs: Json) -> Iterator[str]:

@@ -24,6 +24,7 @@ from deltaweights.manifest.manifest import (
     SUMS,
     FileRecord,
     Manifest,
+    original_digest,
     parse_manifest,
     sums_bytes,
 )
@@ -50,8 +51,8 @@ def verify(
 ) -> VerifyReport:
     """Check every file of ``folder`` against its manifest, and the folder against ``expect`` and ``expect_manifest``.
 
-    ``expect`` is a content digest (``dw1:...``), recomputed from the bytes of all tensors; ``expect_manifest`` is the sha256 of
-    the manifest. ``manifest`` is one that is kept elsewhere: then the folder's own is not looked at, and links to files are
+    ``expect`` is a content digest (``dw1:...``), of this layout or of the original one, recomputed from the bytes of all tensors;
+    ``expect_manifest`` is the sha256 of the manifest. ``manifest`` is one that is kept elsewhere: then the folder's own is not looked at, and links to files are
     followed. Mismatches, missing and extra files are collected in the report. Raises ``InputOutputError`` when the folder or
     ``manifest`` cannot be read, ``MalformedInput`` when ``manifest`` is none, ``UsageError`` when a pin is malformed.
     """
@@ -65,7 +66,7 @@ def verify(
     if recomputed:
         digest = content_digest((name, *row) for name, row in found.tensors.items())
         check.hold_tensors(found.tensors)
-        if digest != expect:
+        if expect not in {digest, check.original(found.tensors)}:
             check.fail(str(check.root), "content digest is not the expected one", digest, expect, about=CONTENT)
     return check.report(digest, recomputed=recomputed)
 
@@ -119,6 +120,12 @@ class _Check:
         """The names that count as files."""
         return self.entries.files if self.own else self.entries.readable
 
+    def original(self, rows: Mapping[str, tuple[str, tuple[int, ...], str]]) -> str | None:
+        """Return the content digest of the original layout, where the folder is in another one."""
+        if self.manifest is None or not self.manifest.original_content_digest:
+            return None
+        return original_digest(self.manifest, rows)
+
     @property
     def title(self) -> str:
         """What the manifest is called in messages."""
@@ -150,6 +157,9 @@ class _Check:
         stated = content_digest((name, *row) for name, row in self.manifest.tensors.items())
         if stated != self.manifest.content_digest:
             self.fail(self.title, "content_digest does not follow from the tensors that it lists")
+        original = self.manifest.original_content_digest
+        if original and original != original_digest(self.manifest, self.manifest.tensors):
+            self.fail(self.title, "original_content_digest does not follow from the tensors that it lists")
 
     def _read(self, name: str) -> bytes | None:
         if name not in self.entries.files:

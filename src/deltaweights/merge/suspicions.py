@@ -40,6 +40,9 @@ def likely_reason(base: Specs, lead: Specs, operation: Operation) -> str:
     # How the tensors are named comes first: under other names there are no layers to count.
     if any(".attention.wq." in name for name in base):
         return "the base has Meta's tensor names: give the folder with all its consolidated.*.pth files and params.json"
+    for of, specs in (("base", base), (operation.lead, lead)):
+        if any(name.startswith("language_model.model.") for name in specs):
+            return f"the {of} is in the layout of current transformers: use that model in the original layout"
     if EMBEDDING not in base and "embed_tokens.weight" in base:
         return "the base was saved without its head (LlamaModel, not LlamaForCausalLM): use the full checkpoint"
     making = operation is Operation.MAKE

@@ -18,8 +18,14 @@ PARTS = re.compile(r"layers|n_layer|experts|blocks|depth", re.IGNORECASE)
 NUMBERS, MOST = re.compile(r"(num|n)_.*", re.IGNORECASE), 1_000_000
 """Keys that count something else, such as labels, each of which gets a name; and the most that any model has."""
 
-SIZES, WIDEST = re.compile(r".*(size|edge|height|width)", re.IGNORECASE), 4096
-"""Keys of processors that say how many pixels an image has in one direction, and the most that any has: 200 MB as float32."""
+SIZES, WIDEST = re.compile(r".*(size|edge|height|width)", re.IGNORECASE), 2048
+"""Keys of processors that say how many pixels an image has in one direction, and the most that any has: 50 MB as float32."""
+
+LARGER, ALWAYS = 4, 1024
+"""How many times as wide as the vision tower's images a processor's may be, and how wide they may be in any case."""
+
+PATCH, PATCHES = "patch_size", 256
+"""How processors call the width of a patch, and how many an image has at most in one direction: each becomes a token."""
 
 
 def absurd_size(held: Held) -> tuple[str, str] | None:
@@ -30,11 +36,29 @@ def absurd_size(held: Held) -> tuple[str, str] | None:
             return CONFIG, f"{key} is {value:,}, and the folder has {counted(tensors, 'tensor')}"
         if NUMBERS.fullmatch(key) and value > MOST:
             return CONFIG, f"{key} is {value:,}, more than any model has"
+    widest = _widest(held.config)
+    sizes, patches = [1.0], []
     for name, document in held.processors.items():
         for key, value in _numbers("", document):
-            if (SIZES.fullmatch(key) or NUMBERS.fullmatch(key)) and value > WIDEST:
+            if SIZES.fullmatch(key) and value > widest:
+                return name, f"{key} is {value:,}, more than the model takes, {widest:,}"
+            if NUMBERS.fullmatch(key) and value > WIDEST:
                 return name, f"{key} is {value:,}, more than any model takes"
+            if key == PATCH:
+                patches.append((value, name))
+            elif SIZES.fullmatch(key):
+                sizes.append(value)
+    for value, name in patches:
+        if 0 < value * PATCHES < max(sizes):
+            return name, f"{PATCH} is {value:,}, of images that are {max(sizes):,} wide"
     return None
+
+
+def _widest(config: dict[str, Json]) -> int:
+    """Return how many pixels a processor's images may have in one direction, by what the vision tower takes."""
+    tower = config.get("vision_config")
+    width = tower.get("image_size") if isinstance(tower, dict) else None
+    return min(max(LARGER * width, ALWAYS), WIDEST) if isinstance(width, int) else ALWAYS
 
 
 def _numbers(key: str, document: Json) -> Iterator[tuple[str, int | float]]:

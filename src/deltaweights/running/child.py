@@ -20,28 +20,30 @@ PATIENCE = 10.0
 """Seconds that a child has to end by itself when it is told to."""
 
 
-def check_in_child(folder: Path, report: Report) -> None:
+def check_in_child(folder: Path, target: Path, report: Report) -> None:
     """Check the structure of ``folder`` as ``deltaweights check`` does, and pass on its warnings.
+
+    ``target`` is what the folder will be called, and what messages call it: it may be in staging still.
 
     Raises ``CheckFailed`` with the first problem, what the check itself raises, and ``CheckFailed`` when it ends otherwise.
     """
     code, output, errors = _run(folder.absolute())
     if code not in {0, CheckFailed.exit_code}:
-        raise _error(code, errors, folder)
+        raise _error(code, errors, folder, target)
     try:
         told = json.loads(output)
         problems, warnings = ([Problem(**row) for row in told[key]] for key in ("problems", "warnings"))
     except (ValueError, KeyError, TypeError):
-        raise CheckFailed("the check itself failed", where=folder, found="no report") from None
+        raise CheckFailed("the check itself failed", where=target, found="no report") from None
     if bool(problems) != bool(code):
         raise CheckFailed(
-            "the check itself failed", where=folder, found=f"exit code {code} and {len(problems)} problems"
+            "the check itself failed", where=target, found=f"exit code {code} and {len(problems)} problems"
         )
     for warning in warnings:
-        report.warn(f"{folder}: {warning}")
+        report.warn(f"{target}: {warning}")
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise CheckFailed(f"{problems[0]}{more}", where=folder)
+        raise CheckFailed(f"{problems[0]}{more}", where=target)
 
 
 def _run(folder: Path) -> tuple[int, str, str]:
@@ -68,11 +70,11 @@ def _run(folder: Path) -> tuple[int, str, str]:
     return child.returncode, output, errors
 
 
-def _error(code: int, errors: str, folder: Path) -> DeltaweightsError:
+def _error(code: int, errors: str, folder: Path, target: Path) -> DeltaweightsError:
     """Return what the child's exit code stands for, with its last words."""
     said = [line for line in errors.splitlines() if line.strip()]
     last = said[-1] if said else f"exit code {code}" if code > 0 else f"signal {-code}"
     for kind in DeltaweightsError.__subclasses__():
         if kind.exit_code == code != 1:
-            return kind(last.removeprefix("deltaweights: error: "))
-    return CheckFailed("the check itself failed", where=folder, found=last)
+            return kind(last.removeprefix("deltaweights: error: ").replace(str(folder.absolute()), str(target)))
+    return CheckFailed("the check itself failed", where=target, found=last)

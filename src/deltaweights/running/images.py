@@ -17,7 +17,8 @@ CLIP = "clip_vision_model"
 
 
 def check_images(processor: Any, config: Any, found: Findings) -> None:
-    """Check the image token's id, and how many of them stand for one image."""
+    """Check which layer features come from, the image token's id, and how many of them stand for one image."""
+    _check_layer(config, found)
     token = getattr(processor, "image_token", None)
     if not isinstance(token, str):
         found.problem(DOCUMENT, "names no image_token")
@@ -39,6 +40,18 @@ def check_images(processor: Any, config: Any, found: Findings) -> None:
             CONFIG, "image_token_index is not the processor's", found=configured, expected=f"{known} ({token})"
         )
     _check_count(processor, config, token, known, found)
+
+
+def _check_layer(config: Any, found: Findings) -> None:
+    """Check that the vision tower has the layers whose features are taken; 0 is what enters the first one."""
+    layer = getattr(config, "vision_feature_layer", None)
+    layers = getattr(config.vision_config, "num_hidden_layers", None)
+    if layer is None or not isinstance(layers, int):
+        return
+    several = layer if isinstance(layer, (list, tuple)) and layer else [layer]
+    if any(type(number) is not int or not -layers - 1 <= number <= layers for number in several):
+        due = f"{-layers - 1} to {layers}, as many as the vision tower has"
+        found.problem(CONFIG, "vision_feature_layer is no layer", found=layer, expected=due)
 
 
 def _check_count(processor: Any, config: Any, token: str, number: int, found: Findings) -> None:

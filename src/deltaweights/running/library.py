@@ -9,6 +9,8 @@ Every class is one of the package's own: ``trust_remote_code`` is False wherever
 
 from __future__ import annotations
 
+import os
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -25,6 +27,9 @@ LONGEST_REASON = 300
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 """What every ``from_pretrained`` is given."""
 
+PANIC = "PanicException"
+"""What code in Rust raises where it gives up, tokenizers' on a damaged file say; no ``Exception``, and of no module to import."""
+
 ATTENTION = "eager"
 """How attention is computed where nothing is: every model has it, and a configuration could name one that is fetched."""
 
@@ -39,11 +44,49 @@ class Refusal(Exception):
 def refusals() -> Iterator[None]:
     """Turn whatever the library raises into ``Refusal``; what this program raises on purpose passes."""
     try:
-        yield
+        with _MUTE:
+            yield
     except (DeltaweightsError, Refusal):
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise  # a signal's, or the interpreter's end
         raise Refusal(reason(error)) from error
+
+
+class _Mute:
+    """Keeps what code that is not Python's writes to stderr, such as the traceback of a panic, away from it.
+
+    It is the process's stderr: the first of several threads turns it off, the last one on again.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._kept = threading.Lock(), 0, -1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users > 1:
+                return
+            try:
+                self._kept = os.dup(2)
+            except OSError:  # there is no stderr
+                self._kept = -1
+                return
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0 and self._kept >= 0:
+                os.dup2(self._kept, 2)
+                os.close(self._kept)
+                self._kept = -1
+
+
+_MUTE = _Mute()
 
 
 def reason(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput, UsageError
 from deltaweights.running.library import Refusal, refusals
+from deltaweights.running.rendering import render, template_of
 
 QUESTION, GREETING = "What is shown in this image?", "Hello"
 """What is asked when nothing is: with images, and without."""
@@ -82,7 +83,7 @@ def make_prompt(
     """
     tokenizer = tool.tokenizer if sees else tool
     text = question
-    template = getattr(tool, "chat_template", None)
+    template = template_of(tool)
     if conversation is not None and FORM not in str(template):
         raise UsageError("the model has no forms of conversation to choose from", where=where, found=conversation)
     if template:
@@ -90,8 +91,7 @@ def make_prompt(
         turns = [{"role": "user", "content": parts if sees else question}]
         options = {} if conversation is None else {FORM: conversation}
         try:
-            with refusals():
-                text = tool.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **options)
+            text = render(tool, turns, options)
         except Refusal as refusal:
             if conversation is None:
                 raise

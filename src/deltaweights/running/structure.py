@@ -34,6 +34,7 @@ from deltaweights.running.library import (
     refusals,
     usual_class,
 )
+from deltaweights.running.template import check_template
 from deltaweights.running.tensors import check_tensors
 
 TRANSFORMERS, ORIGINAL = "transformers", "the original LLaVA code"
@@ -77,7 +78,7 @@ class StructureReport:
 
 
 def check_structure(folder: str | os.PathLike[str]) -> StructureReport:
-    """Check that a library will load ``folder``: names, shapes, ties, tokenizer, special ids, image tokens; no weights are read.
+    """Check that a library will load ``folder``: names, shapes, ties, tokenizer, special ids, images, template; no weights read.
 
     Problems are collected in the report. Raises ``InputOutputError`` when the folder or its config.json is not there or cannot be
     read, ``MalformedInput`` when a header or a document breaks its format.
@@ -156,7 +157,7 @@ def _original_config(held: Held) -> Any:
 
 def _check_texts(held: Held, config: Any, model: Any, found: Findings) -> int | None:
     """Check tokenizer, special ids and, for a model of images, its processor; return the length of the tokenizer."""
-    length, ids, tokens = None, {}, {}
+    tokenizer, length, ids, tokens = None, None, {}, {}
     try:
         tokenizer = _tokenizer(held)
         with refusals():
@@ -171,11 +172,18 @@ def _check_texts(held: Held, config: Any, model: Any, found: Findings) -> int | 
     if length is not None:
         check_length(TOKENIZER, length, rows, found)
     check_ids(_stated(held, config), ids, tokens, rows, found)
-    if length is not None and getattr(config, "vision_config", None) is not None:
-        try:
-            check_images(load_processor(held.path), config, found)
-        except Refusal as refusal:
-            found.problem(DOCUMENT, "transformers loads no processor", found=refusal)
+    if length is None:
+        return None
+    if getattr(config, "vision_config", None) is None:
+        check_template(tokenizer, held.names, found, sees=False)
+        return length
+    try:
+        processor = load_processor(held.path)
+    except Refusal as refusal:
+        found.problem(DOCUMENT, "transformers loads no processor", found=refusal)
+        return length
+    check_images(processor, config, found)
+    check_template(processor, held.names, found, sees=True)
     return length
 
 

@@ -1,0 +1,109 @@
+"""A chat template's text, made in a process of its own: a template is a program, and one may run for ever.
+
+Enters: the library's processor or tokenizer, and a conversation. Leaves: the text. Never: a template run in the process that asks,
+more than ``SECONDS`` of work or ``MEMORY`` for it, or a process that is left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import deltaweights.errors
+from deltaweights.errors import InputOutputError
+from deltaweights.running.library import Refusal, reason
+from deltaweights.text import Json
+
+SECONDS = 5
+"""Seconds of the processor that rendering may take; known templates take thousandths."""
+
+MEMORY = 1024**3
+"""Bytes that the process may allocate."""
+
+LONGEST_TEXT = 1_000_000
+"""Characters of the text; a model takes some thousand tokens."""
+
+
+def template_of(tool: Any) -> str | None:
+    """Return the template that ``tool``, the library's processor or tokenizer, uses; None when it has none."""
+    template = getattr(tool, "chat_template", None)
+    template = template.get("default") if isinstance(template, dict) else template
+    return template if isinstance(template, str) and template else None
+
+
+def render(tool: Any, turns: Sequence[Json], options: Mapping[str, str] | None = None) -> str:
+    """Return the text with which ``tool`` asks for the answer to ``turns``; its template also gets ``options``.
+
+    Raises ``Refusal`` when the template fails or takes too much, ``InputOutputError`` when no process can be started.
+    """
+    tokenizer = getattr(tool, "tokenizer", tool)
+    variables = {**tokenizer.special_tokens_map, **(options or {})}
+    asked = json.dumps({"template": template_of(tool), "turns": turns, "variables": variables}, default=str)
+    # From the folder of the package, as the check in a child; numpy's threads would each take memory.
+    command = [sys.executable, "-m", "deltaweights.running.rendering"]
+    home = Path(deltaweights.errors.__file__).parents[1]
+    alone = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(command, cwd=home, env=alone, input=asked, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise InputOutputError.from_os(error, sys.executable, "start the rendering of the template") from error
+    if done.returncode == -signal.SIGXCPU:
+        raise Refusal(f"the template runs for more than {SECONDS} seconds")
+    try:
+        told = json.loads(done.stdout)
+        text, refusal = told["text"], told["refusal"]
+    except (ValueError, KeyError, TypeError):
+        raise Refusal(f"rendering the template ended with exit code {done.returncode}") from None
+    if refusal is not None:
+        raise Refusal(refusal)
+    return str(text)
+
+
+def main() -> None:
+    """Render what stdin asks for, under limits, and write the text, or why there is none, to stdout."""
+    from transformers.utils import chat_template_utils  # noqa: PLC0415  (a second, without torch)
+
+    asked = json.load(sys.stdin)
+    text: str | None = None
+    refusal: str | None = None
+    try:
+        _limit()
+        made = _render(chat_template_utils, asked["template"], asked["turns"], asked["variables"])
+        if len(made) > LONGEST_TEXT:
+            refusal = f"the template makes {len(made):,} characters of one question"
+        else:
+            text = made
+    except Exception as error:  # noqa: BLE001  (a template raises what it likes)
+        refusal = reason(error)
+    json.dump({"text": text, "refusal": refusal}, sys.stdout)
+
+
+def _limit() -> None:
+    import resource  # noqa: PLC0415  (the parent sets no limits)
+
+    seconds = math.ceil(time.process_time()) + SECONDS
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for kind, most in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_DATA, MEMORY)):
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def _render(library: Any, template: str, turns: list[Any], variables: dict[str, Any]) -> str:
+    """Return what the library itself makes of a template, whose sandbox and functions are its own."""
+    variables["add_generation_prompt"] = True
+    if hasattr(library, "render_jinja_template"):
+        return str(library.render_jinja_template([turns], chat_template=template, **variables)[0][0])
+    compiled = library._compile_jinja_template(template)  # before transformers 4.53
+    return str(compiled.render(messages=turns, tools=None, documents=None, **variables))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The chat template: whether it says where an image stands.
+
+Enters: the library's processor, or a tokenizer alone. Leaves: findings. Never: a template run in this process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deltaweights.export.conversation import END, START
+from deltaweights.running.findings import Findings
+from deltaweights.running.library import Refusal
+from deltaweights.running.prompts import QUESTION
+from deltaweights.running.rendering import render, template_of
+from deltaweights.text import Json
+
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+"""Files that hold a template, in the order in which they count."""
+
+
+def check_template(tool: Any, names: frozenset[str], found: Findings, *, sees: bool) -> None:
+    """Render one question, with one image for a model that ``sees``; ``names`` are the folder's files.
+
+    The text must have the question, and one image token; the tokens before and after images are to be equal in number.
+    """
+    file = next((name for name in TEMPLATES if name in names), TEMPLATES[0])
+    if template_of(tool) is None:
+        if sees:
+            found.warn(file, "has no chat template, which says where images stand")
+        return
+    parts: list[Json] = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    try:
+        text = render(tool, [{"role": "user", "content": parts if sees else QUESTION}])
+    except Refusal as refusal:
+        found.doubt(file, "makes no prompt of a question", found=refusal)
+        return
+    if QUESTION not in text:
+        found.doubt(file, "leaves out the question", found=text)
+    token = getattr(tool, "image_token", None)
+    if not sees or not isinstance(token, str):
+        return
+    if text.count(token) != 1:
+        found.doubt(
+            file, "does not write one image token for one image", found=text.count(token), expected=f"1 {token}"
+        )
+    if text.count(START) != text.count(END):
+        starts, ends = text.count(START), text.count(END)
+        found.doubt(file, f"does not write as many {START} as {END}", found=f"{starts} and {ends}")
