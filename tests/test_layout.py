@@ -520,7 +520,7 @@ def test_what_config_states_goes_along(published: Published, tmp_path: Path) -> 
 def test_a_projector_in_float64_gets_its_second_layer(published: Published, tmp_path: Path) -> None:
     """What is made is of the stored dtype, whatever the projector was stored in."""
     pair = copied(published, tmp_path)
-    delta = {}
+    delta: Tensors = {}
     for path in sorted(pair.delta.glob("*.bin")):
         delta |= torch.load(path, weights_only=True)
         path.unlink()

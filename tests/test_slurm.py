@@ -22,7 +22,7 @@ from tests.hub_client import Machine
 from tests.hub_server import HubServer
 from tests.pairs import base_tensors, delta_tensors, save
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slow
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "slurm"
 SUBMIT, TEST_CLUSTER = str(SCRIPTS / "submit"), str(SCRIPTS / "test-cluster")

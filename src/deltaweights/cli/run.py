@@ -1,7 +1,6 @@
 """Running a command: signals, exceptions and exit codes, in one place.
 
-Enters: a click command. Leaves: its exit code, and a line or an event on stderr when it is not 0. Never: a traceback, unless it is a
-bug.
+Enters: a click command. Leaves: its exit code, and a line (or event) on stderr when it is not 0. Never: a traceback, but for a bug.
 """
 
 from __future__ import annotations

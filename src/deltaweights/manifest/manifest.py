@@ -144,10 +144,10 @@ class Manifest:
     """What is read back from a manifest; ``tensors`` holds (dtype, shape, digest), ``places`` each tensor's file.
 
     ``plan`` and ``recipe`` are empty when the manifest names none; ``kind`` is "merge", "delta", "copy" or, where there are no
-    inputs, "listing". ``unverified`` names the input files without a sha256, ``streamed`` says that an input was read from the Hub
-    and kept nowhere. ``origins`` has by role what the manifest says under ``ORIGIN``; ``compute_dtype`` is empty where it names
-    none. ``folders`` are those that stand beside the files of a listing. ``original_content_digest`` is empty in the original layout;
-    ``original_names`` are those that tensors of the model have there.
+    inputs, "listing". ``unverified`` names the input files without a sha256, ``streamed`` says that an input was read from the
+    Hub and kept nowhere. ``origins`` has by role what the manifest says under ``ORIGIN``; ``compute_dtype`` is empty where it
+    names none. ``folders`` are those that stand beside the files of a listing. ``original_content_digest`` is empty in the
+    original layout; ``original_names`` are those that tensors of the model have there.
     """
 
     files: dict[str, FileRecord]

@@ -51,10 +51,11 @@ def verify(
 ) -> VerifyReport:
     """Check every file of ``folder`` against its manifest, and the folder against ``expect`` and ``expect_manifest``.
 
-    ``expect`` is a content digest (``dw1:...``), of this layout or of the original one, recomputed from the bytes of all tensors;
-    ``expect_manifest`` is the sha256 of the manifest. ``manifest`` is one that is kept elsewhere: then the folder's own is not looked at, and links to files are
-    followed. Mismatches, missing and extra files are collected in the report. Raises ``InputOutputError`` when the folder or
-    ``manifest`` cannot be read, ``MalformedInput`` when ``manifest`` is none, ``UsageError`` when a pin is malformed.
+    ``expect`` is a content digest (``dw1:...``), of this layout or of the original one, recomputed from the bytes of all
+    tensors; ``expect_manifest`` is the sha256 of the manifest. ``manifest`` is one that is kept elsewhere: then the folder's own
+    is not looked at, and links to files are followed. Mismatches, missing and extra files are collected in the report. Raises
+    ``InputOutputError`` when the folder or ``manifest`` cannot be read, ``MalformedInput`` when ``manifest`` is none,
+    ``UsageError`` when a pin is malformed.
     """
     _check_pins(expect, expect_manifest)
     check = _Check(Path(folder), None if manifest is None else Path(manifest))

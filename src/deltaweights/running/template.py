@@ -37,8 +37,8 @@ def check_template(tool: Any, names: frozenset[str], found: Findings, *, sees: b
     if QUESTION not in text:
         found.doubt(file, "leaves out the question", found=text)
     token = getattr(tool, "image_token", None)
-    if not sees or not isinstance(token, str):
-        return
+    if not sees or not isinstance(token, str) or token not in tool.tokenizer.get_vocab():
+        return  # what is wrong with the token itself has been found
     if text.count(token) != 1:
         found.doubt(
             file, "does not write one image token for one image", found=text.count(token), expected=f"1 {token}"
