@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,24 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 # A shell lets what it runs in the background ignore Ctrl-C, and children inherit it: the tests interrupt theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+ROWS = 77
+"""Of the table in docs/bad-inputs.md."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many rows of the table of bad inputs were covered, when tests of it ran."""
+    rows: dict[str, set[int]] = {}
+    for outcome in ("passed", "failed", "skipped"):
+        reports = terminalreporter.stats.get(outcome, [])
+        found = (re.findall(r"row(\d+)", report.nodeid) for report in reports if "trust" in report.keywords)
+        rows[outcome] = {int(row) for numbers in found for row in numbers}
+    if any(rows.values()):
+        covered = rows["passed"] - rows["failed"]
+        missing = sorted(set(range(1, ROWS + 1)) - covered)
+        names = f"; not covered here: {', '.join(map(str, missing))}" if missing else ""
+        terminalreporter.write_line(f"table of bad inputs: {len(covered)} of {ROWS} rows covered{names}")
 
 
 @pytest.fixture(scope="session")

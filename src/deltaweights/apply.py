@@ -55,6 +55,7 @@ def apply_delta(
     allow_unproved_base: bool = False,
     require_verified: bool = False,
     check: bool = False,
+    read_back: bool = False,
     hub: HubOptions | None = None,
     report: Report | None = None,
 ) -> ApplyResult:
@@ -67,12 +68,13 @@ def apply_delta(
     ``compute_dtype`` (float16, bfloat16 or float32; the recipe's, or float16), added once, and stored as ``dtype`` (the compute
     dtype unless given) in shards of at most ``max_shard_size`` (bytes, or text such as ``"5GB"``). ``layout`` is "original", or
     "transformers" for a model that current transformers loads: a LLaVA then holds its ``vision_tower``, too (a path or an id of
-    CLIP, None for the recipe's). ``weights`` is "safetensors", or "bin" for torch files. ``device`` is ``cpu``,
-    ``cuda[:N]`` or ``auto``; the bits are the same. With ``strict``, NaN, infinite or uniform weights are an error; with
-    ``hash_inputs`` the manifest has the sha256 of every input file. With ``prove`` the sums prove the base (docs/design.md, "The
-    round trip"); where a recipe states how the delta was computed, a base that is refuted is an error, unless
-    ``allow_unproved_base``. With ``require_verified``, the sha256 of inputs must be compared or made. With ``check``, nothing is
-    published that a library would not load. A killed run is finished by the same call.
+    CLIP, None for the recipe's). ``weights`` is "safetensors", or "bin" for torch files. ``device`` is ``cpu``, ``cuda[:N]`` or
+    ``auto``; the bits are the same. With ``strict``, NaN, infinite or uniform weights are an error; with ``hash_inputs`` the
+    manifest has the sha256 of every input file. With ``prove`` the sums prove the base (docs/design.md, "The round trip"); where
+    a recipe states how the delta was computed, a base that is refuted is an error, unless ``allow_unproved_base``. With
+    ``require_verified``, the sha256 of inputs must be compared or made. With ``check``, nothing is published that a library
+    would not load; with ``read_back``, the finished shards are read from the disk and hashed once more. A killed run is finished
+    by the same call.
 
     Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, ``TargetBusy``, and ``CheckFailed`` (``strict``,
     ``check``, ``require_verified``); the target is then as it was before, and finished shards wait in staging for the next call.
@@ -80,6 +82,7 @@ def apply_delta(
     began = time.monotonic()
     report = Report() if report is None else report
     settings = Settings(device, workers_of(workers), overwrite, strict, allow_unproved_base, require_verified, check)
+    settings = replace(settings, read_back=read_back)
     wanted = Wanted(compute_dtype, dtype, max_shard_size, layout, weights, vision_tower)
     which = (recipe, recipe_file)
     opener = _opener(

@@ -49,7 +49,7 @@ def finish_parts(
     began = time.monotonic()
     report = Report() if report is None else report
     place = locate(target)
-    settings = Settings("cpu", None, overwrite, strict, allow_unproved_base, check=check)
+    settings = Settings("cpu", None, overwrite, strict, allow_unproved_base, check=check, read_back=read_back)
     if not stands(place) and not place.journal.exists() and not place.replaced.exists():
         _refuse_nothing(place)
         return None
@@ -63,7 +63,7 @@ def finish_parts(
         ending = load(place)
         refuse_content(place, overwrite=overwrite)
         staging = StagingFolder(place)
-        fragments = staging.finished(ending.plan, ending.plan.shards, read=read_back)
+        fragments = staging.finished(ending.plan, ending.plan.shards, read=False)
         _refuse_missing(ending.plan, set(fragments), place)
         for leftover in (place.workrooms, *(e for e in place.shards.iterdir() if e.name not in fragments)):
             remove(leftover)

@@ -40,6 +40,7 @@ from deltaweights.running.child import check_in_child
 from deltaweights.staging.folder import StagingFolder
 from deltaweights.staging.place import Place, refuse_content
 from deltaweights.staging.publish import forget, publish, recover
+from deltaweights.staging.read_back import read_back
 from deltaweights.streaming import stream_shards
 from deltaweights.work import workers_of
 
@@ -81,6 +82,7 @@ class Settings:
     allow_unproved_base: bool = False
     require_verified: bool = False
     check: bool = False
+    read_back: bool = False
 
     @property
     def resources(self) -> Resources:
@@ -239,6 +241,10 @@ def conclude(
     findings = findings_of(records, allowed=settings.allow_unproved_base and ending.stated)
     _judge(plan, findings, settings, report, stated=ending.stated)
     published_sum = check_sum(records.values(), ending.recipe, report)
+    if settings.read_back:
+        began = time.monotonic()
+        read_back(place, fragments, workers_of(settings.workers), report)
+        seconds["read back"] = time.monotonic() - began
     began = time.monotonic()
     digest, manifest_sha256 = write_documents(ending, place.shards, fragments, findings)
     if settings.check:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import click
 
 from deltaweights.cli.log_report import log_format_option, report_for
-from deltaweights.cli.options import check_option, json_option, quiet_option
+from deltaweights.cli.options import check_option, json_option, quiet_option, read_back_option
 from deltaweights.cli.outcome import print_finished
 
 
@@ -17,7 +17,7 @@ from deltaweights.cli.outcome import print_finished
 @click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands there.")
 @click.option("--strict", is_flag=True, help="Fail (6) when the result has NaN, infinite or uniform weights.")
 @click.option("--allow-unproved-base", is_flag=True, help="Publish also when the proof fails; it is recorded.")
-@click.option("--read-back", is_flag=True, help="Read and hash the finished shards once more.")
+@read_back_option
 @check_option
 @json_option
 @quiet_option

@@ -95,7 +95,7 @@ def _together(
     from deltaweights.finish import finish_parts  # noqa: PLC0415
 
     del dry_run
-    at_the_end = {key: options.pop(key) for key in ("strict", "check")}
+    at_the_end = {key: options.pop(key) for key in ("strict", "check", "read_back")}
     by_default = click.get_current_context().get_parameter_source("device") is ParameterSource.DEFAULT
     with rank("auto" if by_default else device) as here:
         report = report_for(name, quiet=quiet or not here.is_main)
@@ -112,8 +112,10 @@ def _part(
 ) -> None:
     """Do one part of a merge, and print what it did."""
     del dry_run
-    if options.pop("strict") or options.pop("check"):
-        raise UsageError("--strict and --check look at the whole result", remedy="give them to deltaweights finish")
+    of_the_whole = [options.pop(key) for key in ("strict", "check", "read_back")]
+    if any(of_the_whole):
+        problem = "--strict, --check and --read-back look at the whole result"
+        raise UsageError(problem, remedy="give them to deltaweights finish")
     report = report_for(name, quiet=quiet)
     done = do(part=part_of(part), report=report, **options)
     lines = [

@@ -85,6 +85,10 @@ check_option = click.option(
 )
 
 
+read_back_option = click.option(
+    "--read-back", is_flag=True, help="Read the finished shards from the disk and hash them once more."
+)
+
 part_option = click.option(
     "--part",
     metavar="K/N",
@@ -200,6 +204,7 @@ apply_options = _all(
         help="Prove from the sums that the base is the right one.",
     ),
     click.option("--allow-unproved-base", is_flag=True, help="Publish also when the proof fails; it is recorded."),
+    read_back_option,
     arithmetic_options,
     output_options,
 )

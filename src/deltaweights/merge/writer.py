@@ -88,9 +88,12 @@ class ShardWriter:
         done = 0
         while done < len(data):  # a short write is no error: the rest may fit, or tell why not
             try:
-                done += os.pwrite(self._fd, data[done:], offset + done)
+                written = os.pwrite(self._fd, data[done:], offset + done)
             except OSError as error:
                 raise InputOutputError.from_os(error, self._path, f"write at byte {offset + done}", KEPT) from error
+            if written <= 0:  # never of a sound disk; asking again could go on for ever
+                raise InputOutputError(f"the disk took nothing at byte {offset + done}", where=self._path, remedy=KEPT)
+            done += written
 
     def append(self, data: bytes) -> None:
         """Write ``data`` where what was digested ends, and digest it. Raises ``InputOutputError`` when the disk refuses."""

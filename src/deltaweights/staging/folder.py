@@ -166,6 +166,10 @@ class StagingFolder:
     def _fragment_path(self, shard: str) -> Path:
         return self._place.fragments / f"{shard}.json"
 
+    def forget(self, shard: str) -> None:
+        """Have a shard made again: its record is gone."""
+        remove(self._fragment_path(shard))
+
     def discard(self) -> None:
         """Remove what was made, since it is worth nothing."""
         for path in (self._place.plan, self._place.shards, self._place.fragments):

@@ -1,0 +1,138 @@
+"""What is due for every row of the table of bad inputs, asserted in one place.
+
+Enters: a case, which makes something bad and names a command. Leaves: an assertion that fails, or nothing. Never: our own code in
+this process: each case runs as a process of its own, as users run it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.pairs import make_pair
+
+SECONDS = 5.0
+"""Of processor time: what the machine's other work cannot lengthen."""
+
+MEBIBYTES = 200
+"""Above the peak of a run in which all is well."""
+
+DRIVER = """
+import sys
+from pathlib import Path
+note = Path(sys.argv.pop())
+from deltaweights.cli import main
+try:
+    main()
+finally:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    note.write_text(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+"""
+"""Runs the command, and notes its own peak: what the parent is told would contain the parent's at the time of the fork."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process ended: ``peak`` is its resident memory in MiB, ``seconds`` its processor time."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+    peak: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """One bad input.
+
+    ``make(folder)`` puts it into a folder of its own and returns the arguments of the command, of which ``TARGET`` stands for the
+    target. ``says`` must all be in the last line of stderr.
+    """
+
+    make: Callable[[Path], Sequence[str | Path]]
+    exit_code: int
+    says: tuple[str, ...]
+
+
+TARGET = "{target}"
+
+
+def case(make: Callable[[Path], Sequence[str | Path]], exit_code: int, *says: str) -> Case:
+    """Return a case: what is made, the exit code, and what the message says."""
+    return Case(make, exit_code, says)
+
+
+def run_command(arguments: Sequence[str | Path], folder: Path) -> Outcome:
+    """Run ``deltaweights ARGUMENTS`` in a process of its own, and measure it."""
+    note = folder.parent / f"{folder.name}.peak"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, *map(str, arguments), str(note)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Outcome(done.returncode, done.stdout, done.stderr, seconds, int(note.read_text()) / 1024)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file under ``folder``, by its path; links and folders are named, too."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        is_file = path.is_file() and not path.is_symlink()
+        found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest() if is_file else "other"
+    return found
+
+
+def hold(subject: Case, folder: Path, normal: float) -> None:
+    """Assert all that is due: with a target that is not there, and with one to be replaced, which must stay as it is.
+
+    ``normal`` is the peak in MiB of a run in which all is well.
+    """
+    standing = folder / "standing"
+    for place, more in ((folder / "absent", []), (standing, ["--overwrite"])):
+        inputs = folder / f"inputs-{place.name}"
+        inputs.mkdir(parents=True)
+        arguments = list(subject.make(inputs))
+        writes = TARGET in arguments
+        if place == standing:
+            if not writes:
+                break
+            _stand(standing)
+        before = contents(place)
+        filled = [place if argument == TARGET else argument for argument in arguments]
+        outcome = run_command([*filled, *(more if writes else [])], inputs)
+        assert outcome.code == subject.exit_code, outcome.err
+        assert_one_line(outcome, subject.says)
+        assert contents(place) == before, "the target was touched"
+        assert place.exists() == bool(before), "something stands under the final name"
+        assert outcome.seconds < SECONDS
+        assert outcome.peak < normal + MEBIBYTES
+
+
+def assert_one_line(outcome: Outcome, says: Sequence[str]) -> None:
+    """Assert that the error is the last line of stderr, printable, no traceback, and says all of ``says``."""
+    lines = outcome.err.rstrip("\n").split("\n")
+    errors = [line for line in lines if line.startswith("deltaweights: error: ")]
+    assert errors == lines[-1:], outcome.err
+    assert "Traceback" not in outcome.err
+    assert all(line.isprintable() for line in lines), outcome.err
+    for part in says:
+        assert part in lines[-1]
+
+
+def _stand(target: Path) -> None:
+    """Make a checkpoint that ``--overwrite`` could replace."""
+    base, _ = make_pair(target.parent / "of-target", "safetensors", 1)
+    base.rename(target)
