@@ -27,6 +27,7 @@ ORDER = (
     "download",
     "round_trip",
     "comparison",
+    "signing",
     "job",
     "streaming",
     "running",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from deltaweights.round_trip import BaseReport, check_base
     from deltaweights.running.answer import Answer, answer
     from deltaweights.running.structure import StructureReport, check_structure
+    from deltaweights.signing.folder import SignResult, read_signature, sign_folder
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ __all__ = [
     "MalformedInput",
     "Mismatch",
     "PartResult",
+    "SignResult",
     "StructureReport",
     "TargetBusy",
     "UsageError",
@@ -69,6 +71,8 @@ __all__ = [
     "inspect_checkpoint",
     "list_checkpoint",
     "make_delta",
+    "read_signature",
+    "sign_folder",
     "verify",
 ]
 
@@ -96,6 +100,9 @@ _HOMES = {
     "make_delta": "deltaweights.make",
     "Listing": "deltaweights.manifest.listing",
     "list_checkpoint": "deltaweights.manifest.listing",
+    "SignResult": "deltaweights.signing.folder",
+    "read_signature": "deltaweights.signing.folder",
+    "sign_folder": "deltaweights.signing.folder",
     "VerifyReport": "deltaweights.manifest.problems",
     "verify": "deltaweights.manifest.verify",
 }

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from deltaweights.checkpoint.files import read_small
 from deltaweights.codec import decode, encode
 from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.manifest.folder_check import MAX_MANIFEST
 from deltaweights.manifest.manifest import MOST_OBJECTS, plain_name
-from deltaweights.manifest.verify import MAX_MANIFEST
 from deltaweights.merge.frame import frame_of
 from deltaweights.merge.plan import Plan, PlannedTensor, Shard
 from deltaweights.prepare import Prepared

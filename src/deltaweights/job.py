@@ -19,13 +19,14 @@ from deltaweights.health import SumFound, check_sum, judge_base, report_numbers
 from deltaweights.hub.files import AGAIN, Refetched
 from deltaweights.hub.transfer import Damaged
 from deltaweights.manifest.findings import Findings
+from deltaweights.manifest.folder_check import MAX_MANIFEST
 from deltaweights.manifest.manifest import (
     MANIFEST,
     Fragment,
     Manifest,
     parse_manifest,
 )
-from deltaweights.manifest.verify import MAX_MANIFEST, verify
+from deltaweights.manifest.verify import verify
 from deltaweights.merge.device import check_device
 from deltaweights.merge.operation import VISION_TOWER
 from deltaweights.merge.plan import Plan, fates

@@ -18,6 +18,7 @@ COMMANDS = {
     "download": "Fetch base and delta, or a model of the Hub, and check them.",
     "verify": "Check a checkpoint against its manifest or a pinned digest.",
     "manifest": "Make a manifest of any checkpoint, to be kept elsewhere.",
+    "sign": "Sign a result, so that others can tell that it is yours.",
     "export": "Write a merged model in the layout of current transformers.",
     "check": "Check that a library will load a checkpoint, from its headers.",
     "try": "Load a checkpoint with transformers and print its answer to one question.",

@@ -14,9 +14,9 @@ from deltaweights.checkpoint.files import read_small
 from deltaweights.cli.options import json_option, quiet_option
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.errors import DeltaweightsError, TargetBusy
+from deltaweights.manifest.folder_check import MAX_MANIFEST
 from deltaweights.manifest.listing import Listing, list_checkpoint
 from deltaweights.manifest.manifest import LISTING, parse_manifest
-from deltaweights.manifest.verify import MAX_MANIFEST
 from deltaweights.sizes import human_bytes
 from deltaweights.staging.disk import replace_file
 from deltaweights.text import counted, printable

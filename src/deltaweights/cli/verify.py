@@ -16,6 +16,7 @@ from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, U
 from deltaweights.manifest.entries import names_in
 from deltaweights.manifest.junit import junit_bytes, junit_of_error
 from deltaweights.manifest.problems import VerifyReport
+from deltaweights.manifest.signed import Signed
 from deltaweights.manifest.verify import verify
 from deltaweights.sizes import human_bytes
 from deltaweights.staging.disk import replace_file
@@ -29,6 +30,8 @@ from deltaweights.text import counted, printable
 )
 @click.option("--expect-manifest", metavar="SHA256", help="The sha256 of the manifest to expect.")
 @click.option("--manifest", metavar="FILE", help="A manifest that is kept elsewhere [default: DIR/manifest.json].")
+@click.option("--public-key", metavar="FILE", help="The key whose signature must be right, and vouch for every file.")
+@click.option("--signature", metavar="FILE", help="The signature [default: DIR/model.sig].")
 @click.option("--junit", metavar="FILE", help="Write the result there, too, as JUnit's XML, for reports of CI.")
 @click.option("--workers", type=click.IntRange(min=1), help="Files read at once [default: one per processor, 2 to 8].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -40,6 +43,8 @@ def command(
     expect: str | None,
     expect_manifest: str | None,
     manifest: str | None,
+    public_key: str | None,
+    signature: str | None,
     junit: str | None,
     workers: int | None,
     as_json: bool,
@@ -52,17 +57,24 @@ def command(
     """
     results = None if junit is None else Path(junit)
     _refuse_place(folder, results)
+    if public_key is None and signature is not None:
+        raise UsageError("--signature says nothing without a key", remedy="give --public-key, too")
+    if public_key is not None and manifest is not None:
+        remedy = "leave --manifest or --public-key out"
+        raise UsageError("a signature vouches for the folder with its own manifest", remedy=remedy)
     terminal = report_for("deltaweights", quiet=quiet)
     try:
+        signed = None if public_key is None else _signed(folder, public_key, signature)
         report = verify(
             folder,
             expect=expect,
             expect_manifest=expect_manifest,
             manifest=manifest,
+            signed=signed,
             workers=workers,
             report=terminal,
         )
-    except (InputOutputError, MalformedInput) as error:
+    except (InputOutputError, MalformedInput, CheckFailed) as error:
         if results is not None:
             replace_file(results, junit_of_error(folder, error))
         raise
@@ -70,7 +82,7 @@ def command(
         replace_file(results, junit_bytes(report))
     for note in report.notes:
         terminal.note(note)
-    outcome = {"ok": report.ok, **asdict(report)}
+    outcome = {"ok": report.ok, **asdict(report)} | ({"signed_by": signed.key} if signed else {})
     keep_result(outcome)
     if as_json:
         click.echo(json.dumps(outcome, indent=2))
@@ -79,12 +91,20 @@ def command(
             click.echo(f"FAILED          {problem}")
     elif not quiet:
         click.echo("\n".join(map(printable, _lines(report))))
+        if signed is not None:
+            click.echo(f"signature       right, by key {signed.key}")
     if not report.ok:
         raise CheckFailed(
             counted(len(report.problems), "problem"),
             where=folder,
             remedy="do not use these weights: merge or fetch them again",
         )
+
+
+def _signed(folder: str, public_key: str, signature: str | None) -> Signed:
+    from deltaweights.signing.folder import read_signature  # noqa: PLC0415  (only who verifies a signature needs it)
+
+    return read_signature(folder, public_key, signature)
 
 
 def _refuse_place(folder: str, results: Path | None) -> None:

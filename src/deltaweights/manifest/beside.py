@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import MalformedInput
+from deltaweights.manifest.folder_check import MAX_MANIFEST
 from deltaweights.manifest.manifest import MANIFEST, Manifest, parse_manifest
-from deltaweights.manifest.verify import MAX_MANIFEST
 
 
 def manifest_beside(checkpoint: Checkpoint) -> Manifest:

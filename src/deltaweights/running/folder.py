@@ -16,8 +16,8 @@ from deltaweights.checkpoint.documents import json_object
 from deltaweights.checkpoint.folder import open_checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.manifest.folder_check import MAX_MANIFEST
 from deltaweights.manifest.manifest import MANIFEST, MOST_OBJECTS
-from deltaweights.manifest.verify import MAX_MANIFEST
 from deltaweights.text import Json, strict_json
 
 CONFIG, GENERATION = "config.json", "generation_config.json"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from deltaweights.checkpoint.files import read_small
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
+from deltaweights.manifest.folder_check import MAX_MANIFEST
 from deltaweights.manifest.manifest import MANIFEST, MOST_OBJECTS, SUMS, plain_name
-from deltaweights.manifest.verify import MAX_MANIFEST
 from deltaweights.merge.shards import NAMES, index_name
 from deltaweights.staging.disk import exchange, flush_folder, remove, rename, replace_file
 from deltaweights.staging.place import Place, refuse_content

@@ -1,0 +1,61 @@
+"""``deltaweights sign``.
+
+Enters: a folder and a key. Leaves: a signature beside the weights, and what was signed, on stdout. Never: logic.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+
+import click
+
+from deltaweights.cli.log_report import log_format_option, report_for
+from deltaweights.cli.options import json_option, quiet_option
+from deltaweights.cli.outcome import print_outcome
+from deltaweights.errors import UsageError
+
+
+@click.command("sign")
+@click.argument("folder", metavar="DIR")
+@click.option("--private-key", required=True, metavar="FILE", help="A key on an elliptic curve, in PEM.")
+@click.option("--password-env", metavar="NAME", help="The variable that has the key's password.")
+@click.option("--signature", metavar="FILE", help="Where to write the signature [default: DIR/model.sig].")
+@click.option("--rehash", is_flag=True, help="Verify the folder first: reads all files.")
+@json_option
+@quiet_option
+@log_format_option
+def command(
+    folder: str,
+    *,
+    private_key: str,
+    password_env: str | None,
+    signature: str | None,
+    rehash: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Sign a result: write a bundle of OpenSSF Model Signing that vouches for every file.
+
+    What the manifest states is signed; names and sizes are compared, bytes only with --rehash. Others check it with
+    `deltaweights verify --public-key` or `python -m model_signing verify key`.
+    """
+    from deltaweights.manifest.verify import verify  # noqa: PLC0415  (only who signs needs them)
+    from deltaweights.signing.folder import sign_folder  # noqa: PLC0415
+
+    report = report_for("deltaweights", quiet=quiet)
+    password = None if password_env is None else os.environ.get(password_env)
+    if password_env is not None and password is None:
+        raise UsageError("no such variable", found=password_env, remedy="export the key's password in it")
+    if rehash:
+        verify(folder, report=report).raise_if_failed()
+    done = sign_folder(
+        folder, private_key, signature=signature, password=None if password is None else password.encode()
+    )
+    lines = [
+        f"signed          {done.target}: {done.files} files",
+        f"signature       {done.signature}",
+        f"key             {done.key}",
+        f"content digest  {done.content_digest}",
+    ]
+    print_outcome(asdict(done), lines if not quiet else [], as_json=as_json)

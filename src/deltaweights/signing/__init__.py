@@ -1,0 +1,1 @@
+"""Signed results: who says that a folder is theirs."""
