@@ -59,6 +59,7 @@ ROOT = "llava_delta"
 MODEL, CONFIG = f"{ROOT}/pytorch_model.bin", f"{ROOT}/config.json"
 UNUSUAL = "; the archive is damaged or unusual: download it again, or unpack it and give the folder"
 AGAIN = "; fetch the archive again"
+TRUSTED = "; if you trust the archive, unpack it and give the folder"
 
 
 # Making archives.
@@ -465,7 +466,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "row44-only-a-slash": (beside("/"), f"unsafe name of a zip member: found /, {UNSAFE}{UNUSUAL}"),
     "row44-empty": (beside(""), f"unsafe name of a zip member: found , {UNSAFE}{UNUSUAL}"),
     "row44-backslash": (beside("a\\x"), f"unsafe name of a zip member: found a\\x, {UNSAFE}{UNUSUAL}"),
-    "row44-drive": (beside("C:/x"), f"unsafe name of a zip member: found C:/x, {PLAIN}"),
+    "row44-drive": (beside("C:/x"), f"unsafe name of a zip member: found C:/x, {PLAIN}{UNUSUAL}"),
     "row44-nul": (beside("a\0.bin"), f"unsafe name of a zip member: found a\\x00.bin, {UNSAFE}{UNUSUAL}"),
     "row44-control": (beside("a\x1b[2J"), f"unsafe name of a zip member: found a\\x1b[2J, {UNSAFE}{UNUSUAL}"),
     "row44-not-utf8": (
@@ -474,11 +475,11 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     ),
     "row44-long-path": (
         beside("/".join(["a" * 200] * 6)),
-        f"unsafe name of a zip member: found {'a' * 80}, {PLAIN}",
+        f"unsafe name of a zip member: found {'a' * 80}, {PLAIN}{UNUSUAL}",
     ),
     "row44-long-name": (
         beside(f"{ROOT}/{'é' * 121}"),
-        f"a file name too long: found 242 bytes: {'é' * 80}, expected at most 240",
+        f"a file name too long: found 242 bytes: {'é' * 80}, expected at most 240{TRUSTED}",
     ),
     "row45-link": (
         beside(f"{ROOT}/x", b"/etc/passwd", central={"external": LINK}),
@@ -507,51 +508,51 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "row46-twice": (join([*SOUND, SOUND[0]]), f"duplicate member in the zip: found {CONFIG}{UNUSUAL}"),
     "row46-case": (
         beside(f"{ROOT}/Config.json"),
-        f"two members of the zip with one name: found {ROOT}/Config.json and {CONFIG}",
+        f"two members of the zip with one name: found {ROOT}/Config.json and {CONFIG}{UNUSUAL}",
     ),
     "row46-folder-case": (
         beside(f"{ROOT.title()}/x"),
-        f"two members of the zip with one name: found {MODEL} and {ROOT.title()}/x",
+        f"two members of the zip with one name: found {MODEL} and {ROOT.title()}/x{UNUSUAL}",
     ),
     "row46-sharp-s": (
         join([*SOUND, part("straße"), part("STRASSE")]),
-        "two members of the zip with one name: found STRASSE and straße",
+        f"two members of the zip with one name: found STRASSE and straße{UNUSUAL}",
     ),
     "row46-composition": (
         join([*SOUND, part("é"), part(unicodedata.normalize("NFD", "é"))]),
-        f"two members of the zip with one name: found {unicodedata.normalize('NFD', 'é')} and é",
+        f"two members of the zip with one name: found {unicodedata.normalize('NFD', 'é')} and é{UNUSUAL}",
     ),
     "row46-file-and-folder": (
         beside(f"{CONFIG}/x"),
-        f"two members of the zip with one name: found {CONFIG} and {CONFIG}/x",
+        f"two members of the zip with one name: found {CONFIG} and {CONFIG}/x{UNUSUAL}",
     ),
     "row46-file-and-empty-folder": (
         beside(f"{CONFIG}/", b"", central={"external": FOLDER}),
-        f"two members of the zip with one name: found {CONFIG} and {CONFIG}/",
+        f"two members of the zip with one name: found {CONFIG} and {CONFIG}/{UNUSUAL}",
     ),
     "row47-ratio-impossible": (
         changed(content=bytes(10**6), packed=deflated(b"x")),
-        f"zip member {MODEL} is a bomb: found 3 bytes that stand for 1000000, expected at most 1032 times as many",
+        f"zip member {MODEL} is a bomb: found 3 bytes that stand for 1000000, expected at most 1032 times as many{TRUSTED}",
     ),
     "row47-ratio-of-weights": (
         changed(content=bytes(65 * MEGA)),
-        f"the archive is a bomb: found {PACKED_ZEROS} bytes that stand for 68157440, expected at most 100 times as many",
+        f"the archive is a bomb: found {PACKED_ZEROS} bytes that stand for 68157440, expected at most 100 times as many{TRUSTED}",
     ),
     "row47-ratio-of-many-weights": (
         zipped({MODEL: WEIGHTS, **{f"{ROOT}/model-{n}-of-9.bin": bytes(13 * MEGA) for n in range(5)}}, level=6),
-        f"the archive is a bomb: found {PACKED_MANY} bytes that stand for 68167680, expected at most 100 times as many",
+        f"the archive is a bomb: found {PACKED_MANY} bytes that stand for 68167680, expected at most 100 times as many{TRUSTED}",
     ),
     "row47-beside-the-weights": (
         zipped({f"{ROOT}/{n}": bytes(33 * MEGA) for n in sorted(COPIED)[:4]} | {MODEL: WEIGHTS}, level=1),
-        "the files beside the weights are too large: found 138 MB, expected at most 134 MB",
+        f"the files beside the weights are too large: found 138 MB, expected at most 134 MB{TRUSTED}",
     ),
     "row47-member": (
         huge(257 * GIGA),
-        f"zip member {ROOT}/model-0-of-9.bin is too large: found 257 GB, expected at most 256 GB",
+        f"zip member {ROOT}/model-0-of-9.bin is too large: found 257 GB, expected at most 256 GB{TRUSTED}",
     ),
     "row47-all": (
         huge(*[250 * GIGA] * 5),
-        "the members of the zip are too large: found 1.25 TB, expected at most 1 TB",
+        f"the members of the zip are too large: found 1.25 TB, expected at most 1 TB{TRUSTED}",
     ),
     "row47-nothing-from-much": (
         changed(content=b"", packed=deflated(NOISE)),
@@ -804,9 +805,9 @@ def test_row47_small_files_stay_small(tmp_path: Path) -> None:
     content = zipped({f"{ROOT}/model.safetensors": WEIGHTS, CONFIG: b" " * 1000})
     with opened(written(tmp_path, content)) as directory, pytest.raises(MalformedInput) as caught:
         directory.read("config.json", 999)
-    assert (
-        str(caught.value)
-        == f"{directory.path}/config.json: too long for what it is: found 1000 bytes, expected at most 999"
+    assert str(caught.value) == (
+        f"{directory.path}/config.json: too long for what it is: found 1000 bytes, expected at most 999; "
+        "the archive is damaged or unusual: download it again"
     )
 
 

@@ -75,6 +75,9 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     (tmp_path / "TUNED").symlink_to("pinned")
     (tmp_path / "MERGED").symlink_to("pinned")
     make_tower(tmp_path / "CLIP", hidden_size=1024, num_hidden_layers=2)
+    for line in (ROOT / "docs" / "signing.md").read_text().splitlines():
+        if line.startswith("openssl "):
+            assert shell(line, tmp_path).returncode == 0
     Image.new("RGB", (80, 60), "gray").save(tmp_path / "cell.png")
     lines = [line.removeprefix("$ ") for line in README.splitlines() if line.startswith("$ ")]
     lines = [line.partition("  #")[0] for line in lines if line.startswith(RUN_HERE)]

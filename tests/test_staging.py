@@ -154,7 +154,8 @@ class Notes(Report):
 # Killed and interrupted.
 
 
-def test_a_killed_run_is_finished_by_the_same_command(
+@pytest.mark.trust
+def test_row66_a_killed_run_is_finished_by_the_same_command(
     large: Pair, uninterrupted: dict[str, bytes], tmp_path: Path
 ) -> None:
     """After kill -9 nothing has the target's name; the same command reuses the finished shards and gives the same bytes."""
@@ -183,8 +184,9 @@ def test_another_base_of_the_same_shape_reuses_nothing(large: Pair, tmp_path: Pa
     assert not set(finished.values()) & set(marks_of(target).values())
 
 
+@pytest.mark.trust
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_an_interrupted_run_ends_at_once_and_tidily(
+def test_row67_an_interrupted_run_ends_at_once_and_tidily(
     large: Pair, uninterrupted: dict[str, bytes], tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     """On SIGTERM and SIGINT a run ends within two seconds with one line; finished shards stay, unfinished ones do not."""
@@ -211,7 +213,8 @@ def test_an_interrupted_run_ends_at_once_and_tidily(
 # Two runs, and targets that are there.
 
 
-def test_a_second_run_on_the_same_target_is_refused_while_the_first_lives(
+@pytest.mark.trust
+def test_row69_a_second_run_on_the_same_target_is_refused_while_the_first_lives(
     large: Pair, uninterrupted: dict[str, bytes], tmp_path: Path
 ) -> None:
     """While a run works on a target, another run and a clean-up end with 7 and one line, and the first finishes unharmed."""
@@ -786,7 +789,8 @@ def test_staging_inside_is_found_from_anywhere(large: Pair, uninterrupted: dict[
 # Starved.
 
 
-def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
+@pytest.mark.trust
+def test_row62_a_full_disk_ends_the_run_and_room_lets_it_go_on(
     large: Pair, uninterrupted: dict[str, bytes], tmp_path: Path, mount: Callable[..., Path]
 ) -> None:
     """A disk that fills up ends the run with 5 and one line, nothing has the target's name, and after making room it goes on."""
@@ -816,7 +820,8 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
     assert finished.items() <= marks_of(target).items()
 
 
-def test_too_small_a_disk_is_refused_at_once(large: Pair, tmp_path: Path, mount: Callable[..., Path]) -> None:
+@pytest.mark.trust
+def test_row62_too_small_a_disk_is_refused_at_once(large: Pair, tmp_path: Path, mount: Callable[..., Path]) -> None:
     """A disk that has no room for the result is refused before a shard is written, and nothing stays behind."""
     disk = mount("disk", 30)
     with pytest.raises(InputOutputError, match="not enough free disk") as caught:
@@ -826,7 +831,8 @@ def test_too_small_a_disk_is_refused_at_once(large: Pair, tmp_path: Path, mount:
     assert not locate(disk / "merged").root.exists()
 
 
-def test_a_limit_on_file_size_is_an_error_of_input_output(large: Pair, tmp_path: Path) -> None:
+@pytest.mark.trust
+def test_row63_a_limit_on_file_size_is_an_error_of_input_output(large: Pair, tmp_path: Path) -> None:
     """Under a file-size limit (ulimit -f) the run ends with 5 and one line, and leaves nothing, having finished nothing."""
     target = tmp_path / "merged"
     limited = ["sh", "-c", 'ulimit -f 800 && exec "$@"', "sh"]  # 800 blocks of 512 or 1024 bytes: less than a shard
@@ -841,8 +847,9 @@ def test_a_limit_on_file_size_is_an_error_of_input_output(large: Pair, tmp_path:
 # The rest.
 
 
+@pytest.mark.trust
 @pytest.mark.parametrize(("umask", "of_files", "of_folder"), [(0o027, 0o640, 0o750), (0o002, 0o664, 0o775)])
-def test_the_umask_is_honoured(tmp_path: Path, umask: int, of_files: int, of_folder: int) -> None:
+def test_row71_the_umask_is_honoured(tmp_path: Path, umask: int, of_files: int, of_folder: int) -> None:
     """Folder and files of the target have the permissions that the umask leaves, not those of a temporary file."""
     base, delta = small_pair(tmp_path)
     before = os.umask(umask)

@@ -37,6 +37,9 @@ finally:
 """Runs the command, and notes its own peak: what the parent is told would contain the parent's at the time of the fork."""
 
 
+Make = Callable[[Path], Sequence[str | Path]]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a process ended: ``peak`` is its resident memory in MiB, ``seconds`` its processor time."""
@@ -56,7 +59,7 @@ class Case:
     target. ``says`` must all be in the last line of stderr.
     """
 
-    make: Callable[[Path], Sequence[str | Path]]
+    make: Make
     exit_code: int
     says: tuple[str, ...]
 
@@ -64,7 +67,25 @@ class Case:
 TARGET = "{target}"
 
 
-def case(make: Callable[[Path], Sequence[str | Path]], exit_code: int, *says: str) -> Case:
+def merging(
+    change: Callable[[Path, Path], object], container: str = "safetensors", *more: str, shards: int = 2
+) -> Make:
+    """Return what makes a sound pair, has ``change(base, delta)`` spoil it, and names its merge."""
+
+    def make(folder: Path) -> list[str | Path]:
+        base, delta = make_pair(folder, container, shards)
+        change(base, delta)
+        return ["apply", "--base", base, "--delta", delta, "--target", TARGET, *more]
+
+    return make
+
+
+def with_file(name: str, content: bytes, container: str = "safetensors") -> Make:
+    """Return what makes a pair whose delta has ``content`` in the file ``name``, and names its merge."""
+    return merging(lambda _, delta: (delta / name).write_bytes(content), container)
+
+
+def case(make: Make, exit_code: int, *says: str) -> Case:
     """Return a case: what is made, the exit code, and what the message says."""
     return Case(make, exit_code, says)
 
@@ -122,14 +143,18 @@ def hold(subject: Case, folder: Path, normal: float) -> None:
 
 
 def assert_one_line(outcome: Outcome, says: Sequence[str]) -> None:
-    """Assert that the error is the last line of stderr, printable, no traceback, and says all of ``says``."""
+    """Assert that the error is the last line of stderr, printable, no traceback, and that all of ``says`` is said.
+
+    ``verify`` lists its problems on stdout; of other commands that fail, stdout is empty.
+    """
     lines = outcome.err.rstrip("\n").split("\n")
     errors = [line for line in lines if line.startswith("deltaweights: error: ")]
     assert errors == lines[-1:], outcome.err
     assert "Traceback" not in outcome.err
-    assert all(line.isprintable() for line in lines), outcome.err
+    assert all(line.isprintable() for line in [*lines, *outcome.out.splitlines()]), outcome.err
     for part in says:
-        assert part in lines[-1]
+        assert part in lines[-1] + outcome.out
+    assert "; " in lines[-1], "what to do is not said"
 
 
 def _stand(target: Path) -> None:

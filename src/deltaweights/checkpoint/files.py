@@ -240,7 +240,11 @@ def read_all(file: InputFile, most: int) -> bytes:
     """Return the contents of a file. Raises ``MalformedInput`` when they are more than ``most`` bytes."""
     if file.size > most:
         raise MalformedInput(
-            "too long for what it is", where=file.path, found=f"{file.size} bytes", expected=f"at most {most}"
+            "too long for what it is",
+            where=file.path,
+            found=f"{file.size} bytes",
+            expected=f"at most {most}",
+            remedy="the file is damaged, or another one has its name: fetch it again",
         )
     return file.read(0, file.size)
 

@@ -231,6 +231,7 @@ def _collect(files: Iterable[WeightsFile]) -> dict[str, LazyTensor]:
                     where=weights.file.path,
                     tensor=name,
                     found=f"also in {tensors[name].file}",
+                    remedy="the files are of different downloads: fetch them again",
                 )
             tensors[name] = tensor
     return tensors

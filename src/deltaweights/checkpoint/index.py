@@ -19,6 +19,8 @@ from deltaweights.text import natural_key
 
 MAX_INDEX = 32 * 1024 * 1024
 
+_AGAIN = "the index is damaged or was tampered with: fetch it again"
+
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 """How the names of weights files end."""
 
@@ -76,20 +78,21 @@ def read_index(directory: Directory, name: str) -> Index:
     document = json_object(directory.read(name, MAX_INDEX), path)
     weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise MalformedInput("index has no weight_map", where=path, remedy="fetch it again")
+        raise MalformedInput("index has no weight_map", where=path, remedy=_AGAIN)
     if len(weight_map) > MAX_TENSORS:
-        raise MalformedInput("too many tensors", where=path, found=len(weight_map), expected=f"at most {MAX_TENSORS}")
+        expected = f"at most {MAX_TENSORS}"
+        raise MalformedInput("too many tensors", where=path, found=len(weight_map), expected=expected, remedy=_AGAIN)
     for tensor, shard in weight_map.items():
         fault = name_fault(tensor)
         if fault:
-            raise MalformedInput("unusable tensor name in the index", where=path, found=fault)
+            raise MalformedInput("unusable tensor name in the index", where=path, found=fault, remedy=_AGAIN)
         if not isinstance(shard, str) or not _is_plain(shard):
-            raise MalformedInput(
-                "index names something else than a weights file beside it", where=path, tensor=tensor, found=repr(shard)
-            )
+            problem = "index names something else than a weights file beside it"
+            raise MalformedInput(problem, where=path, tensor=tensor, found=repr(shard), remedy=_AGAIN)
     kinds = sorted({Path(shard).suffix for shard in set(weight_map.values())})
     if len(kinds) > 1:
-        raise MalformedInput("index mixes formats", where=path, found=" and ".join(kinds), expected="one format")
+        found = " and ".join(kinds)
+        raise MalformedInput("index mixes formats", where=path, found=found, expected="one format", remedy=_AGAIN)
     metadata = document.get("metadata")
     return Index(path, weight_map, metadata.get("total_size") if isinstance(metadata, dict) else None)
 

@@ -33,7 +33,10 @@ def open_projector(directory: Directory, tensors: Mapping[str, LazyTensor]) -> W
     if None in named or len(named) < len(weights.tensors) or NAMES[0] not in named:
         weights.file.close()
         found = ", ".join(list(weights.tensors)[:4]) or "nothing"
-        raise MalformedInput("not a projector", where=directory.path / FILE, found=found, expected=" and ".join(NAMES))
+        expected, remedy = " and ".join(NAMES), "take it away if it does not belong to the checkpoint"
+        raise MalformedInput(
+            "not a projector", where=directory.path / FILE, found=found, expected=expected, remedy=remedy
+        )
     renamed = {
         name: replace(weights.tensors[stored], spec=replace(weights.tensors[stored].spec, name=name))
         for name, stored in named.items()

@@ -35,7 +35,7 @@ def command(keep: str | None) -> None:
         folder = Path(keep)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise TargetBusy(
-                "will not make the demo's files here", where=folder, found="something", expected="a new folder"
+                "will not make the demo's files here", where=folder, found="something", remedy="name a new folder"
             )
         _demo(folder)
         return

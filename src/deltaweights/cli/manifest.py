@@ -58,7 +58,8 @@ def _refuse_other(path: Path) -> None:
     except (DeltaweightsError, ValueError):
         found = "something else"
     if found is not None:
-        raise TargetBusy("is not replaced", where=path, found=found, expected="a manifest of the same sort, or nothing")
+        expected, remedy = "a manifest of the same sort, or nothing", "move it away, or name another file"
+        raise TargetBusy("is not replaced", where=path, found=found, expected=expected, remedy=remedy)
 
 
 def _facts(listing: Listing) -> dict[str, object]:

@@ -216,5 +216,6 @@ def _digests_of(checkpoint: Checkpoint) -> dict[str, str]:
     manifest = manifest_beside(checkpoint)
     if not lists_exactly(manifest, checkpoint):
         problem = "manifest is of other tensors than those that are here"
-        raise MalformedInput(problem, where=checkpoint.directory.path / MANIFEST)
+        remedy = "compare the tensors themselves: without --trust-manifests"
+        raise MalformedInput(problem, where=checkpoint.directory.path / MANIFEST, remedy=remedy)
     return {name: digest for name, (_dtype, _shape, digest) in manifest.tensors.items()}

@@ -223,7 +223,9 @@ def read_at_most(response: Any, most: int) -> bytes:
     for chunk in response.iter_raw():
         data += chunk
         if len(data) > most:
-            raise InputOutputError("too long an answer", where=str(response.url), expected=f"at most {most} bytes")
+            raise InputOutputError(
+                "too long an answer", where=str(response.url), expected=f"at most {most} bytes", remedy=NO_HUB
+            )
     return bytes(data)
 
 

@@ -114,7 +114,10 @@ class HubDirectory(Directory):
         file = self.file(name)
         if file.size > most:
             where, found = f"{self.id}/{name}", f"{file.size} bytes"
-            raise MalformedInput("too long for what it is", where=where, found=found, expected=f"at most {most}")
+            remedy = "it is no such file: see what the repository has"
+            raise MalformedInput(
+                "too long for what it is", where=where, found=found, expected=f"at most {most}", remedy=remedy
+            )
         return super().read(name, most)
 
     def open(self, name: str) -> InputFile:

@@ -16,6 +16,8 @@ from deltaweights.hub.patience import RETRIED, Patience
 
 CHUNK = 256 * 1024
 
+_CHANGED = "try again; if it stays so, something between here and the Hub changes what comes"
+
 
 class RangesIgnored(Exception):
     """The server sends whole files whatever is asked for."""
@@ -98,7 +100,7 @@ class Transfer:
         total = found.rpartition("/")[2]
         if total not in {"none", str(size)}:
             raise InputOutputError(
-                "has another size than the Hub states", where=self._where, found=total, expected=size
+                "has another size than the Hub states", where=self._where, found=total, expected=size, remedy=_CHANGED
             )
         self._location = None
         return found
@@ -111,9 +113,11 @@ class Transfer:
                 raise RangesIgnored
             length = response.headers.get("content-length")
             if length is not None and length != str(size):
-                raise InputOutputError("has another size than the Hub states", where=where, found=length, expected=size)
+                raise InputOutputError(
+                    "has another size than the Hub states", where=where, found=length, expected=size, remedy=_CHANGED
+                )
         elif response.status_code == 416:
-            raise InputOutputError("has another size than the Hub states", where=where, expected=size)
+            raise InputOutputError("has another size than the Hub states", where=where, expected=size, remedy=_CHANGED)
         elif response.status_code != 206:
             raise self._access.refusal(response, self._id, self._file.name)
 

@@ -18,11 +18,13 @@ def manifest_beside(checkpoint: Checkpoint) -> Manifest:
     only lies beside its checkpoint.
     """
     if checkpoint.alone:
-        raise MalformedInput("a manifest says nothing of a file beside its checkpoint", where=checkpoint.path)
+        problem = "a manifest says nothing of a file beside its checkpoint"
+        raise MalformedInput(problem, where=checkpoint.path, remedy="give the folder")
     try:
         return parse_manifest(checkpoint.directory.read(MANIFEST, MAX_MANIFEST))
     except ValueError as error:
-        raise MalformedInput("not a manifest", where=checkpoint.directory.path / MANIFEST, found=error) from None
+        where, remedy = checkpoint.directory.path / MANIFEST, "deltaweights verify says what is wrong with the folder"
+        raise MalformedInput("not a manifest", where=where, found=error, remedy=remedy) from None
 
 
 def lists_exactly(manifest: Manifest, checkpoint: Checkpoint) -> bool:

@@ -108,7 +108,8 @@ class FolderCheck:
             self.manifest = parse_manifest(data)
         except ValueError as error:
             if self.kept is not None:
-                raise MalformedInput("not a manifest", where=self.kept, found=error) from None
+                remedy = "give one that deltaweights wrote"
+                raise MalformedInput("not a manifest", where=self.kept, found=error, remedy=remedy) from None
             self.fail(MANIFEST, "is not a manifest", str(error))
             return
         stated = content_digest((name, *row) for name, row in self.manifest.tensors.items())

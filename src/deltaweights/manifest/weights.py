@@ -54,7 +54,8 @@ def open_listed(root: Path) -> Checkpoint:
     if shown > MOST_SHOWN * stored:
         checkpoint.__exit__(None, None, None)
         found, expected = f"{shown} bytes of tensors", f"at most {MOST_SHOWN} times the {stored} bytes of the files"
-        raise MalformedInput("tensors show the same bytes far too often", where=root, found=found, expected=expected)
+        problem, remedy = "tensors show the same bytes far too often", "do not use these weights"
+        raise MalformedInput(problem, where=root, found=found, expected=expected, remedy=remedy)
     return checkpoint
 
 
@@ -102,4 +103,5 @@ def _refuse_shared(weights: WeightsFile) -> None:
     for tensor, place in apart(weights.tensors.values(), {id(weights.file): name}):
         if place is None:
             problem, expected = "shares bytes with another, or is not in one piece", "bytes of its own, in order"
-            raise MalformedInput(problem, where=tensor.path, tensor=tensor.spec.name, expected=expected)
+            name, remedy = tensor.spec.name, "the file was tampered with: get it again"
+            raise MalformedInput(problem, where=tensor.path, tensor=name, expected=expected, remedy=remedy)

@@ -116,7 +116,8 @@ def _refuse_what_does_not_run(held: Held, images: Sequence[object]) -> None:
         raise Mismatch("weights in pickles, which are not loaded", where=held.path / held.start, remedy=remedy)
     absurd = absurd_size(held)
     if absurd is not None:
-        raise Mismatch("states a size that no model has", where=held.path / absurd[0], found=absurd[1])
+        where, remedy = held.path / absurd[0], "the configuration is damaged or hostile: get it again"
+        raise Mismatch("states a size that no model has", where=where, found=absurd[1], remedy=remedy)
     if images and "vision_config" not in held.config:
         raise UsageError("an image for a model that takes none", where=held.path, remedy="leave out --image")
 

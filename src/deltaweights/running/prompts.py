@@ -62,7 +62,7 @@ def _open_image(path: Path) -> Any:
             with Image.open(path) as image:
                 return image.convert("RGB")
     except UnidentifiedImageError:
-        raise MalformedInput("not an image that Pillow reads", where=path) from None
+        raise MalformedInput("not an image that Pillow reads", where=path, remedy="give a PNG or JPEG file") from None
     except OSError as error:
         if error.errno is None:  # Pillow's own: the file ends too early
             raise MalformedInput("a damaged image", where=path, found=error, remedy="fetch it again") from None
@@ -70,7 +70,7 @@ def _open_image(path: Path) -> Any:
     except DeltaweightsError:  # a signal's
         raise
     except Exception as error:  # noqa: BLE001  (decoders raise SyntaxError, ValueError, struct.error, ...)
-        raise MalformedInput("a damaged image", where=path, found=error) from None
+        raise MalformedInput("a damaged image", where=path, found=error, remedy="fetch it again") from None
 
 
 def make_prompt(

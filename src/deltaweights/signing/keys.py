@@ -130,7 +130,9 @@ def _need_cryptography() -> None:
 
 def _check_curve(curve: EllipticCurve, path: Path) -> None:
     if curve.name not in {"secp256r1", "secp384r1", "secp521r1"}:
-        raise MalformedInput("a curve that is not known here", where=path, found=curve.name, expected=EXPECTED)
+        raise MalformedInput(
+            "a curve that is not known here", where=path, found=curve.name, expected=EXPECTED, remedy=MAKE
+        )
 
 
 def _ecdsa(curve: EllipticCurve, *, same: bool = False) -> ECDSA:

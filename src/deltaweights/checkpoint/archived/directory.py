@@ -126,7 +126,9 @@ class ArchivedDirectory(Directory):
         member = self._member(name)
         if member.size > most:
             found, expected = f"{member.size} bytes", f"at most {most}"
-            raise MalformedInput("too long for what it is", where=self.path / name, found=found, expected=expected)
+            remedy = "the archive is damaged or unusual: download it again"
+            where = self.path / name
+            raise MalformedInput("too long for what it is", where=where, found=found, expected=expected, remedy=remedy)
         return b"".join(map(bytes, contents(self._file, member)))
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from deltaweights.checkpoint.layout import PART, STARTS
 from deltaweights.checkpoint.zipped.archive import Member
+from deltaweights.checkpoint.zipped.rules import CHECKPOINT
 from deltaweights.errors import MalformedInput
 from deltaweights.sizes import human_bytes
 
@@ -32,6 +33,8 @@ delta in float32 of which one weight in a hundred is not zero less than 75; a fi
 
 MOST_BESIDE = 128 * 2**20
 """Content of all files beside the weights, which may come to be in memory together: a tokenizer has some 20 MB."""
+
+_TRUSTED = "if you trust the archive, unpack it and give the folder"
 
 _NESTED = re.compile(r".*\.(zip|tar|tgz|gz|bz2|xz|zst|7z|rar)", re.IGNORECASE)
 
@@ -63,7 +66,7 @@ def find_checkpoint(where: Path, members: Iterable[Member]) -> tuple[str, dict[s
     for name in inside:
         if len(name.encode()) > MOST_NAME:
             found, expected = f"{len(name.encode())} bytes: {name[:80]}", f"at most {MOST_NAME}"
-            raise MalformedInput("a file name too long", where=where, found=found, expected=expected)
+            raise MalformedInput("a file name too long", where=where, found=found, expected=expected, remedy=_TRUSTED)
     return folders[0], inside
 
 
@@ -94,7 +97,8 @@ def _refuse_names(where: Path, members: Iterable[Member]) -> None:
     for member in members:
         if re.match("[A-Za-z]:", member.name) or len(member.name) > MOST_PATH:
             found, expected = member.name[:80], f"a plain relative path of at most {MOST_PATH} characters"
-            raise MalformedInput("unsafe name of a zip member", where=where, found=found, expected=expected)
+            problem, remedy = "unsafe name of a zip member", CHECKPOINT.remedy
+            raise MalformedInput(problem, where=where, found=found, expected=expected, remedy=remedy)
     # In this order, all paths below one folder follow each other, and right after a file of the folder's name.
     names = sorted(
         (member.name for member in members), key=lambda name: (folded(name.rstrip("/")).replace("/", "\0"), name)
@@ -110,7 +114,8 @@ def _refuse_names(where: Path, members: Iterable[Member]) -> None:
 
 
 def _one_name(where: Path, one: str, other: str) -> MalformedInput:
-    return MalformedInput("two members of the zip with one name", where=where, found=f"{one} and {other}")
+    problem = "two members of the zip with one name"
+    return MalformedInput(problem, where=where, found=f"{one} and {other}", remedy=CHECKPOINT.remedy)
 
 
 def folded(path: str) -> str:
@@ -124,11 +129,13 @@ def _refuse_bombs(where: Path, members: Sequence[Member]) -> None:
     for member in members:
         if member.size > MOST_BYTES:
             problem, expected = f"zip member {member.name} is too large", f"at most {human_bytes(MOST_BYTES)}"
-            raise MalformedInput(problem, where=where, found=human_bytes(member.size), expected=expected)
+            raise MalformedInput(
+                problem, where=where, found=human_bytes(member.size), expected=expected, remedy=_TRUSTED
+            )
     total = sum(member.size for member in members)
     if total > MOST_BYTES_OF_ALL:
         problem, expected = "the members of the zip are too large", f"at most {human_bytes(MOST_BYTES_OF_ALL)}"
-        raise MalformedInput(problem, where=where, found=human_bytes(total), expected=expected)
+        raise MalformedInput(problem, where=where, found=human_bytes(total), expected=expected, remedy=_TRUSTED)
     for member in members:
         if member.size > MOST_RATIO * member.packed:
             raise _bomb(where, f"zip member {member.name} is a bomb", member.packed, member.size, MOST_RATIO)
@@ -145,9 +152,9 @@ def refuse_bomb(where: Path, weights: Collection[Member], beside: Collection[Mem
     size = sum(member.size for member in beside)
     if size > MOST_BESIDE:
         problem, expected = "the files beside the weights are too large", f"at most {human_bytes(MOST_BESIDE)}"
-        raise MalformedInput(problem, where=where, found=human_bytes(size), expected=expected)
+        raise MalformedInput(problem, where=where, found=human_bytes(size), expected=expected, remedy=_TRUSTED)
 
 
 def _bomb(where: Path, problem: str, packed: int, size: int, most: int) -> MalformedInput:
     found, expected = f"{packed} bytes that stand for {size}", f"at most {most} times as many"
-    return MalformedInput(problem, where=where, found=found, expected=expected)
+    return MalformedInput(problem, where=where, found=found, expected=expected, remedy=_TRUSTED)
