@@ -783,7 +783,7 @@ def test_a_file_that_is_no_projector(plain: Path, tmp_path: Path, tensors: Tenso
         merge(plain / "base", delta, tmp_path / "out")
     assert str(caught.value) == (
         f"{delta / 'mm_projector.bin'}: not a projector: found {found}, "
-        "expected model.mm_projector.weight and model.mm_projector.bias"
+        "expected model.mm_projector.weight and model.mm_projector.bias; take it away if it does not belong to the checkpoint"
     )
     assert names_in(tmp_path) == ["delta"]
 

@@ -455,7 +455,7 @@ def test_the_command_replaces_nothing_but_listings(tmp_path: Path, run: Run) -> 
     assert (done.returncode, weights.read_bytes()) == (7, before)
     assert done.stderr == (
         f"deltaweights: error: {weights}: is not replaced: found something else, "
-        "expected a manifest of the same sort, or nothing\n"
+        "expected a manifest of the same sort, or nothing; move it away, or name another file\n"
     )
     merge = tmp_path / "merge.json"
     shutil.copy(ROOT / "tests/fixtures/manifest-v1/out/manifest.json", merge)

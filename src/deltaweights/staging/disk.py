@@ -1,8 +1,7 @@
 """Small files and folders, written so that a power cut cannot half-undo them.
 
-Enters: bytes and paths. Leaves: files, and entries of renamed files, that are on the disk when the call returns. Never: a
-link followed in a
-folder of ours.
+Enters: bytes and paths. Leaves: files, and entries of renamed files, that are on the disk when the call returns. Never: a link
+followed in a folder of ours.
 """
 
 from __future__ import annotations
@@ -14,40 +13,55 @@ import os
 import secrets
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from deltaweights.errors import InputOutputError
 from deltaweights.merge.writer import flush
+
+MEND = "the disk, or what stands between, loses data: mend it, or use another one"
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """From linux/fcntl.h and linux/fs.h."""
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` and flush it. Raises ``InputOutputError``."""
+    """Write ``data`` to ``path`` and flush it. Raises ``InputOutputError``, also when the file is not as long as was written."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         with open(fd, "wb", buffering=0) as file:
             view = memoryview(data)
             while view:
-                view = view[file.write(view) :]
+                count = file.write(view)
+                if not count:
+                    break
+                view = view[count:]
+            written = os.fstat(fd).st_size
             flush(fd)
     except OSError as error:
         raise InputOutputError.from_os(error, path, "write") from error
+    if written != len(data):  # of a disk that takes nothing and gives no reason, or says that it took what is not there
+        found, expected = f"{written} bytes", f"{len(data)} bytes"
+        raise InputOutputError("was not written in full", where=path, found=found, expected=expected, remedy=MEND)
 
 
 def replace_file(path: Path, data: bytes) -> None:
     """Put ``data`` at ``path`` in one step: whoever looks sees the old file or the whole new one, also when several do so."""
     temporary = _own_name(path)
-    write_file(temporary, data)
-    rename(temporary, path)
+    try:
+        write_file(temporary, data)
+        rename(temporary, path)
+    except BaseException:
+        with suppress(InputOutputError):  # of a disk that fails, what failed first is said
+            remove(temporary)
+        raise
 
 
 def create_file(path: Path, data: bytes) -> bool:
     """Put ``data`` at ``path`` in one step, unless something is there: then return False. Raises ``InputOutputError``."""
     temporary = _own_name(path)
-    write_file(temporary, data)
     try:
+        write_file(temporary, data)
         os.link(temporary, path)  # unlike a rename it fails when the name is taken, also on network file systems
     except FileExistsError:
         return False

@@ -1,0 +1,1 @@
+"""Faults of the system, injected into real runs at every call that touches a file."""

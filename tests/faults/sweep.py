@@ -1,0 +1,223 @@
+"""Every call of a small merge, made to fail, to lie, or to be the last one: what is due after each.
+
+Enters: a scenario, and how much of it to do. Leaves: what was not as it should be. Never: a fault in anything but the merge that is
+traced.
+
+After each fault the target is absent or whole (where a model stood: the old or the new one, whole), the run said one line and no
+traceback, and the next identical command ends well, gives the same bytes, and leaves nothing else behind.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from tests.faults.injection import KILL, Call, command, faults_of, injected, is_lie, recorded
+from tests.pairs import base_tensors, delta_tensors, save
+
+Files = dict[str, bytes]
+
+SHARD_BYTES = "8KB"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A merge, and what was there before it.
+
+    ``prepare(inputs, place)`` makes that; ``options`` are for the merge, ``inside`` starts it in its target, where staging then is;
+    ``always`` are calls that fail every time.
+    """
+
+    name: str
+    prepare: Callable[[Path, Path], object]
+    options: tuple[str, ...] = ()
+    inside: bool = False
+    always: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One merge with one fault: in the folder ``place``, from ``inputs``."""
+
+    scenario: Scenario
+    inputs: Path
+    place: Path
+
+    @property
+    def target(self) -> Path:
+        """Where the result goes."""
+        return self.place / "out"
+
+    @property
+    def cwd(self) -> Path:
+        """Where the command is started."""
+        return self.target if self.scenario.inside else self.place
+
+    @property
+    def arguments(self) -> list[str | Path]:
+        """The command."""
+        paths: list[str | Path] = [
+            "--base",
+            self.inputs / "base",
+            "--delta",
+            self.inputs / "delta",
+            "--target",
+            self.target,
+        ]
+        more = ["--workers", "1", "--max-shard-size", SHARD_BYTES, "--quiet"]
+        return ["apply", *paths, *more, *self.scenario.options]
+
+
+# What was there before.
+
+
+def nothing(_inputs: Path, _place: Path) -> None:
+    """Leave the place empty."""
+
+
+def an_empty_target(_inputs: Path, place: Path) -> None:
+    """Make the target an empty folder."""
+    (place / "out").mkdir()
+
+
+def an_old_model(inputs: Path, place: Path) -> None:
+    """Have another model stand in the target."""
+    shutil.copytree(inputs / "old", place / "out")
+
+
+def finished_shards(inputs: Path, place: Path) -> None:
+    """Leave what a run leaves that is killed when it has finished all shards."""
+    run = Run(SCENARIOS[0], inputs, place)
+    notice = Call("openat", str(place / ".out.deltaweights" / "shards" / "DELTAWEIGHTS_NOTICE.txt"), 1, 0, True)
+    injected(notice, KILL, run.arguments, run.cwd)
+    assert not run.target.exists()
+    assert list((place / ".out.deltaweights" / "fragments").iterdir())
+
+
+SCENARIOS = (
+    Scenario("a new target", nothing),
+    Scenario("finished shards in staging", finished_shards),
+    Scenario("a model to be replaced", an_old_model, ("--overwrite",)),
+    Scenario(
+        "a model to be replaced, in two steps",
+        an_old_model,
+        ("--overwrite",),
+        always=("-e", "inject=renameat2:error=EINVAL"),
+    ),
+    Scenario("a target that is staged inside", an_empty_target, inside=True),
+)
+
+
+def make_inputs(folder: Path) -> None:
+    """Make a pair, in safetensors the base and in torch's files the delta, and a model to be replaced."""
+    base = base_tensors(layers=1, vocabulary=20, hidden=16)
+    delta = delta_tensors(base)
+    save(base, folder / "base", "safetensors", 1)
+    save(delta, folder / "delta", "torch", 1)
+    old = folder / "old"
+    old.mkdir()
+    save_file({"old.weight": torch.ones(3)}, old / "model.safetensors")
+    (old / "config.json").write_text("{}")
+
+
+# One fault.
+
+
+def files_of(folder: Path) -> Files:
+    """Return the contents of all files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if not path.is_dir()}
+
+
+def fault(run: Run, call: Call, what: str, expected: Files, old: Files) -> str | None:
+    """Have ``what`` happen to ``call``; return what was not as it should be, None if all was."""
+    run.place.mkdir(parents=True)
+    run.scenario.prepare(run.inputs, run.place)
+    here = replace(call, path=call.path.replace("{place}", str(run.place)).replace("{inputs}", str(run.inputs)))
+    # A lie in the middle of a file shows only to whoever reads the file.
+    arguments = [*run.arguments, *(["--read-back"] if is_lie(what) else [])]
+    done = injected(here, what, arguments, run.cwd, run.scenario.always)
+    wrong = _wrong_end(done, what) or _wrong_target(run, done, expected, old)
+    if wrong is None:
+        again = _again(run)
+        if again.returncode != 0:
+            wrong = f"the next run ended with {again.returncode}: {again.stderr}"
+        elif files_of(run.target) != expected:
+            wrong = "the next run gave other bytes"
+        elif {path.name for path in run.place.iterdir()} != {"out"}:
+            wrong = f"left behind: {sorted(path.name for path in run.place.iterdir())}"
+    if wrong is None:
+        shutil.rmtree(run.place)
+    return wrong
+
+
+def _wrong_end(done: subprocess.CompletedProcess[str], what: str) -> str | None:
+    if what == KILL:
+        return None if done.returncode in {0, -9, 137} else f"killed, it ended with {done.returncode}: {done.stderr}"
+    if "Traceback" in done.stderr or done.returncode not in {0, 3, 5, 7}:
+        return f"ended with {done.returncode}: {done.stderr}"
+    errors = [line for line in done.stderr.splitlines() if line.startswith("deltaweights: error: ")]
+    if done.returncode and (len(errors) != 1 or not done.stderr.rstrip("\n").endswith(errors[0])):
+        return f"said more or less than one line: {done.stderr}"
+    return None
+
+
+def _wrong_target(run: Run, done: subprocess.CompletedProcess[str], expected: Files, old: Files) -> str | None:
+    """Return what is wrong with the target: it must be absent, as it was, or whole, and whole when the run said that it is."""
+    there = files_of(run.target) if run.target.is_dir() else {}
+    if there == expected:
+        return None
+    if done.returncode == 0:
+        return "it said that all is well, and the target is not the result"
+    inside = {name: data for name, data in there.items() if not name.startswith(".deltaweights/")}
+    if run.scenario.inside and "manifest.json" not in inside:
+        return None if inside.items() <= expected.items() else "files in the target are not those of the result"
+    return None if inside == old else f"the target is neither as it was nor the result: {sorted(inside)}"
+
+
+def _again(run: Run) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(run.arguments), cwd=run.cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+# All of them.
+
+
+@dataclass
+class Sweep:
+    """The faults of one scenario: ``points`` are (call, fault), ``unclean`` what was wrong after which."""
+
+    scenario: Scenario
+    calls: int
+    points: list[tuple[Call, str]]
+    unclean: list[str]
+
+
+def sweep(scenario: Scenario, inputs: Path, work: Path, every: int = 1, jobs: int = 2) -> Sweep:
+    """Inject every fault into every call of one scenario, or into every so many of them."""
+    recording = Run(scenario, inputs, work / "recorded")
+    recording.place.mkdir(parents=True)
+    scenario.prepare(inputs, recording.place)
+    old = files_of(recording.target) if recording.target.is_dir() else {}
+    roots = [recording.place, inputs]
+    always = list(scenario.always)
+    calls = [
+        replace(call, path=call.path.replace(str(recording.place), "{place}").replace(str(inputs), "{inputs}"))
+        for call in recorded(recording.arguments, recording.cwd, roots, work / "log", always)
+    ]
+    expected = files_of(recording.target)
+    points = [(call, what) for call in calls for what in faults_of(call)][::every]
+
+    def one(number: int) -> str | None:
+        call, what = points[number]
+        wrong = fault(Run(scenario, inputs, work / str(number)), call, what, expected, old)
+        return None if wrong is None else f"{scenario.name}: {what} at {call}: {wrong}"
+
+    with ThreadPoolExecutor(jobs) as pool:
+        found = list(pool.map(one, range(len(points))))
+    return Sweep(scenario, len(calls), points, [wrong for wrong in found if wrong is not None])
