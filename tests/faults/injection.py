@@ -6,6 +6,7 @@ Never: a change to the program, but for random file names, which are made the sa
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -48,6 +49,10 @@ class Call:
         return f"{self.name} {self.path} #{self.nth}"
 
 
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+"""No place of modules that is not absolute: where the command runs, faults are for it alone."""
+
+
 def is_possible() -> bool:
     """Tell whether strace is there and may trace."""
     if not sys.platform.startswith("linux") or shutil.which("strace") is None:
@@ -68,7 +73,13 @@ def recorded(
     """Run the command, and return the calls that it made on what is below ``roots``, in order, each once."""
     tracing = ["strace", "-f", "-qq", "-y", "-s", "4096", "-o", str(log), "-e", f"trace={','.join(sorted(CALLS))}"]
     done = subprocess.run(
-        [*tracing, *always, *command(arguments)], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+        [*tracing, *always, *command(arguments)],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return list(dict.fromkeys(calls_in(log.read_text(errors="replace"), roots)))
@@ -97,6 +108,8 @@ def faults_of(call: Call) -> list[str]:
     if call.name in WRITES:
         lies = [f"retval={count}" for count in sorted({0, call.wanted // 2, call.wanted})]
         return ["error=ENOSPC", "error=EIO", "error=EINTR", *lies, KILL]
+    if call.name == "getdents64":
+        return ["error=EIO"]  # that a folder has no more files than are told, nobody can notice
     if call.name in READS:
         return ["error=EIO", "error=EINTR", "retval=0"]
     if call.name in OPENS:
@@ -122,5 +135,11 @@ def injected(
     tracing = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", call.path, "-e", f"trace={call.name}"]
     faults = ["-e", f"inject={call.name}:{fault}:when={call.nth}", *always]
     return subprocess.run(
-        [*tracing, *faults, *command(arguments)], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+        [*tracing, *faults, *command(arguments)],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tests.faults.injection import KILL, Call, command, faults_of, injected, is_lie, recorded
+from tests.faults.injection import ENVIRONMENT, KILL, Call, command, faults_of, injected, is_lie, recorded
 from tests.pairs import base_tensors, delta_tensors, save
 
 Files = dict[str, bytes]
@@ -146,12 +146,13 @@ def fault(run: Run, call: Call, what: str, expected: Files, old: Files) -> str |
     wrong = _wrong_end(done, what) or _wrong_target(run, done, expected, old)
     if wrong is None:
         again = _again(run)
+        left = {path.name for path in run.place.iterdir()} - {"out"}
         if again.returncode != 0:
             wrong = f"the next run ended with {again.returncode}: {again.stderr}"
         elif files_of(run.target) != expected:
             wrong = "the next run gave other bytes"
-        elif {path.name for path in run.place.iterdir()} != {"out"}:
-            wrong = f"left behind: {sorted(path.name for path in run.place.iterdir())}"
+        elif left:
+            wrong = f"left behind: {sorted(left)}"
     if wrong is None:
         shutil.rmtree(run.place)
     return wrong
@@ -182,7 +183,9 @@ def _wrong_target(run: Run, done: subprocess.CompletedProcess[str], expected: Fi
 
 
 def _again(run: Run) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(run.arguments), cwd=run.cwd, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command(run.arguments), cwd=run.cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 # All of them.

@@ -215,7 +215,8 @@ def read_vision(config: Table, images: Table | None) -> Vision:
     epsilon = part.number("layer_norm_eps", least=0)
     heads = size("num_attention_heads", 12)
     if sizes.hidden % heads:
-        raise part.unusable("num_attention_heads", f"a divisor of hidden_size, {sizes.hidden}")
+        key = "num_attention_heads" if "num_attention_heads" in part else "hidden_size"
+        raise part.unusable(key, f"a hidden_size that num_attention_heads, {heads}, divides")
     act = part.choice("hidden_act", ACTIVATIONS, "quick_gelu")
     seen = _images(images, sizes.image) if images is not None else {}
     return Vision(sizes, heads, act, 1e-05 if epsilon is None else epsilon, seen)
@@ -235,8 +236,8 @@ def _images(table: Table, side: int) -> dict[str, Json]:
         found["resample"] = table.whole("resample", 5) or 0
     for key in ("size", "crop_size"):
         stated = table.value(key) if key in table else side
-        sides = set(stated.values()) if isinstance(stated, dict) else {stated}
-        if sides != {side}:
+        sides = list(stated.values()) if isinstance(stated, dict) else [stated]
+        if not sides or any(found != side for found in sides):
             problem = f"the vision tower's {key} is not its image_size"
             raise Mismatch(problem, where=table.where, found=stated, expected=side, remedy="fetch it again")
     return found
