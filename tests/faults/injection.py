@@ -19,8 +19,8 @@ from pathlib import Path
 DRIVER = Path(__file__).with_name("driver.py")
 
 OPENS = frozenset({"openat"})
-WRITES = frozenset({"write", "pwrite64", "pwritev"})
-READS = frozenset({"read", "pread64", "preadv", "getdents64"})
+WRITES = frozenset({"write", "pwrite64", "pwritev", "pwritev2"})
+READS = frozenset({"read", "pread64", "preadv", "preadv2", "getdents64"})
 OTHERS = frozenset(
     {
         "fsync", "fdatasync", "rename", "renameat2", "link", "unlink", "unlinkat", "rmdir", "mkdir", "fallocate", "ftruncate",
@@ -111,7 +111,7 @@ def faults_of(call: Call) -> list[str]:
     if call.name == "getdents64":
         return ["error=EIO"]  # that a folder has no more files than are told, nobody can notice
     if call.name in READS:
-        return ["error=EIO", "error=EINTR", "retval=0"]
+        return ["error=EIO", "retval=0"]
     if call.name in OPENS:
         return ["error=EIO", "error=ENOSPC", KILL] if call.changes else ["error=EIO", "error=EMFILE"]
     if call.name == "flock":

@@ -201,8 +201,15 @@ class Sweep:
     unclean: list[str]
 
 
-def sweep(scenario: Scenario, inputs: Path, work: Path, every: int = 1, jobs: int = 2) -> Sweep:
-    """Inject every fault into every call of one scenario, or into every so many of them."""
+def sweep(
+    scenario: Scenario,
+    inputs: Path,
+    work: Path,
+    every: int = 1,
+    jobs: int = 2,
+    wanted: Callable[[Call, str], bool] = lambda _call, _what: True,
+) -> Sweep:
+    """Inject every fault that is ``wanted`` into every call of one scenario, or every so many of them."""
     recording = Run(scenario, inputs, work / "recorded")
     recording.place.mkdir(parents=True)
     scenario.prepare(inputs, recording.place)
@@ -214,7 +221,7 @@ def sweep(scenario: Scenario, inputs: Path, work: Path, every: int = 1, jobs: in
         for call in recorded(recording.arguments, recording.cwd, roots, work / "log", always)
     ]
     expected = files_of(recording.target)
-    points = [(call, what) for call in calls for what in faults_of(call)][::every]
+    points = [(call, what) for call in calls for what in faults_of(call) if wanted(call, what)][::every]
 
     def one(number: int) -> str | None:
         call, what = points[number]
