@@ -39,7 +39,7 @@ from deltaweights.merge.torch_frame import TorchFrame
 from deltaweights.pair import find_recipe
 from deltaweights.prepare import prepare
 from deltaweights.recipes.recipe import Recipe
-from deltaweights.staging.folder import StagingLock
+from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.place import locate
 from deltaweights.wanted import Wanted
 from tests.pairs import base_tensors, delta_tensors, save

@@ -32,7 +32,7 @@ from deltaweights.report import Report
 from deltaweights.staging import publish as publishing
 from deltaweights.staging.clean import clean
 from deltaweights.staging.disk import exchange
-from deltaweights.staging.folder import StagingLock
+from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.place import Place, locate
 from deltaweights.staging.publish import publish, recover
 from tests.pairs import base_tensors, delta_tensors, load, reference, same_bits, save
@@ -259,6 +259,27 @@ def test_a_lock_lasts_as_long_as_the_process_that_holds_it(tmp_path: Path) -> No
     assert (place.root / "lock").exists()
     assert merge_small(base, delta, place.target).status == "merged"
     assert not place.root.exists()
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_row69_a_file_system_without_locks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Where nothing can be locked, as on some network file systems, that is said once, and the result is the same."""
+    base, delta = small_pair(tmp_path)
+    expected = files_of(Path(merge_small(base, delta, tmp_path / "expected").target))
+
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    notes = Notes()
+    target = Path(merge_small(base, delta, tmp_path / "merged", report=notes).target)
+    said = "this file system has no locks: make sure that no other run writes to this folder"
+    assert notes.texts.count(said) == 1
+    assert files_of(target) == expected
+    assert not locate(target).root.exists()
 
 
 def test_the_lock_is_taken_anew_when_its_file_was_removed(tmp_path: Path) -> None:
@@ -501,7 +522,7 @@ KILL = """
 import os, signal, sys
 from pathlib import Path
 from deltaweights.staging import publish
-from deltaweights.staging.folder import StagingLock
+from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.place import Place
 
 target, inside, step, left = Path(sys.argv[1]), sys.argv[2] == "inside", sys.argv[3], int(sys.argv[4])
@@ -558,9 +579,8 @@ def test_publishing_survives_a_kill_at_every_step(tmp_path: Path, where: str, st
         with StagingLock(place):
             recover(place)
         found = owner_inside(target) if where == "inside" else owner(target)
-        was_published = not place.shards.exists() or found == "new"
-        expected = {"new"} if was_published else {"old" if old else None}
-        assert {found} == expected, f"killed at {left}"
+        may_be = {"new", "old" if old else None}
+        assert found in (may_be if where == "beside" or place.shards.exists() else {"new"}), f"killed at {left}"
         ends.add(found)
         if done.returncode == 0:
             break

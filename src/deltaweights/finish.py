@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from deltaweights.ending import load, stands
 from deltaweights.errors import CheckFailed, InputOutputError
 from deltaweights.hub.ids import PathLike
-from deltaweights.job import Done, Published, Settings, conclude, published, published_of
+from deltaweights.job import Done, Published, Settings, conclude, published, published_of, published_plan
 from deltaweights.merge.plan import Plan
 from deltaweights.report import Report
 from deltaweights.staging.disk import remove
-from deltaweights.staging.folder import StagingFolder, StagingLock
+from deltaweights.staging.folder import StagingFolder
+from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.place import Place, locate, refuse_content
-from deltaweights.staging.publish import recover
+from deltaweights.staging.publish import forget, recover
 from deltaweights.text import counted
 
 
@@ -59,15 +60,19 @@ def finish_parts(
             if text:
                 report.note(text)
         if not stands(place):  # what was cut off was the publication
+            _refuse_nothing(place)
             return None
         ending = load(place)
+        if published_plan(place) == ending.plan.identity:
+            forget(place)
+            return None
         refuse_content(place, overwrite=overwrite)
         staging = StagingFolder(place)
         fragments = staging.finished(ending.plan, ending.plan.shards, read=False)
         _refuse_missing(ending.plan, set(fragments), place)
         for leftover in (place.workrooms, *(e for e in place.shards.iterdir() if e.name not in fragments)):
             remove(leftover)
-        done: Done = conclude(ending, place, fragments, settings, report, seconds)
+        done: Done = conclude(ending, staging, fragments, settings, report, seconds)
     seconds["total"] = time.monotonic() - began
     return FinishResult(target=str(place.target), **vars(published_of(ending.plan, ending.recipe, done, seconds)))
 

@@ -226,19 +226,19 @@ def _make(job: Prepared, settings: Settings, report: Report, seconds: dict[str, 
         staging.discard()  # what was made of damaged bytes must not be found by the next run
         raise
     seconds["rest of the download"] = time.monotonic() - began - seconds["stream"]
-    return conclude(ending_of(job), job.place, fragments, settings, report, seconds)
+    return conclude(ending_of(job), staging, fragments, settings, report, seconds)
 
 
 def conclude(
     ending: Ending,
-    place: Place,
+    staging: StagingFolder,
     fragments: Mapping[str, Fragment],
     settings: Settings,
     report: Report,
     seconds: dict[str, float],
 ) -> Done:
     """Judge what was found, write what stands beside the weights, and publish. Raises what ``apply_delta`` raises."""
-    plan, records = ending.plan, records_of(fragments)
+    plan, place, records = ending.plan, staging.place, records_of(fragments)
     findings = findings_of(records, allowed=settings.allow_unproved_base and ending.stated)
     _judge(plan, findings, settings, report, stated=ending.stated)
     published_sum = check_sum(records.values(), ending.recipe, report)
@@ -250,6 +250,7 @@ def conclude(
     digest, manifest_sha256 = write_documents(ending, place.shards, fragments, findings)
     if settings.check:
         check_in_child(place.shards, place.target, report)
+    staging.refuse_touched(fragments)
     publish(place, plan.identity, overwrite=settings.overwrite)
     seconds["publish"] = time.monotonic() - began
     return Done(plan.operation.value.status, digest, manifest_sha256, findings, published_sum, ending.streamed)

@@ -27,9 +27,10 @@ from deltaweights.prepare import Prepared
 from deltaweights.provenance import is_streamed
 from deltaweights.report import Report
 from deltaweights.staging.disk import make_folder, remove
-from deltaweights.staging.folder import StagingFolder, StagingLock
+from deltaweights.staging.folder import StagingFolder
+from deltaweights.staging.lock import PATIENCE, StagingLock
 from deltaweights.staging.place import Place, refuse_content
-from deltaweights.staging.publish import recover
+from deltaweights.staging.publish import is_cut_off, recover
 from deltaweights.streaming import stream_shards
 
 PUBLISHED = "already complete"
@@ -86,10 +87,15 @@ def run_part(job: Prepared, part: Part, settings: Settings, report: Report, bega
         return _result(job, part, mine, [], PUBLISHED, len(job.plan.shards), began)
     _wait_for_inputs(job)
     check_device(settings.device)
-    with StagingLock(job.place, shared=True) as lock:
-        for text in (lock.note, recover(job.place)):
-            if text:
-                report.note(text)
+    if is_cut_off(job.place):
+        with StagingLock(
+            job.place, patience=PATIENCE
+        ):  # alone: two that go on with one publication would undo each other's steps
+            _note(recover(job.place), report)
+    with StagingLock(job.place, shared=True, patience=PATIENCE) as lock:
+        _note(lock.note, report)
+        if published_plan(job.place) == job.plan.identity:  # while this part prepared
+            return _result(job, part, mine, [], PUBLISHED, len(job.plan.shards), began)
         refuse_content(job.place, overwrite=settings.overwrite)
         staging = StagingFolder(job.place)
         fragments = staging.join(job.plan, mine)
@@ -103,6 +109,11 @@ def run_part(job: Prepared, part: Part, settings: Settings, report: Report, bega
         found = staging.finished(job.plan, job.plan.shards, read=False)
         report.note(f"part {part}: {len(mine)} shards are finished, {len(found)} of {len(job.plan.shards)} of the plan")
         return _result(job, part, mine, made, "finished", len(found), began)
+
+
+def _note(text: str | None, report: Report) -> None:
+    if text:
+        report.note(text)
 
 
 def _wait_for_inputs(job: Prepared) -> None:

@@ -6,6 +6,7 @@ nowhere. Never: a small file (a configuration, an index, a tokenizer) that is us
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -157,8 +158,9 @@ class HubDirectory(Directory):
                 if not said:
                     self._report.note(f"another process fetches {file.name}: waiting for it")
                     said = True
+                self._downloads.raise_failed()  # that other process may wait for what this one has begun
                 if self._access.stop.wait(BUSY):
-                    raise InputOutputError("the download was stopped", where=file.name) from None
+                    raise InputOutputError("the download was stopped", where=file.name, remedy="run again") from None
                 continue
             if blob.is_file():  # another process put it in place meanwhile
                 room.discard()
@@ -217,7 +219,9 @@ class HubDirectory(Directory):
         if self._access.offline:
             raise Damaged(f"damaged in the cache: {problem}", where=blob, remedy="fetch it again, without --offline")
         self._report.warn(f"{blob}: damaged in the cache: {problem}: fetched again")
-        blob.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if blob.stat().st_ino == local.status.st_ino:  # not what another process has put in its place meanwhile
+                blob.unlink()
         return None
 
 

@@ -70,6 +70,13 @@ class Downloads:
         with self._changed:
             return next((job for job in self._jobs if job.store and job.store.blob(job.arrival.file.key) == blob), None)
 
+    def raise_failed(self) -> None:
+        """Raise what ended a download of these, if one has ended."""
+        with self._changed:
+            for job in self._jobs:
+                if job.arrival.failed is not None:
+                    raise job.arrival.failed
+
     def _start(self) -> None:
         works = [lambda reserved=k < RESERVED: self._fetch_all(reserved=reserved) for k in range(CONNECTIONS)]
         for work in (*works, self._verify_all):

@@ -7,10 +7,10 @@ is followed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
-import socket
 import threading
 import weakref
 from collections import OrderedDict
@@ -62,7 +62,7 @@ class DiskRoom:
         try:
             self.fd = self._opened(path)
             if not _lock(self.fd, path):
-                path = path.with_name(f"{path.stem}.{socket.gethostname()}-{os.getpid()}{path.suffix}")
+                path = path.with_name(f"{path.stem}.{secrets.token_hex(8)}{path.suffix}")
                 self.fd = self._opened(path)
             self.path, self._marks = path, path.with_suffix(".pieces")
             self._marks_fd = self._opened(self._marks)
@@ -105,6 +105,8 @@ class DiskRoom:
             with self._guard:
                 while data and not self._closed:
                     written = os.pwrite(self.fd, data, offset)
+                    if not written:
+                        raise OSError(errno.EIO, "the disk takes no more bytes, and says no reason")  # noqa: TRY301
                     data, offset = data[written:], offset + written
         except OSError as error:
             raise InputOutputError.from_os(error, self.path, "write", "make room; what has arrived is kept") from error
@@ -192,7 +194,11 @@ def _lock(fd: int, path: Path) -> bool:
         raise
     except OSError:
         return False
-    if not path.exists() or os.fstat(fd).st_ino != path.stat().st_ino:
+    try:
+        current = os.fstat(fd).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        current = False
+    if not current:
         raise BlockingIOError
     return True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +60,7 @@ class Store:
         path = self.root / "refs" / revision
         with contextlib.suppress(OSError):  # of use later only
             path.parent.mkdir(parents=True, exist_ok=True)
-            made = path.with_name(f".{path.name}.{os.getpid()}")
+            made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
             made.write_text(commit)
             made.replace(path)
 

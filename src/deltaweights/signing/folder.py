@@ -6,7 +6,9 @@ weight read; what the manifest states of files is signed, and whoever verifies r
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from deltaweights.manifest.verify import listed
 from deltaweights.signing.bundle import MAX_BUNDLE, Bundle, pae, parse_bundle
 from deltaweights.signing.keys import load_private, load_public
 from deltaweights.signing.statement import parse_statement, statement_bytes
-from deltaweights.staging.disk import replace_file
+from deltaweights.staging.disk import remove, replace_file
 
 SIGNATURE = "model.sig"
 
@@ -57,6 +59,7 @@ def sign_folder(
         problem = "a signature under another name would be an extra file of the folder"
         raise CheckFailed(problem, where=path, expected=SIGNATURE, remedy="write it there, or outside of the folder")
     _refuse_other(path)
+    _remove_unfinished(path)
     manifest, digests = listed(root)
     payload = statement_bytes(manifest.content_digest, digests, IGNORED)
     replace_file(path, Bundle(payload, key.sign(pae(payload)), key.public.name).to_bytes())
@@ -98,6 +101,13 @@ def read_signature(
         raise CheckFailed(
             "the signed statement is not one of a model", where=path, found=error, remedy=remedy
         ) from None
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove what a ``sign`` that was killed left beside its signature: an extra file of the folder, otherwise."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.new"):
+        if re.fullmatch("[0-9a-f]{16}", left.suffixes[-2].removeprefix(".")):
+            remove(left)
 
 
 def _refuse_other(path: Path) -> None:

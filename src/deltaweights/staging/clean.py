@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from deltaweights.staging.folder import StagingLock
+from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.place import locate
 from deltaweights.staging.publish import forget, recover
 

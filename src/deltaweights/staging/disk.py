@@ -126,10 +126,15 @@ def exchange(one: Path, other: Path) -> bool:
 
 def make_folder(folder: Path) -> None:
     """Make ``folder`` and its parents, with the umask's permissions. Raises ``InputOutputError``."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputOutputError.from_os(error, folder, "create the folder") from error
+    while True:
+        try:
+            return folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            if os.path.lexists(folder):
+                raise InputOutputError.from_os(error, folder, "create the folder") from error
+            # A run that ended removed it in between.
+        except OSError as error:
+            raise InputOutputError.from_os(error, folder, "create the folder") from error
 
 
 def remove(path: Path) -> None:

@@ -7,6 +7,7 @@ new one, where staging is beside it; without ``SHA256SUMS``, where staging is in
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 
 from deltaweights.checkpoint.files import read_small
@@ -35,7 +36,7 @@ def publish(place: Place, plan: str, *, overwrite: bool) -> None:
         old = [name for name in place.contents() if name not in move]
         replace_file(place.journal, readable_json({"plan": plan, "remove": old, "move": move}))
         _move_in(place, old, move)
-    elif place.contents():
+    elif overwrite and place.contents():
         _swap(place)
     else:
         _rename_onto_nothing(place.shards, place.target)
@@ -64,8 +65,23 @@ def recover(place: Place) -> str | None:
         return "finished a publication that was cut off"
     if place.replaced.exists():
         _finish_swap(place)
+        forget(place)
         return "finished a replacement that was cut off"
+    if _is_left(place):
+        remove(place.shards)
+        forget(place)
+        return "removed what a replacement left that was cut off"
     return None
+
+
+def is_cut_off(place: Place) -> bool:
+    """Tell whether a publication was cut off, and ``recover`` has something to do."""
+    return place.journal.exists() or place.replaced.exists() or _is_left(place)
+
+
+def _is_left(place: Place) -> bool:
+    """Tell whether ``shards`` may hold the old model: a swap takes the plan away first."""
+    return place.fragments.exists() and not place.plan.exists()
 
 
 def _read_journal(place: Place) -> dict[str, list[str]]:
@@ -111,13 +127,24 @@ def _swap(place: Place) -> None:
     flush_folder(place.root)
     try:
         if exchange(place.shards, place.target):
+            _refuse_strangers(place)
             return
         rename(place.target, place.replaced)
-    except InputOutputError:
+    except (InputOutputError, TargetBusy):
         replace_file(place.plan, plan)
         raise
     rename(place.shards, place.target)
     remove(place.replaced)
+
+
+def _refuse_strangers(place: Place) -> None:
+    """Exchange back, and raise ``TargetBusy``, when what was exchanged is no checkpoint: it came after the last look."""
+    old = replace(place, target=place.shards)
+    try:
+        refuse_content(old, overwrite=True)
+    except TargetBusy:
+        exchange(place.shards, place.target)
+        raise
 
 
 def _move_in(place: Place, old: list[str], new: list[str]) -> None:

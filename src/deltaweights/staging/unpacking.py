@@ -14,7 +14,7 @@ from types import TracebackType
 from deltaweights.checkpoint.archived.unpack import NoRoom
 from deltaweights.errors import InputOutputError, Interrupted
 from deltaweights.staging.disk import make_folder, remove
-from deltaweights.staging.folder import StagingLock
+from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.place import Place
 
 

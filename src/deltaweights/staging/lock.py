@@ -1,0 +1,157 @@
+"""One run at a time in a staging folder.
+
+Enters: a place. Leaves: the right to change what is in it, until the process ends or lets go. Never: two that have it alone, as far
+as the file system tells them apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import time
+from types import TracebackType
+
+from deltaweights.errors import InputOutputError, TargetBusy
+from deltaweights.staging.disk import make_folder, remove
+from deltaweights.staging.place import Place, locate
+
+PATIENCE = 5.0
+"""Seconds that a part waits for one that ends: it holds the lock alone for a moment, to see whether it is the last."""
+
+NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
+"""What ``flock`` says where there are none."""
+
+NOTE = "this file system has no locks: make sure that no other run writes to this folder"
+
+
+class StagingLock:
+    """Holds the staging folder for this process; the system lets go when the process ends, however it ends.
+
+    A ``shared`` one is held by parts of one job, as many as there are, and by nobody who holds it alone. Where the file system has
+    no locks, a file that names its ``owner`` stands for one that is held alone; that one stays when the process is killed.
+    """
+
+    def __init__(self, place: Place, *, shared: bool = False, patience: float = 0) -> None:
+        """Take the lock. Raises ``TargetBusy`` when another run has it for ``patience`` seconds, ``InputOutputError``."""
+        self._place, self._shared = place, shared
+        self._path, self._owner = place.root / "lock", place.root / "owner"
+        self._owns = False
+        self.note: str | None = None
+        until = time.monotonic() + patience
+        while True:
+            make_folder(place.root)
+            try:
+                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            except FileNotFoundError:
+                continue  # a run that ended removed the folder in between
+            except OSError as error:
+                raise InputOutputError.from_os(error, self._path, "open the lock") from error
+            try:
+                if self._try(until) and self._is_current():
+                    break
+                os.close(self._fd)
+            except OSError as error:
+                self._let_go()
+                raise InputOutputError.from_os(error, self._path, "lock") from error
+            except BaseException:
+                self._let_go()
+                raise
+        if locate(place.target) != place:
+            self._let_go()
+            problem = "another run has begun to build this folder elsewhere"
+            raise TargetBusy(problem, where=place.target, remedy="wait for it to end, and run again")
+
+    def _try(self, until: float) -> bool:
+        try:
+            fcntl.flock(self._fd, (fcntl.LOCK_SH if self._shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < until:
+                time.sleep(0.05)
+                return False
+            remedy = "wait for it to end"
+            raise TargetBusy("another run is writing to this folder", where=self._place.root, remedy=remedy) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            self._claim()
+            self.note = NOTE
+        return True
+
+    def _claim(self) -> None:
+        """Take the file that stands for a lock. Raises ``TargetBusy`` when it is there."""
+        if not self._shared:
+            try:
+                fd = os.open(self._owner, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            except FileExistsError:
+                pass
+            else:
+                self._owns = True
+                with open(fd, "w", encoding="utf-8") as file:
+                    file.write(f"process {os.getpid()} of {socket.gethostname()}")
+                return
+        elif not os.path.lexists(self._owner):
+            return
+        found = "its owner"
+        with contextlib.suppress(OSError):
+            found = self._owner.read_text(encoding="utf-8", errors="replace")[:200] or found
+        remedy = f"wait for it to end; if that process is gone, remove {self._owner}"
+        raise TargetBusy("another run is writing to this folder", where=self._place.root, found=found, remedy=remedy)
+
+    def _is_current(self) -> bool:
+        # The run that had the lock before us may have removed the file that we opened. Opened, not looked at: an attribute that a
+        # network file system remembers may be older than that.
+        try:
+            named = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            ours, theirs = os.fstat(self._fd), os.fstat(named)
+        finally:
+            os.close(named)
+        return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+
+    def __enter__(self) -> StagingLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # What a run leaves must be worth finding: a finished shard, or a publication that was begun.
+        # Errors here change nothing about the result; the next run, or `clean`, comes across what is left.
+        discard = False
+        with contextlib.suppress(InputOutputError, OSError):
+            # Alone first: a part that runs may finish a shard while one that ends looks.
+            discard = self._is_alone() and self._is_current() and not self._place.worth_keeping()
+            if discard:
+                self._discard()
+        self._let_go()
+        if discard:
+            with contextlib.suppress(OSError):  # another run may have begun here already
+                self._place.root.rmdir()
+
+    def _let_go(self) -> None:
+        if self._owns:
+            with contextlib.suppress(OSError):
+                self._owner.unlink()
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+
+    def _is_alone(self) -> bool:
+        """Tell whether no other part holds the lock; from then on none can take it."""
+        if not self._shared:
+            return True
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    def _discard(self) -> None:
+        """Remove everything, the lock last: as long as it is there, no other run begins to work here."""
+        for entry in self._place.root.iterdir():
+            if entry not in {self._path, self._owner}:
+                remove(entry)
+        self._path.unlink()
