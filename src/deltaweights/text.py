@@ -100,17 +100,31 @@ MOST_OBJECTS = 110_000
 COMMAS_PER_OBJECT = 10
 """Commas allowed per object: a tensor's entry in a header, an index or a manifest has 3 to 8."""
 
+LISTS_PER_OBJECT = 4
+"""Lists allowed per object: a tensor's entry has 2."""
+
+MOST_COMMAS = 1_600_000
+"""In any document: a manifest of 100,000 tensors has as many."""
+
+MOST_FOREIGN = 20 * 1024 * 1024
+"""Bytes of a document that is not ASCII: one character may make each of its characters take 4 bytes of memory, twice."""
+
 
 def strict_json(data: bytes, most_objects: int = MOST_OBJECTS) -> Json:
     """Parse one UTF-8 JSON document.
 
     Raises ``ValueError`` for: bytes that are not UTF-8, a byte-order mark, a key written twice in one object (also when spelled
     with different escapes), NaN and Infinity, integers of more than 20 characters, nesting that exhausts the stack, trailing bytes,
-    and more than ``most_objects`` objects or ``COMMAS_PER_OBJECT`` times as many commas.
+    and more than ``most_objects`` objects, ``COMMAS_PER_OBJECT`` times as many commas or ``LISTS_PER_OBJECT`` times as many lists,
+    or more than ``MOST_FOREIGN`` bytes that are not all ASCII.
     """
-    most_commas = COMMAS_PER_OBJECT * most_objects
+    most_commas = min(COMMAS_PER_OBJECT * most_objects, MOST_COMMAS)
     if data.count(b"{") > most_objects or data.count(b",") > most_commas:
         raise ValueError(f"more than {most_objects:,} objects or {most_commas:,} commas")
+    if data.count(b"[") > LISTS_PER_OBJECT * most_objects:
+        raise ValueError(f"more than {LISTS_PER_OBJECT * most_objects:,} lists")
+    if len(data) > MOST_FOREIGN and not data.isascii():
+        raise ValueError(f"more than {MOST_FOREIGN:,} bytes, not all of them ASCII")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

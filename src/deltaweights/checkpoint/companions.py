@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.documents import json_object, refuse_another
-from deltaweights.text import strict_json
+from deltaweights.errors import MalformedInput
 
 COPIED = frozenset({
     "config.json", "generation_config.json",
@@ -35,6 +35,12 @@ MADE = frozenset({"README.md", "DELTAWEIGHTS_NOTICE.txt", "manifest.json", "SHA2
 
 MAX_SIZE = 64 * 1024 * 1024
 """A tokenizer.json has at most some 20 MB; what is larger is no companion."""
+
+MAX_TEXT = 8 * 1024 * 1024
+"""Of a licence or a model card."""
+
+MOST_OF_ALL = 128 * 1024 * 1024
+"""Of all that travels with the weights, which is in memory together."""
 
 NOTICE_NAME = "DELTAWEIGHTS_NOTICE.txt"
 
@@ -100,12 +106,18 @@ def read_companions(
     ``InputOutputError`` when one cannot be read.
     """
     files = {NOTICE_NAME: notice.encode()}
-    left_behind = []
+    left_behind, room, folded = [], MOST_OF_ALL, dict[str, str]()
     for name in directory.names():
         if ours and name in MADE:
             continue
         if is_companion(name):
-            data = directory.read_companion(name, MAX_SIZE)
+            twin = folded.setdefault(name.casefold(), name)
+            if twin != name:
+                problem, remedy = "two files of one name, where case does not count", "remove one of them"
+                where = directory.path / name
+                raise MalformedInput(problem, where=where, found=f"{name} beside {twin}", remedy=remedy)
+            data = directory.read_companion(name, min(room, MAX_SIZE if name in COPIED else MAX_TEXT))
+            room -= len(data)
             refuse_another(data, directory.path / name)
             files[f"{role.upper()}_README.md" if name == README else name] = data
         elif name not in weights and not name.startswith("."):
@@ -122,21 +134,30 @@ def state_dtype(config: bytes, dtype: str, where: Path) -> tuple[bytes, str | No
     A config that states no dtype, or the right one, is returned as it is. Raises ``MalformedInput`` when it is not a JSON object.
     """
     document = json_object(config, where)
-    text = config.decode()
-    changes = []
+    text, changes = config.decode(), []
     for key in ("torch_dtype", "dtype"):
         stated = document.get(key)
         if not isinstance(stated, str) or stated == dtype:
             continue
-        wanted = {**document, key: dtype}
-        pattern = re.compile(re.escape(json.dumps(key)) + r"(\s*:\s*)" + re.escape(json.dumps(stated)))
-        for place in pattern.finditer(text):
-            changed = (
-                f"{text[: place.start()]}{json.dumps(key)}{place.group(1)}{json.dumps(dtype)}{text[place.end() :]}"
-            )
-            # The same words may stand deeper down, for a part of the model: only the change of the top-level key is wanted.
-            if strict_json(changed.encode()) == wanted:
-                text, document = changed, wanted
-                changes.append(f"{key} changed from {stated} to {dtype}")
-                break
+        begin, end = _value_of(text, key)
+        text = f"{text[:begin]}{json.dumps(dtype)}{text[end:]}"
+        changes.append(f"{key} changed from {stated} to {dtype}")
     return text.encode(), f"config.json: {', '.join(changes)}" if changes else None
+
+
+_TOKEN, _COLON = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}]'), re.compile(r"\s*:")
+
+
+def _value_of(text: str, key: str) -> tuple[int, int]:
+    """Return where the string is that ``key`` has in the one object that ``text`` is; the same words may stand deeper down."""
+    depth, tokens = 0, _TOKEN.finditer(text)
+    for token in tokens:
+        found = token.group()
+        if found in "[{":
+            depth += 1
+        elif found in "]}":
+            depth -= 1
+        elif depth == 1 and _COLON.match(text, token.end()) and json.loads(found) == key:
+            value = next(tokens)
+            return value.start(), value.end()
+    raise AssertionError("a key that was found is there")

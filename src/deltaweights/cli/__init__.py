@@ -7,6 +7,7 @@ for something a user can cause, or an import of torch before a command needs it.
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 from typing import NoReturn
@@ -50,3 +51,5 @@ def _open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number
         if getattr(sys, stream) is None:
             setattr(sys, stream, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # foreign names may have characters that a terminal's encoding has not
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -55,7 +55,8 @@ def print_outcome(outcome: dict[str, Json], lines: list[str], *, as_json: bool) 
     """Print an outcome, as JSON or as ``lines``."""
     keep_result(outcome)
     # ASCII, and no raw path: a file name may hold bytes that are no text, and they must not make a finished run fail.
-    click.echo(json.dumps(outcome, indent=2) if as_json else "\n".join(map(printable, lines)))
+    if as_json or lines:
+        click.echo(json.dumps(outcome, indent=2) if as_json else "\n".join(map(printable, lines)))
 
 
 def _result_lines(outcome: dict[str, Json], output: str, base: str | None) -> list[str]:

@@ -116,6 +116,18 @@ def _refuse_place(folder: str, results: Path | None) -> None:
         raise UsageError(problem, found=results, expected="a file outside of DIR")
     if results.exists() and not results.is_file():
         raise UsageError("--junit names no file", found=results)
+    if results.exists() and not _is_report(results):
+        raise UsageError("--junit would replace what is no report", found=results, remedy="name another file")
+
+
+def _is_report(path: Path) -> bool:
+    """Tell whether a file is a report of tests, or empty."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(200)
+    except OSError:
+        return False
+    return not head.strip() or (head.startswith(b"<") and b"<testsuite" in head)
 
 
 def _lines(report: VerifyReport) -> list[str]:

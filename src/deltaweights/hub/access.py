@@ -97,7 +97,11 @@ class Access:
         """The HTTP client of huggingface_hub, with the proxies and certificates that it was told of; safe in threads."""
         hub = importlib.import_module("huggingface_hub")
         get: Callable[[], Any] = hub.get_session
-        return get()
+        try:
+            return get()
+        except (ValueError, ImportError) as error:  # its message may show a proxy's password
+            problem, remedy = "the proxy's address cannot be used", "check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
+            raise UsageError(problem, found=type(error).__name__, remedy=remedy) from None
 
     @cached_property
     def broken(self) -> tuple[type[Exception], ...]:
@@ -259,11 +263,16 @@ def access(
 
     Raises ``UsageError`` when the token is none; that of an error of the client would show it.
     """
-    hub, constants = importlib.import_module("huggingface_hub"), importlib.import_module("huggingface_hub.constants")
+    try:
+        hub, constants = (importlib.import_module(f"huggingface_hub{part}") for part in ("", ".constants"))
+    except ValueError as error:
+        raise UsageError(
+            "a variable of huggingface_hub is not usable", found=error, remedy="check those that begin with HF_"
+        ) from None
     if token is None and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
         token = hub.get_token()
     where = (endpoint or constants.ENDPOINT).rstrip("/")
-    if origin_of(where)[0] not in {"http", "https"} or not origin_of(where)[1]:
+    if not _is_address(where):
         raise UsageError("not the address of a Hub", found=where, remedy="check HF_ENDPOINT")
     if token and not re.fullmatch("[!-~]+", token):
         raise UsageError("the token of the Hub has characters that none has", remedy="check --token and HF_TOKEN")
@@ -275,6 +284,14 @@ def access(
         float(constants.HF_HUB_DOWNLOAD_TIMEOUT),
         remarks=Remarks(note),
     )
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
 
 
 def _is_plain(name: str) -> bool:

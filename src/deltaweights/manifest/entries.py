@@ -17,6 +17,10 @@ PERMITTED = frozenset({"model.sig", ".cache", "lost+found", ".deltaweights"})
 replaces the model or was killed when it had; and ``.git*``."""
 
 
+UNSIGNED = PERMITTED | {".git", ".gitattributes", ".github", ".gitignore"}
+"""What a signature does not vouch for, as OpenSSF Model Signing has it: no link, and no other name that begins with ``.git``."""
+
+
 @dataclass
 class Entries:
     """The names in a folder, but for those that may stand beside any checkpoint.
@@ -65,6 +69,20 @@ def scan(root: Path, doing: str) -> Entries:
         else:
             entries.others[name] = "a special file" if mode else "a link to nothing"
     return entries
+
+
+def unsigned_in(root: Path) -> dict[str, str]:
+    """Return the names in ``root`` that ``scan`` passes over and a signature must not, and what each is.
+
+    Raises ``InputOutputError``.
+    """
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputOutputError.from_os(error, root, "look at") from error
+    passed = [entry for entry in entries if entry.name in PERMITTED or entry.name.startswith(".git")]
+    links = {entry.name: "a link" for entry in passed if entry.is_symlink()}
+    return {entry.name: "an extra file" for entry in passed if entry.name not in UNSIGNED} | links
 
 
 def names_in(root: Path, path: Path | None) -> set[str]:

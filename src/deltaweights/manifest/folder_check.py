@@ -15,7 +15,7 @@ from deltaweights.checkpoint.layout import PART
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest import content_digest
-from deltaweights.manifest.entries import Entries, names_in, scan
+from deltaweights.manifest.entries import Entries, names_in, scan, unsigned_in
 from deltaweights.manifest.manifest import (
     LISTING,
     MANIFEST,
@@ -35,7 +35,8 @@ from deltaweights.report import Report
 LOADABLE = frozenset({".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".gguf", ".h5", ".msgpack", ".py"})
 """Suffixes of files that loaders take weights or code from."""
 
-MAX_MANIFEST = 256 * 1024 * 1024
+MAX_MANIFEST = 64 * 1024 * 1024
+"""Some 90,000 tensors."""
 
 
 class FolderCheck:
@@ -241,6 +242,10 @@ class FolderCheck:
         """Hold the files that were read against a signature."""
         files = self.digests({name: record.sha256 for name, record in found.files.items()})
         unread = dict.fromkeys(self.there - set(files), "of a file that was not read")
+        if self.listing:
+            self.fail(self.title, "a signature vouches for results, not for listings of other folders")
+        for name, kind in unsigned_in(self.root).items():
+            self.fail(name, "is not signed", kind)
         known = {problem.file for problem in self._problems}
         self._problems += [each for each in hold_signed(signed, unread | files) if each.file not in known]
 

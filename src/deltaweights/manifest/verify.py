@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deltaweights.errors import UsageError
 from deltaweights.manifest.digest import content_digest
+from deltaweights.manifest.entries import unsigned_in
 from deltaweights.manifest.folder_check import FolderCheck
 from deltaweights.manifest.manifest import (
     Manifest,
@@ -65,6 +66,10 @@ def listed(folder: Path) -> tuple[Manifest, dict[str, str]]:
     check = FolderCheck(folder, None)
     check.read_manifest(None)
     check.hold_names()
+    if check.listing:
+        check.fail(check.title, "a listing of a folder, not the manifest of a result: only results are signed")
+    for name, kind in unsigned_in(folder).items():
+        check.fail(name, "cannot be signed", kind)
     for name in check.there & set(check.records):
         check.has_size(name)
     check.report(None, recomputed=False).raise_if_failed()

@@ -23,6 +23,13 @@ FORM = "conv_mode"
 """The variable by which the templates that ``export`` writes know forms of conversation."""
 
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""What Pillow may take an image for, whatever its name: it would hand PostScript to another program."""
+
+MOST_PIXELS, LONGEST = 25_000_000, 20
+"""Of an image, 75 MB in RGB; models see some 300 pixels a side of it."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A prompt as the model takes it; ``tokenizer`` turns what it answers back into text, which ends before a stop string."""
@@ -59,7 +66,8 @@ def _open_image(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
+                _refuse_large(path, image.width, image.height)
                 return image.convert("RGB")
     except UnidentifiedImageError:
         raise MalformedInput("not an image that Pillow reads", where=path, remedy="give a PNG or JPEG file") from None
@@ -71,6 +79,13 @@ def _open_image(path: Path) -> Any:
         raise
     except Exception as error:  # noqa: BLE001  (decoders raise SyntaxError, ValueError, struct.error, ...)
         raise MalformedInput("a damaged image", where=path, found=error, remedy="fetch it again") from None
+
+
+def _refuse_large(path: Path, width: int, height: int) -> None:
+    """Raise ``MalformedInput`` for an image that would fill the memory, at once or when its shorter side is scaled."""
+    if width * height > MOST_PIXELS or max(width, height) > LONGEST * min(width, height):
+        found, expected = f"{width}x{height}", f"at most {MOST_PIXELS:,} pixels, and a side {LONGEST} times the other"
+        raise MalformedInput("too large an image", where=path, found=found, expected=expected, remedy="make it smaller")
 
 
 def make_prompt(

@@ -17,8 +17,12 @@ from deltaweights.text import Json, compact_json, strict_json
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 
-MAX_BUNDLE = 64 * 1024 * 1024
+MAX_BUNDLE = 16 * 1024 * 1024
 MOST_OBJECTS = 1_000
+
+
+_OTHERS = frozenset({"messageSignature", "certificate", "x509CertificateChain"})
+"""What a bundle may hold in place of an envelope, or of a key; one that holds both says two things."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,15 @@ def parse_bundle(data: bytes) -> Bundle:
         envelope = document["dsseEnvelope"]
         if envelope["payloadType"] != PAYLOAD_TYPE:
             raise ValueError(f"payload is not {PAYLOAD_TYPE}")
-        (signature,) = envelope["signatures"]
-        key = document["verificationMaterial"]["publicKey"]["hint"]
-        return Bundle(_decoded(envelope["payload"]), _decoded(signature["sig"]), key if isinstance(key, str) else "")
-    except (KeyError, TypeError) as error:
+        signatures, material = envelope["signatures"], document["verificationMaterial"]
+        if len(signatures) != 1:
+            raise ValueError(f"{len(signatures)} signatures, not one")
+        foreign = sorted(_OTHERS & {*document, *material})
+        if foreign:
+            raise ValueError(f"more than a signature by a key: {', '.join(foreign)}")
+        key = material["publicKey"].get("hint")
+        return Bundle(_decoded(envelope["payload"]), _decoded(signatures[0]["sig"]), "" if key is None else _text(key))
+    except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"not a bundle with one signature by a key: no {error}") from None
 
 
@@ -64,10 +73,14 @@ def pae(payload: bytes) -> bytes:
     return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload)
 
 
-def _decoded(text: Json) -> bytes:
-    if not isinstance(text, str):
+def _text(value: Json) -> str:
+    if not isinstance(value, str):
         raise TypeError("text")
+    return value
+
+
+def _decoded(value: Json) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode(_text(value), validate=True)
     except binascii.Error as error:
         raise ValueError(f"not base64: {error}") from None

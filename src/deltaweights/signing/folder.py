@@ -14,7 +14,7 @@ from pathlib import Path
 
 from deltaweights.checkpoint.files import read_small
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
-from deltaweights.manifest.entries import PERMITTED
+from deltaweights.manifest.entries import UNSIGNED
 from deltaweights.manifest.signed import Signed
 from deltaweights.manifest.verify import listed
 from deltaweights.signing.bundle import MAX_BUNDLE, Bundle, pae, parse_bundle
@@ -23,9 +23,6 @@ from deltaweights.signing.statement import parse_statement, statement_bytes
 from deltaweights.staging.disk import remove, replace_file
 
 SIGNATURE = "model.sig"
-
-IGNORED = PERMITTED | {".git", ".gitattributes", ".github", ".gitignore"}
-"""What may stand beside the files of a result without a signature, as for ``verify``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +58,7 @@ def sign_folder(
     _refuse_other(path)
     _remove_unfinished(path)
     manifest, digests = listed(root)
-    payload = statement_bytes(manifest.content_digest, digests, IGNORED)
+    payload = statement_bytes(manifest.content_digest, digests, UNSIGNED)
     replace_file(path, Bundle(payload, key.sign(pae(payload)), key.public.name).to_bytes())
     return SignResult(
         target=str(root),
@@ -90,8 +87,8 @@ def read_signature(
         raise CheckFailed(f"no signature to verify: {error}", remedy=remedy) from error
     except ValueError as error:
         raise CheckFailed("not a signature", where=path, found=error, remedy=remedy) from None
-    if not key.signed(pae(bundle.payload), bundle.signature):
-        other = bool(bundle.key) and bundle.key != key.name
+    other = bool(bundle.key) and bundle.key != key.name
+    if other or not key.signed(pae(bundle.payload), bundle.signature):
         problem = "signed with another key" if other else "the signature does not match"
         found, expected = (f"key {bundle.key}", key.name) if other else (None, None)
         raise CheckFailed(problem, where=path, found=found, expected=expected, remedy=remedy)

@@ -1,0 +1,358 @@
+"""What attackers tried that got through once: each stays refused, or said, at once and in little memory."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from deltaweights.apply import apply_delta
+from deltaweights.checkpoint.companions import state_dtype
+from deltaweights.errors import CheckFailed, MalformedInput, UsageError
+from deltaweights.hub.access import access
+from deltaweights.manifest.listing import list_checkpoint
+from deltaweights.manifest.verify import verify
+from deltaweights.running.prompts import LONGEST, open_images
+from deltaweights.signing.bundle import parse_bundle
+from deltaweights.signing.folder import read_signature, sign_folder
+from deltaweights.text import MOST_FOREIGN, strict_json
+from tests.conftest import Run
+from tests.pairs import make_pair
+from tests.test_signing import make_key, merged, result, stock_verifies
+from tests.trust.harness import TARGET, case, hold
+
+__all__ = ["merged", "result"]
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, Path]:
+    """Return a private and a public key."""
+    return make_key(tmp_path)
+
+
+# Signatures.
+
+
+def hide(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"x")
+
+
+def link(folder: Path, name: str) -> None:
+    (folder / name).symlink_to("/etc")
+
+
+ADDED: dict[str, Callable[[Path], None]] = {
+    "weights under .git*": lambda folder: hide(folder, ".gitevil.safetensors"),
+    ".gitmodules": lambda folder: hide(folder, ".gitmodules"),
+    "a link .git": lambda folder: link(folder, ".git"),
+    "a link .cache": lambda folder: link(folder, ".cache"),
+}
+
+
+@pytest.mark.parametrize("add", ADDED.values(), ids=ADDED)
+def test_names_that_a_signature_does_not_ignore(
+    result: Path, keys: tuple[Path, Path], add: Callable[[Path], None]
+) -> None:
+    """A name that begins with .git, and a link under a name that is ignored, are no part of what was signed: neither is signed."""
+    sign_folder(result, keys[0])
+    add(result)
+    assert not verify(result, signed=read_signature(result, keys[1])).ok
+    with pytest.raises(CheckFailed, match="cannot be signed"):
+        sign_folder(result, keys[0])
+
+
+@pytest.mark.parametrize("name", [".git", ".github", ".gitignore", ".gitattributes", ".cache", "lost+found"])
+def test_names_that_a_signature_ignores(result: Path, keys: tuple[Path, Path], name: str) -> None:
+    """The names that are stated may be there, for the stock program and for us."""
+    sign_folder(result, keys[0])
+    (result / name).mkdir()
+    (result / name / "x").touch()
+    assert verify(result, signed=read_signature(result, keys[1])).ok
+    assert name in {".cache", "lost+found"} or stock_verifies(result, keys[1])
+
+
+def test_a_listing_is_not_signed(tmp_path: Path, keys: tuple[Path, Path]) -> None:
+    """Of somebody's folder a manifest tells less than of a result: it is not signed, and no signature of it is believed."""
+    folder, _ = make_pair(tmp_path / "pair", "safetensors")
+    (folder / "manifest.json").write_bytes(list_checkpoint(folder).document)
+    with pytest.raises(CheckFailed, match="a listing of a folder, not the manifest of a result"):
+        sign_folder(folder, keys[0])
+
+
+def edited(result: Path, private: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Sign, and edit the bundle without touching what is signed."""
+    sign_folder(result, private)
+    document = json.loads((result / "model.sig").read_text())
+    change(document)
+    (result / "model.sig").write_text(json.dumps(document))
+
+
+BUNDLES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "another hint": lambda d: d["verificationMaterial"]["publicKey"].update(hint="0" * 64),
+    "escape sequences for a hint": lambda d: d["verificationMaterial"]["publicKey"].update(hint="\x1b[2J"),
+    "a hint that is no text": lambda d: d["verificationMaterial"]["publicKey"].update(hint=[1]),
+    "a certificate, too": lambda d: d["verificationMaterial"].update(certificate={"rawBytes": ""}),
+    "another signature, too": lambda d: d.update(messageSignature={"signature": ""}),
+    "two signatures": lambda d: d["dsseEnvelope"]["signatures"].append(d["dsseEnvelope"]["signatures"][0]),
+    "no signature": lambda d: d["dsseEnvelope"]["signatures"].clear(),
+    "signatures that are no list": lambda d: d["dsseEnvelope"].update(signatures={}),
+    "a key that is no object": lambda d: d["verificationMaterial"].update(publicKey="x"),
+}
+
+
+@pytest.mark.parametrize("change", BUNDLES.values(), ids=BUNDLES)
+def test_bundles_that_say_two_things(
+    result: Path, keys: tuple[Path, Path], change: Callable[[dict[str, Any]], object]
+) -> None:
+    """A bundle whose signature is right, and which says something else besides, is refused in one printable line."""
+    edited(result, keys[0], change)
+    with pytest.raises(CheckFailed) as caught:
+        read_signature(result, keys[1])
+    assert str(caught.value).isprintable()
+
+
+def test_a_bundle_without_a_hint(result: Path, keys: tuple[Path, Path]) -> None:
+    """The hint may be missing: it proves nothing."""
+    edited(result, keys[0], lambda document: document["verificationMaterial"]["publicKey"].pop("hint"))
+    assert verify(result, signed=read_signature(result, keys[1])).ok
+
+
+def test_two_signatures_are_said(result: Path, keys: tuple[Path, Path]) -> None:
+    """In our words, not in Python's."""
+    edited(result, keys[0], BUNDLES["two signatures"])
+    with pytest.raises(ValueError, match=r"^2 signatures, not one$"):
+        parse_bundle((result / "model.sig").read_bytes())
+
+
+def test_a_report_replaces_no_key(result: Path, keys: tuple[Path, Path], run: Run) -> None:
+    """``--junit`` writes over an earlier report, or an empty file, and over nothing else."""
+    sign_folder(result, keys[0])
+    before = keys[1].read_bytes()
+    done = run("verify", result, "--public-key", keys[1], "--junit", keys[1])
+    assert done.returncode == 2
+    assert "--junit would replace what is no report" in done.stderr
+    assert keys[1].read_bytes() == before
+    report = keys[1].with_name("report.xml")
+    for _ in range(2):
+        assert run("verify", result, "--junit", report).returncode == 0
+    assert "<testsuite" in report.read_text()
+
+
+# Configurations.
+
+
+def nested(depth: int) -> bytes:
+    """Return a configuration that says the same words so many levels deep before it says them at its top."""
+    inner = '"a":' + '{"torch_dtype":"float32","b":' * depth + "0" + "}" * depth
+    return f'{{{inner},"torch_dtype":"float32"}}'.encode()
+
+
+@pytest.mark.trust
+def test_row47_a_configuration_that_says_it_often(tmp_path: Path, normal: float) -> None:
+    """A dtype that stands in many places is changed at the top in one pass, or the nesting is refused, at once."""
+
+    def make(folder: Path) -> list[str | Path]:
+        base, delta = make_pair(folder, "safetensors")
+        (delta / "config.json").write_bytes(nested(100_000))
+        return ["apply", "--base", base, "--delta", delta, "--target", TARGET]
+
+    hold(case(make, 3, "config.json", "nested too deeply"), tmp_path, normal)
+    changed, what = state_dtype(nested(400), "float16", Path("config.json"))
+    assert json.loads(changed) == json.loads(nested(400)) | {"torch_dtype": "float16"}
+    assert what == "config.json: torch_dtype changed from float32 to float16"
+
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(
+    ["torch_dtype", "dtype", '"', "\\", "{", ":", "float32"]
+)
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(
+    rest=st.dictionaries(TEXT, VALUE, max_size=5),
+    stated=TEXT,
+    indent=st.none() | st.integers(0, 3),
+    ascii_only=st.booleans(),
+    order=st.randoms(use_true_random=False),
+)
+def test_only_the_dtype_at_the_top_changes(
+    rest: dict[str, Any], stated: str, indent: int | None, ascii_only: bool, order: Random
+) -> None:
+    """Whatever else a configuration says, and however it is written, that value alone is another one."""
+    entries = list((rest | {"torch_dtype": stated}).items())
+    order.shuffle(entries)
+    document = dict(entries)
+    written = json.dumps(document, indent=indent, ensure_ascii=ascii_only).encode()
+    changed, _ = state_dtype(written, "bfloat16", Path("config.json"))
+    expected = document | {"torch_dtype": "bfloat16"}
+    if isinstance(document.get("dtype"), str):
+        expected["dtype"] = "bfloat16"
+    assert json.loads(changed) == expected
+    assert list(json.loads(changed)) == list(document)
+
+
+# Memory.
+
+BIG: dict[str, tuple[bytes, str]] = {
+    "lists": (b"[" + b"[]," * 500_000 + b"0]", "more than 440,000 lists"),
+    "not ASCII": ("🙂".encode() + b" " * MOST_FOREIGN, "not all of them ASCII"),
+    "commas": (b"[" + b"0," * 2_000_000 + b"0]", "1,100,000 commas"),
+}
+
+
+@pytest.mark.parametrize(("data", "says"), BIG.values(), ids=BIG)
+def test_documents_that_would_fill_the_memory(data: bytes, says: str) -> None:
+    """What would take many times its size in memory is refused before it is parsed."""
+    with pytest.raises(ValueError, match=says):
+        strict_json(data)
+
+
+def licences(folder: Path, names: list[str], size: int) -> list[str | Path]:
+    """Make a pair whose delta brings files of licences of so many bytes, which take no disk."""
+    base, delta = make_pair(folder, "safetensors")
+    for name in names:
+        with (delta / name).open("wb") as file:
+            file.truncate(size)
+    return ["apply", "--base", base, "--delta", delta, "--target", TARGET]
+
+
+@pytest.mark.trust
+def test_row47_companions_without_end(tmp_path: Path, normal: float) -> None:
+    """Texts that are larger than any, and names that differ in their case alone, are refused."""
+    large = case(lambda folder: licences(folder, ["LICENSE"], 60 * 2**20), 3, "LICENSE: too long for what it is")
+    twins = case(
+        lambda folder: licences(folder, ["LICENSE", "License"], 10), 3, "two files of one name, where case does not"
+    )
+    for number, subject in enumerate((large, twins)):
+        hold(subject, tmp_path / str(number), normal)
+
+
+@pytest.mark.trust
+def test_row74_a_manifest_of_one_endless_string(tmp_path: Path, normal: float) -> None:
+    """It ends the verification with 6, in little memory."""
+
+    def make(folder: Path) -> list[str | Path]:
+        base, delta = make_pair(folder, "safetensors")
+        apply_delta(base, delta, folder / "out")
+        with (folder / "out" / "manifest.json").open("wb") as file:
+            file.write('{"a": "🙂'.encode() + b"x" * (60 * 2**20) + b'"}')
+        return ["verify", folder / "out"]
+
+    hold(case(make, 6, "manifest.json", "not all of them ASCII"), tmp_path, normal)
+
+
+@pytest.mark.trust
+def test_row76_a_signature_without_end(tmp_path: Path, normal: float) -> None:
+    """A bundle of 60 MB is not even read."""
+
+    def make(folder: Path) -> list[str | Path]:
+        base, delta = make_pair(folder, "safetensors")
+        apply_delta(base, delta, folder / "out")
+        (folder / "out" / "model.sig").write_bytes(base64.b64encode(bytes(45 * 2**20)))
+        return ["verify", folder / "out", "--public-key", make_key(folder)[1]]
+
+    hold(case(make, 6, "model.sig: too long for what it is"), tmp_path, normal)
+
+
+# The environment.
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://[", "http://\x1b[31m", "http://a:99999999", "http://", "ftp://x", "x", "http://:80"]
+)
+def test_no_address_of_a_hub(endpoint: str) -> None:
+    """What is no address is a mistake in the usage, and printable."""
+    with pytest.raises(UsageError, match="not the address of a Hub") as caught:
+        access(endpoint=endpoint)
+    assert str(caught.value).isprintable()
+
+
+ENVIRONMENTS = {
+    "a number": ({"HF_HUB_DOWNLOAD_TIMEOUT": "x"}, "a variable of huggingface_hub is not usable"),
+    "a proxy": ({"ALL_PROXY": "foo://user:secret@x"}, "the proxy's address cannot be used"),
+    "another proxy": ({"HTTPS_PROXY": "ftp://user:secret@x"}, "the proxy's address cannot be used"),
+    "an endpoint": ({"HF_ENDPOINT": "http://\x1b[31m"}, "a variable of huggingface_hub is not usable"),
+}
+
+
+@pytest.mark.parametrize(("variables", "says"), ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+def test_an_environment_that_is_not_usable(variables: dict[str, str], says: str, tmp_path: Path) -> None:
+    """It ends with 2 and one line that says which variable, and no secret."""
+    command = [sys.executable, "-m", "deltaweights", "download", "org/name"]
+    environment = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
+    done = subprocess.run(
+        command,
+        env=environment | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)} | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "secret" not in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.rstrip("\n").isprintable()
+
+
+def test_a_terminal_that_is_not_utf_8(result: Path) -> None:
+    """A foreign name that the terminal's encoding has no characters for is escaped, not a traceback."""
+    (result / "é日本.txt").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "deltaweights", "verify", result],
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 6
+    assert b"\xe9\\u65e5\\u672c.txt: is not in the manifest" in done.stdout
+
+
+def test_quiet_says_nothing(result: Path, keys: tuple[Path, Path], run: Run) -> None:
+    """Not even an empty line."""
+    done = run("sign", result, "--private-key", keys[0], "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# Images.
+
+
+def test_only_images_are_images(tmp_path: Path) -> None:
+    """PostScript, which Pillow would give to another program, is no image, whatever its name."""
+    (tmp_path / "photo.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    with pytest.raises(MalformedInput, match="not an image that Pillow reads"):
+        open_images([tmp_path / "photo.png"])
+
+
+@pytest.mark.parametrize(("width", "height"), [(5001, 5000), (LONGEST * 10 + 1, 10), (1, LONGEST + 1)])
+def test_images_that_would_fill_the_memory(tmp_path: Path, width: int, height: int) -> None:
+    """They are refused by their size, before they are decoded."""
+    Image.new("1", (width, height)).save(tmp_path / "x.png")
+    with pytest.raises(MalformedInput, match=f"too large an image: found {width}x{height}"):
+        open_images([tmp_path / "x.png"])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_images_of_all_usual_kinds(tmp_path: Path, kind: str) -> None:
+    """What cameras and microscopes write is read."""
+    Image.new("RGB", (40, 30), "gray").save(tmp_path / "x", kind)
+    (image,) = open_images([tmp_path / "x"])
+    assert (image.mode, image.size) == ("RGB", (40, 30))
