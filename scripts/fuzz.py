@@ -52,6 +52,7 @@ def main() -> None:
     work = given.work or Path(tempfile.mkdtemp(prefix="fuzz-"))
     seed = given.seed if given.seed is not None else time.time_ns() % 2**31
     names = given.target or list(TARGETS)
+    print(f"{len(names)} targets, seed {seed}, findings in {work}", flush=True)
     done = run(names, work, given.seconds, seed, min(given.jobs, len(names)))
     for fuzzed in done:
         for path in fuzzed.findings:

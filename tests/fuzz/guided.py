@@ -6,7 +6,9 @@ in a process: each is fuzzed in a fork of this one, in which all is imported and
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
 import re
 import resource
@@ -19,7 +21,10 @@ from random import Random
 
 import atheris
 
-with atheris.instrument_imports(include=["deltaweights"], enable_loader_override=False):
+with (
+    contextlib.redirect_stderr(io.StringIO()),  # a line for each module
+    atheris.instrument_imports(include=["deltaweights"], enable_loader_override=False),
+):
     from tests.fuzz.law import hold
     from tests.fuzz.mutate import mutated
     from tests.fuzz.targets import TARGETS
