@@ -138,6 +138,27 @@ def test_an_owner_that_was_killed_is_removed_by_hand(
     assert names_in(tmp_path) == ["inputs", "out"]
 
 
+@pytest.mark.usefixtures("no_locks")
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_an_owner_that_is_no_file(pair: Pair, tmp_path: Path, make: Callable[[Path], object]) -> None:
+    """Whatever stands there, it is not waited for."""
+    place = locate(tmp_path / "out")
+    place.root.mkdir()
+    make(place.root / "owner")
+    with pytest.raises(TargetBusy, match="found its owner; wait for it to end"):
+        apply_delta(*pair, place.target)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_an_owner_whose_lock_was_removed(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that finds that the lock it opened was removed meanwhile begins again, and is not kept out by itself."""
+    current, answers = StagingLock._is_current, [False, True, True]
+    monkeypatch.setattr(StagingLock, "_is_current", lambda lock: current(lock) and answers.pop(0))
+    with StagingLock(locate(tmp_path / "out")):
+        assert answers == [True]
+    assert names_in(tmp_path) == ["inputs"]
+
+
 @pytest.mark.parametrize("how", ["written to", "cut", "removed", "replaced"])
 def test_a_shard_that_another_run_touched_is_not_published(
     pair: Pair, tmp_path: Path, expected: dict[str, bytes], how: str

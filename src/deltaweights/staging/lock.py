@@ -14,7 +14,8 @@ import socket
 import time
 from types import TracebackType
 
-from deltaweights.errors import InputOutputError, TargetBusy
+from deltaweights.checkpoint.files import read_small
+from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
 from deltaweights.staging.disk import make_folder, remove
 from deltaweights.staging.place import Place, locate
 
@@ -23,6 +24,9 @@ PATIENCE = 5.0
 
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 """What ``flock`` says where there are none."""
+
+MOST_OF_A_NAME = 500
+"""Bytes that say who an owner is."""
 
 NOTE = "this file system has no locks: make sure that no other run writes to this folder"
 
@@ -52,7 +56,7 @@ class StagingLock:
             try:
                 if self._try(until) and self._is_current():
                     break
-                os.close(self._fd)
+                self._let_go()
             except OSError as error:
                 self._let_go()
                 raise InputOutputError.from_os(error, self._path, "lock") from error
@@ -95,8 +99,8 @@ class StagingLock:
         elif not os.path.lexists(self._owner):
             return
         found = "its owner"
-        with contextlib.suppress(OSError):
-            found = self._owner.read_text(encoding="utf-8", errors="replace")[:200] or found
+        with contextlib.suppress(InputOutputError, MalformedInput):
+            found = read_small(self._owner, MOST_OF_A_NAME).decode("utf-8", "replace") or found
         remedy = f"wait for it to end; if that process is gone, remove {self._owner}"
         raise TargetBusy("another run is writing to this folder", where=self._place.root, found=found, remedy=remedy)
 
@@ -134,6 +138,7 @@ class StagingLock:
 
     def _let_go(self) -> None:
         if self._owns:
+            self._owns = False
             with contextlib.suppress(OSError):
                 self._owner.unlink()
         with contextlib.suppress(OSError):
