@@ -10,10 +10,12 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from safetensors.torch import save_file
 
 from deltaweights import part as parts
 from deltaweights.apply import apply_delta, apply_part
-from deltaweights.errors import InputOutputError, TargetBusy
+from deltaweights.errors import InputOutputError, Interrupted, TargetBusy
 from deltaweights.finish import finish_parts
 from deltaweights.hub import directory as hub_directory
 from deltaweights.hub import transfer
@@ -120,19 +122,26 @@ def test_an_owner_stands_for_a_lock(pair: Pair, tmp_path: Path, expected: dict[s
 
 
 @pytest.mark.usefixtures("no_locks")
-def test_an_owner_that_was_killed_is_removed_by_hand(
-    pair: Pair, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_an_owner_that_was_killed(
+    pair: Pair, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """Nobody can tell whether an owner lives; once its file is removed, the same command goes on where it was."""
+    """A process of this machine that is no more owns nothing; one of another machine is removed by hand."""
     target = tmp_path / "out"
 
     def die() -> None:
         raise Killed
 
     killed(monkeypatch, lambda: apply_delta(*pair, target, max_shard_size=SIZE, report=At(die)))
-    with pytest.raises(TargetBusy, match="if that process is gone, remove"):
-        apply_delta(*pair, target, max_shard_size=SIZE)
-    (locate(target).root / "owner").unlink()
+    owner = locate(target).root / "owner"
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait()
+    owner.write_text(owner.read_text().replace(f"process {os.getpid()} ", f"process {dead.pid} "))
+    if where == "elsewhere":
+        owner.write_text(owner.read_text().replace(" of ", " of another"))
+        with pytest.raises(TargetBusy, match="if that process is gone, remove"):
+            apply_delta(*pair, target, max_shard_size=SIZE)
+        owner.unlink()
     apply_delta(*pair, target, max_shard_size=SIZE)
     assert files_of(target) == expected
     assert names_in(tmp_path) == ["inputs", "out"]
@@ -159,7 +168,7 @@ def test_an_owner_whose_lock_was_removed(pair: Pair, tmp_path: Path, monkeypatch
     assert names_in(tmp_path) == ["inputs"]
 
 
-@pytest.mark.parametrize("how", ["written to", "cut", "removed", "replaced"])
+@pytest.mark.parametrize("how", ["written to", "cut", "removed"])
 def test_a_shard_that_another_run_touched_is_not_published(
     pair: Pair, tmp_path: Path, expected: dict[str, bytes], how: str
 ) -> None:
@@ -173,9 +182,6 @@ def test_a_shard_that_another_run_touched_is_not_published(
             os.truncate(shard, 10)
         elif how == "removed":
             shard.unlink()
-        elif how == "replaced":
-            shard.unlink()
-            shard.write_bytes(data)
         else:
             shard.write_bytes(bytes(len(data)))
 
@@ -184,6 +190,20 @@ def test_a_shard_that_another_run_touched_is_not_published(
         apply_delta(*pair, target, max_shard_size=SIZE, report=At(touch))
     assert not target.exists()
     apply_delta(*pair, target, max_shard_size=SIZE)
+    assert files_of(target) == expected
+
+
+def test_a_shard_that_only_looks_otherwise_is_published(pair: Pair, tmp_path: Path, expected: dict[str, bytes]) -> None:
+    """A file of the same bytes under another number, as some file systems number them anew, is the shard that it was."""
+    target = tmp_path / "out"
+    shard = locate(target).shards / "model-00002-of-00005.safetensors"
+
+    def touch() -> None:
+        data = shard.read_bytes()
+        shard.rename(tmp_path / "old")  # so that its number is taken
+        shard.write_bytes(data)
+
+    apply_delta(*pair, target, max_shard_size=SIZE, report=At(touch))
     assert files_of(target) == expected
 
 
@@ -236,13 +256,68 @@ def test_strangers_that_appear_are_not_replaced(
     assert names_in(tmp_path) == ["inputs", "out"]
 
 
-def test_one_target_is_built_in_one_place(pair: Pair, tmp_path: Path) -> None:
-    """A run that would stage inside the target, where another stages beside it, ends with 7."""
+@pytest.mark.parametrize("back", ["put back", "not put back"])
+def test_a_signal_between_plan_and_exchange(
+    pair: Pair, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, back: str
+) -> None:
+    """A run that is interrupted, or cannot exchange back, keeps its shards, or the user's files."""
+    target = tmp_path / "out"
+    model(target)
+    whole = vars(publishing)["exchange"]
+
+    def exchange(one: Path, other: Path) -> bool:
+        if back == "put back":
+            raise Interrupted(signal.SIGTERM, "terminated")
+        monkeypatch.setattr(publishing, "exchange", failing)
+        return bool(whole(one, other))
+
+    def failing(one: Path, other: Path) -> bool:
+        raise InputOutputError("the disk is gone")
+
+    monkeypatch.setattr(publishing, "exchange", exchange)
+    if back == "put back":
+        with pytest.raises(Interrupted):
+            apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
+        before = {path.name: path.stat().st_ino for path in locate(target).shards.glob("*.safetensors")}
+        monkeypatch.setattr(publishing, "exchange", whole)
+        apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
+        assert files_of(target) == expected
+        assert {path.name: path.stat().st_ino for path in target.glob("*.safetensors")} == before
+        return
+    after_the_last_look(monkeypatch, lambda: model(target, "thesis.tex"))
+    with pytest.raises(TargetBusy, match="cannot be put back: the disk is gone; move it to where it belongs"):
+        apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
+    monkeypatch.setattr(publishing, "exchange", whole)
+    for _ in range(2):
+        with pytest.raises(TargetBusy, match=r"not a checkpoint: found thesis\.tex"):
+            apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
+        assert (locate(target).shards / "thesis.tex").read_text() == "mine"
+
+
+def test_one_target_is_built_in_one_place(pair: Pair, tmp_path: Path, expected: dict[str, bytes]) -> None:
+    """A run that would stage inside the target, where another stages beside it, ends with 7, and leaves nothing in its way."""
     target = tmp_path / "out"
     target.mkdir()
     inside = Place(target, target / ".deltaweights", inside=True)
-    with StagingLock(locate(target)), pytest.raises(TargetBusy, match="begun to build this folder elsewhere"):
+
+    def other() -> None:
+        with pytest.raises(TargetBusy, match="begun to build this folder elsewhere"):
+            StagingLock(inside)
+
+    apply_delta(*pair, target, max_shard_size=SIZE, report=At(other))
+    assert files_of(target) == expected
+
+
+def test_another_place_that_is_found_under_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The place is compared once more under the lock; what was made for it is gone after the refusal."""
+    target = tmp_path / "out"
+    target.mkdir()
+    inside, beside = Place(target, target / ".deltaweights", inside=True), locate(target)
+    answers = [inside, replace(beside, root=tmp_path)]
+    monkeypatch.setattr(locks, "locate", lambda _: answers.pop(0))
+    with pytest.raises(TargetBusy, match="begun to build this folder elsewhere"):
         StagingLock(inside)
+    assert names_in(target) == []
 
 
 def test_a_folder_that_is_removed_while_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

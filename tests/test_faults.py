@@ -105,6 +105,8 @@ def test_what_is_unclean_is_told(inputs: Path, tmp_path: Path) -> None:
         [(expected, None), (expected | {"x": b""}, "the next run gave other bytes")]
     ):
         assert fault(Run(NEW, inputs, tmp_path / str(number)), call, "error=EIO", files, {}) == wrong
+    unmet = replace(call, nth=99)
+    assert fault(Run(NEW, inputs, tmp_path / "unmet"), unmet, "error=EIO", expected, {}) == "it was not met"
     left = replace(NEW, prepare=lambda _inputs, place: (place / "left").touch())
     assert fault(Run(left, inputs, tmp_path / "left"), call, "error=EIO", expected, {}) == "left behind: ['left']"
 

@@ -457,15 +457,15 @@ def test_an_image_for_a_model_without_eyes_is_refused(llama: Path, pictures: tup
 
 BAD_IMAGES: dict[str, tuple[Callable[[Path], object], type[DeltaweightsError], str]] = {
     "missing": (Path.exists, InputOutputError, "cannot open the image: No such file or directory"),
-    "no-image": (lambda path: path.write_text("<html>"), MalformedInput, "not an image that Pillow reads"),
-    "empty": (lambda path: path.write_bytes(b""), MalformedInput, "not an image that Pillow reads"),
+    "no-image": (lambda path: path.write_text("<html>"), MalformedInput, "not an image"),
+    "empty": (lambda path: path.write_bytes(b""), MalformedInput, "not an image"),
     "row60-folder": (lambda path: path.mkdir(), MalformedInput, "not a regular file"),
     "row60-fifo": (os.mkfifo, MalformedInput, "not a regular file"),
     "cut-short": (lambda path: path.write_bytes(png()[:120]), MalformedInput, "a damaged image"),
     "bomb": (
         lambda path: path.write_bytes(bomb()),
         MalformedInput,
-        "a damaged image: found Image size (400000000 pixels)",
+        "too large an image",
     ),
 }
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from deltaweights.checkpoint.files import read_small
 from deltaweights.codec import decode, encode
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.manifest.folder_check import MAX_MANIFEST
-from deltaweights.manifest.manifest import MOST_OBJECTS, plain_name
+from deltaweights.manifest.manifest import plain_name
 from deltaweights.merge.frame import frame_of
 from deltaweights.merge.plan import Plan, PlannedTensor, Shard
 from deltaweights.prepare import Prepared
@@ -27,6 +26,10 @@ Texts = Mapping[str, Mapping[str, str]]
 """By role, and then by name."""
 
 MAX_COMPANION = 64 * 1024 * 1024
+
+
+MAX_ENDING, MOST_OBJECTS, MOST_COMMAS = 256 * 1024 * 1024, 800_000, 3_200_000
+"""Of what a part leaves about 100,000 tensors; it is our own, and holds more of each than a manifest does."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def store(ending: Ending, place: Place) -> None:
 def load(place: Place) -> Ending:
     """Return what ``store`` put into staging. Raises ``InputOutputError`` when there is nothing, ``MalformedInput``."""
     try:
-        document = strict_json(read_small(place.ending, MAX_MANIFEST), MOST_OBJECTS)
+        document = strict_json(read_small(place.ending, MAX_ENDING), MOST_OBJECTS, MOST_COMMAS)
         rest = decode(_Rest, document["rest"])
         container = rest.plan.options.container
         shards = tuple(

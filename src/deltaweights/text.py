@@ -110,15 +110,16 @@ MOST_FOREIGN = 20 * 1024 * 1024
 """Bytes of a document that is not ASCII: one character may make each of its characters take 4 bytes of memory, twice."""
 
 
-def strict_json(data: bytes, most_objects: int = MOST_OBJECTS) -> Json:
+def strict_json(data: bytes, most_objects: int = MOST_OBJECTS, most_commas: int | None = None) -> Json:
     """Parse one UTF-8 JSON document.
 
     Raises ``ValueError`` for: bytes that are not UTF-8, a byte-order mark, a key written twice in one object (also when spelled
     with different escapes), NaN and Infinity, integers of more than 20 characters, nesting that exhausts the stack, trailing bytes,
-    and more than ``most_objects`` objects, ``COMMAS_PER_OBJECT`` times as many commas or ``LISTS_PER_OBJECT`` times as many lists,
-    or more than ``MOST_FOREIGN`` bytes that are not all ASCII.
+    and more than ``most_objects`` objects, ``most_commas`` (``COMMAS_PER_OBJECT`` times as many) or ``LISTS_PER_OBJECT`` times as
+    many lists, or more than ``MOST_FOREIGN`` bytes that are not all ASCII.
     """
-    most_commas = min(COMMAS_PER_OBJECT * most_objects, MOST_COMMAS)
+    if most_commas is None:
+        most_commas = min(COMMAS_PER_OBJECT * most_objects, MOST_COMMAS)
     if data.count(b"{") > most_objects or data.count(b",") > most_commas:
         raise ValueError(f"more than {most_objects:,} objects or {most_commas:,} commas")
     if data.count(b"[") > LISTS_PER_OBJECT * most_objects:

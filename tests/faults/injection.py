@@ -31,6 +31,9 @@ CALLS = OPENS | WRITES | READS | OTHERS
 
 KILL = "signal=SIGKILL"
 
+NO_EXCHANGE = "FAULTS_NO_EXCHANGE"
+"""The variable that has the driver tell that folders cannot be exchanged, as on file systems of which there is none at hand."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -68,19 +71,11 @@ def command(arguments: Sequence[str | Path]) -> list[str]:
 
 
 def recorded(
-    arguments: Sequence[str | Path], cwd: Path, roots: Sequence[Path], log: Path, always: Sequence[str] = ()
+    arguments: Sequence[str | Path], cwd: Path, roots: Sequence[Path], log: Path, *, exchange: bool = True
 ) -> list[Call]:
     """Run the command, and return the calls that it made on what is below ``roots``, in order, each once."""
     tracing = ["strace", "-f", "-qq", "-y", "-s", "4096", "-o", str(log), "-e", f"trace={','.join(sorted(CALLS))}"]
-    done = subprocess.run(
-        [*tracing, *always, *command(arguments)],
-        cwd=cwd,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = _run([*tracing, *command(arguments)], cwd, exchange=exchange)
     assert done.returncode == 0, done.stderr
     return list(dict.fromkeys(calls_in(log.read_text(errors="replace"), roots)))
 
@@ -100,7 +95,8 @@ def calls_in(log: str, roots: Sequence[Path]) -> Iterator[Call]:
         if below:
             wanted = re.search(r", (\d+)(?:, \d+)?\) += ", rest)
             changes = name not in READS | OPENS or "O_CREAT" in rest
-            yield Call(name, below[-1], seen[thread, name, below[-1]], int(wanted[1]) if wanted else 0, changes)
+            # Of a rename strace's -P knows the first path alone.
+            yield Call(name, below[0], seen[thread, name, below[0]], int(wanted[1]) if wanted else 0, changes)
 
 
 def faults_of(call: Call) -> list[str]:
@@ -128,18 +124,31 @@ def is_lie(fault: str) -> bool:
     return fault.startswith("retval=") and fault != "retval=0"
 
 
+@dataclass(frozen=True)
+class Injected:
+    """How a run ended that a fault was to happen to; ``met`` says whether it did."""
+
+    code: int
+    err: str
+    met: bool
+
+
 def injected(
-    call: Call, fault: str, arguments: Sequence[str | Path], cwd: Path, always: Sequence[str] = ()
-) -> subprocess.CompletedProcess[str]:
-    """Run the command, and have ``fault`` happen to ``call``; ``always`` are calls that fail every time."""
-    tracing = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", call.path, "-e", f"trace={call.name}"]
-    faults = ["-e", f"inject={call.name}:{fault}:when={call.nth}", *always]
-    return subprocess.run(
-        [*tracing, *faults, *command(arguments)],
-        cwd=cwd,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    call: Call, fault: str, arguments: Sequence[str | Path], cwd: Path, log: Path, *, exchange: bool = True
+) -> Injected:
+    """Run the command, and have ``fault`` happen to ``call``; strace's ``log`` says whether it did."""
+    tracing = ["strace", "-f", "-qq", "-o", str(log), "-P", call.path, "-e", f"trace={call.name}"]
+    done = _run(
+        [*tracing, "-e", f"inject={call.name}:{fault}:when={call.nth}", *command(arguments)], cwd, exchange=exchange
     )
+    met = done.returncode in KILLED if fault == KILL else "(INJECTED)" in log.read_text(errors="replace")
+    log.unlink()
+    return Injected(done.returncode, done.stderr, met)
+
+
+KILLED = frozenset({-9, 137})
+
+
+def _run(command: list[str], cwd: Path, *, exchange: bool) -> subprocess.CompletedProcess[str]:
+    environment = ENVIRONMENT | ({} if exchange else {NO_EXCHANGE: "1"})
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)

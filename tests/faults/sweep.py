@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tests.faults.injection import ENVIRONMENT, KILL, Call, command, faults_of, injected, is_lie, recorded
+from tests.faults.injection import ENVIRONMENT, KILL, Call, Injected, command, faults_of, injected, is_lie, recorded
 from tests.pairs import base_tensors, delta_tensors, save
 
 Files = dict[str, bytes]
@@ -32,14 +32,14 @@ class Scenario:
     """A merge, and what was there before it.
 
     ``prepare(inputs, place)`` makes that; ``options`` are for the merge, ``inside`` starts it in its target, where staging then is;
-    ``always`` are calls that fail every time.
+    ``exchange`` tells whether the file system can exchange folders.
     """
 
     name: str
     prepare: Callable[[Path, Path], object]
     options: tuple[str, ...] = ()
     inside: bool = False
-    always: tuple[str, ...] = ()
+    exchange: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def finished_shards(inputs: Path, place: Path) -> None:
     """Leave what a run leaves that is killed when it has finished all shards."""
     run = Run(SCENARIOS[0], inputs, place)
     notice = Call("openat", str(place / ".out.deltaweights" / "shards" / "DELTAWEIGHTS_NOTICE.txt"), 1, 0, True)
-    injected(notice, KILL, run.arguments, run.cwd)
+    assert injected(notice, KILL, run.arguments, run.cwd, place.parent / f"{place.name}.strace").met
     assert not run.target.exists()
     assert list((place / ".out.deltaweights" / "fragments").iterdir())
 
@@ -109,7 +109,7 @@ SCENARIOS = (
         "a model to be replaced, in two steps",
         an_old_model,
         ("--overwrite",),
-        always=("-e", "inject=renameat2:error=EINVAL"),
+        exchange=False,
     ),
     Scenario("a target that is staged inside", an_empty_target, inside=True),
 )
@@ -142,8 +142,10 @@ def fault(run: Run, call: Call, what: str, expected: Files, old: Files) -> str |
     here = replace(call, path=call.path.replace("{place}", str(run.place)).replace("{inputs}", str(run.inputs)))
     # A lie in the middle of a file shows only to whoever reads the file.
     arguments = [*run.arguments, *(["--read-back"] if is_lie(what) else [])]
-    done = injected(here, what, arguments, run.cwd, run.scenario.always)
-    wrong = _wrong_end(done, what) or _wrong_target(run, done, expected, old)
+    log = run.place.parent / f"{run.place.name}.strace"
+    done = injected(here, what, arguments, run.cwd, log, exchange=run.scenario.exchange)
+    wrong = None if done.met else "it was not met"
+    wrong = wrong or _wrong_end(done, what) or _wrong_target(run, done, expected, old)
     if wrong is None:
         again = _again(run)
         left = {path.name for path in run.place.iterdir()} - {"out"}
@@ -158,24 +160,24 @@ def fault(run: Run, call: Call, what: str, expected: Files, old: Files) -> str |
     return wrong
 
 
-def _wrong_end(done: subprocess.CompletedProcess[str], what: str) -> str | None:
+def _wrong_end(done: Injected, what: str) -> str | None:
     if what == KILL:
-        return None if done.returncode in {0, -9, 137} else f"killed, it ended with {done.returncode}: {done.stderr}"
-    if "Traceback" in done.stderr or done.returncode not in {0, 3, 5, 7}:
-        return f"ended with {done.returncode}: {done.stderr}"
-    errors = [line for line in done.stderr.splitlines() if line.startswith("deltaweights: error: ")]
-    if done.returncode and (len(errors) != 1 or not done.stderr.rstrip("\n").endswith(errors[0])):
-        return f"said more or less than one line: {done.stderr}"
+        return None
+    if "Traceback" in done.err or done.code not in {0, 3, 5, 7}:
+        return f"ended with {done.code}: {done.err}"
+    errors = [line for line in done.err.splitlines() if line.startswith("deltaweights: error: ")]
+    if done.code and (len(errors) != 1 or not done.err.rstrip("\n").endswith(errors[0])):
+        return f"said more or less than one line: {done.err}"
     return None
 
 
-def _wrong_target(run: Run, done: subprocess.CompletedProcess[str], expected: Files, old: Files) -> str | None:
+def _wrong_target(run: Run, done: Injected, expected: Files, old: Files) -> str | None:
     """Return what is wrong with the target: it must be absent, as it was, or whole, and whole when the run said that it is."""
     there = files_of(run.target) if run.target.is_dir() else {}
     there = {name: data for name, data in there.items() if not name.startswith(".deltaweights/")}
     if there == expected:
         return None
-    if done.returncode == 0:
+    if done.code == 0:
         return "it said that all is well, and the target is not the result"
     if (
         run.scenario.inside and there.items() <= expected.items()
@@ -218,10 +220,9 @@ def sweep(
     scenario.prepare(inputs, recording.place)
     old = files_of(recording.target) if recording.target.is_dir() else {}
     roots = [recording.place, inputs]
-    always = list(scenario.always)
     calls = [
         replace(call, path=call.path.replace(str(recording.place), "{place}").replace(str(inputs), "{inputs}"))
-        for call in recorded(recording.arguments, recording.cwd, roots, work / "log", always)
+        for call in recorded(recording.arguments, recording.cwd, roots, work / "log", exchange=scenario.exchange)
     ]
     expected = files_of(recording.target)
     points = [(call, what) for call in calls for what in faults_of(call) if wanted(call, what)][::every]

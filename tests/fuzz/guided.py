@@ -14,6 +14,7 @@ import re
 import resource
 import shutil
 import sys
+import traceback
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,9 @@ def start(name: str, work: Path, seconds: int, seed: int) -> int:
     os.dup2(log, 2)
     try:
         _fuzz(name, work, seconds, seed)
+    except BaseException:  # noqa: BLE001  (the log is all that the other process sees)
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(1)
 
@@ -96,7 +100,8 @@ def finished(name: str, work: Path, status: int) -> Fuzzed:
     log = (work / "log").read_text(errors="replace")
     runs = re.findall(r"(?:number_of_executed_units: *|Done |^#)(\d+)", log, re.MULTILINE)
     findings = tuple(sorted(work.glob("finding-*")))
-    failed = status != 0 or bool(findings)
+    executions = int(runs[-1]) if runs else 0
+    failed = status != 0 or bool(findings) or not executions
     if not failed:
         shutil.rmtree(work)
-    return Fuzzed(name, int(runs[-1]) if runs else 0, findings, log[-4000:] if failed else "")
+    return Fuzzed(name, executions, findings, f"{log[-4000:]}\n{name}: ended with {status}" if failed else "")

@@ -72,14 +72,16 @@ def test_names_that_a_signature_does_not_ignore(
         sign_folder(result, keys[0])
 
 
-@pytest.mark.parametrize("name", [".git", ".github", ".gitignore", ".gitattributes", ".cache", "lost+found"])
+@pytest.mark.parametrize(
+    "name", [".git", ".github", ".gitignore", ".gitattributes", ".cache", ".deltaweights", "lost+found"]
+)
 def test_names_that_a_signature_ignores(result: Path, keys: tuple[Path, Path], name: str) -> None:
     """The names that are stated may be there, for the stock program and for us."""
     sign_folder(result, keys[0])
     (result / name).mkdir()
     (result / name / "x").touch()
     assert verify(result, signed=read_signature(result, keys[1])).ok
-    assert name in {".cache", "lost+found"} or stock_verifies(result, keys[1])
+    assert stock_verifies(result, keys[1])
 
 
 def test_a_listing_is_not_signed(tmp_path: Path, keys: tuple[Path, Path]) -> None:
@@ -338,15 +340,15 @@ def test_only_images_are_images(tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
     )
-    with pytest.raises(MalformedInput, match="not an image that Pillow reads"):
+    with pytest.raises(MalformedInput, match="not an image: expected one of PNG"):
         open_images([tmp_path / "photo.png"])
 
 
-@pytest.mark.parametrize(("width", "height"), [(5001, 5000), (LONGEST * 10 + 1, 10), (1, LONGEST + 1)])
+@pytest.mark.parametrize(("width", "height"), [(7747, 7746), (9500, 9500), (LONGEST * 10 + 1, 10), (1, LONGEST + 1)])
 def test_images_that_would_fill_the_memory(tmp_path: Path, width: int, height: int) -> None:
     """They are refused by their size, before they are decoded."""
     Image.new("1", (width, height)).save(tmp_path / "x.png")
-    with pytest.raises(MalformedInput, match=f"too large an image: found {width}x{height}"):
+    with pytest.raises(MalformedInput, match="too large an image: "):
         open_images([tmp_path / "x.png"])
 
 

@@ -113,7 +113,7 @@ def read_companions(
         if is_companion(name):
             twin = folded.setdefault(name.casefold(), name)
             if twin != name:
-                problem, remedy = "two files of one name, where case does not count", "remove one of them"
+                problem, remedy = "two files of one name, where case does not count", "give a folder with one of them"
                 where = directory.path / name
                 raise MalformedInput(problem, where=where, found=f"{name} beside {twin}", remedy=remedy)
             data = directory.read_companion(name, min(room, MAX_SIZE if name in COPIED else MAX_TEXT))

@@ -99,7 +99,10 @@ class Access:
         get: Callable[[], Any] = hub.get_session
         try:
             return get()
-        except (ValueError, ImportError) as error:  # its message may show a proxy's password
+        except ImportError:
+            problem, remedy = "a SOCKS proxy needs the package socksio", "pip install socksio, or use another proxy"
+            raise UsageError(problem, remedy=remedy) from None
+        except ValueError as error:  # its message may show a proxy's password
             problem, remedy = "the proxy's address cannot be used", "check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
             raise UsageError(problem, found=type(error).__name__, remedy=remedy) from None
 

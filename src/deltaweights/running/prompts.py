@@ -26,8 +26,8 @@ FORM = "conv_mode"
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What Pillow may take an image for, whatever its name: it would hand PostScript to another program."""
 
-MOST_PIXELS, LONGEST = 25_000_000, 20
-"""Of an image, 75 MB in RGB; models see some 300 pixels a side of it."""
+MOST_PIXELS, LONGEST = 60_000_000, 20
+"""Of an image, 180 MB in RGB: the largest that telephones take; models see some 300 pixels a side of it."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,11 @@ def _open_image(path: Path) -> Any:
                 _refuse_large(path, image.width, image.height)
                 return image.convert("RGB")
     except UnidentifiedImageError:
-        raise MalformedInput("not an image that Pillow reads", where=path, remedy="give a PNG or JPEG file") from None
+        expected = f"one of {', '.join(FORMATS)}"
+        raise MalformedInput("not an image", where=path, expected=expected, remedy="convert it") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        expected = f"at most {MOST_PIXELS:,} pixels"
+        raise MalformedInput("too large an image", where=path, expected=expected, remedy="make it smaller") from None
     except OSError as error:
         if error.errno is None:  # Pillow's own: the file ends too early
             raise MalformedInput("a damaged image", where=path, found=error, remedy="fetch it again") from None

@@ -7,7 +7,7 @@ or one that was not flushed before its fragment.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deltaweights.checkpoint.files import LocalFile
@@ -80,18 +80,18 @@ class StagingFolder:
         self._marks[fragment.file] = _mark(self.place.shards / fragment.file)
         replace_file(self._fragment_path(fragment.file), fragment.to_bytes())
 
-    def refuse_touched(self, shards: Iterable[str]) -> None:
-        """Raise ``TargetBusy`` when a shard is not the file any more that it was when it was finished, or found finished.
+    def refuse_touched(self, shards: Mapping[str, Fragment]) -> None:
+        """Raise ``TargetBusy`` when a shard is not what it was when it was finished, or found finished.
 
-        Costs a look at each; it is what is left to notice another run by, where locks are none or hold on one machine only.
+        Costs a look at each; it is what is left to notice another run by, where locks are none or hold on one machine only. One
+        that looks otherwise is read: not every file system keeps the numbers of its files.
         """
-        for shard in shards:
-            mark = _mark(self.place.shards / shard)
-            if mark is None or mark != self._marks.get(shard):
+        for shard, fragment in shards.items():
+            path = self.place.shards / shard
+            mark = _mark(path)
+            if mark is None or (mark != self._marks.get(shard) and _sha256(path) != fragment.record.sha256):
                 remedy = "let one run at a time write there, and run again"
-                raise TargetBusy(
-                    "another run has written to this shard", where=self.place.shards / shard, remedy=remedy
-                )
+                raise TargetBusy("another run has written to this shard", where=path, remedy=remedy)
 
     def _fragment_path(self, shard: str) -> Path:
         return self.place.fragments / f"{shard}.json"

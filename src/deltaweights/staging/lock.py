@@ -12,6 +12,7 @@ import fcntl
 import os
 import socket
 import time
+from pathlib import Path
 from types import TracebackType
 
 from deltaweights.checkpoint.files import read_small
@@ -45,6 +46,7 @@ class StagingLock:
         self._owns = False
         self.note: str | None = None
         until = time.monotonic() + patience
+        self._refuse_other_place()  # also before anything is made: it would stand in the way of that other run
         while True:
             make_folder(place.root)
             try:
@@ -63,10 +65,20 @@ class StagingLock:
             except BaseException:
                 self._let_go()
                 raise
-        if locate(place.target) != place:
-            self._let_go()
-            problem = "another run has begun to build this folder elsewhere"
-            raise TargetBusy(problem, where=place.target, remedy="wait for it to end, and run again")
+        try:
+            self._refuse_other_place()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+
+    def _refuse_other_place(self) -> None:
+        found = locate(self._place.target)
+        if found != self._place and found.root.exists():
+            problem, remedy = (
+                "another run has begun to build this folder elsewhere",
+                "wait for it to end, and run again",
+            )
+            raise TargetBusy(problem, where=self._place.target, remedy=remedy)
 
     def _try(self, until: float) -> bool:
         try:
@@ -85,7 +97,9 @@ class StagingLock:
         return True
 
     def _claim(self) -> None:
-        """Take the file that stands for a lock. Raises ``TargetBusy`` when it is there."""
+        """Take the file that stands for a lock. Raises ``TargetBusy`` when it is there, and its owner may live."""
+        if self._is_dead():
+            remove(self._owner)
         if not self._shared:
             try:
                 fd = os.open(self._owner, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -94,7 +108,7 @@ class StagingLock:
             else:
                 self._owns = True
                 with open(fd, "w", encoding="utf-8") as file:
-                    file.write(f"process {os.getpid()} of {socket.gethostname()}")
+                    file.write(_named(os.getpid()))
                 return
         elif not os.path.lexists(self._owner):
             return
@@ -103,6 +117,23 @@ class StagingLock:
             found = read_small(self._owner, MOST_OF_A_NAME).decode("utf-8", "replace") or found
         remedy = f"wait for it to end; if that process is gone, remove {self._owner}"
         raise TargetBusy("another run is writing to this folder", where=self._place.root, found=found, remedy=remedy)
+
+    def _is_dead(self) -> bool:
+        """Tell whether the owner is certainly no more: a process of this machine that is not there."""
+        try:
+            name = read_small(self._owner, MOST_OF_A_NAME).decode("utf-8", "replace")
+        except (InputOutputError, MalformedInput):
+            return False
+        number = name.removeprefix("process ").partition(" ")[0]
+        if not number.isdecimal() or name != _named(int(number)):
+            return False
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):
+            return False
+        return False
 
     def _is_current(self) -> bool:
         # The run that had the lock before us may have removed the file that we opened. Opened, not looked at: an attribute that a
@@ -160,3 +191,12 @@ class StagingLock:
             if entry not in {self._path, self._owner}:
                 remove(entry)
         self._path.unlink()
+
+
+def _named(process: int) -> str:
+    """Return how a process of this machine, as it is since it was started, signs as an owner."""
+    try:
+        started = read_small(Path("/proc/sys/kernel/random/boot_id"), MOST_OF_A_NAME).decode().strip()
+    except (InputOutputError, MalformedInput):
+        started = "?"
+    return f"process {process} of {socket.gethostname()}, started {started}"

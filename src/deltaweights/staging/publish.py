@@ -68,8 +68,10 @@ def recover(place: Place) -> str | None:
         forget(place)
         return "finished a replacement that was cut off"
     if _is_left(place):
-        remove(place.shards)
+        if place.shards.exists():
+            refuse_content(replace(place, target=place.shards), overwrite=True)
         forget(place)
+        remove(place.shards)
         return "removed what a replacement left that was cut off"
     return None
 
@@ -122,7 +124,7 @@ def _rename_onto_nothing(source: Path, target: Path) -> None:
 
 def _swap(place: Place) -> None:
     # After the exchange ``shards`` holds the old model. Without a plan, no later run can take its files for finished shards.
-    plan = read_small(place.plan, MAX_MANIFEST)
+    plan, new = read_small(place.plan, MAX_MANIFEST), _inode(place.shards)
     remove(place.plan)
     flush_folder(place.root)
     try:
@@ -130,11 +132,21 @@ def _swap(place: Place) -> None:
             _refuse_strangers(place)
             return
         rename(place.target, place.replaced)
-    except (InputOutputError, TargetBusy):
-        replace_file(place.plan, plan)
+    except BaseException:  # a signal's, too
+        if (
+            _inode(place.shards) == new
+        ):  # else it is a folder that came at the last moment: nothing may be taken from it
+            replace_file(place.plan, plan)
         raise
     rename(place.shards, place.target)
     remove(place.replaced)
+
+
+def _inode(folder: Path) -> int | None:
+    try:
+        return folder.stat().st_ino
+    except OSError:
+        return None
 
 
 def _refuse_strangers(place: Place) -> None:
@@ -143,7 +155,14 @@ def _refuse_strangers(place: Place) -> None:
     try:
         refuse_content(old, overwrite=True)
     except TargetBusy:
-        exchange(place.shards, place.target)
+        try:
+            exchange(place.shards, place.target)
+        except InputOutputError as error:
+            problem, remedy = (
+                f"cannot be put back: {error}",
+                f"move it to where it belongs: it is no checkpoint, and not {place.target.name}",
+            )
+            raise TargetBusy(problem, where=place.shards, remedy=remedy) from error
         raise
 
 
