@@ -57,6 +57,8 @@ def decode(wanted: Any, value: Json) -> Any:
         return float(value)
     if type(value) is not wanted:
         raise ValueError(f"not a {_name(wanted)}: {value!r:.40}")
+    if isinstance(value, str):
+        value.encode()  # half a character, which JSON can spell, is a ValueError, too
     return value
 
 

@@ -230,7 +230,7 @@ def _manifest_of(source: Checkpoint) -> Manifest | None:
 def _carried(source: Checkpoint) -> str:
     """Return what the notice of one of our folders says besides our own words: it goes on with the weights."""
     try:
-        text = source.directory.read(NOTICE_NAME, MAX_NOTICE).decode()
+        text = source.directory.read_companion(NOTICE_NAME, MAX_NOTICE).decode()
     except (InputOutputError, MalformedInput, UnicodeDecodeError):
         return ""
     for ours in (NOTICE, NOTICE_OF_A_DELTA, NOTICE_OF_A_COPY):

@@ -120,6 +120,8 @@ def load(place: Place) -> Ending:
     if fault is not None:
         remedy = "run a part again, or give it up: deltaweights clean"
         raise MalformedInput("not what a part left", where=place.ending, found=fault, remedy=remedy)
+    if any((place.companions / name).is_symlink() for name in names):
+        raise MalformedInput("staging is not ours", where=place.companions, found="links in it", remedy="delete it")
     companions = {name: read_small(place.companions / name, MAX_COMPANION) for name in names}
     return Ending(plan, companions, rest.recipe, rest.hashes, rest.origins, rest.parents, rest.expected, streamed=False)
 

@@ -8,6 +8,7 @@ sequence that reaches a terminal.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -50,29 +51,44 @@ def readable_json(value: Json) -> bytes:
     """Return ``value`` as the bytes of a JSON document that people can read and ``diff`` can compare, a final newline included.
 
     Two spaces of indent, keys in their order; a list, or an object of at most 8 keys, that holds no object stands on one line.
+    Raises ``ValueError`` for what JSON cannot say, or that is nested too deeply to be read.
     """
-    return f"{_indented(value, '')}\n".encode()
+    try:
+        holders: set[int] = set()
+        _find_holders(value, holders, MOST_LEVELS)
+        return f"{_indented(value, '', holders)}\n".encode()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
-def _indented(value: Json, indent: str) -> str:
-    if _fits_a_line(value):
+MOST_LEVELS = 200
+"""Of nesting in a document that we write: each is indented."""
+
+
+def _find_holders(value: Json, holders: set[int], levels: int) -> bool:
+    """Tell whether ``value`` is an object or holds one, having put what lists and objects below it do into ``holders``."""
+    if not isinstance(value, dict | list):
+        return False
+    if not levels:
+        raise ValueError("nested too deeply")
+    inside = value.values() if isinstance(value, dict) else value
+    holds = (
+        sum(_find_holders(item, holders, levels - 1) for item in inside) > 0
+    )  # all of them, each with what is below it
+    if holds:
+        holders.add(id(value))
+    return holds or isinstance(value, dict)
+
+
+def _indented(value: Json, indent: str, holders: set[int]) -> str:
+    if id(value) not in holders and not (isinstance(value, dict) and len(value) > 8):
         return _SPACED.encode(value)
     deeper = f"{indent}  "
     if isinstance(value, list):
-        lines = [f"{deeper}{_indented(item, deeper)}" for item in value]
+        lines = [f"{deeper}{_indented(item, deeper, holders)}" for item in value]
         return "[\n" + ",\n".join(lines) + f"\n{indent}]"
-    lines = [f"{deeper}{_SPACED.encode(key)}: {_indented(item, deeper)}" for key, item in value.items()]
+    lines = [f"{deeper}{_SPACED.encode(key)}: {_indented(item, deeper, holders)}" for key, item in value.items()]
     return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
-
-
-def _fits_a_line(value: Json) -> bool:
-    if isinstance(value, list):
-        return not any(map(_holds_object, value))
-    return not isinstance(value, dict) or (len(value) <= 8 and not any(map(_holds_object, value.values())))
-
-
-def _holds_object(value: Json) -> bool:
-    return isinstance(value, dict) or (isinstance(value, list) and any(map(_holds_object, value)))
 
 
 def _no_duplicates(pairs: Sequence[tuple[str, Json]]) -> dict[str, Json]:
@@ -86,6 +102,13 @@ def _no_duplicates(pairs: Sequence[tuple[str, Json]]) -> dict[str, Json]:
 
 def _no_constant(text: str) -> Json:
     raise ValueError(f"{text} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in {math.inf, -math.inf}:
+        raise ValueError(f"{text[:40]} is larger than any number")
+    return number
 
 
 def _bounded_int(text: str) -> int | float:
@@ -114,9 +137,9 @@ def strict_json(data: bytes, most_objects: int = MOST_OBJECTS, most_commas: int 
     """Parse one UTF-8 JSON document.
 
     Raises ``ValueError`` for: bytes that are not UTF-8, a byte-order mark, a key written twice in one object (also when spelled
-    with different escapes), NaN and Infinity, integers of more than 20 characters, nesting that exhausts the stack, trailing bytes,
-    and more than ``most_objects`` objects, ``most_commas`` (``COMMAS_PER_OBJECT`` times as many) or ``LISTS_PER_OBJECT`` times as
-    many lists, or more than ``MOST_FOREIGN`` bytes that are not all ASCII.
+    with different escapes), NaN, Infinity and what is larger than any number, integers of more than 20 characters, nesting that
+    exhausts the stack, trailing bytes, and more than ``most_objects`` objects, ``most_commas`` (``COMMAS_PER_OBJECT`` times as
+    many) or ``LISTS_PER_OBJECT`` times as many lists, or more than ``MOST_FOREIGN`` bytes that are not all ASCII.
     """
     if most_commas is None:
         most_commas = min(COMMAS_PER_OBJECT * most_objects, MOST_COMMAS)
@@ -133,7 +156,13 @@ def strict_json(data: bytes, most_objects: int = MOST_OBJECTS, most_commas: int 
     if text.startswith("\ufeff"):
         raise ValueError("starts with a byte-order mark")
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_int=_bounded_int)
+        return json.loads(
+            text,
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_bounded_int,
+        )
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg} at character {error.pos}") from None
     except RecursionError:

@@ -145,7 +145,7 @@ def fault(run: Run, call: Call, what: str, expected: Files, old: Files) -> str |
     log = run.place.parent / f"{run.place.name}.strace"
     done = injected(here, what, arguments, run.cwd, log, exchange=run.scenario.exchange)
     wrong = None if done.met else "it was not met"
-    wrong = wrong or _wrong_end(done, what) or _wrong_target(run, done, expected, old)
+    wrong = wrong or _wrong_end(done, what) or _wrong_target(run, done, what, expected, old)
     if wrong is None:
         again = _again(run)
         left = {path.name for path in run.place.iterdir()} - {"out"}
@@ -171,7 +171,7 @@ def _wrong_end(done: Injected, what: str) -> str | None:
     return None
 
 
-def _wrong_target(run: Run, done: Injected, expected: Files, old: Files) -> str | None:
+def _wrong_target(run: Run, done: Injected, what: str, expected: Files, old: Files) -> str | None:
     """Return what is wrong with the target: it must be absent, as it was, or whole, and whole when the run said that it is."""
     there = files_of(run.target) if run.target.is_dir() else {}
     there = {name: data for name, data in there.items() if not name.startswith(".deltaweights/")}
@@ -184,6 +184,8 @@ def _wrong_target(run: Run, done: Injected, expected: Files, old: Files) -> str 
     ):  # files that come one by one, the manifest when all are there
         early = "manifest.json" in there and there.keys() != expected.keys() - {"SHA256SUMS"}
         return "the manifest came before the files that it names" if early else None
+    if what == KILL and not run.scenario.exchange and not run.target.exists():  # killed between two steps
+        there = files_of(run.place / ".out.deltaweights" / "replaced")
     return None if there == old else f"the target is neither as it was nor the result: {sorted(there)}"
 
 

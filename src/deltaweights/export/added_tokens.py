@@ -15,6 +15,9 @@ from deltaweights.text import Json
 
 LARGEST_ID = 2**31 - 1
 
+MOST_TOKENS = 400_000
+"""Some have 262,144."""
+
 
 @dataclass(frozen=True)
 class Flags:
@@ -46,6 +49,8 @@ class Source:
 
 def plain_source(name: str, ids: Mapping[str, Json], where: Path) -> Source:
     """Read an object of ids by content, such as added_tokens.json. Raises ``MalformedInput``."""
+    if len(ids) > MOST_TOKENS:
+        raise _unusable(f"{len(ids):,} tokens", where)
     return Source(name, {content: _checked_id(number, where) for content, number in ids.items()}, {})
 
 

@@ -17,7 +17,7 @@ from deltaweights.recipes import table as forms
 from deltaweights.recipes.table import Table
 from deltaweights.text import Json
 
-MOST = 1_000_000
+MOST, MOST_LAYERS = 1_000_000, 1_000
 """Far above any size of a model."""
 
 CONTEXT = 2048
@@ -207,7 +207,7 @@ def read_vision(config: Table, images: Table | None) -> Vision:
     sizes = VisionSizes(
         hidden=size("hidden_size", 768),
         intermediate=size("intermediate_size", 3072),
-        layers=size("num_hidden_layers", 12),
+        layers=min(size("num_hidden_layers", 12), MOST_LAYERS),  # with more, no tensors are those of the configuration
         image=size("image_size", 224),
         patch=size("patch_size", 32),
         channels=size("num_channels", 3),

@@ -80,12 +80,21 @@ def lay_out(
     if tower is not None and seeing is not None:
         documents |= _documents(where, text, tokenizer, seeing, tower, dtype, bias=PROJECTOR[1] in specs)
     kept = {name: data for name, data in companions.files.items() if name not in REWRITTEN}
-    files = kept | tokenizer.files | {name: readable_json(document) for name, document in documents.items()}
+    files = kept | tokenizer.files | {name: _written(document, where / name) for name, document in documents.items()}
     said = _said(conversation_of(recipe, sees=tower is not None), recipe)
     companions = Companions(files, companions.left_behind, (*tokenizer.notes, *said))
     if tower is None:
         return Laid(matching, {}, companions)
     return _with_tower(matching, companions, sizes.hidden, DTYPES[dtype], specs, tower)
+
+
+def _written(document: Json, where: Path) -> bytes:
+    try:
+        return readable_json(document)
+    except ValueError as error:
+        raise MalformedInput(
+            "cannot be written", where=where, found=error, remedy="correct the delta's configuration"
+        ) from None
 
 
 def refuse_laid_out(matching: Matching, where: Path) -> None:

@@ -43,7 +43,8 @@ BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 MOST_BYTES = 5 * 1024 * 1024
 """LLaMA's tokenizer.model has half a megabyte, the largest known one (256,000 pieces) four."""
 
-MOST_PIECES = 262_144
+MOST_PIECES, MOST_OTHERS = 262_144, 1_000
+"""And fields beside the pieces: there are three."""
 
 LONGEST_PIECE = 128
 """Characters; LLaMA's longest piece has 16."""
@@ -122,7 +123,9 @@ def _model(data: bytes) -> SentencePieceModel:
     pieces: dict[str, Piece] = {}
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
-    for number, value in _fields(data):
+    for count, (number, value) in enumerate(_fields(data)):
+        if count > MOST_PIECES + MOST_OTHERS:
+            raise ValueError(f"more than {MOST_PIECES + MOST_OTHERS:,} fields")
         if number == 1:
             piece = _piece(_chosen(value, 1, 2, 3))
             if piece.text in pieces:

@@ -253,8 +253,6 @@ def _shown(value: Json) -> str:
 def _written(document: Mapping[str, Json], where: Path) -> bytes:
     try:
         return readable_json(document)
-    except UnicodeEncodeError:
-        found = "half a character"
-    except RecursionError:
-        found = "an object nested too deeply"
+    except ValueError as error:
+        found = "half a character" if isinstance(error, UnicodeEncodeError) else str(error)
     raise MalformedInput("unusable tokens", where=where, found=found, remedy="fetch the tokenizer again")

@@ -59,6 +59,11 @@ class TensorRecord:
         rest = dict(document)
         uniform = tuple(rest.pop("uniform", ()))
         name, digest, base, delta = (rest.pop(key) for key in ("name", "digest", "base", "delta"))
+        digests = (digest, delta) if base is None else (digest, delta, base)
+        if not isinstance(name, str) or not all(
+            isinstance(text, str) and text.isascii() for text in (*digests, *uniform)
+        ):
+            raise TypeError("a tensor's record")
         return cls(name, digest, base, delta, Tally.of(rest), uniform)
 
 
@@ -88,6 +93,12 @@ class Fragment:
     def from_bytes(cls, data: bytes) -> Fragment:
         """Parse a fragment. Raises ``ValueError`` when it is not one."""
         document = _document(data, FRAGMENT_FORMAT)
+        try:
+            texts, size = [document[key] for key in ("plan", "file", "sha256")], document["size"]
+        except KeyError as error:
+            raise ValueError(f"fragment lacks {error}") from None
+        if not all(isinstance(text, str) and text.isascii() for text in texts) or type(size) is not int:
+            raise ValueError("fragment with another record than one of a shard")
         try:
             return cls(
                 document["plan"],

@@ -81,10 +81,13 @@ class Tally:
 
     @classmethod
     def of(cls, document: Mapping[str, Json]) -> Tally:
-        """Return what ``document`` gave. Raises ``TypeError`` for names that it does not give."""
+        """Return what ``document`` gave. Raises ``TypeError`` for names that it does not give, and values that are no counts."""
         values = dict(document)
-        proof = values.pop("proof", None)
-        return cls(**values, proof=None if proof is None else Proof(*proof))
+        proof, total = values.pop("proof", None), values.pop("sum", None)
+        counts = [*values.values(), *([] if proof is None else proof)]
+        if any(type(count) is not int for count in counts) or type(total) not in {type(None), int, float}:
+            raise TypeError("counts that are none")
+        return cls(**values, proof=None if proof is None else Proof(*proof), sum=total)
 
 
 T = TypeVar("T", int, float, Proof)

@@ -10,13 +10,16 @@ import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deltaweights.checkpoint.files import LocalFile
+from deltaweights.checkpoint.files import LocalFile, read_small
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
 from deltaweights.manifest.manifest import MOST_OBJECTS, Fragment
 from deltaweights.merge.plan import Plan, Shard
 from deltaweights.staging.disk import create_file, flush_folder, make_folder, remove, rename, replace_file
 from deltaweights.staging.place import Place
 from deltaweights.text import compact_json, strict_json
+
+MAX_PLAN = 256 * 1024 * 1024
+"""Of a plan, and of a shard's fragment; they are our own."""
 
 
 class StagingFolder:
@@ -33,8 +36,6 @@ class StagingFolder:
         compared yet are of use only to a run that has the very same bytes, or compares none either.
         """
         place = self.place
-        if any(path.is_symlink() for path in (place.shards, place.fragments)):
-            raise MalformedInput("staging is not ours", where=place.root, found="links in it", remedy="delete it")
         stale = not self._belongs_to(plan, arrivals)
         discarded = stale and place.shards.exists()
         if stale:
@@ -59,8 +60,6 @@ class StagingFolder:
         Raises ``TargetBusy`` when another plan's work is there: parts of two plans never mix.
         """
         place = self.place
-        if any(path.is_symlink() for path in (place.shards, place.fragments)):
-            raise MalformedInput("staging is not ours", where=place.root, found="links in it", remedy="delete it")
         document = {"identity": plan.identity, "arrivals": {}, **plan.document}
         if not create_file(place.plan, compact_json(document).encode()) and not self._belongs_to(plan, {}):
             remedy = "use the inputs and options of the other parts, or give their work up: deltaweights clean"
@@ -107,8 +106,8 @@ class StagingFolder:
 
     def _belongs_to(self, plan: Plan, arrivals: Mapping[str, str]) -> bool:
         try:
-            document = strict_json(self.place.plan.read_bytes(), MOST_OBJECTS)
-        except (OSError, ValueError):
+            document = strict_json(read_small(self.place.plan, MAX_PLAN), MOST_OBJECTS)
+        except (InputOutputError, MalformedInput, ValueError):
             return False
         if not isinstance(document, dict) or document.get("identity") != plan.identity:
             return False
@@ -119,9 +118,9 @@ class StagingFolder:
         finished = {}
         for shard in shards:
             try:
-                fragment = Fragment.from_bytes(self._fragment_path(shard.file).read_bytes())
+                fragment = Fragment.from_bytes(read_small(self._fragment_path(shard.file), MAX_PLAN))
                 found = (self.place.shards / shard.file).stat(follow_symlinks=False)
-            except (OSError, ValueError):
+            except (InputOutputError, MalformedInput, OSError, ValueError):
                 continue
             whole = stat.S_ISREG(found.st_mode) and found.st_size == fragment.record.size == shard.size
             names = [tensor.name for tensor in fragment.tensors]

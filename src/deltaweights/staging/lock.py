@@ -46,6 +46,8 @@ class StagingLock:
         self._owns = False
         self.note: str | None = None
         until = time.monotonic() + patience
+        if place.root.is_symlink():
+            raise _not_ours(place)
         self._refuse_other_place()  # also before anything is made: it would stand in the way of that other run
         while True:
             make_folder(place.root)
@@ -66,10 +68,24 @@ class StagingLock:
                 self._let_go()
                 raise
         try:
+            self._refuse_links()
+        except BaseException:
+            self._let_go()
+            raise
+        try:
             self._refuse_other_place()
         except BaseException:
             self.__exit__(None, None, None)
             raise
+
+    def _refuse_links(self) -> None:
+        """Raise ``MalformedInput`` when something in staging is a link: what is done in it would be done elsewhere."""
+        try:
+            links = [entry.name for entry in os.scandir(self._place.root) if entry.is_symlink()]
+        except OSError as error:
+            raise InputOutputError.from_os(error, self._place.root, "look into") from error
+        if links:
+            raise _not_ours(self._place)
 
     def _refuse_other_place(self) -> None:
         found = locate(self._place.target)
@@ -191,6 +207,10 @@ class StagingLock:
             if entry not in {self._path, self._owner}:
                 remove(entry)
         self._path.unlink()
+
+
+def _not_ours(place: Place) -> MalformedInput:
+    return MalformedInput("staging is not ours", where=place.root, found="links in it", remedy="delete it")
 
 
 def _named(process: int) -> str:

@@ -132,13 +132,15 @@ def _swap(place: Place) -> None:
             _refuse_strangers(place)
             return
         rename(place.target, place.replaced)
+        rename(place.shards, place.target)
     except BaseException:  # a signal's, too
         if (
             _inode(place.shards) == new
         ):  # else it is a folder that came at the last moment: nothing may be taken from it
+            if place.replaced.exists() and not place.contents():
+                _rename_onto_nothing(place.replaced, place.target)
             replace_file(place.plan, plan)
         raise
-    rename(place.shards, place.target)
     remove(place.replaced)
 
 

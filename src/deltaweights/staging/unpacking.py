@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from deltaweights.checkpoint.archived.unpack import NoRoom
-from deltaweights.errors import InputOutputError, Interrupted
+from deltaweights.errors import InputOutputError, Interrupted, MalformedInput
 from deltaweights.staging.disk import make_folder, remove
 from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.place import Place
@@ -40,6 +40,8 @@ class Unpacking:
             self._found = self._place.unpacked.exists()
             self._lock = StagingLock(self._place)
         path = self._place.unpacked / role
+        if path.is_symlink():
+            raise MalformedInput("staging is not ours", where=path, found="a link", remedy="delete it")
         make_folder(path)
         return path
 

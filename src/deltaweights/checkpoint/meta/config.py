@@ -70,7 +70,7 @@ def meta_companions(directory: Directory, specs: dict[str, TensorSpec], dtype: s
         "tokenizer_class": "LlamaTokenizer",
         **special,
     }
-    tokenizer = directory.read(TOKENIZER, MAX_TOKENIZER)
+    tokenizer = directory.read_companion(TOKENIZER, MAX_TOKENIZER)
     refuse_another(tokenizer, directory.path / TOKENIZER)
     return {name: _json(value) for name, value in files.items()} | {TOKENIZER: tokenizer}
 
