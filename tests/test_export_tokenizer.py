@@ -804,7 +804,7 @@ def names(count: int, length: int) -> list[str]:
 
 
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
-    "fields": (lambda: b"\x30\0" * (MOST_BYTES // 2), "0 pieces for what is unknown"),
+    "fields": (lambda: b"\x30\0" * (MOST_BYTES // 2), "more than 263,144 fields"),
     "fields-of-a-piece": (
         lambda: field(1, b"\x30\0" * (MOST_BYTES // 2 - 8)),
         "a piece without a text, or with a long one",

@@ -87,8 +87,8 @@ def test_a_fault_of_one_call(kind: str, inputs: Path, tmp_path: Path) -> None:
 @pytest.mark.trust
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: f"row66-{scenario.name.replace(' ', '-')}")
 def test_a_sample_of_the_sweep(scenario: Scenario, inputs: Path, tmp_path: Path) -> None:
-    """Of all faults of all calls one in twelve is injected, whatever was there before the run."""
-    found = sweep(scenario, inputs, tmp_path, every=12)
+    """Of all faults of all calls one in twenty-four is injected, whatever was there before the run."""
+    found = sweep(scenario, inputs, tmp_path, every=24)
     assert len(found.points) > 10
     assert found.unclean == []
 

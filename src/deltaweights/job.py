@@ -244,7 +244,7 @@ def conclude(
     published_sum = check_sum(records.values(), ending.recipe, report)
     if settings.read_back:
         began = time.monotonic()
-        read_back(place, fragments, workers_of(settings.workers), report)
+        read_back(staging, fragments, workers_of(settings.workers), report)
         seconds["read back"] = time.monotonic() - began
     began = time.monotonic()
     digest, manifest_sha256 = write_documents(ending, place.shards, fragments, findings)

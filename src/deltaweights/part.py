@@ -88,9 +88,8 @@ def run_part(job: Prepared, part: Part, settings: Settings, report: Report, bega
     _wait_for_inputs(job)
     check_device(settings.device)
     if is_cut_off(job.place):
-        with StagingLock(
-            job.place, patience=PATIENCE
-        ):  # alone: two that go on with one publication would undo each other's steps
+        # Alone: two that go on with one publication would undo each other's steps.
+        with StagingLock(job.place, patience=PATIENCE):
             _note(recover(job.place), report)
     with StagingLock(job.place, shared=True, patience=PATIENCE) as lock:
         _note(lock.note, report)

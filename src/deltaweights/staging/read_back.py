@@ -17,20 +17,18 @@ from deltaweights.manifest.manifest import Fragment
 from deltaweights.manifest.reading import digest_file
 from deltaweights.report import Report
 from deltaweights.staging.folder import StagingFolder
-from deltaweights.staging.place import Place
 from deltaweights.work import share_out
 
 
-def read_back(place: Place, fragments: Mapping[str, Fragment], workers: int, report: Report) -> None:
+def read_back(staging: StagingFolder, fragments: Mapping[str, Fragment], workers: int, report: Report) -> None:
     """Hash the shards of ``fragments`` anew with ``workers`` threads, and hold them against what was written.
 
     Raises ``InputOutputError`` for a shard that is not what was written; its fragment is gone then, so that the next run makes
     it again.
     """
-    staging = StagingFolder(place)
 
     def hash_one(_: None, fragment: Fragment) -> Iterator[int]:
-        path = place.shards / fragment.file
+        path = staging.place.shards / fragment.file
         _forget_pages(path)
         file = LocalFile(path)
         try:
