@@ -708,7 +708,7 @@ def test_deep_nesting_is_refused() -> None:
 
     with pytest.raises(MalformedInput) as error:
         repaired(with_document(deep))
-    assert str(error.value) == f"delta: {TOKENS}an object nested too deeply; fetch the tokenizer again"
+    assert str(error.value) == f"delta: {TOKENS}nested too deeply; fetch the tokenizer again"
 
 
 VOCABULARIES = "delta: tokenizer.model and tokenizer.json have different vocabularies: found "
