@@ -214,9 +214,9 @@ def _not_ours(place: Place) -> MalformedInput:
 
 
 def _named(process: int) -> str:
-    """Return how a process of this machine, as it is since it was started, signs as an owner."""
-    try:
-        started = read_small(Path("/proc/sys/kernel/random/boot_id"), MOST_OF_A_NAME).decode().strip()
-    except (InputOutputError, MalformedInput):
-        started = "?"
-    return f"process {process} of {socket.gethostname()}, started {started}"
+    """Return how a process signs as an owner: with what tells its machine, since when it runs, and its container."""
+    machine = ["?", "?"]
+    with contextlib.suppress(OSError, InputOutputError, MalformedInput):
+        machine[0] = read_small(Path("/proc/sys/kernel/random/boot_id"), MOST_OF_A_NAME).decode().strip()
+        machine[1] = str(Path("/proc/self/ns/pid").readlink())
+    return f"process {process} of {socket.gethostname()}, started {' '.join(machine)}"
