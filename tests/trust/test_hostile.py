@@ -26,11 +26,11 @@ from deltaweights.manifest.verify import verify
 from deltaweights.running.prompts import LONGEST, open_images
 from deltaweights.signing.bundle import parse_bundle
 from deltaweights.signing.folder import read_signature, sign_folder
-from deltaweights.text import MOST_FOREIGN, strict_json
+from deltaweights.text import MOST_COMMAS, MOST_FOREIGN, strict_json
 from tests.conftest import Run
 from tests.pairs import make_pair
 from tests.test_signing import make_key, merged, result, stock_verifies
-from tests.trust.harness import TARGET, case, hold
+from tests.trust.harness import TARGET, assert_one_line, case, hold, run_command
 
 __all__ = ["merged", "result"]
 
@@ -256,6 +256,30 @@ def test_row74_a_manifest_of_one_endless_string(tmp_path: Path, normal: float) -
         return ["verify", folder / "out"]
 
     hold(case(make, 6, "manifest.json", "not all of them ASCII"), tmp_path, normal)
+
+
+MOST_MEBIBYTES = 500
+"""Where a document tells of 100,000 tensors, or of as much as such a one (SECURITY.md)."""
+
+FULL: dict[str, Callable[[], str]] = {
+    "row74-keys": lambda: "{" + ",".join(f'"{number:x}":0' for number in range(MOST_COMMAS)) + "}",
+    "row74-texts": lambda: "[" + ",".join(f'"{number:030x}"' for number in range(MOST_COMMAS)) + "]",
+    "row74-lists": lambda: "[" + "[],[0,0]," * (MOST_COMMAS // 3 - 9) + "0]",
+}
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("make", FULL.values(), ids=FULL)
+def test_the_most_that_a_document_may_hold(tmp_path: Path, normal: float, make: Callable[[], str]) -> None:
+    """A manifest as full as it may be ends in one line, in the memory that is stated."""
+    base, delta = make_pair(tmp_path, "safetensors")
+    apply_delta(base, delta, tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").write_text(make())
+    outcome = run_command(["verify", tmp_path / "out"], tmp_path)
+    assert outcome.code == 6
+    assert_one_line(outcome, ["manifest.json: is not a manifest"])
+    assert outcome.seconds < 5
+    assert outcome.peak < normal + MOST_MEBIBYTES
 
 
 @pytest.mark.trust
