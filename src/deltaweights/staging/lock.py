@@ -40,7 +40,11 @@ class StagingLock:
     """
 
     def __init__(self, place: Place, *, shared: bool = False, patience: float = 0) -> None:
-        """Take the lock. Raises ``TargetBusy`` when another run has it for ``patience`` seconds, ``InputOutputError``."""
+        """Take the lock.
+
+        Raises ``TargetBusy`` when another run has it for ``patience`` seconds, or stages elsewhere; ``MalformedInput`` when staging
+        is a link or holds one; ``InputOutputError``.
+        """
         self._place, self._shared = place, shared
         self._path, self._owner = place.root / "lock", place.root / "owner"
         self._owns = False
@@ -90,11 +94,8 @@ class StagingLock:
     def _refuse_other_place(self) -> None:
         found = locate(self._place.target)
         if found != self._place and found.root.exists():
-            problem, remedy = (
-                "another run has begun to build this folder elsewhere",
-                "wait for it to end, and run again",
-            )
-            raise TargetBusy(problem, where=self._place.target, remedy=remedy)
+            problem = "another run has begun to build this folder elsewhere"
+            raise TargetBusy(problem, where=self._place.target, remedy="wait for it to end, and run again")
 
     def _try(self, until: float) -> bool:
         try:

@@ -134,9 +134,8 @@ def _swap(place: Place) -> None:
         rename(place.target, place.replaced)
         rename(place.shards, place.target)
     except BaseException:  # a signal's, too
-        if (
-            _inode(place.shards) == new
-        ):  # else it is a folder that came at the last moment: nothing may be taken from it
+        # Another one came at the last moment, and cannot go back: nothing may be taken from it.
+        if _inode(place.shards) == new:
             if place.replaced.exists() and not place.contents():
                 _rename_onto_nothing(place.replaced, place.target)
             replace_file(place.plan, plan)
