@@ -24,7 +24,7 @@ from deltaweights.errors import CheckFailed, DeltaweightsError, InputOutputError
 from deltaweights.report import Report
 from deltaweights.running.child import check_in_child
 from deltaweights.running.findings import Problem
-from deltaweights.running.library import Refusal, quietly, refusals
+from deltaweights.running.loading import Refusal, quietly, refusals
 from deltaweights.running.structure import check_structure
 from deltaweights.running.tensors import StoredNames
 from tests.conftest import Run

@@ -19,7 +19,7 @@ from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.errors import CheckFailed, DeltaweightsError, InputOutputError, MalformedInput, Mismatch, UsageError
 from deltaweights.report import Report
 from deltaweights.running.answer import Answer, answer, exact_products
-from deltaweights.running.library import quietly
+from deltaweights.running.loading import quietly
 from deltaweights.running.memory import WORKSPACE, Memory, Need, Placement, free_memory, group_limits, need_of, place
 from deltaweights.running.prompts import GREETING, QUESTION
 from tests.conftest import Run

@@ -22,7 +22,7 @@ from deltaweights.merge.rules import is_buffer
 from deltaweights.report import Report
 from deltaweights.running.bounds import absurd_size
 from deltaweights.running.folder import Held, read_folder
-from deltaweights.running.library import (
+from deltaweights.running.loading import (
     LOCAL,
     Refusal,
     load_config,

@@ -9,7 +9,7 @@ from typing import Any
 
 from deltaweights.running.findings import Findings
 from deltaweights.running.folder import CONFIG
-from deltaweights.running.library import Refusal, refusals
+from deltaweights.running.loading import Refusal, refusals
 
 DOCUMENT = "processor_config.json"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput, UsageError
-from deltaweights.running.library import Refusal, refusals
+from deltaweights.running.loading import Refusal, refusals
 from deltaweights.running.rendering import render, template_of
 
 QUESTION, GREETING = "What is shown in this image?", "Hello"

@@ -19,7 +19,7 @@ from typing import Any
 
 import deltaweights.errors
 from deltaweights.errors import InputOutputError
-from deltaweights.running.library import Refusal, reason
+from deltaweights.running.loading import Refusal, reason
 from deltaweights.text import Json
 
 SECONDS = 5

@@ -22,7 +22,7 @@ from deltaweights.running.findings import Findings, Problem
 from deltaweights.running.folder import CONFIG, GENERATION, ORIGINAL_CLASS, Held, read_folder
 from deltaweights.running.ids import SPECIAL, Stated, check_ids, check_length
 from deltaweights.running.images import DOCUMENT, check_images
-from deltaweights.running.library import (
+from deltaweights.running.loading import (
     Refusal,
     empty_model,
     ends,

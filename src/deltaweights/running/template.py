@@ -9,7 +9,7 @@ from typing import Any
 
 from deltaweights.export.conversation import END, START
 from deltaweights.running.findings import Findings
-from deltaweights.running.library import Refusal
+from deltaweights.running.loading import Refusal
 from deltaweights.running.prompts import QUESTION
 from deltaweights.running.rendering import render, template_of
 from deltaweights.text import Json

@@ -15,7 +15,7 @@ from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.merge.rules import is_buffer
 from deltaweights.running.findings import Findings
 from deltaweights.running.folder import CONFIG, Held
-from deltaweights.running.library import Refusal, ends, load_names
+from deltaweights.running.loading import Refusal, ends, load_names
 from deltaweights.text import Json, natural_key
 
 LONGEST_TAIL, MOST_ALIKE = 6, 16
