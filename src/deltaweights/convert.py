@@ -40,7 +40,8 @@ from deltaweights.prepare import Prepared, companions_of, laid_out, notice_of, r
 from deltaweights.recipes.catalogue import load
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
-from deltaweights.staging.place import locate, refuse_foreign, refuse_inputs
+from deltaweights.staging.contents import refuse_foreign
+from deltaweights.staging.place import locate, refuse_inputs
 from deltaweights.staging.unpacking import Unpacking
 from deltaweights.wanted import USUAL, Wanted
 from deltaweights.work import workers_of

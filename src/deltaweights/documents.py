@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 
 from deltaweights.card import model_card
 from deltaweights.card_facts import card_facts
@@ -26,11 +25,11 @@ from deltaweights.manifest.manifest import (
 )
 from deltaweights.merge.record import digests_of, merge_manifest, records_of
 from deltaweights.merge.shards import index_name
-from deltaweights.staging.disk import write_file
+from deltaweights.util.open_folder import OpenFolder
 
 
 def write_documents(
-    ending: Ending, folder: Path, fragments: Mapping[str, Fragment], findings: Findings
+    ending: Ending, folder: OpenFolder, fragments: Mapping[str, Fragment], findings: Findings
 ) -> tuple[str, str]:
     """Write everything but weights into ``folder``, beside the shards; return the content digest and the manifest's sha256.
 
@@ -48,7 +47,7 @@ def write_documents(
     manifest_record = FileRecord(len(manifest), hashlib.sha256(manifest).hexdigest())
     documents |= {MANIFEST: manifest, SUMS: sums_bytes(files, manifest_record)}
     for name, data in documents.items():
-        write_file(folder / name, data)
+        folder.write(name, data)
     return digest, manifest_record.sha256
 
 

@@ -18,8 +18,8 @@ from deltaweights.manifest.folder_check import MAX_MANIFEST
 from deltaweights.manifest.listing import Listing, list_checkpoint
 from deltaweights.manifest.manifest import LISTING, parse_manifest
 from deltaweights.sizes import human_bytes
-from deltaweights.staging.disk import replace_file
 from deltaweights.text import counted, printable
+from deltaweights.util.open_folder import replace_file
 
 
 @click.command("manifest")

@@ -20,7 +20,7 @@ from deltaweights.manifest.verify import listed
 from deltaweights.signing.bundle import MAX_BUNDLE, Bundle, pae, parse_bundle
 from deltaweights.signing.keys import load_private, load_public
 from deltaweights.signing.statement import parse_statement, statement_bytes
-from deltaweights.staging.disk import remove, replace_file
+from deltaweights.util.open_folder import remove_file, replace_file
 
 SIGNATURE = "model.sig"
 
@@ -104,7 +104,7 @@ def _remove_unfinished(path: Path) -> None:
     """Remove what a ``sign`` that was killed left beside its signature: an extra file of the folder, otherwise."""
     for left in path.parent.glob(f"{glob.escape(path.name)}.*.new"):
         if re.fullmatch("[0-9a-f]{16}", left.suffixes[-2].removeprefix(".")):
-            remove(left)
+            remove_file(left)
 
 
 def _refuse_other(path: Path) -> None:
