@@ -79,4 +79,5 @@ class VerifiedFile(LocalFile):
 
     def __init__(self, blob: Path, name: Path, sha256: str | None, arrival: str | None) -> None:
         super().__init__(blob)
+        self.hash_counts()
         self.path, self.verified_sha256, self.arrival = name, sha256, arrival
