@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,10 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 # A shell lets what it runs in the background ignore Ctrl-C, and children inherit it: the tests interrupt theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What is noted of verified files is not put into the home of whoever runs the tests, by any process that they start.
+STATE = tempfile.TemporaryDirectory(prefix="deltaweights-state-")
+os.environ["XDG_STATE_HOME"] = STATE.name
 
 
 ROWS = 77

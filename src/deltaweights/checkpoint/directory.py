@@ -111,7 +111,7 @@ class LocalDirectory(Directory):
         try:
             fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
             try:
-                return sorted(os.listdir(fd))
+                return sorted(entry.name for entry in os.scandir(fd))
             finally:
                 os.close(fd)
         except OSError as error:

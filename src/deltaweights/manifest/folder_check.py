@@ -181,7 +181,9 @@ class FolderCheck:
         names = [name for name in sorted(self.records) if name in self.there and self.has_size(name)]
         faults: dict[str, str] = {}
         with ExitStack() as stack:
-            job = self._job(names, stack) if with_tensors and self.manifest else Job(self.root, names, links=self._links)
+            job = (
+                self._job(names, stack) if with_tensors and self.manifest else Job(self.root, names, links=self._links)
+            )
             found = read(job, lambda name, error: faults.update({name: str(error)}), workers, report)
         for name in sorted(faults):
             self.fail(name, f"cannot be verified: {faults[name]}", about=FILE if name in self.records else TENSOR)
