@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaweights.checkpoint.files import InputFile, LocalFile, read_all
-from deltaweights.checkpoint.opening import READ, SEARCH, Outside, open_inside
+from deltaweights.checkpoint.opening import READ, SEARCH, Outside, open_inside, where_led
 from deltaweights.checkpoint.sniff import HEAD_BYTES
 from deltaweights.errors import InputOutputError, MalformedInput
 
@@ -130,17 +131,32 @@ class LocalDirectory(Directory):
         return True
 
     def open(self, name: str) -> InputFile:
-        """See ``Directory``. A link out of the folder is followed, and noted in ``led``."""
+        """See ``Directory``. A link out of the folder is followed, and noted in ``led``.
+
+        But not one that somebody else made to a file that is not his, and that not everybody may read: it would have us read what
+        he may not.
+        """
         try:
             try:
                 fd = open_inside(self._fd, name)
             except Outside:
-                fd = os.open(name, READ, dir_fd=self._fd)
-                link = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
-                self._led[name] = Led(os.path.realpath(self.path / name), link.st_uid not in {0, os.geteuid()})
+                fd = self._opened_outside(name)
         except OSError as error:
             raise InputOutputError.from_os(error, self.path / name, "open") from error
         return LocalFile(self.path / name, fd)
+
+    def _opened_outside(self, name: str) -> int:
+        fd = os.open(name, READ, dir_fd=self._fd)
+        link, to = os.stat(name, dir_fd=self._fd, follow_symlinks=False), where_led(self.path / name)
+        led = Led(to, link.st_uid not in {0, os.geteuid()})
+        about = os.fstat(fd)
+        if led.by_others and about.st_uid != link.st_uid and not about.st_mode & stat.S_IROTH:
+            os.close(fd)
+            problem = "a link that somebody else made, to a file that is not his, and that not everybody may read"
+            remedy = "give the folder that it leads to, or make the link yourself"
+            raise MalformedInput(problem, where=self.path / name, found=to, remedy=remedy)
+        self._led[name] = led
+        return fd
 
     def read_companion(self, name: str, most: int) -> bytes:
         """See ``Directory``. A link may stay in the folder, or lead into the Hub cache that the folder is a snapshot of."""
@@ -149,7 +165,7 @@ class LocalDirectory(Directory):
             file = LocalFile(path, open_inside(self._fd, name))
         except Outside:
             remedy = "if it belongs to the checkpoint, put a copy of it there"
-            problem, found = "a link that leaves the folder", os.path.realpath(path)
+            problem, found = "a link that leaves the folder", where_led(path)
             raise MalformedInput(problem, where=path, found=found, remedy=remedy) from None
         except OSError as error:
             raise InputOutputError.from_os(error, path, "open") from error

@@ -54,6 +54,14 @@ def open_inside(folder: int, name: str) -> int:
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
+def where_led(path: Path) -> str:
+    """Return where a path leads just now, for messages."""
+    try:
+        return os.path.realpath(path)
+    except OSError:  # it is being changed
+        return "another place"
+
+
 def _is_in(folder: int, place: int) -> bool:
     """Tell whether the open folder ``place`` is ``folder``, or in it."""
     wanted = os.fstat(folder)
