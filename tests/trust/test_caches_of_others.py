@@ -140,6 +140,27 @@ def test_row82_paths_into_a_cache(machine: Machine, blob: Path) -> None:
 
 
 @pytest.mark.trust
+def test_row82_a_snapshot_that_links_to_another_blob(machine: Machine, blob: Path) -> None:
+    """Offline, what this user was told of a commit's files counts, not the links of the cache: the blob's hash is its own."""
+    tampered = bytearray(blob.read_bytes())
+    tampered[-1] ^= 1
+    other = blob.with_name(hashlib.sha256(tampered).hexdigest())
+    other.write_bytes(tampered)
+    (link,) = (machine.repository(BASE) / "snapshots").glob(f"*/{NAME}")
+    link.unlink()
+    link.symlink_to(f"../../blobs/{other.name}")
+    offline = HubOptions(offline=True)
+    apply_delta(BASE, DELTA, machine.folder / "out", require_verified=True, hub=offline)
+    assert same_bits(load(machine.folder / "out"), reference(WEIGHTS, CHANGES))
+    shutil.rmtree(states_of(machine))
+    link.unlink()
+    link.symlink_to(f"../../blobs/{other.name}")
+    apply_delta(BASE, DELTA, machine.folder / "again", require_verified=True, hub=offline)
+    stated = json.loads((machine.folder / "again" / MANIFEST).read_text())["inputs"]["base"]["files"][NAME]["sha256"]
+    assert stated == other.name, "nobody can know which file it should be; the hash is that of its bytes"
+
+
+@pytest.mark.trust
 @pytest.mark.parametrize("how", ["mode", "owner", "link", "file"])
 def test_row82_notes_that_others_could_write(machine: Machine, blob: Path, hashed: list[str], how: str) -> None:
     """A folder of notes that is not the user's alone counts for nothing, and that is said once."""
@@ -181,7 +202,7 @@ def test_row82_notes_that_are_none(machine: Machine, blob: Path, hashed: list[st
                 pytest.skip("a file of somebody else's needs root")
             os.chown(path, OTHER, OTHER)
         else:
-            path.write_text({"long": " " * 10_000 + path.read_text(), "no-note": "[1]"}[how])
+            path.write_text({"long": " " * 2_000_000 + path.read_text(), "no-note": "[1]"}[how])
     machine.fetch(BASE)
     assert NAME in hashed
 

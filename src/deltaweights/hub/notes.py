@@ -17,17 +17,18 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltaweights.checkpoint.opening import SEARCH
+from deltaweights.hub.access import HubFile, Listing
 from deltaweights.report import Report
 from deltaweights.text import Json, strict_json
 
 PLACE = Path("deltaweights") / "verified"
 
-MAX_NOTE = 4096
-"""Bytes of a note, which has some 300."""
+MAX_NOTE = 1024 * 1024
+"""Bytes of a note: one of a file has some 300, one of a commit 150 for each of its files."""
 
 SETTLED = 60 * 1_000_000_000
 """Nanoseconds after which a change of a file that others may write shows in its times: file systems' clocks are coarse, and what is
@@ -56,21 +57,11 @@ class Notes:
 
     def known(self, blob: Path, key: str, found: os.stat_result) -> Note | None:
         """Return the note of the hash ``key`` of ``blob``, held against how the file was ``found`` when opened, if any."""
-        with contextlib.suppress(OSError, ValueError), self._folder(make=False) as folder:
-            if folder is None:
-                return None
-            fd = os.open(_name(blob), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-            try:
-                about = os.fstat(fd)
-                if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid():
-                    return None
-                note = strict_json(os.read(fd, MAX_NOTE))
-            finally:
-                os.close(fd)
-            if isinstance(note, dict) and isinstance(note.get("file"), dict) and note["file"].get("key") == key:
-                arrival = note.get("arrival")
-                return Note(note["file"] == _mark(key, found), arrival if isinstance(arrival, str) else None)
-        return None
+        note = self._read(_name(blob))
+        if note is None or not isinstance(note.get("file"), dict) or note["file"].get("key") != key:
+            return None
+        arrival = note.get("arrival")
+        return Note(note["file"] == _mark(key, found), arrival if isinstance(arrival, str) else None)
 
     def keep(self, blob: Path, key: str, found: os.stat_result, arrival: str | None) -> None:
         """Keep that the file at ``blob``, as it was ``found``, has the hash ``key``, and the mark of the download that it came by.
@@ -79,17 +70,47 @@ class Notes:
         """
         if not _is_ours_alone(found) and time.time_ns() - found.st_ctime_ns < SETTLED:
             return
+        self._write(_name(blob), {"file": _mark(key, found), "arrival": arrival})
+
+    def keep_listing(self, listing: Listing) -> None:
+        """Keep what the Hub states of a commit's files."""
+        files = {file.name: [file.size, file.sha256, file.git_sha1] for file in listing.files.values()}
+        self._write(_name_of(listing), {"files": files})
+
+    def as_the_hub_had_it(self, cached: Listing) -> Listing:
+        """Return the listing that a cache gives, with each file as the Hub stated it, if it did so to this user.
+
+        A snapshot's links are whoever's can write the cache: what they lead to may have its own hash, and be another file.
+        """
+        note = self._read(_name_of(cached))
+        if note is None or not isinstance(note.get("files"), dict):
+            return cached
+        stated = note["files"]
+        with contextlib.suppress(TypeError):
+            return replace(cached, files={name: HubFile(name, *stated[name]) for name in cached.files if name in stated})
+        return cached
+
+    def _read(self, name: str) -> dict[str, Json] | None:
+        with contextlib.suppress(OSError, ValueError), self._folder(make=False) as folder:
+            if folder is None:
+                return None
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            with open(os.open(name, flags, dir_fd=folder), "rb") as file:
+                about = os.fstat(file.fileno())
+                if stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid():
+                    note = strict_json(file.read(MAX_NOTE))
+                    return note if isinstance(note, dict) else None
+        return None
+
+    def _write(self, name: str, note: Json) -> None:
         try:
             with self._folder(make=True) as folder:
                 if folder is None:
                     return
-                made, note = secrets.token_hex(8), json.dumps({"file": _mark(key, found), "arrival": arrival})
-                fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
-                try:
-                    os.write(fd, note.encode())
-                finally:
-                    os.close(fd)
-                os.replace(made, _name(blob), src_dir_fd=folder, dst_dir_fd=folder)
+                made, flags = secrets.token_hex(8), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                with open(os.open(made, flags, 0o600, dir_fd=folder), "wb") as file:
+                    file.write(json.dumps(note).encode())
+                os.replace(made, name, src_dir_fd=folder, dst_dir_fd=folder)
         except OSError as error:
             self._say_none(f"{_place() or 'XDG_STATE_HOME'}: {error.strerror or error}")
 
@@ -153,6 +174,10 @@ def _place() -> Path | None:
 
 def _name(blob: Path) -> str:
     return hashlib.sha256(os.fsencode(os.path.abspath(blob))).hexdigest()  # noqa: PTH100  (a blob may be a link)
+
+
+def _name_of(listing: Listing) -> str:
+    return hashlib.sha256(f"{listing.repo}@{listing.commit}".encode()).hexdigest()
 
 
 def _mark(key: str, found: os.stat_result) -> dict[str, Json]:
