@@ -23,6 +23,7 @@ from deltaweights.manifest.beside import lists_exactly, manifest_beside
 from deltaweights.merge.rules import is_buffer
 from deltaweights.names import NameGroup, group_names
 from deltaweights.naming import Identity, config_of, identify
+from deltaweights.provenance import verified_hashes
 from deltaweights.report import Report
 from deltaweights.text import natural_key
 from deltaweights.work import workers_of
@@ -40,7 +41,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One weights file: its size on disk, its tensors, and its sha256 where that was made, or the Hub's cache knows it."""
+    """One weights file: its size on disk, its tensors, and its sha256 where that was made, or compared with the Hub's."""
 
     name: str
     size: int
@@ -134,7 +135,7 @@ def inspect_checkpoint(
         model_type, architectures = _config(checkpoint)
         weights = [tensor for tensor in tensors if not is_buffer(tensor.spec.name)]
         known = hashes_of({"": checkpoint}, workers_of(workers) if hash_inputs else None, report)
-        hashes = known.files[""]
+        hashes, made = known.files[""], verified_hashes({"": checkpoint}, known)[""]
         return InspectReport(
             str(path.id) if isinstance(path, Source) else os.fspath(path),
             identify(checkpoint, hashes, read=bool(known.read)),
@@ -147,7 +148,7 @@ def inspect_checkpoint(
             _total(tensor for tensor in tensors if is_buffer(tensor.spec.name)),
             {dtype: _total(by_dtype[dtype]) for dtype in sorted(by_dtype)},
             tuple(
-                FileEntry(w.file.path.name, w.file.size, len(w.tensors), hashes.get(w.file.path.name))
+                FileEntry(w.file.path.name, w.file.size, len(w.tensors), made.get(w.file.path.name))
                 for w in checkpoint.files
             ),
             tuple(_shared(views) for views in _by_storage(tensors) if len(views) > 1),

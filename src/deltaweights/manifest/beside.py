@@ -21,7 +21,7 @@ def manifest_beside(checkpoint: Checkpoint) -> Manifest:
         problem = "a manifest says nothing of a file beside its checkpoint"
         raise MalformedInput(problem, where=checkpoint.path, remedy="give the folder")
     try:
-        return parse_manifest(checkpoint.directory.read(MANIFEST, MAX_MANIFEST))
+        return parse_manifest(checkpoint.directory.read_companion(MANIFEST, MAX_MANIFEST))
     except ValueError as error:
         where, remedy = checkpoint.directory.path / MANIFEST, "deltaweights verify says what is wrong with the folder"
         raise MalformedInput("not a manifest", where=where, found=error, remedy=remedy) from None

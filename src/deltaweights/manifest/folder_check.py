@@ -85,6 +85,11 @@ class FolderCheck:
         return original_digest(self.manifest, rows)
 
     @property
+    def _links(self) -> set[str]:
+        """The names that may be links, which are followed; what became one since it was looked at is none of them."""
+        return set() if self.own else self.entries.links
+
+    @property
     def title(self) -> str:
         """What the manifest is called in messages."""
         return MANIFEST if self.kept is None else str(self.kept)
@@ -128,7 +133,7 @@ class FolderCheck:
                 )
             return None
         try:
-            return read_small(self.root / name, MAX_MANIFEST)
+            return read_small(self.root / name, MAX_MANIFEST, follow=False)
         except (InputOutputError, MalformedInput) as error:  # not their base class: a signal's exception must pass
             self.fail(name, f"cannot be read: {error}")
             return None
@@ -176,7 +181,9 @@ class FolderCheck:
         names = [name for name in sorted(self.records) if name in self.there and self.has_size(name)]
         faults: dict[str, str] = {}
         with ExitStack() as stack:
-            job = self._job(names, stack) if with_tensors and self.manifest else Job(self.root, names)
+            job = (
+                self._job(names, stack) if with_tensors and self.manifest else Job(self.root, names, links=self._links)
+            )
             found = read(job, lambda name, error: faults.update({name: str(error)}), workers, report)
         for name in sorted(faults):
             self.fail(name, f"cannot be verified: {faults[name]}", about=FILE if name in self.records else TENSOR)
@@ -198,13 +205,13 @@ class FolderCheck:
     def _job(self, names: list[str], stack: ExitStack) -> Job:
         """Open the weights, and return the reading of all files and tensors; weights that are unsound are left out."""
         if not self.listing:
-            job = open_written(self.root, names, self.fail, stack)
+            job = open_written(self.root, names, self.fail, stack, self._links)
         else:
             try:
-                job = job_of(stack.enter_context(open_listed(self.root)), names, compare=False)
+                job = job_of(stack.enter_context(open_listed(self.root)), names, compare=False, links=self._links)
             except (InputOutputError, MalformedInput) as error:
                 self.fail(str(self.root), f"weights cannot be verified: {error}", about=CONTENT)
-                return Job(self.root, names)
+                return Job(self.root, names, links=self._links)
         self._compare_places(job.tensors)
         return job
 
