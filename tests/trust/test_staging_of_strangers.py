@@ -21,6 +21,7 @@ from deltaweights.report import Report
 from deltaweights.staging.clean import clean
 from deltaweights.staging.place import Place, locate
 from deltaweights.text import readable_json, strict_json
+from deltaweights.util.open_folder import OpenFolder
 from tests.meta import save_meta
 from tests.pairs import base_tensors
 from tests.staged import beside, make_staging, stage_result, within, write_journal
@@ -288,6 +289,32 @@ def test_row79_staging_that_is_swapped_for_a_folder(pair: Pair, common: Path, pr
     apply_delta(*pair, place.target, report=When(swap, at_end=True))
     assert not (place.target / "id_rsa").exists()
     assert verify(place.target).ok
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("exchange", [True, False])
+def test_row79_another_model_that_is_moved_into_the_targets_place(
+    pair: Pair, common: Path, monkeypatch: pytest.MonkeyPatch, *, exchange: bool
+) -> None:
+    """Who may rename in the parent has another model of the user's stand there at the last moment: it is not replaced."""
+    target, other = common / "out", common / "other"
+    apply_delta(*pair, target, dtype="float32")
+    apply_delta(*pair, other, dtype="bfloat16")
+    before = files_of(other)
+    swap = OpenFolder.exchange
+
+    def moved(folder: OpenFolder, name: str, holder: OpenFolder, target_name: str) -> bool:
+        monkeypatch.setattr(OpenFolder, "exchange", swap if exchange else lambda *_: False)
+        target.rename(common / "aside")
+        other.rename(target)
+        return exchange and swap(folder, name, holder, target_name)
+
+    monkeypatch.setattr(OpenFolder, "exchange", moved)
+    with pytest.raises(TargetBusy, match="something else appeared there during the run"):
+        apply_delta(*pair, target, overwrite=True)
+    assert files_of(target) == before
+    assert verify(common / "aside").ok
+    assert apply_delta(*pair, target, overwrite=True).status == "merged"
 
 
 @pytest.mark.trust

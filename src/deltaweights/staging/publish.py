@@ -97,38 +97,45 @@ def _swap(staging: OpenStaging, journal: Journal) -> None:
     target, holder, root = staging.place.target.name, staging.holder, staging.root
     try:
         if root.exchange(SHARDS, holder, target):
-            _refuse_strangers(staging)
-            root.remove(SHARDS)
-            return
-        holder.rename(target, root, REPLACED)
-        root.rename(SHARDS, holder, target)
-    except BaseException:  # a signal's, too
-        # Another one came at the last moment, and cannot go back: nothing may be taken from it.
+            old = SHARDS
+            _refuse_another(staging, journal, old)
+        else:
+            old = REPLACED
+            holder.rename(target, root, old)
+            _refuse_another(staging, journal, old)
+            root.rename(SHARDS, holder, target)
+    except BaseException as error:  # a signal's, too
+        _go_back(staging, journal, error)
+        raise
+    root.remove(old)
+
+
+def _refuse_another(staging: OpenStaging, journal: Journal, name: str) -> None:
+    """Raise ``TargetBusy`` unless ``name`` in staging, which was the target until now, is what was looked at before."""
+    if not _is(staging, name, journal.is_old):
+        _refuse_no_checkpoint(staging, name)  # it says what is no part of a model
+        problem = "something else appeared there during the run"
+        raise TargetBusy(problem, where=staging.place.target, remedy="see what it is, and run again")
+
+
+def _go_back(staging: OpenStaging, journal: Journal, error: BaseException) -> None:
+    """Undo a swap that failed, as far as nothing is taken from anybody who came in between."""
+    root, target = staging.root, staging.place.target.name
+    try:
+        if isinstance(error, TargetBusy) and root.look(SHARDS) and not _is(staging, SHARDS, journal.is_new):
+            root.exchange(SHARDS, staging.holder, target)
         if _is(staging, SHARDS, journal.is_new):
-            if _is(staging, REPLACED, journal.is_old) and not staging.contents():
+            if root.look(REPLACED) and not staging.contents():
                 _rename_onto_nothing(staging, REPLACED)
             root.remove(JOURNAL)
-        raise
-    root.remove(REPLACED)
-
-
-def _refuse_strangers(staging: OpenStaging) -> None:
-    """Exchange back, and raise ``TargetBusy``, when what was exchanged is no checkpoint: it came after the last look."""
-    try:
-        _refuse_no_checkpoint(staging, SHARDS)
-    except TargetBusy:
-        target = staging.place.target.name
-        try:
-            staging.root.exchange(SHARDS, staging.holder, target)
-        except InputOutputError as error:
-            problem = f"cannot be put back: {error}"
-            remedy = f"move it to where it belongs: it is no checkpoint, and not {target}"
-            raise TargetBusy(problem, where=staging.root.path / SHARDS, remedy=remedy) from error
-        raise
+    except (InputOutputError, TargetBusy) as failed:
+        where = root.path / (REPLACED if root.look(REPLACED) else SHARDS)
+        remedy = f"move it to where it belongs: it is not what stood at {target}"
+        raise TargetBusy(f"cannot be put back: {failed}", where=where, remedy=remedy) from error
 
 
 def _refuse_no_checkpoint(staging: OpenStaging, name: str) -> None:
-    """Raise ``TargetBusy`` when the folder ``name`` in staging, which was the target, may not be removed."""
+    """Raise ``TargetBusy`` when the folder ``name`` in staging holds what no model does."""
     with staging.root.folder(name) as old:
         refuse_content(contents_of(old, staging.place), old, old.path, overwrite=True)
 
