@@ -24,13 +24,14 @@ from safetensors.torch import save_file
 
 from deltaweights import part as parts
 from deltaweights.apply import apply_delta, apply_part
-from deltaweights.errors import InputOutputError, Interrupted, TargetBusy
+from deltaweights.errors import InputOutputError, TargetBusy
 from deltaweights.finish import finish_parts
 from deltaweights.hub import directory as hub_directory
 from deltaweights.hub import transfer
 from deltaweights.hub.access import Access, HubFile, Listing
 from deltaweights.hub.directory import How, HubDirectory
 from deltaweights.hub.downloads import Downloads
+from deltaweights.interruption import Interrupted
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
 from deltaweights.signing import folder as signing
@@ -267,7 +268,7 @@ def test_a_signal_between_plan_and_exchange(
 
     def exchange(one: Path, other: Path) -> bool:
         if back == "put back":
-            raise Interrupted(signal.SIGTERM, "terminated")
+            raise Interrupted(signal.SIGTERM)
         monkeypatch.setattr(publishing, "exchange", failing)
         return bool(whole(one, other))
 

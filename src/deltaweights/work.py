@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from deltaweights.errors import InputOutputError, UsageError
+from deltaweights.interruption import POLL, check, obeyed
 from deltaweights.report import Report
 
 Desk = TypeVar("Desk")
@@ -32,7 +33,7 @@ def share_out(
     """Have every job done by one of ``workers`` threads, each with a desk of its own, made in it.
 
     ``do`` yields how many of the ``total`` bytes it did, now and then: between two such steps it can be stopped. Raises what a
-    worker met, and ``InputOutputError`` when none can be started.
+    worker met, ``InputOutputError`` when none can be started, and ``Interrupted``.
     """
     lock, stop, done = threading.Lock(), threading.Event(), 0
 
@@ -58,10 +59,12 @@ def share_out(
     report.begin(doing, total)
     try:
         futures = [_start(pool, work) for _ in range(workers)]
-        while wait(futures, timeout=0.1).not_done:
+        while wait(futures, timeout=POLL).not_done:
+            check()
             report.progress(done)
-        for future in futures:
-            future.result()
+        with obeyed():
+            for future in futures:
+                future.result()
         report.progress(done)
     finally:
         stop.set()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError
+from deltaweights.interruption import POLL, check
 from deltaweights.manifest.manifest import Fragment
 from deltaweights.merge.arithmetic import Kernels, Task, Workbench
 from deltaweights.merge.blocks import Block, blocks_of
@@ -84,8 +85,9 @@ class Stream:
                     worker.start()
                     running += 1
                 while running:
-                    # Not Thread.join: before Python 3.13, one that a signal interrupts takes a running thread for ended.
-                    running -= self._ended.acquire(timeout=0.1)
+                    # Not Thread.join: before Python 3.13, one that Ctrl-C interrupts takes a running thread for ended.
+                    running -= self._ended.acquire(timeout=POLL)
+                    check()
                     yield sum(lane.done for lane in self._lanes)
             except RuntimeError as error:
                 raise InputOutputError(f"cannot start a worker: {error}", remedy="run with fewer --workers") from error
@@ -98,7 +100,7 @@ class Stream:
             raise self._errors[0]
 
     def _wait_for(self, running: int) -> None:
-        """Wait until all workers have ended, however often a signal asks not to; then pass its exception on."""
+        """Wait until all workers have ended, however often Ctrl-C interrupts a program that uses us; then pass its exception on."""
         late: BaseException | None = None
         while running:
             try:

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import TracebackType
 
 from deltaweights.checkpoint.archived.unpack import NoRoom
-from deltaweights.errors import InputOutputError, Interrupted, MalformedInput
+from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.interruption import Interrupted
 from deltaweights.staging.disk import make_folder, remove
 from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.place import Place
