@@ -20,7 +20,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-ROWS = 77
+ROWS = 83
 """Of the table in docs/bad-inputs.md."""
 
 

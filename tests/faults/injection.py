@@ -84,15 +84,16 @@ def recorded(
     *,
     exchange: bool = True,
     listening: bool = False,
+    code: int = 0,
 ) -> list[Call]:
-    """Run the command, and return the calls that it made on what is below ``roots``, in order, each once.
+    """Run the command, which ends with ``code``, and return the calls that it made on what is below ``roots``, in order, each once.
 
     With ``listening`` those are left out that it made before it listened to signals.
     """
     traced = ",".join(sorted(CALLS | {"rt_sigaction"}))
     tracing = ["strace", "-f", "-qq", "-y", "-s", "4096", "-o", str(log), "-e", f"trace={traced}", "-e", "signal=none"]
     done = _run([*tracing, *command(arguments)], cwd, exchange=exchange)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return list(dict.fromkeys(calls_in(log.read_text(errors="replace"), roots, listening=listening)))
 
 
