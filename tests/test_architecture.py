@@ -59,6 +59,7 @@ ORDER = (
     "sizes",
     "errors",
     "text",
+    "interruption",
 )
 """The rooms from the top down; a module imports from its own room and from those below."""
 

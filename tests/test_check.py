@@ -20,7 +20,8 @@ import torch
 import transformers
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from deltaweights.errors import CheckFailed, DeltaweightsError, InputOutputError, Interrupted, MalformedInput
+from deltaweights.errors import CheckFailed, DeltaweightsError, InputOutputError, MalformedInput
+from deltaweights.interruption import Interrupted
 from deltaweights.report import Report
 from deltaweights.running.child import check_in_child
 from deltaweights.running.findings import Problem
@@ -468,7 +469,7 @@ def test_panics_are_refusals_and_signals_are_not() -> None:
     panic = type("PanicException", (BaseException,), {})
     with pytest.raises(Refusal, match="gave up"), refusals():
         raise panic("gave up")
-    for passing in (KeyboardInterrupt(), SystemExit(3), Interrupted(15, "terminated"), GeneratorExit()):
+    for passing in (KeyboardInterrupt(), SystemExit(3), Interrupted(15), GeneratorExit()):
         with pytest.raises(type(passing)), refusals():
             raise passing
 
@@ -889,6 +890,7 @@ def test_a_child_ends_with_its_parent(number: signal.Signals, llava: Path) -> No
     program = f"""
 import click
 from pathlib import Path
+from deltaweights import interruption
 from deltaweights.cli.run import run
 from deltaweights.report import Report
 from deltaweights.running import child
@@ -898,6 +900,7 @@ def command():
     print("begun", flush=True)
     child.check_in_child(Path({str(llava)!r}), Path("target"), Report())
 
+interruption.listen()
 raise SystemExit(run(command, "program"))
 """
     with subprocess.Popen(

@@ -24,13 +24,14 @@ from safetensors.torch import save_file
 
 from deltaweights import part as parts
 from deltaweights.apply import apply_delta, apply_part
-from deltaweights.errors import InputOutputError, Interrupted, MalformedInput, TargetBusy
+from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
 from deltaweights.finish import finish_parts
 from deltaweights.hub import directory as hub_directory
 from deltaweights.hub import transfer
 from deltaweights.hub.access import Access, HubFile, Listing
 from deltaweights.hub.directory import How, HubDirectory
 from deltaweights.hub.downloads import Downloads
+from deltaweights.interruption import Interrupted
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
 from deltaweights.signing import folder as signing
@@ -271,7 +272,7 @@ def test_a_signal_between_plan_and_exchange(
 
     def exchange(folder: OpenFolder, name: str, other: OpenFolder, other_name: str) -> bool:
         if back == "put back":
-            raise Interrupted(signal.SIGTERM, "terminated")
+            raise Interrupted(signal.SIGTERM)
         monkeypatch.setattr(OpenFolder, "exchange", failing)
         return whole(folder, name, other, other_name)
 

@@ -1,4 +1,4 @@
-"""Rows 62 to 70 of the table: what fails under a run, and what is left after it.
+"""Rows 62 to 70, and 83, of the table: what fails under a run, and what is left after it.
 
 The faults are real ones: injected into the system's calls (``tests/faults``), of file systems that are full, closed or cut off from
 power, of signals, and of memory. ``scripts/fault-sweep`` injects all of the first kind.
@@ -23,7 +23,7 @@ import pytest
 from deltaweights.apply import apply_delta
 from deltaweights.staging.place import locate
 from tests.faults.injection import KILL, OPENS, READS, WRITES, Call, command, is_lie, is_possible
-from tests.faults.sweep import SCENARIOS, Run, Scenario, fault, make_inputs, sweep
+from tests.faults.sweep import OF_SIGNALS, SCENARIOS, Run, Scenario, fault, make_inputs, sweep
 from tests.test_staging import (
     Pair,
     apply_command,
@@ -90,6 +90,26 @@ def test_a_sample_of_the_sweep(scenario: Scenario, inputs: Path, tmp_path: Path)
     """Of all faults of all calls one in twenty-four is injected, whatever was there before the run."""
     found = sweep(scenario, inputs, tmp_path, every=24)
     assert len(found.points) > 10
+    assert found.unclean == []
+
+
+@TRACED
+@pytest.mark.trust
+def test_row83_a_signal_at_some_calls(inputs: Path, tmp_path: Path) -> None:
+    """Signals at some of the calls of a merge: 130 or 143, one line, a target that is absent or whole."""
+    found = sweep(NEW, inputs, tmp_path, every=223, signals=True)
+    assert len(found.points) > 6
+    assert found.unclean == []
+
+
+@TRACED
+@pytest.mark.slow
+@pytest.mark.trust
+@pytest.mark.parametrize("scenario", OF_SIGNALS, ids=lambda scenario: f"row83-{scenario.name.replace(' ', '-')}")
+def test_a_sample_of_the_signals(scenario: Scenario, inputs: Path, tmp_path: Path) -> None:
+    """Of both signals at all calls of every command one in fifty-one is sent."""
+    found = sweep(scenario, inputs, tmp_path, every=51, signals=True)
+    assert len(found.points) > 2
     assert found.unclean == []
 
 

@@ -225,13 +225,15 @@ def test_a_part_killed_at_any_time(
     """A part that is killed while it streams is finished by the same command."""
     target = tmp_path / "out"
     program = (
-        "import os, signal, sys\n"
+        "import os, signal, sys, time\n"
         "from deltaweights.part import StagingFolder\n"
         "keep, kept = StagingFolder.keep_from, []\n"
         "def count(self, folder, fragment):\n"
         "    keep(self, folder, fragment)\n"
         "    kept.append(fragment)\n"
-        f"    len(kept) == 2 and os.kill(os.getpid(), {int(number)})\n"
+        "    if len(kept) == 2:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "        time.sleep(0.5)\n"  # until the main thread, which is told of it, has run
         "StagingFolder.keep_from = count\n"
         "from deltaweights.cli import main\n"
         "main()\n"

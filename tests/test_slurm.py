@@ -47,13 +47,13 @@ from deltaweights.staging.folder import StagingFolder
 
 order = Path(ORDERS) / os.environ.get("SLURM_ARRAY_TASK_ID", "none")
 told, keep_from = threading.Event(), StagingFolder.keep_from
-signals = importlib.import_module("deltaweights.cli.run")
-interrupted = signals._interrupted
+signals = importlib.import_module("deltaweights.interruption")
+note = signals._note
 
 
 def hear(number, frame):
     told.set()
-    interrupted(number, frame)
+    note(number, frame)
 
 
 def keep_and_obey(self, folder, fragment):
@@ -67,7 +67,7 @@ def keep_and_obey(self, folder, fragment):
         told.wait(600)
 
 
-signals._interrupted, StagingFolder.keep_from = hear, keep_and_obey
+signals._note, StagingFolder.keep_from = hear, keep_and_obey
 main()
 """
 """``deltaweights``, of which a task of an array, once it has finished a shard, dies or waits for a signal, as ordered."""

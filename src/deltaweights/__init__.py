@@ -7,22 +7,20 @@ package imports neither torch nor the jobs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from deltaweights.errors import (
-    CheckFailed,
-    DeltaweightsError,
-    InputOutputError,
-    MalformedInput,
-    Mismatch,
-    TargetBusy,
-    UsageError,
-)
-
-if TYPE_CHECKING:
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # without the module ``typing``: the command line is to listen to signals as early as can be
     from deltaweights.apply import ApplyResult, apply_delta, apply_part
     from deltaweights.comparison.diff import DiffReport, diff_checkpoints
     from deltaweights.convert import ConvertResult, convert_checkpoint, export_checkpoint
+    from deltaweights.errors import (
+        CheckFailed,
+        DeltaweightsError,
+        InputOutputError,
+        MalformedInput,
+        Mismatch,
+        TargetBusy,
+        UsageError,
+    )
     from deltaweights.finish import FinishResult, finish_parts
     from deltaweights.inspection import InspectReport, inspect_checkpoint
     from deltaweights.make import MakeResult, make_delta
@@ -77,6 +75,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CheckFailed": "deltaweights.errors",
+    "DeltaweightsError": "deltaweights.errors",
+    "InputOutputError": "deltaweights.errors",
+    "MalformedInput": "deltaweights.errors",
+    "Mismatch": "deltaweights.errors",
+    "TargetBusy": "deltaweights.errors",
+    "UsageError": "deltaweights.errors",
     "ApplyResult": "deltaweights.apply",
     "apply_delta": "deltaweights.apply",
     "apply_part": "deltaweights.apply",

@@ -223,7 +223,7 @@ def _manifest_of(source: Checkpoint) -> Manifest | None:
     """Return the manifest that speaks of exactly these tensors; it is held against their bytes when they were read."""
     try:
         manifest = manifest_beside(source)
-    except (InputOutputError, MalformedInput):  # not their base class: a signal's exception must pass
+    except (InputOutputError, MalformedInput):
         return None
     return manifest if lists_exactly(manifest, source) else None
 

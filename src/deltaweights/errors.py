@@ -87,11 +87,3 @@ class TargetBusy(DeltaweightsError):
     """The target is in use by another run, is one of the inputs, or holds something else."""
 
     exit_code = 7
-
-
-class Interrupted(DeltaweightsError):
-    """A signal asked the run to end; finished shards stay in staging."""
-
-    def __init__(self, signal_number: int, problem: str, remedy: str | None = None) -> None:
-        super().__init__(problem, remedy=remedy)
-        self.exit_code = 128 + signal_number

@@ -117,7 +117,7 @@ def published(place: Place) -> Manifest | None:
     """Return the manifest of what stands in the target, None when it is no finished result of ours."""
     try:
         manifest = parse_manifest(read_small(place.target / MANIFEST, MAX_MANIFEST))
-    except (InputOutputError, MalformedInput, ValueError):  # not their base class: a signal's exception must pass
+    except (InputOutputError, MalformedInput, ValueError):
         return None
     return None if place.journal.exists() else manifest
 

@@ -13,6 +13,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from deltaweights.interruption import check
+
 Json = Any
 """A value that ``json`` can represent. (A recursive type gives no more safety: every reader checks what it takes.)"""
 
@@ -34,6 +36,7 @@ def counted(number: int, thing: str) -> str:
 
 def natural_key(name: str) -> tuple[list[object], str]:
     """Sort key under which numbers inside names compare as numbers; ties (``1`` and ``01``) fall back to the name itself."""
+    check()
     parts = re.split("([0-9]+)", name)
     # (length, digits) orders like the number, and has no limit on the count of digits, as int() has.
     numbers = [(len(digits.lstrip("0")), digits.lstrip("0")) for digits in parts[1::2]]
@@ -44,6 +47,7 @@ def natural_key(name: str) -> tuple[list[object], str]:
 
 def compact_json(value: Json) -> str:
     """Return ``value`` as JSON without spaces, non-ASCII characters as themselves: the form that digests are made over."""
+    check()
     return _COMPACT.encode(value)
 
 
@@ -71,6 +75,7 @@ def _find_holders(value: Json, holders: set[int], levels: int) -> bool:
         return False
     if not levels:
         raise ValueError("nested too deeply")
+    check()
     inside = value.values() if isinstance(value, dict) else value
     holds = (
         sum(_find_holders(item, holders, levels - 1) for item in inside) > 0
@@ -81,6 +86,7 @@ def _find_holders(value: Json, holders: set[int], levels: int) -> bool:
 
 
 def _indented(value: Json, indent: str, holders: set[int]) -> str:
+    check()
     if id(value) not in holders and not (isinstance(value, dict) and len(value) > 8):
         return _SPACED.encode(value)
     deeper = f"{indent}  "
@@ -92,6 +98,7 @@ def _indented(value: Json, indent: str, holders: set[int]) -> str:
 
 
 def _no_duplicates(pairs: Sequence[tuple[str, Json]]) -> dict[str, Json]:
+    check()
     result: dict[str, Json] = {}
     for key, value in pairs:
         if key in result:

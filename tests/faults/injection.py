@@ -31,6 +31,12 @@ CALLS = OPENS | WRITES | READS | OTHERS
 
 KILL = "signal=SIGKILL"
 
+SIGNALS = {"signal=SIGINT": 130, "signal=SIGTERM": 143}
+"""What a user or a system sends to end a run, and the code that it is due to end with."""
+
+LISTENS = "rt_sigaction(SIGTERM, {"
+"""How the command begins to listen: before, signals are Python's."""
+
 NO_EXCHANGE = "FAULTS_NO_EXCHANGE"
 """The variable that has the driver tell that folders cannot be exchanged, as on file systems of which there is none at hand."""
 
@@ -73,19 +79,32 @@ def command(arguments: Sequence[str | Path]) -> list[str]:
 
 
 def recorded(
-    arguments: Sequence[str | Path], cwd: Path, roots: Sequence[Path], log: Path, *, exchange: bool = True
+    arguments: Sequence[str | Path],
+    cwd: Path,
+    roots: Sequence[Path],
+    log: Path,
+    *,
+    exchange: bool = True,
+    listening: bool = False,
+    code: int = 0,
 ) -> list[Call]:
-    """Run the command, and return the calls that it made on what is below ``roots``, in order, each once."""
-    tracing = ["strace", "-f", "-qq", "-y", "-s", "4096", "-o", str(log), "-e", f"trace={','.join(sorted(CALLS))}"]
+    """Run the command, which ends with ``code``, and return the calls that it made on what is below ``roots``, in order, each once.
+
+    With ``listening`` those are left out that it made before it listened to signals.
+    """
+    traced = ",".join(sorted(CALLS | {"rt_sigaction"}))
+    tracing = ["strace", "-f", "-qq", "-y", "-s", "4096", "-o", str(log), "-e", f"trace={traced}", "-e", "signal=none"]
     done = _run([*tracing, *command(arguments)], cwd, exchange=exchange)
-    assert done.returncode == 0, done.stderr
-    return list(dict.fromkeys(calls_in(log.read_text(errors="replace"), roots)))
+    assert done.returncode == code, done.stderr
+    return list(dict.fromkeys(calls_in(log.read_text(errors="replace"), roots, listening=listening)))
 
 
-def calls_in(log: str, roots: Sequence[Path]) -> Iterator[Call]:
-    """Yield the calls of a log of strace -f -y on what is below ``roots``."""
+def calls_in(log: str, roots: Sequence[Path], *, listening: bool = False) -> Iterator[Call]:
+    """Yield the calls of a log of strace -f -y on what is below ``roots``; see ``recorded``."""
     seen: Counter[tuple[str, str, str]] = Counter()
+    waits = listening
     for line in log.splitlines():
+        waits = waits and LISTENS not in line
         found = re.match(r"(\d+) +(\w+)\((.*)", line)
         if found is None or found[2] not in CALLS:
             continue
@@ -97,7 +116,7 @@ def calls_in(log: str, roots: Sequence[Path]) -> Iterator[Call]:
         # Of a rename strace's -P knows the first path alone, and of a name in an open folder the name alone.
         named = (names or folders or [""])[0]
         path = f"{folders[0]}/{named}" if names and folders and not named.startswith("/") else named
-        if any(path == str(root) or path.startswith(f"{root}/") for root in roots):
+        if not waits and any(path == str(root) or path.startswith(f"{root}/") for root in roots):
             wanted = re.search(r", (\d+)(?:, \d+)?\) += ", rest)
             changes = name not in READS | OPENS or "O_CREAT" in rest
             yield Call(name, path, seen[thread, name, named], int(wanted[1]) if wanted else 0, changes, named)
@@ -145,7 +164,8 @@ def injected(
     done = _run(
         [*tracing, "-e", f"inject={call.name}:{fault}:when={call.nth}", *command(arguments)], cwd, exchange=exchange
     )
-    met = done.returncode in KILLED if fault == KILL else "(INJECTED)" in log.read_text(errors="replace")
+    mark = f"--- {fault.partition('=')[2]} {{" if fault in SIGNALS else "(INJECTED)"
+    met = done.returncode in KILLED if fault == KILL else mark in log.read_text(errors="replace")
     log.unlink()
     return Injected(done.returncode, done.stderr, met)
 

@@ -19,20 +19,41 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tests.faults.injection import ENVIRONMENT, KILL, Call, Injected, command, faults_of, injected, is_lie, recorded
+import deltaweights.errors
+from deltaweights.apply import apply_delta
+from tests.faults.injection import (
+    ENVIRONMENT,
+    KILL,
+    SIGNALS,
+    Call,
+    Injected,
+    command,
+    faults_of,
+    injected,
+    is_lie,
+    recorded,
+)
 from tests.pairs import base_tensors, delta_tensors, save
 
 Files = dict[str, bytes]
 
-SHARD_BYTES = "8KB"
+PACKAGE = Path(deltaweights.errors.__file__).parent
+
+PAIR = ("--base", "@base", "--delta", "@delta")
+
+ONE = ("--workers", "1")
+"""With several the calls come in another order each time."""
+
+SMALL = (*ONE, "--max-shard-size", "8KB", "--quiet")
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A merge, and what was there before it.
+    """A command, a merge unless ``command`` is another, and what was there before it.
 
-    ``prepare(inputs, place)`` makes that; ``options`` are for the merge, ``inside`` starts it in its target, where staging then is;
-    ``exchange`` tells whether the file system can exchange folders.
+    ``prepare(inputs, place)`` makes that; ``options`` are for the command, ``inside`` starts it in its target, where staging then
+    is; ``exchange`` tells whether the file system can exchange folders. ``leaves`` is what is in the place in the end,
+    and ``code`` that of a run to which nothing happens. In ``command``, what begins with ``@`` is one of the inputs, or the target.
     """
 
     name: str
@@ -40,11 +61,14 @@ class Scenario:
     options: tuple[str, ...] = ()
     inside: bool = False
     exchange: bool = True
+    leaves: str = "out"
+    code: int = 0
+    command: tuple[str, ...] = ("apply", *PAIR, "--target", "@out", *SMALL)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One merge with one fault: in the folder ``place``, from ``inputs``."""
+    """One run with one fault: in the folder ``place``, from ``inputs``."""
 
     scenario: Scenario
     inputs: Path
@@ -63,16 +87,11 @@ class Run:
     @property
     def arguments(self) -> list[str | Path]:
         """The command."""
-        paths: list[str | Path] = [
-            "--base",
-            self.inputs / "base",
-            "--delta",
-            self.inputs / "delta",
-            "--target",
-            self.target,
-        ]
-        more = ["--workers", "1", "--max-shard-size", SHARD_BYTES, "--quiet"]
-        return ["apply", *paths, *more, *self.scenario.options]
+        given = [*self.scenario.command, *self.scenario.options]
+        return [self._place(word[1:]) if word.startswith("@") else word for word in given]
+
+    def _place(self, name: str) -> Path:
+        return self.target if name == "out" else self.inputs / name
 
 
 # What was there before.
@@ -115,8 +134,30 @@ SCENARIOS = (
 )
 
 
+def all_parts(inputs: Path, place: Path) -> None:
+    """Make all parts of a merge."""
+    arguments = Run(SCENARIOS[0], inputs, place).arguments
+    subprocess.run(command([*arguments, "--part", "1/1"]), env=ENVIRONMENT, check=True, capture_output=True)
+
+
+OF_SIGNALS = (
+    *SCENARIOS,
+    Scenario("a part", nothing, ("--part", "1/1"), leaves=".out.deltaweights"),
+    Scenario("the end of parts", all_parts, command=("finish", "--target", "@out", "--quiet")),
+    Scenario("verify", nothing, command=("verify", "@merged", *ONE)),
+    Scenario("convert", nothing, command=("convert", "--base", "@base", "--target", "@out", *SMALL)),
+    Scenario("make", nothing, command=("make", "--base", "@base", "--target", "@merged", "--delta", "@out", *SMALL)),
+    Scenario("diff", nothing, command=("diff", "@merged", "@merged", *ONE)),
+    Scenario("inspect", nothing, command=("inspect", "@delta")),
+    Scenario("manifest", nothing, command=("manifest", "@delta", *ONE)),
+    Scenario("check-base", nothing, command=("check-base", *PAIR, *ONE), code=6),  # too small to be proved
+    Scenario("recipes", nothing, command=("recipes",)),
+)
+"""What signals are sent to."""
+
+
 def make_inputs(folder: Path) -> None:
-    """Make a pair, in safetensors the base and in torch's files the delta, and a model to be replaced."""
+    """Make a pair, in safetensors the base and in torch's files the delta, what is merged of it, and a model to be replaced."""
     base = base_tensors(layers=1, vocabulary=20, hidden=16)
     delta = delta_tensors(base)
     save(base, folder / "base", "safetensors", 1)
@@ -125,13 +166,14 @@ def make_inputs(folder: Path) -> None:
     old.mkdir()
     save_file({"old.weight": torch.ones(3)}, old / "model.safetensors")
     (old / "config.json").write_text("{}")
+    apply_delta(folder / "base", folder / "delta", folder / "merged")
 
 
 # One fault.
 
 
 def files_of(folder: Path) -> Files:
-    """Return the contents of all files below a folder."""
+    """Return the contents of all files below a folder; none when it is not there."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if not path.is_dir()}
 
 
@@ -145,11 +187,11 @@ def fault(run: Run, call: Call, what: str, expected: Files, old: Files) -> str |
     log = run.place.parent / f"{run.place.name}.strace"
     done = injected(here, what, arguments, run.cwd, log, exchange=run.scenario.exchange)
     wrong = None if done.met else "it was not met"
-    wrong = wrong or _wrong_end(done, what) or _wrong_target(run, done, what, expected, old)
+    wrong = wrong or _wrong_end(done, what, run.scenario.code) or _wrong_target(run, done, what, expected, old)
     if wrong is None:
         again = _again(run)
-        left = {path.name for path in run.place.iterdir()} - {"out"}
-        if again.returncode != 0:
+        left = {path.name for path in run.place.iterdir()} - {run.scenario.leaves}
+        if again.returncode != run.scenario.code:
             wrong = f"the next run ended with {again.returncode}: {again.stderr}"
         elif files_of(run.target) != expected:
             wrong = "the next run gave other bytes"
@@ -168,10 +210,11 @@ def _moved(call: Call, places: dict[str, str]) -> Call:
     return replace(call, path=path, named=named)
 
 
-def _wrong_end(done: Injected, what: str) -> str | None:
+def _wrong_end(done: Injected, what: str, usual: int) -> str | None:
     if what == KILL:
         return None
-    if "Traceback" in done.err or done.code not in {0, 3, 5, 7}:
+    codes = {usual, SIGNALS[what]} if what in SIGNALS else {0, 3, 5, 7}
+    if "Traceback" in done.err or done.code not in codes:
         return f"ended with {done.code}: {done.err}"
     errors = [line for line in done.err.splitlines() if line.startswith("deltaweights: error: ")]
     if done.code and (len(errors) != 1 or not done.err.rstrip("\n").endswith(errors[0])):
@@ -223,19 +266,36 @@ def sweep(
     every: int = 1,
     jobs: int = 2,
     wanted: Callable[[Call, str], bool] = lambda _call, _what: True,
+    *,
+    signals: bool = False,
 ) -> Sweep:
-    """Inject every fault that is ``wanted`` into every call of one scenario, or every so many of them."""
+    """Inject every fault that is ``wanted`` into every call of one scenario, or every so many of them.
+
+    ``signals`` are sent in place of faults, also at calls that load the program's own modules, from when it listens on.
+    """
     recording = Run(scenario, inputs, work / "recorded")
     recording.place.mkdir(parents=True)
     scenario.prepare(inputs, recording.place)
     old = files_of(recording.target) if recording.target.is_dir() else {}
-    roots = [recording.place, inputs]
-    calls = [
-        _moved(call, {str(recording.place): "{place}", str(inputs): "{inputs}"})
-        for call in recorded(recording.arguments, recording.cwd, roots, work / "log", exchange=scenario.exchange)
-    ]
+    if signals:  # once before, so that all modules are compiled
+        earlier = Run(scenario, inputs, work / "earlier")
+        earlier.place.mkdir()
+        scenario.prepare(inputs, earlier.place)
+        _again(earlier)
+    roots = [recording.place, inputs, *([PACKAGE] if signals else [])]
+    found_calls = recorded(
+        recording.arguments,
+        recording.cwd,
+        roots,
+        work / "log",
+        exchange=scenario.exchange,
+        listening=signals,
+        code=scenario.code,
+    )
+    calls = [_moved(call, {str(recording.place): "{place}", str(inputs): "{inputs}"}) for call in found_calls]
     expected = files_of(recording.target)
-    points = [(call, what) for call in calls for what in faults_of(call) if wanted(call, what)][::every]
+    all_points = [(call, what) for call in calls for what in (SIGNALS if signals else faults_of(call))]
+    points = [(call, what) for call, what in all_points if wanted(call, what)][::every]
 
     def one(number: int) -> str | None:
         call, what = points[number]

@@ -20,6 +20,7 @@ from pathlib import Path
 from deltaweights.checkpoint.opening import READ
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.interruption import check
 
 CHUNK = 1024 * 1024
 """Bytes per read of a file that is read whole: stays in the processor's cache until it is digested."""
@@ -142,6 +143,7 @@ class LocalFile(InputFile):
 
     def read_into(self, out: memoryview, offset: int) -> None:
         """See ``InputFile``."""
+        check()
         done = 0
         while done < len(out):
             try:
@@ -154,6 +156,7 @@ class LocalFile(InputFile):
 
     def scatter_into(self, pieces: Sequence[memoryview], offset: int) -> None:
         """See ``InputFile``. One call of the system for many pieces."""
+        check()
         for first in range(0, len(pieces), MOST_PIECES):
             some = pieces[first : first + MOST_PIECES]
             wanted = sum(map(len, some))

@@ -26,6 +26,7 @@ from deltaweights.checkpoint.tensors import (
     row_major,
 )
 from deltaweights.errors import MalformedInput
+from deltaweights.interruption import check
 from deltaweights.text import Json, strict_json
 
 MAX_HEADER = 32 * 1024 * 1024
@@ -99,6 +100,7 @@ def _tensors(file: InputFile, header: bytes, data_start: int) -> dict[str, LazyT
 
 def _entry(file: InputFile, name: str, fields: Json) -> tuple[TensorSpec, int, int]:
     """Return one tensor's spec, begin and end, each checked on its own."""
+    check()
     fault = name_fault(name)
     if fault:
         _refuse(file, "unusable tensor name", fault)

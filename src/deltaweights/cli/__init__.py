@@ -6,11 +6,12 @@ for something a user can cause, or an import of torch before a command needs it.
 
 from __future__ import annotations
 
-import gc
-import io
 import os
 import sys
-from typing import NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # until ``_start`` listens, a Ctrl-C is Python's: nothing is loaded before that is not there already
+    from typing import NoReturn
 
 
 def main() -> NoReturn:
@@ -29,27 +30,35 @@ def make_delta() -> NoReturn:
 
 
 def _start(module: str, command: str, name: str) -> NoReturn:
-    _open_standard_streams()
     try:
-        from importlib import import_module  # noqa: PLC0415  (so that a Ctrl-C in the first moments ends quietly, too)
+        from deltaweights import interruption  # noqa: PLC0415
 
-        from deltaweights.cli.run import run  # noqa: PLC0415
-
-        gc.disable()  # headers of 10,000 tensors are walked a tenth faster, and nothing here makes garbage in circles
-        code = run(getattr(import_module(module), command), name)
+        interruption.listen()
     except KeyboardInterrupt:
-        code = 130
+        os._exit(130)
+    code = _run(module, command, name)
+    interruption.settle()
+    if interruption.heard():  # without the interpreter's end, which a library that was imported by half may not survive
+        os._exit(code)
     sys.exit(code)
 
 
-def _open_standard_streams() -> None:
-    """Open what was closed before we began: else the first files that we open would get its numbers, and our messages."""
-    for number, stream in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number
-        if getattr(sys, stream) is None:
-            setattr(sys, stream, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):  # foreign names may have characters that a terminal's encoding has not
-        sys.stdout.reconfigure(errors="backslashreplace")
+def _run(module: str, command: str, name: str) -> int:
+    from deltaweights.interruption import Interrupted, count  # noqa: PLC0415  (see above)
+
+    try:
+        import gc  # noqa: PLC0415  (see above)
+        from importlib import import_module  # noqa: PLC0415
+
+        from deltaweights.cli.streams import open_standard_streams  # noqa: PLC0415
+
+        open_standard_streams()
+        count()
+        from deltaweights.cli.run import run  # noqa: PLC0415
+
+        gc.disable()  # headers of 10,000 tensors are walked a tenth faster, and nothing here makes garbage in circles
+        return run(getattr(import_module(module), command), name)
+    except Interrupted as error:  # before there was somebody to tell it
+        from deltaweights.cli.log_report import Console  # noqa: PLC0415
+
+        return Console(name).fail(str(error), error.exit_code)

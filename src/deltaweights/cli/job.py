@@ -20,7 +20,8 @@ from deltaweights.cli.log_report import report_for
 from deltaweights.cli.options import hub_of, part_of, recipe_of
 from deltaweights.cli.outcome import plan_lines, print_finished, print_outcome, print_published
 from deltaweights.cluster.launch import is_launched
-from deltaweights.errors import Interrupted, UsageError
+from deltaweights.errors import UsageError
+from deltaweights.interruption import Interrupted, obeyed
 from deltaweights.text import counted
 
 if TYPE_CHECKING:
@@ -223,10 +224,10 @@ def _run(
         print_outcome(outcome, plan_lines(outcome, output), as_json=as_json)
         return
     try:
-        published = do(report=report, **options)
+        with obeyed():
+            published = do(report=report, **options)
     except Interrupted as error:
-        remedy = "the same command goes on from what is finished"
-        raise Interrupted(error.exit_code - 128, str(error), remedy) from None
+        raise Interrupted(error.number, "the same command goes on from what is finished") from None
     outcome = print_published(published, output, report, as_json=as_json, hub_repo_id=hub_repo_id)
     if outcome.get("compute_dtype", "F16") != "F16":
         flags = f"--compute-dtype {options['compute_dtype']}"

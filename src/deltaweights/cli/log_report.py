@@ -21,6 +21,7 @@ from itertools import pairwise
 import click
 
 from deltaweights import __version__
+from deltaweights.cli.streams import write
 from deltaweights.cli.terminal import LOG_EVERY, TerminalReport
 from deltaweights.report import Report
 from deltaweights.text import Json, printable
@@ -116,7 +117,7 @@ class JsonReport(Report):
         data = f"{json.dumps(event)}\n".encode()
         with contextlib.suppress(OSError):  # a full disk under a log file is no reason to stop a merge
             while data:  # in one piece where the system can: other processes may write to the same log
-                data = data[os.write(self._fd, data) :]
+                data = data[write(self._fd, data) :]
 
 
 class StrayText(io.TextIOBase):

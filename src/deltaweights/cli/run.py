@@ -1,4 +1,4 @@
-"""Running a command: signals, exceptions and exit codes, in one place.
+"""Running a command: exceptions and exit codes, in one place.
 
 Enters: a click command. Leaves: its exit code, and a line (or event) on stderr when it is not 0. Never: a traceback, but for a bug.
 """
@@ -8,26 +8,25 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from types import FrameType
-from typing import NoReturn
 
 import click
 
 from deltaweights.cli.log_report import Console
-from deltaweights.errors import DeltaweightsError, InputOutputError, Interrupted
+from deltaweights.errors import DeltaweightsError, InputOutputError
+from deltaweights.interruption import Interrupted, obeyed
 
 
 def run(command: click.Command, name: str) -> int:
     """Run ``command`` on this process's arguments; return the exit code."""
     console = Console(name)
-    signal.signal(signal.SIGTERM, _interrupted)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as nohup and background jobs of scripts have it
-        signal.signal(signal.SIGINT, _interrupted)  # click would print an empty line
     try:
-        status = command.main(prog_name=name, standalone_mode=False, obj=console)
-        sys.stdout.flush()
-        console.finish()
+        with obeyed():
+            status = command.main(prog_name=name, standalone_mode=False, obj=console)
+            sys.stdout.flush()
+            console.finish()
         return status if isinstance(status, int) else 0
+    except Interrupted as error:
+        return console.fail(str(error), error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         return 2
@@ -57,10 +56,3 @@ def run(command: click.Command, name: str) -> int:
 
         last = traceback.format_exception_only(error)[-1].strip()
         return console.fail(f"a bug: {last}", 1, traceback=traceback.format_exc())
-
-
-def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
-    downloads = sys.modules.get("deltaweights.hub.downloads")
-    if downloads is not None:  # readers that wait for bytes would not hear of it
-        downloads.stop_all()
-    raise Interrupted(number, "interrupted" if number == signal.SIGINT else "terminated")

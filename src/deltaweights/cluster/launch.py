@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from deltaweights.errors import UsageError
+from deltaweights.interruption import aside, heard
 from deltaweights.merge.parts import Part
 
 LONGEST = timedelta(days=7)
@@ -54,7 +55,7 @@ def rank(device: str) -> Iterator[Rank]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # how many threads torch takes is of no concern: it computes nothing here
         # Without ``cpu``, on a machine without a GPU, every process would be told that it is the only one.
-        state = PartialState(cpu=on_cpu, timeout=LONGEST)
+        state = aside(lambda: PartialState(cpu=on_cpu, timeout=LONGEST))
     world = int(os.environ["WORLD_SIZE"])
     if state.num_processes != world:
         raise UsageError(
@@ -68,7 +69,8 @@ def rank(device: str) -> Iterator[Rank]:
             Part(state.process_index + 1, world),
             "cpu" if on_cpu else f"cuda:{state.local_process_index}",
             state.is_main_process,
-            state.wait_for_everyone,
+            lambda: aside(state.wait_for_everyone),
         )
     finally:
-        state.destroy_process_group()
+        if not heard():  # it would wait for whoever waits for the others
+            state.destroy_process_group()

@@ -22,6 +22,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.patience import RETRIED, TRIES, Patience, Remarks
+from deltaweights.interruption import aside
 from deltaweights.text import Json, strict_json
 
 if TYPE_CHECKING:
@@ -155,7 +156,8 @@ class Access:
     def list_files(self, wanted: HubId) -> Listing:
         """Ask the Hub for the commit of ``wanted`` and its files. Raises ``InputOutputError``."""
         revision = quote(wanted.revision or "main", safe="")
-        answer = self._ask(f"{self.endpoint}/api/models/{wanted.repo}/revision/{revision}?blobs=true", wanted)
+        address = f"{self.endpoint}/api/models/{wanted.repo}/revision/{revision}?blobs=true"
+        answer = aside(lambda: self._ask(address, wanted))
         try:
             commit, siblings = answer["sha"], answer["siblings"]
             files = [file for entry in siblings if (file := _file(entry)) is not None]

@@ -25,6 +25,7 @@ from deltaweights.hub.notes import Notes
 from deltaweights.hub.rooms import DiskRoom, MemoryRoom
 from deltaweights.hub.store import Store
 from deltaweights.hub.transfer import Damaged
+from deltaweights.interruption import check
 from deltaweights.report import Report
 
 AHEAD, KEPT = 128, 256
@@ -161,7 +162,9 @@ class HubDirectory(Directory):
                     self._report.note(f"another process fetches {file.name}: waiting for it")
                     said = True
                 self._downloads.raise_failed()  # that other process may wait for what this one has begun
-                if self._access.stop.wait(BUSY):
+                stopped = self._access.stop.wait(BUSY)
+                check()
+                if stopped:
                     raise InputOutputError("the download was stopped", where=file.name, remedy="run again") from None
                 continue
             if blob.is_file():  # another process put it in place meanwhile

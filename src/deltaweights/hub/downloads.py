@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -21,21 +20,13 @@ from deltaweights.hub.notes import Notes
 from deltaweights.hub.rooms import COMING, HERE, MISSING, DiskRoom
 from deltaweights.hub.store import Store
 from deltaweights.hub.transfer import Damaged, RangesIgnored, Stopped, Transfer
+from deltaweights.interruption import POLL, check, heard
 
 CONNECTIONS, RESERVED = 8, 2
 """Requests at a time, and those of them that only fetch what a reader waits for."""
 
 MOST_RESTARTS = 6
 """How often a file is begun anew from a server that does not serve ranges."""
-
-
-_LIVE: weakref.WeakSet[Downloads] = weakref.WeakSet()
-
-
-def stop_all() -> None:
-    """End all waiting of this process; what has arrived stays. For handlers of signals."""
-    for downloads in list(_LIVE):
-        downloads.stop()
 
 
 LAST_SECOND = 1.0
@@ -47,19 +38,20 @@ class Downloads:
 
     def __init__(self, access: Access, warn: Callable[[str], None]) -> None:
         self._access, self._warn = access, warn
-        # Reentrant, since a signal's handler may stop us while its thread is inside.
-        self._changed = threading.Condition(threading.RLock())
+        # The lock itself is what is entered: ``with`` on a condition calls a function of Python's, and a Ctrl-C that is raised as
+        # that returns, in a program that uses us, leaves the lock taken for ever.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._jobs: list[Job] = []
         self._urgent: dict[tuple[Job, int], int] = {}
         self._running: Counter[Job] = Counter()
         self._threads: list[threading.Thread] = []
         self._demands = 0
-        _LIVE.add(self)
 
     def add(self, listing: Listing, arrival: Arrival, store: Store | None, notes: Notes | None = None) -> Job:
         """Fetch a file from now on; into ``store`` when it is one to keep, whose room is a ``DiskRoom``, which ``notes`` note."""
         job = Job(arrival, Transfer(self._access, listing, arrival.file), store, notes, listing.commit)
-        with self._changed:
+        with self._lock:
             self._jobs.append(job)
             if not self._threads:
                 self._start()
@@ -68,12 +60,12 @@ class Downloads:
 
     def job_for(self, blob: Path) -> Job | None:
         """Return the job that puts ``blob`` in place, if one does: base and delta may share a file."""
-        with self._changed:
+        with self._lock:
             return next((job for job in self._jobs if job.store and job.store.blob(job.arrival.file.key) == blob), None)
 
     def raise_failed(self) -> None:
         """Raise what ended a download of these, if one has ended."""
-        with self._changed:
+        with self._lock:
             for job in self._jobs:
                 if job.arrival.failed is not None:
                     raise job.arrival.failed
@@ -88,7 +80,7 @@ class Downloads:
     def stop(self) -> None:
         """End all waiting and fetching; what has arrived stays."""
         self._access.stop.set()
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -111,20 +103,20 @@ class Downloads:
         for begin in range(0, len(out), step):
             part, at = out[begin : begin + step], offset + begin
             while True:
-                with self._changed:
+                with self._lock:
                     self._demand(job, arrival.pieces(at, len(part)))
                 if arrival.room.get(part, at):
                     break
 
     def state_of(self, job: Job) -> tuple[int, str | None]:
         """Return how often the file was begun anew, and the mark of the download as it is now."""
-        with self._changed:
+        with self._lock:
             room = job.arrival.room
             return job.arrival.generation, room.mark if isinstance(room, DiskRoom) else None
 
     def expect(self, job: Job, places: Iterable[tuple[int, int]]) -> None:
         """Fetch the pieces in which (offset, length) lie before others, since a reader will soon want them one after the other."""
-        with self._changed:
+        with self._lock:
             for offset, length in places:
                 pieces = job.arrival.pieces(offset, length)
                 lack = job.arrival.lacks(pieces)
@@ -142,7 +134,7 @@ class Downloads:
             if arrival.state[lack] == MISSING:
                 self._urgent[job, lack] = pieces.stop
                 self._changed.notify_all()
-            self._changed.wait()
+            self._changed.wait(timeout=POLL)
         if arrival.ahead is not None:
             self._changed.notify_all()  # the cursor moved on, and more may be fetched
 
@@ -152,11 +144,11 @@ class Downloads:
 
     def wait_for_all(self, jobs: Collection[Job], tick: Callable[[], None]) -> None:
         """Return when all of ``jobs`` are here and have their hashes. Raises ``InputOutputError`` as soon as one cannot."""
-        with self._changed:
+        with self._lock:
             while not all(job.verified for job in jobs):
                 for job in jobs:
                     self._raise_if_over(job)
-                self._changed.wait(timeout=0.1)
+                self._changed.wait(timeout=POLL)
                 tick()
 
     def forget(self) -> None:
@@ -168,31 +160,32 @@ class Downloads:
     @property
     def under_way(self) -> bool:
         """Whether a file that is kept has no hash yet."""
-        with self._changed:
+        with self._lock:
             return any(job.store is not None and not job.verified for job in self._jobs)
 
     def came_damaged(self) -> Job | None:
         """Wait for the hashes of all that is kept; return the first file that came damaged. Raises ``InputOutputError``."""
-        with self._changed:
+        with self._lock:
             for job in [job for job in self._jobs if job.store is not None]:
                 while not job.verified and not job.attempts:
                     self._raise_if_over(job)
-                    self._changed.wait()
+                    self._changed.wait(timeout=POLL)
                 if job.attempts:
                     return job
         return None
 
     def _raise_if_over(self, job: Job) -> None:
+        check()
         if job.arrival.failed is not None:
             raise job.arrival.failed
-        if self._access.stop.is_set():
+        if self._access.stop.is_set() or heard():
             raise Stopped("the download was stopped", where=job.arrival.file.name)
 
     # Fetching.
 
     def _fetch_all(self, *, reserved: bool) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 while (found := self._pick(reserved=reserved)) is None:
                     if self._access.stop.is_set():
                         return
@@ -208,10 +201,10 @@ class Downloads:
             except RangesIgnored:
                 self._go_in_order(job, again=in_order)
             except Exception as error:  # noqa: BLE001  (raised again where a reader waits)
-                with self._changed:
+                with self._lock:
                     job.arrival.failed = job.arrival.failed or error
             finally:
-                with self._changed:
+                with self._lock:
                     self._running[job] -= 1
                     if job.arrival.generation == generation:  # else they are another request's by now
                         job.arrival.release(first, last)
@@ -249,7 +242,7 @@ class Downloads:
                     arrival.room.put(part, at)
                 at += len(part)
                 if at == until:
-                    with self._changed:
+                    with self._lock:
                         if arrival.generation != generation:
                             return
                         if arrival.state[piece] != HERE:
@@ -259,7 +252,7 @@ class Downloads:
 
     def _go_in_order(self, job: Job, *, again: bool) -> None:
         """Fetch the file from its first byte to its last, as the server sends it whatever is asked for."""
-        with self._changed:
+        with self._lock:
             job.restarts += again  # several connections may find out at once, the first time
             job.arrival.sequential = True
             if job.store is None or job.restarts > MOST_RESTARTS:
@@ -271,7 +264,7 @@ class Downloads:
 
     def _verify_all(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 while (job := next((job for job in self._jobs if job.ready), None)) is None:
                     if self._access.stop.is_set():
                         return
@@ -283,7 +276,7 @@ class Downloads:
                 if found is not None:
                     self._conclude(job, found)
             except Exception as error:  # noqa: BLE001  (raised again where a reader waits)
-                with self._changed:
+                with self._lock:
                     job.arrival.failed = error
                     self._changed.notify_all()
 
@@ -292,7 +285,7 @@ class Downloads:
         key = job.arrival.file.key
         if found == key:
             job.put_in_place()
-            with self._changed:
+            with self._lock:
                 job.verified = True
                 self._changed.notify_all()
             return
@@ -302,7 +295,7 @@ class Downloads:
             problem = "what arrived is not the file of the Hub, twice"
             raise Damaged(problem, where=job.path, found=f"hash {found}", expected=key, remedy=remedy)
         self._warn(f"{job.path}: what arrived has hash {found}, the Hub states {key}: fetched again from its beginning")
-        with self._changed:
+        with self._lock:
             job.attempts, job.found = 1, found
             job.begin_anew()
             self._changed.notify_all()

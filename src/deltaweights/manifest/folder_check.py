@@ -134,7 +134,7 @@ class FolderCheck:
             return None
         try:
             return read_small(self.root / name, MAX_MANIFEST, follow=False)
-        except (InputOutputError, MalformedInput) as error:  # not their base class: a signal's exception must pass
+        except (InputOutputError, MalformedInput) as error:
             self.fail(name, f"cannot be read: {error}")
             return None
 

@@ -94,7 +94,7 @@ def read(job: Job, failed: Failed, workers: int, report: Report) -> Found:
     def do(_desk: None, task: tuple[str, int, Iterator[int]]) -> Iterator[int]:
         try:
             yield from task[2]
-        except (InputOutputError, MalformedInput) as error:  # not their base class: a signal's exception must pass
+        except (InputOutputError, MalformedInput) as error:
             failed(task[0], error)
 
     total = sum(size for _, size, _ in tasks)

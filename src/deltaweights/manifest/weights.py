@@ -95,7 +95,7 @@ def open_written(root: Path, names: list[str], fail: Fail, stack: ExitStack, lin
                     fail(tensor, "is in two weights files", about=TENSOR)
                 tensors |= weights.tensors
             sound.append(name)
-        except (InputOutputError, MalformedInput) as error:  # not their base class: a signal's exception must pass
+        except (InputOutputError, MalformedInput) as error:
             fail(name, f"cannot be verified: {error}")
     return Job(root, sound, opened, tensors.values(), links=links)
 

@@ -21,6 +21,7 @@ from deltaweights.merge.arithmetic import Outcome
 from deltaweights.merge.blocks import Block
 from deltaweights.merge.plan import Shard
 from deltaweights.merge.writer import ShardWriter
+from deltaweights.work import Crew
 
 
 class Stopped(Exception):
@@ -30,8 +31,8 @@ class Stopped(Exception):
 class Turns:
     """Lets the holders of numbers 0, 1, 2, ... pass one after the other."""
 
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
         self._next = 0
         self._moved = threading.Condition()
 
@@ -41,7 +42,7 @@ class Turns:
         if self._next != number:
             with self._moved:
                 while self._next != number:
-                    if self._stop.is_set():
+                    if self._crew.is_off:
                         raise Stopped
                     self._moved.wait(timeout=0.1)
         yield
@@ -82,12 +83,12 @@ class Lane:
         writer: ShardWriter,
         base: Mapping[str, LazyTensor],
         lead: Mapping[str, LazyTensor],
-        stop: threading.Event,
+        crew: Crew,
     ) -> None:
         self.shard = shard
         self.writer = writer
-        self.tensor_turns = Turns(stop)
-        self.file_turns = Turns(stop)
+        self.tensor_turns = Turns(crew)
+        self.file_turns = Turns(crew)
         self.done = 0
         self.began = time.monotonic()
         self._inputs = base, lead

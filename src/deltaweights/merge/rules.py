@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import Mismatch
+from deltaweights.interruption import check
 from deltaweights.merge.operation import Fate, NewRows, Operation
 from deltaweights.merge.suspicions import likely_reason, suspicion
 from deltaweights.text import counted
@@ -102,6 +103,7 @@ def match(
     dropped_lead: list[Dropped] = []
     problems: list[Mismatch] = []
     for name, tensor in lead.items():
+        check()
         if is_buffer(name):
             dropped_lead.append(Dropped(tensor.spec, "buffer"))
             continue

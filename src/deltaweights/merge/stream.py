@@ -6,6 +6,7 @@ Never: more in memory than a few blocks per worker, or an unfinished shard after
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -13,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.errors import InputOutputError
 from deltaweights.manifest.manifest import Fragment
 from deltaweights.merge.arithmetic import Kernels, Task, Workbench
 from deltaweights.merge.blocks import Block, blocks_of
@@ -24,6 +24,7 @@ from deltaweights.merge.plan import Plan, Shard
 from deltaweights.merge.writer import ShardWriter
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
+from deltaweights.work import Crew
 
 BLOCK = 1 << 18
 """Elements per block: 512 KiB of float16, so that a block is still in a core's own cache when it is digested and written. Twice as
@@ -62,68 +63,31 @@ class Stream:
         self._new_rows: Mapping[str, NewRows] = {}
         self._plan, self._base, self._lead = plan, base, lead
         self._folder, self._keep, self._resources, self._report = folder, keep, resources, report
-        self._stop = threading.Event()
         self._lock = threading.Lock()
         self._lanes: list[Lane] = []
-        self._errors: list[BaseException] = []
-        self._ended = threading.Semaphore(0)
 
     def run(self, shards: Sequence[Shard]) -> Iterator[int]:
         """Make ``shards``; yield the bytes done so far, about ten times a second. Raises what a worker met first."""
         tensors = [tensor for shard in shards for tensor in shard.tensors]
         self._new_rows = new_rows_of(tensors, self._base, self._plan.options.compute_dtype, self._resources.block)
         self._feed = self._blocks(shards)
-        running = 0
         with kernels_on(self._resources.device) as make_kernels:
-            workers = [
-                threading.Thread(target=self._guard, args=(make_kernels,), daemon=True)
-                for _ in range(self._resources.workers)
-            ]
+            self._crew = Crew(lambda: self._work_unless_stopped(make_kernels), self._resources.workers)
             try:
-                for worker in workers:
-                    worker.start()
-                    running += 1
-                while running:
-                    # Not Thread.join: before Python 3.13, one that a signal interrupts takes a running thread for ended.
-                    running -= self._ended.acquire(timeout=0.1)
+                for _ in self._crew.run():
                     yield sum(lane.done for lane in self._lanes)
-            except RuntimeError as error:
-                raise InputOutputError(f"cannot start a worker: {error}", remedy="run with fewer --workers") from error
             finally:
-                self._stop.set()
-                self._wait_for(running)
                 for lane in self._lanes:
                     lane.writer.abandon()
-        if self._errors:
-            raise self._errors[0]
-
-    def _wait_for(self, running: int) -> None:
-        """Wait until all workers have ended, however often a signal asks not to; then pass its exception on."""
-        late: BaseException | None = None
-        while running:
-            try:
-                running -= self._ended.acquire()
-            except BaseException as error:  # noqa: BLE001  (raised below)
-                late = error
-        if late is not None:
-            raise late
 
     @property
     def flush_seconds(self) -> float:
         """Seconds that workers waited for the disk to have finished shards."""
         return sum(lane.writer.flush_seconds for lane in self._lanes)
 
-    def _guard(self, make_kernels: Callable[[], Kernels]) -> None:
-        """Run a worker; keep its error for ``run`` to raise, and stop the others."""
-        try:
+    def _work_unless_stopped(self, make_kernels: Callable[[], Kernels]) -> None:
+        with contextlib.suppress(Stopped):
             self._work(make_kernels())
-        except Stopped:
-            pass
-        except BaseException as error:  # noqa: BLE001  (raised again by run, in the caller's thread)
-            self._errors.append(error)
-            self._stop.set()
-        finally:
-            self._ended.release()
 
     def _work(self, kernels: Kernels) -> None:
         options = self._plan.options
@@ -156,7 +120,7 @@ class Stream:
 
     def _next(self) -> tuple[Lane, Block] | None:
         with self._lock:
-            if self._stop.is_set():
+            if self._crew.is_off:
                 raise Stopped
             return next(self._feed, None)
 
@@ -168,7 +132,7 @@ class Stream:
         while waiting or flying:
             while waiting and len(flying) < most:
                 shard = waiting.popleft()
-                lane = Lane(shard, ShardWriter(self._folder, shard), self._base, self._lead, self._stop)
+                lane = Lane(shard, ShardWriter(self._folder, shard), self._base, self._lead, self._crew)
                 self._lanes.append(lane)
                 flying.append((lane, blocks_of(shard.tensors, self._resources.block)))
             lane, blocks = flying.popleft()

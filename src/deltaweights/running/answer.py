@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from deltaweights.errors import CheckFailed, DeltaweightsError, InputOutputError, Mismatch, UsageError
+from deltaweights.interruption import aside
 from deltaweights.merge.rules import is_buffer
 from deltaweights.report import Report
 from deltaweights.running.bounds import absurd_size
@@ -97,9 +98,12 @@ def answer(
                     " of the weights is read from the disk for every token, which is slow"
                 )
             report.note(f"loading {human_bytes(need.weights)} of weights as {weights}")
-            with TemporaryDirectory(prefix="deltaweights-") as offload, refusals():
-                model = _load(held, model_class, config, weights, placement, offload)
-                return _generate(model, asked, max_new_tokens)
+            with TemporaryDirectory(prefix="deltaweights-", ignore_cleanup_errors=True) as offload, refusals():
+                return aside(
+                    lambda: _generate(
+                        _load(held, model_class, config, weights, placement, offload), asked, max_new_tokens
+                    )
+                )
         except Refusal as refusal:
             raise _error(refusal, path) from None
 

@@ -7,17 +7,12 @@ child that outlives its parent's Ctrl-C.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-import deltaweights.errors
-from deltaweights.errors import CheckFailed, DeltaweightsError, InputOutputError
+from deltaweights.errors import CheckFailed, DeltaweightsError
 from deltaweights.report import Report
 from deltaweights.running.findings import Problem
-
-PATIENCE = 10.0
-"""Seconds that a child has to end by itself when it is told to."""
+from deltaweights.running.process import finished
 
 
 def check_in_child(folder: Path, target: Path, report: Report) -> None:
@@ -27,7 +22,8 @@ def check_in_child(folder: Path, target: Path, report: Report) -> None:
 
     Raises ``CheckFailed`` with the first problem, what the check itself raises, and ``CheckFailed`` when it ends otherwise.
     """
-    code, output, errors = _run(folder.absolute())
+    asked = ["-m", "deltaweights", "check", "--json", str(folder.absolute())]
+    code, output, errors = finished(asked, "start the check")
     if code not in {0, CheckFailed.exit_code}:
         raise _error(code, errors, folder, target)
     try:
@@ -44,30 +40,6 @@ def check_in_child(folder: Path, target: Path, report: Report) -> None:
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise CheckFailed(f"{problems[0]}{more}", where=target)
-
-
-def _run(folder: Path) -> tuple[int, str, str]:
-    """Run the command; return its exit code and what it wrote. However this is left, the child has ended by then."""
-    # From the folder of the package: what stands where the user does, or in a model's folder, is never imported.
-    command = [sys.executable, "-m", "deltaweights", "check", "--json", str(folder)]
-    home = Path(deltaweights.errors.__file__).parents[1]
-    try:
-        child = subprocess.Popen(
-            command, cwd=home, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-    except OSError as error:
-        raise InputOutputError.from_os(error, sys.executable, "start the check") from error
-    with child:
-        try:
-            output, errors = child.communicate()
-        except BaseException:
-            child.terminate()
-            try:
-                child.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                child.kill()
-            raise
-    return child.returncode, output, errors
 
 
 def _error(code: int, errors: str, folder: Path, target: Path) -> DeltaweightsError:

@@ -79,7 +79,7 @@ def _open_image(path: Path) -> Any:
         if error.errno is None:  # Pillow's own: the file ends too early
             raise MalformedInput("a damaged image", where=path, found=error, remedy="fetch it again") from None
         raise InputOutputError.from_os(error, path, "open the image") from error
-    except DeltaweightsError:  # a signal's
+    except DeltaweightsError:
         raise
     except Exception as error:  # noqa: BLE001  (decoders raise SyntaxError, ValueError, struct.error, ...)
         raise MalformedInput("a damaged image", where=path, found=error, remedy="fetch it again") from None

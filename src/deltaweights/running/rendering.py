@@ -10,16 +10,13 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import deltaweights.errors
-from deltaweights.errors import InputOutputError
 from deltaweights.running.loading import Refusal, reason
+from deltaweights.running.process import finished
 from deltaweights.text import Json
 
 SECONDS = 5
@@ -47,21 +44,16 @@ def render(tool: Any, turns: Sequence[Json], options: Mapping[str, str] | None =
     tokenizer = getattr(tool, "tokenizer", tool)
     variables = {**tokenizer.special_tokens_map, **(options or {})}
     asked = json.dumps({"template": template_of(tool), "turns": turns, "variables": variables}, default=str)
-    # From the folder of the package, as the check in a child; numpy's threads would each take memory.
-    command = [sys.executable, "-m", "deltaweights.running.rendering"]
-    home = Path(deltaweights.errors.__file__).parents[1]
-    alone = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    try:
-        done = subprocess.run(command, cwd=home, env=alone, input=asked, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise InputOutputError.from_os(error, sys.executable, "start the rendering of the template") from error
-    if done.returncode == -signal.SIGXCPU:
+    alone = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # each thread of numpy's takes memory
+    program = ["-m", "deltaweights.running.rendering"]
+    code, output, _ = finished(program, "start the rendering of the template", stdin=asked, env=alone)
+    if code == -signal.SIGXCPU:
         raise Refusal(f"the template runs for more than {SECONDS} seconds")
     try:
-        told = json.loads(done.stdout)
+        told = json.loads(output)
         text, refusal = told["text"], told["refusal"]
     except (ValueError, KeyError, TypeError):
-        raise Refusal(f"rendering the template ended with exit code {done.returncode}") from None
+        raise Refusal(f"rendering the template ended with exit code {code}") from None
     if refusal is not None:
         raise Refusal(refusal)
     return str(text)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltaweights.checkpoint.files import read_small
-from deltaweights.errors import DeltaweightsError, MalformedInput, UsageError
+from deltaweights.errors import MalformedInput, UsageError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import (
@@ -93,8 +93,6 @@ def load_private(path: Path, password: bytes | None = None) -> PrivateKey:
         if password:
             found, remedy = "a key that is not encrypted", "leave --password-env out"
         raise UsageError("the key's password", where=path, found=found, remedy=remedy) from None
-    except DeltaweightsError:  # a signal's
-        raise
     except Exception as error:
         wrong = "cannot be read; is the password right?" if password else "cannot be read"
         raise MalformedInput(f"the private key {wrong}", where=path, expected=EXPECTED, remedy=MAKE) from error
@@ -114,8 +112,6 @@ def load_public(path: Path) -> PublicKey:
     remedy = "give the public key: openssl ec -in key.pem -pubout -out pub.pem"
     try:
         key = load_pem_public_key(data)
-    except DeltaweightsError:  # a signal's
-        raise
     except Exception as error:
         raise MalformedInput("the public key cannot be read", where=path, expected=EXPECTED, remedy=remedy) from error
     if not isinstance(key, EllipticCurvePublicKey):

@@ -17,6 +17,7 @@ from types import TracebackType
 
 from deltaweights.checkpoint.files import read_small
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
+from deltaweights.interruption import check
 from deltaweights.staging.opened import SEAL, OpenStaging
 from deltaweights.staging.place import Place, locate
 
@@ -99,6 +100,7 @@ class StagingLock:
         except BlockingIOError:
             if time.monotonic() < until:
                 time.sleep(0.05)
+                check()
                 return False
             remedy = "wait for it to end"
             raise TargetBusy("another run is writing to this folder", where=self._place.root, remedy=remedy) from None

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from deltaweights.checkpoint.archived.unpack import NoRoom
-from deltaweights.errors import InputOutputError, Interrupted
+from deltaweights.errors import InputOutputError
+from deltaweights.interruption import Interrupted
 from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.opened import UNPACKED
 from deltaweights.staging.place import Place

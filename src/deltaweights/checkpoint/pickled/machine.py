@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from deltaweights.checkpoint.pickled.tables import Storage, TensorView
 from deltaweights.checkpoint.tensors import MAX_NAME, MAX_TENSORS
 from deltaweights.errors import MalformedInput
+from deltaweights.interruption import check
 
 MAX_STEPS, STEPS_PER_TENSOR = 1_000_000, 60
 """Opcodes run at most: a Parameter with four axes needs 48, and the module versions of ``_metadata`` 9 per module."""
@@ -77,6 +78,8 @@ class StackMachine:
             raise self.refuse("the pickle's protocol is not 2", protocol, "b'\\x80\\x02'", REMEDY)
         stop = ord(".")
         while self.steps_left:
+            if self.steps_left % 1024 == 0:
+                check()
             self.steps_left -= 1
             opcode = self.byte()
             if opcode == stop:

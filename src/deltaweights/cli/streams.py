@@ -1,0 +1,60 @@
+"""Stdin, stdout and stderr: there, and never in the way of a signal.
+
+Enters: the descriptors that the process was given. Leaves: ``sys.stdout`` and ``sys.stderr`` that wait for a reader only as long as
+no signal came. Never: a file of ours under the number of a stream that was closed.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import stat
+import sys
+from typing import TYPE_CHECKING
+
+from deltaweights.interruption import POLL, check, heard
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+def open_standard_streams() -> None:
+    """Open what was closed before we began: else the first files that we open would get its numbers, and our messages."""
+    for number, stream in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115
+    for stream in ("stdout", "stderr"):
+        given = getattr(sys, stream)
+        if isinstance(given, io.TextIOWrapper):
+            raw = _Output(given.fileno(), "wb", closefd=False)
+            lines = stream == "stderr" or given.isatty()
+            # Foreign names may have characters that a terminal's encoding has not.
+            text = io.TextIOWrapper(io.BufferedWriter(raw), given.encoding, "backslashreplace", line_buffering=lines)
+            setattr(sys, stream, text)
+
+
+def write(fd: int, data: ReadableBuffer) -> int:
+    """Write as much of ``data`` as is taken, and return how much that was; what nobody takes once a signal came is dropped.
+
+    Python begins a write anew that a signal interrupts: one to a pager that is not read would never end.
+    """
+    view = memoryview(data)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return os.write(fd, view)
+    while not select.select([], [fd], [], POLL)[1]:
+        if heard():
+            check()
+            return len(view)
+    return os.write(fd, view[: select.PIPE_BUF])
+
+
+class _Output(io.FileIO):
+    """A descriptor that is written to as ``write`` does."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        return write(self.fileno(), data)
