@@ -37,27 +37,26 @@ def write_documents(
     Raises ``CheckFailed`` when the weights are not those that the input's manifest states, ``InputOutputError``.
     """
     plan = ending.plan
-    _refuse_another(ending, fragments)
-    documents = {**ending.companions, CARD: model_card(card_facts(ending, fragments, findings))}
+    records = records_of(fragments)
+    digests = digests_of(plan, records)
+    _refuse_another(ending, digests.original)
+    documents = {**ending.companions, CARD: model_card(card_facts(ending, digests, findings))}
     if len(plan.shards) > 1:
         weight_map = {tensor.spec.name: shard.file for shard in plan.shards for tensor in shard.tensors}
         documents[index_name(plan.options.container)] = index_bytes(weight_map, plan.nbytes, plan.parameters)
     files = {shard.file: fragments[shard.file].record for shard in plan.shards}
     files |= {name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in documents.items()}
-    manifest, digest = merge_manifest(plan, fragments, files, ending.hashes, ending.origins, findings)
+    manifest = merge_manifest(plan, digests, records, files, ending.hashes, ending.origins, findings)
     manifest_record = FileRecord(len(manifest), hashlib.sha256(manifest).hexdigest())
     documents |= {MANIFEST: manifest, SUMS: sums_bytes(files, manifest_record)}
     for name, data in documents.items():
         write_file(folder / name, data)
-    return digest, manifest_record.sha256
+    return digests.content, manifest_record.sha256
 
 
-def _refuse_another(ending: Ending, fragments: Mapping[str, Fragment]) -> None:
+def _refuse_another(ending: Ending, found: str) -> None:
     """Raise ``CheckFailed`` unless the weights that were read are those that their own manifest states."""
-    if ending.expected is None:
-        return
-    _, found = digests_of(ending.plan, records_of(fragments))
-    if found != ending.expected:
+    if ending.expected not in {None, found}:
         raise CheckFailed(
             f"the {ending.plan.operation.lead} is not what its own {MANIFEST} says",
             found=found,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.folder import Checkpoint
-from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
+from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import DeltaweightsError
 from deltaweights.manifest.beside import lists_exactly, manifest_beside
 from deltaweights.merge.suspicions import FINE_TUNED_ROWS, hidden_size, layers, rows
@@ -101,10 +101,11 @@ def _by_manifest(checkpoint: Checkpoint) -> str | None:
 
 def _by_shapes(checkpoint: Checkpoint, typical: float | None) -> str:
     specs = {name: tensor.spec for name, tensor in checkpoint.tensors.items()}
-    likely = " or ".join(known.title for known in models() if _fits(known, specs))
-    if not hidden_size(specs):
+    hidden, depth = hidden_size(specs), layers(specs)
+    if not hidden:
         return "no embedding under a LLaMA's name"
-    size = f"{counted(layers(specs), 'layer')}, hidden size {hidden_size(specs)}, {rows(specs)} rows"
+    likely = " or ".join(known.title for known in models() if _fits(known, hidden, depth))
+    size = f"{counted(depth, 'layer')}, hidden size {hidden}, {rows(specs)} rows"
     facts = [f"shapes of {likely}" if likely else f"{size}: no model that is known by its shapes"]
     if rows(specs) in FINE_TUNED_ROWS:
         facts.append(f"{rows(specs)} rows as {FINE_TUNED_ROWS[rows(specs)]} has")
@@ -117,9 +118,9 @@ def _by_shapes(checkpoint: Checkpoint, typical: float | None) -> str:
     return "; ".join(facts)
 
 
-def _fits(known: KnownModel, specs: Mapping[str, TensorSpec]) -> bool:
+def _fits(known: KnownModel, hidden: int, depth: int) -> bool:
     shapes = known.shapes
-    return (shapes.hidden_size, shapes.layers) == (hidden_size(specs), layers(specs)) and shapes.base_rows is not None
+    return (shapes.hidden_size, shapes.layers) == (hidden, depth) and shapes.base_rows is not None
 
 
 def config_of(checkpoint: Checkpoint) -> dict[str, Json]:

@@ -7,10 +7,12 @@ sequence that reaches a terminal.
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Any
 
 Json = Any
@@ -42,9 +44,68 @@ def natural_key(name: str) -> tuple[list[object], str]:
     return key, name
 
 
+class Members:
+    """An object of a document that is too large to be held: its members are made while it is written, anew each time.
+
+    Where it is written for people, their values hold no objects.
+    """
+
+    def __init__(self, make: Callable[[], Iterable[tuple[str, Json]]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[tuple[str, Json]]:
+        return iter(self._make())
+
+
+class Items:
+    """The same for a list of objects, which hold no others."""
+
+    def __init__(self, make: Callable[[], Iterable[Json]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Json]:
+        return iter(self._make())
+
+
 def compact_json(value: Json) -> str:
     """Return ``value`` as JSON without spaces, non-ASCII characters as themselves: the form that digests are made over."""
     return _COMPACT.encode(value)
+
+
+BATCH = 1000
+"""Members that are written at once: enough that most of the time goes into writing them, too few to fill memory."""
+
+
+def compact_pieces(value: Json) -> Iterator[str]:
+    """Yield ``compact_json`` of a value that may hold ``Members``, in pieces."""
+    if isinstance(value, Members):
+        members, sign = iter(value), "{"
+        while batch := dict(itertools.islice(members, BATCH)):
+            yield f"{sign}{compact_json(batch)[1:-1]}"
+            sign = ","
+        yield "{}" if sign == "{" else "}"
+    elif isinstance(value, dict):
+        yield "{"
+        for number, (key, item) in enumerate(value.items()):
+            yield f"{',' if number else ''}{compact_json(key)}:"
+            yield from compact_pieces(item)
+        yield "}"
+    elif isinstance(value, list):
+        yield "["
+        for number, item in enumerate(value):
+            yield "," * (number > 0)
+            yield from compact_pieces(item)
+        yield "]"
+    else:
+        yield compact_json(value)
+
+
+def in_bytes(pieces: Iterable[str]) -> bytes:
+    """Return ``pieces`` as one document, in UTF-8."""
+    document = io.BytesIO()  # gives its bytes away without a copy
+    for piece in pieces:
+        document.write(piece.encode())
+    return document.getvalue()
 
 
 def readable_json(value: Json) -> bytes:
@@ -56,7 +117,7 @@ def readable_json(value: Json) -> bytes:
     try:
         holders: set[int] = set()
         _find_holders(value, holders, MOST_LEVELS)
-        return f"{_indented(value, '', holders)}\n".encode()
+        return in_bytes(itertools.chain(_indented(value, "", holders), "\n"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -67,6 +128,8 @@ MOST_LEVELS = 200
 
 def _find_holders(value: Json, holders: set[int], levels: int) -> bool:
     """Tell whether ``value`` is an object or holds one, having put what lists and objects below it do into ``holders``."""
+    if isinstance(value, Members | Items):
+        return True
     if not isinstance(value, dict | list):
         return False
     if not levels:
@@ -80,15 +143,20 @@ def _find_holders(value: Json, holders: set[int], levels: int) -> bool:
     return holds or isinstance(value, dict)
 
 
-def _indented(value: Json, indent: str, holders: set[int]) -> str:
-    if id(value) not in holders and not (isinstance(value, dict) and len(value) > 8):
-        return _SPACED.encode(value)
-    deeper = f"{indent}  "
-    if isinstance(value, list):
-        lines = [f"{deeper}{_indented(item, deeper, holders)}" for item in value]
-        return "[\n" + ",\n".join(lines) + f"\n{indent}]"
-    lines = [f"{deeper}{_SPACED.encode(key)}: {_indented(item, deeper, holders)}" for key, item in value.items()]
-    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+def _indented(value: Json, indent: str, holders: Set[int]) -> Iterator[str]:
+    made = isinstance(value, Members | Items)
+    if not made and id(value) not in holders and not (isinstance(value, dict) and len(value) > 8):
+        yield _SPACED.encode(value)
+        return
+    is_list = isinstance(value, Items | list)
+    begin, end = "[]" if is_list else "{}"
+    deeper, sign = f"{indent}  ", f"{begin}\n"
+    for item in value.items() if isinstance(value, dict) else value:
+        key, inside = ("", item) if is_list else (f"{_SPACED.encode(item[0])}: ", item[1])
+        yield f"{sign}{deeper}{key}"
+        yield from _indented(inside, deeper, frozenset() if made else holders)
+        sign = ",\n"
+    yield f"\n{indent}{end}" if sign == ",\n" else f"{begin}{end}"
 
 
 def _no_duplicates(pairs: Sequence[tuple[str, Json]]) -> dict[str, Json]:

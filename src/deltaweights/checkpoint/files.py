@@ -262,7 +262,7 @@ def _kind(mode: int) -> str:
     return "a special file"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ContiguousSource:
     """A tensor whose row-major bytes stand in one piece at ``offset``."""
 

@@ -7,7 +7,9 @@ and those its library leaves out: duplicate keys, unknown fields, control charac
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NoReturn
 
 from blake3 import blake3
@@ -124,7 +126,13 @@ def _entry(file: InputFile, name: str, fields: Json) -> tuple[TensorSpec, int, i
             _refuse(file, "shape is too large", f"{dtype} {shape}", f"at most {MAX_BYTES} bytes", name)
     if nbytes != end - begin:
         _refuse(file, "shape and data_offsets disagree", f"{end - begin} bytes", f"{nbytes} for {dtype} {shape}", name)
-    return TensorSpec(name, dtype, tuple(shape)), begin, end
+    # Names and shapes of both inputs, of the index and of the result are mostly the same: held once.
+    return TensorSpec(sys.intern(name), sys.intern(dtype), _shared(tuple(shape))), begin, end
+
+
+@lru_cache(maxsize=1024)
+def _shared(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape
 
 
 def _is_text(value: Json) -> bool:

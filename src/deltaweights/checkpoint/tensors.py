@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -50,7 +49,7 @@ def name_fault(name: str) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """Name, dtype (safetensors' name for it) and shape of one tensor."""
 
@@ -58,7 +57,7 @@ class TensorSpec:
     dtype: str
     shape: tuple[int, ...]
 
-    @cached_property
+    @property
     def count(self) -> int:
         """Number of elements; 1 for a scalar, whose shape is empty."""
         return math.prod(self.shape)
@@ -68,7 +67,7 @@ class TensorSpec:
         """Bytes per element."""
         return ITEM_SIZES[self.dtype]
 
-    @cached_property
+    @property
     def nbytes(self) -> int:
         """Bytes of all elements."""
         return self.count * self.item_size
@@ -106,7 +105,7 @@ class Checksum(Protocol):
         """Return a new running checksum."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Storage:
     """Which stored bytes a tensor shows, and how: ``key`` names them within ``file``, ``offset`` and ``strides`` count elements.
 
@@ -127,7 +126,7 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides[: len(shape)]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LazyTensor:
     """A tensor whose bytes are still in their file, whose place is ``path``, for messages.
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from blake3 import blake3
 
-from deltaweights.text import compact_json
+from deltaweights.text import compact_json, compact_pieces
 
 
 class Hasher(Protocol):
@@ -34,8 +34,11 @@ def tensor_digest(hasher: Hasher) -> str:
 
 
 def json_digest(prefix: str, value: object) -> str:
-    """Return ``prefix``, a colon, and the BLAKE3 of the compact JSON of ``value``."""
-    return f"{prefix}:{blake3(compact_json(value).encode()).hexdigest()}"
+    """Return ``prefix``, a colon, and the BLAKE3 of the compact JSON of ``value``, which may hold ``Members``."""
+    hasher = blake3()
+    for piece in compact_pieces(value):
+        hasher.update(piece.encode())
+    return f"{prefix}:{hasher.hexdigest()}"
 
 
 def content_digest(tensors: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:
@@ -46,5 +49,7 @@ def content_digest(tensors: Iterable[tuple[str, str, tuple[int, ...], str]]) -> 
     """
     hasher = blake3()
     for name, dtype, shape, digest in sorted(tensors, key=lambda tensor: tensor[0].encode()):
-        hasher.update(f"{compact_json([name, dtype, list(shape), digest])}\n".encode())
+        sizes = ",".join(map(str, shape))
+        line = f"[{compact_json(name)},{compact_json(dtype)},[{sizes}],{compact_json(digest)}]\n"
+        hasher.update(line.encode())
     return f"dw1:{hasher.hexdigest()}"

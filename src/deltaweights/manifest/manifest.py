@@ -15,7 +15,7 @@ from deltaweights.checkpoint.tensors import name_fault
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.findings import Findings, size
 from deltaweights.manifest.tally import Tally
-from deltaweights.text import Json, natural_key, readable_json, strict_json
+from deltaweights.text import Items, Json, natural_key, readable_json, strict_json
 
 MANIFEST, SUMS, INDEX = "manifest.json", "SHA256SUMS", "model.safetensors.index.json"
 
@@ -33,7 +33,7 @@ class FileRecord:
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorRecord:
     """Digests of one result tensor and of what it was made of; ``base`` is None when it was copied.
 
@@ -85,7 +85,7 @@ class Fragment:
                 "plan": self.plan,
                 "file": self.file,
                 **vars(self.record),
-                "tensors": [tensor.document() for tensor in self.tensors],
+                "tensors": Items(lambda: (tensor.document() for tensor in self.tensors)),
             }
         )
 
