@@ -187,7 +187,7 @@ def test_fragment_golden() -> None:
   ]
 }
 """
-    assert fragment.to_bytes() == expected
+    assert "".join(fragment.pieces()).encode() == expected
     assert Fragment.from_bytes(expected) == fragment
 
 

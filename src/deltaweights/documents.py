@@ -7,7 +7,7 @@ that its input's own manifest contradicts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from deltaweights.card import model_card
@@ -15,6 +15,7 @@ from deltaweights.card_facts import card_facts
 from deltaweights.checkpoint.companions import README as CARD
 from deltaweights.ending import Ending
 from deltaweights.errors import CheckFailed
+from deltaweights.manifest.digest import Hasher
 from deltaweights.manifest.findings import Findings
 from deltaweights.manifest.manifest import (
     MANIFEST,
@@ -27,6 +28,7 @@ from deltaweights.manifest.manifest import (
 from deltaweights.merge.record import digests_of, merge_manifest, records_of
 from deltaweights.merge.shards import index_name
 from deltaweights.staging.disk import write_file
+from deltaweights.text import in_chunks
 
 
 def write_documents(
@@ -46,12 +48,20 @@ def write_documents(
         documents[index_name(plan.options.container)] = index_bytes(weight_map, plan.nbytes, plan.parameters)
     files = {shard.file: fragments[shard.file].record for shard in plan.shards}
     files |= {name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in documents.items()}
-    manifest = merge_manifest(plan, digests, records, files, ending.hashes, ending.origins, findings)
-    manifest_record = FileRecord(len(manifest), hashlib.sha256(manifest).hexdigest())
-    documents |= {MANIFEST: manifest, SUMS: sums_bytes(files, manifest_record)}
     for name, data in documents.items():
         write_file(folder / name, data)
-    return digests.content, manifest_record.sha256
+    manifest = merge_manifest(plan, digests, records, files, ending.hashes, ending.origins, findings)
+    sha256 = hashlib.sha256()
+    write_file(folder / MANIFEST, _hashed(in_chunks(manifest), sha256))
+    write_file(folder / SUMS, sums_bytes(files, sha256.hexdigest()))
+    return digests.content, sha256.hexdigest()
+
+
+def _hashed(chunks: Iterable[bytes], sha256: Hasher) -> Iterator[bytes]:
+    """Yield ``chunks``, digested on their way: a manifest may have tens of megabytes."""
+    for chunk in chunks:
+        sha256.update(memoryview(chunk))
+        yield chunk
 
 
 def _refuse_another(ending: Ending, found: str) -> None:

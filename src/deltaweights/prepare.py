@@ -226,10 +226,12 @@ def _recipe_record(recipe: Recipe | None) -> RecipeRecord | None:
 
 def record_of(checkpoint: Checkpoint, dropped: tuple[Dropped, ...]) -> InputRecord:
     """Return what the plan keeps of an input, digests of samples of its tensors included. Raises ``InputOutputError``."""
+    samples = sample_digests(checkpoint.tensors)  # in the order of the files: on the disk, one after the other
+    names = sorted(samples)
     return InputRecord(
         checkpoint.container,
         tuple(InputFileRecord(w.file.path.name, w.file.size, w.header_digest, w.checks) for w in checkpoint.files),
-        {name: tensor.spec for name, tensor in checkpoint.tensors.items()},
-        sample_digests(checkpoint.tensors),
+        tuple(checkpoint.tensors[name].spec for name in names),
+        tuple(map(samples.__getitem__, names)),
         dropped,
     )

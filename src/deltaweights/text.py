@@ -7,7 +7,6 @@ sequence that reaches a terminal.
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import math
@@ -72,6 +71,9 @@ def compact_json(value: Json) -> str:
     return _COMPACT.encode(value)
 
 
+CHUNK = 1 << 16
+"""Characters of a document that are written at once."""
+
 BATCH = 1000
 """Members that are written at once: enough that most of the time goes into writing them, too few to fill memory."""
 
@@ -100,16 +102,26 @@ def compact_pieces(value: Json) -> Iterator[str]:
         yield compact_json(value)
 
 
-def in_bytes(pieces: Iterable[str]) -> bytes:
-    """Return ``pieces`` as one document, in UTF-8."""
-    document = io.BytesIO()  # gives its bytes away without a copy
+def in_chunks(pieces: Iterable[str]) -> Iterator[bytes]:
+    """Yield ``pieces`` in UTF-8, some ten thousands of characters at once."""
+    waiting, length = [], 0
     for piece in pieces:
-        document.write(piece.encode())
-    return document.getvalue()
+        waiting.append(piece)
+        length += len(piece)
+        if length >= CHUNK:
+            yield "".join(waiting).encode()
+            waiting, length = [], 0
+    if waiting:
+        yield "".join(waiting).encode()
 
 
 def readable_json(value: Json) -> bytes:
-    """Return ``value`` as the bytes of a JSON document that people can read and ``diff`` can compare, a final newline included.
+    """Return a JSON document that people can read. Raises as ``readable_pieces`` does."""
+    return b"".join(in_chunks(readable_pieces(value)))
+
+
+def readable_pieces(value: Json) -> Iterator[str]:
+    """Yield a JSON document that people can read and ``diff`` can compare, a final newline included.
 
     Two spaces of indent, keys in their order; a list, or an object of at most 8 keys, that holds no object stands on one line.
     Raises ``ValueError`` for what JSON cannot say, or that is nested too deeply to be read.
@@ -117,7 +129,8 @@ def readable_json(value: Json) -> bytes:
     try:
         holders: set[int] = set()
         _find_holders(value, holders, MOST_LEVELS)
-        return in_bytes(itertools.chain(_indented(value, "", holders), "\n"))
+        yield from _indented(value, "", holders)
+        yield "\n"
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -265,7 +265,8 @@ def of_fragments() -> list[bytes]:
         TensorRecord("w", digest, digest, digest, Tally(1, sum=0.5)),
         TensorRecord("v", digest, None, digest, Tally()),
     )
-    return [Fragment("plan1:test", "x.safetensors", FileRecord(3, digest), tensors).to_bytes()]
+    fragment = Fragment("plan1:test", "x.safetensors", FileRecord(3, digest), tensors)
+    return ["".join(fragment.pieces()).encode()]
 
 
 def of_recipes() -> list[bytes]:

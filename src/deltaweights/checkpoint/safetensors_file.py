@@ -91,12 +91,12 @@ def _tensors(file: InputFile, header: bytes, data_start: int) -> dict[str, LazyT
     entries = [_entry(file, name, fields) for name, fields in document.items()]
     _check_tiling(file, entries, file.size - data_start)
     name = file.path.name
-    return {
-        spec.name: LazyTensor(
-            spec, ContiguousSource(file, data_start + begin), file.path, Storage(name, begin, 0, row_major(spec.shape))
-        )
-        for spec, begin, _ in entries
-    }
+    tensors = {}
+    for spec, begin, _ in entries:
+        offset = data_start + begin
+        storage = Storage(name, offset, 0, row_major(spec.shape))
+        tensors[spec.name] = LazyTensor(spec, ContiguousSource(file, offset), file.path, storage)
+    return tensors
 
 
 def _entry(file: InputFile, name: str, fields: Json) -> tuple[TensorSpec, int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -118,6 +119,7 @@ class Storage:
     strides: tuple[int, ...]
 
 
+@lru_cache(maxsize=1024)  # a checkpoint has few shapes, and many tensors
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the strides, in elements, of a tensor without gaps."""
     strides = [1]

@@ -148,7 +148,7 @@ class FolderCheck:
             return
         if self.own:
             sums = self._read(SUMS)
-            if sums is not None and sums != sums_bytes(self.records, self.record):
+            if sums is not None and sums != sums_bytes(self.records, self.record.sha256):
                 self.fail(SUMS, "does not say what manifest.json says")
         for name in sorted(self.there - set(self.records) - {MANIFEST, SUMS} - self.overlooked):
             self.fail(name, "is not in the manifest", "an extra file")

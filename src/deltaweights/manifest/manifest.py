@@ -15,7 +15,7 @@ from deltaweights.checkpoint.tensors import name_fault
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.findings import Findings, size
 from deltaweights.manifest.tally import Tally
-from deltaweights.text import Items, Json, natural_key, readable_json, strict_json
+from deltaweights.text import Items, Json, natural_key, readable_pieces, strict_json
 
 MANIFEST, SUMS, INDEX = "manifest.json", "SHA256SUMS", "model.safetensors.index.json"
 
@@ -76,9 +76,9 @@ class Fragment:
     record: FileRecord
     tensors: tuple[TensorRecord, ...]
 
-    def to_bytes(self) -> bytes:
-        """Return the fragment as a JSON document."""
-        return readable_json(
+    def pieces(self) -> Iterator[str]:
+        """Yield the fragment as a JSON document."""
+        return readable_pieces(
             {
                 "format": FRAGMENT_FORMAT,
                 "version": VERSION,
@@ -126,15 +126,18 @@ def index_bytes(weight_map: Mapping[str, str], total_size: int, total_parameters
     return (json.dumps({"metadata": metadata, "weight_map": ordered}, ensure_ascii=False, indent=2) + "\n").encode()
 
 
-def sums_bytes(files: Mapping[str, FileRecord], manifest: FileRecord) -> bytes:
-    """Return ``SHA256SUMS`` for ``files`` and the manifest: a line ``HASH  NAME`` each, sorted by the bytes of the name."""
-    ordered = sorted([*files.items(), (MANIFEST, manifest)], key=lambda item: item[0].encode())
-    return "".join(f"{record.sha256}  {name}\n" for name, record in ordered).encode()
+def sums_bytes(files: Mapping[str, FileRecord], manifest: str) -> bytes:
+    """Return ``SHA256SUMS`` for ``files`` and the manifest, whose sha256 is ``manifest``.
+
+    A line ``HASH  NAME`` each, sorted by the bytes of the name.
+    """
+    hashes = {name: record.sha256 for name, record in files.items()} | {MANIFEST: manifest}
+    return "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes, key=str.encode)).encode()
 
 
-def manifest_bytes(result: Json, inputs: Json) -> bytes:
-    """Return ``manifest.json`` for its two parts."""
-    return readable_json({"format": MANIFEST_FORMAT, "version": VERSION, "result": result, "inputs": inputs})
+def manifest_pieces(result: Json, inputs: Json) -> Iterator[str]:
+    """Yield ``manifest.json`` for its two parts."""
+    return readable_pieces({"format": MANIFEST_FORMAT, "version": VERSION, "result": result, "inputs": inputs})
 
 
 LISTING = "listing"

@@ -93,12 +93,15 @@ class InputFileRecord:
 
 @dataclass(frozen=True)
 class InputRecord:
-    """One input checkpoint: its files, a digest of samples of each tensor, and what of it has no part in the result."""
+    """One input checkpoint: its files, its tensors by name, and what of it has no part in the result.
+
+    ``samples`` has a digest of samples of each tensor, in the same order. (Not by name: a table costs more than what is in it.)
+    """
 
     container: str
     files: tuple[InputFileRecord, ...]
-    tensors: dict[str, TensorSpec]
-    samples: dict[str, str]
+    tensors: tuple[TensorSpec, ...]
+    samples: tuple[str, ...]
     dropped: tuple[Dropped, ...]
 
 
@@ -197,8 +200,8 @@ def _tensors_of(shard: Shard) -> Members:
 
 def _input_document(record: InputRecord) -> dict[str, Json]:
     def tensors() -> Iterator[tuple[str, Json]]:
-        for name, spec in sorted(record.tensors.items()):
-            yield name, {"dtype": spec.dtype, "shape": list(spec.shape), "sample": record.samples[name]}
+        for spec, sample in zip(record.tensors, record.samples, strict=True):
+            yield spec.name, {"dtype": spec.dtype, "shape": list(spec.shape), "sample": sample}
 
     return {
         "container": record.container,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.findings import Findings, ProofRecord
-from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord, manifest_bytes
+from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord, manifest_pieces
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge.evidence import Verdict, untested, verdict
 from deltaweights.merge.plan import ORIGINAL, InputRecord, Plan
@@ -102,8 +102,8 @@ def _read_digests(plan: Plan, records: Mapping[str, TensorRecord]) -> dict[str, 
 
 def _tensors_digest(record: InputRecord, digests: Mapping[str, str]) -> str:
     """Return the content digest of an input, as far as it was read: of the tensors that ``digests`` names."""
-    used = ((name, record.tensors[name]) for name in digests)
-    return content_digest((name, spec.dtype, spec.shape, digests[name]) for name, spec in used)
+    used = (spec for spec in record.tensors if spec.name in digests)
+    return content_digest((spec.name, spec.dtype, spec.shape, digests[spec.name]) for spec in used)
 
 
 def merge_manifest(
@@ -114,8 +114,8 @@ def merge_manifest(
     input_sha256: Mapping[str, Mapping[str, str]],
     origins: Mapping[str, Mapping[str, str]],
     findings: Findings,
-) -> bytes:
-    """Return the manifest's bytes.
+) -> Iterator[str]:
+    """Yield the manifest, piece by piece.
 
     ``files`` are all files of the target but the manifest and SHA256SUMS; ``input_sha256`` holds, by role and file name, the
     whole-file hashes of inputs that were made, ``origins`` by role where inputs are from and how far they are verified.
@@ -124,14 +124,17 @@ def merge_manifest(
     def tensors() -> Iterator[tuple[str, Json]]:
         for shard in plan.shards:
             for tensor in shard.tensors:
-                yield tensor.spec.name, {
-                    "dtype": tensor.spec.dtype,
-                    "shape": list(tensor.spec.shape),
-                    "fate": tensor.match.fate.value,
-                    **({"source": tensor.match.lead.name} if tensor.match.renamed else {}),
-                    "file": shard.file,
-                    "digest": records[tensor.spec.name].digest,
-                }
+                yield (
+                    tensor.spec.name,
+                    {
+                        "dtype": tensor.spec.dtype,
+                        "shape": list(tensor.spec.shape),
+                        "fate": tensor.match.fate.value,
+                        **({"source": tensor.match.lead.name} if tensor.match.renamed else {}),
+                        "file": shard.file,
+                        "digest": records[tensor.spec.name].digest,
+                    },
+                )
 
     result: Json = {
         "content_digest": digests.content,
@@ -151,16 +154,16 @@ def merge_manifest(
             for role, of in plan.inputs.items()
         },
     }
-    return manifest_bytes(result, inputs)
+    return manifest_pieces(result, inputs)
 
 
 def _input(role: str, record: InputRecord, digests: Digests, sha256: Mapping[str, str]) -> Json:
     read = digests.read[role]
 
     def tensors() -> Iterator[tuple[str, Json]]:
-        for name in sorted(read):
-            spec = record.tensors[name]
-            yield name, {"dtype": spec.dtype, "shape": list(spec.shape), "digest": read[name]}
+        for spec in record.tensors:
+            if spec.name in read:
+                yield spec.name, {"dtype": spec.dtype, "shape": list(spec.shape), "digest": read[spec.name]}
 
     return {
         "container": record.container,

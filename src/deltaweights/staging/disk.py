@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,27 +26,32 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """From linux/fcntl.h and linux/fs.h."""
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` and flush it. Raises ``InputOutputError``, also when the file is not as long as was written."""
+def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write ``data``, or pieces of it, to ``path`` and flush it.
+
+    Raises ``InputOutputError``, also when the file is not as long as was written.
+    """
+    wanted = 0
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         with open(fd, "wb", buffering=0) as file:
-            view = memoryview(data)
-            while view:
-                count = file.write(view)
-                if not count:
-                    break
-                view = view[count:]
+            for piece in [data] if isinstance(data, bytes) else data:
+                view, wanted = memoryview(piece), wanted + len(piece)
+                while view:
+                    count = file.write(view)
+                    if not count:
+                        break
+                    view = view[count:]
             written = os.fstat(fd).st_size
             flush(fd)
     except OSError as error:
         raise InputOutputError.from_os(error, path, "write") from error
-    if written != len(data):  # of a disk that takes nothing and gives no reason, or says that it took what is not there
-        found, expected = f"{written} bytes", f"{len(data)} bytes"
+    if written != wanted:  # of a disk that takes nothing and gives no reason, or says that it took what is not there
+        found, expected = f"{written} bytes", f"{wanted} bytes"
         raise InputOutputError("was not written in full", where=path, found=found, expected=expected, remedy=MEND)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Put ``data`` at ``path`` in one step: whoever looks sees the old file or the whole new one, also when several do so."""
     temporary = _own_name(path)
     try:
@@ -57,7 +63,7 @@ def replace_file(path: Path, data: bytes) -> None:
         raise
 
 
-def create_file(path: Path, data: bytes) -> bool:
+def create_file(path: Path, data: bytes | Iterable[bytes]) -> bool:
     """Put ``data`` at ``path`` in one step, unless something is there: then return False. Raises ``InputOutputError``."""
     temporary = _own_name(path)
     try:

@@ -16,7 +16,7 @@ from deltaweights.manifest.manifest import MOST_OBJECTS, Fragment
 from deltaweights.merge.plan import Plan, Shard
 from deltaweights.staging.disk import create_file, flush_folder, make_folder, remove, rename, replace_file
 from deltaweights.staging.place import Place
-from deltaweights.text import compact_pieces, in_bytes, strict_json
+from deltaweights.text import compact_pieces, in_chunks, strict_json
 
 MAX_PLAN = 256 * 1024 * 1024
 """Of a plan, and of a shard's fragment; they are our own."""
@@ -42,7 +42,9 @@ class StagingFolder:
             for leftover in (place.fragments, place.shards, place.companions, place.ending, place.plan):
                 remove(leftover)
         document = {"identity": plan.identity, "arrivals": dict(arrivals), **plan.document}
-        replace_file(place.plan, in_bytes(compact_pieces(document)))  # first: fragments without a plan are those of a swap
+        replace_file(
+            place.plan, in_chunks(compact_pieces(document))
+        )  # first: fragments without a plan are those of a swap
         make_folder(place.shards)
         make_folder(place.fragments)
         fragments = self.finished(plan, plan.shards)
@@ -61,7 +63,7 @@ class StagingFolder:
         """
         place = self.place
         document = {"identity": plan.identity, "arrivals": {}, **plan.document}
-        if not create_file(place.plan, in_bytes(compact_pieces(document))) and not self._belongs_to(plan, {}):
+        if not create_file(place.plan, in_chunks(compact_pieces(document))) and not self._belongs_to(plan, {}):
             remedy = "use the inputs and options of the other parts, or give their work up: deltaweights clean"
             raise TargetBusy("staging holds another plan", where=place.root, remedy=remedy)
         make_folder(place.shards)
@@ -77,7 +79,7 @@ class StagingFolder:
         """Record a shard that is on the disk."""
         flush_folder(self.place.shards)
         self._marks[fragment.file] = _mark(self.place.shards / fragment.file)
-        replace_file(self._fragment_path(fragment.file), fragment.to_bytes())
+        replace_file(self._fragment_path(fragment.file), in_chunks(fragment.pieces()))
 
     def refuse_touched(self, shards: Mapping[str, Fragment]) -> None:
         """Raise ``TargetBusy`` when a shard is not what it was when it was finished, or found finished.
