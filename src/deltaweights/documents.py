@@ -7,7 +7,7 @@ that its input's own manifest contradicts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from deltaweights.card import model_card
@@ -15,7 +15,7 @@ from deltaweights.card_facts import card_facts
 from deltaweights.checkpoint.companions import README as CARD
 from deltaweights.ending import Ending
 from deltaweights.errors import CheckFailed
-from deltaweights.manifest.digest import Hasher
+from deltaweights.manifest.digest import digested
 from deltaweights.manifest.findings import Findings
 from deltaweights.manifest.manifest import (
     MANIFEST,
@@ -52,16 +52,9 @@ def write_documents(
         write_file(folder / name, data)
     manifest = merge_manifest(plan, digests, records, files, ending.hashes, ending.origins, findings)
     sha256 = hashlib.sha256()
-    write_file(folder / MANIFEST, _hashed(in_chunks(manifest), sha256))
+    write_file(folder / MANIFEST, digested(in_chunks(manifest), sha256))
     write_file(folder / SUMS, sums_bytes(files, sha256.hexdigest()))
     return digests.content, sha256.hexdigest()
-
-
-def _hashed(chunks: Iterable[bytes], sha256: Hasher) -> Iterator[bytes]:
-    """Yield ``chunks``, digested on their way: a manifest may have tens of megabytes."""
-    for chunk in chunks:
-        sha256.update(memoryview(chunk))
-        yield chunk
 
 
 def _refuse_another(ending: Ending, found: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from deltaweights import limits
 from deltaweights.checkpoint.files import read_small
 from deltaweights.documents import write_documents
 from deltaweights.ending import Ending, ending_of
@@ -19,7 +20,6 @@ from deltaweights.health import SumFound, check_sum, judge_base, report_numbers
 from deltaweights.hub.files import AGAIN, Refetched
 from deltaweights.hub.transfer import Damaged
 from deltaweights.manifest.findings import Findings
-from deltaweights.manifest.folder_check import MAX_MANIFEST
 from deltaweights.manifest.manifest import (
     MANIFEST,
     Fragment,
@@ -115,7 +115,7 @@ def begun_anew(error: Refetched, report: Report) -> None:
 def published(place: Place) -> Manifest | None:
     """Return the manifest of what stands in the target, None when it is no finished result of ours."""
     try:
-        manifest = parse_manifest(read_small(place.target / MANIFEST, MAX_MANIFEST))
+        manifest = parse_manifest(read_small(place.target / MANIFEST, limits.MANIFEST.size))
     except (InputOutputError, MalformedInput, ValueError):  # not their base class: a signal's exception must pass
         return None
     return None if place.journal.exists() else manifest

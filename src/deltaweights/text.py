@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Any
 
+from deltaweights.limits import USUAL, Limit
+
 Json = Any
 """A value that ``json`` can represent. (A recursive type gives no more safety: every reader checks what it takes.)"""
 
@@ -198,38 +200,35 @@ def _bounded_int(text: str) -> int | float:
     return -0.0 if text == "-0" else int(text)  # minus zero is no size, and other readers refuse it as one
 
 
-MOST_OBJECTS = 110_000
-"""Objects that a document may hold: enough for a header of 100,000 tensors, too little to fill the memory of a machine."""
-
-COMMAS_PER_OBJECT = 10
-"""Commas allowed per object: a tensor's entry in a header, an index or a manifest has 3 to 8."""
-
-LISTS_PER_OBJECT = 4
-"""Lists allowed per object: a tensor's entry has 2."""
-
-MOST_COMMAS = 1_600_000
-"""In any document: a manifest of 100,000 tensors has as many."""
+STRICT = json.JSONDecoder(
+    object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded_int
+)
+"""Refuses what readers may take for two different things."""
 
 MOST_FOREIGN = 20 * 1024 * 1024
 """Bytes of a document that is not ASCII: one character may make each of its characters take 4 bytes of memory, twice."""
 
 
-def strict_json(data: bytes, most_objects: int = MOST_OBJECTS, most_commas: int | None = None) -> Json:
+def refuse_excess(data: bytes, limit: Limit) -> None:
+    """Raise ``ValueError`` for a document that holds more than ``limit``, or is long and not all ASCII; see ``strict_json``."""
+    if len(data) > limit.size:
+        raise ValueError(f"more than {limit.size:,} bytes")
+    if data.count(b"{") > limit.objects or data.count(b",") > limit.commas:
+        raise ValueError(f"more than {limit.objects:,} objects or {limit.commas:,} commas")
+    if data.count(b"[") > limit.lists:
+        raise ValueError(f"more than {limit.lists:,} lists")
+    if len(data) > MOST_FOREIGN and not data.isascii():
+        raise ValueError(f"more than {MOST_FOREIGN:,} bytes, not all of them ASCII")
+
+
+def strict_json(data: bytes, limit: Limit = USUAL) -> Json:
     """Parse one UTF-8 JSON document.
 
     Raises ``ValueError`` for: bytes that are not UTF-8, a byte-order mark, a key written twice in one object (also when spelled
     with different escapes), NaN, Infinity and what is larger than any number, integers of more than 20 characters, nesting that
-    exhausts the stack, trailing bytes, and more than ``most_objects`` objects, ``most_commas`` (``COMMAS_PER_OBJECT`` times as
-    many) or ``LISTS_PER_OBJECT`` times as many lists, or more than ``MOST_FOREIGN`` bytes that are not all ASCII.
+    exhausts the stack, trailing bytes, and more than ``limit``, or more than ``MOST_FOREIGN`` bytes that are not all ASCII.
     """
-    if most_commas is None:
-        most_commas = min(COMMAS_PER_OBJECT * most_objects, MOST_COMMAS)
-    if data.count(b"{") > most_objects or data.count(b",") > most_commas:
-        raise ValueError(f"more than {most_objects:,} objects or {most_commas:,} commas")
-    if data.count(b"[") > LISTS_PER_OBJECT * most_objects:
-        raise ValueError(f"more than {LISTS_PER_OBJECT * most_objects:,} lists")
-    if len(data) > MOST_FOREIGN and not data.isascii():
-        raise ValueError(f"more than {MOST_FOREIGN:,} bytes, not all of them ASCII")
+    refuse_excess(data, limit)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -237,13 +236,7 @@ def strict_json(data: bytes, most_objects: int = MOST_OBJECTS, most_commas: int 
     if text.startswith("\ufeff"):
         raise ValueError("starts with a byte-order mark")
     try:
-        return json.loads(
-            text,
-            object_pairs_hook=_no_duplicates,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-            parse_int=_bounded_int,
-        )
+        return STRICT.decode(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg} at character {error.pos}") from None
     except RecursionError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import stat
 from abc import ABC, abstractmethod
@@ -69,10 +70,13 @@ class InputFile(ABC):
         """Release what the file holds."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return ``length`` bytes from ``offset`` on; for headers, not for weights."""
-        data = bytearray(length)
-        self.read_into(memoryview(data), offset)
-        return bytes(data)
+        """Return ``length`` bytes from ``offset`` on; for headers and documents, not for weights."""
+        data = io.BytesIO()  # gives its bytes away without a copy, and some documents have hundreds of megabytes
+        for begin in range(offset, offset + length, CHUNK):
+            piece = bytearray(min(CHUNK, offset + length - begin))
+            self.read_into(memoryview(piece), begin)
+            data.write(piece)
+        return data.getvalue()
 
     def sha256(self) -> str:
         """Return the sha256 of the whole file as hex digits, from one pass in order."""
@@ -238,6 +242,12 @@ def read_small(path: Path, most: int) -> bytes:
 
 def read_all(file: InputFile, most: int) -> bytes:
     """Return the contents of a file. Raises ``MalformedInput`` when they are more than ``most`` bytes."""
+    refuse_long(file, most)
+    return file.read(0, file.size)
+
+
+def refuse_long(file: InputFile, most: int) -> None:
+    """Raise ``MalformedInput`` when a file has more than ``most`` bytes."""
     if file.size > most:
         raise MalformedInput(
             "too long for what it is",
@@ -246,7 +256,6 @@ def read_all(file: InputFile, most: int) -> bytes:
             expected=f"at most {most}",
             remedy="the file is damaged, or another one has its name: fetch it again",
         )
-    return file.read(0, file.size)
 
 
 def _kind(mode: int) -> str:

@@ -28,10 +28,8 @@ from deltaweights.checkpoint.tensors import (
     row_major,
 )
 from deltaweights.errors import MalformedInput
+from deltaweights.limits import HEADER
 from deltaweights.text import Json, strict_json
-
-MAX_HEADER = 32 * 1024 * 1024
-"""Longest header read. The format allows 100 MB; 100,000 tensors need about 15."""
 
 MAX_AXES = 64
 """Most axes of a tensor: as many as numpy and torch can handle."""
@@ -71,14 +69,14 @@ def _header(file: InputFile) -> bytes:
     length = int.from_bytes(head[:8], "little")
     if length > file.size - 8:
         _refuse(file, "header runs past the end of the file", f"a header of {length} bytes in a file of {file.size}")
-    if length > MAX_HEADER:
-        _refuse(file, "header is too long", f"{length} bytes", f"at most {MAX_HEADER}")
+    if length > HEADER.size:
+        _refuse(file, "header is too long", f"{length} bytes", f"at most {HEADER.size}")
     return file.read(8, length)
 
 
 def _tensors(file: InputFile, header: bytes, data_start: int) -> dict[str, LazyTensor]:
     try:
-        document = strict_json(header)
+        document = strict_json(header, HEADER)
     except ValueError as error:
         _refuse(file, "header is not strict JSON", error)
     if not isinstance(document, dict) or not header.startswith(b"{"):

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
+from deltaweights.limits import MOST_TENSORS as MAX_TENSORS
 from deltaweights.text import printable
 
 ITEM_SIZES: dict[str, int] = {
@@ -25,10 +26,6 @@ ITEM_SIZES: dict[str, int] = {
 
 MAX_BYTES = 2**63 - 1
 """No tensor may claim more bytes than a file offset can express."""
-
-
-MAX_TENSORS = 100_000
-"""No checkpoint that is known has a tenth of it; a hostile header could fill the memory."""
 
 
 MAX_NAME = 4096

@@ -5,9 +5,9 @@ Enters: an open checkpoint. Leaves: what its manifest.json states. Never: a byte
 
 from __future__ import annotations
 
+from deltaweights import limits
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import MalformedInput
-from deltaweights.manifest.folder_check import MAX_MANIFEST
 from deltaweights.manifest.manifest import MANIFEST, Manifest, parse_manifest
 
 
@@ -21,7 +21,7 @@ def manifest_beside(checkpoint: Checkpoint) -> Manifest:
         problem = "a manifest says nothing of a file beside its checkpoint"
         raise MalformedInput(problem, where=checkpoint.path, remedy="give the folder")
     try:
-        return parse_manifest(checkpoint.directory.read(MANIFEST, MAX_MANIFEST))
+        return parse_manifest(checkpoint.directory.read(MANIFEST, limits.MANIFEST.size))
     except ValueError as error:
         where, remedy = checkpoint.directory.path / MANIFEST, "deltaweights verify says what is wrong with the folder"
         raise MalformedInput("not a manifest", where=where, found=error, remedy=remedy) from None

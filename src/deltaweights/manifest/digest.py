@@ -5,7 +5,7 @@ Enters: bytes and tensor specs. Leaves: strings that begin with the name of thei
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from typing import Protocol
 
@@ -32,6 +32,13 @@ def tensor_hasher() -> Hasher:
 def tensor_digest(hasher: Hasher) -> str:
     """Return the tensor digest: ``blake3:`` and 64 hex digits."""
     return f"blake3:{hasher.hexdigest()}"
+
+
+def digested(chunks: Iterable[bytes | memoryview], hasher: Hasher) -> Iterator[bytes | memoryview]:
+    """Yield ``chunks``, added to ``hasher`` on their way."""
+    for chunk in chunks:
+        hasher.update(memoryview(chunk))
+        yield chunk
 
 
 def json_digest(prefix: str, value: object) -> str:

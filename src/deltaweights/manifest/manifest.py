@@ -7,23 +7,27 @@ Never: an open file, or anything that depends on the machine, the path or the ti
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from deltaweights import limits
 from deltaweights.checkpoint.tensors import name_fault
+from deltaweights.json_reader import JsonReader
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.findings import Findings, size
 from deltaweights.manifest.tally import Tally
-from deltaweights.text import Items, Json, natural_key, readable_pieces, strict_json
+from deltaweights.text import Items, Json, natural_key, readable_pieces
 
 MANIFEST, SUMS, INDEX = "manifest.json", "SHA256SUMS", "model.safetensors.index.json"
 
+Document = bytes | Iterable[bytes | memoryview]
+"""A document, or the chunks of one."""
+
+MOST_DIGEST = 128
+"""Characters of a digest, the name of its algorithm included."""
+
 MANIFEST_FORMAT, FRAGMENT_FORMAT, VERSION = "deltaweights-manifest", "deltaweights-fragment", 1
-
-MOST_OBJECTS = 400_000
-"""Objects in a manifest of as many tensors as a checkpoint may have: each stands in the result and in both inputs."""
-
 
 @dataclass(frozen=True)
 class FileRecord:
@@ -90,33 +94,31 @@ class Fragment:
         )
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Fragment:
+    def parse(cls, document: Document) -> Fragment:
         """Parse a fragment. Raises ``ValueError`` when it is not one."""
-        document = _document(data, FRAGMENT_FORMAT)
+        reader = JsonReader(document, limits.FRAGMENT)
+        found: dict[str, Any] = {}
         try:
-            texts, size = [document[key] for key in ("plan", "file", "sha256")], document["size"]
-        except KeyError as error:
-            raise ValueError(f"fragment lacks {error}") from None
-        if not all(isinstance(text, str) and text.isascii() for text in texts) or type(size) is not int:
-            raise ValueError("fragment with another record than one of a shard")
-        try:
-            return cls(
-                document["plan"],
-                document["file"],
-                FileRecord(document["size"], document["sha256"]),
-                tuple(map(TensorRecord.of, document["tensors"])),
-            )
+            for key in reader.members():
+                if key == "tensors":
+                    found[key] = tuple(TensorRecord.of(reader.value()) for _ in reader.items())
+                else:
+                    found[key] = reader.value()
+            reader.end()
+            _check_format(found, FRAGMENT_FORMAT)
+            texts, size = [found[key] for key in ("plan", "file", "sha256")], found["size"]
+            if not all(isinstance(text, str) and text.isascii() for text in texts) or type(size) is not int:
+                raise ValueError("fragment with another record than one of a shard")
+            return cls(found["plan"], found["file"], FileRecord(size, found["sha256"]), found["tensors"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"fragment lacks or misnames a field: {error}") from None
 
 
-def _document(data: bytes, expected_format: str) -> dict[str, Any]:
-    document = strict_json(data, MOST_OBJECTS)
-    if not isinstance(document, dict) or document.get("format") != expected_format:
-        raise ValueError(f"not a {expected_format} document")
-    if type(document.get("version")) is not int or document["version"] != VERSION:
-        raise ValueError(f"{expected_format} version {document.get('version')}; this program reads version {VERSION}")
-    return document
+def _check_format(found: Mapping[str, Json], expected: str) -> None:
+    if found.get("format") != expected:
+        raise ValueError(f"not a {expected} document")
+    if type(found.get("version")) is not int or found["version"] != VERSION:
+        raise ValueError(f"{expected} version {found.get('version')}; this program reads version {VERSION}")
 
 
 def index_bytes(weight_map: Mapping[str, str], total_size: int, total_parameters: int) -> bytes:
@@ -161,7 +163,7 @@ class Manifest:
     inputs, "listing". ``unverified`` names the input files without a sha256, ``streamed`` says that an input was read from the
     Hub and kept nowhere. ``origins`` has by role what the manifest says under ``ORIGIN``; ``compute_dtype`` is empty where it
     names none. ``folders`` are those that stand beside the files of a listing. ``original_content_digest`` is empty in the
-    original layout; ``original_names`` are those that tensors of the model have there.
+    original layout; ``original_names`` are those that tensors of the model have there. ``layout`` is empty where none is named.
     """
 
     files: dict[str, FileRecord]
@@ -179,51 +181,155 @@ class Manifest:
     folders: tuple[str, ...] = ()
     original_content_digest: str = ""
     original_names: Mapping[str, str] = field(default_factory=dict)
+    layout: str = ""
 
 
-def parse_manifest(data: bytes) -> Manifest:
-    """Parse and check ``manifest.json``; keys that version 1 does not know are ignored.
+def parse_manifest(document: Document) -> Manifest:
+    """Parse and check ``manifest.json``, or its chunks; keys that version 1 does not know are ignored.
 
     Raises ``ValueError`` when it is not a manifest of version 1, or a field is missing or of the wrong kind.
     """
-    document = _document(data, MANIFEST_FORMAT)
+    reader = JsonReader(document, limits.MANIFEST)
+    found: dict[str, Any] = {}
     try:
-        result, inputs = document["result"], document["inputs"]
-        files = {
-            plain_name(name): FileRecord(size(f["size"]), _hex(f["sha256"])) for name, f in result["files"].items()
-        }
-        tensors = {
-            _tensor_name(name): (_text(t["dtype"]), tuple(map(size, t["shape"])), _text(t["digest"]))
-            for name, t in result["tensors"].items()
-        }
-        if {MANIFEST, SUMS} & set(files):
+        for key in reader.members():
+            if key == "result":
+                found[key] = _read_result(reader)
+            elif key == "inputs":
+                found[key] = _read_inputs(reader)
+            elif key in {"format", "version"}:
+                found[key] = reader.value()
+            else:
+                reader.skip()
+        reader.end()
+        _check_format(found, MANIFEST_FORMAT)
+        result, inputs = found["result"], found["inputs"]
+        if {MANIFEST, SUMS} & set(result["files"]):
             raise ValueError(f"{MANIFEST} and {SUMS} are not among the files that a manifest lists")
-        places = {name: plain_name(t["file"]) for name, t in result["tensors"].items()}
-        plan = _text(inputs.get("plan", ""))
-        recipe = _text(result.get("recipe", {}).get("name", ""))
+        tensors = result["tensors"]
+        options, roles = result.get("options", {}), [role for role in ROLES if role in inputs]
         return Manifest(
-            files,
-            tensors,
-            places,
+            result["files"],
+            tensors.rows,
+            tensors.places,
             _text(result["content_digest"]),
-            plan,
+            _text(inputs.get("plan", "")),
             Findings.of(result),
-            recipe,
+            _text(result.get("recipe", {}).get("name", "")),
             _kind(inputs),
-            tuple(_unverified(inputs)),
-            any("verification" in inputs.get(role, {}) for role in ROLES),
-            {
-                role: {key: _text(inputs[role][key]) for key in ORIGIN if key in inputs[role]}
-                for role in ROLES
-                if role in inputs
-            },
-            _text(result.get("options", {}).get("compute_dtype", "")),
-            tuple(map(plain_name, result.get("folders", ()))),
+            tuple(f"{role}/{name}" for role in roles for name in inputs[role].unverified),
+            any(inputs[role].streamed for role in roles),
+            {role: inputs[role].origin for role in roles},
+            _text(options.get("compute_dtype", "")),
+            result.get("folders", ()),
             _text(result.get("original_content_digest", "")),
-            {n: _tensor_name(t.get("source", n)) for n, t in result["tensors"].items() if t.get("fate") not in ADDED},
+            tensors.originals,
+            _text(options.get("layout", "")),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"manifest lacks or misuses a field: {error}") from None
+
+
+COUNTS = ("nonfinite", "nonfinite_base", "nonfinite_lead", "overflow", "inexact")
+"""Of a result: numbers by tensor."""
+
+
+def _read_result(reader: JsonReader) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in reader.members():
+        if key == "files":
+            found[key] = {plain_name(name): _file(reader.value()) for name in reader.members()}
+        elif key == "tensors":
+            found[key] = _read_tensors(reader)
+        elif key in COUNTS:
+            found[key] = _read_sizes(reader)
+        elif key == "uniform":
+            found[key] = {name: [reader.kept(role) for role in reader.value()] for name in reader.members()}
+        elif key == "proof":
+            found[key] = _read_proof(reader)
+        elif key == "folders":
+            found[key] = tuple(plain_name(reader.value()) for _ in reader.items())
+        elif key in {"content_digest", "original_content_digest", "options", "recipe"}:
+            found[key] = reader.value()
+        else:
+            reader.skip()
+    return found
+
+
+@dataclass
+class _Tensors:
+    rows: dict[str, tuple[str, tuple[int, ...], str]] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    originals: dict[str, str] = field(default_factory=dict)
+
+
+def _read_tensors(reader: JsonReader) -> _Tensors:
+    found = _Tensors()
+    for name in reader.members():
+        tensor = reader.value()
+        digest = _text(tensor["digest"])
+        if len(digest) > MOST_DIGEST:
+            raise ValueError(f"{digest!r:.40} is not a digest")
+        found.rows[_tensor_name(name)] = reader.kept(tensor["dtype"]), tuple(map(size, tensor["shape"])), digest
+        found.places[name] = reader.kept(plain_name(tensor["file"]))
+        if tensor.get("fate") not in ADDED:
+            found.originals[name] = reader.kept(_tensor_name(tensor.get("source", name)))
+    return found
+
+
+def _read_sizes(reader: JsonReader) -> dict[str, int]:
+    return {name: size(reader.value()) for name in reader.members()}
+
+
+def _read_proof(reader: JsonReader) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in reader.members():
+        if key == "tensors":
+            found[key] = _read_sizes(reader)
+        elif key == "untested":
+            found[key] = [reader.kept(reader.value()) for _ in reader.items()]
+        else:
+            found[key] = reader.value()
+    return found
+
+
+@dataclass
+class _Input:
+    origin: dict[str, str] = field(default_factory=dict)
+    unverified: list[str] = field(default_factory=list)
+    streamed: bool = False
+
+
+def _read_inputs(reader: JsonReader) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in reader.members():
+        if key in ROLES:
+            found[key] = _read_input(reader)
+        elif key == "plan":
+            found[key] = reader.value()
+        else:
+            reader.skip()
+    return found
+
+
+def _read_input(reader: JsonReader) -> _Input:
+    found = _Input()
+    for key in reader.members():
+        if key == "files":
+            found.unverified = [name for name in reader.members() if "sha256" not in reader.value().get("checks", ())]
+        elif key in ORIGIN:
+            found.origin[key] = _text(reader.value())
+        elif key in {"tensors", "dropped"}:  # they are many, and each is small
+            for _ in reader.members():
+                reader.value()
+        else:
+            found.streamed |= key == "verification"
+            reader.skip()
+    return found
+
+
+def _file(document: Json) -> FileRecord:
+    return FileRecord(size(document["size"]), _hex(document["sha256"]))
 
 
 def _kind(inputs: Json) -> str:
@@ -236,14 +342,6 @@ def original_digest(manifest: Manifest, rows: Mapping[str, tuple[str, tuple[int,
     """Return the content digest that tensors, ``rows`` by name, have in the original layout."""
     names = manifest.original_names
     return content_digest((names[name], *row) for name, row in rows.items() if name in names)
-
-
-def _unverified(inputs: Json) -> Iterator[str]:
-    """Yield the input files whose sha256 nobody made or compared."""
-    for role in ROLES:
-        for name, file in inputs.get(role, {}).get("files", {}).items():
-            if "sha256" not in file.get("checks", ()):
-                yield f"{role}/{name}"
 
 
 def _tensor_name(name: str) -> str:

@@ -26,7 +26,7 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """From linux/fcntl.h and linux/fs.h."""
 
 
-def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
+def write_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
     """Write ``data``, or pieces of it, to ``path`` and flush it.
 
     Raises ``InputOutputError``, also when the file is not as long as was written.
@@ -51,7 +51,7 @@ def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
         raise InputOutputError("was not written in full", where=path, found=found, expected=expected, remedy=MEND)
 
 
-def replace_file(path: Path, data: bytes | Iterable[bytes]) -> None:
+def replace_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
     """Put ``data`` at ``path`` in one step: whoever looks sees the old file or the whole new one, also when several do so."""
     temporary = _own_name(path)
     try:
@@ -63,7 +63,7 @@ def replace_file(path: Path, data: bytes | Iterable[bytes]) -> None:
         raise
 
 
-def create_file(path: Path, data: bytes | Iterable[bytes]) -> bool:
+def create_file(path: Path, data: bytes | Iterable[bytes | memoryview]) -> bool:
     """Put ``data`` at ``path`` in one step, unless something is there: then return False. Raises ``InputOutputError``."""
     temporary = _own_name(path)
     try:
