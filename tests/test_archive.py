@@ -52,6 +52,7 @@ from deltaweights.checkpoint.zipped.contents import PIECE, contents
 from deltaweights.checkpoint.zipped.rules import CHECKPOINT
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 from deltaweights.report import Report
+from deltaweights.util.open_folder import OpenFolder
 from tests.pairs import Tensors, base_tensors, delta_tensors, save
 from tests.test_torch_file import GOOD, GOOD_FILES, Part, join
 
@@ -211,7 +212,9 @@ def target(tmp_path: Path) -> Path:
 
 @contextmanager
 def opened(path: Path, unpack_into: Path | None = None, report: Report | None = None) -> Iterator[Directory]:
-    directory = open_archive(path, None if unpack_into is None else lambda: unpack_into, report or Report())
+    directory = open_archive(
+        path, None if unpack_into is None else lambda: OpenFolder.at(unpack_into), report or Report()
+    )
     try:
         yield directory
     finally:
@@ -246,7 +249,7 @@ def everything(directory: Directory) -> dict[str, bytes]:
 
 def refusal(path: Path, kind: type[DeltaweightsError], target: Path | None = None) -> str:
     with pytest.raises(DeltaweightsError) as caught:
-        open_archive(path, None if target is None else lambda: target, Report())
+        open_archive(path, None if target is None else lambda: OpenFolder.at(target), Report())
     assert type(caught.value) is kind, caught.value
     message = str(caught.value)
     assert message.isprintable()
@@ -893,7 +896,7 @@ def test_killed_unpacking_goes_on(tmp_path: Path, target: Path, monkeypatch: pyt
 
     monkeypatch.setattr(unpack_module, "contents", halting)
     with pytest.raises(Killed):
-        open_archive(path, lambda: target, Killing())
+        open_archive(path, lambda: OpenFolder.at(target), Killing())
     left = {name: (target / name).stat() for name in os.listdir(target)}  # noqa: PTH208
     assert left.keys() == {"model.safetensors", "model-3-of-4.safetensors", "model-4-of-4.safetensors"}
     monkeypatch.undo()
@@ -929,7 +932,7 @@ def test_folder_in_the_way(tmp_path: Path, target: Path) -> None:
     (target / "old.bin").write_bytes(b"x")
     (target / "sub").mkdir()
     with pytest.raises(InputOutputError) as caught:
-        open_archive(written(tmp_path, join(SOUND)), lambda: target, Report())
+        open_archive(written(tmp_path, join(SOUND)), lambda: OpenFolder.at(target), Report())
     expected = f"{target}/sub: a folder where only unpacked files should be; see what it is, and remove it"
     assert str(caught.value) == expected
     assert sorted(entry.name for entry in target.iterdir()) == ["old.bin", "sub"]
@@ -948,7 +951,7 @@ def test_row62_too_little_room(
     free = 100
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - free, free))
     with pytest.raises(unpack_module.NoRoom) as caught:
-        open_archive(path, lambda: target, Report(), copies=copies)
+        open_archive(path, lambda: OpenFolder.at(target), Report(), copies=copies)
     assert str(caught.value) == (
         f"{target}: not enough free disk to unpack the archive: found 100 bytes free, expected {expected}; "
         "make room, or choose a place on another disk"
@@ -959,7 +962,7 @@ def test_row62_too_little_room(
         assert directory.names() == ["config.json", "pytorch_model.bin"]
     (target / "pytorch_model.bin").unlink()
     free = copies * len(WEIGHTS)
-    open_archive(path, lambda: target, Report(), copies=copies).close()
+    open_archive(path, lambda: OpenFolder.at(target), Report(), copies=copies).close()
 
 
 @pytest.mark.parametrize("call", ["open", "fsync", "rename"])
@@ -972,9 +975,10 @@ def test_row62_disk_that_refuses(tmp_path: Path, target: Path, monkeypatch: pyte
     path = written(tmp_path, zipped({MODEL: WEIGHTS}, level=6))
     file = LocalFile(path)  # opened before opening fails
     (member,) = read_archive(file, CHECKPOINT).members
-    monkeypatch.setattr(Path if call == "rename" else os, call, refuse)
-    with pytest.raises(InputOutputError) as caught:
-        unpack_module.unpack(file, {"pytorch_model.bin": member}, target, Report(), {})
+    folder = OpenFolder.at(target)
+    monkeypatch.setattr(os, call, refuse)
+    with folder, pytest.raises(InputOutputError) as caught:
+        unpack_module.unpack(file, {"pytorch_model.bin": member}, folder, Report(), {})
     monkeypatch.undo()
     file.close()
     expected = f"{target}/pytorch_model.bin: cannot unpack: No space left on device; {unpack_module.KEPT}"
@@ -991,7 +995,7 @@ def test_row61_archive_that_changes(tmp_path: Path, target: Path) -> None:
             os.utime(path, ns=(1, 1))
 
     with pytest.raises(InputOutputError, match="changed while being read"):
-        open_archive(path, lambda: target, Touching())
+        open_archive(path, lambda: OpenFolder.at(target), Touching())
 
 
 def test_progress_is_that_of_all_bytes(tmp_path: Path, target: Path) -> None:

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from deltaweights import part as parts
 from deltaweights.apply import apply_delta, apply_part
-from deltaweights.errors import InputOutputError, Interrupted, TargetBusy
+from deltaweights.errors import InputOutputError, Interrupted, MalformedInput, TargetBusy
 from deltaweights.finish import finish_parts
 from deltaweights.hub import directory as hub_directory
 from deltaweights.hub import transfer
@@ -37,9 +37,11 @@ from deltaweights.signing import folder as signing
 from deltaweights.staging import lock as locks
 from deltaweights.staging import publish as publishing
 from deltaweights.staging.clean import clean
-from deltaweights.staging.disk import make_folder
 from deltaweights.staging.lock import StagingLock
+from deltaweights.staging.opened import OpenStaging
 from deltaweights.staging.place import Place, locate
+from deltaweights.util.open_folder import OpenFolder
+from tests.staged import make_staging
 from tests.test_staging import files_of, finish, names_in, small_pair
 
 SIZE = 2500
@@ -151,8 +153,7 @@ def test_an_owner_that_was_killed(
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
 def test_an_owner_that_is_no_file(pair: Pair, tmp_path: Path, make: Callable[[Path], object]) -> None:
     """Whatever stands there, it is not waited for."""
-    place = locate(tmp_path / "out")
-    place.root.mkdir()
+    place = make_staging(locate(tmp_path / "out"))
     make(place.root / "owner")
     with pytest.raises(TargetBusy, match="found its owner; wait for it to end"):
         apply_delta(*pair, place.target)
@@ -221,14 +222,15 @@ def model(folder: Path, *more: str) -> dict[str, bytes]:
 
 def after_the_last_look(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
     """Do something right after the target was looked at for the last time before publishing."""
-    look = vars(publishing)["refuse_content"]
+    look, looks = OpenStaging.refuse_content, []
 
-    def looked(place: Place, *, overwrite: bool) -> None:
-        look(place, overwrite=overwrite)
-        monkeypatch.setattr(publishing, "refuse_content", look)
-        do()
+    def looked(staging: OpenStaging, *, overwrite: bool) -> None:
+        look(staging, overwrite=overwrite)
+        looks.append(staging)
+        if len(looks) == 2:  # the first look is before the shards are made
+            do()
 
-    monkeypatch.setattr(publishing, "refuse_content", looked)
+    monkeypatch.setattr(OpenStaging, "refuse_content", looked)
 
 
 def test_a_model_that_appears_is_not_replaced(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,23 +265,23 @@ def test_a_signal_between_plan_and_exchange(
     """A run that is interrupted, or cannot exchange back, keeps its shards, or the user's files."""
     target = tmp_path / "out"
     model(target)
-    whole = vars(publishing)["exchange"]
+    whole = OpenFolder.exchange
 
-    def exchange(one: Path, other: Path) -> bool:
+    def exchange(folder: OpenFolder, name: str, other: OpenFolder, other_name: str) -> bool:
         if back == "put back":
             raise Interrupted(signal.SIGTERM, "terminated")
-        monkeypatch.setattr(publishing, "exchange", failing)
-        return bool(whole(one, other))
+        monkeypatch.setattr(OpenFolder, "exchange", failing)
+        return whole(folder, name, other, other_name)
 
-    def failing(one: Path, other: Path) -> bool:
+    def failing(*_: object) -> bool:
         raise InputOutputError("the disk is gone")
 
-    monkeypatch.setattr(publishing, "exchange", exchange)
+    monkeypatch.setattr(OpenFolder, "exchange", exchange)
     if back == "put back":
         with pytest.raises(Interrupted):
             apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
         before = {path.name: path.stat().st_ino for path in locate(target).shards.glob("*.safetensors")}
-        monkeypatch.setattr(publishing, "exchange", whole)
+        monkeypatch.setattr(OpenFolder, "exchange", whole)
         apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
         assert files_of(target) == expected
         assert {path.name: path.stat().st_ino for path in target.glob("*.safetensors")} == before
@@ -287,7 +289,7 @@ def test_a_signal_between_plan_and_exchange(
     after_the_last_look(monkeypatch, lambda: model(target, "thesis.tex"))
     with pytest.raises(TargetBusy, match="cannot be put back: the disk is gone; move it to where it belongs"):
         apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
-    monkeypatch.setattr(publishing, "exchange", whole)
+    monkeypatch.setattr(OpenFolder, "exchange", whole)
     for _ in range(2):
         with pytest.raises(TargetBusy, match=r"not a checkpoint: found thesis\.tex"):
             apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
@@ -322,21 +324,22 @@ def test_another_place_that_is_found_under_the_lock(tmp_path: Path, monkeypatch:
 
 def test_a_folder_that_is_removed_while_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A staging folder that another run removes between two looks at it is made again."""
-    mkdir, left = Path.mkdir, [2]
+    mkdir, left = os.mkdir, [2]
 
-    def racing(path: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+    def racing(name: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
         left[0] -= 1
         if left[0] >= 0:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        mkdir(path, mode, parents, exist_ok)
+        mkdir(name, mode, dir_fd=dir_fd)
 
-    monkeypatch.setattr(Path, "mkdir", racing)
-    make_folder(tmp_path / "made")
-    monkeypatch.undo()
-    assert (tmp_path / "made").is_dir()
-    (tmp_path / "file").touch()
-    with pytest.raises(InputOutputError, match="cannot create the folder: File exists"):
-        make_folder(tmp_path / "file")
+    with OpenFolder.at(tmp_path) as folder:
+        monkeypatch.setattr(os, "mkdir", racing)
+        folder.make("made").close()
+        monkeypatch.undo()
+        assert (tmp_path / "made").is_dir()
+        (tmp_path / "file").touch()
+        with pytest.raises(MalformedInput, match="file: not a folder: found something else"):
+            folder.make("file")
 
 
 # Parts.
@@ -354,17 +357,17 @@ def test_parts_do_not_undo_each_others_recovery(
     target = tmp_path / "out"
     target.mkdir()
     monkeypatch.chdir(target)
-    rename, left = vars(publishing)["rename"], [3]
+    rename, left = OpenFolder.rename, [3]
 
-    def dying(source: Path, to: Path) -> None:
-        left[0] -= 1
+    def dying(folder: OpenFolder, name: str, to: OpenFolder, new: str) -> None:
+        left[0] -= to.path == target
         if left[0] < 0:
             raise Killed
-        rename(source, to)
+        rename(folder, name, to, new)
 
-    monkeypatch.setattr(publishing, "rename", dying)
+    monkeypatch.setattr(OpenFolder, "rename", dying)
     killed(monkeypatch, lambda: apply_delta(*pair, target, max_shard_size=SIZE))
-    monkeypatch.setattr(publishing, "rename", rename)
+    monkeypatch.setattr(OpenFolder, "rename", rename)
     assert locate(target).journal.exists()
     monkeypatch.setattr(parts, "PATIENCE", 0.2)
     with StagingLock(locate(target), shared=True), pytest.raises(TargetBusy, match="another run is writing"):
@@ -383,14 +386,14 @@ def test_a_part_that_ends_keeps_what_others_finished(pair: Pair, tmp_path: Path)
     target = tmp_path / "out"
     place = locate(target)
     ending, running = StagingLock(place, shared=True), StagingLock(place, shared=True)
-    worth, seen = Place.worth_keeping, []
+    worth, seen = OpenStaging.worth_keeping, []
 
-    def looked(self: Place) -> bool:
+    def looked(self: OpenStaging) -> bool:
         seen.append(1)
         return worth(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Place, "worth_keeping", looked)
+        patch.setattr(OpenStaging, "worth_keeping", looked)
         ending.__exit__(None, None, None)
     assert seen == []  # who is not alone does not even look
     assert place.root.exists()
@@ -442,9 +445,9 @@ def test_finish_that_is_killed_after_the_exchange(
     apply_delta(*other, target, max_shard_size=SIZE)
     both_parts(pair, target, overwrite=True)
     if step == "two steps":
-        monkeypatch.setattr(publishing, "exchange", lambda *_: False)
+        monkeypatch.setattr(OpenFolder, "exchange", lambda *_: False)
 
-    def die(_: Place) -> None:
+    def die(_: OpenStaging) -> None:
         raise Killed
 
     with monkeypatch.context() as patch:
@@ -466,7 +469,7 @@ def test_finish_after_a_finish_that_was_killed(
     target = tmp_path / "out"
     both_parts(pair, target)
 
-    def die(_: Place) -> None:
+    def die(_: OpenStaging) -> None:
         raise Killed
 
     with monkeypatch.context() as patch:

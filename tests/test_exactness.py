@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from deltaweights.apply import ApplyResult, apply_delta
 from deltaweights.errors import CheckFailed
-from deltaweights.manifest.manifest import parse_manifest
+from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.merge import stream
 from deltaweights.merge.arithmetic import Kernels, Task, Workbench
 from deltaweights.merge.operation import Operation

@@ -58,7 +58,7 @@ KINDS: dict[str, tuple[int, Callable[[Call, str], bool]]] = {
     "row62-no-space": (16, lambda _call, what: what == "error=ENOSPC"),
     "row64-write": (8, lambda call, what: what == "error=EIO" and call.name in WRITES),
     "row64-fsync": (6, lambda call, what: what == "error=EIO" and call.name == "fsync"),
-    "row64-rename": (1, lambda call, what: what == "error=EIO" and call.name == "rename"),
+    "row64-rename": (1, lambda call, what: what == "error=EIO" and call.name.startswith("rename")),
     "row64-read": (20, lambda call, what: what in {"error=EIO", "retval=0"} and call.name in READS),
     "row64-open": (20, lambda call, what: what in {"error=EIO", "error=EMFILE"} and call.name in OPENS),
     "row65-lie": (10, lambda _call, what: is_lie(what)),
@@ -66,7 +66,7 @@ KINDS: dict[str, tuple[int, Callable[[Call, str], bool]]] = {
     "row65-interrupted": (12, lambda call, what: what == "error=EINTR" and call.name in WRITES),
     "row66-killed-at-write": (6, lambda call, what: what == KILL and call.name in WRITES),
     "row66-killed-at-fsync": (5, lambda call, what: what == KILL and call.name == "fsync"),
-    "row66-killed-at-rename": (1, lambda call, what: what == KILL and call.name == "rename"),
+    "row66-killed-at-rename": (1, lambda call, what: what == KILL and call.name.startswith("rename")),
 }
 """Of the faults of a kind every so manyth is injected here, all of them by ``scripts/fault-sweep``."""
 
@@ -96,7 +96,7 @@ def test_a_sample_of_the_sweep(scenario: Scenario, inputs: Path, tmp_path: Path)
 @TRACED
 def test_what_is_unclean_is_told(inputs: Path, tmp_path: Path) -> None:
     """A run that ends well with another result than expected, and one that leaves something behind, are not clean."""
-    call = Call("mkdir", "{place}/.out.deltaweights", 1, 0, True)
+    call = Call("mkdirat", "{place}/.out.deltaweights", 1, 0, True, ".out.deltaweights")
     (tmp_path / "whole").mkdir()
     run = Run(NEW, inputs, tmp_path / "whole")
     assert finish(command(run.arguments)).returncode == 0

@@ -331,8 +331,9 @@ def test_an_ending_comes_back_as_it_was(tiny: Pair, tmp_path: Path) -> None:
     for name in (None, "llava-med-7b", "alpaca-7b", "vicuna-7b-v0", "llava-13b-v0"):
         known: Recipe | None = find_recipe(name, None)
         one = Ending(**{**vars(ending), "recipe": known})
-        store(one, place)
-        other = load(place)
+        with StagingLock(place) as lock:
+            store(one, lock.staging)
+            other = load(lock.staging)
         assert other.plan.identity == one.plan.identity
         assert {key: value for key, value in vars(other).items() if key != "plan"} == {
             key: value for key, value in vars(one).items() if key != "plan"

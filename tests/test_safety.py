@@ -15,7 +15,6 @@ from deltaweights.errors import MalformedInput, Mismatch, TargetBusy
 from deltaweights.manifest.manifest import MANIFEST, SUMS
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
-from deltaweights.staging.clean import clean
 from deltaweights.staging.place import locate
 from tests.pairs import base_tensors, make_pair, save
 
@@ -55,32 +54,6 @@ def test_overwrite_never_takes_the_base_behind_links(tmp_path: Path) -> None:
     with pytest.raises(TargetBusy, match="output and input overlap"):
         apply_delta(tmp_path / "links", delta, base, overwrite=True)
     assert (base / "model.safetensors").exists()
-
-
-@pytest.mark.parametrize(
-    "journal",
-    [
-        {"plan": "plan1:0", "remove": [], "move": ["../.bashrc"]},
-        {"plan": "plan1:0", "remove": ["../../key"], "move": []},
-        {"plan": "plan1:1", "remove": ["model.safetensors"], "move": []},
-        ["config.json"],
-        None,
-    ],
-    ids=["move-out", "remove-out", "of-another-plan", "a-list", "null"],
-)
-def test_a_journal_from_strangers_is_refused(tmp_path: Path, journal: object) -> None:
-    """A staging folder that came with a download cannot make ``clean`` touch a file: its journal is refused with 3."""
-    (tmp_path / ".bashrc").write_text("mine")
-    folder = tmp_path / "download"
-    (folder / ".deltaweights" / "shards").mkdir(parents=True)
-    (folder / ".deltaweights" / ".bashrc").write_text("theirs")
-    (folder / ".deltaweights" / "plan.json").write_text('{"identity": "plan1:0"}')
-    (folder / ".deltaweights" / "publishing.json").write_text(json.dumps(journal))
-    (folder / "model.safetensors").write_text("weights")
-    with pytest.raises(MalformedInput, match="not a journal of ours"):
-        clean(folder)
-    assert (tmp_path / ".bashrc").read_text() == "mine"
-    assert (folder / "model.safetensors").read_text() == "weights"
 
 
 def test_a_damaged_finished_shard_is_made_again(pair: Pair, tmp_path: Path) -> None:

@@ -25,22 +25,24 @@ import torch
 from safetensors.torch import save_file
 
 from deltaweights.apply import apply_delta
-from deltaweights.errors import CheckFailed, InputOutputError, TargetBusy
+from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
 from deltaweights.manifest.manifest import INDEX, MANIFEST, SUMS
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
 from deltaweights.staging import publish as publishing
 from deltaweights.staging.clean import clean
-from deltaweights.staging.disk import exchange
 from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.place import Place, locate
-from deltaweights.staging.publish import publish, recover
+from deltaweights.staging.publish import publish
+from deltaweights.util.open_folder import OpenFolder
 from tests.pairs import base_tensors, delta_tensors, load, reference, same_bits, save
+from tests.staged import beside, make_staging, moves, recovered, stage_result, within, write_journal
 
 SHARDS = 40
 """Of the large pair, at one megabyte each."""
 
 Pair = tuple[Path, Path]
+Files = dict[str, bytes]
 
 
 def apply_command(base: Path, delta: Path, target: Path | str, *more: str) -> list[str]:
@@ -245,8 +247,7 @@ sys.stdin.read()
 def test_a_lock_lasts_as_long_as_the_process_that_holds_it(tmp_path: Path) -> None:
     """A lock that another process holds is respected; once that process is killed, its lock file is no obstacle."""
     base, delta = small_pair(tmp_path)
-    place = locate(tmp_path / "merged")
-    place.root.mkdir()
+    place = make_staging(locate(tmp_path / "merged"))
     command = [sys.executable, "-c", HOLD, str(place.root / "lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
@@ -406,7 +407,8 @@ def test_exchange_really_swaps(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "name").write_text(folder.name)
     inodes = one.stat().st_ino, other.stat().st_ino
-    assert exchange(one, other), "this file system cannot exchange"
+    with OpenFolder.at(tmp_path) as both:
+        assert both.exchange("one", both, "other"), "this file system cannot exchange"
     assert (other.stat().st_ino, one.stat().st_ino) == inodes
     assert (one / "name").read_text() == "other"
 
@@ -414,121 +416,124 @@ def test_exchange_really_swaps(tmp_path: Path) -> None:
 def test_exchange_with_nothing_is_an_error(tmp_path: Path) -> None:
     """An exchange that the system refuses for a reason other than not knowing how is an error of input/output."""
     (tmp_path / "one").mkdir()
-    with pytest.raises(InputOutputError, match=os.strerror(errno.ENOENT)):
-        exchange(tmp_path / "one", tmp_path / "missing")
+    with OpenFolder.at(tmp_path) as folder, pytest.raises(InputOutputError, match=os.strerror(errno.ENOENT)):
+        folder.exchange("one", folder, "missing")
 
 
-def model(folder: Path, name: str) -> Path:
-    """Make a folder that stands for a model: ``name`` is in each of its files."""
-    folder.mkdir(parents=True)
-    for file in (
-        "config.json",
-        INDEX,
-        "model-00001-of-00002.safetensors",
-        "model-00002-of-00002.safetensors",
-        MANIFEST,
-        SUMS,
-    ):
-        (folder / file).write_text(f"{name} {file}")
-    return folder
+@pytest.fixture
+def results(tmp_path: Path) -> tuple[Path, Path]:
+    """Make two results of different pairs; return the folders of the old one and the new one."""
+    merge_small(*small_pair(tmp_path, 1), tmp_path / "old", dtype="float32")
+    merge_small(*small_pair(tmp_path, 2), tmp_path / "new")
+    return tmp_path / "old", tmp_path / "new"
 
 
-def owner(folder: Path) -> str | None:
-    """Return which model a folder is, if it is all of one."""
-    names = {text.decode().split()[0] for text in files_of(folder).values()} if folder.exists() else set()
-    return names.pop() if len(names) == 1 and len(names_in(folder)) == 6 else None
+def staged_swap(target: Path, results: tuple[Path, Path], *, steps: int) -> tuple[Place, Files, Files]:
+    """Build what a swap of two steps leaves that dies after so many of them; return its place, and the files of old and new."""
+    old, new = files_of(results[0]), files_of(results[1])
+    place = beside(target)
+    shutil.move(results[0], target)
+    plan = stage_result(place, results[1])
+    write_journal(place, plan)
+    if steps > 0:
+        target.rename(place.root / "replaced")
+    if steps > 1:
+        place.shards.rename(target)
+    return place, old, new
 
 
-def beside(target: Path) -> Place:
-    """Return the place of a target whose staging is beside it."""
-    return Place(target, target.parent / f".{target.name}.deltaweights", inside=False)
+def test_a_swap_that_had_not_begun_changes_nothing(tmp_path: Path, results: tuple[Path, Path]) -> None:
+    """With the journal written and nothing done, the old model stands, and the finished shards are kept."""
+    place, old, new = staged_swap(tmp_path / "merged", results, steps=0)
+    assert recovered(place) is None
+    assert files_of(place.target) == old
+    assert files_of(place.shards) == new
 
 
-def within(target: Path) -> Place:
-    """Return the place of a target whose staging is inside it."""
-    return Place(target, target / ".deltaweights", inside=True)
-
-
-def test_a_swap_cut_off_between_its_two_steps_goes_on(tmp_path: Path) -> None:
+def test_a_swap_cut_off_between_its_two_steps_goes_on(tmp_path: Path, results: tuple[Path, Path]) -> None:
     """Old model aside, new one not yet in place: recovery puts the new one in place."""
-    place = beside(tmp_path / "merged")
-    model(place.shards, "new")
-    model(place.replaced, "old")
-    assert recover(place) == "finished a replacement that was cut off"
-    assert owner(place.target) == "new"
-    assert not place.replaced.exists()
-    assert recover(place) is None
+    place, _, new = staged_swap(tmp_path / "merged", results, steps=1)
+    assert recovered(place) == "finished a replacement that was cut off"
+    assert files_of(place.target) == new
+    assert not place.root.exists()
+    assert recovered(place) is None
 
 
-def test_a_swap_cut_off_before_the_old_model_was_removed_is_finished(tmp_path: Path) -> None:
+def test_a_swap_cut_off_before_the_old_model_was_removed_is_finished(
+    tmp_path: Path, results: tuple[Path, Path]
+) -> None:
     """New model in place, old one still aside: recovery removes the old one."""
-    place = beside(tmp_path / "merged")
-    model(place.target, "new")
-    model(place.replaced, "old")
-    assert recover(place) == "finished a replacement that was cut off"
-    assert owner(place.target) == "new"
-    assert not place.replaced.exists()
+    place, _, new = staged_swap(tmp_path / "merged", results, steps=2)
+    assert recovered(place) == "finished a replacement that was cut off"
+    assert files_of(place.target) == new
+    assert not place.root.exists()
 
 
-def test_an_old_model_without_a_successor_comes_back(tmp_path: Path) -> None:
+def test_an_old_model_without_a_successor_comes_back(tmp_path: Path, results: tuple[Path, Path]) -> None:
     """Old model aside and no new one anywhere: recovery puts the old one back."""
-    place = beside(tmp_path / "merged")
-    model(place.replaced, "old")
-    recover(place)
-    assert owner(place.target) == "old"
-    assert not place.replaced.exists()
+    place, old, _ = staged_swap(tmp_path / "merged", results, steps=1)
+    shutil.rmtree(place.shards)
+    assert recovered(place) == "put back what a replacement that was cut off had moved away"
+    assert files_of(place.target) == old
+    assert not place.root.exists()
 
 
-@pytest.mark.parametrize("new", [True, False])
-def test_an_empty_folder_in_the_middle_of_a_swap_loses_no_model(tmp_path: Path, *, new: bool) -> None:
+def test_an_empty_folder_in_the_middle_of_a_swap_loses_no_model(tmp_path: Path, results: tuple[Path, Path]) -> None:
     """When somebody makes an empty folder under the target's name after a cut-off swap, recovery still gives it a model."""
-    place = beside(tmp_path / "merged")
-    model(place.replaced, "old")
-    if new:
-        model(place.shards, "new")
+    place, _, new = staged_swap(tmp_path / "merged", results, steps=1)
     place.target.mkdir()
-    recover(place)
-    assert owner(place.target) == ("new" if new else "old")
+    recovered(place)
+    assert files_of(place.target) == new
 
 
-def test_foreign_files_in_the_middle_of_a_swap_lose_no_model(tmp_path: Path) -> None:
+def test_foreign_files_in_the_middle_of_a_swap_lose_no_model(tmp_path: Path, results: tuple[Path, Path]) -> None:
     """When somebody puts files under the target's name after a cut-off swap, they are refused, and both models are kept."""
-    place = beside(tmp_path / "merged")
-    model(place.replaced, "old")
-    model(place.shards, "new")
+    place, old, new = staged_swap(tmp_path / "merged", results, steps=1)
     place.target.mkdir()
     (place.target / "thesis.tex").write_text("years")
     with pytest.raises(TargetBusy, match="something else appeared") as caught:
         clean(place.target)
     assert caught.value.exit_code == 7
-    assert (owner(place.replaced), owner(place.shards)) == ("old", "new")
+    assert (files_of(place.root / "replaced"), files_of(place.shards)) == (old, new)
     assert names_in(place.target) == ["thesis.tex"]
 
 
-def test_a_run_after_a_cut_off_swap_puts_it_right(tmp_path: Path) -> None:
+def test_a_run_after_a_cut_off_swap_puts_it_right(tmp_path: Path, results: tuple[Path, Path]) -> None:
     """The same command after a death between the two steps of a swap ends with the new model in place and nothing else."""
-    base, delta = small_pair(tmp_path)
-    place = beside(tmp_path / "merged")
-    new = merge_small(base, delta, tmp_path / "new")
-    model(place.replaced, "old")
-    shutil.move(tmp_path / "new", place.shards)
-    again = merge_small(base, delta, place.target, overwrite=True)
-    assert (again.status, again.manifest_sha256) == ("already complete", new.manifest_sha256)
+    place, _, new = staged_swap(tmp_path / "merged", results, steps=1)
+    again = merge_small(tmp_path / "base2", tmp_path / "delta2", place.target, overwrite=True)
+    assert again.status == "already complete"
+    assert files_of(place.target) == new
     assert verify(place.target).ok
     assert not place.root.exists()
+
+
+@pytest.mark.parametrize("folder", ["shards", "replaced"])
+def test_a_swap_whose_folders_are_others_is_refused(tmp_path: Path, results: tuple[Path, Path], folder: str) -> None:
+    """A folder that was put in the place of one that a journal names is neither removed nor published."""
+    place, _, _ = staged_swap(tmp_path / "merged", results, steps=2 if folder == "replaced" else 1)
+    shutil.rmtree(place.root / folder)
+    (place.root / folder).mkdir()
+    (place.root / folder / "thesis.tex").write_text("years")
+    if folder == "shards":
+        shutil.rmtree(place.root / "replaced")
+    with pytest.raises(MalformedInput, match="its folders are not those that it names"):
+        clean(place.target)
+    assert names_in(place.root / folder) == ["thesis.tex"]
 
 
 KILL = """
 import os, signal, sys
 from pathlib import Path
-from deltaweights.staging import publish
 from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.place import Place
+from deltaweights.staging.publish import publish
+from deltaweights.util.open_folder import OpenFolder
 
 target, inside, step, left = Path(sys.argv[1]), sys.argv[2] == "inside", sys.argv[3], int(sys.argv[4])
 root = target / ".deltaweights" if inside else target.parent / f".{target.name}.deltaweights"
 if step == "two steps":  # as on a file system that cannot exchange, of which there is none at hand
-    publish.exchange = lambda one, other: False
+    OpenFolder.exchange = lambda *_: False
 
 def hook(event, arguments):
     global left
@@ -537,10 +542,10 @@ def hook(event, arguments):
         if left < 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-sys.addaudithook(hook)
 place = Place(target, root, inside)
-with StagingLock(place):
-    publish.publish(place, "plan1:test", overwrite=True)
+with StagingLock(place) as lock:
+    sys.addaudithook(hook)
+    publish(lock.staging, sys.argv[5], overwrite=True)
 """
 """Publishes, and is killed right before the N-th change of a name on the disk."""
 
@@ -555,61 +560,61 @@ with StagingLock(place):
         ("inside", "one step", True),
     ],
 )
-def test_publishing_survives_a_kill_at_every_step(tmp_path: Path, where: str, step: str, *, old: bool) -> None:
+def test_publishing_survives_a_kill_at_every_step(
+    tmp_path: Path, results: tuple[Path, Path], where: str, step: str, *, old: bool
+) -> None:
     """Killed before any rename or removal, publishing leaves the old model or the new one, and recovery never a mixture."""
-    ends = set()
+    models = {"old": files_of(results[0]), "new": files_of(results[1])}
     for left in range(100):
         target = tmp_path / str(left) / "merged"
         place = within(target) if where == "inside" else beside(target)
         target.parent.mkdir()
         if old:
-            model(target, "old")
+            shutil.copytree(results[0], target)
         elif where == "inside":
             target.mkdir()
-        model(place.shards, "new")
-        place.fragments.mkdir()
-        (place.fragments / "shard.json").write_text("{}")  # so that staging is worth keeping until it is published
-        place.plan.write_text('{"identity": "plan1:test"}')
-        done = finish([sys.executable, "-c", KILL, str(target), where, step, str(left)])
+        plan = stage_result(place, shutil.copytree(results[1], tmp_path / "copy"))
+        done = finish([sys.executable, "-c", KILL, str(target), where, step, str(left), plan])
         assert done.returncode in {0, -signal.SIGKILL}, done.stderr
         if where == "beside" and target.exists():
-            assert owner(target) in {"old", "new"}
+            assert files_of(target) in models.values()
         elif where == "inside" and (target / SUMS).exists():
-            assert len(owners_inside(target)) == 1, "a mixture that looks whole"
-        with StagingLock(place):
-            recover(place)
-        found = owner_inside(target) if where == "inside" else owner(target)
-        may_be = {"new", "old" if old else None}
-        assert found in (may_be if where == "beside" or place.shards.exists() else {"new"}), f"killed at {left}"
-        ends.add(found)
+            assert files_inside(target) in models.values(), "a mixture that looks whole"
+        recovered(place)
+        found = files_inside(target) if target.exists() else None
+        if place.shards.exists():  # killed before anything was done
+            assert found == (models["old"] if old else {} if where == "inside" else None)
+        else:
+            assert found == models["new"], f"killed at {left}"
         if done.returncode == 0:
             break
     assert left >= 2
     assert done.returncode == 0
     assert not place.root.exists()
-    assert "new" in ends
 
 
-def owners_inside(target: Path) -> set[str]:
-    """Return which models the files of a folder belong to, staging inside it left out."""
-    return {path.read_text().split()[0] for path in target.iterdir() if path.name != ".deltaweights"}
-
-
-def owner_inside(target: Path) -> str | None:
-    """Return which model a folder is, if it is all of one, staging inside it left out."""
-    owners = owners_inside(target)
-    return owners.pop() if len(owners) == 1 and len(set(names_in(target)) - {".deltaweights"}) == 6 else None
+def files_inside(target: Path) -> Files:
+    """Return the files of a folder, staging inside it left out."""
+    return {path.name: path.read_bytes() for path in target.iterdir() if path.name != ".deltaweights"}
 
 
 DIE_AFTER_THE_EXCHANGE = """
 import os, signal, sys
 from deltaweights.apply import apply_delta
+from deltaweights.util.open_folder import OpenFolder
 
 def hook(event, arguments):
-    if event == "shutil.rmtree":  # what publishing does next: staging, with the old model in it, is removed
+    if event == "os.remove":  # what publishing does next: the old model, now in staging, is removed
         os.kill(os.getpid(), signal.SIGKILL)
 
-sys.addaudithook(hook)
+whole = OpenFolder.exchange
+
+def exchange(*arguments):
+    assert whole(*arguments)
+    sys.addaudithook(hook)
+    return True
+
+OpenFolder.exchange = exchange
 apply_delta(*sys.argv[1:4], max_shard_size=2500, overwrite=True)
 """
 
@@ -727,25 +732,27 @@ def test_a_target_in_a_closed_parent_is_staged_inside(tmp_path: Path, closed_par
     assert names_in(closed_parent) == ["merged"]
 
 
-def test_inside_the_index_manifest_and_sums_come_last(tmp_path: Path) -> None:
+def test_inside_the_index_manifest_and_sums_come_last(tmp_path: Path, results: tuple[Path, Path]) -> None:
     """When files are moved one by one, those by which a loader or a check takes a folder for whole are moved last."""
     place = within(tmp_path / "merged")
-    model(place.shards, "new")
+    expected = files_of(results[1])
+    plan = stage_result(place, results[1])
     moved: list[str] = []
-    recording = True
+    recording = False
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
-        if recording and event == "os.rename" and Path(str(arguments[1])).parent == place.target:
-            moved.append(Path(str(arguments[1])).name)
+        if recording and event == "os.rename" and arguments[0] == arguments[1]:
+            moved.append(str(arguments[1]))
 
     sys.addaudithook(hook)  # it can never be removed, only silenced
-    with StagingLock(place):
-        publish(place, "plan1:test", overwrite=False)
-    recording = False
-    assert moved[:-3] == ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    with StagingLock(place) as lock:
+        recording = True
+        publish(lock.staging, plan, overwrite=False)
+        recording = False
+    assert sorted(moved) == sorted(expected)
     assert moved[-3:] == [INDEX, MANIFEST, SUMS]
     assert publishing.LAST == (INDEX, "pytorch_model.bin.index.json", MANIFEST, SUMS)
-    assert owner(place.target) == "new"
+    assert files_of(place.target) == expected
 
 
 @pytest.mark.parametrize("moved", [0, 1, 3, 9])
@@ -768,14 +775,8 @@ def test_an_interrupted_publication_inside_is_finished_by_the_next_run(
 
 def interrupt_inside(place: Place, source: Path, moved: int) -> None:
     """Build what a publication inside the target leaves that dies after so many moves."""
-    place.root.mkdir(parents=True)
-    shutil.move(source, place.shards)
-    names = names_in(place.shards)
-    ordered = [name for name in names if name not in publishing.LAST]
-    ordered += [name for name in publishing.LAST if name in names]
-    place.plan.write_text('{"identity": "plan1:test"}')
-    place.journal.write_text(json.dumps({"plan": "plan1:test", "remove": [], "move": ordered}))
-    for name in ordered[:moved]:
+    write_journal(place, stage_result(place, source))
+    for name in moves(place)[:moved]:
         (place.shards / name).rename(place.target / name)
 
 
@@ -786,8 +787,7 @@ def test_a_death_while_staging_inside_is_removed_is_no_obstacle(
     base, delta = small_pair(tmp_path)
     target = tmp_path / "merged"
     merge_small(base, delta, target)
-    within(target).root.mkdir()
-    (within(target).root / "lock").touch()
+    (make_staging(within(target)).root / "lock").touch()
     monkeypatch.chdir(target)
     assert verify(target).ok
     assert merge_small(base, delta, target).status == "already complete"
@@ -954,7 +954,7 @@ def test_clean_leaves_a_complete_target_alone(tmp_path: Path) -> None:
     base, delta = small_pair(tmp_path)
     target = Path(merge_small(base, delta, tmp_path / "merged").target)
     marks = marks_of(target)
-    locate(target).root.mkdir()
+    make_staging(locate(target))
     clean(target)
     assert marks_of(target) == marks
     assert not locate(target).root.exists()
@@ -963,16 +963,15 @@ def test_clean_leaves_a_complete_target_alone(tmp_path: Path) -> None:
 def test_clean_finishes_a_publication_that_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``clean`` after a death in the middle of moving files, or of a swap, leaves the complete new model."""
     base, delta = small_pair(tmp_path)
-    new = Path(merge_small(base, delta, tmp_path / "new").target)
-    expected = files_of(new)
-    swapped = beside(tmp_path / "swapped")
-    model(swapped.replaced, "old")
-    shutil.copytree(new, swapped.shards)
+    expected = files_of(Path(merge_small(base, delta, tmp_path / "new").target))
+    merge_small(*small_pair(tmp_path, 1), tmp_path / "old")
+    new = Path(shutil.copytree(tmp_path / "new", tmp_path / "copy"))
+    swapped, _, _ = staged_swap(tmp_path / "swapped", (tmp_path / "old", new), steps=1)
     assert clean(swapped.target)[0] == "finished a replacement that was cut off"
     assert files_of(swapped.target) == expected
     assert not swapped.root.exists()
     moved = within(tmp_path / "moved")
-    interrupt_inside(moved, new, 3)
+    interrupt_inside(moved, tmp_path / "new", 3)
     monkeypatch.chdir(moved.target)
     assert clean(moved.target)[0] == "finished a publication that was cut off"
     assert files_of(moved.target) == expected

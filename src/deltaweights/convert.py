@@ -30,7 +30,7 @@ from deltaweights.hub.ids import Given, PathLike, Source
 from deltaweights.hub.locate import HubOptions, located, paths_among
 from deltaweights.job import Published, Settings, perform
 from deltaweights.manifest.beside import lists_exactly, manifest_beside
-from deltaweights.manifest.manifest import Manifest
+from deltaweights.manifest.parsed import Manifest
 from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.plan import DTYPES, TRANSFORMERS, Options, make_plan
 from deltaweights.merge.rules import Matching, copies
@@ -40,7 +40,8 @@ from deltaweights.prepare import Prepared, companions_of, laid_out, notice_of, r
 from deltaweights.recipes.catalogue import load
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
-from deltaweights.staging.place import locate, refuse_foreign, refuse_inputs
+from deltaweights.staging.contents import refuse_foreign
+from deltaweights.staging.place import locate, refuse_inputs
 from deltaweights.staging.unpacking import Unpacking
 from deltaweights.wanted import USUAL, Wanted
 from deltaweights.work import workers_of

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 
 from deltaweights.card import model_card
 from deltaweights.card_facts import card_facts
@@ -17,22 +16,15 @@ from deltaweights.ending import Ending
 from deltaweights.errors import CheckFailed
 from deltaweights.manifest.digest import digested
 from deltaweights.manifest.findings import Findings
-from deltaweights.manifest.manifest import (
-    MANIFEST,
-    SUMS,
-    FileRecord,
-    Fragment,
-    index_bytes,
-    sums_bytes,
-)
+from deltaweights.manifest.manifest import MANIFEST, SUMS, FileRecord, Fragment, index_bytes, sums_bytes
 from deltaweights.merge.record import digests_of, merge_manifest, records_of
 from deltaweights.merge.shards import index_name
-from deltaweights.staging.disk import write_file
 from deltaweights.text import in_chunks
+from deltaweights.util.open_folder import OpenFolder
 
 
 def write_documents(
-    ending: Ending, folder: Path, fragments: Mapping[str, Fragment], findings: Findings
+    ending: Ending, folder: OpenFolder, fragments: Mapping[str, Fragment], findings: Findings
 ) -> tuple[str, str]:
     """Write everything but weights into ``folder``, beside the shards; return the content digest and the manifest's sha256.
 
@@ -49,11 +41,11 @@ def write_documents(
     files = {shard.file: fragments[shard.file].record for shard in plan.shards}
     files |= {name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in documents.items()}
     for name, data in documents.items():
-        write_file(folder / name, data)
+        folder.write(name, data)
     manifest = merge_manifest(plan, digests, records, files, ending.hashes, ending.origins, findings)
     sha256 = hashlib.sha256()
-    write_file(folder / MANIFEST, digested(in_chunks(manifest), sha256))
-    write_file(folder / SUMS, sums_bytes(files, sha256.hexdigest()))
+    folder.write(MANIFEST, digested(in_chunks(manifest), sha256))
+    folder.write(SUMS, sums_bytes(files, sha256.hexdigest()))
     return digests.content, sha256.hexdigest()
 
 

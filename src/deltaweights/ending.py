@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from deltaweights.checkpoint.files import read_small
 from deltaweights.codec import decode, encode
 from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.limits import ENDING as ENDING_LIMIT
 from deltaweights.manifest.manifest import plain_name
 from deltaweights.merge.frame import frame_of
 from deltaweights.merge.plan import Plan, PlannedTensor, Shard
 from deltaweights.prepare import Prepared
 from deltaweights.provenance import is_streamed, origins_of, verified_hashes
 from deltaweights.recipes.recipe import Recipe
-from deltaweights.staging.disk import make_folder, replace_file
+from deltaweights.staging.opened import COMPANIONS, ENDING, OpenStaging
 from deltaweights.staging.place import Place
 from deltaweights.text import Json, compact_json, strict_json
 
@@ -26,10 +26,6 @@ Texts = Mapping[str, Mapping[str, str]]
 """By role, and then by name."""
 
 MAX_COMPANION = 64 * 1024 * 1024
-
-
-MAX_ENDING, MOST_OBJECTS, MOST_COMMAS = 256 * 1024 * 1024, 800_000, 3_200_000
-"""Of what a part leaves about 100,000 tensors; it is our own, and holds more of each than a manifest does."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +79,11 @@ def ending_of(job: Prepared) -> Ending:
     )
 
 
-def store(ending: Ending, place: Place) -> None:
+def store(ending: Ending, staging: OpenStaging) -> None:
     """Put ``ending`` into staging, in steps of which each is whole. Raises ``InputOutputError``."""
-    make_folder(place.companions)
-    for name, data in ending.companions.items():
-        replace_file(place.companions / name, data)
+    with staging.folder(COMPANIONS) as companions:
+        for name, data in ending.companions.items():
+            companions.replace(name, data)
     rest = _Rest(
         replace(ending.plan, shards=()),
         tuple((shard.file, shard.tensors) for shard in ending.plan.shards),
@@ -99,13 +95,13 @@ def store(ending: Ending, place: Place) -> None:
         ending.expected,
     )
     document: Json = {"identity": ending.plan.identity, "rest": encode(rest)}
-    replace_file(place.ending, compact_json(document).encode())
+    staging.root.replace(ENDING, compact_json(document).encode())
 
 
-def load(place: Place) -> Ending:
+def load(staging: OpenStaging) -> Ending:
     """Return what ``store`` put into staging. Raises ``InputOutputError`` when there is nothing, ``MalformedInput``."""
     try:
-        document = strict_json(read_small(place.ending, MAX_ENDING), MOST_OBJECTS, MOST_COMMAS)
+        document = strict_json(staging.root.read(ENDING, ENDING_LIMIT.size), ENDING_LIMIT)
         rest = decode(_Rest, document["rest"])
         container = rest.plan.options.container
         shards = tuple(
@@ -119,10 +115,9 @@ def load(place: Place) -> Ending:
         fault = str(error)
     if fault is not None:
         remedy = "run a part again, or give it up: deltaweights clean"
-        raise MalformedInput("not what a part left", where=place.ending, found=fault, remedy=remedy)
-    if any((place.companions / name).is_symlink() for name in names):
-        raise MalformedInput("staging is not ours", where=place.companions, found="links in it", remedy="delete it")
-    companions = {name: read_small(place.companions / name, MAX_COMPANION) for name in names}
+        raise MalformedInput("not what a part left", where=staging.root.path / ENDING, found=fault, remedy=remedy)
+    with staging.folder(COMPANIONS) as folder:
+        companions = {name: folder.read(name, MAX_COMPANION) for name in names}
     return Ending(plan, companions, rest.recipe, rest.hashes, rest.origins, rest.parents, rest.expected, streamed=False)
 
 

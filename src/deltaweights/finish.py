@@ -15,10 +15,10 @@ from deltaweights.hub.ids import PathLike
 from deltaweights.job import Done, Published, Settings, conclude, published, published_of, published_plan
 from deltaweights.merge.plan import Plan
 from deltaweights.report import Report
-from deltaweights.staging.disk import remove
 from deltaweights.staging.folder import StagingFolder
 from deltaweights.staging.lock import StagingLock
-from deltaweights.staging.place import Place, locate, refuse_content
+from deltaweights.staging.opened import PARTS
+from deltaweights.staging.place import Place, locate
 from deltaweights.staging.publish import forget, recover
 from deltaweights.text import counted
 
@@ -51,27 +51,28 @@ def finish_parts(
     report = Report() if report is None else report
     place = locate(target)
     settings = Settings("cpu", None, overwrite, strict, allow_unproved_base, check=check, read_back=read_back)
-    if not stands(place) and not place.journal.exists() and not place.replaced.exists():
+    if not stands(place) and not place.publication_begun():
         _refuse_nothing(place)
         return None
     seconds: dict[str, float] = {}
     with StagingLock(place) as lock:
-        for text in (lock.note, recover(place)):
+        for text in (lock.note, recover(lock.staging)):
             if text:
                 report.note(text)
         if not stands(place):  # what was cut off was the publication
             _refuse_nothing(place)
             return None
-        ending = load(place)
+        ending = load(lock.staging)
         if published_plan(place) == ending.plan.identity:
-            forget(place)
+            forget(lock.staging)
             return None
-        refuse_content(place, overwrite=overwrite)
-        staging = StagingFolder(place)
+        lock.staging.refuse_content(overwrite=overwrite)
+        staging = StagingFolder(lock.staging)
         fragments = staging.finished(ending.plan, ending.plan.shards, read=False)
         _refuse_missing(ending.plan, set(fragments), place)
-        for leftover in (place.workrooms, *(e for e in place.shards.iterdir() if e.name not in fragments)):
-            remove(leftover)
+        lock.staging.root.remove(PARTS)
+        for leftover in set(staging.shards.names()) - set(fragments):
+            staging.shards.remove(leftover)
         done: Done = conclude(ending, staging, fragments, settings, report, seconds)
     seconds["total"] = time.monotonic() - began
     return FinishResult(target=str(place.target), **vars(published_of(ending.plan, ending.recipe, done, seconds)))

@@ -20,12 +20,8 @@ from deltaweights.health import SumFound, check_sum, judge_base, report_numbers
 from deltaweights.hub.files import AGAIN, Refetched
 from deltaweights.hub.transfer import Damaged
 from deltaweights.manifest.findings import Findings
-from deltaweights.manifest.manifest import (
-    MANIFEST,
-    Fragment,
-    Manifest,
-    parse_manifest,
-)
+from deltaweights.manifest.manifest import MANIFEST, Fragment
+from deltaweights.manifest.parsed import Manifest, parse_manifest
 from deltaweights.manifest.verify import verify
 from deltaweights.merge.device import check_device
 from deltaweights.merge.operation import VISION_TOWER
@@ -39,7 +35,8 @@ from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
 from deltaweights.running.child import check_in_child
 from deltaweights.staging.folder import StagingFolder
-from deltaweights.staging.place import Place, refuse_content
+from deltaweights.staging.opened import OpenStaging
+from deltaweights.staging.place import Place
 from deltaweights.staging.publish import forget, publish, recover
 from deltaweights.staging.read_back import read_back
 from deltaweights.streaming import stream_shards
@@ -137,16 +134,16 @@ def run(job: Prepared, settings: Settings, report: Report, began: float) -> Publ
     done = None if job.unpacking.holds_the_lock else _already_complete(job, settings)
     if done is None or job.place.root.exists():
         with job.unpacking.locked() as lock:
-            for text in (lock.note, recover(job.place)):
+            for text in (lock.note, recover(lock.staging)):
                 if text:
                     report.note(text)
             # The run that held the lock before us may have published this very plan.
             done = _already_complete(job, settings)
             if done is None:
-                refuse_content(job.place, overwrite=settings.overwrite)
-                done = _make(job, settings, report, seconds)
+                lock.staging.refuse_content(overwrite=settings.overwrite)
+                done = _make(job, lock.staging, settings, report, seconds)
             else:
-                forget(job.place)
+                forget(lock.staging)
     if done.status == ALREADY_COMPLETE:
         report.note(
             "what is there is the result of these inputs, as far as their headers and samples tell; remove it to make it anew"
@@ -202,13 +199,12 @@ def _already_complete(job: Prepared, settings: Settings) -> Done | None:
     return Done(ALREADY_COMPLETE, digest, sha256, manifest.findings, streamed=manifest.streamed)
 
 
-def _make(job: Prepared, settings: Settings, report: Report, seconds: dict[str, float]) -> Done:
+def _make(job: Prepared, opened: OpenStaging, settings: Settings, report: Report, seconds: dict[str, float]) -> Done:
     """Write what is missing into staging, and publish it."""
     began = time.monotonic()
     check_device(settings.device)
     seconds["load arithmetic"] = time.monotonic() - began
-    staging = StagingFolder(job.place)
-    fragments, discarded = staging.prepare(job.plan, marks_of(job.checkpoints))
+    staging, fragments, discarded = StagingFolder.prepare(opened, job.plan, marks_of(job.checkpoints))
     if discarded:
         report.note("staging held another plan (other inputs or options): it was discarded")
     if fragments:
@@ -238,7 +234,7 @@ def conclude(
     seconds: dict[str, float],
 ) -> Done:
     """Judge what was found, write what stands beside the weights, and publish. Raises what ``apply_delta`` raises."""
-    plan, place, records = ending.plan, staging.place, records_of(fragments)
+    plan, place, records = ending.plan, staging.staging.place, records_of(fragments)
     findings = findings_of(records, allowed=settings.allow_unproved_base and ending.stated)
     _judge(plan, findings, settings, report, stated=ending.stated)
     published_sum = check_sum(records.values(), ending.recipe, report)
@@ -247,11 +243,12 @@ def conclude(
         read_back(staging, fragments, workers_of(settings.workers), report)
         seconds["read back"] = time.monotonic() - began
     began = time.monotonic()
-    digest, manifest_sha256 = write_documents(ending, place.shards, fragments, findings)
+    digest, manifest_sha256 = write_documents(ending, staging.shards, fragments, findings)
     if settings.check:
         check_in_child(place.shards, place.target, report)
+        staging.staging.refuse_moved()  # the check went by the name
     staging.refuse_touched(fragments)
-    publish(place, plan.identity, overwrite=settings.overwrite)
+    publish(staging.staging, plan.identity, overwrite=settings.overwrite)
     seconds["publish"] = time.monotonic() - began
     return Done(plan.operation.value.status, digest, manifest_sha256, findings, published_sum, ending.streamed)
 
@@ -271,7 +268,7 @@ def _stream(
         fragments[fragment.file] = fragment
 
     missing = [shard for shard in job.plan.shards if shard.file not in fragments]
-    seconds["flush"] = stream_shards(job, missing, job.place.shards, keep, settings.resources, report)
+    seconds["flush"] = stream_shards(job, missing, staging.shards, keep, settings.resources, report)
 
 
 def _judge(plan: Plan, findings: Findings, settings: Settings, report: Report, *, stated: bool) -> None:

@@ -13,10 +13,15 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 
-from deltaweights.limits import MOST_NAMES, MOST_TENSORS, MOST_VALUE, Limit
+from deltaweights.limits import MOST_NAMES, MOST_STEPS, MOST_TENSORS, MOST_VALUE, Limit
 from deltaweights.text import STRICT, Json, printable
 
 SPACE = re.compile(r"[ \t\n\r]*")
+
+SPACES = frozenset({" ", "\t", "\n", "\r", ""})
+
+PLAIN_KEY = re.compile(r'[ \t\n\r]*"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*')
+"""A key without escapes, and the colon."""
 
 MOST_LEVELS = 100
 """Of nesting in what is skipped."""
@@ -35,6 +40,7 @@ class JsonReader:
         self._before = 0  # characters before ``_text``
         self._ended = False
         self._size = self._objects = self._lists = self._commas = 0
+        self._steps = 0
         self._names: dict[str, str] = {}
         self._kept = 0
         self._fill()
@@ -55,8 +61,7 @@ class JsonReader:
             seen.add(key)
             if len(seen) > most:
                 raise ValueError(f"more than {most:,} members in one object")
-            if self._sign() != ":":
-                raise self._unexpected("':' delimiter")
+            self._step()
             yield key
             if self._is_last("}"):
                 return
@@ -68,6 +73,7 @@ class JsonReader:
         if self._ends("]"):
             return
         for _ in range(most):
+            self._step()
             yield
             if self._is_last("]"):
                 return
@@ -110,7 +116,7 @@ class JsonReader:
         if sign not in {"{", "["}:
             self.value()
             return
-        for _ in self.members() if sign == "{" else self.items(self._limit.commas):
+        for _ in self.members() if sign == "{" else self.items():
             self.skip(levels - 1)
 
     def end(self) -> None:
@@ -120,10 +126,24 @@ class JsonReader:
             raise self._at_place("Extra data", self._at)
 
     def _key(self) -> str:
+        """Take a key and the colon behind it."""
+        self._look_ahead()
+        plain = PLAIN_KEY.match(self._text, self._at)
+        if plain is not None and plain.end() - self._at <= MOST_VALUE:
+            self._at = plain.end()
+            return self.kept(plain.group(1))
         self._skip_space()
         if self._text[self._at : self._at + 1] != '"':
             raise self._unexpected("property name enclosed in double quotes")
-        return self.kept(self.value())
+        key = self.kept(self.value())
+        if self._sign() != ":":
+            raise self._unexpected("':' delimiter")
+        return key
+
+    def _step(self) -> None:
+        self._steps += 1
+        if self._steps > MOST_STEPS:
+            raise ValueError(f"more than {MOST_STEPS:,} members and items")
 
     def _sign(self) -> str:
         """Return the character that comes next, and pass it; nothing at the end."""
@@ -149,12 +169,17 @@ class JsonReader:
     def _skip_space(self) -> None:
         """Come to what is no space, with as much text at hand as one value may have."""
         while True:
-            if len(self._text) - self._at <= MOST_VALUE and not self._ended:
-                self._fill()
+            self._look_ahead()
+            if self._text[self._at : self._at + 1] not in SPACES:
+                return
             found = SPACE.match(self._text, self._at)
             self._at = found.end() if found else self._at
-            if self._ended or len(self._text) - self._at > MOST_VALUE:
+            if self._at == len(self._text) and self._ended:
                 return
+
+    def _look_ahead(self) -> None:
+        if len(self._text) - self._at <= MOST_VALUE and not self._ended:
+            self._fill()
 
     def _fill(self) -> None:
         """Take chunks until there is more text at hand than one value may have."""

@@ -51,14 +51,17 @@ BUNDLE = Limit(16 * MEBIBYTE, 1_000, 4_000, 10_000)
 ENDING = Limit(384 * MEBIBYTE, 800_000, 800_000, 6_000_000)
 """Of what a part leaves in staging about 100,000 tensors; it is our own, and holds more of each than a manifest does."""
 
+JOURNAL = Limit(64 * MEBIBYTE, 110_000, 440_000, 1_100_000)
+"""Of a publication in several steps: the files of two folders."""
+
 MOST_SUMS = 64 * MEBIBYTE
 """Bytes of SHA256SUMS."""
 
-MOST_PLAN = 256 * MEBIBYTE
-"""Bytes of a plan in staging, of which only the beginning is read."""
-
 MOST_VALUE = 128 * 1024
 """Characters of what a manifest says of one tensor: enough for a name of 4,096 characters, however it is escaped."""
+
+MOST_STEPS = 1_500_000
+"""Members and items of a manifest that are read one by one: more than 100,000 tensors have, whatever was found in them."""
 
 MOST_NAMES = 200 * MEBIBYTE
 """Of memory, for all different names in a manifest."""

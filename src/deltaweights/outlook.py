@@ -13,8 +13,8 @@ from deltaweights.merge.plan import Plan, fates
 from deltaweights.prepare import Prepared
 from deltaweights.report import Report
 from deltaweights.sizes import human_bytes
-from deltaweights.staging.disk import free_bytes
 from deltaweights.text import Json, counted
+from deltaweights.util.disk import free_bytes
 
 SLACK = 16 * 1024 * 1024
 """Bytes kept free beyond the shards: folders, fragments, companions, the manifest."""

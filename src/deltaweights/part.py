@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 from deltaweights.ending import ending_of, stands, store
 from deltaweights.errors import InputOutputError, UsageError
@@ -26,11 +25,10 @@ from deltaweights.outlook import check_space, say
 from deltaweights.prepare import Prepared
 from deltaweights.provenance import is_streamed
 from deltaweights.report import Report
-from deltaweights.staging.disk import make_folder, remove
 from deltaweights.staging.folder import StagingFolder
 from deltaweights.staging.lock import PATIENCE, StagingLock
-from deltaweights.staging.place import Place, refuse_content
-from deltaweights.staging.publish import is_cut_off, recover
+from deltaweights.staging.opened import PARTS
+from deltaweights.staging.publish import recover
 from deltaweights.streaming import stream_shards
 
 PUBLISHED = "already complete"
@@ -87,24 +85,23 @@ def run_part(job: Prepared, part: Part, settings: Settings, report: Report, bega
         return _result(job, part, mine, [], PUBLISHED, len(job.plan.shards), began)
     _wait_for_inputs(job)
     check_device(settings.device)
-    if is_cut_off(job.place):
+    if job.place.publication_begun():
         # Alone: two that go on with one publication would undo each other's steps.
-        with StagingLock(job.place, patience=PATIENCE):
-            _note(recover(job.place), report)
+        with StagingLock(job.place, patience=PATIENCE) as lock:
+            _note(recover(lock.staging), report)
     with StagingLock(job.place, shared=True, patience=PATIENCE) as lock:
         _note(lock.note, report)
         if published_plan(job.place) == job.plan.identity:  # while this part prepared
             return _result(job, part, mine, [], PUBLISHED, len(job.plan.shards), began)
-        refuse_content(job.place, overwrite=settings.overwrite)
-        staging = StagingFolder(job.place)
-        fragments = staging.join(job.plan, mine)
+        lock.staging.refuse_content(overwrite=settings.overwrite)
+        staging, fragments = StagingFolder.join(lock.staging, job.plan, mine)
         for done in fragments.values():
             report.shard_reused(done.file, done.record.size, done.record.sha256)
         if not stands(job.place):
-            store(ending_of(job), job.place)
+            store(ending_of(job), lock.staging)
         missing = [shard for shard in mine if shard.file not in fragments]
         check_space(job, {shard.file for shard in job.plan.shards if shard not in missing})
-        made = _make(job, missing, staging, settings, report)
+        made = _make(job, missing, staging, settings, report) if missing else []
         found = staging.finished(job.plan, job.plan.shards, read=False)
         report.note(f"part {part}: {len(mine)} shards are finished, {len(found)} of {len(job.plan.shards)} of the plan")
         return _result(job, part, mine, made, "finished", len(found), began)
@@ -133,27 +130,19 @@ def _make(
     made: list[str] = []
 
     def keep(fragment: Fragment) -> None:
-        staging.keep_from(room, fragment)
+        staging.keep_from(folder, fragment)
         made.append(fragment.file)
 
-    if missing:
-        with _workroom(job.place) as room:
-            stream_shards(job, missing, room, keep, settings.resources, report)
+    own = secrets.token_hex(8)  # a folder that no other part has, on this machine or another
+    with staging.staging.folder(PARTS, own) as folder:
+        try:
+            stream_shards(job, missing, folder, keep, settings.resources, report)
             for checkpoint in job.checkpoints.values():
                 checkpoint.check_unchanged()
+        finally:
+            with contextlib.suppress(InputOutputError), staging.staging.folder(PARTS) as parts:
+                parts.remove(own)
     return sorted(made)
-
-
-@contextmanager
-def _workroom(place: Place) -> Iterator[Path]:
-    """Yield a folder that nobody else has, on this machine or another, and remove it."""
-    room = place.workrooms / secrets.token_hex(8)
-    make_folder(room)
-    try:
-        yield room
-    finally:
-        with contextlib.suppress(InputOutputError):
-            remove(room)
 
 
 def _result(

@@ -40,7 +40,8 @@ from deltaweights.pair import Pair, compute_dtype_of, open_pair
 from deltaweights.provenance import refuse_unverified
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
-from deltaweights.staging.place import Place, locate, refuse_foreign, refuse_inputs
+from deltaweights.staging.contents import refuse_foreign
+from deltaweights.staging.place import Place, locate, refuse_inputs
 from deltaweights.staging.unpacking import Unpacking
 from deltaweights.wanted import USUAL, Wanted
 from deltaweights.work import workers_of

@@ -7,7 +7,6 @@ that the checksums of their file contradict.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from deltaweights.checkpoint.checksums import prove
 from deltaweights.manifest.manifest import Fragment
@@ -16,12 +15,13 @@ from deltaweights.merge.plan import Shard
 from deltaweights.merge.stream import Resources, Stream
 from deltaweights.prepare import Prepared
 from deltaweights.report import Report
+from deltaweights.util.open_folder import OpenFolder
 
 
 def stream_shards(
     job: Prepared,
     missing: Sequence[Shard],
-    folder: Path,
+    folder: OpenFolder,
     keep: Callable[[Fragment], None],
     resources: Resources,
     report: Report,

@@ -23,8 +23,8 @@ WRITES = frozenset({"write", "pwrite64", "pwritev", "pwritev2"})
 READS = frozenset({"read", "pread64", "preadv", "preadv2", "getdents64"})
 OTHERS = frozenset(
     {
-        "fsync", "fdatasync", "rename", "renameat2", "link", "unlink", "unlinkat", "rmdir", "mkdir", "fallocate", "ftruncate",
-        "flock", "fchmod",
+        "fsync", "fdatasync", "rename", "renameat", "renameat2", "link", "linkat", "unlink", "unlinkat", "rmdir", "mkdir",
+        "mkdirat", "fallocate", "ftruncate", "flock", "fchmod",
     }
 )  # fmt: skip
 CALLS = OPENS | WRITES | READS | OTHERS
@@ -39,7 +39,8 @@ NO_EXCHANGE = "FAULTS_NO_EXCHANGE"
 class Call:
     """The ``nth`` time that a thread makes this call on ``path``; ``wanted`` are the bytes that it asks for, if any.
 
-    ``changes`` says that it may change what is on the disk.
+    ``changes`` says that it may change what is on the disk. ``named`` is how the call names the path: in full, or relative to a
+    folder that is open.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Call:
     nth: int
     wanted: int
     changes: bool
+    named: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} {self.path} #{self.nth}"
@@ -88,15 +90,17 @@ def calls_in(log: str, roots: Sequence[Path]) -> Iterator[Call]:
         if found is None or found[2] not in CALLS:
             continue
         thread, name, rest = found.groups()
-        paths = re.findall(r"^\d+<([^>]*)>", rest) or re.findall(r'"([^"]*)"', rest)[:2]
-        below = [path for path in paths if any(path == str(root) or path.startswith(f"{root}/") for root in roots)]
-        for path in set(below):
-            seen[thread, name, path] += 1
-        if below:
+        folders, names = re.findall(r"(?:^|, )\d+<([^>]*)>", rest), re.findall(r'"([^"]*)"', rest)[:2]
+        names = [] if name in WRITES | READS else names
+        for each in {*folders, *names}:
+            seen[thread, name, each] += 1
+        # Of a rename strace's -P knows the first path alone, and of a name in an open folder the name alone.
+        named = (names or folders or [""])[0]
+        path = f"{folders[0]}/{named}" if names and folders and not named.startswith("/") else named
+        if any(path == str(root) or path.startswith(f"{root}/") for root in roots):
             wanted = re.search(r", (\d+)(?:, \d+)?\) += ", rest)
             changes = name not in READS | OPENS or "O_CREAT" in rest
-            # Of a rename strace's -P knows the first path alone.
-            yield Call(name, below[0], seen[thread, name, below[0]], int(wanted[1]) if wanted else 0, changes)
+            yield Call(name, path, seen[thread, name, named], int(wanted[1]) if wanted else 0, changes, named)
 
 
 def faults_of(call: Call) -> list[str]:
@@ -114,7 +118,7 @@ def faults_of(call: Call) -> list[str]:
         return ["error=ENOLCK", "error=ENOSYS", "error=EINTR", KILL]
     if call.name == "fallocate":
         return ["error=ENOSPC", "error=EOPNOTSUPP", "error=EINTR", KILL]
-    if call.name == "renameat2":
+    if call.name == "renameat2":  # that exchanges
         return ["error=EIO", "error=EINVAL", KILL]
     return ["error=EIO", "error=ENOSPC", KILL]
 
@@ -137,7 +141,7 @@ def injected(
     call: Call, fault: str, arguments: Sequence[str | Path], cwd: Path, log: Path, *, exchange: bool = True
 ) -> Injected:
     """Run the command, and have ``fault`` happen to ``call``; strace's ``log`` says whether it did."""
-    tracing = ["strace", "-f", "-qq", "-o", str(log), "-P", call.path, "-e", f"trace={call.name}"]
+    tracing = ["strace", "-f", "-qq", "-o", str(log), "-P", call.named or call.path, "-e", f"trace={call.name}"]
     done = _run(
         [*tracing, "-e", f"inject={call.name}:{fault}:when={call.nth}", *command(arguments)], cwd, exchange=exchange
     )

@@ -95,7 +95,7 @@ def an_old_model(inputs: Path, place: Path) -> None:
 def finished_shards(inputs: Path, place: Path) -> None:
     """Leave what a run leaves that is killed when it has finished all shards."""
     run = Run(SCENARIOS[0], inputs, place)
-    notice = Call("openat", str(place / ".out.deltaweights" / "shards" / "DELTAWEIGHTS_NOTICE.txt"), 1, 0, True)
+    notice = Call("openat", "shards/DELTAWEIGHTS_NOTICE.txt", 1, 0, True, "DELTAWEIGHTS_NOTICE.txt")
     assert injected(notice, KILL, run.arguments, run.cwd, place.parent / f"{place.name}.strace").met
     assert not run.target.exists()
     assert list((place / ".out.deltaweights" / "fragments").iterdir())
@@ -139,7 +139,7 @@ def fault(run: Run, call: Call, what: str, expected: Files, old: Files) -> str |
     """Have ``what`` happen to ``call``; return what was not as it should be, None if all was."""
     run.place.mkdir(parents=True)
     run.scenario.prepare(run.inputs, run.place)
-    here = replace(call, path=call.path.replace("{place}", str(run.place)).replace("{inputs}", str(run.inputs)))
+    here = _moved(call, {"{place}": str(run.place), "{inputs}": str(run.inputs)})
     # A lie in the middle of a file shows only to whoever reads the file.
     arguments = [*run.arguments, *(["--read-back"] if is_lie(what) else [])]
     log = run.place.parent / f"{run.place.name}.strace"
@@ -158,6 +158,14 @@ def fault(run: Run, call: Call, what: str, expected: Files, old: Files) -> str |
     if wrong is None:
         shutil.rmtree(run.place)
     return wrong
+
+
+def _moved(call: Call, places: dict[str, str]) -> Call:
+    """Return the same call in other places."""
+    path, named = call.path, call.named
+    for old, new in places.items():
+        path, named = path.replace(old, new), named.replace(old, new)
+    return replace(call, path=path, named=named)
 
 
 def _wrong_end(done: Injected, what: str) -> str | None:
@@ -223,7 +231,7 @@ def sweep(
     old = files_of(recording.target) if recording.target.is_dir() else {}
     roots = [recording.place, inputs]
     calls = [
-        replace(call, path=call.path.replace(str(recording.place), "{place}").replace(str(inputs), "{inputs}"))
+        _moved(call, {str(recording.place): "{place}", str(inputs): "{inputs}"})
         for call in recorded(recording.arguments, recording.cwd, roots, work / "log", exchange=scenario.exchange)
     ]
     expected = files_of(recording.target)

@@ -38,7 +38,8 @@ from deltaweights.export.sentencepiece import merges_of, read_model
 from deltaweights.export.tokenizer_files import read_files
 from deltaweights.hub.access import Access
 from deltaweights.hub.ids import HubId, hub_id
-from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord, parse_manifest
+from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord
+from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.manifest.tally import Tally
 from deltaweights.recipes.document import read_document
 from deltaweights.recipes.recipe import parse_recipe
@@ -46,10 +47,12 @@ from deltaweights.recipes.table import Table
 from deltaweights.report import Report
 from deltaweights.signing.bundle import Bundle, pae, parse_bundle
 from deltaweights.signing.statement import parse_statement, statement_bytes
+from deltaweights.staging.journal import read_journal
 from deltaweights.staging.place import locate
-from deltaweights.staging.publish import _read_journal
 from deltaweights.text import strict_json
+from deltaweights.util.open_folder import OpenFolder
 from tests.pairs import base_tensors, delta_tensors, save
+from tests.staged import make_staging, under_lock
 from tests.test_archive import DEFLATED, STORED, zipped
 from tests.test_torch_file import GOOD, GOOD_FILES, GOOD_STATES, parts_of, saved
 from tests.test_torch_legacy import saved as saved_legacy
@@ -125,7 +128,7 @@ def read_archive(data: bytes) -> None:
     into.mkdir(exist_ok=True)
     for left in into.iterdir():
         left.unlink()
-    with closing(open_archive(path, lambda: into, Report())) as directory:
+    with closing(open_archive(path, lambda: OpenFolder.at(into), Report())) as directory:
         for name in directory.names():
             directory.read(name, 2**20)
     assert set(scratch().iterdir()) <= {path, into, scratch() / "staged"}, "written outside of the place to unpack into"
@@ -200,17 +203,15 @@ def read_a_tokenizer(data: bytes) -> None:
 
 def read_an_ending(data: bytes) -> None:
     place = locate(scratch() / "staged" / "out")
-    place.root.mkdir(parents=True, exist_ok=True)
-    place.ending.write_bytes(data)
-    ending.load(place)
+    make_staging(place).ending.write_bytes(data)
+    under_lock(place, ending.load)
 
 
 def read_a_journal(data: bytes) -> None:
     place = locate(scratch() / "staged" / "out")
-    place.root.mkdir(parents=True, exist_ok=True)
-    place.plan.write_text('{"identity": "plan1:test"}')
+    make_staging(place).plan.write_text('{"identity": "plan1:test"}')
     place.journal.write_bytes(data)
-    _read_journal(place)
+    under_lock(place, read_journal)
 
 
 @dataclass(frozen=True)
@@ -334,7 +335,10 @@ def of_answers() -> list[bytes]:
 
 
 def of_journals() -> list[bytes]:
-    return as_json({"plan": "plan1:test", "remove": ["old.bin"], "move": ["a.safetensors", "manifest.json"]})
+    marks = {name: [7, 9, 1_700_000_000_000_000_000] for name in ("config.json", "model.safetensors")}
+    return [
+        data for old in ({}, marks) for data in as_json({"version": 2, "plan": "plan1:test", "new": marks, "old": old})
+    ]
 
 
 def of_statements() -> list[bytes]:

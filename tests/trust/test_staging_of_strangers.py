@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,14 +13,17 @@ import pytest
 
 from deltaweights.apply import apply_delta, apply_part
 from deltaweights.convert import convert_checkpoint
-from deltaweights.errors import MalformedInput
+from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
 from deltaweights.finish import finish_parts
 from deltaweights.manifest.manifest import Fragment
+from deltaweights.manifest.verify import verify
+from deltaweights.report import Report
 from deltaweights.staging.clean import clean
 from deltaweights.staging.place import Place, locate
 from deltaweights.text import readable_json, strict_json
 from tests.meta import save_meta
 from tests.pairs import base_tensors
+from tests.staged import beside, make_staging, stage_result, within, write_journal
 from tests.test_concurrency import pair
 from tests.test_inputs import DEFLATED
 from tests.test_naming import archive_of
@@ -39,56 +44,290 @@ def precious(tmp_path: Path) -> Path:
     return folder
 
 
-def plant(place: Place, name: str, precious: Path) -> None:
-    """Put a link into staging, and what makes a run look at it."""
-    place.root.mkdir()
-    (place.root / name).symlink_to(precious)
-    if name == "shards":
-        place.plan.write_text('{"identity": "x"}')
-        place.journal.write_text(json.dumps({"plan": "x", "remove": [], "move": ["id_rsa"]}))
+def plant(place: Place, files: dict[str, str], *, mode: int = 0o700, sealed: bool = False) -> None:
+    """Put a staging folder there that this program did not make; with ``sealed``, one that it would take for its own."""
+    place.root.mkdir(mode=mode, parents=True)
+    place.root.chmod(mode)
+    for name, text in files.items():
+        path = place.root / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    if sealed:
+        make_staging(place)
 
+
+JOURNALS: dict[str, object] = {
+    "of the first version": {"plan": "plan1:a", "remove": ["thesis", "tax.pdf"], "move": ["run.py"]},
+    "of today": {"version": 2, "plan": "plan1:a", "new": {"run.py": [1, 2, 3]}, "old": {"tax.pdf": [1, 2, 3]}},
+}
 
 RUNS: dict[str, Callable[[Pair, Path], object]] = {
     "apply": lambda pair, target: apply_delta(*pair, target),
+    "apply-overwrite": lambda pair, target: apply_delta(*pair, target, overwrite=True),
     "part": lambda pair, target: apply_part(*pair, target, part="1/2"),
+    "finish": lambda _, target: finish_parts(target),
     "clean": lambda _, target: clean(target),
 }
 
 
+@pytest.fixture(params=["beside", "inside"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Make a folder of the user's as the target, and return its place with staging beside it and inside it."""
+    target = tmp_path / "out"
+    (target / "thesis").mkdir(parents=True)
+    (target / "thesis" / "chapter.tex").write_text("years")
+    (target / "tax.pdf").write_text("due")
+    return beside(target) if request.param == "beside" else within(target)
+
+
+def tree_of(folder: Path) -> dict[str, bytes]:
+    """Return all files below a folder but those in staging."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and ".deltaweights" not in str(path)]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+@pytest.mark.trust
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-@pytest.mark.parametrize("name", ["shards", "fragments", "replaced", "companions", "unpacked", "parts", "plan.json"])
-def test_links_in_staging(
-    pair: Pair, tmp_path: Path, precious: Path, name: str, run: Callable[[Pair, Path], object]
+@pytest.mark.parametrize("journal", JOURNALS.values(), ids=JOURNALS)
+@pytest.mark.parametrize("mode", [0o700, 0o755])
+def test_row78_planted_staging_removes_and_publishes_nothing(
+    pair: Pair, place: Place, mode: int, journal: object, run: Callable[[Pair, Path], object]
 ) -> None:
-    """A link in staging ends every run with 3, and nothing happens to what it leads to."""
+    """A staging folder that came with a download, its journal and its script: every command ends with 3, or 7 as without it."""
+    files = {"plan.json": '{"identity": "plan1:a"}', "publishing.json": json.dumps(journal), "shards/run.py": "evil"}
+    plant(place, files, mode=mode)
+    before = tree_of(place.target)
+    with pytest.raises((MalformedInput, TargetBusy)) as caught:
+        run(pair, place.target)
+    assert tree_of(place.target) == before
+    if isinstance(caught.value, MalformedInput):
+        assert "staging is not ours" in str(caught.value)
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("run", [RUNS["apply"], RUNS["part"], RUNS["clean"]], ids=["apply", "part", "clean"])
+@pytest.mark.parametrize("remove", ["tax.pdf", "thesis", "../tax.pdf", "run.py"])
+def test_row78_journals_name_files_of_results_alone(
+    pair: Pair, place: Place, remove: str, run: Callable[[Pair, Path], object]
+) -> None:
+    """A journal in staging that looks like ours removes and moves nothing but files of a result."""
+    found = place.target / remove
+    mark = [found.stat().st_ino, found.stat().st_size, found.stat().st_mtime_ns] if found.exists() else [1, 2, 3]
+    journal = {"version": 2, "plan": "plan1:a", "new": {}, "old": {remove: mark}}
+    files = {"plan.json": '{"identity": "plan1:a"}', "publishing.json": json.dumps(journal), "shards/run.py": "evil"}
+    plant(place, files, sealed=True)
+    before = tree_of(place.target)
+    with pytest.raises((MalformedInput, TargetBusy)):
+        run(pair, place.target)
+    assert tree_of(place.target) == before
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("fault", ["marks", "unfinished", "a folder", "another plan"])
+def test_row78_what_a_journal_names_must_be_as_it_says(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Files that were put in a target after its publication began stay, and shards that are not finished are not published."""
+    result = Path(apply_delta(*pair, tmp_path / "result").target)
+    target = tmp_path / "out"
+    target.mkdir()
+    monkeypatch.chdir(target)
+    place = within(target)
+    mine = target / "config.json"
+    mine.write_text("old")
+    plan = stage_result(place, result)
+    write_journal(place, plan)
+    if fault == "marks":
+        mine.unlink()
+        mine.write_text("mine, and new")
+    elif fault == "a folder":
+        mine.unlink()
+        (mine / "thesis").mkdir(parents=True)
+    elif fault == "unfinished":
+        (place.shards / "tokenizer_config.json").write_text("{}")
+    else:
+        write_journal(place, "plan1:a")
+    before = tree_of(target)
+    for run in (RUNS["apply"], RUNS["clean"]):
+        with pytest.raises((MalformedInput, TargetBusy)):
+            run(pair, target)
+        assert tree_of(target) == before
+        assert mine.exists()
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("run", [RUNS["apply"], RUNS["part"], RUNS["clean"]], ids=["apply", "part", "clean"])
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize(
+    "name", ["shards", "fragments", "replaced", "companions", "unpacked", "parts", "plan.json", "lock", "staging.json"]
+)
+def test_row79_links_in_staging(
+    pair: Pair, tmp_path: Path, precious: Path, name: str, run: Callable[[Pair, Path], object], *, sealed: bool
+) -> None:
+    """A link in staging ends every run with 3 or 5, and nothing happens to what it leads to."""
     before, target = files_of(precious), tmp_path / "out"
-    plant(locate(target), name, precious)
-    with pytest.raises(MalformedInput, match="staging is not ours: found links in it; delete it"):
+    place = locate(target)
+    plant(place, {"plan.json": '{"identity": "x"}'}, sealed=sealed)
+    (place.root / name).unlink(missing_ok=True)
+    (place.root / name).symlink_to(precious)
+    with pytest.raises((MalformedInput, InputOutputError)):
         run(pair, target)
     assert files_of(precious) == before
     assert not os.path.lexists(target)
 
 
-@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_staging_that_is_a_link(
+@pytest.mark.trust
+@pytest.mark.parametrize("run", [RUNS["apply"], RUNS["part"], RUNS["clean"]], ids=["apply", "part", "clean"])
+def test_row79_staging_that_is_a_link(
     pair: Pair, tmp_path: Path, precious: Path, run: Callable[[Pair, Path], object]
 ) -> None:
     """So does staging itself."""
     before, target = files_of(precious), tmp_path / "out"
+    precious.chmod(0o700)
     locate(target).root.symlink_to(precious)
-    with pytest.raises(MalformedInput, match="staging is not ours: found links in it; delete it"):
+    with pytest.raises(MalformedInput, match="staging is not ours"):
         run(pair, target)
     assert files_of(precious) == before
+
+
+# Other users.
+
+AS_ROOT = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="a second user needs root and setpriv"
+)
+
+
+@pytest.fixture
+def common(tmp_path: Path) -> Path:
+    """Make a folder that everybody may write, as /tmp is, and that another user can reach."""
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == 0 and str(folder) != "/":
+            folder.chmod(folder.stat().st_mode | 0o011)
+    folder = tmp_path / "common"
+    folder.mkdir()
+    folder.chmod(0o777)
+    return folder
+
+
+def as_nobody(*command: str | Path) -> None:
+    """Run a command as another user."""
+    change = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    subprocess.run([*change, *map(str, command)], check=True, timeout=60)
+
+
+@AS_ROOT
+@pytest.mark.trust
+@pytest.mark.parametrize("run", [RUNS["apply"], RUNS["part"], RUNS["clean"]], ids=["apply", "part", "clean"])
+@pytest.mark.parametrize("mode", ["700", "777"])
+def test_row79_staging_of_another_user(
+    pair: Pair, common: Path, mode: str, run: Callable[[Pair, Path], object]
+) -> None:
+    """A staging folder of another user is not used, whatever its permissions, and stays as it is."""
+    place = locate(common / "out")
+    as_nobody("mkdir", "-m", mode, place.root)
+    with pytest.raises(MalformedInput, match="staging is not ours: found a folder of user 65534"):
+        run(pair, place.target)
+    assert list(place.root.iterdir()) == []
+    assert not place.target.exists()
+
+
+class When(Report):
+    """Does something once, when the stream has made so many bytes, or has ended."""
+
+    def __init__(self, do: Callable[[], object], *, at_end: bool) -> None:
+        self._do, self._at_end, self._done = do, at_end, False
+
+    def progress(self, done: int) -> None:
+        """Do it on the way."""
+        if not self._at_end:
+            self._once()
+
+    def end(self) -> None:
+        """Do it at the end."""
+        self._once()
+
+    def _once(self) -> None:
+        if not self._done:
+            self._done = True
+            self._do()
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_row79_staging_that_is_swapped_for_a_link(
+    pair: Pair, common: Path, precious: Path, *, at_end: bool, overwrite: bool
+) -> None:
+    """Who may rename in the parent swaps staging for a link while a run works: it goes on in the folder that it opened."""
+    place = locate(common / "out")
+    if overwrite:
+        apply_delta(*pair, place.target, dtype="float32")
+    (precious / "shards").mkdir()
+    (precious / "shards" / "model.safetensors").write_text("of another model")
+    before = tree_of(precious)
+
+    def swap() -> None:
+        place.root.rename(common / "aside")
+        place.root.symlink_to(precious)
+
+    result = apply_delta(*pair, place.target, overwrite=overwrite, report=When(swap, at_end=at_end))
+    assert tree_of(precious) == before
+    assert not place.target.is_symlink()
+    assert verify(place.target, expect=result.content_digest).ok
+
+
+@pytest.mark.trust
+def test_row79_staging_that_is_swapped_for_a_folder(pair: Pair, common: Path, precious: Path) -> None:
+    """Swapped for a folder of the swapper's own, its files are not published."""
+    place = locate(common / "out")
+
+    def swap() -> None:
+        place.root.rename(common / "aside")
+        shutil.copytree(precious, place.root / "shards")
+
+    apply_delta(*pair, place.target, report=When(swap, at_end=True))
+    assert not (place.target / "id_rsa").exists()
+    assert verify(place.target).ok
+
+
+@pytest.mark.trust
+def test_row79_a_second_name_of_a_file_elsewhere(pair: Pair, tmp_path: Path, precious: Path) -> None:
+    """What lies in staging under a name that is written is replaced, not written to: it may have a second name elsewhere."""
+    place = locate(tmp_path / "out")
+    plant(place, {}, sealed=True)
+    for name in ("shards/config.json", "shards/model.safetensors", "plan.json", "fragments/model.safetensors.json"):
+        (place.root / name).parent.mkdir(exist_ok=True)
+        (place.root / name).hardlink_to(precious / "id_rsa")
+    before = files_of(precious)
+    apply_delta(*pair, place.target)
+    assert files_of(precious) == before
+    assert verify(place.target).ok
+
+
+@pytest.mark.trust
+def test_row78_a_folder_with_the_name_of_a_file_is_not_overwritten(pair: Pair, tmp_path: Path) -> None:
+    """With --overwrite, what a folder holds that has the name of a file of a model is not taken for a part of that model."""
+    target = Path(apply_delta(*pair, tmp_path / "out", dtype="float32").target)
+    for name in ("LICENSE", "config.json", ".cache"):
+        (target / name).unlink() if (target / name).exists() else None
+        (target / name).mkdir()
+        (target / name / "thesis.tex").write_text("years")
+        with pytest.raises(TargetBusy, match=f"not a checkpoint: found {name}"):
+            apply_delta(*pair, target, overwrite=True)
+        assert (target / name / "thesis.tex").read_text() == "years"
+        shutil.rmtree(target / name)
+    (target / ".cache" / "huggingface").mkdir(parents=True)
+    assert apply_delta(*pair, target, overwrite=True).status == "merged"
 
 
 def test_a_link_where_archives_are_unpacked(pair: Pair, tmp_path: Path, precious: Path) -> None:
     """What comes in an archive is not unpacked elsewhere."""
     archive = archive_of(pair[1], DEFLATED)
-    place = locate(tmp_path / "out")
-    place.unpacked.mkdir(parents=True)
+    place = make_staging(locate(tmp_path / "out"))
+    place.unpacked.mkdir()
     (place.unpacked / "delta").symlink_to(precious)
     before = files_of(precious)
-    with pytest.raises(MalformedInput, match="staging is not ours: found a link"):
+    with pytest.raises(MalformedInput, match="not a folder: found a link"):
         apply_delta(pair[0], archive, place.target)
     assert files_of(precious) == before
 
@@ -101,7 +340,7 @@ def test_links_among_what_a_part_left(pair: Pair, tmp_path: Path, precious: Path
     config = place.companions / "config.json"
     config.unlink()
     config.symlink_to(precious / "id_rsa")
-    with pytest.raises(MalformedInput, match="staging is not ours"):
+    with pytest.raises(InputOutputError, match=r"config\.json: cannot read"):
         finish_parts(place.target)
     assert not place.target.exists()
 
@@ -109,8 +348,8 @@ def test_links_among_what_a_part_left(pair: Pair, tmp_path: Path, precious: Path
 @pytest.mark.parametrize("where", ["plan.json", "fragments/model.safetensors.json"])
 def test_a_fifo_in_staging(pair: Pair, tmp_path: Path, where: str) -> None:
     """A FIFO in place of a document of ours is no document of ours, and is not waited for."""
-    place = locate(tmp_path / "out")
-    place.fragments.mkdir(parents=True)
+    place = make_staging(locate(tmp_path / "out"))
+    place.fragments.mkdir()
     if where != "plan.json":
         place.plan.write_text("{}")
     os.mkfifo(place.root / where)

@@ -27,6 +27,7 @@ from deltaweights.checkpoint.sniff import LEGACY_TORCH, what_is_it, what_stands_
 from deltaweights.checkpoint.tensors import LazyTensor, name_fault
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.report import Report
+from deltaweights.util.open_folder import OpenFolder
 
 TORCH_HEADS = (b"PK\3\4", LEGACY_TORCH)
 """How files that torch writes begin."""
@@ -80,8 +81,8 @@ class Unpacker(Protocol):
     def copies(self) -> int:
         """1, or 2 where the result comes to lie on the same disk."""
 
-    def folder(self, role: str) -> Path:
-        """Return the folder for the checkpoint of that role, new or with what an earlier run left in it."""
+    def folder(self, role: str) -> OpenFolder:
+        """Open the folder for the checkpoint of that role, new or with what an earlier run left in it."""
 
 
 def open_checkpoint(

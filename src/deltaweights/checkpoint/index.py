@@ -13,9 +13,9 @@ from pathlib import Path
 
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.documents import json_object
-from deltaweights.checkpoint.tensors import MAX_TENSORS, LazyTensor, name_fault
+from deltaweights.checkpoint.tensors import LazyTensor, name_fault
 from deltaweights.errors import MalformedInput
-from deltaweights.limits import INDEX
+from deltaweights.limits import INDEX, MOST_TENSORS
 from deltaweights.text import natural_key
 
 _AGAIN = "the index is damaged or was tampered with: fetch it again"
@@ -78,8 +78,8 @@ def read_index(directory: Directory, name: str) -> Index:
     weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MalformedInput("index has no weight_map", where=path, remedy=_AGAIN)
-    if len(weight_map) > MAX_TENSORS:
-        expected = f"at most {MAX_TENSORS}"
+    if len(weight_map) > MOST_TENSORS:
+        expected = f"at most {MOST_TENSORS}"
         raise MalformedInput("too many tensors", where=path, found=len(weight_map), expected=expected, remedy=_AGAIN)
     for tensor, shard in weight_map.items():
         fault = name_fault(tensor)

@@ -20,7 +20,6 @@ from deltaweights.checkpoint.sniff import what_is_it
 from deltaweights.checkpoint.tensors import (
     ITEM_SIZES,
     MAX_BYTES,
-    MAX_TENSORS,
     LazyTensor,
     Storage,
     TensorSpec,
@@ -28,7 +27,7 @@ from deltaweights.checkpoint.tensors import (
     row_major,
 )
 from deltaweights.errors import MalformedInput
-from deltaweights.limits import HEADER
+from deltaweights.limits import HEADER, MOST_TENSORS
 from deltaweights.text import Json, strict_json
 
 MAX_AXES = 64
@@ -84,8 +83,8 @@ def _tensors(file: InputFile, header: bytes, data_start: int) -> dict[str, LazyT
     metadata = document.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(map(_is_text, (*metadata.keys(), *metadata.values()))):
         _refuse(file, "__metadata__ is not a map from strings to strings")
-    if len(document) > MAX_TENSORS:
-        _refuse(file, "too many tensors", len(document), f"at most {MAX_TENSORS}")
+    if len(document) > MOST_TENSORS:
+        _refuse(file, "too many tensors", len(document), f"at most {MOST_TENSORS}")
     entries = [_entry(file, name, fields) for name, fields in document.items()]
     _check_tiling(file, entries, file.size - data_start)
     name = file.path.name

@@ -13,7 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from deltaweights.limits import MOST_TENSORS as MAX_TENSORS
 from deltaweights.text import printable
 
 ITEM_SIZES: dict[str, int] = {

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import click
 
+from deltaweights import limits
 from deltaweights.checkpoint.files import read_small
 from deltaweights.cli.options import json_option, quiet_option
 from deltaweights.cli.terminal import TerminalReport
-from deltaweights import limits
 from deltaweights.errors import DeltaweightsError, TargetBusy
 from deltaweights.manifest.listing import Listing, list_checkpoint
-from deltaweights.manifest.manifest import LISTING, parse_manifest
+from deltaweights.manifest.parsed import LISTING, parse_manifest
 from deltaweights.sizes import human_bytes
-from deltaweights.staging.disk import replace_file
 from deltaweights.text import counted, printable
+from deltaweights.util.open_folder import replace_file
 
 
 @click.command("manifest")

@@ -19,8 +19,8 @@ from deltaweights.manifest.problems import VerifyReport
 from deltaweights.manifest.signed import Signed
 from deltaweights.manifest.verify import verify
 from deltaweights.sizes import human_bytes
-from deltaweights.staging.disk import replace_file
 from deltaweights.text import counted, printable
+from deltaweights.util.open_folder import replace_file
 
 
 @click.command("verify")

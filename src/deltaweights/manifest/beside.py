@@ -8,7 +8,8 @@ from __future__ import annotations
 from deltaweights import limits
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import MalformedInput
-from deltaweights.manifest.manifest import MANIFEST, Manifest, parse_manifest
+from deltaweights.manifest.manifest import MANIFEST
+from deltaweights.manifest.parsed import Manifest, parse_manifest
 
 
 def manifest_beside(checkpoint: Checkpoint) -> Manifest:

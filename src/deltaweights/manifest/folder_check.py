@@ -17,16 +17,8 @@ from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest import content_digest, digested
 from deltaweights.manifest.entries import Entries, names_in, scan, unsigned_in
-from deltaweights.manifest.manifest import (
-    LISTING,
-    MANIFEST,
-    SUMS,
-    FileRecord,
-    Manifest,
-    original_digest,
-    parse_manifest,
-    sums_bytes,
-)
+from deltaweights.manifest.manifest import MANIFEST, SUMS, FileRecord, sums_bytes
+from deltaweights.manifest.parsed import LISTING, Manifest, original_digest, parse_manifest
 from deltaweights.manifest.problems import CONTENT, FILE, TENSOR, Problem, VerifyReport
 from deltaweights.manifest.reading import Found, Job, TensorRow, read
 from deltaweights.manifest.signed import Signed, hold_signed
@@ -122,7 +114,7 @@ class FolderCheck:
             self.fail(self.title, "original_content_digest does not follow from the tensors that it lists")
 
     def _parse(self, path: Path) -> str | None:
-        """Read and parse the manifest, in one pass; return what is wrong with it. Raises ``InputOutputError``, ``MalformedInput``."""
+        """Read and parse the manifest in one pass; return what is wrong with it. Raises ``InputOutputError``."""
         file, sha256, fault = LocalFile(path), hashlib.sha256(), None
         try:
             refuse_long(file, limits.MANIFEST.size)

@@ -13,9 +13,7 @@ from deltaweights.errors import UsageError
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.entries import unsigned_in
 from deltaweights.manifest.folder_check import FolderCheck
-from deltaweights.manifest.manifest import (
-    Manifest,
-)
+from deltaweights.manifest.parsed import Manifest
 from deltaweights.manifest.problems import CONTENT, VerifyReport
 from deltaweights.manifest.signed import Signed
 from deltaweights.report import Report

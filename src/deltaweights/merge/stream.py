@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError
@@ -24,6 +23,7 @@ from deltaweights.merge.new_rows import NewRows, new_rows_of
 from deltaweights.merge.plan import Plan, Shard
 from deltaweights.merge.writer import ShardWriter
 from deltaweights.report import Report
+from deltaweights.util.open_folder import OpenFolder
 
 BLOCK = 1 << 18
 """Elements per block: 512 KiB of float16, so that a block is still in a core's own cache when it is digested and written. Twice as
@@ -50,7 +50,7 @@ class Stream:
         plan: Plan,
         base: Mapping[str, LazyTensor],
         lead: Mapping[str, LazyTensor],
-        folder: Path,
+        folder: OpenFolder,
         keep: Callable[[Fragment], None],
         resources: Resources,
         report: Report,

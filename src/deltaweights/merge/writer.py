@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import hashlib
 import os
 import time
-from pathlib import Path
 
 from deltaweights.errors import InputOutputError
 from deltaweights.manifest.manifest import FileRecord
 from deltaweights.merge.plan import Shard
+from deltaweights.util.disk import flush
+from deltaweights.util.open_folder import OpenFolder
 
 KEPT = "finished shards are kept: make room or mend the disk, then run the same command again"
 
@@ -44,32 +44,23 @@ def _preallocate(fd: int, size: int) -> None:
             raise OSError(code, os.strerror(code))
 
 
-def flush(fd: int) -> None:
-    """Wait until what was written to ``fd`` is on the disk; on macOS also out of the drive's own cache, where fsync leaves it."""
-    if hasattr(fcntl, "F_FULLFSYNC"):
-        with contextlib.suppress(OSError):  # not every file system there knows it
-            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-            return
-    os.fsync(fd)
-
-
 class ShardWriter:
     """Writes ``shard`` into ``folder``. ``write`` may be called from any thread in any order, ``digest`` in file order only.
 
     ``flush_seconds`` is the time that the final flush to the disk took.
     """
 
-    def __init__(self, folder: Path, shard: Shard) -> None:
-        self._path = folder / shard.file
+    def __init__(self, folder: OpenFolder, shard: Shard) -> None:
+        self._folder, self._name = folder, shard.file
+        self._path = folder.path / shard.file
         self._size = shard.size
         self._sha256 = hashlib.sha256()
         self._fd = -1
         self._finished = False
         self._digested = self._sent = 0
         self.flush_seconds = 0.0
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            self._fd = os.open(self._path, flags, 0o666)
+            self._fd = folder.create(shard.file)
         except OSError as error:
             raise InputOutputError.from_os(error, self._path, "create", KEPT) from error
         try:
@@ -140,7 +131,7 @@ class ShardWriter:
             with contextlib.suppress(OSError):
                 self._close()
             with contextlib.suppress(OSError):
-                self._path.unlink()
+                os.unlink(self._name, dir_fd=self._folder.fd)
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1

@@ -17,8 +17,9 @@ from deltaweights.checkpoint.folder import open_checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.limits import MANIFEST as LIMIT
-from deltaweights.manifest.manifest import MANIFEST, parse_manifest
-from deltaweights.text import Json, strict_json
+from deltaweights.manifest.manifest import MANIFEST
+from deltaweights.manifest.parsed import parse_manifest
+from deltaweights.text import Json
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 

@@ -12,11 +12,11 @@ import base64
 import binascii
 from dataclasses import dataclass
 
+from deltaweights.limits import BUNDLE
 from deltaweights.text import Json, compact_json, strict_json
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
-
 
 
 _OTHERS = frozenset({"messageSignature", "certificate", "x509CertificateChain"})

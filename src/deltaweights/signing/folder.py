@@ -14,13 +14,14 @@ from pathlib import Path
 
 from deltaweights.checkpoint.files import read_small
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
+from deltaweights.limits import BUNDLE
 from deltaweights.manifest.entries import UNSIGNED
 from deltaweights.manifest.signed import Signed
 from deltaweights.manifest.verify import listed
-from deltaweights.signing.bundle import MAX_BUNDLE, Bundle, pae, parse_bundle
+from deltaweights.signing.bundle import Bundle, pae, parse_bundle
 from deltaweights.signing.keys import load_private, load_public
 from deltaweights.signing.statement import parse_statement, statement_bytes
-from deltaweights.staging.disk import remove, replace_file
+from deltaweights.util.open_folder import remove_file, replace_file
 
 SIGNATURE = "model.sig"
 
@@ -82,7 +83,7 @@ def read_signature(
     path = Path(folder) / SIGNATURE if signature is None else Path(signature)
     remedy = "do not trust this folder: get folder and signature again from whoever signed them"
     try:
-        bundle = parse_bundle(read_small(path, MAX_BUNDLE))
+        bundle = parse_bundle(read_small(path, BUNDLE.size))
     except (InputOutputError, MalformedInput) as error:
         raise CheckFailed(f"no signature to verify: {error}", remedy=remedy) from error
     except ValueError as error:
@@ -104,7 +105,7 @@ def _remove_unfinished(path: Path) -> None:
     """Remove what a ``sign`` that was killed left beside its signature: an extra file of the folder, otherwise."""
     for left in path.parent.glob(f"{glob.escape(path.name)}.*.new"):
         if re.fullmatch("[0-9a-f]{16}", left.suffixes[-2].removeprefix(".")):
-            remove(left)
+            remove_file(left)
 
 
 def _refuse_other(path: Path) -> None:
@@ -115,6 +116,6 @@ def _refuse_other(path: Path) -> None:
     if not path.exists():
         return
     try:
-        parse_bundle(read_small(path, MAX_BUNDLE))
+        parse_bundle(read_small(path, BUNDLE.size))
     except (InputOutputError, MalformedInput, ValueError) as error:
         raise TargetBusy(problem, where=path, found=error, remedy=remedy) from None

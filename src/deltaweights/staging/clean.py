@@ -13,11 +13,14 @@ from deltaweights.staging.publish import forget, recover
 
 
 def clean(target: str | os.PathLike[str]) -> list[str]:
-    """Remove the staging folder of ``target``. Raises ``TargetBusy`` when a run is using it, ``InputOutputError``."""
+    """Remove the staging folder of ``target``.
+
+    Raises ``TargetBusy`` when a run is using it, ``MalformedInput`` when it is not ours, ``InputOutputError``.
+    """
     place = locate(target)
-    if not place.root.exists():
+    if not os.path.lexists(place.root):
         return [f"nothing to clean for {place.target}"]
-    with StagingLock(place):
-        done = recover(place)
-        forget(place)
+    with StagingLock(place) as lock:
+        done = recover(lock.staging)
+        forget(lock.staging)
     return [*([done] if done else []), f"removed {place.root}"]

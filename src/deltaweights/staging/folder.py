@@ -1,6 +1,6 @@
 """The staging folder: one plan at a time, and what a killed run finished.
 
-Enters: a place that is locked, and a plan. Leaves: fragments of shards that need not be made again. Never: a shard of another plan,
+Enters: staging that is locked, and a plan. Leaves: fragments of shards that need not be made again. Never: a shard of another plan,
 or one that was not flushed before its fragment.
 """
 
@@ -8,78 +8,81 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import suppress
 
-from deltaweights.checkpoint.files import LocalFile, read_small
+from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
-from deltaweights.manifest.manifest import MOST_OBJECTS, Fragment
+from deltaweights.limits import FRAGMENT
+from deltaweights.manifest.manifest import Fragment
 from deltaweights.merge.plan import Plan, Shard
-from deltaweights.staging.disk import create_file, flush_folder, make_folder, remove, rename, replace_file
-from deltaweights.staging.place import Place
-from deltaweights.text import compact_pieces, in_chunks, strict_json
-
-MAX_PLAN = 256 * 1024 * 1024
-"""Of a plan, and of a shard's fragment; they are our own."""
+from deltaweights.staging.contents import Mark, mark_of
+from deltaweights.staging.opened import COMPANIONS, ENDING, FRAGMENTS, PLAN, SHARDS, OpenStaging
+from deltaweights.text import compact_json, compact_pieces, in_chunks
+from deltaweights.util.open_folder import OpenFolder
 
 
 class StagingFolder:
-    """The contents of a locked staging folder."""
+    """The contents of locked staging, its folders of shards and of their fragments held open."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self._marks: dict[str, tuple[int, int, int] | None] = {}
+    def __init__(self, staging: OpenStaging) -> None:
+        """Open the folders ``shards`` and ``fragments``, made when they are not there, for as long as ``staging`` is open."""
+        self.staging = staging
+        self.shards = staging.keep_open(SHARDS)
+        self.fragments = staging.keep_open(FRAGMENTS)
+        self._marks: dict[str, Mark | None] = {}
 
-    def prepare(self, plan: Plan, arrivals: Mapping[str, str]) -> tuple[dict[str, Fragment], bool]:
-        """Make the folder ready for ``plan``; return the fragments to reuse by shard, and whether another plan's were discarded.
+    @classmethod
+    def prepare(
+        cls, staging: OpenStaging, plan: Plan, arrivals: Mapping[str, str]
+    ) -> tuple[StagingFolder, dict[str, Fragment], bool]:
+        """Make staging ready for ``plan``; return it, the fragments to reuse by shard, and whether another plan's were discarded.
 
         ``arrivals`` are marks by input file, of downloads and of what was streamed: shards that were made of bytes which nobody had
         compared yet are of use only to a run that has the very same bytes, or compares none either.
         """
-        place = self.place
-        stale = not self._belongs_to(plan, arrivals)
-        discarded = stale and place.shards.exists()
+        root = staging.root
+        stale = not _belongs_to(root, plan, arrivals)
+        discarded = stale and staging.has(SHARDS)
         if stale:
-            for leftover in (place.fragments, place.shards, place.companions, place.ending, place.plan):
-                remove(leftover)
+            for leftover in (FRAGMENTS, SHARDS, COMPANIONS, ENDING, PLAN):
+                root.remove(leftover)
         document = {"identity": plan.identity, "arrivals": dict(arrivals), **plan.document}
-        replace_file(
-            place.plan, in_chunks(compact_pieces(document))
-        )  # first: fragments without a plan are those of a swap
-        make_folder(place.shards)
-        make_folder(place.fragments)
-        fragments = self.finished(plan, plan.shards)
+        root.replace(PLAN, in_chunks(compact_pieces(document)))  # first: fragments without a plan are worth nothing
+        folder = cls(staging)
+        fragments = folder.finished(plan, plan.shards)
         kept = {*fragments, *(f"{shard}.json" for shard in fragments)}
-        for folder in (place.shards, place.fragments):
-            for entry in folder.iterdir():
-                if entry.name not in kept:
-                    remove(entry)
-            flush_folder(folder)
-        return fragments, discarded
+        for opened in (folder.shards, folder.fragments):
+            for name in set(opened.names()) - kept:
+                opened.remove(name)
+            opened.flush()
+        return folder, fragments, discarded
 
-    def join(self, plan: Plan, shards: Sequence[Shard]) -> dict[str, Fragment]:
-        """Make the folder ready for ``shards`` of ``plan``, beside other parts; return the fragments of those that are finished.
+    @classmethod
+    def join(
+        cls, staging: OpenStaging, plan: Plan, shards: Sequence[Shard]
+    ) -> tuple[StagingFolder, dict[str, Fragment]]:
+        """Make staging ready for ``shards`` of ``plan``, beside other parts; return it and the fragments of finished ones.
 
         Raises ``TargetBusy`` when another plan's work is there: parts of two plans never mix.
         """
-        place = self.place
         document = {"identity": plan.identity, "arrivals": {}, **plan.document}
-        if not create_file(place.plan, in_chunks(compact_pieces(document))) and not self._belongs_to(plan, {}):
+        there = not staging.root.write_once(PLAN, in_chunks(compact_pieces(document)))
+        if there and not _belongs_to(staging.root, plan, {}):
             remedy = "use the inputs and options of the other parts, or give their work up: deltaweights clean"
-            raise TargetBusy("staging holds another plan", where=place.root, remedy=remedy)
-        make_folder(place.shards)
-        make_folder(place.fragments)
-        return self.finished(plan, shards)
+            raise TargetBusy("staging holds another plan", where=staging.root.path, remedy=remedy)
+        folder = cls(staging)
+        return folder, folder.finished(plan, shards)
 
-    def keep_from(self, folder: Path, fragment: Fragment) -> None:
-        """Record a shard that is on the disk in ``folder``, and put it in its place; what another part put there is the same."""
-        rename(folder / fragment.file, self.place.shards / fragment.file)
+    def keep_from(self, source: OpenFolder, fragment: Fragment) -> None:
+        """Record a shard that is on the disk in ``source``, and put it in its place; what another part put there is the same."""
+        source.rename(fragment.file, self.shards, fragment.file)
         self.keep(fragment)
 
     def keep(self, fragment: Fragment) -> None:
         """Record a shard that is on the disk."""
-        flush_folder(self.place.shards)
-        self._marks[fragment.file] = _mark(self.place.shards / fragment.file)
-        replace_file(self._fragment_path(fragment.file), in_chunks(fragment.pieces()))
+        self.shards.flush()
+        self._marks[fragment.file] = self._mark(fragment.file)
+        self.fragments.replace(_fragment_name(fragment.file), in_chunks(fragment.pieces()))
 
     def refuse_touched(self, shards: Mapping[str, Fragment]) -> None:
         """Raise ``TargetBusy`` when a shard is not what it was when it was finished, or found finished.
@@ -88,66 +91,73 @@ class StagingFolder:
         that looks otherwise is read: not every file system keeps the numbers of its files.
         """
         for shard, fragment in shards.items():
-            path = self.place.shards / shard
-            mark = _mark(path)
-            if mark is None or (mark != self._marks.get(shard) and _sha256(path) != fragment.record.sha256):
+            mark = self._mark(shard)
+            if mark is None or (mark != self._marks.get(shard) and self.sha256(shard) != fragment.record.sha256):
                 remedy = "let one run at a time write there, and run again"
-                raise TargetBusy("another run has written to this shard", where=path, remedy=remedy)
+                raise TargetBusy("another run has written to this shard", where=self.shards.path / shard, remedy=remedy)
 
-    def _fragment_path(self, shard: str) -> Path:
-        return self.place.fragments / f"{shard}.json"
+    def open(self, shard: str) -> LocalFile:
+        """Open a shard for reading. Raises ``InputOutputError``."""
+        path = self.shards.path / shard
+        try:
+            return LocalFile(path, self.shards.open(shard))
+        except OSError as error:
+            raise InputOutputError.from_os(error, path, "open") from error
+
+    def sha256(self, shard: str) -> str:
+        """Return the sha256 of a shard. Raises ``InputOutputError``."""
+        file = self.open(shard)
+        try:
+            return file.sha256()
+        finally:
+            file.close()
+
+    def _mark(self, shard: str) -> Mark | None:
+        found = self.shards.look(shard)
+        return None if found is None else mark_of(found)
 
     def forget(self, shard: str) -> None:
         """Have a shard made again: its record is gone."""
-        remove(self._fragment_path(shard))
+        self.fragments.remove(_fragment_name(shard))
 
     def discard(self) -> None:
         """Remove what was made, since it is worth nothing."""
-        for path in (self.place.plan, self.place.shards, self.place.fragments):
-            remove(path)
-
-    def _belongs_to(self, plan: Plan, arrivals: Mapping[str, str]) -> bool:
-        try:
-            document = strict_json(read_small(self.place.plan, MAX_PLAN), MOST_OBJECTS)
-        except (InputOutputError, MalformedInput, ValueError):
-            return False
-        if not isinstance(document, dict) or document.get("identity") != plan.identity:
-            return False
-        return bool(document.get("arrivals", {}) == arrivals)
+        for name in (PLAN, SHARDS, FRAGMENTS):
+            self.staging.root.remove(name)
 
     def finished(self, plan: Plan, shards: Sequence[Shard], *, read: bool = True) -> dict[str, Fragment]:
         """Return the fragments of those ``shards`` of ``plan`` that are there and, if ``read``, have the recorded sha256."""
         finished = {}
         for shard in shards:
-            try:
-                fragment = Fragment.from_bytes(read_small(self._fragment_path(shard.file), MAX_PLAN))
-                found = (self.place.shards / shard.file).stat(follow_symlinks=False)
-            except (InputOutputError, MalformedInput, OSError, ValueError):
-                continue
-            whole = stat.S_ISREG(found.st_mode) and found.st_size == fragment.record.size == shard.size
-            names = [tensor.name for tensor in fragment.tensors]
-            expected = [tensor.spec.name for tensor in shard.tensors]
-            ours = (fragment.plan, fragment.file) == (plan.identity, shard.file) and names == expected
-            if whole and ours and (not read or _sha256(self.place.shards / shard.file) == fragment.record.sha256):
-                finished[shard.file] = fragment
-                self._marks[shard.file] = _mark(self.place.shards / shard.file)
+            with suppress(InputOutputError, MalformedInput, OSError, ValueError):
+                fragment = Fragment.from_bytes(self.fragments.read(_fragment_name(shard.file), FRAGMENT.size))
+                if self._is_whole(shard, fragment, plan, read=read):
+                    finished[shard.file] = fragment
+                    self._marks[shard.file] = self._mark(shard.file)
         return finished
 
+    def _is_whole(self, shard: Shard, fragment: Fragment, plan: Plan, *, read: bool) -> bool:
+        found = self.shards.look(shard.file)
+        if found is None or not stat.S_ISREG(found.st_mode) or not found.st_size == fragment.record.size == shard.size:
+            return False
+        names, expected = [tensor.name for tensor in fragment.tensors], [tensor.spec.name for tensor in shard.tensors]
+        if (fragment.plan, fragment.file) != (plan.identity, shard.file) or names != expected:
+            return False
+        return not read or self.sha256(shard.file) == fragment.record.sha256
 
-def _mark(path: Path) -> tuple[int, int, int] | None:
-    """Return what shows that a file was written to since, None when it is gone. Raises ``InputOutputError``."""
+
+def _fragment_name(shard: str) -> str:
+    return f"{shard}.json"
+
+
+def _belongs_to(root: OpenFolder, plan: Plan, arrivals: Mapping[str, str]) -> bool:
     try:
-        found = path.stat(follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise InputOutputError.from_os(error, path, "look at") from error
-    return found.st_ino, found.st_size, found.st_mtime_ns
+        return root.begins(PLAN, head_of_plan(plan.identity, arrivals))
+    except (InputOutputError, MalformedInput):
+        return False
 
 
-def _sha256(path: Path) -> str:
-    file = LocalFile(path)
-    try:
-        return file.sha256()
-    finally:
-        file.close()
+def head_of_plan(identity: str, arrivals: Mapping[str, str] | None = None) -> bytes:
+    """Return how the document of a plan in staging begins: all of it that is ever read, since its identity tells the rest."""
+    head = {"identity": identity} if arrivals is None else {"identity": identity, "arrivals": dict(arrivals)}
+    return f"{compact_json(head)[:-1]},".encode()

@@ -17,7 +17,7 @@ from types import TracebackType
 
 from deltaweights.checkpoint.files import read_small
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
-from deltaweights.staging.disk import make_folder, remove
+from deltaweights.staging.opened import SEAL, OpenStaging
 from deltaweights.staging.place import Place, locate
 
 PATIENCE = 5.0
@@ -28,6 +28,9 @@ NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSY
 
 MOST_OF_A_NAME = 500
 """Bytes that say who an owner is."""
+
+LOCK, OWNER = "lock", "owner"
+"""The names of the files in staging."""
 
 NOTE = "this file system has no locks: make sure that no other run writes to this folder"
 
@@ -40,56 +43,49 @@ class StagingLock:
     """
 
     def __init__(self, place: Place, *, shared: bool = False, patience: float = 0) -> None:
-        """Take the lock.
+        """Take the lock; ``staging`` is what it holds.
 
         Raises ``TargetBusy`` when another run has it for ``patience`` seconds, or stages elsewhere; ``MalformedInput`` when staging
-        is a link or holds one; ``InputOutputError``.
+        is not ours; ``InputOutputError``.
         """
         self._place, self._shared = place, shared
-        self._path, self._owner = place.root / "lock", place.root / "owner"
         self._owns = False
+        self._fd = -1
         self.note: str | None = None
         until = time.monotonic() + patience
-        if place.root.is_symlink():
-            raise _not_ours(place)
         self._refuse_other_place()  # also before anything is made: it would stand in the way of that other run
-        while True:
-            make_folder(place.root)
-            try:
-                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-            except FileNotFoundError:
-                continue  # a run that ended removed the folder in between
-            except OSError as error:
-                raise InputOutputError.from_os(error, self._path, "open the lock") from error
-            try:
-                if self._try(until) and self._is_current():
-                    break
-                self._let_go()
-            except OSError as error:
-                self._let_go()
-                raise InputOutputError.from_os(error, self._path, "lock") from error
-            except BaseException:
-                self._let_go()
-                raise
+        while not self._acquired(until):
+            pass
         try:
-            self._refuse_links()
+            self.staging.seal()
+            self._refuse_other_place()
+        except BaseException as error:
+            if isinstance(error, MalformedInput):  # what is not ours stays as it is
+                self._let_go()
+            else:
+                self.__exit__(None, None, None)
+            raise
+
+    def _acquired(self, until: float) -> bool:
+        """Open staging and try to lock it; return False when it has to be tried again."""
+        self.staging = OpenStaging(self._place)
+        path = self._place.root / LOCK
+        try:
+            self._fd = os.open(
+                LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.staging.root.fd
+            )
+            if self._try(until) and self._is_current():
+                return True
+        except FileNotFoundError:
+            pass  # a run that ended removed the folder in between
+        except OSError as error:
+            self._let_go()
+            raise InputOutputError.from_os(error, path, "lock") from error
         except BaseException:
             self._let_go()
             raise
-        try:
-            self._refuse_other_place()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-
-    def _refuse_links(self) -> None:
-        """Raise ``MalformedInput`` when something in staging is a link: what is done in it would be done elsewhere."""
-        try:
-            links = [entry.name for entry in os.scandir(self._place.root) if entry.is_symlink()]
-        except OSError as error:
-            raise InputOutputError.from_os(error, self._place.root, "look into") from error
-        if links:
-            raise _not_ours(self._place)
+        self._let_go()
+        return False
 
     def _refuse_other_place(self) -> None:
         found = locate(self._place.target)
@@ -115,11 +111,12 @@ class StagingLock:
 
     def _claim(self) -> None:
         """Take the file that stands for a lock. Raises ``TargetBusy`` when it is there, and its owner may live."""
+        root = self.staging.root
         if self._is_dead():
-            remove(self._owner)
+            root.remove(OWNER)
         if not self._shared:
             try:
-                fd = os.open(self._owner, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                fd = os.open(OWNER, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=root.fd)
             except FileExistsError:
                 pass
             else:
@@ -127,18 +124,18 @@ class StagingLock:
                 with open(fd, "w", encoding="utf-8") as file:
                     file.write(_named(os.getpid()))
                 return
-        elif not os.path.lexists(self._owner):
+        elif not self.staging.has(OWNER):
             return
         found = "its owner"
         with contextlib.suppress(InputOutputError, MalformedInput):
-            found = read_small(self._owner, MOST_OF_A_NAME).decode("utf-8", "replace") or found
-        remedy = f"wait for it to end; if that process is gone, remove {self._owner}"
-        raise TargetBusy("another run is writing to this folder", where=self._place.root, found=found, remedy=remedy)
+            found = root.read(OWNER, MOST_OF_A_NAME).decode("utf-8", "replace") or found
+        remedy = f"wait for it to end; if that process is gone, remove {root.path / OWNER}"
+        raise TargetBusy("another run is writing to this folder", where=root.path, found=found, remedy=remedy)
 
     def _is_dead(self) -> bool:
         """Tell whether the owner is certainly no more: a process of this machine that is not there."""
         try:
-            name = read_small(self._owner, MOST_OF_A_NAME).decode("utf-8", "replace")
+            name = self.staging.root.read(OWNER, MOST_OF_A_NAME).decode("utf-8", "replace")
         except (InputOutputError, MalformedInput):
             return False
         number = name.removeprefix("process ").partition(" ")[0]
@@ -153,10 +150,12 @@ class StagingLock:
         return False
 
     def _is_current(self) -> bool:
-        # The run that had the lock before us may have removed the file that we opened. Opened, not looked at: an attribute that a
-        # network file system remembers may be older than that.
+        # The run that had the lock before us may have removed the file that we opened, or the whole folder. Opened, not looked
+        # at: an attribute that a network file system remembers may be older than that.
+        if not self.staging.is_current():
+            return False
         try:
-            named = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            named = self.staging.root.open(LOCK)
         except FileNotFoundError:
             return False
         try:
@@ -174,23 +173,27 @@ class StagingLock:
         # What a run leaves must be worth finding: a finished shard, or a publication that was begun.
         # Errors here change nothing about the result; the next run, or `clean`, comes across what is left.
         discard = False
-        with contextlib.suppress(InputOutputError, OSError):
+        with contextlib.suppress(InputOutputError, MalformedInput, OSError):
             # Alone first: a part that runs may finish a shard while one that ends looks.
-            discard = self._is_alone() and self._is_current() and not self._place.worth_keeping()
+            discard = self._is_alone() and self._is_current() and not self.staging.worth_keeping()
             if discard:
                 self._discard()
-        self._let_go()
-        if discard:
-            with contextlib.suppress(OSError):  # another run may have begun here already
-                self._place.root.rmdir()
+        self._let_go(remove=discard)
 
-    def _let_go(self) -> None:
+    def _let_go(self, *, remove: bool = False) -> None:
+        """Unlock, and close staging; ``remove`` it, which is empty then but for what another run may have begun."""
         if self._owns:
             self._owns = False
             with contextlib.suppress(OSError):
-                self._owner.unlink()
-        with contextlib.suppress(OSError):
-            os.close(self._fd)
+                os.unlink(OWNER, dir_fd=self.staging.root.fd)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        if remove:
+            with contextlib.suppress(OSError):
+                os.rmdir(self._place.root.name, dir_fd=self.staging.holder.fd)
+        self.staging.close()
 
     def _is_alone(self) -> bool:
         """Tell whether no other part holds the lock; from then on none can take it."""
@@ -203,15 +206,11 @@ class StagingLock:
         return True
 
     def _discard(self) -> None:
-        """Remove everything, the lock last: as long as it is there, no other run begins to work here."""
-        for entry in self._place.root.iterdir():
-            if entry not in {self._path, self._owner}:
-                remove(entry)
-        self._path.unlink()
-
-
-def _not_ours(place: Place) -> MalformedInput:
-    return MalformedInput("staging is not ours", where=place.root, found="links in it", remedy="delete it")
+        """Remove everything, the seal and the lock last: as long as the lock is there, no other run begins to work here."""
+        root = self.staging.root
+        for name in sorted(set(root.names()) - {LOCK, OWNER}, key=SEAL.__eq__):
+            root.remove(name)
+        os.unlink(LOCK, dir_fd=root.fd)
 
 
 def _named(process: int) -> str:

@@ -6,32 +6,11 @@ Enters: the path that the user named. Leaves: a ``Place``. Never: a change to th
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaweights.checkpoint.companions import COPIED, LEGAL, NOTICE_NAME, README
-from deltaweights.checkpoint.layout import WEIGHTS
-from deltaweights.errors import InputOutputError, TargetBusy
-from deltaweights.manifest.manifest import INDEX, MANIFEST, SUMS
-
-REPLACEABLE = COPIED | {
-    MANIFEST,
-    SUMS,
-    INDEX,
-    NOTICE_NAME,
-    README,
-    f"DELTA_{README}",
-    f"TARGET_{README}",
-    f"BASE_{README}",
-    "pytorch_model.bin.index.json",
-    "model.sig",
-    ".cache",
-    ".gitattributes",
-}
-"""What may stand in a checkpoint, weights and licence files apart; a folder with anything else is not ours to replace."""
-
+from deltaweights.errors import TargetBusy
 
 INSIDE = ".deltaweights"
 """The name of a staging folder inside its target."""
@@ -81,35 +60,25 @@ class Place:
         return self.root / "parts"
 
     @property
-    def replaced(self) -> Path:
-        """Where the old target waits in the middle of a swap of two steps."""
-        return self.root / "replaced"
-
-    @property
     def journal(self) -> Path:
-        """The names that are being moved into ``target``, when staging is inside."""
+        """What is being published, and what it replaces."""
         return self.root / "publishing.json"
+
+    def publication_begun(self) -> bool:
+        """Tell whether a publication was begun, and perhaps cut off."""
+        return os.path.lexists(self.journal)
 
     def worth_keeping(self) -> bool:
         """Tell whether staging holds a finished shard, an unpacked input, or a publication that was begun."""
-        finished = self.fragments.exists() and any(self.fragments.iterdir())
-        return finished or self.unpacked.exists() or self.replaced.exists() or self.journal.exists()
+        try:
+            finished = self.fragments.exists() and any(self.fragments.iterdir())
+            return finished or self.unpacked.exists() or self.journal.exists()
+        except OSError:  # of another user's, which whoever takes the lock will refuse
+            return True
 
     def refuse_opened(self, opened: Iterable[Path]) -> None:
         """Raise ``TargetBusy`` when the target holds one of the files that were ``opened``, unpacked ones apart."""
         refuse_inputs(self, [path for path in opened if not path.is_relative_to(self.unpacked)])
-
-    def contents(self) -> list[str]:
-        """Return what stands in the target, apart from staging and what belongs to the disk. A file is its own content."""
-        try:
-            names = sorted(entry.name for entry in os.scandir(self.target))
-        except FileNotFoundError:
-            return []
-        except NotADirectoryError:
-            return [self.target.name]
-        except OSError as error:
-            raise InputOutputError.from_os(error, self.target, "look into") from error
-        return [name for name in names if self.target / name != self.root and name != "lost+found"]
 
 
 def locate(target: str | os.PathLike[str]) -> Place:
@@ -140,38 +109,3 @@ def refuse_inputs(place: Place, inputs: Iterable[str | os.PathLike[str]]) -> Non
                 found=f"input {source}",
                 remedy="choose another output folder",
             )
-
-
-def refuse_content(place: Place, *, overwrite: bool) -> None:
-    """Raise ``TargetBusy`` when something stands in the target and may not be replaced."""
-    contents = place.contents()
-    if not contents:
-        return
-    some = ", ".join(contents[:3]) + (f" and {len(contents) - 3} more" if len(contents) > 3 else "")
-    if not overwrite:
-        remedy = "choose another output folder, or replace it with --overwrite"
-        raise TargetBusy("already there, with other content", where=place.target, found=some, remedy=remedy)
-    if not stat.S_ISDIR(place.target.stat().st_mode):
-        raise TargetBusy("not a folder", where=place.target, remedy="choose another output folder")
-    strangers = [name for name in contents if not _may_be_replaced(name)]
-    if strangers or not any(name == MANIFEST or WEIGHTS.fullmatch(name) for name in contents):
-        some = ", ".join(strangers[:3]) or some
-        raise TargetBusy(
-            "will not overwrite a folder that is not a checkpoint",
-            where=place.target,
-            found=some,
-            remedy="empty it, or choose another output folder",
-        )
-
-
-def refuse_foreign(place: Place, *, overwrite: bool) -> None:
-    """Raise ``TargetBusy`` when what stands in the target is certainly no result of ours, and may not be replaced.
-
-    Cheap, so that nobody waits for inputs to be unpacked or hashed to hear it.
-    """
-    if MANIFEST not in place.contents() and not place.worth_keeping():
-        refuse_content(place, overwrite=overwrite)
-
-
-def _may_be_replaced(name: str) -> bool:
-    return name in REPLACEABLE or WEIGHTS.fullmatch(name) is not None or LEGAL.fullmatch(name) is not None

@@ -1,180 +1,248 @@
-"""Giving a finished folder its name, in one step where the system has one, and mending what a kill left in between.
+"""Giving a finished folder its name, in one step where the system has one, and finishing what a kill left in between.
 
-Enters: a place whose ``shards`` folder is complete and flushed. Leaves: the target. Never: a target that is neither the old nor the
+Enters: staging whose folder of shards is complete and flushed. Leaves: the target. Never: a target that is neither the old nor the
 new one, where staging is beside it; without ``SHA256SUMS``, where staging is inside it.
 """
 
 from __future__ import annotations
 
 import errno
-from dataclasses import replace
-from pathlib import Path
+import hashlib
+import os
+import stat
+from collections.abc import Callable
 
-from deltaweights.checkpoint.files import read_small
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
-from deltaweights.manifest.folder_check import MAX_MANIFEST
-from deltaweights.manifest.manifest import MANIFEST, MOST_OBJECTS, SUMS, plain_name
+from deltaweights.limits import FRAGMENT
+from deltaweights.limits import MANIFEST as MANIFEST_LIMIT
+from deltaweights.manifest.manifest import MANIFEST, SUMS, Fragment
+from deltaweights.manifest.parsed import Manifest, parse_manifest
 from deltaweights.merge.shards import NAMES, index_name
-from deltaweights.staging.disk import exchange, flush_folder, remove, rename, replace_file
-from deltaweights.staging.place import Place, refuse_content
-from deltaweights.text import readable_json, strict_json
+from deltaweights.staging.contents import Contents, contents_of, mark_of, refuse_content
+from deltaweights.staging.journal import Journal, marks_of, read_journal
+from deltaweights.staging.opened import (
+    COMPANIONS,
+    ENDING,
+    FRAGMENTS,
+    JOURNAL,
+    PARTS,
+    PLAN,
+    REPLACED,
+    SHARDS,
+    UNPACKED,
+    OpenStaging,
+)
+from deltaweights.util.open_folder import OpenFolder
 
 LAST = (*map(index_name, NAMES), MANIFEST, SUMS)
 """Moved last when files are moved one by one: until they are there, no check takes the folder for whole."""
 
 
-def publish(place: Place, plan: str, *, overwrite: bool) -> None:
-    """Make ``place.shards``, the result of ``plan``, the target. With ``overwrite``, a checkpoint that stood there is replaced.
+KEEP = "keep what you need of it, and remove it"
+
+
+def publish(staging: OpenStaging, plan: str, *, overwrite: bool) -> None:
+    """Make the folder of shards, the result of ``plan``, the target. With ``overwrite``, a checkpoint that stood there is replaced.
 
     Raises ``TargetBusy`` when something appeared in the target that may not be replaced. Staging is then as it was; afterwards it
     holds nothing that is worth keeping.
     """
-    flush_folder(place.shards)
-    refuse_content(place, overwrite=overwrite)
-    if place.inside:
-        move = sorted((entry.name for entry in place.shards.iterdir()), key=_turn)
-        old = [name for name in place.contents() if name not in move]
-        replace_file(place.journal, readable_json({"plan": plan, "remove": old, "move": move}))
-        _move_in(place, old, move)
-    elif overwrite and place.contents():
-        _swap(place)
+    contents = staging.refuse_content(overwrite=overwrite)
+    with staging.folder(SHARDS) as shards:
+        shards.flush()
+        journal = Journal(plan, marks_of(contents_of(shards, staging.place)), marks_of(contents))
+    if staging.place.inside:
+        journal.write(staging)
+        _move_in(staging, journal)
+    elif contents:
+        journal.write(staging)
+        _swap(staging, journal)
     else:
-        _rename_onto_nothing(place.shards, place.target)
-    forget(place)
+        _rename_onto_nothing(staging, SHARDS)
+    forget(staging)
 
 
 def _turn(name: str) -> tuple[int, str]:
     return (LAST.index(name) + 1 if name in LAST else 0), name
 
 
-def forget(place: Place) -> None:
+def forget(staging: OpenStaging) -> None:
     """Make staging worthless, so that whoever holds its lock removes it."""
-    for path in (place.journal, place.ending, place.fragments, place.plan, place.companions, place.unpacked):
-        remove(path)
+    # The journal when nothing is left that is worth keeping, and the plan that it names after it.
+    for name in (ENDING, FRAGMENTS, COMPANIONS, UNPACKED, PARTS, JOURNAL, PLAN):
+        staging.root.remove(name)
 
 
-def recover(place: Place) -> str | None:
-    """Finish a publication that was cut off; return what was done, or None. The staging lock must be held.
+def recover(staging: OpenStaging) -> str | None:
+    """Finish a publication that was cut off; return what was done, or None.
 
-    Raises ``MalformedInput`` when the journal is not one that ``publish`` wrote: a folder from strangers may hold anything.
+    Raises ``MalformedInput`` when the journal is not one that ``publish`` wrote, or the files are not those that it speaks of, and
+    ``TargetBusy`` when something else stands in the target by now.
     """
-    if place.journal.exists():
-        steps = _read_journal(place)
-        _move_in(place, steps["remove"], steps["move"])
-        forget(place)
+    journal = read_journal(staging)
+    if journal is None:
+        return None
+    if staging.place.inside:
+        _refuse_unfinished(staging, journal)
+        _move_in(staging, journal)
+        forget(staging)
         return "finished a publication that was cut off"
-    if place.replaced.exists():
-        _finish_swap(place)
-        forget(place)
-        return "finished a replacement that was cut off"
-    if _is_left(place):
-        if place.shards.exists():
-            refuse_content(replace(place, target=place.shards), overwrite=True)
-        forget(place)
-        remove(place.shards)
-        return "removed what a replacement left that was cut off"
-    return None
+    return _finish_swap(staging, journal)
 
 
-def is_cut_off(place: Place) -> bool:
-    """Tell whether a publication was cut off, and ``recover`` has something to do."""
-    return place.journal.exists() or place.replaced.exists() or _is_left(place)
+# Staging beside the target: one folder for another.
 
 
-def _is_left(place: Place) -> bool:
-    """Tell whether ``shards`` may hold the old model: a swap takes the plan away first."""
-    return place.fragments.exists() and not place.plan.exists()
-
-
-def _read_journal(place: Place) -> dict[str, list[str]]:
+def _swap(staging: OpenStaging, journal: Journal) -> None:
+    """Replace the target by the folder of shards; what was replaced is removed."""
+    target, holder, root = staging.place.target.name, staging.holder, staging.root
     try:
-        steps = strict_json(read_small(place.journal, MAX_MANIFEST))
-        plan = strict_json(read_small(place.plan, MAX_MANIFEST), MOST_OBJECTS)
-        named = {key: [plain_name(name) for name in steps[key]] for key in ("remove", "move")}
-        fault = None if steps["plan"] == plan["identity"] else "it belongs to another plan"
-    except (ValueError, TypeError, KeyError) as error:
-        fault = str(error)
-    if fault is not None:
-        remedy = f"if you do not know where {place.root.name} comes from, delete it"
-        raise MalformedInput("not a journal of ours", where=place.journal, found=fault, remedy=remedy)
-    return named
+        if root.exchange(SHARDS, holder, target):
+            _refuse_strangers(staging)
+            root.remove(SHARDS)
+            return
+        holder.rename(target, root, REPLACED)
+        root.rename(SHARDS, holder, target)
+    except BaseException:  # a signal's, too
+        # Another one came at the last moment, and cannot go back: nothing may be taken from it.
+        if _is(staging, SHARDS, journal.is_new):
+            if _is(staging, REPLACED, journal.is_old) and not staging.contents():
+                _rename_onto_nothing(staging, REPLACED)
+            root.remove(JOURNAL)
+        raise
+    root.remove(REPLACED)
 
 
-def _finish_swap(place: Place) -> None:
-    """Go on with a swap of two steps whose first is done; once the second is done too, ``shards`` is gone."""
-    if place.shards.exists():
+def _refuse_strangers(staging: OpenStaging) -> None:
+    """Exchange back, and raise ``TargetBusy``, when what was exchanged is no checkpoint: it came after the last look."""
+    try:
+        _refuse_no_checkpoint(staging, SHARDS)
+    except TargetBusy:
+        target = staging.place.target.name
+        try:
+            staging.root.exchange(SHARDS, staging.holder, target)
+        except InputOutputError as error:
+            problem = f"cannot be put back: {error}"
+            remedy = f"move it to where it belongs: it is no checkpoint, and not {target}"
+            raise TargetBusy(problem, where=staging.root.path / SHARDS, remedy=remedy) from error
+        raise
+
+
+def _refuse_no_checkpoint(staging: OpenStaging, name: str) -> None:
+    """Raise ``TargetBusy`` when the folder ``name`` in staging, which was the target, may not be removed."""
+    with staging.root.folder(name) as old:
+        refuse_content(contents_of(old, staging.place), old, old.path, overwrite=True)
+
+
+def _finish_swap(staging: OpenStaging, journal: Journal) -> str | None:
+    """Go on with a swap, from wherever it was cut off."""
+    root = staging.root
+    done: str | None = "finished a replacement that was cut off"
+    shards_are_new = _is(staging, SHARDS, journal.is_new)
+    if not root.look(SHARDS) and not root.look(REPLACED):
+        done = None  # all was done but this, or the target was taken away since
+    elif shards_are_new and _is(staging, REPLACED, journal.is_old):
         # The swap starts only when the new folder is complete, so going on is as safe as going back.
-        _rename_onto_nothing(place.shards, place.target)
-    elif not place.contents():
-        _rename_onto_nothing(place.replaced, place.target)
-    remove(place.replaced)
+        _rename_onto_nothing(staging, SHARDS)
+        root.remove(REPLACED)
+    elif shards_are_new and not root.look(REPLACED):
+        root.remove(JOURNAL)  # nothing was done, or somebody else took the old target away
+        return None
+    elif _is(staging, SHARDS, journal.is_old) and not root.look(REPLACED):
+        root.remove(SHARDS)
+        done = "removed what a replacement left that was cut off"
+    elif _is(staging, REPLACED, journal.is_old) and not root.look(SHARDS):
+        if staging.contents():
+            root.remove(REPLACED)
+        else:
+            _rename_onto_nothing(staging, REPLACED)
+            done = "put back what a replacement that was cut off had moved away"
+    else:
+        if not shards_are_new and root.look(SHARDS):
+            _refuse_no_checkpoint(staging, SHARDS)  # it says what is no part of a model
+        problem = "a replacement was cut off, and its folders are not those that it names"
+        raise MalformedInput(problem, where=root.path, found=", ".join(root.names()), remedy=KEEP)
+    forget(staging)
+    return done
 
 
-def _rename_onto_nothing(source: Path, target: Path) -> None:
+def _is(staging: OpenStaging, name: str, kind: Callable[[Contents], bool]) -> bool:
+    """Tell whether the folder ``name`` in staging is there, and of a ``kind``."""
+    if staging.root.look(name) is None:
+        return False
+    with staging.root.folder(name) as folder:
+        return kind(contents_of(folder, staging.place))
+
+
+def _rename_onto_nothing(staging: OpenStaging, name: str) -> None:
+    """Give the folder ``name`` in staging the target's name, which nothing has, or an empty folder."""
+    target, root, holder = staging.place.target, staging.root, staging.holder
     try:
-        source.rename(target)  # POSIX: an empty folder of that name is replaced
+        os.rename(name, target.name, src_dir_fd=root.fd, dst_dir_fd=holder.fd)  # POSIX: an empty folder is replaced
     except OSError as error:
         if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
             problem = "something else appeared there during the run"
             raise TargetBusy(problem, where=target, remedy="move it away, and run again") from error
         raise InputOutputError.from_os(error, target, "publish the result") from error
-    flush_folder(target.parent)
-    flush_folder(source.parent)
+    holder.flush()
+    root.flush()
 
 
-def _swap(place: Place) -> None:
-    # After the exchange ``shards`` holds the old model. Without a plan, no later run can take its files for finished shards.
-    plan, new = read_small(place.plan, MAX_MANIFEST), _inode(place.shards)
-    remove(place.plan)
-    flush_folder(place.root)
-    try:
-        if exchange(place.shards, place.target):
-            _refuse_strangers(place)
-            return
-        rename(place.target, place.replaced)
-        rename(place.shards, place.target)
-    except BaseException:  # a signal's, too
-        # Another one came at the last moment, and cannot go back: nothing may be taken from it.
-        if _inode(place.shards) == new:
-            if place.replaced.exists() and not place.contents():
-                _rename_onto_nothing(place.replaced, place.target)
-            replace_file(place.plan, plan)
-        raise
-    remove(place.replaced)
+# Staging inside the target: file by file.
 
 
-def _inode(folder: Path) -> int | None:
-    try:
-        return folder.stat().st_ino
-    except OSError:
-        return None
+def _move_in(staging: OpenStaging, journal: Journal) -> None:
+    """Move the result into the target one by one, what stood there out; may be called again after a kill at any point."""
+    with staging.folder(SHARDS) as shards, staging.target() as target:
+        if target is None:
+            raise InputOutputError("the target is gone", where=staging.place.target, remedy="run again")
+        staged = set(shards.names())
+        for name in staged & journal.new.keys():
+            found = target.look(name)
+            if found is not None and mark_of(found) != journal.old.get(name):
+                problem = "something else appeared there during the run"
+                raise TargetBusy(problem, where=target.path / name, remedy="move it away, and run again")
+        for name in reversed(LAST):  # the old ones would vouch for a mixture
+            _remove_old(target, name, journal)
+        target.flush()
+        for name in journal.old:
+            _remove_old(target, name, journal)
+        for name in sorted(staged & journal.new.keys(), key=_turn):
+            shards.rename(name, target, name)
 
 
-def _refuse_strangers(place: Place) -> None:
-    """Exchange back, and raise ``TargetBusy``, when what was exchanged is no checkpoint: it came after the last look."""
-    old = replace(place, target=place.shards)
-    try:
-        refuse_content(old, overwrite=True)
-    except TargetBusy:
+def _remove_old(target: OpenFolder, name: str, journal: Journal) -> None:
+    """Remove ``name`` if it is the file that stood there when the publication began."""
+    found = target.look(name)
+    if found is not None and not stat.S_ISDIR(found.st_mode) and mark_of(found) == journal.old.get(name):
+        target.remove(name)
+
+
+def _refuse_unfinished(staging: OpenStaging, journal: Journal) -> None:
+    """Raise ``MalformedInput`` unless what is still to be moved are the finished shards and documents of the journal's plan."""
+    with staging.folder(SHARDS) as shards, staging.folder(FRAGMENTS) as fragments, staging.target() as target:
+        fault = None
         try:
-            exchange(place.shards, place.target)
-        except InputOutputError as error:
-            problem, remedy = (
-                f"cannot be put back: {error}",
-                f"move it to where it belongs: it is no checkpoint, and not {place.target.name}",
-            )
-            raise TargetBusy(problem, where=place.shards, remedy=remedy) from error
-        raise
+            holder = target if shards.look(MANIFEST) is None and target is not None else shards
+            manifest = parse_manifest(holder.read(MANIFEST, MANIFEST_LIMIT.size))
+            if manifest.plan != journal.plan or journal.new.keys() != {*manifest.files, MANIFEST, SUMS}:
+                fault = "those of another result"
+            for name in sorted(set(manifest.files) & set(shards.names())):
+                if not _is_finished(name, shards, fragments, manifest, journal):
+                    fault = f"{name}, which is not what its manifest says"
+        except (InputOutputError, MalformedInput, ValueError) as error:
+            fault = f"no manifest: {error}"
+    if fault is not None:
+        problem = "a publication was cut off, and its files are not those that it names"
+        raise MalformedInput(problem, where=staging.root.path, found=fault, remedy=KEEP)
 
 
-def _move_in(place: Place, old: list[str], new: list[str]) -> None:
-    """Move ``new`` into the target one by one, ``old`` out; may be called again after a kill at any point."""
-    for name in reversed(LAST):  # the old ones would vouch for a mixture
-        if name in old or (place.shards / name).exists():
-            remove(place.target / name)
-    flush_folder(place.target)
-    for name in old:
-        remove(place.target / name)
-    for name in new:
-        if (place.shards / name).exists():
-            rename(place.shards / name, place.target / name)
+def _is_finished(name: str, shards: OpenFolder, fragments: OpenFolder, manifest: Manifest, journal: Journal) -> bool:
+    """Tell whether a file has what the manifest records; of a shard, whose bytes are many, its fragment is asked."""
+    found, record = shards.look(name), manifest.files[name]
+    if found is None or mark_of(found) != journal.new.get(name) or found.st_size != record.size:
+        return False
+    if name not in manifest.places.values():
+        return hashlib.sha256(shards.read(name, record.size)).hexdigest() == record.sha256
+    fragment = Fragment.from_bytes(fragments.read(f"{name}.json", FRAGMENT.size))
+    return (fragment.plan, fragment.record) == (journal.plan, record)

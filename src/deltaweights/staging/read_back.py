@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import InputOutputError
@@ -28,10 +27,9 @@ def read_back(staging: StagingFolder, fragments: Mapping[str, Fragment], workers
     """
 
     def hash_one(_: None, fragment: Fragment) -> Iterator[int]:
-        path = staging.place.shards / fragment.file
-        _forget_pages(path)
-        file = LocalFile(path)
+        file = staging.open(fragment.file)
         try:
+            _forget_pages(file)
             sha256 = (yield from digest_file(file))[0]
         finally:
             file.close()
@@ -39,7 +37,7 @@ def read_back(staging: StagingFolder, fragments: Mapping[str, Fragment], workers
             staging.forget(fragment.file)
             raise InputOutputError(
                 "the disk gives back other bytes than were written",
-                where=path,
+                where=file.path,
                 found=f"sha256 {sha256}",
                 expected=fragment.record.sha256,
                 remedy="use another disk, or run the same command again: this shard will be made anew",
@@ -51,16 +49,11 @@ def read_back(staging: StagingFolder, fragments: Mapping[str, Fragment], workers
     )
 
 
-def _forget_pages(path: Path) -> None:
+def _forget_pages(file: LocalFile) -> None:
     """Have the system drop what it holds of a flushed file, so that the disk is asked. It is advice: it may answer from memory."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    with contextlib.suppress(OSError):  # whoever reads the file will say what is wrong
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(fd)
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):  # whoever reads the file will say what is wrong
+            os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _no_desk() -> None:

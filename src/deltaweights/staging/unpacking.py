@@ -8,14 +8,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 
 from deltaweights.checkpoint.archived.unpack import NoRoom
-from deltaweights.errors import InputOutputError, Interrupted, MalformedInput
-from deltaweights.staging.disk import make_folder, remove
+from deltaweights.errors import InputOutputError, Interrupted
 from deltaweights.staging.lock import StagingLock
+from deltaweights.staging.opened import UNPACKED
 from deltaweights.staging.place import Place
+from deltaweights.util.open_folder import OpenFolder
 
 
 class Unpacking:
@@ -34,16 +34,13 @@ class Unpacking:
         """Whether something is unpacked."""
         return self._lock is not None
 
-    def folder(self, role: str) -> Path:
-        """See ``Unpacker``. Raises ``TargetBusy`` when another run has the lock, ``InputOutputError``."""
+    def folder(self, role: str) -> OpenFolder:
+        """See ``Unpacker``. Raises ``TargetBusy`` when another run has the lock, ``MalformedInput``, ``InputOutputError``."""
         if self._lock is None:
             self._found = self._place.unpacked.exists()
             self._lock = StagingLock(self._place)
-        path = self._place.unpacked / role
-        if path.is_symlink():
-            raise MalformedInput("staging is not ours", where=path, found="a link", remedy="delete it")
-        make_folder(path)
-        return path
+        with self._lock.staging.folder(UNPACKED) as unpacked:
+            return unpacked.make(role)
 
     @contextmanager
     def locked(self) -> Iterator[StagingLock]:
@@ -69,5 +66,5 @@ class Unpacking:
             keep = issubclass(kind, (Interrupted, KeyboardInterrupt, InputOutputError))
         if not keep:
             with contextlib.suppress(InputOutputError):
-                remove(self._place.unpacked)
+                self._lock.staging.root.remove(UNPACKED)
         self._lock.__exit__(kind, error, trace)

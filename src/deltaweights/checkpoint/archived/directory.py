@@ -28,6 +28,7 @@ from deltaweights.checkpoint.zipped.entries import read_directory
 from deltaweights.checkpoint.zipped.rules import CHECKPOINT, EITHER, STORED, Zip
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.report import Report
+from deltaweights.util.open_folder import OpenFolder
 
 BESIDE = frozenset({*STARTS, PARAMS, PROJECTOR, "manifest.json"})
 """Files of a checkpoint that are read, and not copied; the last stands in every result of this program."""
@@ -58,7 +59,9 @@ def _paths(file: InputFile) -> list[str]:
     return [entry.name for entry in read_directory(Zip(file, EITHER)).entries]
 
 
-def open_archive(path: Path, unpack_into: Callable[[], Path] | None, report: Report, *, copies: int = 1) -> Directory:
+def open_archive(
+    path: Path, unpack_into: Callable[[], OpenFolder] | None, report: Report, *, copies: int = 1
+) -> Directory:
     """Open the one checkpoint in the archive at ``path``.
 
     Where its weights are stored they are read in place. Where they are deflated, they and the files that belong to them are
@@ -73,8 +76,8 @@ def open_archive(path: Path, unpack_into: Callable[[], Path] | None, report: Rep
         deflated = [name for name, member in weights.items() if member.method != STORED]
         if not deflated:
             return directory
-        folder = _folder_for(path, deflated, unpack_into)
-        unpack(file, weights | beside, folder, report, dict.fromkeys(weights, copies))
+        with _folder_for(path, deflated, unpack_into) as folder:
+            unpack(file, weights | beside, folder, report, dict.fromkeys(weights, copies))
         left = [name for name in directory.names() if name not in weights | beside]
     except BaseException:
         file.close()
@@ -83,10 +86,10 @@ def open_archive(path: Path, unpack_into: Callable[[], Path] | None, report: Rep
     if left:
         others = f" and {len(left) - 8} more" if len(left) > 8 else ""
         report.note(f"left in {path}, being no part of the checkpoint: {', '.join(left[:8])}{others}")
-    return LocalDirectory(folder)
+    return LocalDirectory(folder.path)
 
 
-def _folder_for(path: Path, deflated: Sequence[str], unpack_into: Callable[[], Path] | None) -> Path:
+def _folder_for(path: Path, deflated: Sequence[str], unpack_into: Callable[[], OpenFolder] | None) -> OpenFolder:
     if unpack_into is not None:
         return unpack_into()
     raise MalformedInput(

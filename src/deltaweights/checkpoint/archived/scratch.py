@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from deltaweights.errors import InputOutputError
+from deltaweights.util.open_folder import OpenFolder
 
 
 class Scratch:
@@ -23,7 +24,7 @@ class Scratch:
     def __init__(self) -> None:
         self._root: Path | None = None
 
-    def folder(self, role: str) -> Path:
+    def folder(self, role: str) -> OpenFolder:
         """See ``Unpacker``. Raises ``InputOutputError``."""
         try:
             if self._root is None:
@@ -32,7 +33,7 @@ class Scratch:
             path.mkdir()
         except OSError as error:
             raise InputOutputError.from_os(error, tempfile.gettempdir(), "make a folder to unpack in") from error
-        return path
+        return OpenFolder.at(path, follow=False)
 
     def __enter__(self) -> Scratch:
         return self

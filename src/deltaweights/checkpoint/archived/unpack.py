@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import zlib
 from collections.abc import Generator, Iterator, Mapping
-from pathlib import Path
 
 from deltaweights.checkpoint.files import InputFile, LocalFile
 from deltaweights.checkpoint.zipped.archive import Member
@@ -20,6 +20,7 @@ from deltaweights.checkpoint.zipped.contents import contents
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.report import Report
 from deltaweights.sizes import human_bytes
+from deltaweights.util.open_folder import OpenFolder
 from deltaweights.work import share_out
 
 WORKERS = 2
@@ -36,7 +37,7 @@ class NoRoom(InputOutputError):
 
 
 def unpack(
-    file: InputFile, members: Mapping[str, Member], folder: Path, report: Report, copies: Mapping[str, int]
+    file: InputFile, members: Mapping[str, Member], folder: OpenFolder, report: Report, copies: Mapping[str, int]
 ) -> None:
     """Write ``members`` of the archive ``file`` into ``folder``, which exists and is ours: what else is in it is removed.
 
@@ -52,10 +53,10 @@ def unpack(
     def unpack_one(_: None, item: tuple[str, Member]) -> Iterator[int]:
         name, member = item
         if name in present:
-            if (yield from _is_whole(folder / name, member)):
+            if (yield from _is_whole(folder, name, member)):
                 return
             yield -member.size
-        yield from _write(file, member, folder / name)
+        yield from _write(file, member, folder, name)
 
     # The large ones first, so that the workers end at about the same time.
     jobs = iter(sorted(members.items(), key=lambda item: -item[1].size))
@@ -65,50 +66,50 @@ def unpack(
         file.check_unchanged()
     except MalformedInput:
         for name in members:
-            with contextlib.suppress(OSError):  # the refusal is what is to be told
-                (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(InputOutputError):  # the refusal is what is to be told
+                folder.remove(name)
         raise
 
 
-def _tidy(folder: Path, members: Mapping[str, Member]) -> set[str]:
+def _tidy(folder: OpenFolder, members: Mapping[str, Member]) -> set[str]:
     """Remove what is not a member, or has not a member's size; return the names of what is left."""
+    looks = {name: found for name in folder.names() if (found := folder.look(name)) is not None}
+    for name, found in looks.items():
+        if stat.S_ISDIR(found.st_mode):
+            problem = "a folder where only unpacked files should be"
+            raise InputOutputError(problem, where=folder.path / name, remedy="see what it is, and remove it")
     present = set()
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                problem = "a folder where only unpacked files should be"
-                raise InputOutputError(problem, where=entry.path, remedy="see what it is, and remove it")
-        for entry in entries:
-            member = members.get(entry.name)
-            is_file = entry.is_file(follow_symlinks=False)
-            if member is not None and is_file and entry.stat(follow_symlinks=False).st_size == member.size:
-                present.add(entry.name)
-            else:
-                (folder / entry.name).unlink()
-    except OSError as error:
-        raise InputOutputError.from_os(error, folder, "clear for unpacking") from error
+    for name, found in looks.items():
+        member = members.get(name)
+        if member is not None and stat.S_ISREG(found.st_mode) and found.st_size == member.size:
+            present.add(name)
+        else:
+            folder.remove(name)
     return present
 
 
-def _check_space(folder: Path, needed: int) -> None:
+def _check_space(folder: OpenFolder, needed: int) -> None:
     try:
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(folder.fd).free
     except OSError as error:
-        raise InputOutputError.from_os(error, folder, "look at the disk") from error
+        raise InputOutputError.from_os(error, folder.path, "look at the disk") from error
     if free < needed:
         raise NoRoom(
             "not enough free disk to unpack the archive",
-            where=folder,
+            where=folder.path,
             found=f"{human_bytes(free)} free",
             expected=human_bytes(needed),
             remedy="make room, or choose a place on another disk",
         )
 
 
-def _is_whole(path: Path, member: Member) -> Generator[int, None, bool]:
+def _is_whole(folder: OpenFolder, name: str, member: Member) -> Generator[int, None, bool]:
     """Tell whether the file of the right size that is there has the right CRC-32, too; yield the bytes that were read."""
-    crc, file = 0, LocalFile(path)
+    crc, path = 0, folder.path / name
+    try:
+        file = LocalFile(path, folder.open(name))
+    except OSError as error:
+        raise InputOutputError.from_os(error, path, "open") from error
     try:
         for piece in file.chunks():
             crc = zlib.crc32(piece, crc)
@@ -118,13 +119,12 @@ def _is_whole(path: Path, member: Member) -> Generator[int, None, bool]:
     return crc == member.crc32
 
 
-def _write(file: InputFile, member: Member, path: Path) -> Iterator[int]:
+def _write(file: InputFile, member: Member, folder: OpenFolder, name: str) -> Iterator[int]:
     """Write a member under its final name once it is whole; yield the bytes that were written."""
-    unfinished = path.with_name(f"{path.name}{UNFINISHED}")
+    unfinished = f"{name}{UNFINISHED}"
     try:
-        path.unlink(missing_ok=True)  # not at the end: there may be room for one of the two
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(unfinished, flags, 0o666), "wb", buffering=0) as out:
+        folder.remove(name)  # not at the end: there may be room for one of the two
+        with open(folder.create(unfinished), "wb", buffering=0) as out:
             for piece in contents(file, member):
                 yield len(piece)
                 rest = piece
@@ -132,10 +132,10 @@ def _write(file: InputFile, member: Member, path: Path) -> Iterator[int]:
                     rest = rest[out.write(rest) :]
             # A write may fail as late as here. (What a power cut undoes all the same, the next run's CRC-32 shows.)
             os.fsync(out.fileno())
-        unfinished.rename(path)
+        os.rename(unfinished, name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
+        with contextlib.suppress(InputOutputError):
+            folder.remove(unfinished)
         if isinstance(error, OSError):
-            raise InputOutputError.from_os(error, path, "unpack", KEPT) from error
+            raise InputOutputError.from_os(error, folder.path / name, "unpack", KEPT) from error
         raise

@@ -1,0 +1,92 @@
+"""The record of a publication of several steps, so that a run that finds it cut off can tell what was done.
+
+A journal lists the files of the old model and of the new one by marks that tell them from others of their names: what somebody put
+there since is neither moved nor removed.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from deltaweights.errors import MalformedInput
+from deltaweights.limits import JOURNAL as JOURNAL_LIMIT
+from deltaweights.manifest.manifest import plain_name
+from deltaweights.staging.contents import HUB_METADATA, Contents, Mark, mark_of, may_stand_in_a_result
+from deltaweights.staging.folder import head_of_plan
+from deltaweights.staging.opened import JOURNAL, PLAN, OpenStaging
+from deltaweights.text import Json, readable_json, strict_json
+
+VERSION = 2
+
+
+Marks = Mapping[str, Mark]
+"""Files by their names."""
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The publication of the result of ``plan``: the files of the ``new`` model, and of the ``old`` one in the target."""
+
+    plan: str
+    new: Marks
+    old: Marks
+
+    def write(self, staging: OpenStaging) -> None:
+        """Put the journal into staging. Raises ``InputOutputError``."""
+        lists = {
+            key: {name: list(mark) for name, mark in marks.items()}
+            for key, marks in (("new", self.new), ("old", self.old))
+        }
+        staging.root.replace(JOURNAL, readable_json({"version": VERSION, "plan": self.plan, **lists}))
+
+    def is_new(self, contents: Contents) -> bool:
+        """Tell whether these are the contents of the new model, complete."""
+        return marks_of(contents) == self.new
+
+    def is_old(self, contents: Contents) -> bool:
+        """Tell whether these are the contents of the old model, or what a removal that was cut off left of it."""
+        folders = {name for name, found in contents.items() if stat.S_ISDIR(found.st_mode)}
+        return folders <= {HUB_METADATA} and marks_of(contents).items() <= self.old.items()
+
+
+def marks_of(contents: Contents) -> dict[str, Mark]:
+    """Return the marks of the files among ``contents``, folders left out."""
+    return {name: mark_of(found) for name, found in contents.items() if not stat.S_ISDIR(found.st_mode)}
+
+
+def read_journal(staging: OpenStaging) -> Journal | None:
+    """Return the journal of a publication that was cut off, None when there is none.
+
+    Raises ``MalformedInput`` when it is not one that was written for the plan in ``staging``, or names what no result holds.
+    """
+    if not staging.has(JOURNAL):
+        return None
+    try:
+        journal = _parsed(staging.root.read(JOURNAL, JOURNAL_LIMIT.size))
+        fault = None if staging.root.begins(PLAN, head_of_plan(journal.plan)) else "one of another plan"
+    except (MalformedInput, ValueError, TypeError, LookupError, AttributeError) as error:
+        fault = str(error)
+    if fault is not None:
+        where, remedy = staging.root.path / JOURNAL, "see what it is, and remove the folder that it is in"
+        raise MalformedInput("not a journal of ours", where=where, found=fault, remedy=remedy)
+    return journal
+
+
+def _parsed(data: bytes) -> Journal:
+    """Parse a journal. Raises ``ValueError``, ``TypeError``, ``KeyError`` and ``AttributeError`` when it is none."""
+    document = strict_json(data, JOURNAL_LIMIT)
+    if document["version"] != VERSION:
+        raise ValueError(f"version {document['version']}, this program reads version {VERSION}")
+    return Journal(str(document["plan"]), _marks(document["new"]), _marks(document["old"]))
+
+
+def _marks(document: Json) -> dict[str, Mark]:
+    return {_name(name): (int(inode), int(size), int(time)) for name, (inode, size, time) in document.items()}
+
+
+def _name(name: object) -> str:
+    if not may_stand_in_a_result(plain_name(name)):
+        raise ValueError(f"{name!r:.80} is no file of a result")
+    return plain_name(name)
