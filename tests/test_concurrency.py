@@ -37,6 +37,7 @@ from deltaweights.signing import folder as signing
 from deltaweights.staging import lock as locks
 from deltaweights.staging import publish as publishing
 from deltaweights.staging.clean import clean
+from deltaweights.staging.contents import Contents
 from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.opened import OpenStaging
 from deltaweights.staging.place import Place, locate
@@ -224,11 +225,12 @@ def after_the_last_look(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object
     """Do something right after the target was looked at for the last time before publishing."""
     look, looks = OpenStaging.refuse_content, []
 
-    def looked(staging: OpenStaging, *, overwrite: bool) -> None:
-        look(staging, overwrite=overwrite)
+    def looked(staging: OpenStaging, *, overwrite: bool) -> Contents:
+        contents = look(staging, overwrite=overwrite)
         looks.append(staging)
         if len(looks) == 2:  # the first look is before the shards are made
             do()
+        return contents
 
     monkeypatch.setattr(OpenStaging, "refuse_content", looked)
 
