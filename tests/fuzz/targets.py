@@ -209,7 +209,7 @@ def read_an_ending(data: bytes) -> None:
 
 def read_a_journal(data: bytes) -> None:
     place = locate(scratch() / "staged" / "out")
-    make_staging(place).plan.write_text('{"identity": "plan1:test"}')
+    make_staging(place).plan.write_text('{"identity":"plan1:test","arrivals":{}}')
     place.journal.write_bytes(data)
     under_lock(place, read_journal)
 
