@@ -75,6 +75,7 @@ PURE = (
     "merge.blocks",
     "merge.record",
     "merge.shards",
+    "merge.document_sizes",
     "merge.parts",
     "merge.frame",
     "merge.torch_frame",

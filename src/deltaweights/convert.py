@@ -31,6 +31,7 @@ from deltaweights.hub.locate import HubOptions, located, paths_among
 from deltaweights.job import Published, Settings, perform
 from deltaweights.manifest.beside import lists_exactly, manifest_beside
 from deltaweights.manifest.parsed import Manifest
+from deltaweights.merge.document_sizes import refuse_unreadable
 from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.plan import DTYPES, TRANSFORMERS, Options, make_plan
 from deltaweights.merge.rules import Matching, copies
@@ -204,6 +205,7 @@ def prepare_copy(
                 operation,
                 tower=record_of(tower.checkpoint, tower.dropped) if tower else None,
             )
+            refuse_unreadable(plan, source.path)
             checkpoints = {role: source} | ({VISION_TOWER: tower.checkpoint} if tower else {})
             place.refuse_opened(weights.file.path for each in checkpoints.values() for weights in each.files)
             yield Prepared(

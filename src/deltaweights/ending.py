@@ -20,7 +20,7 @@ from deltaweights.provenance import is_streamed, origins_of, verified_hashes
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.staging.opened import COMPANIONS, ENDING, OpenStaging
 from deltaweights.staging.place import Place
-from deltaweights.text import Json, compact_json, strict_json
+from deltaweights.text import Json, compact_json, refuse_excess, strict_json
 
 Texts = Mapping[str, Mapping[str, str]]
 """By role, and then by name."""
@@ -80,7 +80,7 @@ def ending_of(job: Prepared) -> Ending:
 
 
 def store(ending: Ending, staging: OpenStaging) -> None:
-    """Put ``ending`` into staging, in steps of which each is whole. Raises ``InputOutputError``."""
+    """Put ``ending`` into staging, in steps of which each is whole. Raises ``InputOutputError``, ``MalformedInput``."""
     with staging.folder(COMPANIONS) as companions:
         for name, data in ending.companions.items():
             companions.replace(name, data)
@@ -95,7 +95,13 @@ def store(ending: Ending, staging: OpenStaging) -> None:
         ending.expected,
     )
     document: Json = {"identity": ending.plan.identity, "rest": encode(rest)}
-    staging.root.replace(ENDING, compact_json(document).encode())
+    data = compact_json(document).encode()
+    try:
+        refuse_excess(data, ENDING_LIMIT)  # else no run could finish what the parts are about to make
+    except ValueError as error:
+        problem, remedy = "too much for parts: what they leave could not be read back", "merge without --part"
+        raise MalformedInput(problem, where=staging.root.path, found=error, remedy=remedy) from None
+    staging.root.replace(ENDING, data)
 
 
 def load(staging: OpenStaging) -> Ending:

@@ -23,6 +23,7 @@ from deltaweights.export.tower import Tower, open_tower
 from deltaweights.hashing import Hashes
 from deltaweights.hub.ids import Given, PathLike
 from deltaweights.hub.locate import HubOptions, paths_among
+from deltaweights.merge.document_sizes import refuse_unreadable
 from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.plan import (
     DTYPES,
@@ -202,6 +203,7 @@ def prepare(
             place,
             unpacking,
         )
+        refuse_unreadable(job.plan, pair.lead.path)
         place.refuse_opened(weights.file.path for each in job.checkpoints.values() for weights in each.files)
         if require_verified:
             refuse_unverified(job.checkpoints, job.hashes)
