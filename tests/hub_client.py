@@ -1,7 +1,7 @@
 """A machine that knows one Hub, the loopback one (tests/hub_server.py), and has a cache of its own.
 
 Enters: a folder, and the Hub to know. Leaves: downloads in this process, and processes of ``deltaweights`` and ``hf`` with the same
-surroundings. Never: a way to any other Hub, the user's cache, or the user's token.
+surroundings. Never: a way to any other Hub, the user's cache, notes or token.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class Machine:
             if name.startswith(("HF_", "HUGGING")):
                 patch.delenv(name)
         for name, value in {
+            "XDG_STATE_HOME": str(folder / "state"),
             "HF_HOME": str(folder / "home"),
             "HF_HUB_CACHE": str(self.cache),
             "HF_HUB_DISABLE_XET": "1",

@@ -760,7 +760,7 @@ def test_closes_what_it_opened(folder: Path) -> None:
     """A checkpoint closes its files at its end, and a refused one leaves none open."""
     before = open_files()
     with open_checkpoint(folder, "base"):
-        assert len(open_files()) == len(before) + 2
+        assert len(open_files()) == len(before) + 3  # and the folder
     assert open_files() == before
     write_index(folder, {"a": TWO, "b": ONE, "c": TWO})
     refusal(folder)

@@ -60,7 +60,7 @@ MOST_SUMS = 64 * MEBIBYTE
 MOST_VALUE = 128 * 1024
 """Characters of what a manifest says of one tensor: enough for a name of 4,096 characters, however it is escaped."""
 
-MOST_STEPS = 1_500_000
+MOST_STEPS = 1_300_000
 """Members and items of a manifest that are read one by one: more than 100,000 tensors have, whatever was found in them."""
 
 MOST_NAMES = 200 * MEBIBYTE

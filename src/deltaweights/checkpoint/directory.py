@@ -6,13 +6,27 @@ folder taken for what it claims to be.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
+import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from deltaweights.checkpoint.files import InputFile, LocalFile, read_all, read_small
+from deltaweights.checkpoint.files import InputFile, LocalFile, read_all
+from deltaweights.checkpoint.opening import READ, SEARCH, Outside, open_inside, where_led
 from deltaweights.checkpoint.sniff import HEAD_BYTES
 from deltaweights.errors import InputOutputError, MalformedInput
+
+
+@dataclass(frozen=True)
+class Led:
+    """Where a link out of the folder leads, and whether somebody else made it: neither this user nor root."""
+
+    to: str
+    by_others: bool
 
 
 class Directory(ABC):
@@ -23,6 +37,11 @@ class Directory(ABC):
     @property
     def origin(self) -> dict[str, str]:
         """Where the files are from, as the manifest records it: repository and commit; empty for a folder of this machine."""
+        return {}
+
+    @property
+    def led(self) -> Mapping[str, Led]:
+        """The files so far that were opened by links out of the folder."""
         return {}
 
     @abstractmethod
@@ -62,35 +81,100 @@ class Directory(ABC):
 
 
 class LocalDirectory(Directory):
-    """A folder of this machine."""
+    """A folder of this machine, opened once: what its path leads to later is another one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fd: int | None = None) -> None:
+        """Take the folder at ``path``, or that of the descriptor ``fd``, which stays the caller's."""
         self.path = path
+        self._led: dict[str, Led] = {}
+        self._close: weakref.finalize[[int], LocalDirectory] | None = None
+        if fd is not None:
+            self._hold(os.dup(fd))
+
+    def _hold(self, fd: int) -> None:
+        self._fd_of = fd
+        self._close = weakref.finalize(self, os.close, fd)
+
+    @property
+    def led(self) -> Mapping[str, Led]:
+        """See ``Directory``."""
+        return self._led
+
+    @property
+    def _fd(self) -> int:
+        """The folder, opened. Raises ``OSError``."""
+        if self._close is None or not self._close.alive:
+            self._hold(os.open(self.path, SEARCH))
+        return self._fd_of
+
+    def close(self) -> None:
+        """See ``Directory``."""
+        if self._close is not None:
+            self._close()
 
     def names(self) -> list[str]:
         """See ``Directory``."""
         try:
-            return sorted(entry.name for entry in os.scandir(self.path))
+            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+            try:
+                return sorted(entry.name for entry in os.scandir(fd))
+            finally:
+                os.close(fd)
         except OSError as error:
             raise InputOutputError.from_os(error, self.path, "list") from error
 
     def has(self, name: str) -> bool:
         """See ``Directory``."""
         try:
-            return (self.path / name).exists()
+            os.stat(name, dir_fd=self._fd)
+        except ValueError:
+            return False
         except OSError as error:
+            if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+                return False
             raise InputOutputError.from_os(error, self.path / name, "look for it") from error
+        return True
 
     def open(self, name: str) -> InputFile:
-        """See ``Directory``."""
-        return LocalFile(self.path / name)
+        """See ``Directory``. A link out of the folder is followed, and noted in ``led``.
+
+        But not one that somebody else made to a file that is not his, and that not everybody may read: it would have us read what
+        he may not.
+        """
+        try:
+            try:
+                fd = open_inside(self._fd, name)
+            except Outside:
+                fd = self._opened_outside(name)
+        except OSError as error:
+            raise InputOutputError.from_os(error, self.path / name, "open") from error
+        return LocalFile(self.path / name, fd)
+
+    def _opened_outside(self, name: str) -> int:
+        fd = os.open(name, READ, dir_fd=self._fd)
+        link, to = os.stat(name, dir_fd=self._fd, follow_symlinks=False), where_led(self.path / name)
+        led = Led(to, link.st_uid not in {0, os.geteuid()})
+        about = os.fstat(fd)
+        if led.by_others and about.st_uid != link.st_uid and not about.st_mode & stat.S_IROTH:
+            os.close(fd)
+            problem = "a link that somebody else made, to a file that is not his, and that not everybody may read"
+            remedy = "give the folder that it leads to, or make the link yourself"
+            raise MalformedInput(problem, where=self.path / name, found=to, remedy=remedy)
+        self._led[name] = led
+        return fd
 
     def read_companion(self, name: str, most: int) -> bytes:
         """See ``Directory``. A link may stay in the folder, or lead into the Hub cache that the folder is a snapshot of."""
         path = self.path / name
-        real, folder = Path(os.path.realpath(path)), Path(os.path.realpath(self.path))
-        blobs = folder.parent.parent / "blobs"  # models--ORG--NAME/{snapshots/COMMIT/NAME -> ../../blobs/HASH}
-        if not real.is_relative_to(folder) and not real.is_relative_to(blobs):
+        try:
+            file = LocalFile(path, open_inside(self._fd, name))
+        except Outside:
             remedy = "if it belongs to the checkpoint, put a copy of it there"
-            raise MalformedInput("a link that leaves the folder", where=path, found=real, remedy=remedy)
-        return read_small(path, most)
+            problem, found = "a link that leaves the folder", where_led(path)
+            raise MalformedInput(problem, where=path, found=found, remedy=remedy) from None
+        except OSError as error:
+            raise InputOutputError.from_os(error, path, "open") from error
+        try:
+            return read_all(file, most)
+        finally:
+            file.close()

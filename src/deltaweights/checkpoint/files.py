@@ -8,6 +8,7 @@ from anything but a regular file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltaweights.checkpoint.opening import READ
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
 
@@ -61,6 +63,9 @@ class InputFile(ABC):
             self.read_into(piece, offset)
             offset += len(piece)
 
+    def hash_counts(self) -> None:  # noqa: B027  (most files are not others')
+        """Take that a hash of the content will be relied on: a change must be noticed although the file's times were set back."""
+
     @abstractmethod
     def check_unchanged(self) -> None:
         """Raise ``InputOutputError`` when the content changed since the file was opened."""
@@ -97,13 +102,18 @@ class InputFile(ABC):
 class LocalFile(InputFile):
     """One regular file of this machine; the descriptor is what is read, whatever becomes of its name."""
 
-    def __init__(self, path: Path, fd: int | None = None) -> None:
-        """Open the file at ``path``, or take over its descriptor ``fd``."""
-        self.path = path
+    def __init__(self, path: Path, fd: int | None = None, *, follow: bool = True) -> None:
+        """Open ``path``, also where it is a link unless ``follow`` is False; or take ``fd``, which was opened for it.
+
+        Raises ``InputOutputError``, and ``MalformedInput`` when it is no regular file.
+        """
+        self.path, self._hash_counts = path, False
         try:
-            # Without O_NONBLOCK, opening a FIFO that nobody writes to would wait for ever.
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK) if fd is None else fd
+            self._fd = os.open(path, READ if follow else READ | os.O_NOFOLLOW) if fd is None else fd
         except OSError as error:
+            if not follow and error.errno == errno.ELOOP:
+                remedy = "nothing else may change the folder meanwhile"
+                raise MalformedInput("not a regular file", where=path, found="a link", remedy=remedy) from None
             raise InputOutputError.from_os(error, path, "open") from error
         self._opened = os.fstat(self._fd)
         if not stat.S_ISREG(self._opened.st_mode):
@@ -159,10 +169,21 @@ class LocalFile(InputFile):
                 super().scatter_into(some, offset)
             offset += wanted
 
+    def hash_counts(self) -> None:
+        """See ``InputFile``."""
+        self._hash_counts = True
+
     def check_unchanged(self) -> None:
-        """See ``InputFile``: size and time of modification are what they were."""
+        """See ``InputFile``: size and time of modification are what they were.
+
+        Whoever owns a file can set the latter back, but not the time of its last change, which links and modes change, too. So
+        that one is compared where it matters: of a hash that counts, in files of others.
+        """
         now, then = os.fstat(self._fd), self._opened
-        if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
+        same = (now.st_size, now.st_mtime_ns) == (then.st_size, then.st_mtime_ns)
+        if self._hash_counts and then.st_uid not in {0, os.geteuid()}:
+            same = same and now.st_ctime_ns == then.st_ctime_ns
+        if not same:
             raise InputOutputError(
                 "changed while being read",
                 where=self.path,
@@ -216,6 +237,10 @@ class Window(InputFile):
             raise _cut_short(self, self.size)
         return self._offset + offset
 
+    def hash_counts(self) -> None:
+        """See ``InputFile``."""
+        self._file.hash_counts()
+
     def check_unchanged(self) -> None:
         """See ``InputFile``: the other file is what it was."""
         self._file.check_unchanged()
@@ -234,12 +259,12 @@ def _cut_short(file: InputFile, at: int) -> InputOutputError:
     )
 
 
-def read_small(path: Path, most: int) -> bytes:
-    """Return the contents of a regular file of at most ``most`` bytes.
+def read_small(path: Path, most: int, *, follow: bool = True) -> bytes:
+    """Return the contents of a regular file of at most ``most`` bytes, also by a link unless ``follow`` is False.
 
     Raises ``MalformedInput`` when it is something else or longer, ``InputOutputError`` when it cannot be read.
     """
-    file = LocalFile(path)
+    file = LocalFile(path, follow=follow)
     try:
         return read_all(file, most)
     finally:

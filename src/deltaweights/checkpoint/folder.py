@@ -124,6 +124,8 @@ def open_checkpoint(
         names = frozenset({start.name, *(weights.file.path.name for weights in files)}) | start.unused
         if given is None:
             refuse_strays(directory, start.name, names)
+        if given is None or index is not None:  # else the link is what the user gave
+            notes += _links_out(directory, names, report or Report())
     except BaseException:
         for weights in files:
             weights.file.close()
@@ -131,6 +133,23 @@ def open_checkpoint(
         raise
     alone = index is None and start.name != PARAMS and WEIGHTS.fullmatch(start.name) is None
     return Checkpoint(role, directory, path, names, tuple(files), tensors, tuple(notes), alone)
+
+
+def _links_out(directory: Directory, names: Iterable[str], report: Report) -> list[str]:
+    """Say which files of a checkpoint are elsewhere, by links; return that as a warning where somebody else made one of them.
+
+    What is linked is common (and not copied: companions must be in the folder), so it is read; but not in silence.
+    """
+    led = {name: directory.led[name] for name in sorted(names) if name in directory.led}
+    if not led:
+        return []
+    name, first = next(((name, link) for name, link in led.items() if link.by_others), next(iter(led.items())))
+    links = "file is a link" if len(led) == 1 else "files are links"
+    text = f"{directory.path}: {len(led)} {links} out of the folder: {name} -> {first.to}"
+    if first.by_others:
+        return [f"{text}; somebody else made it"]
+    report.note(text)
+    return []
 
 
 def _start_at(given: str) -> Start:

@@ -126,7 +126,9 @@ def _vision(checkpoint: Checkpoint) -> Vision:
     for name in (CONFIG, IMAGES):
         where = checkpoint.directory.path / name
         if checkpoint.directory.has(name):
-            documents.append(Table(json_object(checkpoint.directory.read(name, MAX_CONFIG), where), str(where)))
+            documents.append(
+                Table(json_object(checkpoint.directory.read_companion(name, MAX_CONFIG), where), str(where))
+            )
     return read_vision(documents[0], documents[1] if len(documents) > 1 else None)
 
 

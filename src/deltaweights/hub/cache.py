@@ -37,5 +37,9 @@ def snapshot_at(path: Path) -> Snapshot | None:
 
 def stated_sha256(path: Path) -> str | None:
     """Return the sha256 that the cache files ``path`` under; None when it is no link to a large file's blob."""
-    blob = Path(os.path.realpath(path))
-    return blob.name if path.is_symlink() and blob.parent.name == "blobs" and SHA256.fullmatch(blob.name) else None
+    try:
+        blob = Path(os.path.realpath(path))
+        is_link = path.is_symlink()
+    except OSError:  # it is being changed
+        return None
+    return blob.name if is_link and blob.parent.name == "blobs" and SHA256.fullmatch(blob.name) else None

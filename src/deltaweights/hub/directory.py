@@ -21,6 +21,7 @@ from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.files import ArrivingFile, VerifiedFile
 from deltaweights.hub.hashed import Job
 from deltaweights.hub.ids import HubId
+from deltaweights.hub.notes import Notes
 from deltaweights.hub.rooms import DiskRoom, MemoryRoom
 from deltaweights.hub.store import Store
 from deltaweights.hub.transfer import Damaged
@@ -63,6 +64,7 @@ class HubDirectory(Directory):
         self.store = Store.of(access.cache, listing.repo)
         self.path = self.store.snapshot(listing.commit)
         self._access, self._downloads, self._report = access, downloads, report
+        self._notes = Notes(report)
         self._files = {name: file for name, file in listing.files.items() if not name.endswith(hidden)}
         self.fetched = 0
         self._open: dict[str, Job] = {}
@@ -168,7 +170,7 @@ class HubDirectory(Directory):
                 continue
             arrival = Arrival(file, room, room.here())
             self.fetched += file.size - arrival.arrived
-            return self._downloads.add(self.listing, arrival, self.store)
+            return self._downloads.add(self.listing, arrival, self.store, self._notes)
 
     def _refuse_offline(self, file: HubFile) -> None:
         if self._access.offline:
@@ -201,15 +203,17 @@ class HubDirectory(Directory):
         blob = self.store.blob(file.key)
         if not blob.is_file():
             return None
-        local = VerifiedFile(blob, self.path / file.name, file.sha256, self.store.arrival(file.key))
+        local = VerifiedFile(blob, self.path / file.name, file.sha256)
         try:
-            if self.store.is_verified(file.key, local.status) and not self.how.recheck:
+            note = self._notes.known(blob, file.key, local.status)
+            local.arrival = note.arrival if note is not None else None
+            if note is not None and note.holds and not self.how.recheck:
                 return local
             self._report.note(f"checking {blob.name[:12]}, {file.name}, of the cache")
             found = _hash_of(file, local.chunks())
             local.check_unchanged()
             if found == file.key:
-                self.store.keep_verified(file.key, local.status, local.arrival)
+                self._notes.keep(blob, file.key, local.status, local.arrival)
                 return local
         except BaseException:
             local.close()

@@ -17,6 +17,7 @@ from deltaweights.errors import InputOutputError
 from deltaweights.hub.access import Access, Listing
 from deltaweights.hub.arrival import NEAR, Arrival
 from deltaweights.hub.hashed import Job
+from deltaweights.hub.notes import Notes
 from deltaweights.hub.rooms import COMING, HERE, MISSING, DiskRoom
 from deltaweights.hub.store import Store
 from deltaweights.hub.transfer import Damaged, RangesIgnored, Stopped, Transfer
@@ -55,9 +56,9 @@ class Downloads:
         self._demands = 0
         _LIVE.add(self)
 
-    def add(self, listing: Listing, arrival: Arrival, store: Store | None) -> Job:
-        """Fetch a file from now on; into ``store`` when it is one to keep, whose room is a ``DiskRoom``."""
-        job = Job(arrival, Transfer(self._access, listing, arrival.file), store, listing.commit)
+    def add(self, listing: Listing, arrival: Arrival, store: Store | None, notes: Notes | None = None) -> Job:
+        """Fetch a file from now on; into ``store`` when it is one to keep, whose room is a ``DiskRoom``, which ``notes`` note."""
+        job = Job(arrival, Transfer(self._access, listing, arrival.file), store, notes, listing.commit)
         with self._changed:
             self._jobs.append(job)
             if not self._threads:

@@ -77,6 +77,7 @@ class ArrivingFile(InputFile):
 class VerifiedFile(LocalFile):
     """A file of the cache that has the hash that the Hub states; ``name`` is its place in a snapshot, for messages."""
 
-    def __init__(self, blob: Path, name: Path, sha256: str | None, arrival: str | None) -> None:
+    def __init__(self, blob: Path, name: Path, sha256: str | None) -> None:
         super().__init__(blob)
-        self.path, self.verified_sha256, self.arrival = name, sha256, arrival
+        self.hash_counts()
+        self.path, self.verified_sha256 = name, sha256

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltaweights.hub.arrival import Arrival
+from deltaweights.hub.notes import Notes
 from deltaweights.hub.rooms import DiskRoom
 from deltaweights.hub.store import Store
 from deltaweights.hub.transfer import Transfer
@@ -32,6 +33,7 @@ class Job:
     arrival: Arrival
     transfer: Transfer
     store: Store | None = None
+    notes: Notes | None = None
     commit: str = ""
     hashed: int = 0
     attempts: int = 0
@@ -74,7 +76,8 @@ class Job:
         mark = room.mark
         room.publish(self.store.blob(key))
         self.store.link(self.commit, self.arrival.file)
-        self.store.keep_verified(key, os.fstat(room.fd), mark)
+        if self.notes is not None:
+            self.notes.keep(self.store.blob(key), key, os.fstat(room.fd), mark)
 
     def begin_anew(self) -> None:
         """Forget what came, since it is damaged. Raises ``InputOutputError``."""

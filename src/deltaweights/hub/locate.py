@@ -24,6 +24,7 @@ from deltaweights.hub.directory import How, HubDirectory
 from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.files import Refetched
 from deltaweights.hub.ids import Given, HubId, PathLike, Source, hub_id
+from deltaweights.hub.notes import Notes
 from deltaweights.hub.store import Store
 from deltaweights.report import Report
 from deltaweights.sizes import human_bytes
@@ -51,7 +52,7 @@ class Hub:
         self._access: Access = access(
             token=options.token, cache=options.cache_dir, offline=options.offline, note=report.note
         )
-        self._how, self._report = How(options.stream, options.recheck), report
+        self._how, self._report, self._notes = How(options.stream, options.recheck), report, Notes(report)
         self._downloads = Downloads(self._access, report.warn)
         self._promised = 0
         self._opened: list[tuple[HubId, HubDirectory]] = []
@@ -71,8 +72,10 @@ class Hub:
             if known is None:
                 remedy = "leave --offline out, or fetch it first: deltaweights download"
                 raise InputOutputError("not in the cache", where=str(wanted), found=self._access.cache, remedy=remedy)
-            return known
-        return self._access.list_files(wanted)
+            return self._notes.as_the_hub_had_it(known)
+        listing = self._access.list_files(wanted)
+        self._notes.keep_listing(listing)
+        return listing
 
     def announce(self, directory: HubDirectory, names: Sequence[str]) -> None:
         """Say which files are used and how much is to be fetched. Raises ``InputOutputError`` when it does not fit on the disk."""

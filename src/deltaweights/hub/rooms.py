@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 import threading
 import weakref
 from collections import OrderedDict
@@ -18,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+from deltaweights.checkpoint.opening import SEARCH
 from deltaweights.errors import InputOutputError
 
 MISSING, COMING, HERE = 0, 1, 2
@@ -46,32 +48,57 @@ class Room(Protocol):
 
 
 class DiskRoom:
-    """A sparse file, and beside it a byte for each piece that is here, so that the next process goes on."""
+    """A sparse file, and beside it a byte for each piece that is here, so that the next process goes on.
+
+    Both are this user's, and nobody else can write them: in a cache that several share, who could might change what was hashed
+    before it is read. They are named in their folder as it was opened, so that they are never written elsewhere.
+    """
 
     piece = PIECE
 
     def __init__(self, path: Path, size: int) -> None:
         """Open what an earlier run left, or begin. Raises ``InputOutputError``; ``BlockingIOError`` when another process has it.
 
-        Where the file system has no locks, two processes must not share a file: then it is one of this process alone.
+        Where another user began the file, this user's has another name. Where the file system has no locks, two processes must not
+        share a file: then it is one of this process alone.
         """
         self._size, self._closed, self._guard = size, False, threading.Lock()
         # Numbers of files are given anew: these are closed by ``close`` or, if somebody still reads, when nobody can any more.
         self._files = contextlib.ExitStack()
         self._end = weakref.finalize(self, self._files.close)
         try:
-            self.fd = self._opened(path)
-            if not _lock(self.fd, path):
-                path = path.with_name(f"{path.stem}.{secrets.token_hex(8)}{path.suffix}")
-                self.fd = self._opened(path)
-            self.path, self._marks = path, path.with_suffix(".pieces")
-            self._marks_fd = self._opened(self._marks)
+            self._folder = self._kept(_open_folder(path.parent))
+            self._take(path)
         except BaseException:
             self._end()
             raise
 
-    def _opened(self, path: Path) -> int:
-        fd = _open(path)
+    def _take(self, path: Path) -> None:
+        """Open a file and its marks, under the first name that is not another user's, and lock it."""
+        for own in ("", f".{os.geteuid()}"):
+            self.path = path.with_name(f"{path.stem}{own}{path.suffix}")
+            self._marks = self.path.with_suffix(".pieces")
+            try:
+                self.fd = self._kept(_open(self.path.name, self._folder))
+            except OSError:  # a link, or a file that others have
+                continue
+            if not _is_own(self.fd):
+                continue
+            if not _lock(self.fd, self.path.name, self._folder):
+                break
+            with contextlib.suppress(OSError):
+                self._marks_fd = self._kept(_open(self._marks.name, self._folder))
+                if _is_own(self._marks_fd):
+                    return
+        self.path = path.with_name(f"{path.stem}.{secrets.token_hex(8)}{path.suffix}")
+        self._marks = self.path.with_suffix(".pieces")
+        try:
+            self.fd = self._kept(_open(self.path.name, self._folder, os.O_EXCL))
+            self._marks_fd = self._kept(_open(self._marks.name, self._folder, os.O_EXCL))
+        except OSError as error:
+            raise InputOutputError.from_os(error, self.path, "open") from error
+
+    def _kept(self, fd: int) -> int:
         self._files.callback(os.close, fd)
         return fd
 
@@ -141,22 +168,29 @@ class DiskRoom:
             os.fsync(self.fd)
             with self._guard:
                 self._refuse_closed()
-                self.path.replace(blob)
-                self._marks.unlink(missing_ok=True)
+                os.replace(self.path.name, blob.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+                self._remove(self._marks)
         except OSError as error:
             raise InputOutputError.from_os(error, blob, "put in place") from error
 
     def forget(self, pieces: Iterable[int]) -> None:
         """Mark ``pieces`` as missing, in a file that is closed, for the next run."""
-        with contextlib.suppress(OSError), self._marks.open("r+b") as marks:
-            for piece in pieces:
-                marks.seek(_MARK + piece)
-                marks.write(b"\0")
+        with contextlib.suppress(OSError, InputOutputError), contextlib.ExitStack() as stack:
+            folder = _open_folder(self._marks.parent)
+            stack.callback(os.close, folder)
+            marks = os.open(self._marks.name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+            stack.callback(os.close, marks)
+            for piece in pieces if _is_own(marks) else ():
+                os.pwrite(marks, b"\0", _MARK + piece)
 
     def discard(self) -> None:
-        """Remove the file."""
-        self.path.unlink(missing_ok=True)
-        self._marks.unlink(missing_ok=True)
+        """Remove the file. Only before ``close``."""
+        self._remove(self.path)
+        self._remove(self._marks)
+
+    def _remove(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path.name, dir_fd=self._folder)
 
     def _refuse_closed(self) -> None:
         if self._closed:  # it may be another process's by now
@@ -176,14 +210,28 @@ _MARK = 32
 """Hex digits before the bytes of the pieces."""
 
 
-def _open(path: Path) -> int:
+def _open_folder(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        return os.open(path, SEARCH | os.O_NOFOLLOW)
     except OSError as error:
-        raise InputOutputError.from_os(error, path, "open") from error
+        remedy = "choose another cache with --cache-dir or HF_HUB_CACHE"
+        raise InputOutputError.from_os(error, path, "open the folder, which must be no link", remedy) from error
 
 
-def _lock(fd: int, path: Path) -> bool:
+def _open(name: str, folder: int, more: int = 0) -> int:
+    """Open a file, or make it, so that nobody else can write it whatever the umask. Raises ``OSError``."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | more
+    return os.open(name, flags, 0o644, dir_fd=folder)
+
+
+def _is_own(fd: int) -> bool:
+    """Tell whether a file is this user's, nobody else can write it, and it has no other name: it may be one to be kept."""
+    about = os.fstat(fd)
+    ours = stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid()
+    return ours and not about.st_mode & 0o022 and about.st_nlink <= 1
+
+
+def _lock(fd: int, name: str, folder: int) -> bool:
     """Lock a file, and tell whether the file system can.
 
     Raises ``BlockingIOError`` when another process has it, or had it and has put it in place meanwhile.
@@ -195,7 +243,7 @@ def _lock(fd: int, path: Path) -> bool:
     except OSError:
         return False
     try:
-        current = os.fstat(fd).st_ino == path.stat().st_ino
+        current = os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=folder, follow_symlinks=False))
     except FileNotFoundError:
         current = False
     if not current:

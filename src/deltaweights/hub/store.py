@@ -1,23 +1,29 @@
-"""The Hub's cache, written: blobs under their hashes, snapshots that link to them, and what is known to be whole.
+"""The Hub's cache, written: blobs under their hashes, and snapshots that link to them.
 
 Enters: files of a listing, and their bytes once they are all there and have their hash. Leaves: what ``hf`` leaves, so that each
-uses what the other fetched. Never: a file under its final name that has not the hash that the Hub states.
+uses what the other fetched. Never: a file under its final name that has not the hash that the Hub states, or a change in a folder
+to which somebody turned one of the cache's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaweights.errors import InputOutputError
+from deltaweights.checkpoint.files import read_small
+from deltaweights.checkpoint.opening import SEARCH, opened_folder
+from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.hub.access import COMMIT, HubFile, Listing
 from deltaweights.hub.cache import PREFIX, SHA256
 from deltaweights.hub.ids import HubId
-from deltaweights.text import Json, strict_json
+
+MAX_REF = 1024
+"""Bytes of the name of a commit, and room for a line's end."""
 
 
 @dataclass(frozen=True)
@@ -45,67 +51,56 @@ class Store:
 
     def prepare(self) -> None:
         """Make the folders. Raises ``InputOutputError``."""
-        for folder in ("blobs", "snapshots", "refs", _OURS):
+        for folder in ("blobs", "snapshots", "refs"):
             try:
-                (self.root / folder).mkdir(parents=True, exist_ok=True)
+                with self._inside(folder):
+                    pass
             except OSError as error:
                 remedy = "choose another cache with --cache-dir or HF_HUB_CACHE"
                 raise InputOutputError.from_os(error, self.root / folder, "make the folder", remedy) from error
+
+    @contextmanager
+    def _inside(self, *names: str) -> Iterator[int]:
+        """Open a folder of the store, made where it is missing; none of ``names`` is a link. Raises ``OSError``."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            fd = os.open(self.root, SEARCH)
+            stack.callback(os.close, fd)
+            for name in names:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(name, dir_fd=fd)
+                fd = stack.enter_context(opened_folder(name, fd))
+            yield fd
 
     def name_commit(self, wanted: HubId, commit: str) -> None:
         """Keep which commit a branch or tag is at, for those who are offline."""
         revision = wanted.revision or "main"
         if COMMIT.fullmatch(revision):
             return
-        path = self.root / "refs" / revision
-        with contextlib.suppress(OSError):  # of use later only
-            path.parent.mkdir(parents=True, exist_ok=True)
-            made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-            made.write_text(commit)
-            made.replace(path)
+        *folders, name = revision.split("/")
+        with contextlib.suppress(OSError), self._inside("refs", *folders) as folder:  # of use later only
+            made = f".{name}.{secrets.token_hex(8)}"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with open(os.open(made, flags, 0o666, dir_fd=folder), "w") as out:
+                out.write(commit)
+            os.replace(made, name, src_dir_fd=folder, dst_dir_fd=folder)
 
     def link(self, commit: str, file: HubFile) -> None:
         """Give a blob its name in a commit's snapshot. Raises ``InputOutputError``."""
         path, target = self.snapshot(commit) / file.name, f"../../blobs/{file.key}"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.parent.is_symlink():
-                raise InputOutputError("the snapshot is a link, which none is", where=path.parent, remedy="remove it")
-            if os.path.lexists(path):
-                if path.is_symlink() and os.readlink(path) == target:  # noqa: PTH115  (as text)
-                    return
-                path.unlink()
-            path.symlink_to(target)
-        except FileExistsError:  # another process was faster
-            pass
+            with self._inside("snapshots", commit) as folder:
+                with contextlib.suppress(FileNotFoundError):
+                    if _text_of_link(file.name, folder) == target:
+                        return
+                    os.unlink(file.name, dir_fd=folder)
+                with contextlib.suppress(FileExistsError):  # another process was faster
+                    os.symlink(target, file.name, dir_fd=folder)
+        except NotADirectoryError:
+            found, remedy = "something else, or a link", "remove it, or choose another cache with --cache-dir"
+            raise InputOutputError("no folder of a cache", where=path.parent, found=found, remedy=remedy) from None
         except OSError as error:
             raise InputOutputError.from_os(error, path, "link the file") from error
-
-    # Blobs that are known to be what their names say: by size, times and inode, so that a look is enough.
-
-    def is_verified(self, key: str, found: os.stat_result) -> bool:
-        """Tell whether the blob, as it was ``found``, is the one that had its hash."""
-        try:
-            return bool(self._known(key)["blob"] == _mark(found))
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-
-    def arrival(self, key: str) -> str | None:
-        """Return the mark of the download by which a blob that is verified came, if that was one of ours."""
-        try:
-            mark = self._known(key)["arrival"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return mark if isinstance(mark, str) else None
-
-    def _known(self, key: str) -> Json:
-        return strict_json((self.root / _OURS / key).read_bytes())
-
-    def keep_verified(self, key: str, found: os.stat_result, arrival: str | None = None) -> None:
-        """Keep that the blob, as it was ``found``, has its hash, and the mark of the download that it came by."""
-        with contextlib.suppress(OSError):  # it would be found out once more
-            (self.root / _OURS).mkdir(parents=True, exist_ok=True)
-            (self.root / _OURS / key).write_text(json.dumps({"blob": _mark(found), "arrival": arrival}))
 
     # Without the Hub.
 
@@ -117,10 +112,11 @@ class Store:
         files = {}
         try:
             for entry in sorted(self.snapshot(commit).iterdir()):
-                blob = Path(os.path.realpath(entry))
+                key = entry.readlink().name if entry.is_symlink() else ""
+                blob = self.blob(key) if key else entry
                 if blob.is_file():
-                    sha256 = blob.name if SHA256.fullmatch(blob.name) else None
-                    git_sha1 = blob.name if COMMIT.fullmatch(blob.name) else ""
+                    sha256 = key if SHA256.fullmatch(key) else None
+                    git_sha1 = key if COMMIT.fullmatch(key) else ""
                     files[entry.name] = HubFile(entry.name, blob.stat().st_size, sha256, git_sha1)
         except OSError as error:
             raise InputOutputError.from_os(error, self.snapshot(commit), "list") from error
@@ -130,16 +126,16 @@ class Store:
         if COMMIT.fullmatch(revision):
             return revision if self.snapshot(revision).is_dir() else None
         try:
-            commit = (self.root / "refs" / revision).read_text().strip()
-        except OSError:
+            commit = read_small(self.root / "refs" / revision, MAX_REF).decode("ascii", "replace").strip()
+        except (InputOutputError, MalformedInput):
             return None
         return commit if COMMIT.fullmatch(commit) and self.snapshot(commit).is_dir() else None
 
 
-_OURS = ".deltaweights"
-"""The folder of what we know of blobs; ``hf`` looks at blobs, refs and snapshots alone."""
-
-
-def _mark(found: os.stat_result) -> dict[str, int]:
-    times = {"mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
-    return {"size": found.st_size, "inode": found.st_ino, **times}
+def _text_of_link(name: str, folder: int) -> str | None:
+    try:
+        return os.readlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        raise
+    except OSError:  # no link
+        return None

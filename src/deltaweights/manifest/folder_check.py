@@ -75,6 +75,11 @@ class FolderCheck:
         return original_digest(self.manifest, rows)
 
     @property
+    def _links(self) -> set[str]:
+        """The names that may be links, which are followed; what became one since it was looked at is none of them."""
+        return set() if self.own else self.entries.links
+
+    @property
     def title(self) -> str:
         """What the manifest is called in messages."""
         return MANIFEST if self.kept is None else str(self.kept)
@@ -115,19 +120,20 @@ class FolderCheck:
 
     def _parse(self, path: Path) -> str | None:
         """Read and parse the manifest in one pass; return what is wrong with it. Raises ``InputOutputError``."""
-        file, sha256, fault = LocalFile(path), hashlib.sha256(), None
+        file, sha256 = LocalFile(path, follow=self.kept is not None), hashlib.sha256()
+        manifest, fault = None, None
         try:
             refuse_long(file, limits.MANIFEST.size)
             chunks = digested(file.chunks(), sha256)
             try:
-                self.manifest = parse_manifest(chunks)
+                manifest = parse_manifest(chunks)
             except ValueError as error:
                 fault = str(error)
             for _ in chunks:  # the rest, for its sha256
                 pass
         finally:
             file.close()
-        self.record = FileRecord(file.size, sha256.hexdigest())
+        self.manifest, self.record = manifest, FileRecord(file.size, sha256.hexdigest())
         return fault
 
     def _is_there(self, name: str) -> bool:
@@ -142,7 +148,7 @@ class FolderCheck:
         if not self._is_there(name):
             return None
         try:
-            return read_small(self.root / name, limits.MOST_SUMS)
+            return read_small(self.root / name, limits.MOST_SUMS, follow=False)
         except (InputOutputError, MalformedInput) as error:  # not their base class: a signal's exception must pass
             self.fail(name, f"cannot be read: {error}")
             return None
@@ -190,7 +196,9 @@ class FolderCheck:
         names = [name for name in sorted(self.records) if name in self.there and self.has_size(name)]
         faults: dict[str, str] = {}
         with ExitStack() as stack:
-            job = self._job(names, stack) if with_tensors and self.manifest else Job(self.root, names)
+            job = (
+                self._job(names, stack) if with_tensors and self.manifest else Job(self.root, names, links=self._links)
+            )
             found = read(job, lambda name, error: faults.update({name: str(error)}), workers, report)
         for name in sorted(faults):
             self.fail(name, f"cannot be verified: {faults[name]}", about=FILE if name in self.records else TENSOR)
@@ -212,13 +220,13 @@ class FolderCheck:
     def _job(self, names: list[str], stack: ExitStack) -> Job:
         """Open the weights, and return the reading of all files and tensors; weights that are unsound are left out."""
         if not self.listing:
-            job = open_written(self.root, names, self.fail, stack)
+            job = open_written(self.root, names, self.fail, stack, self._links)
         else:
             try:
-                job = job_of(stack.enter_context(open_listed(self.root)), names, compare=False)
+                job = job_of(stack.enter_context(open_listed(self.root)), names, compare=False, links=self._links)
             except (InputOutputError, MalformedInput) as error:
                 self.fail(str(self.root), f"weights cannot be verified: {error}", about=CONTENT)
-                return Job(self.root, names)
+                return Job(self.root, names, links=self._links)
         self._compare_places(job.tensors)
         return job
 

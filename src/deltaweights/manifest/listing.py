@@ -58,7 +58,7 @@ def list_checkpoint(
     with open_listed(root) as checkpoint:
         for note in checkpoint.notes:
             report.warn(note)
-        found = read(job_of(checkpoint, names, compare=True), _fail, workers_of(workers), report)
+        found = read(job_of(checkpoint, names, compare=True, links=entries.links), _fail, workers_of(workers), report)
         checkpoint.check_unchanged()
         result = _result(checkpoint, names, found, entries)
     document = b"".join(in_chunks(manifest_pieces(result, {})))

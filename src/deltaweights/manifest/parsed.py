@@ -125,7 +125,7 @@ def _read_result(reader: JsonReader) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key in reader.members():
         if key == "files":
-            found[key] = {plain_name(name): _file(reader.value()) for name in reader.members()}
+            found[key] = {plain_name(name): _file(reader.value()) for name in reader.members(2 * limits.MOST_TENSORS)}
         elif key == "tensors":
             found[key] = _read_tensors(reader)
         elif key in COUNTS:

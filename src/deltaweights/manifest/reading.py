@@ -7,7 +7,7 @@ Never: a tensor in memory, or a second reading of one that stands in its file in
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,8 +31,8 @@ Failed = Callable[[str, Exception], None]
 class Job:
     """What is to be read: the files ``names`` of ``root``, with the ``tensors`` in them.
 
-    ``opened`` are those of the files that are open already. With ``compare``, the checksums that the files themselves record are
-    compared, also those of ``loose`` bytes (see ``WeightsFile``).
+    ``opened`` are those of the files that are open already; of the others ``links`` may be links, and none else. With ``compare``,
+    the checksums that the files themselves record are compared, also those of ``loose`` bytes (see ``WeightsFile``).
     """
 
     root: Path
@@ -41,6 +41,7 @@ class Job:
     tensors: Iterable[LazyTensor] = ()
     loose: Iterable[LazyTensor] = ()
     compare: bool = False
+    links: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def read(job: Job, failed: Failed, workers: int, report: Report) -> Found:
             inside.setdefault(name, []).append(tensor)
 
     def read_file(name: str) -> Iterator[int]:
-        file = job.opened.get(name) or LocalFile(job.root / name)
+        file = job.opened.get(name) or LocalFile(job.root / name, follow=name in job.links)
         try:
             sha256, rows = yield from digest_file(file, inside.get(name, ()), compare=job.compare)
             file.check_unchanged()

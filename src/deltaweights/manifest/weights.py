@@ -5,7 +5,7 @@ Enters: a folder. Leaves: open files with their lazy tensors, as a ``Job`` of re
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -59,7 +59,7 @@ def open_listed(root: Path) -> Checkpoint:
     return checkpoint
 
 
-def job_of(checkpoint: Checkpoint, names: Iterable[str], *, compare: bool) -> Job:
+def job_of(checkpoint: Checkpoint, names: Iterable[str], *, compare: bool, links: Collection[str]) -> Job:
     """Return the reading of the files ``names`` of a checkpoint's folder, and of all its tensors."""
     names = frozenset(names)
     return Job(
@@ -69,11 +69,14 @@ def job_of(checkpoint: Checkpoint, names: Iterable[str], *, compare: bool) -> Jo
         checkpoint.tensors.values(),
         [tensor for weights in checkpoint.files for tensor in weights.loose],
         compare,
+        links,
     )
 
 
-def open_written(root: Path, names: list[str], fail: Fail, stack: ExitStack) -> Job:
+def open_written(root: Path, names: list[str], fail: Fail, stack: ExitStack, links: Collection[str]) -> Job:
     """Open those of the files ``names`` that hold weights, to be closed by ``stack``; return the reading of all files.
+
+    Of the names, ``links`` may be links.
 
     Weights that are unsound, or not as we write them, are told to ``fail``, and left out.
     """
@@ -84,7 +87,7 @@ def open_written(root: Path, names: list[str], fail: Fail, stack: ExitStack) -> 
         opener = OPENERS.get(Path(name).suffix)
         try:
             if opener is not None:
-                weights = opener(LocalFile(root / name))  # closes the file when it fails
+                weights = opener(LocalFile(root / name, follow=name in links))  # closes the file when it fails
                 stack.callback(weights.file.close)
                 _refuse_shared(weights)
                 opened[name] = weights.file
@@ -94,7 +97,7 @@ def open_written(root: Path, names: list[str], fail: Fail, stack: ExitStack) -> 
             sound.append(name)
         except (InputOutputError, MalformedInput) as error:  # not their base class: a signal's exception must pass
             fail(name, f"cannot be verified: {error}")
-    return Job(root, sound, opened, tensors.values())
+    return Job(root, sound, opened, tensors.values(), links=links)
 
 
 def _refuse_shared(weights: WeightsFile) -> None:

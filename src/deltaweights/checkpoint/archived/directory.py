@@ -78,6 +78,7 @@ def open_archive(
             return directory
         with _folder_for(path, deflated, unpack_into) as folder:
             unpack(file, weights | beside, folder, report, dict.fromkeys(weights, copies))
+            unpacked = LocalDirectory(folder.path, folder.fd)
         left = [name for name in directory.names() if name not in weights | beside]
     except BaseException:
         file.close()
@@ -86,7 +87,7 @@ def open_archive(
     if left:
         others = f" and {len(left) - 8} more" if len(left) > 8 else ""
         report.note(f"left in {path}, being no part of the checkpoint: {', '.join(left[:8])}{others}")
-    return LocalDirectory(folder.path)
+    return unpacked
 
 
 def _folder_for(path: Path, deflated: Sequence[str], unpack_into: Callable[[], OpenFolder] | None) -> OpenFolder:

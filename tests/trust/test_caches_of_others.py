@@ -1,0 +1,470 @@
+"""Row 82 of the table: a cache of the Hub that others write, too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from deltaweights.apply import apply_delta
+from deltaweights.checkpoint.files import LocalFile
+from deltaweights.errors import CheckFailed, InputOutputError
+from deltaweights.hub import directory as hub_directory
+from deltaweights.hub.access import HubFile
+from deltaweights.hub.files import VerifiedFile
+from deltaweights.hub.ids import HubId
+from deltaweights.hub.locate import HubOptions
+from deltaweights.hub.notes import Notes
+from deltaweights.hub.rooms import PIECE, DiskRoom
+from deltaweights.hub.store import Store
+from deltaweights.hub.transfer import Damaged
+from deltaweights.inspection import inspect_checkpoint
+from deltaweights.manifest.manifest import MANIFEST
+from tests.hub_client import Machine, Said, forget_connections
+from tests.hub_server import HubServer
+from tests.other_user import OTHER, common_folder, do_as_other, needs_other_user
+from tests.pairs import base_tensors, delta_tensors, load, reference, same_bits, save
+
+BASE, DELTA, NAME = "acme/base", "acme/delta", "model.safetensors"
+WEIGHTS = base_tensors(layers=2, vocabulary=400, hidden=64)
+CHANGES = delta_tensors(WEIGHTS)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    """Serve a pair in safetensors of one shard, which record no checksums."""
+    base, delta = (save(t, tmp_path / name, "safetensors", 1) for name, t in (("b", WEIGHTS), ("d", CHANGES)))
+    with HubServer({BASE: base, DELTA: delta}) as served:
+        yield served
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hub: HubServer) -> Iterator[Machine]:
+    """Return a machine whose cache others can look into."""
+    with common_folder() as folder:
+        yield Machine(monkeypatch, folder, hub)
+    forget_connections()
+
+
+@pytest.fixture
+def blob(machine: Machine, tmp_path: Path) -> Path:
+    """Fetch the pair, and return the blob of the base's weights."""
+    for model in (BASE, DELTA):
+        machine.fetch(model)
+    sha256 = hashlib.sha256((tmp_path / "b" / NAME).read_bytes()).hexdigest()
+    return machine.blobs(BASE)[sha256]
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keep which files of the cache are hashed."""
+    names: list[str] = []
+    real = hub_directory._hash_of
+
+    def count(file: HubFile, chunks: object) -> str:
+        names.append(file.name)
+        return real(file, chunks)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(hub_directory, "_hash_of", count)
+    return names
+
+
+def flip(blob: Path) -> bytes:
+    """Change a weight in place, and leave size and time as they were; return what is there now."""
+    before, content = blob.stat(), bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    with blob.open("r+b") as file:
+        file.write(content)
+    os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return bytes(content)
+
+
+def plant(blob: Path) -> None:
+    """Leave the note that earlier versions kept in the cache, of the blob as it is."""
+    found = blob.stat()
+    times = {"mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
+    note = {"blob": {"size": found.st_size, "inode": found.st_ino, **times}, "arrival": None}
+    folder = blob.parent.parent / ".deltaweights"
+    folder.mkdir(exist_ok=True)
+    (folder / blob.name).write_text(json.dumps(note))
+
+
+def states_of(machine: Machine) -> Path:
+    """Return where the notes are."""
+    return machine.folder / "state" / "deltaweights" / "verified"
+
+
+# Notes.
+
+
+@pytest.mark.trust
+def test_row82_a_tampered_blob_and_a_planted_note(machine: Machine, hub: HubServer, blob: Path) -> None:
+    """A note in the cache is worth nothing: offline the run ends with 5, else the file is fetched again."""
+    flip(blob)
+    plant(blob)
+    target = machine.folder / "out"
+    common: list[str | Path] = ["--base", BASE, "--delta", DELTA, "--target", target, "--require-verified"]
+    done = machine.run("apply", *common, "--offline")
+    assert done.returncode == 5
+    assert f"{blob}: damaged in the cache: sha256 is " in done.stderr
+    assert not target.exists()
+    assert machine.run("apply", *common).returncode == 0
+    assert same_bits(load(target), reference(WEIGHTS, CHANGES))
+    stated = json.loads((target / MANIFEST).read_text())["inputs"]["base"]["files"][NAME]["sha256"]
+    assert stated == blob.name == hashlib.sha256(blob.read_bytes()).hexdigest()
+
+
+@pytest.mark.trust
+def test_row82_paths_into_a_cache(machine: Machine, blob: Path) -> None:
+    """The name of a blob is no hash of it: not for --require-verified, the manifest or ``inspect``; a hash that is made is."""
+    tampered = hashlib.sha256(flip(blob)).hexdigest()
+    plant(blob)
+    snapshots = {name: next((machine.repository(name) / "snapshots").iterdir()) for name in (BASE, DELTA)}
+    pair = snapshots[BASE], snapshots[DELTA]
+    with pytest.raises(CheckFailed, match="not cryptographically verified"):
+        apply_delta(*pair, machine.folder / "refused", require_verified=True)
+    apply_delta(*pair, machine.folder / "out")
+    assert blob.name not in (machine.folder / "out" / MANIFEST).read_text()
+    assert inspect_checkpoint(snapshots[BASE]).files[0].sha256 is None
+    said = Said()
+    apply_delta(*pair, machine.folder / "hashed", require_verified=True, hash_inputs=True, report=said)
+    assert any(f"sha256 is {tampered}, the Hub's cache states {blob.name}" in text for text in said.warnings)
+    manifest = (machine.folder / "hashed" / MANIFEST).read_text()
+    assert tampered in manifest
+    assert blob.name not in manifest
+
+
+@pytest.mark.trust
+def test_row82_a_snapshot_that_links_to_another_blob(machine: Machine, blob: Path) -> None:
+    """Offline, what this user was told of a commit's files counts, not the links of the cache: the blob's hash is its own."""
+    tampered = bytearray(blob.read_bytes())
+    tampered[-1] ^= 1
+    other = blob.with_name(hashlib.sha256(tampered).hexdigest())
+    other.write_bytes(tampered)
+    (link,) = (machine.repository(BASE) / "snapshots").glob(f"*/{NAME}")
+    link.unlink()
+    link.symlink_to(f"../../blobs/{other.name}")
+    offline = HubOptions(offline=True)
+    apply_delta(BASE, DELTA, machine.folder / "out", require_verified=True, hub=offline)
+    assert same_bits(load(machine.folder / "out"), reference(WEIGHTS, CHANGES))
+    shutil.rmtree(states_of(machine))
+    link.unlink()
+    link.symlink_to(f"../../blobs/{other.name}")
+    apply_delta(BASE, DELTA, machine.folder / "again", require_verified=True, hub=offline)
+    stated = json.loads((machine.folder / "again" / MANIFEST).read_text())["inputs"]["base"]["files"][NAME]["sha256"]
+    assert stated == other.name, "nobody can know which file it should be; the hash is that of its bytes"
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("how", ["mode", "owner", "link", "file"])
+def test_row82_notes_that_others_could_write(machine: Machine, blob: Path, hashed: list[str], how: str) -> None:
+    """A folder of notes that is not the user's alone counts for nothing, and that is said once."""
+    folder = states_of(machine)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    machine.fetch(BASE)
+    assert not hashed
+    if how == "mode":
+        folder.chmod(0o770)
+    elif how == "owner":
+        if os.geteuid() != 0:
+            pytest.skip("a folder of somebody else's needs root")
+        os.chown(folder, OTHER, OTHER)
+    else:
+        folder.rename(folder.with_name("elsewhere"))
+        if how == "link":
+            folder.symlink_to("elsewhere")
+        else:
+            folder.write_text("")
+    machine.said.warnings.clear()
+    machine.fetch(BASE)
+    assert NAME in hashed
+    assert len(machine.said.warnings) == 1
+    assert machine.said.warnings[0].startswith(
+        f"{folder}: notes of verified files that others may write count for noth"
+    )
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("how", ["link", "other", "long", "no-note"])
+def test_row82_notes_that_are_none(machine: Machine, blob: Path, hashed: list[str], how: str) -> None:
+    """A note that is a link, somebody else's, or no note is none."""
+    for path in states_of(machine).iterdir():
+        if how == "link":
+            path.rename(machine.folder / path.name)
+            path.symlink_to(machine.folder / path.name)
+        elif how == "other":
+            if os.geteuid() != 0:
+                pytest.skip("a file of somebody else's needs root")
+            os.chown(path, OTHER, OTHER)
+        else:
+            path.write_text({"long": " " * 2_000_000 + path.read_text(), "no-note": "[1]"}[how])
+    machine.fetch(BASE)
+    assert NAME in hashed
+
+
+@pytest.mark.parametrize("how", ["nowhere", "read-only", "of-others"])
+def test_without_a_place_for_notes(
+    machine: Machine, blob: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Where no notes can be kept, files are hashed in each run, and that is said once, as a remark."""
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.delenv("HOME")
+    if how == "read-only":
+        monkeypatch.setenv("XDG_STATE_HOME", "/proc/state")
+    if how == "of-others":
+        if os.geteuid() != 0:
+            pytest.skip("a home of somebody else's needs root")
+        (machine.folder / "theirs").mkdir()
+        os.chown(machine.folder / "theirs", OTHER, OTHER)
+        monkeypatch.setenv("HOME", str(machine.folder / "theirs"))
+    machine.said = Said()
+    for _ in range(2):
+        machine.fetch(BASE)
+    assert hashed.count(NAME) == 2
+    assert sum("cannot be noted" in text for text in machine.said.notes) == 1
+    assert not machine.said.warnings
+    assert how != "of-others" or not list((machine.folder / "theirs").iterdir())
+
+
+def test_notes_are_where_xdg_has_them(machine: Machine, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without XDG_STATE_HOME, or with a relative one, they are below ~/.local/state."""
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    monkeypatch.setenv("HOME", str(machine.folder / "me"))
+    (machine.folder / "me").mkdir()
+    machine.fetch(BASE)
+    assert list((machine.folder / "me/.local/state/deltaweights/verified").iterdir())
+    assert not any(path.name == ".deltaweights" for path in machine.repository(BASE).iterdir())
+
+
+def test_a_note_is_of_one_file_as_it_was(tmp_path: Path) -> None:
+    """Another hash, user, device, inode, size or time makes a note none of this file."""
+    blob = tmp_path / "blob"
+    blob.write_bytes(b"weights")
+    notes, found = Notes(Said()), blob.stat()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path))
+        notes.keep(blob, "key", found, "mark")
+        note = notes.known(blob, "key", found)
+        assert note is not None
+        assert (note.holds, note.arrival) == (True, "mark")
+        assert notes.known(blob, "other", found) is None
+        assert notes.known(tmp_path / "other", "key", found) is None
+        for place in (1, 2, 6):
+            fields = list(found)
+            fields[place] += 1
+            other = os.stat_result(fields, {name: getattr(found, name) for name in ("st_mtime_ns", "st_ctime_ns")})
+            note = notes.known(blob, "key", other)
+            assert note is not None
+            assert not note.holds
+        for name in ("st_mtime_ns", "st_ctime_ns"):
+            times = {each: getattr(found, each) + (each == name) for each in ("st_mtime_ns", "st_ctime_ns")}
+            note = notes.known(blob, "key", os.stat_result(list(found), times))
+            assert note is not None
+            assert not note.holds
+        patch.setattr(os, "geteuid", lambda: found.st_uid + 1)
+        assert notes.known(blob, "key", found) is None
+
+
+def test_a_file_that_others_may_write_is_noted_once_it_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes that follow each other closely may have one time, so that a note of the first would hold for the second."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    blob, notes = tmp_path / "blob", Notes(Said())
+    blob.write_bytes(b"weights")
+    blob.chmod(0o664)
+    found = blob.stat()
+    notes.keep(blob, "key", found, None)
+    assert notes.known(blob, "key", found) is None
+    monkeypatch.setattr("time.time_ns", lambda: found.st_ctime_ns + 61 * 10**9)
+    notes.keep(blob, "key", found, None)
+    assert notes.known(blob, "key", found) is not None
+
+
+# Files that others own or write.
+
+TAMPER = """
+import os, sys
+path = sys.argv[1]
+found = os.stat(path)
+with open(path, "r+b") as file:
+    file.seek(-1, 2)
+    last = file.read(1)[0]
+    file.seek(-1, 2)
+    file.write(bytes([last ^ 1]))
+os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+"""
+"""Changes a weight, and sets the time back, as the owner of a file can."""
+
+
+@needs_other_user
+@pytest.mark.trust
+def test_row82_the_owner_of_a_blob_tampers_after_the_note(machine: Machine, blob: Path, hashed: list[str]) -> None:
+    """A blob of somebody else's that was verified, and noted, is hashed again when he changed it and set its time back."""
+    os.chown(blob, OTHER, OTHER)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.time_ns", lambda: blob.stat().st_ctime_ns + 61 * 10**9)
+        machine.fetch(BASE, offline=True)
+        assert hashed.count(NAME) == 1
+        machine.fetch(BASE, offline=True)
+        assert hashed.count(NAME) == 1, "the note holds"
+    before = blob.stat()
+    do_as_other(TAMPER, blob)
+    assert (blob.stat().st_size, blob.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    with pytest.raises(Damaged, match="damaged in the cache"):
+        apply_delta(BASE, DELTA, machine.folder / "out", require_verified=True, hub=HubOptions(offline=True))
+
+
+@needs_other_user
+@pytest.mark.trust
+@pytest.mark.parametrize("kind", ["of-the-cache", "hashed"])
+def test_row82_the_owner_tampers_while_it_is_read(machine: Machine, blob: Path, kind: str) -> None:
+    """What is changed after it was hashed ends the run, although size and time of modification are as before."""
+    os.chown(blob, OTHER, OTHER)
+    if kind == "of-the-cache":
+        file: LocalFile = VerifiedFile(blob, blob, blob.name)
+    else:
+        file = LocalFile(blob)
+        file.hash_counts()
+    file.check_unchanged()
+    do_as_other(TAMPER, blob)
+    with pytest.raises(InputOutputError, match="changed while being read"):
+        file.check_unchanged()
+    file.close()
+
+
+def test_a_link_more_is_no_change(tmp_path: Path) -> None:
+    """What changes only the links or the mode of a file of one's own is no change of its content."""
+    path = tmp_path / "blob"
+    path.write_bytes(b"weights")
+    file = VerifiedFile(path, path, None)
+    before = path.stat().st_ctime_ns
+    while path.stat().st_ctime_ns == before:
+        os.link(path, tmp_path / "other")
+        path.chmod(0o600)
+        (tmp_path / "other").unlink()
+    file.check_unchanged()
+    file.close()
+
+
+# What lies where a download gathers its pieces.
+
+
+def begun_by_others(blob: Path, size: int) -> dict[Path, bytes]:
+    """Leave a download of which all pieces are said to be here; return what must stay as it is."""
+    incomplete = blob.with_name(f"{blob.name}.deltaweights.incomplete")
+    incomplete.write_bytes(bytes(size))
+    incomplete.with_suffix(".pieces").write_bytes(b"0" * 32 + b"\1" * (size // PIECE + 1))
+    for path in (incomplete, incomplete.with_suffix(".pieces")):
+        path.chmod(0o666)
+    return {path: path.read_bytes() for path in (incomplete, incomplete.with_suffix(".pieces"))}
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("owner", [OTHER, None])
+def test_row82_pieces_of_others(machine: Machine, blob: Path, owner: int | None) -> None:
+    """A download that somebody else began, or may write, is not gone on with: what would be read of it may change once more."""
+    size = blob.stat().st_size
+    blob.unlink()
+    planted = begun_by_others(blob, size)
+    if owner is not None:
+        if os.geteuid() != 0:
+            pytest.skip("a file of somebody else's needs root")
+        for path in planted:
+            os.chown(path, owner, owner)
+    apply_delta(BASE, DELTA, machine.folder / "out", require_verified=True, report=machine.said)
+    assert same_bits(load(machine.folder / "out"), reference(WEIGHTS, CHANGES))
+    assert not any("fetched again" in text for text in machine.said.warnings), "none of the planted pieces was used"
+    assert {path: path.read_bytes() for path in planted} == planted
+    assert not blob.stat().st_mode & 0o022
+
+
+@pytest.mark.parametrize("how", ["hard-link", "link", "link-of-marks"])
+def test_downloads_write_into_no_file_of_the_users(tmp_path: Path, how: str) -> None:
+    """A name for pieces that is another name, or a link, of a file of the user's leaves that file as it is."""
+    (tmp_path / "blobs").mkdir()
+    thesis, path = tmp_path / "thesis", tmp_path / "blobs" / "abc.deltaweights.incomplete"
+    thesis.write_text("years")
+    if how == "hard-link":
+        os.link(thesis, path)
+    elif how == "link":
+        path.symlink_to(thesis)
+    else:
+        path.with_suffix(".pieces").symlink_to(thesis)
+    room = DiskRoom(path, 10)
+    room.here()
+    room.put(memoryview(b"0123456789"), 0)
+    room.finished(0)
+    room.close()
+    room.forget([0])
+    assert thesis.read_text() == "years"
+
+
+def test_marks_that_become_a_link_are_not_written(tmp_path: Path) -> None:
+    """What is forgotten after a download is forgotten in its own marks, whatever has their name by then."""
+    (tmp_path / "blobs").mkdir()
+    thesis, path = tmp_path / "thesis", tmp_path / "blobs" / "abc.deltaweights.incomplete"
+    thesis.write_bytes(b"\1" * 100)
+    room = DiskRoom(path, 10)
+    room.here()
+    room.close()
+    path.with_suffix(".pieces").unlink()
+    path.with_suffix(".pieces").symlink_to(thesis)
+    room.forget([0])
+    assert thesis.read_bytes() == b"\1" * 100
+
+
+# Folders of the cache that lead elsewhere.
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("name", ["blobs", "snapshots", "refs", "snapshot", "refs/pr"])
+def test_row82_folders_that_lead_elsewhere(tmp_path: Path, name: str) -> None:
+    """Where a folder of the cache is a link, nothing is made, replaced or removed in what it leads to."""
+    store, precious, commit = Store.of(tmp_path, BASE), tmp_path / "precious", "a" * 40
+    precious.mkdir()
+    for each in ("main", "1", "config.json", commit):
+        (precious / each).write_text("mine")
+    link = store.snapshot(commit) if name == "snapshot" else store.root / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(precious)
+    attempts: list[Callable[[], object]] = [
+        store.prepare,
+        lambda: store.link(commit, HubFile("config.json", 1, None, "b" * 40)),
+        lambda: store.name_commit(HubId(BASE, None), commit),
+        lambda: store.name_commit(HubId(BASE, "pr/1"), commit),
+        lambda: DiskRoom(store.incomplete("abc"), 10),
+    ]
+    refused = 0
+    for attempt in attempts:
+        try:
+            attempt()
+        except InputOutputError:
+            refused += 1
+    assert refused or name.startswith("refs")
+    found = {path.name: path.read_text() for path in precious.iterdir()}
+    assert found == dict.fromkeys(("main", "1", "config.json", commit), "mine")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "long"])
+def test_a_branch_that_is_no_commit(tmp_path: Path, kind: str) -> None:
+    """What stands for a branch and is a FIFO, or endless, is not waited for: the cache has no such commit."""
+    store = Store.of(tmp_path, BASE)
+    store.prepare()
+    if kind == "fifo":
+        os.mkfifo(store.root / "refs" / "main")
+    else:
+        (store.root / "refs" / "main").write_text("a" * 10_000)
+    assert store.listing(HubId(BASE, None)) is None
+
+
+def test_blobs_that_models_share(machine: Machine, blob: Path, tmp_path: Path) -> None:
+    """A blob that is itself a link, as in caches with one store for all models, is known by its own name offline, too."""
+    shared = machine.cache / "blobs" / "ab"
+    shared.mkdir(parents=True)
+    shutil.move(blob, shared / ("ab" * 32))
+    blob.symlink_to(f"../../blobs/ab/{'ab' * 32}")
+    assert machine.fetch(BASE, offline=True).files[NAME] == (tmp_path / "b" / NAME).stat().st_size

@@ -1,0 +1,345 @@
+"""Rows 80 and 81 of the table: links that flip, and links out of the input."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from deltaweights.apply import apply_delta
+from deltaweights.checkpoint.directory import LocalDirectory
+from deltaweights.checkpoint.folder import open_checkpoint
+from deltaweights.errors import DeltaweightsError, MalformedInput
+from deltaweights.export.tower import _vision
+from deltaweights.manifest.beside import manifest_beside
+from deltaweights.manifest.folder_check import FolderCheck
+from deltaweights.manifest.manifest import MANIFEST
+from deltaweights.manifest.verify import verify
+from deltaweights.report import Report
+from tests.other_user import OTHER, common_folder, give_to_other, needs_other_user, start_as_other
+from tests.pairs import make_pair
+from tests.test_concurrency import pair
+from tests.trust.harness import Case, case, hold, merging, run_command
+
+__all__ = ["pair"]
+
+Pair = tuple[Path, Path]
+
+SECRET = b"-----BEGIN OPENSSH PRIVATE KEY-----"
+TERMS = b"Do as you like.\n"
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    """Make a file that nobody else may read, in a folder that nobody else may enter."""
+    (tmp_path / "home").mkdir(0o700)
+    path = tmp_path / "home" / "LICENSE"
+    path.write_bytes(SECRET)
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Path:
+    """Make the folder of an input."""
+    (tmp_path / "given").mkdir()
+    return tmp_path / "given"
+
+
+def linked(name: str) -> Callable[[Path, Path], None]:
+    """Return what makes a file of the delta a link to one that lies beside its folder."""
+
+    def change(_: Path, delta: Path) -> None:
+        (delta.parent / "secret").write_bytes(SECRET)
+        (delta / name).unlink(missing_ok=True)
+        (delta / name).symlink_to(delta.parent / "secret")
+
+    return change
+
+
+CASES: dict[str, Case] = {
+    f"row80-{name}": case(merging(linked(name)), 3, f"{name}: a link that leaves the folder")
+    for name in ("LICENSE", "README.md", "config.json", "tokenizer.model")
+}
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("subject", CASES.values(), ids=CASES.keys())
+def test_links_of_what_is_copied(subject: Case, tmp_path: Path, normal: float) -> None:
+    """What would be copied into the result, and is elsewhere, ends the run."""
+    hold(subject, tmp_path, normal)
+
+
+# Flips.
+
+
+class Flips:
+    """Turns ``path`` between a file and a link to ``secret`` right before calls of the system, at the numbers in ``when``."""
+
+    def __init__(self, path: Path, secret: Path, content: bytes) -> None:
+        self.path, self.secret, self.content = path, secret, content
+        self.count, self.when = 0, frozenset[int]()
+
+    def turn(self) -> None:
+        """Make it the other one."""
+        was_link = self.path.is_symlink()
+        self.path.unlink()
+        if was_link:
+            self.path.write_bytes(self.content)
+        else:
+            self.path.symlink_to(self.secret)
+
+    def around(self, real: Callable[..., object]) -> Callable[..., object]:
+        """Return a call that flips before it does what it is for."""
+
+        def call(*arguments: object, **named: object) -> object:
+            self.count += 1
+            if self.count in self.when:
+                self.when -= {self.count}
+                before = self.when
+                self.when = frozenset()
+                self.turn()
+                self.when = before
+            return real(*arguments, **named)
+
+        return call
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("link", [None, "LICENSE.txt", "legal/LICENSE"])
+def test_row80_a_flip_between_any_two_steps(
+    given: Path, secret: Path, monkeypatch: pytest.MonkeyPatch, link: str | None
+) -> None:
+    """Whenever a licence, or what it leads to, turns into a link to a secret and back, the secret is not read."""
+    at = given / (link or "LICENSE")
+    at.parent.mkdir(exist_ok=True)
+    if link is not None:
+        (given / "LICENSE").symlink_to(link)
+    flips = Flips(at, secret, TERMS)
+    read = set()
+    for first in range(1, 16):
+        for second in range(first, 16):
+            at.unlink(missing_ok=True)
+            at.write_bytes(TERMS)
+            directory = LocalDirectory(given)
+            flips.count, flips.when = 0, frozenset({first, second})
+            with monkeypatch.context() as patch:
+                for name in ("open", "readlink", "stat", "lstat", "fstat"):
+                    patch.setattr(os, name, flips.around(getattr(os, name)))
+                try:
+                    read.add(directory.read_companion("LICENSE", 1000))
+                except MalformedInput as error:
+                    assert SECRET.decode() not in str(error)  # noqa: PT017  (either is right)
+                    read.add(b"")
+            directory.close()
+    assert read == {TERMS, b""}
+
+
+FLIP = """
+import os, sys
+folder, secret = sys.argv[1:]
+os.chdir(folder)
+print("begun", flush=True)
+for number in range(1_000_000):
+    with open("new", "w") as file:
+        file.write("Do as you like.\\n")
+    os.replace("new", "LICENSE")
+    os.symlink(secret, "new")
+    os.replace("new", "LICENSE")
+"""
+
+
+@needs_other_user
+@pytest.mark.trust
+def test_row80_another_user_flips(secret: Path) -> None:
+    """The owner of an input flips its licence as fast as he can: 2,000 readings give the licence or a refusal."""
+    with common_folder() as folder:
+        (folder / "LICENSE").write_bytes(TERMS)
+        give_to_other(folder)
+        with start_as_other(FLIP, folder, secret) as process:
+            try:
+                assert process.stdout is not None
+                process.stdout.readline()
+                read, directory = [], LocalDirectory(folder)
+                for _ in range(2000):
+                    try:
+                        read.append(directory.read_companion("LICENSE", 1000))
+                    except DeltaweightsError:
+                        read.append(b"refused")
+                assert process.poll() is None, "it flips no more"
+            finally:
+                process.kill()
+    assert set(read) <= {TERMS, b"refused", b""}
+    assert TERMS in read
+    assert b"refused" in read
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_row80_documents_whose_values_are_copied(tmp_path: Path, secret: Path, name: str) -> None:
+    """The configurations of a vision tower are not read from elsewhere: their values stand in the result."""
+    base, _ = make_pair(tmp_path, "safetensors", 1)
+    (base / "config.json").write_text("{}")
+    (base / name).unlink(missing_ok=True)
+    (base / name).symlink_to(secret)
+    with (
+        open_checkpoint(base, "vision tower") as checkpoint,
+        pytest.raises(MalformedInput, match="a link that leaves the folder"),
+    ):
+        _vision(checkpoint)
+
+
+@pytest.mark.trust
+def test_row80_a_manifest_elsewhere(tmp_path: Path, secret: Path) -> None:
+    """Nor is the manifest beside an input, whose origins go on."""
+    base, _ = make_pair(tmp_path, "safetensors", 1)
+    (base / MANIFEST).symlink_to(secret)
+    with (
+        open_checkpoint(base, "merged") as checkpoint,
+        pytest.raises(MalformedInput, match="a link that leaves the folder"),
+    ):
+        manifest_beside(checkpoint)
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("expect", [False, True])
+def test_row80_a_flip_while_a_result_is_verified(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, expect: bool
+) -> None:
+    """A file that becomes a link after it was looked at is not verified in place of it."""
+    target = tmp_path / "out"
+    digest = apply_delta(*pair, target).content_digest
+    (tmp_path / "elsewhere").mkdir()
+    really = FolderCheck.has_size
+
+    def has_size(check: FolderCheck, file: str) -> bool:
+        result = really(check, file)
+        if not (target / name).is_symlink():
+            shutil.move(target / name, tmp_path / "elsewhere")
+            (target / name).symlink_to(tmp_path / "elsewhere" / name)
+        return result
+
+    monkeypatch.setattr(FolderCheck, "has_size", has_size)
+    found = verify(target, expect=digest if expect else None)
+    assert f"{name}: cannot be verified: {target / name}: not a regular file: found a link" in str(found.problems[0])
+
+
+# Links of weights.
+
+
+class Said(Report):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Keep a remark."""
+        self.notes.append(text)
+
+    def warn(self, text: str) -> None:
+        """Keep a warning."""
+        self.warnings.append(text)
+
+
+@pytest.fixture
+def links(tmp_path: Path) -> Iterator[tuple[Path, Path, Path]]:
+    """Make a base whose files are links to another folder, and a delta; return them, and the other folder."""
+    with common_folder() as folder:
+        base, delta = make_pair(folder, "safetensors", 2)
+        (folder / "links").mkdir()
+        for path in base.iterdir():
+            (folder / "links" / path.name).symlink_to(path)
+        yield folder / "links", delta, base
+
+
+@pytest.mark.trust
+def test_row81_links_out_of_the_input_are_said(links: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """They are followed, as clusters have it; that is said once, and no path gets into the result."""
+    base, delta, real = links
+    outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", tmp_path / "out"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    first = min(path.name for path in real.iterdir() if "model" in path.name)
+    assert outcome.err.count("out of the folder") == 1
+    assert f"{base}: 3 files are links out of the folder: {first} -> {real / first}\n" in outcome.err
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir() if path.suffix != ".safetensors")
+    assert str(real).encode() not in written
+
+
+@needs_other_user
+@pytest.mark.trust
+def test_row81_links_that_somebody_else_made(links: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """Such are a warning; to a file of ours that not everybody may read they are refused (3), and its content is not said."""
+    base, delta, real = links
+    give_to_other(base)
+    for path in real.iterdir():
+        path.chmod(0o644)
+    said = Said()
+    apply_delta(base, delta, tmp_path / "out", report=said)
+    assert len([text for text in said.warnings if text.endswith("; somebody else made it")]) == 1
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+        before = (real / name).read_bytes()
+        (real / name).write_text(json.dumps({"weight_map": {"token": SECRET.decode()}}))
+        (real / name).chmod(0o640)
+        outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", tmp_path / "again"], tmp_path)
+        assert outcome.code == 3
+        assert f"{base / name}: a link that somebody else made, to a file that is not his, and that " in outcome.err
+        assert SECRET.decode() not in outcome.err
+        (real / name).chmod(0o644)
+        (real / name).write_bytes(before)
+    theirs = real / "model-00002-of-00002.safetensors"
+    theirs.chmod(0o600)
+    os.chown(theirs, OTHER, OTHER)
+    assert apply_delta(base, delta, tmp_path / "again").status == "merged", "his own file"
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("below", ["", "original"])
+def test_row81_links_of_the_cache_are_explained(tmp_path: Path, below: str, *, shared: bool) -> None:
+    """Links of a snapshot into the blobs of the cache, its own or those that models share, are read and not remarked upon."""
+    cache = tmp_path / "hub"
+    blobs, snapshot = cache / "models--a--b" / "blobs", cache / "models--a--b" / "snapshots" / ("c" * 40) / below
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    base, delta = make_pair(tmp_path, "safetensors", 2)
+    (delta / "LICENSE").write_bytes(TERMS)
+    up = "../../.." if below else "../.."
+    for path in sorted(delta.iterdir()):
+        key = hashlib.sha256(path.read_bytes()).hexdigest()
+        (snapshot / path.name).symlink_to(f"{up}/blobs/{key}")
+        if shared:
+            store = cache / "blobs" / key[:2]
+            store.mkdir(parents=True, exist_ok=True)
+            path.rename(store / key)
+            (blobs / key).symlink_to(f"../../blobs/{key[:2]}/{key}")
+        else:
+            path.rename(blobs / key)
+    said = Said()
+    apply_delta(base, snapshot, tmp_path / "out", report=said)
+    assert not [text for text in said.notes + said.warnings if "out of the folder" in text]
+    assert (tmp_path / "out" / "LICENSE").read_bytes() == TERMS
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["../../blobs/../secret", "../../../home/LICENSE", "../../blobs/x", "..", "../../blobs/"],
+    ids=["past", "beside", "from-blobs", "up", "the-folder"],
+)
+def test_what_no_link_of_the_cache_is(tmp_path: Path, secret: Path, text: str) -> None:
+    """Links of a snapshot that lead anywhere else, at once or from the blobs on, are refused."""
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--a--b" / "blobs").mkdir()
+    (tmp_path / "models--a--b" / "blobs" / "x").symlink_to(secret)
+    (tmp_path / "models--a--b" / "secret").write_bytes(SECRET)
+    (snapshot / "LICENSE").symlink_to(text)
+    with pytest.raises(MalformedInput):
+        LocalDirectory(snapshot).read_companion("LICENSE", 1000)
