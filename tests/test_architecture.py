@@ -58,6 +58,7 @@ ORDER = (
     "names",
     "sizes",
     "errors",
+    "open_files",
     "json_reader",
     "text",
     "limits",

@@ -15,11 +15,13 @@ import click
 
 from deltaweights.cli.log_report import Console
 from deltaweights.errors import DeltaweightsError, InputOutputError, Interrupted
+from deltaweights.open_files import allow_most
 
 
 def run(command: click.Command, name: str) -> int:
     """Run ``command`` on this process's arguments; return the exit code."""
     console = Console(name)
+    allow_most()
     signal.signal(signal.SIGTERM, _interrupted)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as nohup and background jobs of scripts have it
         signal.signal(signal.SIGINT, _interrupted)  # click would print an empty line
