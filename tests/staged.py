@@ -7,8 +7,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from deltaweights.manifest.manifest import MANIFEST, FileRecord, Fragment, parse_manifest
+from deltaweights.manifest.manifest import MANIFEST, FileRecord, Fragment
+from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.staging.contents import contents_of
+from deltaweights.staging.folder import head_of_plan
 from deltaweights.staging.journal import marks_of
 from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.opened import OpenStaging
@@ -51,11 +53,12 @@ def stage_result(place: Place, result: Path) -> str:
     make_staging(place)
     shutil.move(result, place.shards)
     manifest = parse_manifest((place.shards / MANIFEST).read_bytes())
-    place.plan.write_text(json.dumps({"identity": manifest.plan}))
+    place.plan.write_text(f'{head_of_plan(manifest.plan).decode()}"arrivals":{{}}}}')
     place.fragments.mkdir()
     for name in set(manifest.places.values()):
         record = FileRecord(manifest.files[name].size, manifest.files[name].sha256)
-        (place.fragments / f"{name}.json").write_bytes(Fragment(manifest.plan, name, record, ()).to_bytes())
+        fragment = Fragment(manifest.plan, name, record, ())
+        (place.fragments / f"{name}.json").write_bytes("".join(fragment.pieces()).encode())
     return manifest.plan
 
 

@@ -58,8 +58,11 @@ ORDER = (
     "names",
     "sizes",
     "errors",
+    "open_files",
+    "json_reader",
     "text",
     "interruption",
+    "limits",
 )
 """The rooms from the top down; a module imports from its own room and from those below."""
 
@@ -74,6 +77,7 @@ PURE = (
     "merge.blocks",
     "merge.record",
     "merge.shards",
+    "merge.document_sizes",
     "merge.parts",
     "merge.frame",
     "merge.torch_frame",
@@ -84,6 +88,7 @@ PURE = (
     "card",
     "manifest.digest",
     "manifest.manifest",
+    "manifest.parsed",
 )
 """Values in, values out."""
 

@@ -22,16 +22,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from deltaweights import limits
 from deltaweights.apply import apply_delta
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
-from deltaweights.checkpoint.index import MAX_INDEX
-from deltaweights.checkpoint.tensors import MAX_TENSORS
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
+from deltaweights.limits import MOST_TENSORS
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
 from tests.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+MOST = limits.INDEX.size
 TORCH_INDEX, TORCH_SINGLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -280,10 +281,10 @@ INDEXES: dict[str, tuple[str | bytes, str]] = {
         f'{{"weight_map": {{"a": "{ONE}", "b": "x.bin"}}}}', "index mixes formats: found .bin and .safetensors"
     ),
     "row56-too-many-tensors": (
-        json.dumps({"weight_map": dict.fromkeys(map(str, range(MAX_TENSORS + 1)), ONE)}),
+        json.dumps({"weight_map": dict.fromkeys(map(str, range(MOST_TENSORS + 1)), ONE)}),
         "too many tensors: found 100001, expected at most 100000",
     ),
-    "row56-too-long": (b" " * (MAX_INDEX + 1), f"found {MAX_INDEX + 1} bytes, expected at most {MAX_INDEX}"),
+    "row56-too-long": (b" " * (MOST + 1), f"found {MOST + 1} bytes, expected at most {MOST}"),
     "row18-git-lfs-pointer": (
         b"version https://git-lfs.github.com/spec/v1\n",
         "not what its name says: found a git-LFS pointer; run git lfs pull",

@@ -29,7 +29,7 @@ from deltaweights.comparison.diff import diff_checkpoints
 from deltaweights.convert import convert_checkpoint
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 from deltaweights.manifest.listing import Listing, list_checkpoint
-from deltaweights.manifest.manifest import parse_manifest
+from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.manifest.verify import verify
 from tests.conftest import Run
 from tests.meta import save_meta

@@ -19,7 +19,7 @@ from deltaweights.apply import apply_delta
 from deltaweights.checkpoint.tensors import LazyTensor, Storage, TensorSpec
 from deltaweights.errors import CheckFailed, Mismatch, TargetBusy
 from deltaweights.make import MakeResult, make_delta
-from deltaweights.manifest.manifest import parse_manifest
+from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.manifest.verify import verify
 from deltaweights.merge.arithmetic import Kernels, Task, Workbench
 from deltaweights.merge.blocks import Run as Meeting

@@ -28,7 +28,8 @@ from deltaweights.errors import CheckFailed, MalformedInput, Mismatch
 from deltaweights.health import SumFound, check_sum, judge_base, proof_line
 from deltaweights.make import make_delta
 from deltaweights.manifest.findings import Findings, ProofRecord
-from deltaweights.manifest.manifest import Fragment, TensorRecord, parse_manifest
+from deltaweights.manifest.manifest import Fragment, TensorRecord
+from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.manifest.tally import Proof, Tally
 from deltaweights.merge.arithmetic import Kernels, Task, Workbench
 from deltaweights.merge.blocks import Run as Meeting

@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save, save_file
 
 from deltaweights.checkpoint import safetensors_file
 from deltaweights.checkpoint.files import LocalFile, WeightsFile
-from deltaweights.checkpoint.safetensors_file import MAX_HEADER
-from deltaweights.checkpoint.tensors import ITEM_SIZES, MAX_TENSORS
+from deltaweights.checkpoint.tensors import ITEM_SIZES
 from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.limits import HEADER, MOST_TENSORS
 from tests.pairs import Tensors
 
 
@@ -92,7 +92,7 @@ def bad(content: bytes, *parts: str) -> Bad:
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9976576152\n"
-MANY = {str(number): entry("I8", [0], [0, 0]) for number in range(MAX_TENSORS + 1)}
+MANY = {str(number): entry("I8", [0], [0, 0]) for number in range(MOST_TENSORS + 1)}
 
 BAD = {
     "row01-empty": bad(b"", "found an empty file", "download it again"),
@@ -237,7 +237,7 @@ def test_refuses(tmp_path: Path, case: Bad) -> None:
     assert [part for part in case.parts if part not in message] == [], message
 
 
-@pytest.mark.parametrize("length", [MAX_HEADER + 1, 100_000_001], ids=["row03-over-ours", "row03-over-the-format's"])
+@pytest.mark.parametrize("length", [HEADER.size + 1, 100_000_001], ids=["row03-over-ours", "row03-over-the-format's"])
 def test_refuses_long_header(tmp_path: Path, length: int) -> None:
     """A header longer than any checkpoint needs is refused by its length alone, though the file does hold so many bytes."""
     path = written(tmp_path, length.to_bytes(8, "little") + b"{")
@@ -245,7 +245,7 @@ def test_refuses_long_header(tmp_path: Path, length: int) -> None:
         file.truncate(8 + length)
     with pytest.raises(MalformedInput) as caught:
         open_safetensors(path)
-    assert f"header is too long: found {length} bytes, expected at most {MAX_HEADER}" in str(caught.value)
+    assert f"header is too long: found {length} bytes, expected at most {HEADER.size}" in str(caught.value)
 
 
 def test_refusal_closes_the_file(tmp_path: Path) -> None:

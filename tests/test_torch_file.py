@@ -29,8 +29,9 @@ from deltaweights.checkpoint.pickled import torch_file
 from deltaweights.checkpoint.pickled.tables import TensorView
 from deltaweights.checkpoint.pickled.views import source_of
 from deltaweights.checkpoint.sniff import what_is_it
-from deltaweights.checkpoint.tensors import MAX_TENSORS, LazyTensor, TensorSpec
+from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
+from deltaweights.limits import MOST_TENSORS
 
 
 def open_torch_file(path: Path) -> WeightsFile:
@@ -230,7 +231,7 @@ PICKLES: dict[str, tuple[bytes, str]] = {
         "builds too much for its tensors",
     ),
     "row21-names": (
-        table(*((text(str(index)), b"N") for index in range(MAX_TENSORS + 1))),
+        table(*((text(str(index)), b"N") for index in range(MOST_TENSORS + 1))),
         "too many tensors: found 100001, expected at most 100000",
     ),
     "row22-count": (holding(tensor(count=11, shape=(1,), strides=(1,))), "two records of one storage disagree"),
@@ -309,7 +310,7 @@ def test_row19_runs_nothing(tmp_path: Path) -> None:
 
 def test_row21_counts_views_that_are_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Building more tensors than any checkpoint has is refused, whether or not they end up in the dict."""
-    monkeypatch.setattr(pickle_reader, "MAX_TENSORS", 5)
+    monkeypatch.setattr(pickle_reader, "MOST_TENSORS", 5)
     values = [(text("w"), b"(" + tensor() * 6 + b"t")]
     assert "too many tensors" in refusal(tmp_path, with_pickle(table(*values)))
 

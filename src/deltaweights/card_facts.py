@@ -1,6 +1,6 @@
 """What the model card of a job says.
 
-Enters: the ending of a job, the records of its shards, and what was found in them. Leaves: the facts of its card. Never: a path,
+Enters: the ending of a job, the digests of its tensors, and what was found in them. Leaves: the facts of its card. Never: a path,
 or what depends on how it was run.
 """
 
@@ -16,10 +16,9 @@ from deltaweights.export.layout import conversation_of
 from deltaweights.export.names import IDENTITY as SECOND
 from deltaweights.export.sizes import EMBEDDING
 from deltaweights.manifest.findings import Findings
-from deltaweights.manifest.manifest import Fragment
 from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.plan import DTYPES, TRANSFORMERS
-from deltaweights.merge.record import digests_of, read_digests, records_of, tensors_digest
+from deltaweights.merge.record import Digests
 from deltaweights.recipes.models import model
 from deltaweights.recipes.recipe import Recipe
 
@@ -33,15 +32,14 @@ KINDS = {
 TORCH_NAMES = {code: name for name, code in DTYPES.items()}
 
 
-def card_facts(ending: Ending, fragments: Mapping[str, Fragment], findings: Findings) -> CardFacts:
+def card_facts(ending: Ending, digests: Digests, findings: Findings) -> CardFacts:
     """Return what the card says; an input that is no repository of the Hub is named as the recipe names it."""
-    plan, recipe, records = ending.plan, ending.recipe, records_of(fragments)
-    digest, original = digests_of(plan, records)
+    plan, recipe = ending.plan, ending.recipe
     names = {tensor.spec.name for tensor in plan.tensors}
     laid_out = plan.options.layout == TRANSFORMERS or SECOND in names
     seeing = bool({PROJECTOR[0], SECOND} & names)
     conversation = conversation_of(recipe, sees=seeing and laid_out)
-    origins, kind = _origins(ending, read_digests(plan, records)), KINDS[plan.operation]
+    origins, kind = _origins(ending, digests.inputs), KINDS[plan.operation]
     base, lead = origins.get("base", Origin()), origins[plan.operation.lead]
     if plan.operation is Operation.EXPORT:
         if "delta" in ending.parents:
@@ -54,10 +52,10 @@ def card_facts(ending: Ending, fragments: Mapping[str, Fragment], findings: Find
     return CardFacts(
         kind=kind,
         layout=TRANSFORMERS if laid_out else plan.options.layout,
-        digest=digest,
+        digest=digests.content,
         lead=lead,
         base=base,
-        original_digest=original if plan.options.layout == TRANSFORMERS else None,
+        original_digest=digests.original if plan.options.layout == TRANSFORMERS else None,
         known=laid_out or EMBEDDING in names,
         vision_tower=origins.get(VISION_TOWER),
         images=seeing,
@@ -74,12 +72,12 @@ def card_facts(ending: Ending, fragments: Mapping[str, Fragment], findings: Find
     )
 
 
-def _origins(ending: Ending, digests: Mapping[str, Mapping[str, str]]) -> dict[str, Origin]:
+def _origins(ending: Ending, digests: Mapping[str, str]) -> dict[str, Origin]:
     """Return where the inputs are from, and what they are, as far as they were read."""
     origins = {}
-    for role, record in ending.plan.inputs.items():
+    for role in ending.plan.inputs:
         origin = ending.origins.get(role, {})
-        origins[role] = Origin(origin.get("repo"), origin.get("commit"), tensors_digest(record, digests[role]))
+        origins[role] = Origin(origin.get("repo"), origin.get("commit"), digests[role])
     return origins
 
 

@@ -29,8 +29,8 @@ from deltaweights.hashing import hashes_of
 from deltaweights.hub.ids import Given, PathLike, Source
 from deltaweights.hub.locate import HubOptions, located, paths_among
 from deltaweights.job import Published, Settings, perform
-from deltaweights.manifest.beside import lists_exactly, manifest_beside
-from deltaweights.manifest.manifest import Manifest
+from deltaweights.manifest.beside import lists_exactly, stated_beside
+from deltaweights.merge.document_sizes import refuse_unreadable
 from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.plan import DTYPES, TRANSFORMERS, Options, make_plan
 from deltaweights.merge.rules import Matching, copies
@@ -180,8 +180,11 @@ def prepare_copy(
         for text in source.notes:
             report.warn(text)
         hashes = hashes_of({role: source}, hash_workers, report)
-        report.note(f"{role:15} {identify(source, hashes.files[role], read=role in hashes.read).text}")
-        manifest = _manifest_of(source)
+        stated = stated_beside(source)
+        identity = identify(source, hashes.files[role], read=role in hashes.read, stated=lambda _: stated)
+        report.note(f"{role:15} {identity.text}")
+        # That which speaks of exactly these tensors; it is held against their bytes when they were read.
+        manifest = stated if stated is not None and lists_exactly(stated, source) else None
         if recipe is None and manifest is not None and manifest.recipe:
             recipe = _named(manifest.recipe, report)
         stored = DTYPES[wanted.dtype] if wanted.dtype is not None else _dtype_of(matching)
@@ -204,6 +207,7 @@ def prepare_copy(
                 operation,
                 tower=record_of(tower.checkpoint, tower.dropped) if tower else None,
             )
+            refuse_unreadable(plan, source.path)
             checkpoints = {role: source} | ({VISION_TOWER: tower.checkpoint} if tower else {})
             place.refuse_opened(weights.file.path for each in checkpoints.values() for weights in each.files)
             yield Prepared(
@@ -217,15 +221,6 @@ def prepare_copy(
                 expected=manifest.content_digest if manifest is not None and same else None,
                 parents=manifest.origins if manifest is not None else {},
             )
-
-
-def _manifest_of(source: Checkpoint) -> Manifest | None:
-    """Return the manifest that speaks of exactly these tensors; it is held against their bytes when they were read."""
-    try:
-        manifest = manifest_beside(source)
-    except (InputOutputError, MalformedInput):
-        return None
-    return manifest if lists_exactly(manifest, source) else None
 
 
 def _carried(source: Checkpoint) -> str:

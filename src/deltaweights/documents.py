@@ -14,17 +14,12 @@ from deltaweights.card_facts import card_facts
 from deltaweights.checkpoint.companions import README as CARD
 from deltaweights.ending import Ending
 from deltaweights.errors import CheckFailed
+from deltaweights.manifest.digest import digested
 from deltaweights.manifest.findings import Findings
-from deltaweights.manifest.manifest import (
-    MANIFEST,
-    SUMS,
-    FileRecord,
-    Fragment,
-    index_bytes,
-    sums_bytes,
-)
+from deltaweights.manifest.manifest import MANIFEST, SUMS, FileRecord, Fragment, index_bytes, sums_bytes
 from deltaweights.merge.record import digests_of, merge_manifest, records_of
 from deltaweights.merge.shards import index_name
+from deltaweights.text import in_chunks
 from deltaweights.util.open_folder import OpenFolder
 
 
@@ -36,27 +31,27 @@ def write_documents(
     Raises ``CheckFailed`` when the weights are not those that the input's manifest states, ``InputOutputError``.
     """
     plan = ending.plan
-    _refuse_another(ending, fragments)
-    documents = {**ending.companions, CARD: model_card(card_facts(ending, fragments, findings))}
+    records = records_of(fragments)
+    digests = digests_of(plan, records)
+    _refuse_another(ending, digests.original)
+    documents = {**ending.companions, CARD: model_card(card_facts(ending, digests, findings))}
     if len(plan.shards) > 1:
         weight_map = {tensor.spec.name: shard.file for shard in plan.shards for tensor in shard.tensors}
         documents[index_name(plan.options.container)] = index_bytes(weight_map, plan.nbytes, plan.parameters)
     files = {shard.file: fragments[shard.file].record for shard in plan.shards}
     files |= {name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in documents.items()}
-    manifest, digest = merge_manifest(plan, fragments, files, ending.hashes, ending.origins, findings)
-    manifest_record = FileRecord(len(manifest), hashlib.sha256(manifest).hexdigest())
-    documents |= {MANIFEST: manifest, SUMS: sums_bytes(files, manifest_record)}
     for name, data in documents.items():
         folder.write(name, data)
-    return digest, manifest_record.sha256
+    manifest = merge_manifest(plan, digests, records, files, ending.hashes, ending.origins, findings)
+    sha256 = hashlib.sha256()
+    folder.write(MANIFEST, digested(in_chunks(manifest), sha256))
+    folder.write(SUMS, sums_bytes(files, sha256.hexdigest()))
+    return digests.content, sha256.hexdigest()
 
 
-def _refuse_another(ending: Ending, fragments: Mapping[str, Fragment]) -> None:
+def _refuse_another(ending: Ending, found: str) -> None:
     """Raise ``CheckFailed`` unless the weights that were read are those that their own manifest states."""
-    if ending.expected is None:
-        return
-    _, found = digests_of(ending.plan, records_of(fragments))
-    if found != ending.expected:
+    if ending.expected not in {None, found}:
         raise CheckFailed(
             f"the {ending.plan.operation.lead} is not what its own {MANIFEST} says",
             found=found,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from deltaweights.codec import decode, encode
 from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.limits import ENDING as ENDING_LIMIT
 from deltaweights.manifest.manifest import plain_name
 from deltaweights.merge.frame import frame_of
 from deltaweights.merge.plan import Plan, PlannedTensor, Shard
@@ -19,16 +20,12 @@ from deltaweights.provenance import is_streamed, origins_of, verified_hashes
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.staging.opened import COMPANIONS, ENDING, OpenStaging
 from deltaweights.staging.place import Place
-from deltaweights.text import Json, compact_json, strict_json
+from deltaweights.text import Json, compact_json, refuse_excess, strict_json
 
 Texts = Mapping[str, Mapping[str, str]]
 """By role, and then by name."""
 
 MAX_COMPANION = 64 * 1024 * 1024
-
-
-MAX_ENDING, MOST_OBJECTS, MOST_COMMAS = 256 * 1024 * 1024, 800_000, 3_200_000
-"""Of what a part leaves about 100,000 tensors; it is our own, and holds more of each than a manifest does."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def ending_of(job: Prepared) -> Ending:
 
 
 def store(ending: Ending, staging: OpenStaging) -> None:
-    """Put ``ending`` into staging, in steps of which each is whole. Raises ``InputOutputError``."""
+    """Put ``ending`` into staging, in steps of which each is whole. Raises ``InputOutputError``, ``MalformedInput``."""
     with staging.folder(COMPANIONS) as companions:
         for name, data in ending.companions.items():
             companions.replace(name, data)
@@ -98,13 +95,19 @@ def store(ending: Ending, staging: OpenStaging) -> None:
         ending.expected,
     )
     document: Json = {"identity": ending.plan.identity, "rest": encode(rest)}
-    staging.root.replace(ENDING, compact_json(document).encode())
+    data = compact_json(document).encode()
+    try:
+        refuse_excess(data, ENDING_LIMIT)  # else no run could finish what the parts are about to make
+    except ValueError as error:
+        problem, remedy = "too much for parts: what they leave could not be read back", "merge without --part"
+        raise MalformedInput(problem, where=staging.root.path, found=error, remedy=remedy) from None
+    staging.root.replace(ENDING, data)
 
 
 def load(staging: OpenStaging) -> Ending:
     """Return what ``store`` put into staging. Raises ``InputOutputError`` when there is nothing, ``MalformedInput``."""
     try:
-        document = strict_json(staging.root.read(ENDING, MAX_ENDING), MOST_OBJECTS, MOST_COMMAS)
+        document = strict_json(staging.root.read(ENDING, ENDING_LIMIT.size), ENDING_LIMIT)
         rest = decode(_Rest, document["rest"])
         container = rest.plan.options.container
         shards = tuple(

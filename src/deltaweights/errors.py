@@ -6,8 +6,10 @@ Enters: what was wrong, where, and what to do about it. Leaves: an exception who
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
+from deltaweights import open_files
 from deltaweights.text import printable
 
 LONGEST_FACT = 300
@@ -74,6 +76,8 @@ class InputOutputError(DeltaweightsError):
     @classmethod
     def from_os(cls, error: OSError, where: str | Path, doing: str, remedy: str | None = None) -> InputOutputError:
         """Convert ``error``, met while ``doing`` something with ``where``."""
+        if error.errno == errno.EMFILE:
+            remedy = open_files.remedy()
         return cls(f"cannot {doing}: {error.strerror or error}", where=where, remedy=remedy)
 
 

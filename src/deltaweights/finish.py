@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from deltaweights.ending import load, stands
 from deltaweights.errors import CheckFailed, InputOutputError
 from deltaweights.hub.ids import PathLike
-from deltaweights.job import Done, Published, Settings, conclude, published, published_of, published_plan
+from deltaweights.job import Done, Published, Settings, conclude, published_of
 from deltaweights.merge.plan import Plan
 from deltaweights.report import Report
 from deltaweights.staging.folder import StagingFolder
@@ -20,6 +20,7 @@ from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.opened import PARTS
 from deltaweights.staging.place import Place, locate
 from deltaweights.staging.publish import forget, recover
+from deltaweights.staging.standing import Target, published
 from deltaweights.text import counted
 
 
@@ -63,7 +64,7 @@ def finish_parts(
             _refuse_nothing(place)
             return None
         ending = load(lock.staging)
-        if published_plan(place) == ending.plan.identity:
+        if Target(place, ending.plan.identity).published() is not None:
             forget(lock.staging)
             return None
         lock.staging.refuse_content(overwrite=overwrite)

@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 from deltaweights.checkpoint.archived.scratch import Scratch
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.errors import DeltaweightsError
 from deltaweights.hashing import hashes_of
 from deltaweights.hub.ids import Given, Source
 from deltaweights.hub.locate import HubOptions, located
-from deltaweights.manifest.beside import lists_exactly, manifest_beside
+from deltaweights.manifest.beside import lists_exactly, stated_beside
 from deltaweights.merge.rules import is_buffer
 from deltaweights.names import NameGroup, group_names
 from deltaweights.naming import Identity, config_of, identify
@@ -136,9 +135,10 @@ def inspect_checkpoint(
         weights = [tensor for tensor in tensors if not is_buffer(tensor.spec.name)]
         known = hashes_of({"": checkpoint}, workers_of(workers) if hash_inputs else None, report)
         hashes, made = known.files[""], verified_hashes({"": checkpoint}, known)[""]
+        stated = stated_beside(checkpoint)
         return InspectReport(
             str(path.id) if isinstance(path, Source) else os.fspath(path),
-            identify(checkpoint, hashes, read=bool(known.read)),
+            identify(checkpoint, hashes, read=bool(known.read), stated=lambda _: stated),
             checkpoint.container,
             model_type,
             architectures,
@@ -152,7 +152,7 @@ def inspect_checkpoint(
                 for w in checkpoint.files
             ),
             tuple(_shared(views) for views in _by_storage(tensors) if len(views) > 1),
-            _manifest(checkpoint),
+            StatedManifest(stated.content_digest, lists_exactly(stated, checkpoint)) if stated else None,
             checkpoint.notes,
             entries,
         )
@@ -171,14 +171,6 @@ def _config(checkpoint: Checkpoint) -> tuple[str | None, tuple[str, ...]]:
     model_type, named = config.get("model_type"), config.get("architectures")
     architectures = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
     return model_type if isinstance(model_type, str) else None, tuple(architectures)
-
-
-def _manifest(checkpoint: Checkpoint) -> StatedManifest | None:
-    try:
-        manifest = manifest_beside(checkpoint)
-    except DeltaweightsError:
-        return None
-    return StatedManifest(manifest.content_digest, lists_exactly(manifest, checkpoint))
 
 
 # Storages.

@@ -11,22 +11,15 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from deltaweights.checkpoint.files import read_small
 from deltaweights.documents import write_documents
 from deltaweights.ending import Ending, ending_of
-from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
+from deltaweights.errors import CheckFailed, TargetBusy
 from deltaweights.health import SumFound, check_sum, judge_base, report_numbers
 from deltaweights.hub.files import AGAIN, Refetched
 from deltaweights.hub.transfer import Damaged
 from deltaweights.manifest.findings import Findings
-from deltaweights.manifest.folder_check import MAX_MANIFEST
-from deltaweights.manifest.manifest import (
-    MANIFEST,
-    Fragment,
-    Manifest,
-    parse_manifest,
-)
-from deltaweights.manifest.verify import verify
+from deltaweights.manifest.manifest import Fragment
+from deltaweights.manifest.verify import verify_rest
 from deltaweights.merge.device import check_device
 from deltaweights.merge.operation import VISION_TOWER
 from deltaweights.merge.plan import Plan, fates
@@ -40,9 +33,9 @@ from deltaweights.report import Report
 from deltaweights.running.child import check_in_child
 from deltaweights.staging.folder import StagingFolder
 from deltaweights.staging.opened import OpenStaging
-from deltaweights.staging.place import Place
 from deltaweights.staging.publish import forget, publish, recover
 from deltaweights.staging.read_back import read_back
+from deltaweights.staging.standing import Target
 from deltaweights.streaming import stream_shards
 from deltaweights.work import workers_of
 
@@ -113,21 +106,6 @@ def begun_anew(error: Refetched, report: Report) -> None:
     report.warn(f"{str(error).removesuffix(f'; {AGAIN}')}: begun anew")
 
 
-def published(place: Place) -> Manifest | None:
-    """Return the manifest of what stands in the target, None when it is no finished result of ours."""
-    try:
-        manifest = parse_manifest(read_small(place.target / MANIFEST, MAX_MANIFEST))
-    except (InputOutputError, MalformedInput, ValueError):
-        return None
-    return None if place.journal.exists() else manifest
-
-
-def published_plan(place: Place) -> str | None:
-    """Return the identity of the plan whose result stands in the target, None when it is none of ours."""
-    manifest = published(place)
-    return manifest.plan if manifest is not None else None
-
-
 def run(job: Prepared, settings: Settings, report: Report, began: float) -> Published:
     """Do a job that is prepared, or find that it was done. ``began`` is when it did, by the monotonic clock.
 
@@ -135,14 +113,15 @@ def run(job: Prepared, settings: Settings, report: Report, began: float) -> Publ
     """
     say(job, report)
     seconds = {"prepare": time.monotonic() - began - job.hashes.seconds, "hash inputs": job.hashes.seconds}
-    done = None if job.unpacking.holds_the_lock else _already_complete(job, settings)
+    target = Target(job.place, job.plan.identity)
+    done = None if job.unpacking.holds_the_lock else _already_complete(job, target, settings)
     if done is None or job.place.root.exists():
         with job.unpacking.locked() as lock:
             for text in (lock.note, recover(lock.staging)):
                 if text:
                     report.note(text)
             # The run that held the lock before us may have published this very plan.
-            done = _already_complete(job, settings)
+            done = _already_complete(job, target, settings)
             if done is None:
                 lock.staging.refuse_content(overwrite=settings.overwrite)
                 done = _make(job, lock.staging, settings, report, seconds)
@@ -173,14 +152,15 @@ class Done:
     streamed: bool = False
 
 
-def _already_complete(job: Prepared, settings: Settings) -> Done | None:
+def _already_complete(job: Prepared, target: Target, settings: Settings) -> Done | None:
     """Return what stands there if it is the result of this plan and verifies; None if it is something else.
 
     Raises ``TargetBusy`` when it is the result of this plan, damaged, and may not be replaced.
     """
-    manifest = published(job.place)
-    if manifest is None or manifest.plan != job.plan.identity:
+    there = target.published()
+    if there is None:
         return None
+    manifest, check = there
     if settings.require_verified and manifest.unverified:
         if settings.overwrite:
             return None
@@ -190,7 +170,7 @@ def _already_complete(job: Prepared, settings: Settings) -> Done | None:
             found=f"no sha256 of input {manifest.unverified[0]}",
             remedy="make it anew with --overwrite",
         )
-    found = verify(job.place.target, expect=manifest.content_digest)
+    found = verify_rest(check, expect=manifest.content_digest)
     if settings.overwrite and not found.ok:
         return None
     if not found.ok or found.manifest_sha256 is None:

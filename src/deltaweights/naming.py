@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import statistics
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.folder import Checkpoint
-from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
+from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import DeltaweightsError
-from deltaweights.manifest.beside import lists_exactly, manifest_beside
+from deltaweights.manifest.beside import lists_exactly, stated_beside
+from deltaweights.manifest.parsed import Manifest
 from deltaweights.merge.suspicions import FINE_TUNED_ROWS, hidden_size, layers, rows
 from deltaweights.recipes.catalogue import load, recipe_of_file
 from deltaweights.recipes.models import FORMS, KnownModel, known_file, models
@@ -52,14 +53,23 @@ class Identity:
     typical: float | None = None
 
 
-def identify(checkpoint: Checkpoint, hashes: Mapping[str, str], *, read: bool) -> Identity:
-    """Return what ``checkpoint`` is; ``hashes`` are sha256 by file name, ``read`` from the files or stated by the Hub's cache."""
+def identify(
+    checkpoint: Checkpoint,
+    hashes: Mapping[str, str],
+    *,
+    read: bool,
+    stated: Callable[[Checkpoint], Manifest | None] = stated_beside,
+) -> Identity:
+    """Return what ``checkpoint`` is; ``hashes`` are sha256 by file name, ``read`` from the files or stated by the Hub's cache.
+
+    ``stated`` returns its manifest, and is called where hashes do not tell.
+    """
     typical = typical_weight(checkpoint.tensors.values())
     by_hash = _by_hashes(checkpoint, hashes, read=read)
     if by_hash is not None:
         text, model, certain = by_hash
         return Identity(text, model, certain, typical)
-    text = _by_manifest(checkpoint) or _by_shapes(checkpoint, typical)
+    text = _by_manifest(checkpoint, stated(checkpoint)) or _by_shapes(checkpoint, typical)
     if all(weights.file.path.name in hashes for weights in checkpoint.files):
         text += f"; the sha256 of its files{'' if read else STATED} are not among those that are known"
     return Identity(text, typical=typical)
@@ -83,13 +93,9 @@ def _by_hashes(checkpoint: Checkpoint, hashes: Mapping[str, str], *, read: bool)
     return f"{of.pop()}; {whole}", keys.pop() if keys else None, read and matching == len(names)
 
 
-def _by_manifest(checkpoint: Checkpoint) -> str | None:
+def _by_manifest(checkpoint: Checkpoint, manifest: Manifest | None) -> str | None:
     """Return what the manifest says that deltaweights made of it, if it is one of ours; it is not verified here."""
-    try:
-        manifest = manifest_beside(checkpoint)
-    except DeltaweightsError:
-        return None
-    if not lists_exactly(manifest, checkpoint):
+    if manifest is None or not lists_exactly(manifest, checkpoint):
         return None
     by = f" by recipe {manifest.recipe}" if manifest.recipe else ""
     what = {
@@ -101,10 +107,11 @@ def _by_manifest(checkpoint: Checkpoint) -> str | None:
 
 def _by_shapes(checkpoint: Checkpoint, typical: float | None) -> str:
     specs = {name: tensor.spec for name, tensor in checkpoint.tensors.items()}
-    likely = " or ".join(known.title for known in models() if _fits(known, specs))
-    if not hidden_size(specs):
+    hidden, depth = hidden_size(specs), layers(specs)
+    if not hidden:
         return "no embedding under a LLaMA's name"
-    size = f"{counted(layers(specs), 'layer')}, hidden size {hidden_size(specs)}, {rows(specs)} rows"
+    likely = " or ".join(known.title for known in models() if _fits(known, hidden, depth))
+    size = f"{counted(depth, 'layer')}, hidden size {hidden}, {rows(specs)} rows"
     facts = [f"shapes of {likely}" if likely else f"{size}: no model that is known by its shapes"]
     if rows(specs) in FINE_TUNED_ROWS:
         facts.append(f"{rows(specs)} rows as {FINE_TUNED_ROWS[rows(specs)]} has")
@@ -117,9 +124,9 @@ def _by_shapes(checkpoint: Checkpoint, typical: float | None) -> str:
     return "; ".join(facts)
 
 
-def _fits(known: KnownModel, specs: Mapping[str, TensorSpec]) -> bool:
+def _fits(known: KnownModel, hidden: int, depth: int) -> bool:
     shapes = known.shapes
-    return (shapes.hidden_size, shapes.layers) == (hidden_size(specs), layers(specs)) and shapes.base_rows is not None
+    return (shapes.hidden_size, shapes.layers) == (hidden, depth) and shapes.base_rows is not None
 
 
 def config_of(checkpoint: Checkpoint) -> dict[str, Json]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from deltaweights.ending import ending_of, stands, store
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.hub.files import Refetched
-from deltaweights.job import Settings, begun_anew, published_plan
+from deltaweights.job import Settings, begun_anew
 from deltaweights.manifest.manifest import Fragment
 from deltaweights.merge.device import check_device
 from deltaweights.merge.parts import Part, share_of
@@ -29,6 +29,7 @@ from deltaweights.staging.folder import StagingFolder
 from deltaweights.staging.lock import PATIENCE, StagingLock
 from deltaweights.staging.opened import PARTS
 from deltaweights.staging.publish import recover
+from deltaweights.staging.standing import Target
 from deltaweights.streaming import stream_shards
 
 PUBLISHED = "already complete"
@@ -80,7 +81,8 @@ def run_part(job: Prepared, part: Part, settings: Settings, report: Report, bega
     """
     say(job, report)
     mine = share_of(job.plan.shards, part)
-    if published_plan(job.place) == job.plan.identity:
+    target = Target(job.place, job.plan.identity)
+    if target.published() is not None:
         report.note("the result of this plan is published already")
         return _result(job, part, mine, [], PUBLISHED, len(job.plan.shards), began)
     _wait_for_inputs(job)
@@ -91,7 +93,7 @@ def run_part(job: Prepared, part: Part, settings: Settings, report: Report, bega
             _note(recover(lock.staging), report)
     with StagingLock(job.place, shared=True, patience=PATIENCE) as lock:
         _note(lock.note, report)
-        if published_plan(job.place) == job.plan.identity:  # while this part prepared
+        if target.published() is not None:  # while this part prepared
             return _result(job, part, mine, [], PUBLISHED, len(job.plan.shards), began)
         lock.staging.refuse_content(overwrite=settings.overwrite)
         staging, fragments = StagingFolder.join(lock.staging, job.plan, mine)

@@ -23,6 +23,7 @@ from deltaweights.export.tower import Tower, open_tower
 from deltaweights.hashing import Hashes
 from deltaweights.hub.ids import Given, PathLike
 from deltaweights.hub.locate import HubOptions, paths_among
+from deltaweights.merge.document_sizes import refuse_unreadable
 from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.plan import (
     DTYPES,
@@ -202,6 +203,7 @@ def prepare(
             place,
             unpacking,
         )
+        refuse_unreadable(job.plan, pair.lead.path)
         place.refuse_opened(weights.file.path for each in job.checkpoints.values() for weights in each.files)
         if require_verified:
             refuse_unverified(job.checkpoints, job.hashes)
@@ -227,10 +229,12 @@ def _recipe_record(recipe: Recipe | None) -> RecipeRecord | None:
 
 def record_of(checkpoint: Checkpoint, dropped: tuple[Dropped, ...]) -> InputRecord:
     """Return what the plan keeps of an input, digests of samples of its tensors included. Raises ``InputOutputError``."""
+    samples = sample_digests(checkpoint.tensors)  # in the order of the files: on the disk, one after the other
+    names = sorted(samples)
     return InputRecord(
         checkpoint.container,
         tuple(InputFileRecord(w.file.path.name, w.file.size, w.header_digest, w.checks) for w in checkpoint.files),
-        {name: tensor.spec for name, tensor in checkpoint.tensors.items()},
-        sample_digests(checkpoint.tensors),
+        tuple(checkpoint.tensors[name].spec for name in names),
+        tuple(map(samples.__getitem__, names)),
         dropped,
     )

@@ -38,7 +38,8 @@ from deltaweights.export.sentencepiece import merges_of, read_model
 from deltaweights.export.tokenizer_files import read_files
 from deltaweights.hub.access import Access
 from deltaweights.hub.ids import HubId, hub_id
-from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord, parse_manifest
+from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord
+from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.manifest.tally import Tally
 from deltaweights.recipes.document import read_document
 from deltaweights.recipes.recipe import parse_recipe
@@ -208,7 +209,7 @@ def read_an_ending(data: bytes) -> None:
 
 def read_a_journal(data: bytes) -> None:
     place = locate(scratch() / "staged" / "out")
-    make_staging(place).plan.write_text('{"identity": "plan1:test"}')
+    make_staging(place).plan.write_text('{"identity":"plan1:test","arrivals":{}}')
     place.journal.write_bytes(data)
     under_lock(place, read_journal)
 
@@ -265,7 +266,8 @@ def of_fragments() -> list[bytes]:
         TensorRecord("w", digest, digest, digest, Tally(1, sum=0.5)),
         TensorRecord("v", digest, None, digest, Tally()),
     )
-    return [Fragment("plan1:test", "x.safetensors", FileRecord(3, digest), tensors).to_bytes()]
+    fragment = Fragment("plan1:test", "x.safetensors", FileRecord(3, digest), tensors)
+    return ["".join(fragment.pieces()).encode()]
 
 
 def of_recipes() -> list[bytes]:

@@ -21,12 +21,13 @@ from deltaweights.apply import apply_delta
 from deltaweights.checkpoint.companions import state_dtype
 from deltaweights.errors import CheckFailed, MalformedInput, UsageError
 from deltaweights.hub.access import access
+from deltaweights.limits import MANIFEST
 from deltaweights.manifest.listing import list_checkpoint
 from deltaweights.manifest.verify import verify
 from deltaweights.running.prompts import LONGEST, open_images
 from deltaweights.signing.bundle import parse_bundle
 from deltaweights.signing.folder import read_signature, sign_folder
-from deltaweights.text import MOST_COMMAS, MOST_FOREIGN, strict_json
+from deltaweights.text import MOST_FOREIGN, strict_json
 from tests.conftest import Run
 from tests.pairs import make_pair
 from tests.test_signing import make_key, merged, result, stock_verifies
@@ -255,16 +256,16 @@ def test_row74_a_manifest_of_one_endless_string(tmp_path: Path, normal: float) -
             file.write('{"a": "🙂'.encode() + b"x" * (60 * 2**20) + b'"}')
         return ["verify", folder / "out"]
 
-    hold(case(make, 6, "manifest.json", "not all of them ASCII"), tmp_path, normal)
+    hold(case(make, 6, "manifest.json", "a value of more than 131,072 characters"), tmp_path, normal)
 
 
 MOST_MEBIBYTES = 500
 """Where a document tells of 100,000 tensors, or of as much as such a one (SECURITY.md)."""
 
 FULL: dict[str, Callable[[], str]] = {
-    "row74-keys": lambda: "{" + ",".join(f'"{number:x}":0' for number in range(MOST_COMMAS)) + "}",
-    "row74-texts": lambda: "[" + ",".join(f'"{number:030x}"' for number in range(MOST_COMMAS)) + "]",
-    "row74-lists": lambda: "[" + "[],[0,0]," * (MOST_COMMAS // 3 - 9) + "0]",
+    "row74-keys": lambda: "{" + ",".join(f'"{number:x}":0' for number in range(MANIFEST.commas)) + "}",
+    "row74-texts": lambda: "[" + ",".join(f'"{number:030x}"' for number in range(MANIFEST.commas)) + "]",
+    "row74-lists": lambda: "[" + "[],[0,0]," * (MANIFEST.lists // 2 - 9) + "0]",
 }
 
 

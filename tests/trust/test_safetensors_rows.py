@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deltaweights.checkpoint.safetensors_file import MAX_HEADER
+from deltaweights.limits import HEADER
 from tests.test_inputs import INSTEAD
 from tests.test_safetensors_file import BAD
 from tests.trust.harness import Case, case, hold, merging, with_file
@@ -37,7 +37,10 @@ def with_long_header(_: Path, delta: Path) -> None:
 CASES: dict[str, Case] = {
     **{row: case(with_file(SHARD, BAD[row].content), 3, SHARD, *BAD[row].parts) for row in ROWS.split()},
     "row03-long-header": case(
-        merging(with_long_header), 3, SHARD, f"header is too long: found 100000001 bytes, expected at most {MAX_HEADER}"
+        merging(with_long_header),
+        3,
+        SHARD,
+        f"header is too long: found 100000001 bytes, expected at most {HEADER.size}",
     ),
     **{
         row: case(with_file(name, content.encode()), 3, name, f"found {found}")

@@ -95,7 +95,11 @@ def test_row78_planted_staging_removes_and_publishes_nothing(
     pair: Pair, place: Place, mode: int, journal: object, run: Callable[[Pair, Path], object]
 ) -> None:
     """A staging folder that came with a download, its journal and its script: every command ends with 3, or 7 as without it."""
-    files = {"plan.json": '{"identity": "plan1:a"}', "publishing.json": json.dumps(journal), "shards/run.py": "evil"}
+    files = {
+        "plan.json": '{"identity":"plan1:a","arrivals":{}}',
+        "publishing.json": json.dumps(journal),
+        "shards/run.py": "evil",
+    }
     plant(place, files, mode=mode)
     before = tree_of(place.target)
     with pytest.raises((MalformedInput, TargetBusy)) as caught:
@@ -115,7 +119,11 @@ def test_row78_journals_name_files_of_results_alone(
     found = place.target / remove
     mark = [found.stat().st_ino, found.stat().st_size, found.stat().st_mtime_ns] if found.exists() else [1, 2, 3]
     journal = {"version": 2, "plan": "plan1:a", "new": {}, "old": {remove: mark}}
-    files = {"plan.json": '{"identity": "plan1:a"}', "publishing.json": json.dumps(journal), "shards/run.py": "evil"}
+    files = {
+        "plan.json": '{"identity":"plan1:a","arrivals":{}}',
+        "publishing.json": json.dumps(journal),
+        "shards/run.py": "evil",
+    }
     plant(place, files, sealed=True)
     before = tree_of(place.target)
     with pytest.raises((MalformedInput, TargetBusy)):

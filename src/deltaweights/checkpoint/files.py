@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import stat
 from abc import ABC, abstractmethod
@@ -17,7 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaweights.checkpoint.opening import READ
+from deltaweights.checkpoint.descriptor import Descriptor
+from deltaweights.checkpoint.opening import READ, kind_of
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.interruption import check
@@ -75,10 +77,13 @@ class InputFile(ABC):
         """Release what the file holds."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return ``length`` bytes from ``offset`` on; for headers, not for weights."""
-        data = bytearray(length)
-        self.read_into(memoryview(data), offset)
-        return bytes(data)
+        """Return ``length`` bytes from ``offset`` on; for headers and documents, not for weights."""
+        data = io.BytesIO()  # gives its bytes away without a copy, and some documents have hundreds of megabytes
+        for begin in range(offset, offset + length, CHUNK):
+            piece = bytearray(min(CHUNK, offset + length - begin))
+            self.read_into(memoryview(piece), begin)
+            data.write(piece)
+        return data.getvalue()
 
     def sha256(self) -> str:
         """Return the sha256 of the whole file as hex digits, from one pass in order."""
@@ -97,7 +102,7 @@ class InputFile(ABC):
 
 
 class LocalFile(InputFile):
-    """One regular file of this machine; the descriptor is what is read, whatever becomes of its name."""
+    """One regular file of this machine: what was opened is what is read, whatever becomes of its name."""
 
     def __init__(self, path: Path, fd: int | None = None, *, follow: bool = True) -> None:
         """Open ``path``, also where it is a link unless ``follow`` is False; or take ``fd``, which was opened for it.
@@ -106,31 +111,28 @@ class LocalFile(InputFile):
         """
         self.path, self._hash_counts = path, False
         try:
-            self._fd = os.open(path, READ if follow else READ | os.O_NOFOLLOW) if fd is None else fd
+            fd = os.open(path, READ if follow else READ | os.O_NOFOLLOW) if fd is None else fd
         except OSError as error:
             if not follow and error.errno == errno.ELOOP:
                 remedy = "nothing else may change the folder meanwhile"
                 raise MalformedInput("not a regular file", where=path, found="a link", remedy=remedy) from None
             raise InputOutputError.from_os(error, path, "open") from error
-        self._opened = os.fstat(self._fd)
+        self._opened = os.fstat(fd)
         if not stat.S_ISREG(self._opened.st_mode):
-            os.close(self._fd)
-            raise MalformedInput(
-                "not a regular file",
-                where=path,
-                found=_kind(self._opened.st_mode),
-                remedy="give the weights file itself",
-            )
+            os.close(fd)
+            found, remedy = kind_of(self._opened.st_mode), "give the weights file itself"
+            raise MalformedInput("not a regular file", where=path, found=found, remedy=remedy)
         self.size = self._opened.st_size
         if hasattr(os, "posix_fadvise"):
             # The system reads further ahead: 3 to 13 % off a cold merge. Asking it for ranges (WILLNEED) made all slower.
             with contextlib.suppress(OSError):  # advice
-                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        self._descriptor = Descriptor(fd, path, self._opened)
 
     @property
     def fd(self) -> int:
-        """The descriptor, for as long as the file is open."""
-        return self._fd
+        """The descriptor, for as long as the file is open; -1 where it is not held."""
+        return self._descriptor.held
 
     @property
     def status(self) -> os.stat_result:
@@ -139,7 +141,7 @@ class LocalFile(InputFile):
 
     def close(self) -> None:
         """See ``InputFile``."""
-        os.close(self._fd)
+        self._descriptor.close()
 
     def read_into(self, out: memoryview, offset: int) -> None:
         """See ``InputFile``."""
@@ -147,7 +149,7 @@ class LocalFile(InputFile):
         done = 0
         while done < len(out):
             try:
-                got = os.preadv(self._fd, [out[done:]], offset + done)
+                got = self._read([out[done:]], offset + done)
             except OSError as error:
                 raise InputOutputError.from_os(error, self.path, f"read at byte {offset + done}") from error
             if got == 0:
@@ -161,12 +163,18 @@ class LocalFile(InputFile):
             some = pieces[first : first + MOST_PIECES]
             wanted = sum(map(len, some))
             try:
-                got = os.preadv(self._fd, some, offset)
+                got = self._read(some, offset)
             except OSError as error:
                 raise InputOutputError.from_os(error, self.path, f"read at byte {offset}") from error
             if got < wanted:  # a read may be short for many reasons; whether the file is, the plain way finds out
                 super().scatter_into(some, offset)
             offset += wanted
+
+    def _read(self, pieces: Sequence[memoryview], offset: int) -> int:
+        if self._descriptor.held >= 0:
+            return os.preadv(self._descriptor.held, pieces, offset)
+        with self._descriptor.use() as fd:
+            return os.preadv(fd, pieces, offset)
 
     def hash_counts(self) -> None:
         """See ``InputFile``."""
@@ -178,7 +186,11 @@ class LocalFile(InputFile):
         Whoever owns a file can set the latter back, but not the time of its last change, which links and modes change, too. So
         that one is compared where it matters: of a hash that counts, in files of others.
         """
-        now, then = os.fstat(self._fd), self._opened
+        try:
+            with self._descriptor.use() as fd:
+                now, then = os.fstat(fd), self._opened
+        except OSError as error:
+            raise InputOutputError.from_os(error, self.path, "look at it again") from error
         same = (now.st_size, now.st_mtime_ns) == (then.st_size, then.st_mtime_ns)
         if self._hash_counts and then.st_uid not in {0, os.geteuid()}:
             same = same and now.st_ctime_ns == then.st_ctime_ns
@@ -272,6 +284,12 @@ def read_small(path: Path, most: int, *, follow: bool = True) -> bytes:
 
 def read_all(file: InputFile, most: int) -> bytes:
     """Return the contents of a file. Raises ``MalformedInput`` when they are more than ``most`` bytes."""
+    refuse_long(file, most)
+    return file.read(0, file.size)
+
+
+def refuse_long(file: InputFile, most: int) -> None:
+    """Raise ``MalformedInput`` when a file has more than ``most`` bytes."""
     if file.size > most:
         raise MalformedInput(
             "too long for what it is",
@@ -280,23 +298,9 @@ def read_all(file: InputFile, most: int) -> bytes:
             expected=f"at most {most}",
             remedy="the file is damaged, or another one has its name: fetch it again",
         )
-    return file.read(0, file.size)
 
 
-def _kind(mode: int) -> str:
-    for is_kind, name in (
-        (stat.S_ISDIR, "a folder"),
-        (stat.S_ISFIFO, "a FIFO"),
-        (stat.S_ISSOCK, "a socket"),
-        (stat.S_ISCHR, "a device"),
-        (stat.S_ISBLK, "a device"),
-    ):
-        if is_kind(mode):
-            return name
-    return "a special file"
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ContiguousSource:
     """A tensor whose row-major bytes stand in one piece at ``offset``."""
 

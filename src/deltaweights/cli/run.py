@@ -14,11 +14,13 @@ import click
 from deltaweights.cli.log_report import Console
 from deltaweights.errors import DeltaweightsError, InputOutputError
 from deltaweights.interruption import Interrupted, obeyed
+from deltaweights.open_files import allow_most
 
 
 def run(command: click.Command, name: str) -> int:
     """Run ``command`` on this process's arguments; return the exit code."""
     console = Console(name)
+    allow_most()
     try:
         with obeyed():
             status = command.main(prog_name=name, standalone_mode=False, obj=console)

@@ -5,10 +5,11 @@ Enters: an open checkpoint. Leaves: what its manifest.json states. Never: a byte
 
 from __future__ import annotations
 
+from deltaweights import limits
 from deltaweights.checkpoint.folder import Checkpoint
-from deltaweights.errors import MalformedInput
-from deltaweights.manifest.folder_check import MAX_MANIFEST
-from deltaweights.manifest.manifest import MANIFEST, Manifest, parse_manifest
+from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.manifest.manifest import MANIFEST
+from deltaweights.manifest.parsed import Manifest, parse_manifest
 
 
 def manifest_beside(checkpoint: Checkpoint) -> Manifest:
@@ -21,10 +22,18 @@ def manifest_beside(checkpoint: Checkpoint) -> Manifest:
         problem = "a manifest says nothing of a file beside its checkpoint"
         raise MalformedInput(problem, where=checkpoint.path, remedy="give the folder")
     try:
-        return parse_manifest(checkpoint.directory.read_companion(MANIFEST, MAX_MANIFEST))
+        return parse_manifest(checkpoint.directory.read_companion(MANIFEST, limits.MANIFEST.size))
     except ValueError as error:
         where, remedy = checkpoint.directory.path / MANIFEST, "deltaweights verify says what is wrong with the folder"
         raise MalformedInput("not a manifest", where=where, found=error, remedy=remedy) from None
+
+
+def stated_beside(checkpoint: Checkpoint) -> Manifest | None:
+    """Return the manifest in the checkpoint's folder, None when there is none that can be read."""
+    try:
+        return manifest_beside(checkpoint)
+    except (InputOutputError, MalformedInput):
+        return None
 
 
 def lists_exactly(manifest: Manifest, checkpoint: Checkpoint) -> bool:

@@ -5,12 +5,13 @@ Enters: bytes and tensor specs. Leaves: strings that begin with the name of thei
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import Protocol
 
 from blake3 import blake3
 
-from deltaweights.text import compact_json
+from deltaweights.text import compact_json, compact_pieces, in_chunks
 
 
 class Hasher(Protocol):
@@ -33,9 +34,19 @@ def tensor_digest(hasher: Hasher) -> str:
     return f"blake3:{hasher.hexdigest()}"
 
 
+def digested(chunks: Iterable[bytes | memoryview], hasher: Hasher) -> Iterator[bytes | memoryview]:
+    """Yield ``chunks``, added to ``hasher`` on their way."""
+    for chunk in chunks:
+        hasher.update(memoryview(chunk))
+        yield chunk
+
+
 def json_digest(prefix: str, value: object) -> str:
-    """Return ``prefix``, a colon, and the BLAKE3 of the compact JSON of ``value``."""
-    return f"{prefix}:{blake3(compact_json(value).encode()).hexdigest()}"
+    """Return ``prefix``, a colon, and the BLAKE3 of the compact JSON of ``value``, which may hold ``Members``."""
+    hasher = blake3()
+    for chunk in in_chunks(compact_pieces(value)):
+        hasher.update(chunk)
+    return f"{prefix}:{hasher.hexdigest()}"
 
 
 def content_digest(tensors: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:
@@ -45,6 +56,10 @@ def content_digest(tensors: Iterable[tuple[str, str, tuple[int, ...], str]]) -> 
     the name. It does not depend on sharding, container, order or metadata, and says nothing of configuration files.
     """
     hasher = blake3()
-    for name, dtype, shape, digest in sorted(tensors, key=lambda tensor: tensor[0].encode()):
-        hasher.update(f"{compact_json([name, dtype, list(shape), digest])}\n".encode())
+    for name, dtype, shape, digest in sorted(
+        tensors, key=itemgetter(0)
+    ):  # code points are in the order of UTF-8's bytes
+        sizes = ",".join(map(str, shape))
+        line = f"[{compact_json(name)},{compact_json(dtype)},[{sizes}],{compact_json(digest)}]\n"
+        hasher.update(line.encode())
     return f"dw1:{hasher.hexdigest()}"

@@ -10,22 +10,15 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from deltaweights.checkpoint.files import read_small
+from deltaweights import limits
+from deltaweights.checkpoint.files import LocalFile, read_small, refuse_long
 from deltaweights.checkpoint.layout import PART
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.manifest.digest import content_digest
+from deltaweights.manifest.digest import content_digest, digested
 from deltaweights.manifest.entries import Entries, names_in, scan, unsigned_in
-from deltaweights.manifest.manifest import (
-    LISTING,
-    MANIFEST,
-    SUMS,
-    FileRecord,
-    Manifest,
-    original_digest,
-    parse_manifest,
-    sums_bytes,
-)
+from deltaweights.manifest.manifest import MANIFEST, SUMS, FileRecord, sums_bytes
+from deltaweights.manifest.parsed import LISTING, Manifest, original_digest, parse_manifest
 from deltaweights.manifest.problems import CONTENT, FILE, TENSOR, Problem, VerifyReport
 from deltaweights.manifest.reading import Found, Job, TensorRow, read
 from deltaweights.manifest.signed import Signed, hold_signed
@@ -34,9 +27,6 @@ from deltaweights.report import Report
 
 LOADABLE = frozenset({".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".gguf", ".h5", ".msgpack", ".py"})
 """Suffixes of files that loaders take weights or code from."""
-
-MAX_MANIFEST = 64 * 1024 * 1024
-"""Some 90,000 tensors."""
 
 
 class FolderCheck:
@@ -104,19 +94,22 @@ class FolderCheck:
 
     def read_manifest(self, pin: str | None) -> None:
         """Read it, and hold it against its sha256 ``pin`` and its own content digest."""
-        data = read_small(self.kept, MAX_MANIFEST) if self.kept is not None else self._read(MANIFEST)
-        if data is None:
-            return
-        self.record = FileRecord(len(data), hashlib.sha256(data).hexdigest())
-        if pin is not None and self.record.sha256 != pin.lower():
-            self.fail(self.title, "is not the pinned one", self.record.sha256, pin.lower())
-        try:
-            self.manifest = parse_manifest(data)
-        except ValueError as error:
-            if self.kept is not None:
+        fault = None
+        if self.kept is not None:
+            fault = self._parse(self.kept)
+            if fault is not None:
                 remedy = "give one that deltaweights wrote"
-                raise MalformedInput("not a manifest", where=self.kept, found=error, remedy=remedy) from None
-            self.fail(MANIFEST, "is not a manifest", str(error))
+                raise MalformedInput("not a manifest", where=self.kept, found=fault, remedy=remedy)
+        elif self._is_there(MANIFEST):
+            try:
+                fault = self._parse(self.root / MANIFEST)
+            except (InputOutputError, MalformedInput) as error:
+                self.fail(MANIFEST, f"cannot be read: {error}")
+        if self.record is not None and pin is not None and self.record.sha256 != pin.lower():
+            self.fail(self.title, "is not the pinned one", self.record.sha256, pin.lower())
+        if fault is not None:
+            self.fail(MANIFEST, "is not a manifest", fault)
+        if self.manifest is None:
             return
         stated = content_digest((name, *row) for name, row in self.manifest.tensors.items())
         if stated != self.manifest.content_digest:
@@ -125,15 +118,37 @@ class FolderCheck:
         if original and original != original_digest(self.manifest, self.manifest.tensors):
             self.fail(self.title, "original_content_digest does not follow from the tensors that it lists")
 
+    def _parse(self, path: Path) -> str | None:
+        """Read and parse the manifest in one pass; return what is wrong with it. Raises ``InputOutputError``."""
+        file, sha256 = LocalFile(path, follow=self.kept is not None), hashlib.sha256()
+        manifest, fault = None, None
+        try:
+            refuse_long(file, limits.MANIFEST.size)
+            chunks = digested(file.chunks(), sha256)
+            try:
+                manifest = parse_manifest(chunks)
+            except ValueError as error:
+                fault = str(error)
+            for _ in chunks:  # the rest, for its sha256
+                pass
+        finally:
+            file.close()
+        self.manifest, self.record = manifest, FileRecord(file.size, sha256.hexdigest())
+        return fault
+
+    def _is_there(self, name: str) -> bool:
+        """Tell whether a document is there; when it is missing that is a problem, and what is odd is told with the names."""
+        if name in self.entries.files:
+            return True
+        if name not in self.entries.odd(self.root):
+            self.fail(name, "is missing", None, "the manifest that deltaweights writes" if name == MANIFEST else None)
+        return False
+
     def _read(self, name: str) -> bytes | None:
-        if name not in self.entries.files:
-            if name not in self.entries.odd(self.root):
-                self.fail(
-                    name, "is missing", None, "the manifest that deltaweights writes" if name == MANIFEST else None
-                )
+        if not self._is_there(name):
             return None
         try:
-            return read_small(self.root / name, MAX_MANIFEST, follow=False)
+            return read_small(self.root / name, limits.MOST_SUMS, follow=False)
         except (InputOutputError, MalformedInput) as error:
             self.fail(name, f"cannot be read: {error}")
             return None
@@ -153,7 +168,7 @@ class FolderCheck:
             return
         if self.own:
             sums = self._read(SUMS)
-            if sums is not None and sums != sums_bytes(self.records, self.record):
+            if sums is not None and sums != sums_bytes(self.records, self.record.sha256):
                 self.fail(SUMS, "does not say what manifest.json says")
         for name in sorted(self.there - set(self.records) - {MANIFEST, SUMS} - self.overlooked):
             self.fail(name, "is not in the manifest", "an extra file")

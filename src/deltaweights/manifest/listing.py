@@ -15,11 +15,11 @@ from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import MalformedInput
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.entries import Entries, names_in, scan
-from deltaweights.manifest.manifest import MANIFEST, SUMS, manifest_bytes, plain_name
+from deltaweights.manifest.manifest import MANIFEST, SUMS, manifest_pieces, plain_name
 from deltaweights.manifest.reading import Found, read
 from deltaweights.manifest.weights import job_of, open_listed
 from deltaweights.report import Report
-from deltaweights.text import Json, natural_key
+from deltaweights.text import Json, in_chunks, natural_key
 from deltaweights.work import workers_of
 
 
@@ -61,7 +61,7 @@ def list_checkpoint(
         found = read(job_of(checkpoint, names, compare=True, links=entries.links), _fail, workers_of(workers), report)
         checkpoint.check_unchanged()
         result = _result(checkpoint, names, found, entries)
-    document = manifest_bytes(result, {})
+    document = b"".join(in_chunks(manifest_pieces(result, {})))
     return Listing(
         str(root),
         document,

@@ -6,13 +6,13 @@ Enters: counts. Leaves: their sums, and the same as JSON in a fragment. Never: a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import TypeVar
 
 from deltaweights.text import Json
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Proof:
     """What elements that were added say of the base (docs/design.md, "The round trip").
 
@@ -26,6 +26,11 @@ class Proof:
     violations: int = 0
     evidence: int = 0
 
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """All of them, in the order in which they stand here."""
+        return self.weights, self.region, self.violations, self.evidence
+
     def __add__(self, other: Proof) -> Proof:
         return Proof(
             self.weights + other.weights,
@@ -35,7 +40,7 @@ class Proof:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tally:
     """Counts of elements.
 
@@ -71,7 +76,7 @@ class Tally:
             "nonfinite_lead": self.nonfinite_lead,
             "overflow": self.overflow,
         }
-        proof = None if self.proof is None else list(astuple(self.proof))
+        proof = None if self.proof is None else list(self.proof.counts)
         asked = {"inexact": self.inexact, "proof": proof, "sum": self.sum}
         return {
             "nonfinite": self.nonfinite,

@@ -9,13 +9,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from deltaweights.errors import UsageError
+from deltaweights.errors import InputOutputError, MalformedInput, UsageError
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.entries import unsigned_in
 from deltaweights.manifest.folder_check import FolderCheck
-from deltaweights.manifest.manifest import (
-    Manifest,
-)
+from deltaweights.manifest.parsed import Manifest
 from deltaweights.manifest.problems import CONTENT, VerifyReport
 from deltaweights.manifest.signed import Signed
 from deltaweights.report import Report
@@ -44,6 +42,18 @@ def verify(
     _check_pins(expect, expect_manifest)
     check = FolderCheck(Path(folder), None if manifest is None else Path(manifest))
     check.read_manifest(expect_manifest)
+    return verify_rest(check, expect=expect, signed=signed, workers=workers, report=report)
+
+
+def verify_rest(
+    check: FolderCheck,
+    *,
+    expect: str | None,
+    signed: Signed | None = None,
+    workers: int | None = None,
+    report: Report | None = None,
+) -> VerifyReport:
+    """Do what ``verify`` does once the manifest is read, which may be large. Raises as ``verify`` does."""
     check.hold_names()
     found = check.read_bytes(workers_of(workers), report or Report(), with_tensors=expect is not None)
     digest = check.manifest.content_digest if check.manifest else None
@@ -56,6 +66,16 @@ def verify(
     if signed is not None:
         check.hold_signed(signed, found)
     return check.report(digest, recomputed=recomputed)
+
+
+def standing(folder: Path) -> tuple[Manifest, FolderCheck] | None:
+    """Return the manifest of ``folder``, and the check that ``verify_rest`` ends; None when there is none that can be read."""
+    try:
+        check = FolderCheck(folder, None)
+        check.read_manifest(None)
+    except (InputOutputError, MalformedInput):
+        return None
+    return None if check.manifest is None else (check.manifest, check)
 
 
 def listed(folder: Path) -> tuple[Manifest, dict[str, str]]:

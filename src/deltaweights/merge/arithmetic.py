@@ -74,7 +74,7 @@ class Task:
     sum: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """The result's bytes, valid until the next block, and what was counted of its elements."""
 

@@ -13,7 +13,7 @@ from deltaweights.merge.plan import PlannedTensor
 from deltaweights.merge.rules import Match
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Run:
     """Elements ``[start, stop)`` of a block that meet the elements from ``base`` on, of the base's part."""
 
@@ -27,7 +27,7 @@ class Run:
         return self.base + self.stop - self.start
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Block:
     """Elements ``[start, stop)`` of ``tensor``; the ``number``-th block of its shard, from 0, and whether it is the shard's last.
 

@@ -35,13 +35,13 @@ class SafetensorsFrame:
     needs_crcs = False
 
     def __init__(self, specs: Sequence[TensorSpec]) -> None:
-        self._header = safetensors_header(specs)
-        *offsets, self.size = accumulate((spec.nbytes for spec in specs), initial=len(self._header))
+        self._specs = specs
+        *offsets, self.size = accumulate((spec.nbytes for spec in specs), initial=len(safetensors_header(specs)))
         self.offsets = tuple(offsets)
 
     def between(self, index: int, crcs: Sequence[int]) -> bytes:  # noqa: ARG002  (the other container's)
         """See ``Frame``."""
-        return b"" if index else self._header
+        return b"" if index else safetensors_header(self._specs)  # made again: it may have megabytes
 
 
 def frame_of(specs: Sequence[TensorSpec], file: str, container: str) -> Frame:

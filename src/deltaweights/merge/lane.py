@@ -111,7 +111,6 @@ class Lane:
                 SourceDigest(self._inputs[0][match.base.name]) if match.base else None,
                 SourceDigest(self._inputs[1][match.lead.name]),
             ]
-            self._tally = Tally()
             items = {"result": block.tensor.spec, "base": match.base, "lead": match.lead}
             matrices = {role: spec for role, spec in items.items() if spec and len(spec.shape) > 1 and spec.count > 1}
             self._uniform = {role: Uniform(spec.item_size) for role, spec in matrices.items()}
@@ -124,7 +123,7 @@ class Lane:
         for role, data in (("result", outcome.data), ("base", base), ("lead", lead)):
             if role in self._uniform and not self._uniform[role].holds(data):
                 del self._uniform[role]
-        self._tally += outcome.tally
+        self._tally = outcome.tally if block.first_of_tensor else self._tally + outcome.tally
         if block.last_of_tensor:
             base_digest, lead_digest = (source.finish() if source else None for source in self._sources)
             assert lead_digest is not None  # noqa: S101  (there is always a lead; this tells mypy)

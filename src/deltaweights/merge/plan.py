@@ -7,7 +7,7 @@ file, or anything that depends on the machine, the path or the time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -18,7 +18,7 @@ from deltaweights.merge.frame import Frame, frame_of
 from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.rules import Dropped, Match, Matching
 from deltaweights.merge.shards import SAFETENSORS, shard_cuts, shard_name
-from deltaweights.text import Json, natural_key
+from deltaweights.text import Json, Members, natural_key
 
 FORMAT, VERSION = "deltaweights-plan", 2
 
@@ -50,7 +50,7 @@ class Options:
         return {key: value for key, value in vars(self).items() if usual.get(key) != value}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedTensor:
     """One tensor of the result: what it is made of, and where in its shard's file it begins."""
 
@@ -93,12 +93,15 @@ class InputFileRecord:
 
 @dataclass(frozen=True)
 class InputRecord:
-    """One input checkpoint: its files, a digest of samples of each tensor, and what of it has no part in the result."""
+    """One input checkpoint: its files, its tensors by name, and what of it has no part in the result.
+
+    ``samples`` has a digest of samples of each tensor, in the same order. (Not by name: a table costs more than what is in it.)
+    """
 
     container: str
     files: tuple[InputFileRecord, ...]
-    tensors: dict[str, TensorSpec]
-    samples: dict[str, str]
+    tensors: tuple[TensorSpec, ...]
+    samples: tuple[str, ...]
     dropped: tuple[Dropped, ...]
 
 
@@ -137,14 +140,14 @@ class Plan:
     recipe: RecipeRecord | None = None
     tower: InputRecord | None = None
 
-    @cached_property
+    @property
     def document(self) -> dict[str, Json]:
-        """The plan as JSON; from inputs that are what it says, two plans with one document give the same bytes."""
+        """The plan as JSON, of ``Members``; from inputs that are what it says, two with one document give the same bytes."""
         return {
             "format": FORMAT,
             "version": VERSION,
             "options": self.options.document(),
-            "shards": [{"file": shard.file, "tensors": _shard_document(shard)} for shard in self.shards],
+            "shards": [{"file": shard.file, "tensors": _tensors_of(shard)} for shard in self.shards],
             "companions": [vars(companion) for companion in self.companions],
             **{role: _input_document(record) for role, record in self.inputs.items()},
             "check": self.check,
@@ -186,26 +189,24 @@ class Plan:
         return [tensor for shard in self.shards for tensor in shard.tensors]
 
 
-def _shard_document(shard: Shard) -> dict[str, Json]:
-    return {
-        tensor.spec.name: {
-            "dtype": tensor.spec.dtype,
-            "shape": list(tensor.spec.shape),
-            "fate": tensor.match.fate.value,
-            "offset": tensor.offset,
-        }
-        for tensor in shard.tensors
-    }
+def _tensors_of(shard: Shard) -> Members:
+    def members() -> Iterator[tuple[str, Json]]:
+        for tensor in shard.tensors:
+            spec, fate = tensor.spec, tensor.match.fate.value
+            yield spec.name, {"dtype": spec.dtype, "shape": list(spec.shape), "fate": fate, "offset": tensor.offset}
+
+    return Members(members)
 
 
 def _input_document(record: InputRecord) -> dict[str, Json]:
+    def tensors() -> Iterator[tuple[str, Json]]:
+        for spec, sample in zip(record.tensors, record.samples, strict=True):
+            yield spec.name, {"dtype": spec.dtype, "shape": list(spec.shape), "sample": sample}
+
     return {
         "container": record.container,
         "files": [vars(file) for file in record.files],
-        "tensors": {
-            name: {"dtype": spec.dtype, "shape": list(spec.shape), "sample": record.samples[name]}
-            for name, spec in sorted(record.tensors.items())
-        },
+        "tensors": Members(tensors),
         "dropped": {dropped.spec.name: dropped.reason for dropped in record.dropped},
     }
 
@@ -224,7 +225,7 @@ def make_plan(
 ) -> Plan:
     """Put the matched tensors in order and into shards, and return the whole as a plan."""
     matches = sorted(matching.matches, key=lambda match: natural_key(match.name))
-    results = [TensorSpec(match.name, options.dtype, match.lead.shape) for match in matches]
+    results = [_result_of(match, options.dtype) for match in matches]
     cuts = shard_cuts([spec.nbytes for spec in results], options.max_shard_size)
     shards = []
     for number, (first, last) in enumerate(pairwise(cuts), start=1):
@@ -234,6 +235,11 @@ def make_plan(
         shards.append(Shard(file, frame, tuple(tensors)))
     ordered = tuple(sorted(companions, key=lambda companion: companion.name))
     return Plan(options, tuple(shards), ordered, base, lead, operation, check, recipe, tower)
+
+
+def _result_of(match: Match, dtype: str) -> TensorSpec:
+    same = match.renamed is None and match.lead.dtype == dtype
+    return match.lead if same else TensorSpec(match.name, dtype, match.lead.shape)
 
 
 def fates(plan: Plan) -> dict[str, int]:

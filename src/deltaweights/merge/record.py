@@ -5,15 +5,16 @@ Enters: a plan, the fragments of its shards, the records of the other files. Lea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.findings import Findings, ProofRecord
-from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord, manifest_bytes
+from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord, manifest_pieces
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge.evidence import Verdict, untested, verdict
 from deltaweights.merge.plan import ORIGINAL, InputRecord, Plan
-from deltaweights.text import Json
+from deltaweights.text import Json, Members
 
 
 def records_of(fragments: Mapping[str, Fragment]) -> dict[str, TensorRecord]:
@@ -43,9 +44,12 @@ def proof_of(proofs: Mapping[str, Proof], *, allowed: bool = False) -> ProofReco
     """Return what the tensors together say of the base; None when there are none."""
     if not proofs:
         return None
-    said = verdict(proofs)
+    said, whole = verdict(proofs), sum(proofs.values(), Proof())
     return ProofRecord(
-        **vars(sum(proofs.values(), Proof())),
+        weights=whole.weights,
+        region=whole.region,
+        violations=whole.violations,
+        evidence=whole.evidence,
         verdict=said.value,
         tensors={name: proof.violations for name, proof in proofs.items() if proof.violations},
         untested=untested(proofs),
@@ -53,23 +57,38 @@ def proof_of(proofs: Mapping[str, Proof], *, allowed: bool = False) -> ProofReco
     )
 
 
-def digests_of(plan: Plan, records: Mapping[str, TensorRecord]) -> tuple[str, str]:
-    """Return the content digest of the result, and that of the same tensors in the original layout.
+@dataclass(frozen=True)
+class Digests:
+    """The digests that documents state of a merge: ``content`` is the result's.
 
-    The second leaves out what only the other layout holds, and has the names of the lead; it is the first where the layouts
-    are one.
+    ``original`` is that of the same tensors in the original layout: it leaves out what only the other layout holds, and has the
+    names of the lead; it is ``content`` where the layouts are one. ``read`` has those of the tensors that were read, by role and
+    their name in that input, ``inputs`` the content digests of these, by role.
     """
-    there, original = [], []
-    for tensor in plan.tensors:
-        match, row = tensor.match, (tensor.spec.dtype, tensor.spec.shape, records[tensor.spec.name].digest)
-        there.append((match.name, *row))
-        if plan.operation.source(match.fate) == plan.operation.lead:
-            original.append((match.lead.name, *row))
-    return content_digest(there), content_digest(original)
+
+    content: str
+    original: str
+    read: Mapping[str, Mapping[str, str]]
+    inputs: Mapping[str, str]
 
 
-def read_digests(plan: Plan, records: Mapping[str, TensorRecord]) -> dict[str, dict[str, str]]:
-    """Return the digests of the tensors that were read, by role and their name in that input."""
+def digests_of(plan: Plan, records: Mapping[str, TensorRecord]) -> Digests:
+    """Return all digests of a merge whose tensors have ``records``."""
+
+    def rows(*, original: bool) -> Iterator[tuple[str, str, tuple[int, ...], str]]:
+        for tensor in plan.tensors:
+            spec, match = tensor.spec, tensor.match
+            if not original or plan.operation.source(match.fate) == plan.operation.lead:
+                yield match.lead.name if original else match.name, spec.dtype, spec.shape, records[spec.name].digest
+
+    content = content_digest(rows(original=False))
+    read = _read_digests(plan, records)
+    inputs = {role: _tensors_digest(plan.inputs[role], digests) for role, digests in read.items()}
+    original = content if plan.options.layout == ORIGINAL else content_digest(rows(original=True))
+    return Digests(content, original, read, inputs)
+
+
+def _read_digests(plan: Plan, records: Mapping[str, TensorRecord]) -> dict[str, dict[str, str]]:
     digests: dict[str, dict[str, str]] = {role: {} for role in plan.inputs}
     for tensor in plan.tensors:
         match, record = tensor.match, records[tensor.spec.name]
@@ -81,66 +100,74 @@ def read_digests(plan: Plan, records: Mapping[str, TensorRecord]) -> dict[str, d
     return digests
 
 
-def tensors_digest(record: InputRecord, digests: Mapping[str, str]) -> str:
+def _tensors_digest(record: InputRecord, digests: Mapping[str, str]) -> str:
     """Return the content digest of an input, as far as it was read: of the tensors that ``digests`` names."""
-    used = ((name, record.tensors[name]) for name in digests)
-    return content_digest((name, spec.dtype, spec.shape, digests[name]) for name, spec in used)
+    used = (spec for spec in record.tensors if spec.name in digests)
+    return content_digest((spec.name, spec.dtype, spec.shape, digests[spec.name]) for spec in used)
 
 
 def merge_manifest(
     plan: Plan,
-    fragments: Mapping[str, Fragment],
+    digests: Digests,
+    records: Mapping[str, TensorRecord],
     files: Mapping[str, FileRecord],
     input_sha256: Mapping[str, Mapping[str, str]],
     origins: Mapping[str, Mapping[str, str]],
     findings: Findings,
-) -> tuple[bytes, str]:
-    """Return the manifest's bytes, and the content digest of the result.
+) -> Iterator[str]:
+    """Yield the manifest, piece by piece.
 
     ``files`` are all files of the target but the manifest and SHA256SUMS; ``input_sha256`` holds, by role and file name, the
     whole-file hashes of inputs that were made, ``origins`` by role where inputs are from and how far they are verified.
     """
-    records = records_of(fragments)
-    places = {tensor.spec.name: shard.file for shard in plan.shards for tensor in shard.tensors}
-    tensors = {
-        tensor.spec.name: {
-            "dtype": tensor.spec.dtype,
-            "shape": list(tensor.spec.shape),
-            "fate": tensor.match.fate.value,
-            **({"source": tensor.match.lead.name} if tensor.match.renamed else {}),
-            "file": places[tensor.spec.name],
-            "digest": records[tensor.spec.name].digest,
-        }
-        for tensor in plan.tensors
-    }
-    digest, original = digests_of(plan, records)
+
+    def tensors() -> Iterator[tuple[str, Json]]:
+        for shard in plan.shards:
+            for tensor in shard.tensors:
+                yield (
+                    tensor.spec.name,
+                    {
+                        "dtype": tensor.spec.dtype,
+                        "shape": list(tensor.spec.shape),
+                        "fate": tensor.match.fate.value,
+                        **({"source": tensor.match.lead.name} if tensor.match.renamed else {}),
+                        "file": shard.file,
+                        "digest": records[tensor.spec.name].digest,
+                    },
+                )
+
     result: Json = {
-        "content_digest": digest,
-        **({"original_content_digest": original} if plan.options.layout != ORIGINAL else {}),
+        "content_digest": digests.content,
+        **({"original_content_digest": digests.original} if plan.options.layout != ORIGINAL else {}),
         "parameters": plan.parameters,
         "bytes": plan.nbytes,
         "options": plan.options.document(),
         **({"recipe": {"name": plan.recipe.name, "digest": plan.recipe.digest}} if plan.recipe else {}),
         **findings.document(),
         "files": {name: vars(files[name]) for name in sorted(files)},
-        "tensors": tensors,
+        "tensors": Members(tensors),
     }
-    digests = read_digests(plan, records)
     inputs: Json = {
         "plan": plan.identity,
         **{
-            role: {**origins.get(role, {}), **_input(of, digests[role], input_sha256.get(role, {}))}
+            role: {**origins.get(role, {}), **_input(role, of, digests, input_sha256.get(role, {}))}
             for role, of in plan.inputs.items()
         },
     }
-    return manifest_bytes(result, inputs), digest
+    return manifest_pieces(result, inputs)
 
 
-def _input(record: InputRecord, digests: Mapping[str, str], sha256: Mapping[str, str]) -> Json:
-    used = {name: record.tensors[name] for name in sorted(digests)}
+def _input(role: str, record: InputRecord, digests: Digests, sha256: Mapping[str, str]) -> Json:
+    read = digests.read[role]
+
+    def tensors() -> Iterator[tuple[str, Json]]:
+        for spec in record.tensors:
+            if spec.name in read:
+                yield spec.name, {"dtype": spec.dtype, "shape": list(spec.shape), "digest": read[spec.name]}
+
     return {
         "container": record.container,
-        "tensors_digest": tensors_digest(record, digests),
+        "tensors_digest": digests.inputs[role],
         "files": {
             file.name: {
                 "size": file.size,
@@ -158,8 +185,5 @@ def _input(record: InputRecord, digests: Mapping[str, str], sha256: Mapping[str,
             }
             for dropped in record.dropped
         },
-        "tensors": {
-            name: {"dtype": spec.dtype, "shape": list(spec.shape), "digest": digests[name]}
-            for name, spec in used.items()
-        },
+        "tensors": Members(tensors),
     }

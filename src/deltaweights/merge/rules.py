@@ -47,7 +47,7 @@ PLAIN = Rules()
 """Those of LLaVA and LLaVA-Med."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Match:
     """One tensor of the result: its lead, its base unless it is copied, and how they meet.
 
@@ -65,7 +65,7 @@ class Match:
         return self.renamed or self.lead.name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Dropped:
     """An input tensor that has no part in the result, and why."""
 
@@ -112,15 +112,16 @@ def match(
             matches.append(outcome)
         else:
             problems.append(outcome)
+    alone = {name for name in base if name not in lead and not is_buffer(name)}
     used = {
         (tensor.storage, tensor.spec.shape): name
         for name, tensor in base.items()
-        if name in lead and not is_buffer(name)
+        if alone and name in lead and not is_buffer(name)
     }
     for name, tensor in base.items():
         if is_buffer(name):
             dropped_base.append(Dropped(tensor.spec, "buffer"))
-        elif name not in lead:
+        elif name in alone:
             twin = used.get((tensor.storage, tensor.spec.shape))
             if twin is not None:
                 dropped_base.append(Dropped(tensor.spec, f"tied to {twin}"))

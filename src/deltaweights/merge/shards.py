@@ -5,10 +5,10 @@ Enters: sizes, specs. Leaves: cuts, names, headers. Never: an open file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from deltaweights.checkpoint.tensors import TensorSpec
-from deltaweights.text import Json, compact_json
+from deltaweights.text import Json, Members, compact_pieces, in_chunks
 
 SAFETENSORS, TORCH = "safetensors", "torch"
 CONTAINERS = {"safetensors": SAFETENSORS, "bin": TORCH}
@@ -37,6 +37,8 @@ def shard_cuts(sizes: Sequence[int], limit: int) -> list[int]:
     tensor larger than the limit stands alone. Sizes and limit are in bytes.
     """
     fewest = len(_first_fit(sizes, limit))
+    if fewest == 1:
+        return [0, len(sizes)]
     low, high = 0, limit
     while low < high:
         middle = (low + high) // 2
@@ -64,12 +66,15 @@ def safetensors_header(specs: Iterable[TensorSpec]) -> bytes:
 
     ``__metadata__`` is exactly ``{"format":"pt"}``: the library keeps it in a hash map, so more keys would have no fixed order.
     """
-    header: dict[str, Json] = {"__metadata__": {"format": "pt"}}
+    text = b"".join(in_chunks(compact_pieces(Members(lambda: _entries(specs)))))
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _entries(specs: Iterable[TensorSpec]) -> Iterator[tuple[str, Json]]:
+    yield "__metadata__", {"format": "pt"}
     offset = 0
     for spec in specs:
         end = offset + spec.nbytes
-        header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, end]}
+        yield spec.name, {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, end]}
         offset = end
-    text = compact_json(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text

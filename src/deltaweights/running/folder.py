@@ -16,9 +16,10 @@ from deltaweights.checkpoint.documents import json_object
 from deltaweights.checkpoint.folder import open_checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.manifest.folder_check import MAX_MANIFEST
-from deltaweights.manifest.manifest import MANIFEST, MOST_OBJECTS
-from deltaweights.text import Json, strict_json
+from deltaweights.limits import MANIFEST as LIMIT
+from deltaweights.manifest.manifest import MANIFEST
+from deltaweights.manifest.parsed import parse_manifest
+from deltaweights.text import Json
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
@@ -102,7 +103,6 @@ def _read(directory: Directory, name: str) -> dict[str, Json] | None:
 
 def _layout(directory: Directory) -> str | None:
     """Return the layout that the manifest states; whether the manifest is right is for ``verify`` to say."""
-    with contextlib.suppress(InputOutputError, MalformedInput, ValueError, KeyError, TypeError):
-        layout = strict_json(directory.read(MANIFEST, MAX_MANIFEST), MOST_OBJECTS)["result"]["options"]["layout"]
-        return layout if isinstance(layout, str) else None
+    with contextlib.suppress(InputOutputError, MalformedInput, ValueError):
+        return parse_manifest(directory.read(MANIFEST, LIMIT.size)).layout or None
     return None

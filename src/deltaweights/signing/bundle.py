@@ -12,13 +12,11 @@ import base64
 import binascii
 from dataclasses import dataclass
 
+from deltaweights.limits import BUNDLE
 from deltaweights.text import Json, compact_json, strict_json
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
-
-MAX_BUNDLE = 16 * 1024 * 1024
-MOST_OBJECTS = 1_000
 
 
 _OTHERS = frozenset({"messageSignature", "certificate", "x509CertificateChain"})
@@ -49,7 +47,7 @@ class Bundle:
 
 def parse_bundle(data: bytes) -> Bundle:
     """Return the bundle in ``data``. Raises ``ValueError`` that says what is wrong with it."""
-    document = strict_json(data, MOST_OBJECTS)
+    document = strict_json(data, BUNDLE)
     if not isinstance(document, dict) or document.get("mediaType") != MEDIA_TYPE:
         raise ValueError(f"not a bundle of type {MEDIA_TYPE}")
     try:

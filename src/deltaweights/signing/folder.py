@@ -14,10 +14,11 @@ from pathlib import Path
 
 from deltaweights.checkpoint.files import read_small
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
+from deltaweights.limits import BUNDLE
 from deltaweights.manifest.entries import UNSIGNED
 from deltaweights.manifest.signed import Signed
 from deltaweights.manifest.verify import listed
-from deltaweights.signing.bundle import MAX_BUNDLE, Bundle, pae, parse_bundle
+from deltaweights.signing.bundle import Bundle, pae, parse_bundle
 from deltaweights.signing.keys import load_private, load_public
 from deltaweights.signing.statement import parse_statement, statement_bytes
 from deltaweights.util.open_folder import remove_file, replace_file
@@ -82,7 +83,7 @@ def read_signature(
     path = Path(folder) / SIGNATURE if signature is None else Path(signature)
     remedy = "do not trust this folder: get folder and signature again from whoever signed them"
     try:
-        bundle = parse_bundle(read_small(path, MAX_BUNDLE))
+        bundle = parse_bundle(read_small(path, BUNDLE.size))
     except (InputOutputError, MalformedInput) as error:
         raise CheckFailed(f"no signature to verify: {error}", remedy=remedy) from error
     except ValueError as error:
@@ -115,6 +116,6 @@ def _refuse_other(path: Path) -> None:
     if not path.exists():
         return
     try:
-        parse_bundle(read_small(path, MAX_BUNDLE))
+        parse_bundle(read_small(path, BUNDLE.size))
     except (InputOutputError, MalformedInput, ValueError) as error:
         raise TargetBusy(problem, where=path, found=error, remedy=remedy) from None

@@ -13,14 +13,12 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 
+from deltaweights.limits import STATEMENT
 from deltaweights.text import Json, compact_json, strict_json
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 METHOD = {"method": "files", "hash_type": "sha256"}
-
-MOST_OBJECTS = 200_000
-"""Of JSON in a statement: more files than any checkpoint has."""
 
 _HEX = re.compile("[0-9a-f]{64}")
 
@@ -47,7 +45,7 @@ def statement_bytes(subject: str, digests: Mapping[str, str], ignored: Iterable[
 
 def parse_statement(data: bytes) -> dict[str, str]:
     """Return the sha256 of every file that a statement names. Raises ``ValueError`` that says what is wrong with it."""
-    document = strict_json(data, MOST_OBJECTS)
+    document = strict_json(data, STATEMENT)
     for key, expected in (("_type", STATEMENT_TYPE), ("predicateType", PREDICATE_TYPE)):
         if _get(document, key, str) != expected:
             raise ValueError(f"{key} is {document[key]}, not {expected}")

@@ -12,15 +12,13 @@ from contextlib import suppress
 
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
-from deltaweights.manifest.manifest import MOST_OBJECTS, Fragment
+from deltaweights.limits import FRAGMENT
+from deltaweights.manifest.manifest import Fragment
 from deltaweights.merge.plan import Plan, Shard
 from deltaweights.staging.contents import Mark, mark_of
 from deltaweights.staging.opened import COMPANIONS, ENDING, FRAGMENTS, PLAN, SHARDS, OpenStaging
-from deltaweights.text import compact_json, strict_json
+from deltaweights.text import compact_json, compact_pieces, in_chunks
 from deltaweights.util.open_folder import OpenFolder
-
-MAX_PLAN = 256 * 1024 * 1024
-"""Of a plan, and of a shard's fragment; they are our own."""
 
 
 class StagingFolder:
@@ -49,7 +47,7 @@ class StagingFolder:
             for leftover in (FRAGMENTS, SHARDS, COMPANIONS, ENDING, PLAN):
                 root.remove(leftover)
         document = {"identity": plan.identity, "arrivals": dict(arrivals), **plan.document}
-        root.replace(PLAN, compact_json(document).encode())  # first: fragments without a plan are worth nothing
+        root.replace(PLAN, in_chunks(compact_pieces(document)))  # first: fragments without a plan are worth nothing
         folder = cls(staging)
         fragments = folder.finished(plan, plan.shards)
         kept = {*fragments, *(f"{shard}.json" for shard in fragments)}
@@ -68,7 +66,7 @@ class StagingFolder:
         Raises ``TargetBusy`` when another plan's work is there: parts of two plans never mix.
         """
         document = {"identity": plan.identity, "arrivals": {}, **plan.document}
-        there = not staging.root.write_once(PLAN, compact_json(document).encode())
+        there = not staging.root.write_once(PLAN, in_chunks(compact_pieces(document)))
         if there and not _belongs_to(staging.root, plan, {}):
             remedy = "use the inputs and options of the other parts, or give their work up: deltaweights clean"
             raise TargetBusy("staging holds another plan", where=staging.root.path, remedy=remedy)
@@ -84,7 +82,7 @@ class StagingFolder:
         """Record a shard that is on the disk."""
         self.shards.flush()
         self._marks[fragment.file] = self._mark(fragment.file)
-        self.fragments.replace(_fragment_name(fragment.file), fragment.to_bytes())
+        self.fragments.replace(_fragment_name(fragment.file), in_chunks(fragment.pieces()))
 
     def refuse_touched(self, shards: Mapping[str, Fragment]) -> None:
         """Raise ``TargetBusy`` when a shard is not what it was when it was finished, or found finished.
@@ -132,7 +130,7 @@ class StagingFolder:
         finished = {}
         for shard in shards:
             with suppress(InputOutputError, MalformedInput, OSError, ValueError):
-                fragment = Fragment.from_bytes(self.fragments.read(_fragment_name(shard.file), MAX_PLAN))
+                fragment = Fragment.from_bytes(self.fragments.read(_fragment_name(shard.file), FRAGMENT.size))
                 if self._is_whole(shard, fragment, plan, read=read):
                     finished[shard.file] = fragment
                     self._marks[shard.file] = self._mark(shard.file)
@@ -154,9 +152,12 @@ def _fragment_name(shard: str) -> str:
 
 def _belongs_to(root: OpenFolder, plan: Plan, arrivals: Mapping[str, str]) -> bool:
     try:
-        document = strict_json(root.read(PLAN, MAX_PLAN), MOST_OBJECTS)
-    except (InputOutputError, MalformedInput, ValueError):
+        return root.begins(PLAN, head_of_plan(plan.identity, arrivals))
+    except (InputOutputError, MalformedInput):
         return False
-    if not isinstance(document, dict) or document.get("identity") != plan.identity:
-        return False
-    return bool(document.get("arrivals", {}) == arrivals)
+
+
+def head_of_plan(identity: str, arrivals: Mapping[str, str] | None = None) -> bytes:
+    """Return how the document of a plan in staging begins: all of it that is ever read, since its identity tells the rest."""
+    head = {"identity": identity} if arrivals is None else {"identity": identity, "arrivals": dict(arrivals)}
+    return f"{compact_json(head)[:-1]},".encode()

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deltaweights.errors import MalformedInput
-from deltaweights.manifest.folder_check import MAX_MANIFEST
-from deltaweights.manifest.manifest import MOST_OBJECTS, plain_name
+from deltaweights.limits import JOURNAL as JOURNAL_LIMIT
+from deltaweights.manifest.manifest import plain_name
 from deltaweights.staging.contents import HUB_METADATA, Contents, Mark, mark_of, may_stand_in_a_result
-from deltaweights.staging.folder import MAX_PLAN
+from deltaweights.staging.folder import head_of_plan
 from deltaweights.staging.opened import JOURNAL, PLAN, OpenStaging
 from deltaweights.text import Json, readable_json, strict_json
 
@@ -64,9 +64,8 @@ def read_journal(staging: OpenStaging) -> Journal | None:
     if not staging.has(JOURNAL):
         return None
     try:
-        journal = _parsed(staging.root.read(JOURNAL, MAX_MANIFEST))
-        plan = strict_json(staging.root.read(PLAN, MAX_PLAN), MOST_OBJECTS)["identity"]
-        fault = None if journal.plan == plan else "one of another plan"
+        journal = _parsed(staging.root.read(JOURNAL, JOURNAL_LIMIT.size))
+        fault = None if staging.root.begins(PLAN, head_of_plan(journal.plan)) else "one of another plan"
     except (MalformedInput, ValueError, TypeError, LookupError, AttributeError) as error:
         fault = str(error)
     if fault is not None:
@@ -77,7 +76,7 @@ def read_journal(staging: OpenStaging) -> Journal | None:
 
 def _parsed(data: bytes) -> Journal:
     """Parse a journal. Raises ``ValueError``, ``TypeError``, ``KeyError`` and ``AttributeError`` when it is none."""
-    document = strict_json(data)
+    document = strict_json(data, JOURNAL_LIMIT)
     if document["version"] != VERSION:
         raise ValueError(f"version {document['version']}, this program reads version {VERSION}")
     return Journal(str(document["plan"]), _marks(document["new"]), _marks(document["old"]))

@@ -13,11 +13,12 @@ import stat
 from collections.abc import Callable
 
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
-from deltaweights.manifest.folder_check import MAX_MANIFEST
-from deltaweights.manifest.manifest import MANIFEST, SUMS, Fragment, Manifest, parse_manifest
+from deltaweights.limits import FRAGMENT
+from deltaweights.limits import MANIFEST as MANIFEST_LIMIT
+from deltaweights.manifest.manifest import MANIFEST, SUMS, Fragment
+from deltaweights.manifest.parsed import Manifest, parse_manifest
 from deltaweights.merge.shards import NAMES, index_name
 from deltaweights.staging.contents import Contents, contents_of, mark_of, refuse_content
-from deltaweights.staging.folder import MAX_PLAN
 from deltaweights.staging.journal import Journal, marks_of, read_journal
 from deltaweights.staging.opened import (
     COMPANIONS,
@@ -230,7 +231,7 @@ def _refuse_unfinished(staging: OpenStaging, journal: Journal) -> None:
         fault = None
         try:
             holder = target if shards.look(MANIFEST) is None and target is not None else shards
-            manifest = parse_manifest(holder.read(MANIFEST, MAX_MANIFEST))
+            manifest = parse_manifest(holder.read(MANIFEST, MANIFEST_LIMIT.size))
             if manifest.plan != journal.plan or journal.new.keys() != {*manifest.files, MANIFEST, SUMS}:
                 fault = "those of another result"
             for name in sorted(set(manifest.files) & set(shards.names())):
@@ -250,5 +251,5 @@ def _is_finished(name: str, shards: OpenFolder, fragments: OpenFolder, manifest:
         return False
     if name not in manifest.places.values():
         return hashlib.sha256(shards.read(name, record.size)).hexdigest() == record.sha256
-    fragment = Fragment.from_bytes(fragments.read(f"{name}.json", MAX_PLAN))
+    fragment = Fragment.from_bytes(fragments.read(f"{name}.json", FRAGMENT.size))
     return (fragment.plan, fragment.record) == (journal.plan, record)

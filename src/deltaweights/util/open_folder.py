@@ -12,6 +12,7 @@ import os
 import secrets
 import stat
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,10 @@ LOSES_DATA = "the disk, or what stands between, loses data: repair it or use ano
 
 _FOLDER = os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+Data = bytes | Iterable[bytes | memoryview]
+"""What is written: bytes, or chunks of them."""
 
 
 class OpenFolder:
@@ -124,6 +129,16 @@ class OpenFolder:
             )
         return bytes(data)
 
+    def begins(self, name: str, head: bytes) -> bool:
+        """Tell whether the file ``name`` is there and begins with ``head``; one that is no regular file does not."""
+        try:
+            with open(self.open(name), "rb") as file:
+                return stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.read(len(head)) == head
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise InputOutputError.from_os(error, self.path / name, "read") from error
+
     # Changing.
 
     def create(self, name: str, mode: int = 0o666) -> int:
@@ -135,30 +150,32 @@ class OpenFolder:
             os.unlink(name, dir_fd=self.fd)
         return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE, mode, dir_fd=self.fd)
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: Data) -> None:
         """Write ``data`` to the new file ``name`` and flush it. Raises also when the file is not as long as was written."""
+        wanted = 0
         try:
             with open(self.create(name), "wb", buffering=0) as file:
-                view = memoryview(data)
-                while view:
-                    count = file.write(view)
-                    if not count:
-                        break
-                    view = view[count:]
+                for chunk in [data] if isinstance(data, bytes) else data:
+                    view, wanted = memoryview(chunk), wanted + len(chunk)
+                    while view:
+                        count = file.write(view)
+                        if not count:
+                            break
+                        view = view[count:]
                 written = os.fstat(file.fileno()).st_size
                 flush(file.fileno())
         except OSError as error:
             raise InputOutputError.from_os(error, self.path / name, "write") from error
-        if written != len(
-            data
+        if (
+            written != wanted
         ):  # of a disk that takes nothing and gives no reason, or says that it took what is not there
-            found, expected = f"{written} bytes", f"{len(data)} bytes"
+            found, expected = f"{written} bytes", f"{wanted} bytes"
             where = self.path / name
             raise InputOutputError(
                 "was not written in full", where=where, found=found, expected=expected, remedy=LOSES_DATA
             )
 
-    def replace(self, name: str, data: bytes) -> None:
+    def replace(self, name: str, data: Data) -> None:
         """Put ``data`` at ``name`` in one step: whoever looks sees the old file or the whole new one, also when several do so."""
         temporary = _own_name(name)
         try:
@@ -169,7 +186,7 @@ class OpenFolder:
                 self.remove(temporary)
             raise
 
-    def write_once(self, name: str, data: bytes) -> bool:
+    def write_once(self, name: str, data: Data) -> bool:
         """Put ``data`` at ``name`` in one step, unless something is there: then return False."""
         temporary = _own_name(name)
         try:

@@ -12,9 +12,10 @@ from sys import getsizeof
 from typing import Any, ClassVar
 
 from deltaweights.checkpoint.pickled.tables import Storage, TensorView
-from deltaweights.checkpoint.tensors import MAX_NAME, MAX_TENSORS
+from deltaweights.checkpoint.tensors import MAX_NAME
 from deltaweights.errors import MalformedInput
 from deltaweights.interruption import check
+from deltaweights.limits import MOST_TENSORS
 
 MAX_STEPS, STEPS_PER_TENSOR = 1_000_000, 60
 """Opcodes run at most: a Parameter with four axes needs 48, and the module versions of ``_metadata`` 9 per module."""
@@ -25,7 +26,7 @@ MAX_MEMORY, MEMORY_PER_TENSOR = 32 * 2**20, 1024
 POINTER = 8
 """Bytes that the memo takes for each value, besides the value."""
 
-MAX_STACK = 2 * MAX_TENSORS + 16
+MAX_STACK = 2 * MOST_TENSORS + 16
 MAX_MARKS = 16
 MAX_STRING = 4 * MAX_NAME
 MAX_LINE = 256
@@ -253,8 +254,8 @@ class StackMachine:
             if key in target:
                 raise self.refuse("duplicate key in a dict", key)
             target[key] = value
-        if len(target) > MAX_TENSORS:
-            raise self.refuse("too many tensors", len(target), f"at most {MAX_TENSORS}")
+        if len(target) > MOST_TENSORS:
+            raise self.refuse("too many tensors", len(target), f"at most {MOST_TENSORS}")
         self.spend(getsizeof(target) - before)
 
     opcodes: ClassVar[Opcodes] = by_opcode(

@@ -31,7 +31,8 @@ from deltaweights.checkpoint.pickled.tables import (
     StorageType,
     TensorView,
 )
-from deltaweights.checkpoint.tensors import ITEM_SIZES, MAX_BYTES, MAX_TENSORS, name_fault
+from deltaweights.checkpoint.tensors import ITEM_SIZES, MAX_BYTES, name_fault
+from deltaweights.limits import MOST_TENSORS
 
 MAX_PICKLE = 64 * 2**20
 """Bytes of a pickle at most; torch writes 130 to 250 per tensor."""
@@ -59,7 +60,7 @@ class TorchPickle(StackMachine):
     ) -> None:
         super().__init__(data, where, at, more)
         self.storages: dict[str, Storage] = {}
-        self.views_left = MAX_TENSORS
+        self.views_left = MOST_TENSORS
 
     def state_dict(self) -> dict[str, TensorView]:
         """Run the pickle, and return the tensors of its dict, in their order. Raises ``MalformedInput`` for anything else."""
@@ -185,7 +186,7 @@ class TorchPickle(StackMachine):
     def view(self, storage: Storage, dtype: str, offset: object, shape: object, strides: object) -> TensorView:
         """Check that the view is one that a tensor can be written back to: every element once, inside its storage."""
         if not self.views_left:
-            raise self.refuse("too many tensors", expected=f"at most {MAX_TENSORS}")
+            raise self.refuse("too many tensors", expected=f"at most {MOST_TENSORS}")
         self.views_left -= 1
         self.steps_left += STEPS_PER_TENSOR
         self.memory_left += MEMORY_PER_TENSOR

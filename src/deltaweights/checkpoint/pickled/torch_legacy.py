@@ -21,8 +21,9 @@ from deltaweights.checkpoint.pickled.tables import Storage as PickledStorage
 from deltaweights.checkpoint.pickled.tables import TensorView
 from deltaweights.checkpoint.pickled.views import source_of
 from deltaweights.checkpoint.sniff import HEAD_BYTES, LEGACY_TORCH, is_tar
-from deltaweights.checkpoint.tensors import ITEM_SIZES, MAX_TENSORS, LazyTensor, Storage, TensorSpec
+from deltaweights.checkpoint.tensors import ITEM_SIZES, LazyTensor, Storage, TensorSpec
 from deltaweights.errors import MalformedInput
+from deltaweights.limits import MOST_TENSORS
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
@@ -81,8 +82,8 @@ class _Keys(StackMachine):
             if not isinstance(item, str):
                 raise self.refuse("a storage's key is not a string", kind_of(item), "a string")
             target.append(item)
-        if len(target) > MAX_TENSORS:
-            raise self.refuse("too many storages", len(target), f"at most {MAX_TENSORS}")
+        if len(target) > MOST_TENSORS:
+            raise self.refuse("too many storages", len(target), f"at most {MOST_TENSORS}")
 
     opcodes: ClassVar[Opcodes] = {ord(shared): StackMachine.opcodes[ord(shared)] for shared in "(Xqr"} | by_opcode(
         {
