@@ -54,8 +54,8 @@ def command(recipe: str | None, base: str, delta: str, *, as_json: bool, quiet: 
     """Prove from a delta that a base is the one that it was made from.
 
     Where a sum lies within one exponent step of its base, the difference of the two must give the delta again; with another base it
-    does not (docs/design.md). Checksums that files record are not looked at: apply compares them. Exit 0: proved; 4: another base;
-    6: nothing can be said.
+    does not (docs/design.md). Checksums that files record are compared, but not with --sample. Exit 0: proved; 3: file damaged;
+    4: another base; 6: nothing can be said.
     """
     from deltaweights.health import proof_line  # noqa: PLC0415
     from deltaweights.round_trip import check_base  # noqa: PLC0415  (only who checks needs it)

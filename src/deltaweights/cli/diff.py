@@ -37,7 +37,7 @@ def command(
     """Compare two checkpoints, tensor by tensor.
 
     Container, sharding and order do not matter, names, shapes, dtypes and every bit do. Rotary inv_freq buffers are listed apart
-    and do not count: current loaders recompute them. Exit 0: identical; 6: different.
+    and do not count: current loaders recompute them. Exit 0: identical; 3: a file is damaged, by the checksums in it; 6: different.
     """
     terminal, hub = TerminalReport("deltaweights", quiet=quiet), hub_of(options)
     report = diff_checkpoints(a, b, workers=workers, trust_manifests=trust_manifests, hub=hub, report=terminal)
