@@ -12,6 +12,7 @@ import base64
 import binascii
 from dataclasses import dataclass
 
+from deltaweights.signing.spellings import refuse_second_spellings, spelled
 from deltaweights.text import Json, compact_json, strict_json
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -21,7 +22,7 @@ MAX_BUNDLE = 16 * 1024 * 1024
 MOST_OBJECTS = 1_000
 
 
-_OTHERS = frozenset({"messageSignature", "certificate", "x509CertificateChain"})
+_OTHERS = frozenset(map(spelled, ("messageSignature", "certificate", "x509CertificateChain")))
 """What a bundle may hold in place of an envelope, or of a key; one that holds both says two things."""
 
 
@@ -52,6 +53,7 @@ def parse_bundle(data: bytes) -> Bundle:
     document = strict_json(data, MOST_OBJECTS)
     if not isinstance(document, dict) or document.get("mediaType") != MEDIA_TYPE:
         raise ValueError(f"not a bundle of type {MEDIA_TYPE}")
+    refuse_second_spellings(document)
     try:
         envelope = document["dsseEnvelope"]
         if envelope["payloadType"] != PAYLOAD_TYPE:
@@ -59,7 +61,7 @@ def parse_bundle(data: bytes) -> Bundle:
         signatures, material = envelope["signatures"], document["verificationMaterial"]
         if len(signatures) != 1:
             raise ValueError(f"{len(signatures)} signatures, not one")
-        foreign = sorted(_OTHERS & {*document, *material})
+        foreign = sorted(key for key in (*document, *material) if spelled(key) in _OTHERS)
         if foreign:
             raise ValueError(f"more than a signature by a key: {', '.join(foreign)}")
         key = material["publicKey"].get("hint")
