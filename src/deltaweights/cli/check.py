@@ -5,7 +5,6 @@ Enters: a folder. Leaves: what keeps a library from loading it, and an exit code
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deltaweights.cli.options import json_option
+from deltaweights.cli.results import print_json
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.errors import CheckFailed
 from deltaweights.names import group_names
@@ -39,7 +39,7 @@ def command(folder: str, *, as_json: bool, quiet: bool) -> None:
     terminal = TerminalReport("deltaweights", quiet=quiet)
     report = check_structure(folder)
     if as_json:
-        click.echo(json.dumps({"ok": report.ok, **asdict(report)}, indent=2))
+        print_json({"ok": report.ok, **asdict(report)})
     else:
         for warning in report.warnings:
             terminal.warn(f"{report.target}: {warning}")
