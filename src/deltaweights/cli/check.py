@@ -32,11 +32,14 @@ def command(folder: str, *, as_json: bool, quiet: bool) -> None:
     """Check that a library will load a checkpoint, from its headers.
 
     Current transformers is asked what it would miss, and what it would not know; then tokenizer, special ids, embeddings and image
-    tokens are compared with each other. No weights are read. Exit 0: it loads; 6: it does not.
+    tokens are compared with each other. No weights are read. Exit 0: it loads; 6: it does not, or not within 120
+    seconds of the processor.
     """
-    from deltaweights.running.structure import check_structure  # noqa: PLC0415  (only who checks needs it)
+    from deltaweights.running import time_limit  # noqa: PLC0415  (only who checks needs them)
+    from deltaweights.running.structure import check_structure  # noqa: PLC0415
 
     terminal = TerminalReport("deltaweights", quiet=quiet)
+    time_limit.end_after(time_limit.SECONDS, "deltaweights", folder)
     report = check_structure(folder)
     if as_json:
         print_json({"ok": report.ok, **asdict(report)})

@@ -28,7 +28,7 @@ def check_in_child(folder: Path, target: Path, report: Report) -> None:
     Raises ``CheckFailed`` with the first problem, what the check itself raises, and ``CheckFailed`` when it ends otherwise.
     """
     code, output, errors = _run(folder.absolute())
-    if code not in {0, CheckFailed.exit_code}:
+    if code not in {0, CheckFailed.exit_code} or (code and not output):
         raise _error(code, errors, folder, target)
     try:
         told = json.loads(output)

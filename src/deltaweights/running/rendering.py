@@ -22,7 +22,7 @@ from deltaweights.errors import InputOutputError
 from deltaweights.running.loading import Refusal, reason
 from deltaweights.text import Json
 
-SECONDS = 5
+SECONDS = 2
 """Seconds of the processor that rendering may take; known templates take thousandths."""
 
 MEMORY = 1024**3
