@@ -30,6 +30,7 @@ from deltaweights.manifest.listing import Listing, list_checkpoint
 from deltaweights.manifest.manifest import parse_manifest
 from deltaweights.manifest.verify import verify
 from tests.conftest import Run
+from tests.limits import MOMENT, PATIENCE
 from tests.meta import save_meta
 from tests.pairs import Tensors, base_tensors, delta_tensors, save
 
@@ -241,7 +242,7 @@ assert verify(sys.argv[1], manifest=sys.argv[2], expect=listing.content_digest).
 print(re.search(r"VmHWM:\\s+([0-9]+) kB", Path("/proc/self/status").read_text())[1])
 """
     command = [sys.executable, "-c", program, str(folder), str(tmp_path / "kept.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert int(done.stdout) < 100_000, "kilobytes"
 
 
@@ -393,14 +394,14 @@ def test_tensors_that_show_the_same_bytes_too_often_are_refused(tmp_path: Path) 
     model = save({"w": stored}, tmp_path / "model", "torch", 1)
     listing = kept(model, tmp_path / "kept.json")
     torch.save({f"w.{k}": stored[k:] for k in range(2000)}, model / "pytorch_model.bin")
-    began = time.monotonic()
+    began = time.process_time()
     error = refused(model)
     assert "tensors show the same bytes far too often: found 1996002000 bytes of tensors, expected at most 8" in str(
         error
     )
     found = verify(model, manifest=tmp_path / "kept.json", expect=listing.content_digest).problems
     assert any("weights cannot be verified" in problem.problem for problem in found)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < MOMENT
 
 
 def test_tensors_elsewhere_are_found(tmp_path: Path) -> None:
@@ -486,7 +487,7 @@ def test_manifest_and_verify_need_three_packages(tmp_path: Path, form: str) -> N
     commands: list[list[str | Path]] = [["manifest", model, "--output", to], ["verify", model, *pins, "--json"]]
     for arguments in commands:
         command = [sys.executable, "-c", ALONE, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
         warned = form == "legacy" and arguments[0] == "manifest"  # such a file records no checksums
         assert (done.returncode, done.stderr.count("\n")) == (0, int(warned))
     assert "torch" in ALONE

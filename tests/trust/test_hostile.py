@@ -29,6 +29,7 @@ from deltaweights.signing.folder import read_signature, sign_folder
 from deltaweights.signing.keys import load_private
 from deltaweights.text import MOST_COMMAS, MOST_FOREIGN, strict_json
 from tests.conftest import Run
+from tests.limits import PATIENCE
 from tests.pairs import make_pair
 from tests.test_signing import make_key, merged, result, stock_verifies
 from tests.trust.harness import TARGET, assert_one_line, case, hold, run_command
@@ -380,7 +381,7 @@ def test_an_environment_that_is_not_usable(variables: dict[str, str], says: str,
         env=environment | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)} | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 2, done.stderr
@@ -397,7 +398,7 @@ def test_a_terminal_that_is_not_utf_8(result: Path) -> None:
         [sys.executable, "-m", "deltaweights", "verify", result],
         env=os.environ | {"PYTHONIOENCODING": "latin-1"},
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 6
