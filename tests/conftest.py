@@ -10,9 +10,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import hang
+from tests.limits import PATIENCE
 from tests.pairs import make_pair
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -45,6 +48,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"table of bad inputs: {len(covered)} of {len(ROWS)} rows covered{names}")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool | None:
+    """Say of a test that hangs also what the kernel knows of it."""
+    return hang.set_timer(item, settings)
+
+
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Make a LLaVA-Med-like base and delta, as sharded torch files, for tests that only read them."""
@@ -64,7 +73,7 @@ def run() -> Run:
             command[1:3] = ["-m", "deltaweights"]
         environment = os.environ | {"COLUMNS": "200"}
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=120, check=False, env=environment, cwd=cwd
+            command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment, cwd=cwd
         )
 
     return run_command

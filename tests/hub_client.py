@@ -26,10 +26,11 @@ from deltaweights.hub.locate import HubOptions
 from deltaweights.hub.rooms import DiskRoom
 from deltaweights.report import Report
 from tests.hub_server import HubServer
+from tests.limits import PATIENCE
 
 Done = subprocess.CompletedProcess[str]
 
-SOON = 20.0
+SOON = PATIENCE
 """Seconds after which what a test waits for is not coming any more."""
 
 
@@ -122,14 +123,14 @@ class Machine:
     def run(self, *arguments: str | Path) -> Done:
         """Run ``deltaweights ARGUMENTS``."""
         with self.start(*arguments) as process:
-            out, err = process.communicate(timeout=6 * SOON)
+            out, err = process.communicate(timeout=SOON)
         return Done(process.args, process.returncode, out, err)
 
     def hf(self, *arguments: str | Path, **environment: str) -> Done:
         """Run ``hf ARGUMENTS``."""
         command = [Path(sys.executable).with_name("hf"), *arguments]
         surroundings = os.environ | environment
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=surroundings)
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=surroundings)
 
     def repository(self, name: str) -> Path:
         """Return the cache's folder of a repository."""

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import PATIENCE
+
 SOURCE = Path(__file__).parents[1] / "src" / "deltaweights"
 TESTS = Path(__file__).parent
 
@@ -218,7 +220,7 @@ for name in {wanted!r}:
     importlib.import_module(name)
 print(sorted({{"torch", "numkong", "numpy", "transformers", "accelerate"}} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert done.stdout == "[]\n"
 
 

@@ -53,6 +53,7 @@ from deltaweights.checkpoint.zipped.rules import CHECKPOINT
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
+from tests.limits import MOMENT, PATIENCE
 from tests.pairs import Tensors, base_tensors, delta_tensors, save
 from tests.test_torch_file import GOOD, GOOD_FILES, Part, join
 
@@ -313,7 +314,11 @@ def test_checkpoint_zipped_by_info_zip(
     (folder / "说明.txt").write_text("text")
     path, (flags, *pipe) = tmp_path / "x.zip", options.split()
     made = subprocess.run(
-        ["zip", "-q", flags, "-" if pipe else path, ROOT], cwd=tmp_path, check=True, stdout=subprocess.PIPE, timeout=60
+        ["zip", "-q", flags, "-" if pipe else path, ROOT],
+        cwd=tmp_path,
+        check=True,
+        stdout=subprocess.PIPE,
+        timeout=PATIENCE,
     )
     if pipe:
         path.write_bytes(made.stdout)
@@ -678,13 +683,13 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize(("content", "message"), REFUSED.values(), ids=REFUSED)
 def test_refused_before_anything_is_written(tmp_path: Path, content: bytes, message: str) -> None:
-    """An archive with one thing wrong in its records is refused with its name and fault in at most 5 s; no place is asked for."""
+    """An archive with one thing wrong in its records is refused with its name and fault at once; no place is asked for."""
     path = written(tmp_path, content)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(MalformedInput) as caught:
         open_archive(path, lambda: pytest.fail("nothing may be unpacked"), Report())
     assert str(caught.value) == f"{path}: {message}"
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < MOMENT
 
 
 # What only the contents tell.
@@ -727,11 +732,11 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize(("content", "message"), DAMAGED.values(), ids=DAMAGED)
 def test_damaged_contents_leave_nothing(tmp_path: Path, target: Path, content: bytes, message: str) -> None:
-    """A member that does not hold what is recorded is refused in at most 5 s, and of the whole archive nothing is left."""
+    """A member that does not hold what is recorded is refused at once, and of the whole archive nothing is left."""
     path = written(tmp_path, content)
-    began = time.monotonic()
+    began = time.process_time()
     assert refusal(path, MalformedInput, target) == f"/{MODEL}: {message}{AGAIN}"
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < MOMENT
     assert list(target.iterdir()) == []
 
 
@@ -884,7 +889,7 @@ def test_killed_unpacking_goes_on(tmp_path: Path, target: Path, monkeypatch: pyt
         for number, piece in enumerate(contents(file, member)):
             if number == 2 and member.name.endswith(("1-of-4.safetensors", "2-of-4.safetensors")):
                 halted.append(member.name)
-                killed.wait(20)
+                killed.wait(PATIENCE)
                 time.sleep(0.1)  # until the workers are told
             yield piece
 

@@ -18,6 +18,7 @@ from deltaweights.merge.kernels_cpu import ProcessorKernels
 from deltaweights.merge.kernels_torch import TorchKernels
 from deltaweights.merge.known_answers import KNOWN, answers, proven
 from deltaweights.merge.operation import Operation
+from tests.limits import LONG, PATIENCE
 from tests.pairs import base_tensors, delta_tensors, same_bits, save
 from tests.test_exactness import DTYPES, SMALL, every_or_random, files_of, merge, of_bits, strange_pair
 
@@ -57,7 +58,7 @@ from deltaweights.merge.known_answers import proven
 print(proven(ProcessorKernels()))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, *left_out], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program, *left_out], capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     assert done.stdout == "True\n"
 
@@ -88,6 +89,7 @@ for first in range(0, 65536, rows):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(LONG)
 @pytest.mark.parametrize("operation", ["add", "subtract"])
 @pytest.mark.parametrize(
     ("dtype", "left_out"),
@@ -97,7 +99,7 @@ for first in range(0, 65536, rows):
 def test_every_sum_and_difference_of_16_bits_is_torchs(dtype: str, left_out: tuple[str, ...], operation: str) -> None:
     """All 2^32 have torch's bits, NaN payloads aside: in bfloat16, and in float16 on every kind of processor."""
     program = f"OPERATION, DTYPE = {operation!r}, {dtype!r}{WITHOUT}{EVERY_SUM}"
-    subprocess.run([sys.executable, "-c", program, *left_out], check=True, timeout=900)
+    subprocess.run([sys.executable, "-c", program, *left_out], check=True, timeout=LONG - 60)
 
 
 NAN_TEST = """
@@ -112,7 +114,7 @@ def test_older_processors_keep_nan(left_out: tuple[str, ...]) -> None:
     """What the known answers leave out, NaN in casts, holds on every kind of processor."""
     program = f"FILE = {__file__!r}{WITHOUT}{NAN_TEST}"
     done = subprocess.run(
-        [sys.executable, "-c", program, *left_out], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", program, *left_out], capture_output=True, text=True, check=False, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
@@ -149,7 +151,7 @@ def test_a_device_that_needs_torch_says_so(tmp_path: Path, arguments: tuple[str,
     save(delta_tensors(base), tmp_path / "delta")
     paths = ["--base", tmp_path / "base", "--delta", tmp_path / "delta", "--target", tmp_path / "target"]
     command = [sys.executable, "-c", BARE, "apply", *map(str, paths), "-q", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 2
     assert done.stderr == (
         f"deltaweights: error: device {arguments[1]} needs torch; pip install torch, or run with --device cpu\n"
@@ -217,7 +219,7 @@ def test_a_merge_on_the_processor_needs_no_torch(tmp_path: Path) -> None:
     paths = [str(tmp_path / name) for name in ("base", "delta", "target")]
     apply = ["apply", "--base", paths[0], "--delta", paths[1], "--target", paths[2]]
     for arguments in (apply, ["verify", paths[2]]):
-        subprocess.run([sys.executable, "-c", BARE, *arguments], check=True, capture_output=True, timeout=60)
+        subprocess.run([sys.executable, "-c", BARE, *arguments], check=True, capture_output=True, timeout=PATIENCE)
     assert files_of(tmp_path / "target") == files_of(merge(tmp_path, "with-torch").folder)
 
 

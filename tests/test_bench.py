@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import PATIENCE
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench.py"
 
 
 def bench(folder: Path, *arguments: str) -> str:
     """Run the benchmark at toy size; return what it prints."""
     command = [sys.executable, str(SCRIPT), "--toy", "--layers", "2", "--rounds", "1", "--folder", str(folder)]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -19,6 +19,7 @@ from deltaweights.cli.group import COMMANDS
 from deltaweights.cli.group import deltaweights as group
 from deltaweights.errors import TargetBusy
 from tests.conftest import Run
+from tests.limits import PATIENCE
 from tests.pairs import base_tensors, delta_tensors, load, reference, same_bits, save
 
 Done = subprocess.CompletedProcess[str]
@@ -81,7 +82,9 @@ def python(*arguments: str | Path, cwd: Path | None = None) -> Done:
     """Run Python with these arguments."""
     environment = os.environ | {"COLUMNS": "200"}
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd, env=environment)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=cwd, env=environment
+    )
 
 
 def drop_in(*arguments: str | Path, cwd: Path | None = None) -> Done:
@@ -543,7 +546,7 @@ def test_reader_that_leaves(merged: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=PATIENCE, check=False)
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")

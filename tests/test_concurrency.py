@@ -43,6 +43,7 @@ from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.opened import OpenStaging
 from deltaweights.staging.place import Place, locate
 from deltaweights.util.open_folder import OpenFolder
+from tests.limits import PATIENCE
 from tests.staged import make_staging
 from tests.test_staging import files_of, finish, names_in, small_pair
 
@@ -543,7 +544,7 @@ def test_two_downloads_do_not_wait_for_each_other(tmp_path: Path, monkeypatch: p
         directory = held(tmp_path)
         files = directory.listing.files
         job = directory.fetch(files[first])
-        both.wait(20)
+        both.wait(PATIENCE)
         while job is not None and job.arrival.failed is None:
             pass
         try:
@@ -555,7 +556,7 @@ def test_two_downloads_do_not_wait_for_each_other(tmp_path: Path, monkeypatch: p
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE)
     assert any("the network is gone" in end for end in ends)
     assert not all(thread.is_alive() for thread in threads)
 

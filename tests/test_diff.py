@@ -27,6 +27,7 @@ from deltaweights.comparison.diff import DifferingTensor
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.report import Report
 from tests.conftest import Run
+from tests.limits import PATIENCE
 from tests.pairs import Tensors, base_tensors, load, make_pair, save
 
 BASE = base_tensors(layers=1, vocabulary=8, hidden=8)
@@ -608,7 +609,7 @@ report = diff_checkpoints({str(tmp_path / "a.safetensors")!r}, {str(tmp_path / "
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:"))
 print(tensor.elements, tensor.max_abs, peak)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE)
     elements, most, kilobytes = done.stdout.split()
     assert (elements, most) == ("1", "1.0")
     assert int(kilobytes) < 100_000

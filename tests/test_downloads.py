@@ -39,6 +39,7 @@ from tests.hub_answers import Hub
 from tests.hub_client import Machine, forget_connections, wait_for
 from tests.hub_server import Fault, HubServer
 from tests.hub_wire import as_json
+from tests.limits import AT_ONCE, PATIENCE
 
 BASE = "acme/base"
 INDEX = "model.safetensors.index.json"
@@ -887,13 +888,13 @@ def interrupted(machine: Machine, hub: HubServer, after: int, number: signal.Sig
         wait_for(lambda: weights_sent(hub) > after, process)
         process.send_signal(number)
         began = time.monotonic()
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=PATIENCE)
     return process.returncode, time.monotonic() - began, err
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=["kill -9", "Ctrl-C", "kill"])
 def test_what_is_interrupted_goes_on(machine: Machine, large: dict[str, Path], number: signal.Signals) -> None:
-    """A download that was killed or interrupted, which takes two seconds at most, goes on where it was, and ends verified."""
+    """A download that was killed or interrupted, which ends at once, goes on where it was, and ends verified."""
     with HubServer({BASE: large}, rate=SLOW) as hub:
         machine.turn_to(hub)
         code, seconds, err = interrupted(machine, hub, 8 * PIECE, number)
@@ -902,7 +903,7 @@ def test_what_is_interrupted_goes_on(machine: Machine, large: dict[str, Path], n
     else:
         words = "interrupted" if number == signal.SIGINT else "terminated"
         assert (code, err) == (128 + number, f"deltaweights: error: {words}\n")
-        assert seconds < 2
+        assert seconds < AT_ONCE
     assert not {key(large[name]) for name in (ONE, TWO)} & set(machine.blobs(BASE))
     with HubServer({BASE: large}) as hub:
         machine.turn_to(hub)
@@ -916,20 +917,20 @@ def test_what_is_interrupted_goes_on(machine: Machine, large: dict[str, Path], n
 
 
 def test_ctrl_c_while_nothing_comes(machine: Machine, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C ends within two seconds also while all connections are stalled, and the process is gone by then."""
-    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "60")
-    hub.faults += [Fault("stall", name, at=1_000_000, seconds=100) for name in (ONE, TWO)]
+    """Ctrl-C ends at once also while all connections are stalled, and the process is gone by then."""
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", str(3 * AT_ONCE))
+    hub.faults += [Fault("stall", name, at=1_000_000, seconds=3 * AT_ONCE) for name in (ONE, TWO)]
     code, seconds, err = interrupted(machine, hub, 1_990_000, signal.SIGINT)
     assert (code, err) == (130, "deltaweights: error: interrupted\n")
-    assert seconds < 2
+    assert seconds < AT_ONCE
 
 
 def test_ctrl_c_while_the_hub_is_silent(machine: Machine, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C ends also the wait for the first answer, and that for the end of a 429."""
-    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "60")
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", str(3 * AT_ONCE))
     for fault in (
-        Fault("late", on="api", seconds=100),
-        Fault("status", on="api", status=429, headers={"Retry-After": "50"}),
+        Fault("late", on="api", seconds=3 * AT_ONCE),
+        Fault("status", on="api", status=429, headers={"Retry-After": str(3 * AT_ONCE)}),
     ):
         hub.faults[:] = [fault]
         with machine.start("download", BASE, "-q") as process:
@@ -937,9 +938,9 @@ def test_ctrl_c_while_the_hub_is_silent(machine: Machine, hub: HubServer, monkey
             time.sleep(0.2)
             process.send_signal(signal.SIGINT)
             began = time.monotonic()
-            _, err = process.communicate(timeout=20)
+            _, err = process.communicate(timeout=PATIENCE)
         assert (process.returncode, err) == (130, "deltaweights: error: interrupted\n")
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < AT_ONCE
 
 
 def test_two_processes_at_once(machine: Machine, large: dict[str, Path]) -> None:
@@ -947,7 +948,7 @@ def test_two_processes_at_once(machine: Machine, large: dict[str, Path]) -> None
     with HubServer({BASE: large}, rate=2 * SLOW) as hub:
         machine.turn_to(hub)
         with machine.start("download", BASE) as one, machine.start("download", BASE) as other:
-            errs = [process.communicate(timeout=60)[1] for process in (one, other)]
+            errs = [process.communicate(timeout=PATIENCE)[1] for process in (one, other)]
         assert (one.returncode, other.returncode) == (0, 0), errs
         total = sum(path.stat().st_size for path in large.values())
         assert weights_sent(hub) < 1.1 * total
@@ -965,7 +966,7 @@ def test_what_another_process_gave_up_is_taken_over(machine: Machine, large: dic
                 wait_for(lambda: weights_sent(hub) > 8 * PIECE, one, other)
                 one.kill()
                 one.communicate()
-                _, err = other.communicate(timeout=60)
+                _, err = other.communicate(timeout=PATIENCE)
         assert other.returncode == 0, err
         assert "another process fetches" in err
         assert weights_sent(hub) < 20 * PIECE

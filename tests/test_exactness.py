@@ -30,6 +30,7 @@ from deltaweights.merge.operation import Operation
 from deltaweights.prepare import prepare
 from deltaweights.staging.place import locate
 from deltaweights.text import compact_pieces
+from tests.limits import PATIENCE
 from tests.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -317,7 +318,7 @@ def test_nothing_written_depends_on_the_surroundings(tmp_path: Path) -> None:
     one = merge(tmp_path / "one", workers=1, max_shard_size=30_000)
     environment = {"TZ": "Pacific/Kiritimati", "LC_ALL": "C", "HOME": str(tmp_path), "PYTHONHASHSEED": "7"}
     command = [sys.executable, "-c", RUN, "base", "./delta", "../target of another name", "4"]
-    subprocess.run(command, check=True, cwd=other, env=os.environ | environment, umask=0o077, timeout=120)
+    subprocess.run(command, check=True, cwd=other, env=os.environ | environment, umask=0o077, timeout=PATIENCE)
     assert files_of(tmp_path / "target of another name") == files_of(one.folder)
 
 

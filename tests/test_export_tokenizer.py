@@ -22,6 +22,7 @@ from deltaweights.demo import NEW_TOKENS, VOCABULARY, make_pair
 from deltaweights.errors import MalformedInput, Mismatch
 from deltaweights.export.sentencepiece import MOST_BYTES, merges_of, read_model
 from deltaweights.export.tokenizer import RepairedTokenizer, repair_tokenizer
+from tests.limits import MOMENT
 from tests.tokenizers_2023 import (
     BYTES,
     FIRST,
@@ -828,21 +829,21 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
 
 @pytest.mark.parametrize(("bomb", "found"), BOMBS.values(), ids=BOMBS)
 def test_a_large_file_ends_soon(bomb: Callable[[], bytes], found: str) -> None:
-    """Whatever a tokenizer.model of the largest size holds, it is read or refused within 5 seconds."""
+    """Whatever a tokenizer.model of the largest size holds, it is read or refused in seconds."""
     data = bomb()
     assert len(data) <= MOST_BYTES
-    began = time.monotonic()
+    began = time.process_time()
     said = refusal(data)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < MOMENT
     assert said == (f"delta: not a sentencepiece model: found {found}{AGAIN}" if found else "")
 
 
 def test_a_vocabulary_of_llama_s_size_is_no_wait() -> None:
-    """32,000 pieces and 62,000 merges become a tokenizer.json within 5 seconds, on a machine that is ten times as slow as usual."""
+    """32,000 pieces and 62,000 merges become a tokenizer.json in seconds, on a machine that is ten times as slow as usual."""
     letters = [chr(code) for code in range(0x4E00, 0x4E00 + 178)]
     pairs = ["".join(pair) for pair in itertools.product(letters, letters)]
     model = written([*FIRST, *((text, -float(place), NORMAL) for place, text in enumerate([*letters, *pairs]))])
-    began = time.monotonic()
+    began = time.process_time()
     tokenizer = repaired(published(model))
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < MOMENT
     assert len(read(tokenizer, "tokenizer.json")["model"]["merges"]) == 178**2

@@ -24,6 +24,7 @@ from deltaweights.apply import apply_delta
 from deltaweights.staging.place import locate
 from tests.faults.injection import KILL, OPENS, READS, WRITES, Call, command, is_lie, is_possible
 from tests.faults.sweep import OF_SIGNALS, SCENARIOS, Run, Scenario, fault, make_inputs, sweep
+from tests.limits import PATIENCE
 from tests.test_staging import (
     Pair,
     apply_command,
@@ -165,7 +166,7 @@ def test_a_signal_at_a_random_time(large: Pair, uninterrupted: dict[str, bytes],
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         time.sleep(Random(seed).uniform(0.25, 1) * usual)  # noqa: S311  (from where Python has started)
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode in {code, 0, -number}, err
     assert "Traceback" not in err
     if process.returncode == code:

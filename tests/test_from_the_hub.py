@@ -34,6 +34,7 @@ from deltaweights.round_trip import check_base
 from deltaweights.staging.folder import StagingFolder
 from tests.hub_client import Machine, forget_connections, wait_for
 from tests.hub_server import Fault, HubServer
+from tests.limits import PATIENCE
 from tests.meta import save_meta
 from tests.pairs import Tensors, base_tensors, delta_tensors, load, same_bits, save
 
@@ -449,7 +450,7 @@ def test_interrupted_while_merging(machine: Machine, wide_torch: Pair, number: s
         with machine.start(*command, "-q") as process:
             wait_for(lambda: len(list(fragments.glob("*.json"))) >= 1, process)
             process.send_signal(number)
-            _, err = process.communicate(timeout=20)
+            _, err = process.communicate(timeout=PATIENCE)
         first = arrived(hub)
     if number == signal.SIGINT:
         assert process.returncode == 130

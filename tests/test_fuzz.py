@@ -17,6 +17,7 @@ from deltaweights.errors import MalformedInput
 from tests.fuzz.law import hold
 from tests.fuzz.mutate import mutated
 from tests.fuzz.targets import TARGETS, Target
+from tests.limits import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 GUIDED = pytest.mark.skipif(find_spec("atheris") is None, reason="atheris has no build for this system")
@@ -110,7 +111,7 @@ print(len(done.findings), done.findings[0].read_bytes()[:2], "KeyError" in done.
 def test_a_fault_is_found(tmp_path: Path) -> None:
     """A reader that raises what it must not, on bytes that no example has, is found, and the bytes are kept."""
     command = [sys.executable, "-c", PLANT, str(tmp_path / "work")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert done.stdout.splitlines()[-1] == "1 b'!?' True True"
 
 
@@ -121,7 +122,7 @@ def test_the_script(tmp_path: Path) -> None:
     """``scripts/fuzz`` reads each example and what it makes of them, and finds nothing."""
     command = [sys.executable, str(ROOT / "scripts" / "fuzz.py"), "--seconds", "30", "--work", str(tmp_path)]
     done = subprocess.run(
-        command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 0, done.stdout
     found = re.fullmatch(r"executions (\d+), findings 0", done.stdout.splitlines()[-1])

@@ -45,6 +45,7 @@ from hypothesis import strategies as st
 
 from tests.hub_faults import Kind, fault_from
 from tests.hub_server import Fault, HubServer, bytes_per_second
+from tests.limits import AT_ONCE, PATIENCE
 
 BASE = "acme/base"
 GOOD = "hf_good"
@@ -111,7 +112,7 @@ class Reply:
 def ask(url: str, method: str = "GET", body: str | None = None, **headers: str) -> Reply:
     """Ask for a URL; underscores in the names of headers stand for hyphens."""
     parts = urlsplit(url)
-    connection = HTTPConnection(parts.netloc, timeout=20)
+    connection = HTTPConnection(parts.netloc, timeout=PATIENCE)
     try:
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, f"{parts.path}?{parts.query}" if parts.query else parts.path, body, sent)
@@ -243,7 +244,7 @@ def run_hf(hub: HubServer, cache: Path, *arguments: str) -> subprocess.Completed
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     settings_ = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "NO_COLOR": "1"}
     command = [sys.executable, "-c", "from huggingface_hub.cli.hf import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=kept | settings_)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=kept | settings_)
 
 
 def test_hf_command(hub: HubServer, tmp_path: Path) -> None:
@@ -501,7 +502,7 @@ def test_stall(hub: HubServer, folder: Path) -> None:
     hub.faults.append(Fault("stall", WEIGHTS, at=1_999_999, seconds=0.3))
     start = time.monotonic()
     assert ask(location(hub)).body == (folder / WEIGHTS).read_bytes()
-    assert 0.3 <= time.monotonic() - start < 3
+    assert 0.3 <= time.monotonic() - start < AT_ONCE
 
 
 def test_faults_of_one_answer(hub: HubServer, folder: Path) -> None:
@@ -593,7 +594,7 @@ def test_late(hub: HubServer) -> None:
     hub.faults.append(Fault("late", WEIGHTS, on="resolve", seconds=0.2))
     start = time.monotonic()
     assert ask(f"{hub.endpoint}/{BASE}/resolve/main/{WEIGHTS}", "HEAD").status == 302
-    assert 0.2 <= time.monotonic() - start < 3
+    assert 0.2 <= time.monotonic() - start < AT_ONCE
 
 
 def test_missing_header(hub: HubServer, tmp_path: Path) -> None:
@@ -707,7 +708,7 @@ def test_hostile_names(hub: HubServer, folder: Path, name: str) -> None:
 
 
 def test_ends_at_once(folder: Path) -> None:
-    """Closing ends stalled and idle connections within a second and leaves no thread and no port."""
+    """Closing ends stalled and idle connections at once and leaves no thread and no port."""
     before = set(threading.enumerate())
     hub = HubServer({BASE: folder})
     hub.faults.append(Fault("stall", at=100, seconds=60))
@@ -717,7 +718,7 @@ def test_ends_at_once(folder: Path) -> None:
             time.sleep(0.01)
         start = time.monotonic()
         hub.close()
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < AT_ONCE
         assert isinstance(stalled.exception(), IncompleteRead)
     assert set(threading.enumerate()) == before
     for origin in (hub.endpoint, hub.files, hub.elsewhere):
@@ -731,12 +732,12 @@ def test_rate_is_shared(folder: Path) -> None:
         urls = [location(hub) for _ in range(4)]
         start = time.monotonic()
         assert [len(reply.body) for reply in pool.map(ask, urls)] == [2_000_000] * 4
-        assert 0.75 < time.monotonic() - start < 3
+        assert 0.75 < time.monotonic() - start < AT_ONCE
 
 
 def test_keeps_connections(hub: HubServer, folder: Path) -> None:
     """One connection serves many requests, whatever they are."""
-    connection = HTTPConnection(urlsplit(hub.endpoint).netloc, timeout=20)
+    connection = HTTPConnection(urlsplit(hub.endpoint).netloc, timeout=PATIENCE)
     port: set[int] = set()
     for path in (f"/api/models/{BASE}", f"/{BASE}/resolve/main/none", f"/{BASE}/resolve/main/{WEIGHTS}"):
         connection.request("GET", path)
@@ -772,7 +773,7 @@ def test_command(folder: Path, tmp_path: Path) -> None:
         assert (first.status, first.headers["Retry-After"], second.status) == (429, "1", 200)
         assert hashlib.sha256(second.body).hexdigest() == sha256(folder / WEIGHTS)
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=10)
+        _, log = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert [line.rsplit(maxsplit=1)[1] for line in log.splitlines()] == ["401", "302", "429", "200"]
     assert sha256(folder / WEIGHTS) in cache.read_text()

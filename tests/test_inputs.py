@@ -39,6 +39,7 @@ from deltaweights.round_trip import check_base
 from deltaweights.staging.place import Place, locate
 from deltaweights.wanted import Wanted
 from tests.conftest import Run
+from tests.limits import PATIENCE
 from tests.meta import save_meta
 from tests.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
 from tests.test_folder import POINTER
@@ -314,7 +315,7 @@ def cut_command(where: str, left: int, number: str, *arguments: str | Path) -> l
 def cut_off(where: str, left: int, number: str, *arguments: str | Path, **options: Any) -> Done:
     """Run ``deltaweights`` until it is cut off."""
     command = cut_command(where, left, number, *arguments)
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, **options)
 
 
 @pytest.fixture
@@ -433,7 +434,7 @@ def test_a_second_run_while_one_unpacks(plain: Path, archives: tuple[Path, Path]
             merge(*archives, place.target)
         assert before == marks_below(place.root)
         process.send_signal(signal.SIGCONT)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=PATIENCE) == 0
     assert files_in(place.target) == files_in(plain / "out")
 
 

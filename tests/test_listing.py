@@ -17,14 +17,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml  # type: ignore[import-untyped]
 from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from deltaweights.apply import apply_delta
-from deltaweights.cli.group import deltaweights
 from deltaweights.comparison.diff import diff_checkpoints
 from deltaweights.convert import convert_checkpoint
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
@@ -32,6 +30,7 @@ from deltaweights.manifest.listing import Listing, list_checkpoint
 from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.manifest.verify import verify
 from tests.conftest import Run
+from tests.limits import MOMENT, PATIENCE
 from tests.meta import save_meta
 from tests.pairs import Tensors, base_tensors, delta_tensors, save
 
@@ -243,7 +242,7 @@ assert verify(sys.argv[1], manifest=sys.argv[2], expect=listing.content_digest).
 print(re.search(r"VmHWM:\\s+([0-9]+) kB", Path("/proc/self/status").read_text())[1])
 """
     command = [sys.executable, "-c", program, str(folder), str(tmp_path / "kept.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert int(done.stdout) < 100_000, "kilobytes"
 
 
@@ -395,14 +394,14 @@ def test_tensors_that_show_the_same_bytes_too_often_are_refused(tmp_path: Path) 
     model = save({"w": stored}, tmp_path / "model", "torch", 1)
     listing = kept(model, tmp_path / "kept.json")
     torch.save({f"w.{k}": stored[k:] for k in range(2000)}, model / "pytorch_model.bin")
-    began = time.monotonic()
+    began = time.process_time()
     error = refused(model)
     assert "tensors show the same bytes far too often: found 1996002000 bytes of tensors, expected at most 8" in str(
         error
     )
     found = verify(model, manifest=tmp_path / "kept.json", expect=listing.content_digest).problems
     assert any("weights cannot be verified" in problem.problem for problem in found)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < MOMENT
 
 
 def test_tensors_elsewhere_are_found(tmp_path: Path) -> None:
@@ -488,71 +487,10 @@ def test_manifest_and_verify_need_three_packages(tmp_path: Path, form: str) -> N
     commands: list[list[str | Path]] = [["manifest", model, "--output", to], ["verify", model, *pins, "--json"]]
     for arguments in commands:
         command = [sys.executable, "-c", ALONE, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
         warned = form == "legacy" and arguments[0] == "manifest"  # such a file records no checksums
         assert (done.returncode, done.stderr.count("\n")) == (0, int(warned))
     assert "torch" in ALONE
-
-
-ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
-STEPS = {step["name"]: step for step in ACTION["runs"]["steps"]}
-
-
-def run_step(name: str, folder: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
-    """Run a step of the action as a runner does, in ``folder``, with these inputs."""
-    values = {key: str(of.get("default", "")) for key, of in ACTION["inputs"].items()} | inputs
-    fill = {
-        key: re.sub(r"\$\{\{ inputs\.([a-z-]+) \}\}", lambda match: values[match[1]], value)
-        for key, value in STEPS[name].get("env", {}).items()
-    }
-    environment = os.environ | fill | {"GITHUB_ACTION_PATH": str(ROOT), "RUNNER_TEMP": str(folder / "temp")}
-    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", STEPS[name]["run"]]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=600
-    )
-
-
-def test_the_action_verifies(tmp_path: Path) -> None:
-    """The action's step passes and fails as the command does, with every input given, odd characters in them, or only the path."""
-    model = save(small(), tmp_path / "a $(touch x) 'model", "safetensors", 1)
-    listing = kept(model, tmp_path / "kept.json")
-    bin_folder = tmp_path / "temp" / "deltaweights" / "bin"
-    bin_folder.mkdir(parents=True)
-    (bin_folder / "deltaweights").symlink_to(Path(sys.executable).with_name("deltaweights"))
-    pins = {
-        "path": model.name, "manifest": "kept.json", "junit": "re port.xml", "expect": listing.content_digest,
-        "expect-manifest": listing.manifest_sha256,
-    }  # fmt: skip
-    done = run_step("Verify", tmp_path, **pins)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "re port.xml").exists()
-    assert run_step("Verify", tmp_path, **{**pins, "expect": "dw1:" + 64 * "0"}).returncode == 6
-    assert run_step("Verify", tmp_path, path=model.name).returncode == 6, "it has no manifest of its own"
-    (tmp_path / "kept.json").rename(model / MANIFEST)
-    assert run_step("Verify", tmp_path, path=model.name).returncode == 0
-    assert not (tmp_path / "x").exists()
-    assert "${{" not in STEPS["Verify"]["run"] + STEPS["Install"]["run"]
-
-
-@pytest.mark.slow
-def test_the_action_installs_all_that_it_needs(tmp_path: Path) -> None:
-    """In a bare environment the action installs this project and three packages, and what it installed lists and verifies."""
-    (tmp_path / "temp").mkdir()
-    done = run_step("Install", tmp_path)
-    assert done.returncode == 0, done.stderr
-    python = str(tmp_path / "temp" / "deltaweights" / "bin" / "python")
-    lines = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True)
-    installed = {line.partition("==")[0] for line in lines.stdout.split()}
-    assert {"blake3", "click", "deltaweights", "tqdm"} <= installed
-    assert installed <= {"blake3", "click", "deltaweights", "tqdm", "pip", "setuptools", "typing_extensions"}
-    for form, write in FORMS.items():
-        model = write(small(), tmp_path / form)
-        command = [python, "-m", "deltaweights", "manifest", str(model), "--output", "kept.json", "--json"]
-        listed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-        digest = json.loads(listed.stdout)["content_digest"]
-        assert digest == content_of(small())
-        done = run_step("Verify", tmp_path, path=form, manifest="kept.json", expect=digest, junit="report.xml")
-        assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.slow
@@ -583,38 +521,6 @@ def test_the_wheel_alone_lists_and_verifies(tmp_path: Path) -> None:
         command = [python, "-m", "deltaweights", *arguments]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
-
-
-# The document.
-
-PAGE = (ROOT / "docs" / "ci.md").read_text()
-
-
-def test_every_command_of_the_page_runs(tmp_path: Path) -> None:
-    """The console lines of docs/ci.md end with 0, run in order where MODEL is a checkpoint."""
-    save(small(), tmp_path / "MODEL", "safetensors", 2)
-    lines = [line.removeprefix("$ ") for line in PAGE.splitlines() if line.startswith("$ ")]
-    assert len(lines) == 3
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for line in lines:
-        done = subprocess.run(
-            ["bash", "-ec", line], cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, check=False
-        )
-        assert (line, done.returncode, done.stderr) == (line, 0, b"")
-
-
-def test_the_workflows_of_the_page_fit_the_program() -> None:
-    """The GitHub workflow passes inputs that the action has, and GitLab's script options that the commands have."""
-    github, gitlab = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
-    (used,) = (step for step in github["jobs"]["verify"]["steps"] if "deltaweights" in step.get("uses", ""))
-    assert set(used["with"]) <= set(ACTION["inputs"])
-    assert {name for name, of in ACTION["inputs"].items() if of.get("required")} <= set(used["with"])
-    command = deltaweights.get_command(None, "verify")  # type: ignore[arg-type]
-    assert command is not None
-    options = {option for parameter in command.params for option in parameter.opts}
-    lines = [line for line in gitlab["verify"]["script"] if line.startswith("deltaweights verify ")]
-    assert set(re.findall(r" (--[a-z-]+)", " ".join([*lines, STEPS["Verify"]["run"]]))) <= options
-    assert gitlab["verify"]["artifacts"]["reports"]["junit"] in lines[0]
 
 
 def test_the_safetensors_library_reads_what_is_listed(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import torch
 
 from deltaweights.cli.log_report import VARIABLE
 from tests.hub_server import HubServer
+from tests.limits import PATIENCE
 from tests.pairs import base_tensors, delta_tensors, save
 
 Done = subprocess.CompletedProcess[str]
@@ -85,7 +86,7 @@ def start(work: Path, command: Sequence[str], **variables: str) -> subprocess.Po
 def finish(work: Path, command: Sequence[str], **variables: str) -> Done:
     """Run a command in the folder ``work`` to its end."""
     with start(work, command, **variables) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
     return Done(command, process.returncode, out, err)
 
 
@@ -289,7 +290,7 @@ def test_interrupted(work: Path, number: signal.Signals) -> None:
             if json.loads(line)["event"] == "shard_finished":
                 break
         process.send_signal(number)
-        out, rest = process.communicate(timeout=60)
+        out, rest = process.communicate(timeout=PATIENCE)
     text = "".join([*seen, rest])
     assert out == ""
     if number == signal.SIGKILL:
@@ -328,7 +329,7 @@ def test_nothing_but_events_on_a_terminal(work: Path) -> None:
     command = program(*APPLY, *SHARDS, "--log-format", "json", before=before)
     try:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=slave, stdin=slave, cwd=work, timeout=120, check=False
+            command, stdout=subprocess.PIPE, stderr=slave, stdin=slave, cwd=work, timeout=PATIENCE, check=False
         )
     finally:
         os.close(slave)
@@ -398,7 +399,7 @@ def test_a_log_that_cannot_be_written(work: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     for target in (os.open("/dev/full", os.O_WRONLY), write):
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=target, cwd=work, timeout=120, check=False)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=target, cwd=work, timeout=PATIENCE, check=False)
         os.close(target)
         assert done.returncode == 0
         shutil.rmtree(work / "out")

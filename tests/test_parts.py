@@ -42,6 +42,7 @@ from deltaweights.recipes.recipe import Recipe
 from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.place import locate
 from deltaweights.wanted import Wanted
+from tests.limits import PATIENCE
 from tests.pairs import base_tensors, delta_tensors, save
 
 SIZE = 6_000
@@ -211,7 +212,7 @@ def test_the_same_part_twice_at_once(tiny: Pair, whole: tuple[Path, ApplyResult]
         for number in range(4)
     ]
     for process in running:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, said
     finish_parts(target)
     assert files_of(target) == files_of(whole[0])
@@ -241,7 +242,7 @@ def test_a_part_killed_at_any_time(
     arguments = ["apply", "--base", str(tiny[0]), "--delta", str(tiny[1]), "--target", str(target)]
     arguments += ["--max-shard-size", str(SIZE), "-q", "--part", "1/1"]
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == (143 if number is signal.SIGTERM else -9), done.stderr
     assert len(list(locate(target).fragments.glob("*.json"))) >= 2
@@ -374,7 +375,7 @@ def launched(tiny: Pair, target: Path, *launcher: str, **variables: str) -> subp
     ]
     command = [sys.executable, "-m", *launcher, "-m", "deltaweights", "apply", *arguments]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")} | variables
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment)
 
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -400,7 +401,7 @@ def test_a_rank_that_fails_ends_the_others(tiny: Pair, tmp_path: Path) -> None:
         done = launched(tiny, tmp_path / "out", *TORCHRUN)
     assert done.returncode != 0
     assert "another run is writing to this folder" in done.stderr
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < PATIENCE
     assert not (tmp_path / "out").exists()
 
 
@@ -420,7 +421,7 @@ def test_a_launch_that_accelerate_does_not_see_is_refused(tiny: Pair, tmp_path: 
         [sys.executable, "-c", program, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
         env=os.environ | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
     )

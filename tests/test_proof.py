@@ -312,6 +312,31 @@ def test_the_round_trip_is_counted_as_it_is_defined(drawn: tuple[str, list[tuple
             assert kernels.prove(*blocks_there, finite=flag) == wanted, engine
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_instance_proves_in_several_dtypes(engine: str) -> None:
+    """What was made for one dtype, and for as many numbers, is not taken for another: the wider ones would not fit."""
+    kernels = ENGINES[engine]()
+    random = np.random.default_rng(7)
+    for dtype, length in (("F16", 5000), ("F32", 5000), ("BF16", 3000), ("F32", 7000), ("F16", 6000), ("F32", 10)):
+        base = [nearest(float(x), dtype) for x in random.standard_normal(length)]
+        delta = [nearest(float(x), dtype) for x in random.standard_normal(length) / 50]
+        total = [total_of(b, d, dtype) for b, d in zip(base, delta, strict=True)]
+        (of_base, of_delta, of_total, *_), words = arrays(kernels, length, dtype)
+        for there, here in zip(words, (base, delta, total), strict=False):
+            there[:] = here
+        assert kernels.prove(of_base, of_delta, of_total, finite=True) == proof_of(base, delta, dtype)
+
+
+def test_our_kernels_refuse_two_dtypes_in_one_sum() -> None:
+    """The library would write numbers of 4 bytes into room for as many of 2."""
+    kernels = ProcessorKernels()
+    wide, narrow = kernels.room(64, "F32"), kernels.room(64, "F16")
+    for compute in (kernels.add, kernels.subtract):
+        for operands in ((wide, wide, narrow), (narrow, wide, wide), (wide, narrow, wide)):
+            with pytest.raises(TypeError, match="arrays of float"):
+                compute(*operands)
+
+
 def meetings(meets: Sequence[bool]) -> tuple[Meeting, ...]:
     """Return the runs in which a block meets its base."""
     runs, place, done = [], 0, 0

@@ -28,6 +28,7 @@ from deltaweights.recipes.catalogue import load
 from deltaweights.recipes.models import model
 from tests.conftest import Run
 from tests.hub_server import HubServer
+from tests.limits import PATIENCE
 from tests.llava_2023 import make_tower
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +58,7 @@ def shell(script: str, folder: Path, **variables: str) -> subprocess.CompletedPr
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"} | variables
     command = ["bash", "-ec", script]
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
 
@@ -118,7 +119,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     delta.rename(tmp_path / "llava-med-7b-delta")
     (block,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "apply_delta" in block)
     done = subprocess.run(
-        [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert (done.returncode, done.stdout[:4]) == (0, "dw1:")
 

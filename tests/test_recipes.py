@@ -25,6 +25,7 @@ from deltaweights.recipes import catalogue, models
 from deltaweights.recipes.document import MAX_SIZE, Document, overlay, read_document
 from deltaweights.recipes.recipe import DELTA_ONLY, Recipe, Shapes, parse_recipe
 from tests.conftest import Run
+from tests.limits import MOMENT, PATIENCE
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "src/deltaweights/recipes/data"
@@ -501,12 +502,12 @@ def test_a_broken_file_is_refused(tmp_path: Path, text: str | bytes, message: st
 
 
 def test_a_long_key_does_not_make_a_long_message(tmp_path: Path) -> None:
-    """A key of 500,000 letters is shown by its beginning, in less than a second."""
-    began = time.monotonic()
+    """A key of 500,000 letters is shown by its beginning, in no time."""
+    began = time.process_time()
     with pytest.raises(MalformedInput) as caught:
         catalogue.load_file(written(tmp_path, OWN + "a" * 500_000 + " = 1"))
     assert len(str(caught.value)) < 400
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < MOMENT
 
 
 HOSTILE = {
@@ -523,22 +524,22 @@ HOSTILE = {
 )
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_file_ends_quickly(tmp_path: Path, text: str) -> None:
-    """A megabyte made to be slow is refused within 5 s and 200 MB."""
+    """A megabyte made to be slow is refused in seconds and 200 MB."""
     program = f"""
 import time
 from deltaweights.errors import MalformedInput
 from deltaweights.recipes.catalogue import load_file
 def peak():
     return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))
-before, began = peak(), time.monotonic()
+before, began = peak(), time.process_time()
 try:
     load_file({str(written(tmp_path, OWN + text))!r})
 except MalformedInput:
-    print(time.monotonic() - began, (peak() - before) / 1000)
+    print(time.process_time() - began, (peak() - before) / 1000)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE)
     seconds, megabytes = map(float, done.stdout.split())
-    assert seconds < 5
+    assert seconds < MOMENT
     assert megabytes < 200
 
 
@@ -1027,7 +1028,7 @@ from deltaweights.cli.group import deltaweights
 deltaweights.main(["recipes"], standalone_mode=False)
 print({"torch", "numpy", "numkong"} & set(sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert done.stdout.endswith("\nset()\n")
 
 
@@ -1071,7 +1072,9 @@ def test_the_examples_of_the_document_are_recipes(tmp_path: Path) -> None:
 def test_the_wheel_has_the_data(tmp_path: Path) -> None:
     """A wheel holds models.toml and every recipe, byte for byte."""
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--wheel-dir"]
-    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(tmp_path), str(ROOT)], check=True, timeout=300)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", *options, str(tmp_path), str(ROOT)], check=True, timeout=PATIENCE
+    )
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         for path in [DATA.parent / "models.toml", *DATA.iterdir()]:

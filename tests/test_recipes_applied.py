@@ -30,6 +30,7 @@ from deltaweights.merge.operation import Operation
 from deltaweights.prepare import prepare
 from deltaweights.recipes import catalogue
 from tests.conftest import Run
+from tests.limits import PATIENCE
 from tests.pairs import GROWN, Tensors, base_tensors, delta_tensors, load, same_bits, save
 from tests.test_naming import LLAVA_MED, Notes, cached
 
@@ -185,7 +186,7 @@ def digest_by_hand(stand_in: StandIn) -> str:
 def drop_in(*arguments: str | Path, cwd: Path) -> Done:
     """Run ``apply-delta ARGUMENTS``."""
     command = [sys.executable, "-c", "from deltaweights.cli import apply_delta; apply_delta()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=cwd)
 
 
 def line_of(done: Done, code: int, name: str = "deltaweights") -> str:

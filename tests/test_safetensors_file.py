@@ -26,6 +26,7 @@ from deltaweights.checkpoint.files import LocalFile, WeightsFile
 from deltaweights.checkpoint.tensors import ITEM_SIZES
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.limits import HEADER, MOST_TENSORS
+from tests.limits import MOMENT
 from tests.pairs import Tensors
 
 
@@ -226,11 +227,11 @@ def written(folder: Path, content: bytes) -> Path:
 def test_refuses(tmp_path: Path, case: Bad) -> None:
     """A file that breaks a rule is refused at once, in one printable line with file, tensor, what was found and expected."""
     path = written(tmp_path, case.content)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(MalformedInput) as caught:
         open_safetensors(path)
     message = str(caught.value)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < MOMENT
     assert message.startswith(f"{path}: ")
     assert message.isprintable()
     assert len(message) < 1000

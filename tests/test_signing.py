@@ -26,6 +26,7 @@ from deltaweights.signing.folder import read_signature, sign_folder
 from deltaweights.signing.keys import load_private
 from deltaweights.signing.statement import parse_statement, statement_bytes
 from tests.conftest import Run
+from tests.limits import PATIENCE
 
 Pair = tuple[Path, Path]
 CURVES = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
@@ -67,7 +68,7 @@ def result(merged: Path, tmp_path: Path) -> Path:
 def stock(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run ``python -m model_signing ARGUMENTS``."""
     command = [sys.executable, "-W", "ignore", "-m", "model_signing", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 def stock_verifies(folder: Path, public: Path) -> bool:

@@ -20,6 +20,7 @@ import pytest
 from deltaweights import apply_delta
 from tests.hub_client import Machine
 from tests.hub_server import HubServer
+from tests.limits import PATIENCE
 from tests.pairs import base_tensors, delta_tensors, save
 
 pytestmark = pytest.mark.slow
@@ -32,7 +33,7 @@ SIZE = 6_000
 FOUR_AT_ONCE = ("--sbatch-option", "--cpus-per-task=1")
 """On two processors, which is what the node has at least where these tests run."""
 
-SOON = 60.0
+SOON = PATIENCE
 """Seconds after which what a test waits for is not coming any more."""
 
 ENDS = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
@@ -64,7 +65,7 @@ def keep_and_obey(self, folder, fragment):
         if said == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         order.with_suffix(".waits").touch()
-        told.wait(600)
+        told.wait(400)
 
 
 signals._note, StagingFolder.keep_from = hear, keep_and_obey
@@ -208,7 +209,7 @@ def slurm() -> Iterator[Environment]:
         (found,) = shlex.split(started.stdout)[1:]
         yield plain | dict([found.split("=", 1)])
     finally:
-        subprocess.run([TEST_CLUSTER, "stop"], timeout=120, check=True, env=plain)
+        subprocess.run([TEST_CLUSTER, "stop"], timeout=PATIENCE, check=True, env=plain)
         shutil.rmtree(folder)
 
 
@@ -359,5 +360,5 @@ def test_what_comes_from_the_hub_is_fetched_once(
 )
 def test_a_wrong_command_line_is_told_of(arguments: list[str], message: str) -> None:
     """The script refuses in one line what it cannot send, with 2."""
-    done = subprocess.run([SUBMIT, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([SUBMIT, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stderr) == (2, f"submit: {message}\n")

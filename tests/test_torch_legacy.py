@@ -35,6 +35,7 @@ from deltaweights.checkpoint.pickled.torch_file import NO_CHECKSUMS
 from deltaweights.checkpoint.pickled.torch_legacy import FIRST_READ
 from deltaweights.checkpoint.sniff import HEAD_BYTES, what_is_it
 from deltaweights.errors import MalformedInput
+from tests.limits import MOMENT, PATIENCE
 from tests.test_torch_file import (
     GOOD_STATES,
     PICKLES,
@@ -501,16 +502,16 @@ from deltaweights.checkpoint.pickled.torch_file import open_torch_file
 from deltaweights.errors import MalformedInput
 def peak():
     return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))
-before, began = peak(), time.monotonic()
+before, began = peak(), time.process_time()
 try:
     open_torch_file(LocalFile(Path({str(path)!r})))
 except MalformedInput:
-    print(peak() - before, time.monotonic() - began)
+    print(peak() - before, time.process_time() - began)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE)
     kilobytes, seconds = map(float, done.stdout.split())
     assert kilobytes < 200_000
-    assert seconds < 5
+    assert seconds < MOMENT
 
 
 # What must pass.

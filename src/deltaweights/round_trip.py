@@ -9,9 +9,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import ceil
 
 from deltaweights.checkpoint.archived.scratch import Scratch
+from deltaweights.checkpoint.checksums import proving, refuse_damage
+from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import CheckFailed, Mismatch, UsageError
 from deltaweights.health import doubt_of
 from deltaweights.hub.ids import Given, PathLike
@@ -88,8 +91,9 @@ def check_base(
 ) -> BaseReport:
     """Prove or refute that ``delta`` was made from ``base``; with ``sample``, on that share of the blocks, spread evenly.
 
-    Recipe, ``compute_dtype`` and ``device`` are those of ``apply_delta``. Raises ``UsageError``, ``MalformedInput``,
-    ``Mismatch`` when headers or hashes refute it, and ``InputOutputError``; what the weights say is in the report.
+    Where all is read, what the files record of the bytes is compared; of a sample it cannot be. Recipe, ``compute_dtype`` and
+    ``device`` are those of ``apply_delta``. Raises ``UsageError``, ``MalformedInput``, ``Mismatch`` when headers or hashes refute
+    it, and ``InputOutputError``; what the weights say is in the report.
     """
     report = Report() if report is None else report
     if not 0 < sample <= 1:
@@ -124,33 +128,76 @@ def check_base(
 def _prove(
     pair: Pair, compute: str, sample: float, make_kernels: Callable[[], Kernels], workers: int, report: Report
 ) -> dict[str, Proof]:
-    """Return what each tensor's blocks say."""
+    """Return what each tensor's blocks say; where all are read, compare the checksums that the files record of them."""
     lock, proofs = threading.Lock(), dict[str, Proof]()
+    inputs = pair.base.tensors, pair.lead.tensors
 
     def make_bench() -> Workbench:
         return Workbench(make_kernels(), Task(Operation.APPLY, compute, compute, check=True), BLOCK)
 
-    def prove(bench: Workbench, block: Block) -> Iterator[int]:
-        read_block(block, bench, pair.base.tensors, pair.lead.tensors)
-        match = block.tensor.match
-        base_dtype = match.base.dtype if match.base else None
-        outcome = bench.combine(block.stop - block.start, match.lead.dtype, base_dtype, block.runs)
-        with lock:
-            found = outcome.tally.proof or Proof()
-            proofs[match.lead.name] = proofs.get(match.lead.name, Proof()) + found
-        yield (block.stop - block.start) * match.lead.item_size
+    def prove(bench: Workbench, job: _Job | LazyTensor) -> Iterator[int]:
+        if isinstance(job, LazyTensor):
+            yield from proving(job)
+            return
+        sums = [(tensor, tensor.checksum.start()) if tensor and tensor.checksum else None for tensor in job.whole]
+        for block in job.blocks:
+            match = block.tensor.match
+            lead, base = read_block(block, bench, *inputs)
+            for side, data in zip(sums, (base, lead), strict=True):
+                if side is not None:
+                    side[1].update(data)
+            if block.runs:
+                base_dtype = match.base.dtype if match.base else None
+                outcome = bench.combine(block.stop - block.start, match.lead.dtype, base_dtype, block.runs)
+                with lock:
+                    found = outcome.tally.proof or Proof()
+                    proofs[match.lead.name] = proofs.get(match.lead.name, Proof()) + found
+            yield (block.stop - block.start) * match.lead.item_size
+        for side in sums:
+            if side is not None:
+                refuse_damage(*side)
 
-    blocks = list(_sampled(_blocks(pair), sample))
+    jobs = [_Job((block,)) for block in _sampled(_blocks(pair), sample)] if sample < 1 else list(_jobs(pair))
+    loose = (
+        [] if sample < 1 else [each for held in (pair.base, pair.lead) for file in held.files for each in file.loose]
+    )
+    blocks = (block for job in jobs for block in job.blocks)
     total = sum((block.stop - block.start) * block.tensor.match.lead.item_size for block in blocks)
-    share_out(iter(blocks), make_bench, prove, workers=workers, report=report, doing="checking the base", total=total)
+    total += sum(tensor.spec.nbytes for tensor in loose)
+    todo: Iterator[_Job | LazyTensor] = chain(loose, jobs)
+    share_out(todo, make_bench, prove, workers=workers, report=report, doing="checking the base", total=total)
     return {match.lead.name: proofs[match.lead.name] for match in pair.matching.matches if match.lead.name in proofs}
 
 
-def _blocks(pair: Pair) -> Iterator[Block]:
-    """Yield the blocks of what is added, in an order that no container decides; all new rows say nothing of the base."""
+@dataclass(frozen=True)
+class _Job:
+    """Blocks that one worker takes, in order; ``whole`` are the base tensor and the lead's where these are all of theirs."""
+
+    blocks: tuple[Block, ...]
+    whole: tuple[LazyTensor | None, LazyTensor | None] = (None, None)
+
+
+def _jobs(pair: Pair) -> Iterator[_Job]:
+    """Yield all blocks of what is added: one by one, or by tensor where a file records its checksum, which needs an order."""
+    for tensor in _added(pair):
+        match = tensor.match
+        whole = pair.base.tensors[match.base.name] if match.base else None, pair.lead.tensors[match.lead.name]
+        blocks = blocks_of((tensor,), BLOCK)
+        if any(each and each.checksum for each in whole):
+            yield _Job(tuple(blocks), whole)
+        else:
+            yield from (_Job((block,)) for block in blocks if block.runs)
+
+
+def _added(pair: Pair) -> Iterator[PlannedTensor]:
+    """Yield what is added, in an order that no container decides."""
     matches = sorted(pair.matching.matches, key=lambda match: natural_key(match.lead.name))
-    added = tuple(PlannedTensor(match.lead, match, 0) for match in matches if match.base)
-    return (block for block in blocks_of(added, BLOCK) if block.runs)
+    return (PlannedTensor(match.lead, match, 0) for match in matches if match.base)
+
+
+def _blocks(pair: Pair) -> Iterator[Block]:
+    """Yield the blocks of what is added; all new rows say nothing of the base."""
+    return (block for block in blocks_of(tuple(_added(pair)), BLOCK) if block.runs)
 
 
 def _sampled(blocks: Iterator[Block], sample: float) -> Iterator[Block]:

@@ -26,9 +26,22 @@ _SPACED = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 """Made once: ``json.dumps`` would make one for each of a manifest's tensors."""
 
 
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Letters and marks that nothing is seen of: two names that differ in one of them look alike."""
+
+
+def is_shown(character: str) -> bool:
+    """Return whether a terminal shows the character, and does nothing else: no control, no change of direction, no line break."""
+    return character.isprintable() and not _UNSEEN.match(character)
+
+
 def printable(text: str) -> str:
-    """Return ``text`` on one line with every character escaped that a terminal could act on, or that cannot be encoded."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    """Return ``text`` on one line; escaped is what a terminal could act on or would not show, and what cannot be encoded."""
+    if text.isprintable() and not _UNSEEN.search(text):
+        return text
+    return "".join(c if is_shown(c) else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def counted(number: int, thing: str) -> str:

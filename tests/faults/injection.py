@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.limits import PATIENCE
+
 DRIVER = Path(__file__).with_name("driver.py")
 
 OPENS = frozenset({"openat"})
@@ -175,4 +177,6 @@ KILLED = frozenset({-9, 137})
 
 def _run(command: list[str], cwd: Path, *, exchange: bool) -> subprocess.CompletedProcess[str]:
     environment = ENVIRONMENT | ({} if exchange else {NO_EXCHANGE: "1"})
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )

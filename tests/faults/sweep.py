@@ -33,6 +33,7 @@ from tests.faults.injection import (
     is_lie,
     recorded,
 )
+from tests.limits import PATIENCE
 from tests.pairs import base_tensors, delta_tensors, save
 
 Files = dict[str, bytes]
@@ -242,7 +243,13 @@ def _wrong_target(run: Run, done: Injected, what: str, expected: Files, old: Fil
 
 def _again(run: Run) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(run.arguments), cwd=run.cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
+        command(run.arguments),
+        cwd=run.cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
 
 

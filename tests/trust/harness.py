@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.limits import PATIENCE
 from tests.pairs import make_pair
 
 SECONDS = 5.0
@@ -98,7 +99,7 @@ def run_command(arguments: Sequence[str | Path], folder: Path) -> Outcome:
         [sys.executable, "-c", DRIVER, *map(str, arguments), str(note)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
         env=os.environ | {"COLUMNS": "200"},
     )

@@ -25,10 +25,12 @@ from deltaweights.limits import MANIFEST
 from deltaweights.manifest.listing import list_checkpoint
 from deltaweights.manifest.verify import verify
 from deltaweights.running.prompts import LONGEST, open_images
-from deltaweights.signing.bundle import parse_bundle
+from deltaweights.signing.bundle import Bundle, pae, parse_bundle
 from deltaweights.signing.folder import read_signature, sign_folder
+from deltaweights.signing.keys import load_private
 from deltaweights.text import MOST_FOREIGN, strict_json
 from tests.conftest import Run
+from tests.limits import PATIENCE
 from tests.pairs import make_pair
 from tests.test_signing import make_key, merged, result, stock_verifies
 from tests.trust.harness import TARGET, assert_one_line, case, hold, run_command
@@ -123,6 +125,59 @@ def test_bundles_that_say_two_things(
     with pytest.raises(CheckFailed) as caught:
         read_signature(result, keys[1])
     assert str(caught.value).isprintable()
+
+
+SPELLED_TWICE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "the envelope": (
+        lambda d: d.update(dsse_envelope=d["dsseEnvelope"]),
+        "one key in two spellings: dsseEnvelope and dsse_envelope",
+    ),
+    "the envelope, first": (
+        lambda d: [d.update(dsse_envelope={}), d.update(dsseEnvelope=d.pop("dsseEnvelope"))],
+        "one key in two spellings: dsse_envelope and dsseEnvelope",
+    ),
+    "in the envelope": (lambda d: d["dsseEnvelope"].update(payload_type="x"), "payloadType and payload_type"),
+    "the type": (lambda d: d.update(media_type="x"), "mediaType and media_type"),
+    "the key": (lambda d: d["verificationMaterial"].update(public_key={}), "publicKey and public_key"),
+    "in a list": (
+        lambda d: d["verificationMaterial"].update(tlogEntries=[{"logIndex": "1", "log_index": "2"}]),
+        "logIndex and log_index",
+    ),
+    "another signature": (
+        lambda d: d.update(message_signature={"signature": ""}),
+        "more than a signature by a key: message_signature",
+    ),
+    "a chain": (
+        lambda d: d["verificationMaterial"].update(x509_certificate_chain={"certificates": []}),
+        "more than a signature by a key: x509_certificate_chain",
+    ),
+}
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize(("change", "says"), SPELLED_TWICE.values(), ids=SPELLED_TWICE)
+def test_row90_bundles_that_spell_a_key_twice(
+    result: Path, keys: tuple[Path, Path], run: Run, change: Callable[[dict[str, Any]], object], says: str
+) -> None:
+    """Protobuf's JSON knows two spellings of a key, and readers differ in which of them counts: 6, wherever it stands."""
+    edited(result, keys[0], change)
+    done = run("verify", result, "--public-key", keys[1])
+    assert done.returncode == 6
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.trust
+def test_row90_a_statement_that_spells_a_key_twice(result: Path, keys: tuple[Path, Path]) -> None:
+    """The same for what is signed."""
+    key = load_private(keys[0])
+    sign_folder(result, keys[0])
+    bundle = parse_bundle((result / "model.sig").read_bytes())
+    statement = {**json.loads(bundle.payload), "predicate_type": "x"}
+    payload = json.dumps(statement).encode()
+    (result / "model.sig").write_bytes(Bundle(payload, key.sign(pae(payload)), key.public.name).to_bytes())
+    with pytest.raises(CheckFailed, match="one key in two spellings: predicateType and predicate_type"):
+        read_signature(result, keys[1])
 
 
 def test_a_bundle_without_a_hint(result: Path, keys: tuple[Path, Path]) -> None:
@@ -327,7 +382,7 @@ def test_an_environment_that_is_not_usable(variables: dict[str, str], says: str,
         env=environment | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)} | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 2, done.stderr
@@ -344,7 +399,7 @@ def test_a_terminal_that_is_not_utf_8(result: Path) -> None:
         [sys.executable, "-m", "deltaweights", "verify", result],
         env=os.environ | {"PYTHONIOENCODING": "latin-1"},
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 6

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deltaweights.staging.place import locate
+from tests.limits import PATIENCE
 from tests.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
 from tests.test_folder import INDEXES, NAMES, SPECIAL
 from tests.test_staging import Pair, apply_command, caught_in_the_middle, large
@@ -242,7 +243,7 @@ def test_an_input_that_changes_during_the_run(large: Pair, tmp_path: Path, role:
                 file.seek(-1000, os.SEEK_END)
                 file.write(bytes(1000))
         process.send_signal(signal.SIGCONT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (5, ""), err
     assert err.startswith(f"deltaweights: error: {path}: ")
     assert ("cut short" if how == "row61-cut" else "changed while being read") in err

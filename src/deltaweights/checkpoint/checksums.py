@@ -8,6 +8,7 @@ checksum is over all of it.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from deltaweights.checkpoint.files import ContiguousSource, WeightsFile
@@ -77,6 +78,12 @@ def cover_whole(weights: WeightsFile) -> WeightsFile:
 
 def prove(tensor: LazyTensor) -> None:
     """Read a tensor that has no other reader, and raise ``MalformedInput`` when its bytes are not those that were stored."""
+    for _ in proving(tensor):
+        pass
+
+
+def proving(tensor: LazyTensor) -> Iterator[int]:
+    """``prove`` a tensor, and yield the bytes of every piece that was read."""
     if tensor.checksum is None:
         return
     running = tensor.checksum.start()
@@ -86,4 +93,5 @@ def prove(tensor: LazyTensor) -> None:
         piece = buffer[: min(step, tensor.spec.nbytes - start)]
         tensor.source.read_into(piece, start)
         running.update(piece)
+        yield len(piece)
     refuse_damage(tensor, running)

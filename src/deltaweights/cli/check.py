@@ -5,7 +5,6 @@ Enters: a folder. Leaves: what keeps a library from loading it, and an exit code
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deltaweights.cli.options import json_option
+from deltaweights.cli.results import print_json
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.errors import CheckFailed
 from deltaweights.names import group_names
@@ -32,14 +32,17 @@ def command(folder: str, *, as_json: bool, quiet: bool) -> None:
     """Check that a library will load a checkpoint, from its headers.
 
     Current transformers is asked what it would miss, and what it would not know; then tokenizer, special ids, embeddings and image
-    tokens are compared with each other. No weights are read. Exit 0: it loads; 6: it does not.
+    tokens are compared with each other. No weights are read. Exit 0: it loads; 6: it does not, or not within 120
+    seconds of the processor.
     """
-    from deltaweights.running.structure import check_structure  # noqa: PLC0415  (only who checks needs it)
+    from deltaweights.running import time_limit  # noqa: PLC0415  (only who checks needs them)
+    from deltaweights.running.structure import check_structure  # noqa: PLC0415
 
     terminal = TerminalReport("deltaweights", quiet=quiet)
+    time_limit.end_after(time_limit.SECONDS, "deltaweights", folder)
     report = check_structure(folder)
     if as_json:
-        click.echo(json.dumps({"ok": report.ok, **asdict(report)}, indent=2))
+        print_json({"ok": report.ok, **asdict(report)})
     else:
         for warning in report.warnings:
             terminal.warn(f"{report.target}: {warning}")

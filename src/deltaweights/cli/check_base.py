@@ -5,7 +5,6 @@ Enters: a base and a delta. Leaves: whether the one was made from the other, and
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +21,7 @@ from deltaweights.cli.options import (
     stream_option,
     workers_option,
 )
+from deltaweights.cli.results import print_json
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.errors import UsageError
 from deltaweights.text import printable
@@ -54,8 +54,8 @@ def command(recipe: str | None, base: str, delta: str, *, as_json: bool, quiet: 
     """Prove from a delta that a base is the one that it was made from.
 
     Where a sum lies within one exponent step of its base, the difference of the two must give the delta again; with another base it
-    does not (docs/design.md). Checksums that files record are not looked at: apply compares them. Exit 0: proved; 4: another base;
-    6: nothing can be said.
+    does not (docs/design.md). Checksums that files record are compared, but not with --sample. Exit 0: proved; 3: file damaged;
+    4: another base; 6: nothing can be said.
     """
     from deltaweights.health import proof_line  # noqa: PLC0415
     from deltaweights.round_trip import check_base  # noqa: PLC0415  (only who checks needs it)
@@ -64,7 +64,7 @@ def command(recipe: str | None, base: str, delta: str, *, as_json: bool, quiet: 
     report = TerminalReport("deltaweights", quiet=quiet)
     found = check_base(base, delta, recipe=name, recipe_file=file, hub=hub_of(options), report=report, **options)
     if as_json:
-        click.echo(json.dumps({**asdict(found), "proved": found.proved}, indent=2))
+        print_json({**asdict(found), "proved": found.proved})
     else:
         click.echo(printable(f"base            {proof_line(found.proof) or 'nothing is added to it'}"))
     found.raise_unless_proved()

@@ -15,6 +15,7 @@ import click
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.errors import TargetBusy
 from deltaweights.sizes import human_bytes
+from deltaweights.text import printable
 
 NEXT = """\
 With real weights (13.5 GB of free disk, and 27 GB in the Hub's cache, which --stream does without):
@@ -42,7 +43,7 @@ def command(keep: str | None) -> None:
     folder = Path(tempfile.mkdtemp(prefix="deltaweights-demo-"))
     try:
         _demo(folder)
-        click.echo(f"\n{folder} is removed again; --keep DIR leaves the files to look at.")
+        click.echo(f"\n{printable(str(folder))} is removed again; --keep DIR leaves the files to look at.")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -58,14 +59,16 @@ def _demo(folder: Path) -> None:
     target = folder / "merged"
     _list(base)
     _list(delta)
-    click.echo(f"\n2. deltaweights apply --base {base} --delta {delta} --target {target}")
+    click.echo()
+    click.echo(printable(f"2. deltaweights apply --base {base} --delta {delta} --target {target}"))
     result = apply_delta(base, delta, target, report=TerminalReport("deltaweights", quiet=False))
-    click.echo(f"target          {result.target}")
+    click.echo(printable(f"target          {result.target}"))
     click.echo(f"content digest  {result.content_digest}")
     click.echo(f"tensors         {result.tensors} ({result.parameters:,} parameters, {human_bytes(result.bytes)})")
     click.echo(f"base            {proof_line(result.proof)}")
     _list(target)
-    click.echo(f"\n3. deltaweights verify {target} --expect {result.content_digest}")
+    click.echo()
+    click.echo(printable(f"3. deltaweights verify {target} --expect {result.content_digest}"))
     checked = verify(target, expect=result.content_digest)
     checked.raise_if_failed()
     click.echo(f"verified        {checked.files} files, content digest recomputed from the bytes")
@@ -73,6 +76,6 @@ def _demo(folder: Path) -> None:
 
 
 def _list(folder: Path) -> None:
-    click.echo(f"   {folder}/")
+    click.echo(printable(f"   {folder}/"))
     for path in sorted(folder.iterdir()):
         click.echo(f"     {path.name:40} {human_bytes(path.stat().st_size):>10}")

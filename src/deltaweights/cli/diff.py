@@ -5,7 +5,6 @@ Enters: two checkpoints. Leaves: what is not the same in both, and an exit code 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import click
 
 from deltaweights.cli.options import hub_of, hub_options, stream_option
+from deltaweights.cli.results import print_json
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.comparison.diff import Comparison, DifferingTensor, DiffReport, diff_checkpoints
 from deltaweights.errors import CheckFailed
@@ -37,12 +37,12 @@ def command(
     """Compare two checkpoints, tensor by tensor.
 
     Container, sharding and order do not matter, names, shapes, dtypes and every bit do. Rotary inv_freq buffers are listed apart
-    and do not count: current loaders recompute them. Exit 0: identical; 6: different.
+    and do not count: current loaders recompute them. Exit 0: identical; 3: a file is damaged, by the checksums in it; 6: different.
     """
     terminal, hub = TerminalReport("deltaweights", quiet=quiet), hub_of(options)
     report = diff_checkpoints(a, b, workers=workers, trust_manifests=trust_manifests, hub=hub, report=terminal)
     if as_json:
-        click.echo(json.dumps(asdict(report), indent=2, allow_nan=False))
+        print_json(asdict(report))
     else:
         for line in _lines(report):
             click.echo(printable(line))

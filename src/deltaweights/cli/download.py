@@ -5,7 +5,6 @@ Enters: an id of the Hub, or a recipe. Leaves: files in the Hub's cache, and whe
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +12,7 @@ import click
 
 from deltaweights.cli.log_report import keep_result, log_format_option, report_for
 from deltaweights.cli.options import hub_of, hub_options, json_option, quiet_option
+from deltaweights.cli.results import print_json
 from deltaweights.sizes import human_bytes
 from deltaweights.text import counted, printable
 
@@ -43,7 +43,7 @@ def command(
     outcome = [asdict(one) for one in found]
     keep_result(outcome)
     if as_json:
-        click.echo(json.dumps(outcome, indent=2))
+        print_json(outcome)
         return
     for one in found:
         size = (

@@ -5,13 +5,13 @@ Enters: a checkpoint. Leaves: what it holds and is, as a table or as JSON, on st
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
 import click
 
 from deltaweights.cli.options import hub_of, hub_options
+from deltaweights.cli.results import print_json
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.inspection import InspectReport, group_tensors, inspect_checkpoint
 from deltaweights.merge.rules import is_buffer
@@ -38,7 +38,10 @@ def command(path: str, *, hash_inputs: bool, as_json: bool, **options: Any) -> N
     report = inspect_checkpoint(path, hash_inputs=hash_inputs, hub=hub_of(options), report=terminal)
     for note in report.notes:
         terminal.warn(note)
-    click.echo(json.dumps(asdict(report), indent=2) if as_json else "\n".join(map(printable, _lines(report))))
+    if as_json:
+        print_json(asdict(report))
+    else:
+        click.echo("\n".join(map(printable, _lines(report))))
 
 
 def _lines(report: InspectReport) -> list[str]:

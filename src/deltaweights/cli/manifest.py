@@ -5,7 +5,6 @@ Enters: a folder. Leaves: its manifest, on stdout or in a file, and what it says
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -13,6 +12,7 @@ import click
 from deltaweights import limits
 from deltaweights.checkpoint.files import read_small
 from deltaweights.cli.options import json_option, quiet_option
+from deltaweights.cli.results import print_document, print_json
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.errors import DeltaweightsError, TargetBusy
 from deltaweights.manifest.listing import Listing, list_checkpoint
@@ -32,18 +32,19 @@ def command(folder: str, *, output: str | None, workers: int | None, as_json: bo
     """Make a manifest of any checkpoint, for `verify --manifest`.
 
     DIR holds weights in any form that is read here: safetensors, torch files, or Meta's. All files are read once. Keep FILE where
-    the weights are not: in git, say. Without --output, stdout is the manifest itself.
+    the weights are not: in git, say. Without --output, stdout is the manifest itself; on a terminal, what it would not show is
+    escaped.
     """
     kept = None if output is None else Path(output)
     if kept is not None:
         _refuse_other(kept)
     listing = list_checkpoint(folder, apart=kept, workers=workers, report=TerminalReport("deltaweights", quiet=quiet))
     if kept is None:
-        click.echo(listing.document, nl=False)
+        print_document(listing.document)
         return
     replace_file(kept, listing.document)
     if as_json:
-        click.echo(json.dumps({"output": output, **_facts(listing)}, indent=2))
+        print_json({"output": output, **_facts(listing)})
     elif not quiet:
         click.echo("\n".join(map(printable, _lines(listing, kept))))
 

@@ -5,7 +5,6 @@ Enters: results. Leaves: lines or JSON on stdout. Never: logic.
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deltaweights.cli.log_report import keep_result
+from deltaweights.cli.results import print_json
 from deltaweights.report import Report
 from deltaweights.sizes import human_bytes
 from deltaweights.text import Json, counted, printable
@@ -54,9 +54,10 @@ def print_finished(published: FinishResult | None, target: str, report: Report, 
 def print_outcome(outcome: dict[str, Json], lines: list[str], *, as_json: bool) -> None:
     """Print an outcome, as JSON or as ``lines``."""
     keep_result(outcome)
-    # ASCII, and no raw path: a file name may hold bytes that are no text, and they must not make a finished run fail.
-    if as_json or lines:
-        click.echo(json.dumps(outcome, indent=2) if as_json else "\n".join(map(printable, lines)))
+    if as_json:
+        print_json(outcome)
+    elif lines:  # no raw path: a file name may hold bytes that are no text, and they must not make a finished run fail
+        click.echo("\n".join(map(printable, lines)))
 
 
 def _result_lines(outcome: dict[str, Json], output: str, base: str | None) -> list[str]:

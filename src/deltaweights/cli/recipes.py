@@ -6,12 +6,12 @@ torch, or a file outside the package.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 
 import click
 
+from deltaweights.cli.results import print_json
 from deltaweights.recipes.catalogue import load, names
 from deltaweights.recipes.models import model
 from deltaweights.recipes.recipe import Recipe, Shapes
@@ -54,7 +54,7 @@ def show_command(above: bool, name: str, *, as_json: bool) -> None:
     """Show one recipe: delta, base, rules, hashes, sources, licence notice."""
     recipe = load(name)
     if as_json or above:
-        click.echo(json.dumps({**asdict(recipe), "delta_only": sorted(recipe.delta_only)}, indent=2))
+        print_json({**asdict(recipe), "delta_only": sorted(recipe.delta_only)})
     else:
         for label, value in _facts(recipe):
             lines = CONTINUED.join(printable(line) for line in value.splitlines())
@@ -74,7 +74,7 @@ def _list(*, as_json: bool) -> None:
             }
             for r in recipes
         ]
-        click.echo(json.dumps({"recipes": entries}, indent=2))
+        print_json({"recipes": entries})
         return
     rows = [("recipe", "model", "base", "delta")]
     rows += [(r.name, r.title, r.base_model or "any", _published(r)) for r in recipes]

@@ -6,13 +6,13 @@ Enters: a folder, a question, images. Leaves: the model's answer on stdout, and 
 from __future__ import annotations
 
 import gc
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from deltaweights.cli.options import json_option, quiet_option
+from deltaweights.cli.results import print_json
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.text import counted, printable
 
@@ -76,7 +76,7 @@ def command(
     )
     terminal.warn(NOTICE)
     if as_json:
-        click.echo(json.dumps({**asdict(given), "notice": NOTICE}, indent=2))
+        print_json({**asdict(given), "notice": NOTICE})
         return
     click.echo("\n".join(map(printable, given.text.split("\n"))))
     speed = (

@@ -5,13 +5,13 @@ Enters: a folder and pins. Leaves: what does not hold, and an exit code that say
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from deltaweights.cli.log_report import keep_result, log_format_option, report_for
+from deltaweights.cli.results import print_json
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
 from deltaweights.manifest.entries import names_in
 from deltaweights.manifest.junit import junit_bytes, junit_of_error
@@ -85,7 +85,7 @@ def command(
     outcome = {"ok": report.ok, **asdict(report)} | ({"signed_by": signed.key} if signed else {})
     keep_result(outcome)
     if as_json:
-        click.echo(json.dumps(outcome, indent=2))
+        print_json(outcome)
     elif not report.ok:
         for problem in report.problems:
             click.echo(f"FAILED          {problem}")

@@ -105,7 +105,8 @@ def diff_checkpoints(
 
     With ``trust_manifests``, digests that two ``manifest.json`` state are compared instead of weights; where one has none that
     describes its weights, they are read. Raises ``InputOutputError`` when something cannot be read or changes meanwhile,
-    ``MalformedInput`` when a file breaks its format, ``UsageError`` when no worker may work.
+    ``MalformedInput`` when a file breaks its format or its bytes are not those that it records a checksum of, ``UsageError`` when
+    no worker may work.
     """
     count, report = workers_of(workers), report or Report()
     with (
@@ -123,7 +124,8 @@ def diff_checkpoints(
             if name in other.tensors and tensor.spec.shape == other.tensors[name].spec.shape
         }
         if digests is None:
-            read_pairs(list(pairs.values()), count, report)
+            loose = [tensor for checkpoint in (one, other) for file in checkpoint.files for tensor in file.loose]
+            read_pairs(list(pairs.values()), loose, count, report)
             differing = {
                 name: _outcome(pair) for name, pair in pairs.items() if pair.parts or pair.dtypes[0] != pair.dtypes[1]
             }

@@ -1,15 +1,17 @@
 """The weights of two checkpoints, read side by side, in blocks, by several workers.
 
 Enters: pairs of tensors of one name and shape. Leaves: in each pair, figures of what differs. Never: a block in memory once it is
-compared, or a figure that depends on which worker made it, or when.
+compared, a figure that depends on which worker made it, or when, or one of bytes that the checksums of their file contradict.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
+from deltaweights.checkpoint.checksums import proving, refuse_damage
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.comparison.figures import Figures, Gauge, comparable
 from deltaweights.report import Report
@@ -33,9 +35,19 @@ class Pair:
         """The dtypes of both."""
         return self.one.spec.dtype, self.other.spec.dtype
 
+    @property
+    def step(self) -> int:
+        """The elements of a block."""
+        return BLOCK // max(self.one.spec.item_size, self.other.spec.item_size)
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether a file records a checksum of one of the two."""
+        return self.one.checksum is not None or self.other.checksum is not None
+
 
 class _Job(NamedTuple):
-    """A block of a pair: elements ``start`` to ``stop``."""
+    """Elements ``start`` to ``stop`` of a pair: a block, or, where a file records a checksum, which needs an order, all of them."""
 
     pair: Pair
     start: int
@@ -45,6 +57,10 @@ class _Job(NamedTuple):
     def nbytes(self) -> int:
         return (self.stop - self.start) * self.pair.one.spec.item_size
 
+    def blocks(self) -> Iterator[_Job]:
+        for start in range(self.start, self.stop, self.pair.step):
+            yield _Job(self.pair, start, min(start + self.pair.step, self.stop))
+
 
 class _Desk:
     """One worker's two buffers and gauge, and what it does with a block."""
@@ -53,16 +69,27 @@ class _Desk:
         self._buffers = [memoryview(bytearray(BLOCK)) for _ in range(2)]
         self._gauge = Gauge(BLOCK)
 
+    def do(self, job: _Job | LazyTensor) -> Iterator[int]:
+        """Compare what there is to compare of a pair, or of loose bytes; yield how many bytes that were, now and then."""
+        return proving(job) if isinstance(job, LazyTensor) else self.compare(job)
+
     def compare(self, job: _Job) -> Iterator[int]:
-        """Find out whether a block differs, and, if so, how far; yield its bytes."""
+        """Find out whether blocks differ, and, if so, how far; yield the bytes of each."""
         pair = job.pair
-        one, other = self._load(job, pair.one, 0), self._load(job, pair.other, 1)
-        figures = self._gauge.measure(one, other, pair.dtypes)
-        if figures is None and pair.parts:  # it will be needed, and it is here
-            figures = self._gauge.norm(one, pair.dtypes[0])
-        if figures is not None:
-            pair.parts[job.start] = figures
-        yield job.nbytes
+        sides = [(tensor, tensor.checksum.start() if tensor.checksum else None) for tensor in (pair.one, pair.other)]
+        for block in job.blocks():
+            one, other = (self._load(block, tensor, side) for side, (tensor, _) in enumerate(sides))
+            for (_, running), data in zip(sides, (one, other), strict=True):
+                if running is not None:
+                    running.update(data)
+            figures = self._gauge.measure(one, other, pair.dtypes)
+            if figures is None and pair.parts:  # it will be needed, and it is here
+                figures = self._gauge.norm(one, pair.dtypes[0])
+            if figures is not None:
+                pair.parts[block.start] = figures
+            yield block.nbytes
+        for tensor, running in sides:
+            refuse_damage(tensor, running)
 
     def weigh(self, job: _Job) -> Iterator[int]:
         """Add the norm of a block that was found equal before another of its tensor was found to differ; yield its bytes."""
@@ -76,16 +103,20 @@ class _Desk:
         return block
 
 
-def read_pairs(pairs: Sequence[Pair], workers: int, report: Report) -> None:
+def read_pairs(pairs: Sequence[Pair], loose: Sequence[LazyTensor], workers: int, report: Report) -> None:
     """Read all pairs that can be compared, and give those that differ their figures.
 
-    Raises ``InputOutputError`` when the bytes cannot be read or no worker can be started.
+    What the files record of their bytes is compared on the way; ``loose`` is what they record of bytes that are no whole tensor's
+    (see ``WeightsFile``), which is read for that alone. Raises ``MalformedInput`` when bytes are not those that were stored,
+    ``InputOutputError`` when they cannot be read or no worker can be started.
     """
     pairs = [pair for pair in pairs if comparable(*pair.dtypes)]
-    total = sum(pair.one.spec.nbytes for pair in pairs)
-    share_out(_jobs(pairs), _Desk, _Desk.compare, workers=workers, report=report, doing="comparing", total=total)
+    jobs: Iterator[_Job | LazyTensor] = chain(loose, _jobs(pairs))
+    total = sum(pair.one.spec.nbytes for pair in pairs) + sum(tensor.spec.nbytes for tensor in loose)
+    share_out(jobs, _Desk, _Desk.do, workers=workers, report=report, doing="comparing", total=total)
     # Tensors mostly differ in no block or in all: to read some again, for the norm, takes less than to weigh all at once.
-    again = [job for job in _jobs(pair for pair in pairs if pair.parts) if job.start not in job.pair.parts]
+    differing = (_Job(pair, 0, pair.one.spec.count) for pair in pairs if pair.parts)
+    again = [block for job in differing for block in job.blocks() if block.start not in block.pair.parts]
     if again:
         total = sum(job.nbytes for job in again)
         share_out(iter(again), _Desk, _Desk.weigh, workers=workers, report=report, doing="measuring", total=total)
@@ -93,6 +124,8 @@ def read_pairs(pairs: Sequence[Pair], workers: int, report: Report) -> None:
 
 def _jobs(pairs: Iterable[Pair]) -> Iterator[_Job]:
     for pair in pairs:
-        step = BLOCK // max(pair.one.spec.item_size, pair.other.spec.item_size)
-        for start in range(0, pair.one.spec.count, step):
-            yield _Job(pair, start, min(start + step, pair.one.spec.count))
+        whole = _Job(pair, 0, pair.one.spec.count)
+        if pair.is_proved:
+            yield whole
+        else:
+            yield from whole.blocks()

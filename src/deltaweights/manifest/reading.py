@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deltaweights.checkpoint.checksums import prove, refuse_damage
+from deltaweights.checkpoint.checksums import proving, refuse_damage
 from deltaweights.checkpoint.files import CHUNK, ContiguousSource, InputFile, LocalFile
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
@@ -82,14 +82,10 @@ def read(job: Job, failed: Failed, workers: int, report: Report) -> Found:
     def read_tensor(tensor: LazyTensor) -> Iterator[int]:
         found.tensors[tensor.spec.name] = yield from digest_tensor(tensor, compare=job.compare)
 
-    def compare(tensor: LazyTensor) -> Iterator[int]:
-        prove(tensor)
-        yield tensor.spec.nbytes
-
     sizes = {name: _size(job, name) for name in job.names}
     tasks = [(name, sizes[name], read_file(name)) for name in sorted(sizes, key=lambda name: (-sizes[name], name))]
     tasks += [(tensor.spec.name, tensor.spec.nbytes, read_tensor(tensor)) for tensor in pieces]
-    tasks += [(tensor.file, tensor.spec.nbytes, compare(tensor)) for tensor in job.loose if job.compare]
+    tasks += [(tensor.file, tensor.spec.nbytes, proving(tensor)) for tensor in job.loose if job.compare]
 
     def do(_desk: None, task: tuple[str, int, Iterator[int]]) -> Iterator[int]:
         try:

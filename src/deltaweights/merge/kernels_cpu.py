@@ -30,7 +30,7 @@ class ProcessorKernels:
     on_host = True
 
     def __init__(self) -> None:
-        self._room_to_prove = 0  # so far: most runs prove in one dtype, and in blocks of one size, or do not at all
+        self._rooms: dict[str, tuple[numkong.Tensor, RoundTrip]] = {}  # to prove in, by dtype: a run needs one, or none
 
     def buffer(self, nbytes: int) -> memoryview:
         """See ``Kernels``. The memory begins at a page and is the machine's only once it is written to."""
@@ -57,10 +57,12 @@ class ProcessorKernels:
 
     def add(self, one: numkong.Tensor, other: numkong.Tensor, out: numkong.Tensor) -> None:
         """See ``Kernels``."""
+        _refuse_mixed(one, other, out)
         numkong.add(one, other, out=out)
 
     def subtract(self, one: numkong.Tensor, other: numkong.Tensor, out: numkong.Tensor) -> None:
         """See ``Kernels``. One rounding, as in a sum: both products are exact, and the rest is a fused multiply-add."""
+        _refuse_mixed(one, other, out)
         numkong.blend(one, other, alpha=1.0, beta=-1.0, out=out)
 
     def different(self, one: numkong.Tensor, other: numkong.Tensor) -> int:
@@ -76,12 +78,18 @@ class ProcessorKernels:
         count, dtype = len(total), DTYPES[total.dtype]
         if not count:
             return Proof()
-        if count > self._room_to_prove:
-            self._room_to_prove = count
-            self._difference, self._round_trip = self.room(count, dtype), RoundTrip(dtype, count)
-        difference = cast(numkong.Tensor, self._difference[:count])
+        if dtype not in self._rooms or len(self._rooms[dtype][0]) < count:
+            self._rooms[dtype] = self.room(count, dtype), RoundTrip(dtype, count)
+        room, round_trip = self._rooms[dtype]
+        difference = cast(numkong.Tensor, room[:count])
         self.subtract(total, base, difference)
-        return self._round_trip.count(*map(_bytes_of, (base, delta, total, difference)), finite=finite)
+        return round_trip.count(*map(_bytes_of, (base, delta, total, difference)), finite=finite)
+
+
+def _refuse_mixed(*arrays: numkong.Tensor) -> None:
+    """Raise ``TypeError`` for arrays of several dtypes: numkong would write the wider numbers past the end of the narrower ones."""
+    if len({numbers.dtype for numbers in arrays}) > 1:
+        raise TypeError(f"arrays of {' and '.join(numbers.dtype for numbers in arrays)}")
 
 
 def _bytes_of(numbers: numkong.Tensor) -> memoryview:

@@ -15,6 +15,12 @@ from deltaweights.text import Json, counted
 PARTS = re.compile(r"layers|n_layer|experts|blocks|depth", re.IGNORECASE)
 """Keys that say how many parts to make, each of which has tensors."""
 
+MOST_PARTS = 2048
+"""Layers, or experts of one, that a model has at most: the library makes each of them, with all that is in it."""
+
+VOCABULARIES, LARGEST_VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"), 64 * 1024 * 1024
+"""What the library takes a tokenizer from, and its most bytes: twice what the largest ones have, of 262,144 tokens."""
+
 NUMBERS, MOST = re.compile(r"(num|n)_.*", re.IGNORECASE), 1_000_000
 """Keys that count something else, such as labels, each of which gets a name; and the most that any model has."""
 
@@ -30,10 +36,24 @@ PATCH, PATCHES = "patch_size", 256
 
 def absurd_size(held: Held) -> tuple[str, str] | None:
     """Return the file and the words of the first size that the library must not see, or None."""
+    return _absurd_vocabulary(held) or _absurd_number(held)
+
+
+def _absurd_vocabulary(held: Held) -> tuple[str, str] | None:
+    for name in VOCABULARIES:
+        size = _size(held, name)
+        if size > LARGEST_VOCABULARY:
+            return name, f"{size:,} bytes, more than any tokenizer has"
+    return None
+
+
+def _absurd_number(held: Held) -> tuple[str, str] | None:
     tensors = len(held.tensors)
     for key, value in _numbers("", held.config):
         if PARTS.search(key) and value > tensors:
             return CONFIG, f"{key} is {value:,}, and the folder has {counted(tensors, 'tensor')}"
+        if PARTS.search(key) and value > MOST_PARTS:
+            return CONFIG, f"{key} is {value:,}, more than any model has"
         if NUMBERS.fullmatch(key) and value > MOST:
             return CONFIG, f"{key} is {value:,}, more than any model has"
     widest = _widest(held.config)
@@ -52,6 +72,14 @@ def absurd_size(held: Held) -> tuple[str, str] | None:
         if 0 < value * PATCHES < max(sizes):
             return name, f"{PATCH} is {value:,}, of images that are {max(sizes):,} wide"
     return None
+
+
+def _size(held: Held, name: str) -> int:
+    """Return the bytes of a file of the folder; 0 when it has none of that name."""
+    try:
+        return (held.path / name).stat().st_size if name in held.names else 0
+    except OSError:  # the library will say
+        return 0
 
 
 def _widest(config: dict[str, Json]) -> int:

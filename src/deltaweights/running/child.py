@@ -24,7 +24,7 @@ def check_in_child(folder: Path, target: Path, report: Report) -> None:
     """
     asked = ["-m", "deltaweights", "check", "--json", str(folder.absolute())]
     code, output, errors = finished(asked, "start the check")
-    if code not in {0, CheckFailed.exit_code}:
+    if code not in {0, CheckFailed.exit_code} or (code and not output):
         raise _error(code, errors, folder, target)
     try:
         told = json.loads(output)

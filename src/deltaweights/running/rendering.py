@@ -19,7 +19,7 @@ from deltaweights.running.loading import Refusal, reason
 from deltaweights.running.process import finished
 from deltaweights.text import Json
 
-SECONDS = 5
+SECONDS = 2
 """Seconds of the processor that rendering may take; known templates take thousandths."""
 
 MEMORY = 1024**3

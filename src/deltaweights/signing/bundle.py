@@ -13,13 +13,14 @@ import binascii
 from dataclasses import dataclass
 
 from deltaweights.limits import BUNDLE
+from deltaweights.signing.spellings import refuse_second_spellings, spelled
 from deltaweights.text import Json, compact_json, strict_json
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 
 
-_OTHERS = frozenset({"messageSignature", "certificate", "x509CertificateChain"})
+_OTHERS = frozenset(map(spelled, ("messageSignature", "certificate", "x509CertificateChain")))
 """What a bundle may hold in place of an envelope, or of a key; one that holds both says two things."""
 
 
@@ -50,6 +51,7 @@ def parse_bundle(data: bytes) -> Bundle:
     document = strict_json(data, BUNDLE)
     if not isinstance(document, dict) or document.get("mediaType") != MEDIA_TYPE:
         raise ValueError(f"not a bundle of type {MEDIA_TYPE}")
+    refuse_second_spellings(document)
     try:
         envelope = document["dsseEnvelope"]
         if envelope["payloadType"] != PAYLOAD_TYPE:
@@ -57,7 +59,7 @@ def parse_bundle(data: bytes) -> Bundle:
         signatures, material = envelope["signatures"], document["verificationMaterial"]
         if len(signatures) != 1:
             raise ValueError(f"{len(signatures)} signatures, not one")
-        foreign = sorted(_OTHERS & {*document, *material})
+        foreign = sorted(key for key in (*document, *material) if spelled(key) in _OTHERS)
         if foreign:
             raise ValueError(f"more than a signature by a key: {', '.join(foreign)}")
         key = material["publicKey"].get("hint")

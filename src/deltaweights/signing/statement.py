@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from deltaweights.limits import STATEMENT
+from deltaweights.signing.spellings import refuse_second_spellings
 from deltaweights.text import Json, compact_json, strict_json
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -46,6 +47,7 @@ def statement_bytes(subject: str, digests: Mapping[str, str], ignored: Iterable[
 def parse_statement(data: bytes) -> dict[str, str]:
     """Return the sha256 of every file that a statement names. Raises ``ValueError`` that says what is wrong with it."""
     document = strict_json(data, STATEMENT)
+    refuse_second_spellings(document)
     for key, expected in (("_type", STATEMENT_TYPE), ("predicateType", PREDICATE_TYPE)):
         if _get(document, key, str) != expected:
             raise ValueError(f"{key} is {document[key]}, not {expected}")

@@ -1,0 +1,36 @@
+"""JSON documents on stdout.
+
+Enters: values, or documents. Leaves: their bytes; on a terminal, the same document with escapes for what a terminal could act on.
+Never: other bytes in a file or a pipe.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import sys
+
+import click
+
+from deltaweights.text import Json, is_shown
+
+
+def print_json(value: Json) -> None:
+    """Print a value as one JSON document, in ASCII: a file name may hold bytes that are no text."""
+    print_document(f"{json.dumps(value, indent=2)}\n".encode())
+
+
+def print_document(document: bytes) -> None:
+    """Print the bytes of a JSON document in UTF-8, which only inside strings has what is escaped for a terminal."""
+    if not sys.stdout.isatty():
+        click.echo(document, nl=False)
+        return
+    unicode = codecs.lookup(sys.stdout.encoding).name == "utf-8"
+    click.echo("".join(_shown(c, unicode=unicode) for c in document.decode()), nl=False)
+
+
+def _shown(character: str, *, unicode: bool) -> str:
+    if character == "\n" or (is_shown(character) and (unicode or character.isascii())):
+        return character
+    units = character.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
