@@ -87,7 +87,9 @@ class Notes:
             return cached
         stated = note["files"]
         with contextlib.suppress(TypeError):
-            return replace(cached, files={name: HubFile(name, *stated[name]) for name in cached.files if name in stated})
+            return replace(
+                cached, files={name: HubFile(name, *stated[name]) for name in cached.files if name in stated}
+            )
         return cached
 
     def _read(self, name: str) -> dict[str, Json] | None:
