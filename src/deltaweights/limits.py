@@ -35,7 +35,7 @@ HEADER = Limit(32 * MEBIBYTE, 110_000, 440_000, 1_100_000)
 
 INDEX = Limit(32 * MEBIBYTE, 110_000, 440_000, 1_100_000)
 
-MANIFEST = Limit(256 * MEBIBYTE, 500_000, 500_000, 6_000_000)
+MANIFEST = Limit(256 * MEBIBYTE, 500_000, 3_000_000, 6_000_000)
 """Each tensor stands in the result, in two inputs, and in up to seven lists of what was found in it: 100,000 may have names of 200
 characters. It is read member by member, so that it is never in memory as a whole."""
 

@@ -48,7 +48,7 @@ def _cost(name: str) -> tuple[int, int, int, int]:
 class Size:
     """What a document holds at most, in the terms of a ``Limit``: ``nbytes`` and ``signs`` of each kind to begin with."""
 
-    def __init__(self, nbytes: int = 0, signs: int = 2) -> None:
+    def __init__(self, nbytes: int, signs: int) -> None:
         self.bytes = nbytes
         self.objects = self.lists = self.commas = signs
 
@@ -147,10 +147,11 @@ def _fragment(shard: Shard) -> Size:
 
 def _header_is_read(shard: Shard) -> bool:
     """Tell whether our reader takes the header of a safetensors file, whose length the place of the first tensor tells."""
-    size = Size()
+    size = Size(0, 0)
     for tensor in shard.tensors:
         size.add(tensor.spec.name, 0, commas=max(len(tensor.spec.shape), 1) + 3, objects=1, lists=2)
-    size.bytes = shard.tensors[0].offset
+    size.objects += 2  # the header's own, and that of its metadata
+    size.bytes = shard.tensors[0].offset - 8  # behind the length
     foreign = size.bytes > MOST_FOREIGN and not all(tensor.spec.name.isascii() for tensor in shard.tensors)
     return not foreign and not size.passes(HEADER)
 
