@@ -41,12 +41,13 @@ from deltaweights.checkpoint.archived.members import folded
 from deltaweights.checkpoint.checksums import prove
 from deltaweights.checkpoint.companions import COPIED, read_companions
 from deltaweights.checkpoint.directory import Directory, LocalDirectory
-from deltaweights.checkpoint.files import InputFile, LocalFile, WeightsFile, Window
+from deltaweights.checkpoint.files import InputFile, LocalFile, Window
 from deltaweights.checkpoint.index import read_index
 from deltaweights.checkpoint.layout import STARTS, find_start
 from deltaweights.checkpoint.pickled.torch_file import open_torch_file
 from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.checkpoint.weights_file import WeightsFile
 from deltaweights.checkpoint.zipped.archive import Member, read_archive
 from deltaweights.checkpoint.zipped.contents import PIECE, contents
 from deltaweights.checkpoint.zipped.rules import CHECKPOINT

@@ -22,8 +22,9 @@ from safetensors import SafetensorError, deserialize
 from safetensors.torch import load_file, save, save_file
 
 from deltaweights.checkpoint import safetensors_file
-from deltaweights.checkpoint.files import LocalFile, WeightsFile
+from deltaweights.checkpoint.files import LocalFile
 from deltaweights.checkpoint.tensors import ITEM_SIZES
+from deltaweights.checkpoint.weights_file import WeightsFile
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.limits import HEADER, MOST_TENSORS
 from tests.limits import MOMENT

@@ -23,13 +23,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deltaweights.checkpoint.checksums import Crc32
-from deltaweights.checkpoint.files import ContiguousSource, LocalFile, WeightsFile
+from deltaweights.checkpoint.files import LocalFile
 from deltaweights.checkpoint.pickled import reader as pickle_reader
 from deltaweights.checkpoint.pickled import torch_file
 from deltaweights.checkpoint.pickled.tables import TensorView
 from deltaweights.checkpoint.pickled.views import source_of
 from deltaweights.checkpoint.sniff import what_is_it
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
+from deltaweights.checkpoint.weights_file import ContiguousSource, WeightsFile
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 from deltaweights.limits import MOST_TENSORS
 

@@ -24,11 +24,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deltaweights.checkpoint.checksums import Crc32, prove
-from deltaweights.checkpoint.files import ContiguousSource, LocalFile, WeightsFile
+from deltaweights.checkpoint.files import LocalFile
 from deltaweights.checkpoint.pickled.reader import read_state_dict
 from deltaweights.checkpoint.pickled.tables import TensorView
 from deltaweights.checkpoint.pickled.torch_file import open_torch_file
 from deltaweights.checkpoint.tensors import TensorSpec, name_fault
+from deltaweights.checkpoint.weights_file import ContiguousSource, WeightsFile
 from deltaweights.errors import MalformedInput
 from deltaweights.merge.torch_frame import ALIGNMENT, TorchFrame
 from deltaweights.merge.torch_pickle import state_dict_pickle

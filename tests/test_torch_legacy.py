@@ -28,12 +28,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deltaweights.apply import apply_delta
-from deltaweights.checkpoint.files import LocalFile, WeightsFile
+from deltaweights.checkpoint.files import LocalFile
 from deltaweights.checkpoint.folder import open_checkpoint
 from deltaweights.checkpoint.pickled import torch_legacy
 from deltaweights.checkpoint.pickled.torch_file import NO_CHECKSUMS
 from deltaweights.checkpoint.pickled.torch_legacy import FIRST_READ
 from deltaweights.checkpoint.sniff import HEAD_BYTES, what_is_it
+from deltaweights.checkpoint.weights_file import WeightsFile
 from deltaweights.errors import MalformedInput
 from tests.limits import MOMENT, PATIENCE
 from tests.test_torch_file import (

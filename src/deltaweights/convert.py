@@ -207,7 +207,7 @@ def prepare_copy(
                 operation,
                 tower=record_of(tower.checkpoint, tower.dropped) if tower else None,
             )
-            refuse_unreadable(plan, source.path)
+            refuse_unreadable(plan, str(source.path))
             checkpoints = {role: source} | ({VISION_TOWER: tower.checkpoint} if tower else {})
             place.refuse_opened(weights.file.path for each in checkpoints.values() for weights in each.files)
             yield Prepared(

@@ -203,7 +203,7 @@ def prepare(
             place,
             unpacking,
         )
-        refuse_unreadable(job.plan, pair.lead.path)
+        refuse_unreadable(job.plan, str(pair.lead.path))
         place.refuse_opened(weights.file.path for each in job.checkpoints.values() for weights in each.files)
         if require_verified:
             refuse_unverified(job.checkpoints, job.hashes)

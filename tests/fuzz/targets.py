@@ -23,7 +23,7 @@ from deltaweights.checkpoint.archived.directory import open_archive
 from deltaweights.checkpoint.checksums import prove
 from deltaweights.checkpoint.companions import read_companions
 from deltaweights.checkpoint.directory import Directory
-from deltaweights.checkpoint.files import InputFile, MemoryFile, WeightsFile
+from deltaweights.checkpoint.files import InputFile, MemoryFile
 from deltaweights.checkpoint.index import read_index
 from deltaweights.checkpoint.layout import PARAMS
 from deltaweights.checkpoint.meta.params import read_params
@@ -32,6 +32,7 @@ from deltaweights.checkpoint.pickled.torch_file import open_torch_file
 from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.sniff import what_is_it
 from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.checkpoint.weights_file import WeightsFile
 from deltaweights.errors import InputOutputError
 from deltaweights.export.config import read_seeing, read_vision
 from deltaweights.export.sentencepiece import merges_of, read_model

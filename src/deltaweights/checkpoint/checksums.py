@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from deltaweights.checkpoint.files import ContiguousSource, WeightsFile
 from deltaweights.checkpoint.tensors import LazyTensor, Running, Storage, TensorSpec
+from deltaweights.checkpoint.weights_file import ContiguousSource, WeightsFile
 from deltaweights.errors import MalformedInput
 
 CHUNK = 1024 * 1024

@@ -15,12 +15,10 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from deltaweights.checkpoint.descriptor import Descriptor
 from deltaweights.checkpoint.opening import READ, kind_of
-from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.interruption import check
 
@@ -298,34 +296,3 @@ def refuse_long(file: InputFile, most: int) -> None:
             expected=f"at most {most}",
             remedy="the file is damaged, or another one has its name: fetch it again",
         )
-
-
-@dataclass(frozen=True, slots=True)
-class ContiguousSource:
-    """A tensor whose row-major bytes stand in one piece at ``offset``."""
-
-    file: InputFile
-    offset: int
-
-    def read_into(self, out: memoryview, start: int) -> None:
-        """See ``ByteSource``."""
-        self.file.read_into(out, self.offset + start)
-
-
-@dataclass(frozen=True)
-class WeightsFile:
-    """One weights file, its header read and checked.
-
-    ``header_digest`` is ``blake3:`` and the digest of all bytes that say where the tensors are. ``loose`` lists stored bytes that
-    no tensor covers exactly, as tensors of their own, so that their checksums can be compared. ``checks`` names what is checked by
-    whoever reads all tensors and all that is loose: "header", and "crc32" where checksums are recorded. ``notes`` are remarks for
-    people.
-    """
-
-    file: InputFile
-    container: str
-    header_digest: str
-    tensors: dict[str, LazyTensor]
-    checks: tuple[str, ...] = ("header",)
-    loose: tuple[LazyTensor, ...] = ()
-    notes: tuple[str, ...] = ()

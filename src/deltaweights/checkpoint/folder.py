@@ -16,7 +16,7 @@ from typing import Protocol
 
 from deltaweights.checkpoint.archived.directory import holds_checkpoint, is_checkpoint_archive, open_archive
 from deltaweights.checkpoint.directory import Directory, LocalDirectory
-from deltaweights.checkpoint.files import InputFile, LocalFile, WeightsFile
+from deltaweights.checkpoint.files import InputFile, LocalFile
 from deltaweights.checkpoint.index import SUFFIXES, Index, read_index
 from deltaweights.checkpoint.layout import PARAMS, PART, WEIGHTS, Start, find_start, refuse_strays
 from deltaweights.checkpoint.meta.llama import open_meta
@@ -25,6 +25,7 @@ from deltaweights.checkpoint.projector import open_projector
 from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.sniff import LEGACY_TORCH, what_is_it, what_stands_for
 from deltaweights.checkpoint.tensors import LazyTensor, name_fault
+from deltaweights.checkpoint.weights_file import WeightsFile
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder

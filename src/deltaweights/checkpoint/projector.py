@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from deltaweights.checkpoint.directory import Directory
-from deltaweights.checkpoint.files import WeightsFile
 from deltaweights.checkpoint.pickled.torch_file import open_torch_file
 from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.checkpoint.weights_file import WeightsFile
 from deltaweights.errors import MalformedInput
 
 FILE = "mm_projector.bin"

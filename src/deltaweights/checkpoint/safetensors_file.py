@@ -15,7 +15,7 @@ from typing import NoReturn
 from blake3 import blake3
 
 from deltaweights.checkpoint.checksums import cover_whole
-from deltaweights.checkpoint.files import ContiguousSource, InputFile, WeightsFile
+from deltaweights.checkpoint.files import InputFile
 from deltaweights.checkpoint.sniff import what_is_it
 from deltaweights.checkpoint.tensors import (
     ITEM_SIZES,
@@ -26,6 +26,7 @@ from deltaweights.checkpoint.tensors import (
     name_fault,
     row_major,
 )
+from deltaweights.checkpoint.weights_file import ContiguousSource, WeightsFile
 from deltaweights.errors import MalformedInput
 from deltaweights.interruption import check
 from deltaweights.limits import HEADER, MOST_TENSORS

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from blake3 import blake3
 
-from deltaweights.checkpoint.files import ContiguousSource
 from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.checkpoint.weights_file import ContiguousSource
 
 BATCH = 32
 """Tensors of which samples are asked for ahead, where the bytes have to come first."""

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deltaweights.checkpoint.checksums import proving, refuse_damage
-from deltaweights.checkpoint.files import CHUNK, ContiguousSource, InputFile, LocalFile
+from deltaweights.checkpoint.files import CHUNK, InputFile, LocalFile
 from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.checkpoint.weights_file import ContiguousSource
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest import tensor_digest, tensor_hasher
 from deltaweights.manifest.manifest import FileRecord

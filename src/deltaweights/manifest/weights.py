@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Protocol
 
 from deltaweights.checkpoint.directory import LocalDirectory
-from deltaweights.checkpoint.files import InputFile, LocalFile, WeightsFile
+from deltaweights.checkpoint.files import InputFile, LocalFile
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.index import SUFFIXES
 from deltaweights.checkpoint.layout import PART, STARTS
 from deltaweights.checkpoint.pickled.torch_file import open_torch_file
 from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.checkpoint.weights_file import WeightsFile
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.problems import FILE, TENSOR
 from deltaweights.manifest.reading import Job, apart

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.errors import MalformedInput
@@ -66,7 +65,7 @@ class Size:
         return not within or self.commas > limit.commas
 
 
-def refuse_unreadable(plan: Plan, where: Path) -> None:
+def refuse_unreadable(plan: Plan, where: str) -> None:
     """Raise ``MalformedInput`` when a document about the result would hold more than its reader takes; ``where`` is the lead."""
     tensors = plan.tensors
     if len(tensors) > MOST_TENSORS:
@@ -89,7 +88,7 @@ def refuse_unreadable(plan: Plan, where: Path) -> None:
             raise _refusal(index_name(plan.options.container), tensors, where, INDEX) from None
 
 
-def _refusal(what: str, tensors: Sequence[PlannedTensor], where: Path, limit: Limit) -> MalformedInput:
+def _refusal(what: str, tensors: Sequence[PlannedTensor], where: str, limit: Limit) -> MalformedInput:
     lengths = [len(tensor.spec.name) for tensor in tensors]
     mean = sum(lengths) // len(lengths)
     found = f"{counted(len(lengths), 'tensor')} with names of {mean:,} characters on average"

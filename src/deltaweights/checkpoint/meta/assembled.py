@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from deltaweights.checkpoint.checksums import Crc32, crc_fault
-from deltaweights.checkpoint.files import ContiguousSource
 from deltaweights.checkpoint.tensors import ByteSource, Checksum, Running
+from deltaweights.checkpoint.weights_file import ContiguousSource
 
 
 @dataclass(frozen=True)

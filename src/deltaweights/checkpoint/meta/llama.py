@@ -17,7 +17,6 @@ from pathlib import Path
 
 from deltaweights.checkpoint.checksums import Crc32
 from deltaweights.checkpoint.directory import Directory
-from deltaweights.checkpoint.files import WeightsFile
 from deltaweights.checkpoint.layout import PARAMS, PART
 from deltaweights.checkpoint.meta.assembled import (
     RotaryRows,
@@ -30,6 +29,7 @@ from deltaweights.checkpoint.meta.assembled import (
 from deltaweights.checkpoint.meta.params import Params, read_params
 from deltaweights.checkpoint.pickled.torch_file import open_torch_file
 from deltaweights.checkpoint.tensors import ByteSource, Checksum, LazyTensor, Storage, TensorSpec, row_major
+from deltaweights.checkpoint.weights_file import WeightsFile
 from deltaweights.errors import MalformedInput
 
 CONTAINER = "meta"

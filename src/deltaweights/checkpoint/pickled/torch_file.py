@@ -14,13 +14,14 @@ from dataclasses import replace
 from blake3 import blake3
 
 from deltaweights.checkpoint.checksums import Crc32, cover_whole
-from deltaweights.checkpoint.files import ContiguousSource, InputFile, WeightsFile
+from deltaweights.checkpoint.files import InputFile
 from deltaweights.checkpoint.pickled.reader import MAX_PICKLE, read_state_dict
 from deltaweights.checkpoint.pickled.tables import TensorView
 from deltaweights.checkpoint.pickled.torch_legacy import read_legacy
 from deltaweights.checkpoint.pickled.views import source_of
 from deltaweights.checkpoint.sniff import LEGACY_TORCH
 from deltaweights.checkpoint.tensors import ITEM_SIZES, LazyTensor, Storage, TensorSpec
+from deltaweights.checkpoint.weights_file import ContiguousSource, WeightsFile
 from deltaweights.checkpoint.zipped.archive import Archive, Member, read_archive
 from deltaweights.errors import MalformedInput
 

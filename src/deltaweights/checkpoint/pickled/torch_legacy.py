@@ -14,7 +14,7 @@ from typing import ClassVar, TypeVar
 
 from blake3 import blake3
 
-from deltaweights.checkpoint.files import InputFile, WeightsFile
+from deltaweights.checkpoint.files import InputFile
 from deltaweights.checkpoint.pickled.machine import AGAIN, REMEDY, Opcodes, StackMachine, by_opcode, kind_of
 from deltaweights.checkpoint.pickled.reader import MAX_PICKLE, TorchPickle
 from deltaweights.checkpoint.pickled.tables import Storage as PickledStorage
@@ -22,6 +22,7 @@ from deltaweights.checkpoint.pickled.tables import TensorView
 from deltaweights.checkpoint.pickled.views import source_of
 from deltaweights.checkpoint.sniff import HEAD_BYTES, LEGACY_TORCH, is_tar
 from deltaweights.checkpoint.tensors import ITEM_SIZES, LazyTensor, Storage, TensorSpec
+from deltaweights.checkpoint.weights_file import WeightsFile
 from deltaweights.errors import MalformedInput
 from deltaweights.limits import MOST_TENSORS
 

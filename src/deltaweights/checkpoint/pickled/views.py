@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from deltaweights.checkpoint.files import ContiguousSource, InputFile
+from deltaweights.checkpoint.files import InputFile
+from deltaweights.checkpoint.weights_file import ContiguousSource
 
 
 @dataclass(frozen=True)
