@@ -39,7 +39,7 @@ MANIFEST = Limit(256 * MEBIBYTE, 500_000, 3_000_000, 6_000_000)
 """Each tensor stands in the result, in two inputs, and in up to seven lists of what was found in it: 100,000 may have names of 200
 characters. It is read member by member, so that it is never in memory as a whole."""
 
-FRAGMENT = Limit(192 * MEBIBYTE, 110_000, 220_000, 3_000_000)
+FRAGMENT = Limit(192 * MEBIBYTE, 150_000, 1_000_000, 3_000_000)
 """Of the record of one shard, which is read in the same way."""
 
 STATEMENT = Limit(16 * MEBIBYTE, 200_000, 800_000, 1_600_000)
