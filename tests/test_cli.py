@@ -550,3 +550,13 @@ def test_reader_that_leaves(merged: Path) -> None:
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(("target", "code"), [("merged", 0), ("nothing", 5)])
+def test_streams_that_were_closed_before(work: Path, merged: Path, closed: str, target: str, code: int) -> None:
+    """A command whose stdin, stdout or stderr was closed by whoever started it does its work and ends."""
+    shutil.copytree(merged, work / "merged")
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "deltaweights", "verify", target]
+    done = subprocess.run(command, cwd=work, capture_output=True, check=False, timeout=PATIENCE)
+    assert done.returncode == code

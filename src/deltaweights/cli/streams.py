@@ -27,7 +27,8 @@ def open_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number
         if getattr(sys, stream) is None:
-            setattr(sys, stream, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115
+            # Under its own number: what is wrapped below does not keep its descriptor open.
+            setattr(sys, stream, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
     for stream in ("stdout", "stderr"):
         given = getattr(sys, stream)
         if isinstance(given, io.TextIOWrapper):
