@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import PATIENCE
+
 OTHER = 65534
 """Nobody."""
 
@@ -35,7 +37,7 @@ def start_as_other(program: str, *arguments: str | Path) -> subprocess.Popen[str
 def do_as_other(program: str, *arguments: str | Path) -> str:
     """Run a Python program as the other user, and return what it says."""
     with start_as_other(program, *arguments) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     return out
 

@@ -16,6 +16,7 @@ from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.opened import OpenStaging
 from deltaweights.staging.place import Place
 from deltaweights.staging.publish import LAST, recover
+from deltaweights.staging.seal import new_seal
 from deltaweights.util.open_folder import OpenFolder
 
 
@@ -32,8 +33,7 @@ def within(target: Path) -> Place:
 def make_staging(place: Place) -> Place:
     """Make an empty staging folder that is ours, and return its place."""
     place.root.mkdir(0o700, parents=True, exist_ok=True)
-    seal = {"version": 1, "inode": place.root.stat().st_ino}
-    (place.root / "staging.json").write_text(json.dumps(seal))
+    (place.root / "staging.json").write_bytes(new_seal(place, place.root.stat().st_ino))
     return place
 
 

@@ -603,7 +603,9 @@ def test_a_llama_is_held_to_what_its_manifest_claims(layout: str | None, tmp_pat
     folder = make_llama(tmp_path / "llama")
     edit(folder / "generation_config.json", lambda ids: ids.update(eos_token_id=1))
     if layout is not None:
-        (folder / "manifest.json").write_text(json.dumps({"result": {"options": {"layout": layout}}}))
+        result = {"files": {}, "tensors": {}, "content_digest": "dw1:0", "options": {"layout": layout}}
+        manifest = {"format": "deltaweights-manifest", "version": 1, "result": result, "inputs": {}}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
     report = check_structure(folder)
     wrong = ["generation_config.json: eos_token_id is not the tokenizer's: found 1, expected 2 (</s>)"]
     assert lines(report.problems) == (wrong if layout == "transformers" else [])

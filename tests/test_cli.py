@@ -21,6 +21,7 @@ from deltaweights.errors import TargetBusy
 from tests.conftest import Run
 from tests.limits import PATIENCE
 from tests.pairs import base_tensors, delta_tensors, load, reference, same_bits, save
+from tests.staged import beside, make_staging
 
 Done = subprocess.CompletedProcess[str]
 
@@ -451,8 +452,8 @@ def test_verify_loads_no_torch(merged: Path) -> None:
 
 def test_clean(run: Run, work: Path) -> None:
     """``clean`` removes the staging of a target, says so, and leaves everything else; a second time there is nothing to do."""
-    staging = work / ".out.deltaweights"
-    (staging / "shards").mkdir(parents=True)
+    staging = make_staging(beside(work / "out")).root
+    (staging / "shards").mkdir()
     before = contents(work)
     done, again = run("clean", "out", cwd=work), run("clean", "out", cwd=work)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"removed {staging}\n", "")
@@ -560,3 +561,15 @@ def test_streams_that_were_closed_before(work: Path, merged: Path, closed: str, 
     command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "deltaweights", "verify", target]
     done = subprocess.run(command, cwd=work, capture_output=True, check=False, timeout=PATIENCE)
     assert done.returncode == code
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("full", [">/dev/full", ">/dev/full 2>/dev/full", "2>/dev/full"])
+@pytest.mark.parametrize("command", ["--version", "verify merged", "inspect merged --json", "verify nothing"])
+def test_streams_on_a_full_disk(work: Path, merged: Path, full: str, command: str) -> None:
+    """What cannot be printed ends with 5 and at most one line, not with the interpreter's complaints and 120."""
+    shutil.copytree(merged, work / "merged")
+    line = ["sh", "-c", f'exec "$@" {full}', "sh", sys.executable, "-m", "deltaweights", *command.split()]
+    done = subprocess.run(line, cwd=work, capture_output=True, check=False, timeout=PATIENCE)
+    assert done.returncode == (0 if full == "2>/dev/full" and command != "verify nothing" else 5)
+    assert done.stderr.count(b"\n") <= 1

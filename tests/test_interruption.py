@@ -27,6 +27,7 @@ from deltaweights.interruption import Interrupted, check
 from deltaweights.staging.place import locate
 from deltaweights.work import Crew
 from tests.faults.sweep import files_of
+from tests.limits import PATIENCE
 from tests.test_staging import names_in, small_pair
 
 Pair = tuple[Path, Path]
@@ -44,7 +45,7 @@ def run_with(program: str, *arguments: str | Path, **options: object) -> Done:
     start = "import os, signal, sys, time\nsend = lambda number: os.kill(os.getpid(), number)\n"
     end = "\nfrom deltaweights.cli import main\nmain()\n"
     command = [sys.executable, "-c", start + textwrap.dedent(program) + end, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, **options)  # type: ignore[call-overload,no-any-return]
 
 
 def assert_told(done: Done, number: signal.Signals, more: str = "") -> None:
@@ -151,7 +152,7 @@ def test_a_handler_leaves_no_lock_taken(number: signal.Signals) -> None:
     except interruption.Interrupted as error:
         os._exit(error.exit_code)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=PATIENCE, check=False)
     assert done.returncode == 128 + number
 
 
@@ -175,7 +176,7 @@ def test_ctrl_c_in_a_program_that_uses_us_stops_the_crew() -> None:
     crew = Crew(work, 2)
     running = cast(Generator[None, None, None], crew.run())
     next(running)
-    assert began.wait(20)
+    assert began.wait(PATIENCE)
     sys.setprofile(raise_in_conditions)  # from here on, in this thread, entering a condition breaks off
     try:
         next(running)
@@ -183,7 +184,7 @@ def test_ctrl_c_in_a_program_that_uses_us_stops_the_crew() -> None:
     finally:
         sys.setprofile(None)
     for thread in crew._threads:
-        thread.join(20)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
 
 
@@ -205,12 +206,16 @@ def test_while_a_document_is_read(pair: Pair, tmp_path: Path, number: signal.Sig
     """A signal while one reads what a checkpoint says of itself ends the run, and nothing is made."""
     program = f"""
     from deltaweights.checkpoint.directory import LocalDirectory
-    opened = LocalDirectory.open
+    opened, copied = LocalDirectory.open, LocalDirectory.read_companion
     def open_and_send(self, name):
         if name == {name!r}:
             send({int(number)})
         return opened(self, name)
-    LocalDirectory.open = open_and_send
+    def copy_and_send(self, name, most):
+        if name == {name!r}:
+            send({int(number)})
+        return copied(self, name, most)
+    LocalDirectory.open, LocalDirectory.read_companion = open_and_send, copy_and_send
     """
     target = tmp_path / "out"
     done = run_with(program, *(arguments_of(pair, target) if command == "apply" else ["inspect", pair[0]]))
@@ -310,7 +315,7 @@ def sent_to(command: list[str], *numbers: signal.Signals, started: str = "begun\
         for number in numbers:
             process.send_signal(number)
             time.sleep(0.2)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE)
     return process.returncode, err, time.monotonic() - began
 
 
@@ -446,7 +451,7 @@ def storm(arguments: list[str | Path], numbers: list[signal.Signals], pauses: li
         for number, pause in zip(numbers, pauses, strict=True):
             time.sleep(pause)
             process.send_signal(number)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out, err
 
 

@@ -744,7 +744,7 @@ def test_inside_the_index_manifest_and_sums_come_last(tmp_path: Path, results: t
     recording = False
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
-        if recording and event == "os.rename" and arguments[0] == arguments[1]:
+        if recording and event == "os.link":
             moved.append(str(arguments[1]))
 
     sys.addaudithook(hook)  # it can never be removed, only silenced

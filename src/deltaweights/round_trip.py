@@ -182,11 +182,12 @@ def _jobs(pair: Pair) -> Iterator[_Job]:
     for tensor in _added(pair):
         match = tensor.match
         whole = pair.base.tensors[match.base.name] if match.base else None, pair.lead.tensors[match.lead.name]
-        blocks = blocks_of((tensor,), BLOCK)
+        # Blocks without the base's rows are read for the sake of the lead's checksum alone.
+        blocks = [block for block in blocks_of((tensor,), BLOCK) if block.runs or whole[1].checksum]
         if any(each and each.checksum for each in whole):
             yield _Job(tuple(blocks), whole)
         else:
-            yield from (_Job((block,)) for block in blocks if block.runs)
+            yield from (_Job((block,)) for block in blocks)
 
 
 def _added(pair: Pair) -> Iterator[PlannedTensor]:

@@ -13,6 +13,7 @@ import pytest
 
 from deltaweights.apply import apply_delta
 from deltaweights.limits import MOST_TENSORS
+from tests.limits import PATIENCE
 from tests.many import make_many, names_of
 from tests.pairs import make_pair
 from tests.trust.harness import assert_one_line, case, hold, run_command
@@ -115,7 +116,7 @@ def limited(most: int, *arguments: str | Path) -> subprocess.CompletedProcess[st
         [sys.executable, "-m", "deltaweights", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (most, most)),
     )
@@ -171,7 +172,7 @@ with open_checkpoint(base, "base") as checkpoint:
         [sys.executable, "-c", program, base],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (FEW, FEW)),
     )

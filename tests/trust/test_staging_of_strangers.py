@@ -22,6 +22,7 @@ from deltaweights.staging.clean import clean
 from deltaweights.staging.place import Place, locate
 from deltaweights.text import readable_json, strict_json
 from deltaweights.util.open_folder import OpenFolder
+from tests.limits import PATIENCE
 from tests.meta import save_meta
 from tests.pairs import base_tensors
 from tests.staged import beside, make_staging, stage_result, within, write_journal
@@ -221,7 +222,7 @@ def common(tmp_path: Path) -> Path:
 def as_nobody(*command: str | Path) -> None:
     """Run a command as another user."""
     change = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    subprocess.run([*change, *map(str, command)], check=True, timeout=60)
+    subprocess.run([*change, *map(str, command)], check=True, timeout=PATIENCE)
 
 
 @AS_ROOT

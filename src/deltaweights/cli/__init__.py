@@ -38,6 +38,9 @@ def _start(module: str, command: str, name: str) -> NoReturn:
         os._exit(130)
     code = _run(module, command, name)
     interruption.settle()
+    streams = sys.modules.get("deltaweights.cli.streams")
+    if streams is not None:
+        streams.drop_unwritten()
     if interruption.heard():  # without the interpreter's end, which a library that was imported by half may not survive
         os._exit(code)
     sys.exit(code)

@@ -12,6 +12,7 @@ import sys
 import click
 
 from deltaweights.cli.log_report import Console
+from deltaweights.cli.streams import drop_unwritten
 from deltaweights.errors import DeltaweightsError, InputOutputError
 from deltaweights.interruption import Interrupted, obeyed
 from deltaweights.open_files import allow_most
@@ -49,6 +50,7 @@ def run(command: click.Command, name: str) -> int:
         code = 128 + signal.SIGPIPE
         return console.fail("whoever read stdout has left", code) if console.events else code
     except OSError as error:
+        drop_unwritten()
         where = f"{error.filename}: " if error.filename else ""
         return console.fail(f"{where}{error.strerror or error}", InputOutputError.exit_code)
     except Exception as error:  # a bug, which an event must tell, too

@@ -6,6 +6,7 @@ no signal came. Never: a file of ours under the number of a stream that was clos
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import select
@@ -37,6 +38,16 @@ def open_standard_streams() -> None:
             # Foreign names may have characters that a terminal's encoding has not.
             text = io.TextIOWrapper(io.BufferedWriter(raw), given.encoding, "backslashreplace", line_buffering=lines)
             setattr(sys, stream, text)
+
+
+def drop_unwritten() -> None:
+    """Give up what could not be written to stdout or stderr: the interpreter would try once more at its end, and complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def write(fd: int, data: ReadableBuffer) -> int:

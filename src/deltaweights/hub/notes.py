@@ -24,8 +24,7 @@ from deltaweights.checkpoint.opening import SEARCH
 from deltaweights.hub.access import HubFile, Listing
 from deltaweights.report import Report
 from deltaweights.text import Json, strict_json
-
-PLACE = Path("deltaweights") / "verified"
+from deltaweights.util.state import state_folder
 
 MAX_NOTE = 1024 * 1024
 """Bytes of a note: one of a file has some 300, one of a commit 150 for each of its files."""
@@ -164,14 +163,9 @@ class Notes:
 
 
 def _place() -> Path | None:
-    """Return where the notes are, as the XDG Base Directory Specification has it; None when nobody knows."""
-    state, home = (Path(os.environ.get(name, "")) for name in ("XDG_STATE_HOME", "HOME"))
-    if state.is_absolute():
-        return state / PLACE
-    with contextlib.suppress(OSError):
-        if home.is_absolute() and home.stat().st_uid in {0, os.geteuid()}:  # not that of whoever called sudo
-            return home / ".local" / "state" / PLACE
-    return None
+    """Return where the notes are; None when nobody knows."""
+    state = state_folder()
+    return None if state is None else state / "verified"
 
 
 def _name(blob: Path) -> str:

@@ -33,6 +33,9 @@ REPLACEABLE = COPIED | {
 HUB_METADATA = ".cache"
 """The folder in which ``hf download --local-dir`` keeps what it knows of the files, in a folder ``huggingface``."""
 
+OF_LOCAL_DIR = frozenset({"download", "upload", ".gitignore", "CACHEDIR.TAG"})
+"""What is in that one. Where HOME is the target, the Hub's whole cache and a token are there, too."""
+
 Contents = Mapping[str, os.stat_result]
 """What the system says of each name in a folder, links themselves and not where they lead."""
 
@@ -52,7 +55,8 @@ def mark_of(found: os.stat_result) -> Mark:
 
 def contents_of(folder: OpenFolder, place: Place) -> dict[str, os.stat_result]:
     """Return what stands in ``folder``, staging and what belongs to the disk left out. Raises ``InputOutputError``."""
-    passed_over = {"lost+found"} | ({place.root.name} if place.inside else set())
+    # A mount point, where ``lost+found`` is the system's, is staged inside; elsewhere it is somebody's folder.
+    passed_over = {"lost+found", place.root.name} if place.inside else set[str]()
     looks = {name: folder.look(name) for name in folder.names() if name not in passed_over}
     return {name: found for name, found in looks.items() if found is not None}
 
@@ -100,12 +104,20 @@ def _some(names: Mapping[str, object] | list[str]) -> str:
 
 def _may_be_replaced(folder: OpenFolder, name: str, found: os.stat_result) -> bool:
     """Tell whether ``name`` is a file of a checkpoint, and really a file: a folder of that name holds something of the user's."""
-    if not stat.S_ISDIR(found.st_mode):
-        return may_stand_in_a_result(name)
+    return is_hub_metadata(folder, name) if stat.S_ISDIR(found.st_mode) else may_stand_in_a_result(name)
+
+
+def is_hub_metadata(folder: OpenFolder, name: str) -> bool:
+    """Tell whether the folder ``name`` holds only what ``hf download --local-dir`` keeps. Raises ``InputOutputError``."""
     if name != HUB_METADATA:
         return False
     with folder.folder(name) as metadata:
-        return set(metadata.names()) <= {"huggingface"}
+        if set(metadata.names()) - {"huggingface"}:
+            return False
+        if metadata.look("huggingface") is None:
+            return True
+        with metadata.folder("huggingface") as inner:
+            return set(inner.names()) <= OF_LOCAL_DIR
 
 
 def refuse_foreign(place: Place, *, overwrite: bool) -> None:

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from deltaweights.errors import MalformedInput
 from deltaweights.limits import JOURNAL as JOURNAL_LIMIT
 from deltaweights.manifest.manifest import plain_name
-from deltaweights.staging.contents import HUB_METADATA, Contents, Mark, mark_of, may_stand_in_a_result
+from deltaweights.staging.contents import Contents, Mark, contents_of, is_hub_metadata, mark_of, may_stand_in_a_result
 from deltaweights.staging.folder import head_of_plan
 from deltaweights.staging.opened import JOURNAL, PLAN, OpenStaging
+from deltaweights.staging.place import Place
 from deltaweights.text import Json, readable_json, strict_json
+from deltaweights.util.open_folder import OpenFolder
 
 VERSION = 2
 
@@ -41,14 +43,20 @@ class Journal:
         }
         staging.root.replace(JOURNAL, readable_json({"version": VERSION, "plan": self.plan, **lists}))
 
-    def is_new(self, contents: Contents) -> bool:
-        """Tell whether these are the contents of the new model, complete."""
-        return marks_of(contents) == self.new
+    def is_new(self, folder: OpenFolder, place: Place) -> bool:
+        """Tell whether ``folder`` is the new model, complete."""
+        contents = contents_of(folder, place)
+        return not _folders(contents) and marks_of(contents) == self.new
 
-    def is_old(self, contents: Contents) -> bool:
-        """Tell whether these are the contents of the old model, or what a removal that was cut off left of it."""
-        folders = {name for name, found in contents.items() if stat.S_ISDIR(found.st_mode)}
-        return folders <= {HUB_METADATA} and marks_of(contents).items() <= self.old.items()
+    def is_old(self, folder: OpenFolder, place: Place) -> bool:
+        """Tell whether ``folder`` is the old model, or what a removal that was cut off left of it."""
+        contents = contents_of(folder, place)
+        metadata = all(is_hub_metadata(folder, name) for name in _folders(contents))
+        return metadata and marks_of(contents).items() <= self.old.items()
+
+
+def _folders(contents: Contents) -> list[str]:
+    return [name for name, found in contents.items() if stat.S_ISDIR(found.st_mode)]
 
 
 def marks_of(contents: Contents) -> dict[str, Mark]:

@@ -18,8 +18,9 @@ from types import TracebackType
 from deltaweights.checkpoint.files import read_small
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
 from deltaweights.interruption import check
-from deltaweights.staging.opened import SEAL, OpenStaging
+from deltaweights.staging.opened import OpenStaging
 from deltaweights.staging.place import Place, locate
+from deltaweights.staging.seal import SEAL
 
 PATIENCE = 5.0
 """Seconds that a part waits for one that ends: it holds the lock alone for a moment, to see whether it is the last."""
@@ -56,7 +57,7 @@ class StagingLock:
         until = time.monotonic() + patience
         self._refuse_other_place()  # also before anything is made: it would stand in the way of that other run
         while not self._acquired(until):
-            pass
+            check()
         try:
             self.staging.seal()
             self._refuse_other_place()

@@ -1,7 +1,7 @@
 """An open staging folder that is known to be ours.
 
-Staging is used only when this user made it, on this file system, and nobody else can write in it: whoever could would choose what
-is published and what is removed. Its parts and the target's parent are reached by descriptors from then on.
+Staging is used only when this user made it for this target, and nobody else can write in it: whoever could would choose what is
+published and what is removed. Its parts and the target's parent are reached by descriptors from then on.
 """
 
 from __future__ import annotations
@@ -15,17 +15,12 @@ from contextlib import contextmanager, suppress
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
 from deltaweights.staging.contents import Contents, contents_of, refuse_content
 from deltaweights.staging.place import Place
-from deltaweights.text import compact_json, strict_json
+from deltaweights.staging.seal import MOST_OF_A_SEAL, SEAL, is_sealed, new_seal
 from deltaweights.util.disk import make_folder
 from deltaweights.util.open_folder import OpenFolder
 
 PRIVATE = 0o700
 """The permissions of a staging folder."""
-
-SEAL = "staging.json"
-"""The file in which staging says which folder it was made as."""
-
-MOST_OF_A_SEAL = 1000
 
 SHARDS, FRAGMENTS, COMPANIONS, UNPACKED, PARTS, REPLACED = (
     "shards",
@@ -62,7 +57,10 @@ class OpenStaging:
         name = self.place.root.name
         root = None
         try:
+            new = self.holder.look(name) is None
             root = self.holder.make(name, PRIVATE)
+            if new and root.status().st_uid == os.geteuid() and not root.names():
+                os.fchmod(root.fd, PRIVATE)  # a umask may take away more than others' bits
             refuse_others(root, self.holder)
         except MalformedInput as error:
             if root is None:
@@ -83,24 +81,25 @@ class OpenStaging:
         self.holder.close()
 
     def seal(self) -> None:
-        """Check that staging was made here, or say that it was when it is new. The lock must be held.
+        """Check that this user made staging for this target, or seal it when it is new. The lock must be held.
 
-        Owner and permissions travel in archives and copies; the number of the folder's inode does not.
         Raises ``MalformedInput``, ``InputOutputError``.
         """
         names = set(self.root.names()) - {"lock", "owner"}
         inode = self.root.status().st_ino
         if not names - {name for name in names if name.startswith(SEAL)}:
-            self.root.write_once(SEAL, compact_json({"version": 1, "inode": inode}).encode())
+            self.root.write_once(SEAL, new_seal(self.place, inode))
         try:
-            sealed = strict_json(self.root.read(SEAL, MOST_OF_A_SEAL)) == {"version": 1, "inode": inode}
-        except (InputOutputError, MalformedInput, ValueError):
+            sealed = is_sealed(self.root.read(SEAL, MOST_OF_A_SEAL), self.place, inode)
+        except (InputOutputError, MalformedInput):
             sealed = False
         if not sealed:
-            raise _not_ours(self.place, "a copy, or one that was made elsewhere")
+            found = "one that somebody else made, or that was made elsewhere or for another target"
+            remedy = "remove it; or, if your own run made it under another HOME or XDG_STATE_HOME, set that again"
+            raise MalformedInput("staging is not ours", where=self.root.path, found=found, remedy=remedy)
         for name in sorted(names):
-            found = self.root.look(name)
-            if found is not None and stat.S_ISLNK(found.st_mode):
+            found_there = self.root.look(name)
+            if found_there is not None and stat.S_ISLNK(found_there.st_mode):
                 raise _not_ours(self.place, f"the link {name}")
 
     def is_current(self) -> bool:
@@ -139,13 +138,15 @@ class OpenStaging:
         return folder
 
     def worth_keeping(self) -> bool:
-        """Tell whether there is a finished shard, an unpacked input, or a publication that was begun."""
+        """Tell whether there is a finished shard, an unpacked input, a publication that was begun, or somebody's file."""
         if self.has(UNPACKED) or self.has(JOURNAL):
             return True
-        if not self.has(FRAGMENTS):
-            return False
-        with self.folder(FRAGMENTS) as fragments:
-            return bool(fragments.names())
+        for name in (FRAGMENTS, REPLACED):
+            if self.has(name):
+                with self.folder(name) as folder:
+                    if folder.names():
+                        return True
+        return False
 
     # The target.
 
@@ -180,29 +181,36 @@ class OpenStaging:
 
 def refuse_others(root: OpenFolder, holder: OpenFolder) -> None:
     """Raise ``MalformedInput`` unless ``root``, a folder in ``holder``, is this user's and nobody else can enter it."""
-    found = root.status()
-    owner, mode = found.st_uid, stat.S_IMODE(found.st_mode) & 0o777
-    if (owner, mode) == (os.geteuid(), PRIVATE):
+    found, mode = root.status(), stat.S_IMODE(root.status().st_mode) & 0o777
+    if (found.st_uid, mode) == (os.geteuid(), PRIVATE):
         return
-    # Some file systems know no owners or permissions (FAT), or other ones (NFS for root): there every folder looks like this.
-    name = f"{root.path.name}.{secrets.token_hex(8)}"
-    try:
-        os.mkdir(name, PRIVATE, dir_fd=holder.fd)
-        try:
-            probe = os.stat(name, dir_fd=holder.fd, follow_symlinks=False)
-        finally:
-            with suppress(OSError):
-                os.rmdir(name, dir_fd=holder.fd)
-    except OSError as error:
-        raise InputOutputError.from_os(error, holder.path, "make a folder") from error
-    if (owner, mode) != (probe.st_uid, stat.S_IMODE(probe.st_mode) & 0o777):
+    # Some file systems know no owners or permissions (FAT), or other ones (NFS, for root). There every new folder looks like this
+    # one; but who can rename in ``holder`` could put a folder of his own in the place of the one that is made to see it.
+    above = holder.status()
+    closed = not above.st_mode & 0o022 or above.st_mode & stat.S_ISVTX
+    probe = _new_folder_in(holder, root.path.name) if closed else None
+    if probe is None or (found.st_uid, mode) != (probe.st_uid, stat.S_IMODE(probe.st_mode) & 0o777):
         raise MalformedInput(
             "staging is not ours",
             where=root.path,
-            found=f"a folder of user {owner} with permissions {mode:03o}",
-            expected=f"one of user {probe.st_uid} with permissions {PRIVATE:o}",
+            found=f"a folder of user {found.st_uid} with permissions {mode:03o}",
+            expected=f"one of user {os.geteuid()} with permissions {PRIVATE:o}",
             remedy="choose another output folder, or see what it is and remove it",
         )
+
+
+def _new_folder_in(holder: OpenFolder, name: str) -> os.stat_result:
+    """Return what a private folder looks like that is made in ``holder``, and removed. Raises ``InputOutputError``."""
+    probe = f"{name}.{secrets.token_hex(8)}"
+    try:
+        os.mkdir(probe, PRIVATE, dir_fd=holder.fd)
+        try:
+            return os.stat(probe, dir_fd=holder.fd, follow_symlinks=False)
+        finally:
+            with suppress(OSError):
+                os.rmdir(probe, dir_fd=holder.fd)
+    except OSError as error:
+        raise InputOutputError.from_os(error, holder.path, "make a folder") from error
 
 
 def _not_ours(place: Place, found: str) -> MalformedInput:

@@ -18,7 +18,7 @@ from deltaweights.limits import MANIFEST as MANIFEST_LIMIT
 from deltaweights.manifest.manifest import MANIFEST, SUMS, Fragment
 from deltaweights.manifest.parsed import Manifest, parse_manifest
 from deltaweights.merge.shards import NAMES, index_name
-from deltaweights.staging.contents import Contents, contents_of, mark_of, refuse_content
+from deltaweights.staging.contents import contents_of, mark_of, refuse_content
 from deltaweights.staging.journal import Journal, marks_of, read_journal
 from deltaweights.staging.opened import (
     COMPANIONS,
@@ -32,6 +32,7 @@ from deltaweights.staging.opened import (
     UNPACKED,
     OpenStaging,
 )
+from deltaweights.staging.place import Place
 from deltaweights.util.open_folder import OpenFolder
 
 LAST = (*map(index_name, NAMES), MANIFEST, SUMS)
@@ -173,12 +174,12 @@ def _finish_swap(staging: OpenStaging, journal: Journal) -> str | None:
     return done
 
 
-def _is(staging: OpenStaging, name: str, kind: Callable[[Contents], bool]) -> bool:
+def _is(staging: OpenStaging, name: str, kind: Callable[[OpenFolder, Place], bool]) -> bool:
     """Tell whether the folder ``name`` in staging is there, and of a ``kind``."""
     if staging.root.look(name) is None:
         return False
     with staging.root.folder(name) as folder:
-        return kind(contents_of(folder, staging.place))
+        return kind(folder, staging.place)
 
 
 def _rename_onto_nothing(staging: OpenStaging, name: str) -> None:
@@ -200,29 +201,47 @@ def _rename_onto_nothing(staging: OpenStaging, name: str) -> None:
 
 def _move_in(staging: OpenStaging, journal: Journal) -> None:
     """Move the result into the target one by one, what stood there out; may be called again after a kill at any point."""
-    with staging.folder(SHARDS) as shards, staging.target() as target:
+    with staging.folder(SHARDS) as shards, staging.folder(REPLACED) as old, staging.target() as target:
         if target is None:
             raise InputOutputError("the target is gone", where=staging.place.target, remedy="run again")
-        staged = set(shards.names())
-        for name in staged & journal.new.keys():
+        for name, mark in marks_of(contents_of(old, staging.place)).items():
+            if mark == journal.old.get(name):
+                old.remove(name)  # moved out by a run that was killed then
+        staged = sorted(set(shards.names()) & journal.new.keys(), key=_turn)
+        for name in staged:
             found = target.look(name)
-            if found is not None and mark_of(found) != journal.old.get(name):
-                problem = "something else appeared there during the run"
-                raise TargetBusy(problem, where=target.path / name, remedy="move it away, and run again")
-        for name in reversed(LAST):  # the old ones would vouch for a mixture
-            _remove_old(target, name, journal)
-        target.flush()
-        for name in journal.old:
-            _remove_old(target, name, journal)
-        for name in sorted(staged & journal.new.keys(), key=_turn):
-            shards.rename(name, target, name)
+            if found is not None and mark_of(found) not in {journal.old.get(name), journal.new[name]}:
+                raise _appeared(target, name)
+        for name in [*reversed(LAST), *journal.old]:  # manifest and sums first: they would vouch for a mixture
+            _move_out(target, old, name, journal)
+        for name in staged:
+            found = target.look(name)
+            if found is not None and mark_of(found) == journal.new[name]:
+                shards.remove(name)  # moved, but for this
+            elif not shards.move_new(name, target, name):
+                raise _appeared(target, name)
 
 
-def _remove_old(target: OpenFolder, name: str, journal: Journal) -> None:
-    """Remove ``name`` if it is the file that stood there when the publication began."""
+def _move_out(target: OpenFolder, old: OpenFolder, name: str, journal: Journal) -> None:
+    """Remove the file ``name`` of the old model, by way of staging: whoever may write in the target cannot swap it there."""
     found = target.look(name)
-    if found is not None and not stat.S_ISDIR(found.st_mode) and mark_of(found) == journal.old.get(name):
-        target.remove(name)
+    if found is None or stat.S_ISDIR(found.st_mode) or mark_of(found) != journal.old.get(name):
+        return
+    target.rename(name, old, name)
+    moved = old.look(name)
+    if moved is None or mark_of(moved) != journal.old[name]:
+        try:
+            old.rename(name, target, name)
+        except InputOutputError as error:
+            where, remedy = old.path / name, f"move it to {target.path}, where it belongs"
+            raise TargetBusy(f"cannot be put back: {error}", where=where, remedy=remedy) from error
+        raise _appeared(target, name)
+    old.remove(name)
+
+
+def _appeared(target: OpenFolder, name: str) -> TargetBusy:
+    problem = "something else appeared there during the run"
+    return TargetBusy(problem, where=target.path / name, remedy="move it away, and run again")
 
 
 def _refuse_unfinished(staging: OpenStaging, journal: Journal) -> None:

@@ -150,11 +150,11 @@ class OpenFolder:
             os.unlink(name, dir_fd=self.fd)
         return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE, mode, dir_fd=self.fd)
 
-    def write(self, name: str, data: Data) -> None:
+    def write(self, name: str, data: Data, mode: int = 0o666) -> None:
         """Write ``data`` to the new file ``name`` and flush it. Raises also when the file is not as long as was written."""
         wanted = 0
         try:
-            with open(self.create(name), "wb", buffering=0) as file:
+            with open(self.create(name, mode), "wb", buffering=0) as file:
                 for chunk in [data] if isinstance(data, bytes) else data:
                     view, wanted = memoryview(chunk), wanted + len(chunk)
                     while view:
@@ -186,24 +186,34 @@ class OpenFolder:
                 self.remove(temporary)
             raise
 
-    def write_once(self, name: str, data: Data) -> bool:
+    def write_once(self, name: str, data: Data, mode: int = 0o666) -> bool:
         """Put ``data`` at ``name`` in one step, unless something is there: then return False."""
         temporary = _own_name(name)
         try:
-            self.write(temporary, data)
+            self.write(temporary, data, mode)
+            return self.move_new(temporary, self, name)
+        finally:
+            self.remove(temporary)
+
+    def move_new(self, name: str, to: OpenFolder, new: str) -> bool:
+        """Move the file ``name`` to the folder ``to`` under the name ``new``, unless something is there: then return False.
+
+        A run that is killed in between leaves the file under both names.
+        """
+        try:
             # Unlike a rename it fails when the name is taken, also on network file systems.
-            os.link(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd, follow_symlinks=False)
+            os.link(name, new, src_dir_fd=self.fd, dst_dir_fd=to.fd, follow_symlinks=False)
         except FileExistsError:
             return False
         except OSError as error:
             if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
-                raise InputOutputError.from_os(error, self.path / name, "create") from error
-            if self.look(name) is not None:  # a file system without hard links: the best that there is
+                raise InputOutputError.from_os(error, to.path / new, f"move {name} here") from error
+            if to.look(new) is not None:  # a file system without hard links: the best that there is
                 return False
-            self.rename(temporary, self, name)
-        finally:
-            self.remove(temporary)
-        self.flush()
+            self.rename(name, to, new)
+            return True
+        to.flush()
+        self.remove(name)
         return True
 
     def make(self, name: str, mode: int = 0o777) -> OpenFolder:

@@ -1,0 +1,54 @@
+"""The user's own state folder, and the key in it that tells what this user made from what others made."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.util.open_folder import OpenFolder
+
+KEY = "key"
+
+KEY_BYTES = 32
+
+
+def state_folder() -> Path | None:
+    """Return our folder of the XDG Base Directory Specification's state; None when neither XDG_STATE_HOME nor HOME tells."""
+    state, home = (Path(os.environ.get(name, "")) for name in ("XDG_STATE_HOME", "HOME"))
+    if state.is_absolute():
+        return state / "deltaweights"
+    with contextlib.suppress(OSError):
+        if home.is_absolute() and home.stat().st_uid in {0, os.geteuid()}:  # not that of whoever called sudo
+            return home / ".local" / "state" / "deltaweights"
+    return None
+
+
+def user_key() -> bytes | None:
+    """Return the secret key of this user, made at the first call; None where there is no folder that is this user's alone."""
+    place = state_folder()
+    if place is None:
+        return None
+    try:
+        place.mkdir(0o700, parents=True, exist_ok=True)
+        with OpenFolder.at(place, follow=False) as folder:
+            about = folder.status()
+            if about.st_uid != os.geteuid() or about.st_mode & 0o022:
+                return None
+            if folder.look(KEY) is None:
+                folder.write_once(KEY, secrets.token_bytes(KEY_BYTES), mode=0o600)
+            found = folder.look(KEY)
+            if (
+                found is None
+                or not stat.S_ISREG(found.st_mode)
+                or found.st_uid != os.geteuid()
+                or found.st_mode & 0o077
+            ):
+                return None
+            key = folder.read(KEY, KEY_BYTES)
+            return key if len(key) == KEY_BYTES else None
+    except (OSError, InputOutputError, MalformedInput):
+        return None
