@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,8 +26,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What is noted of verified files is not put into the home of whoever runs the tests, by any process that they start.
-STATE = tempfile.TemporaryDirectory(prefix="deltaweights-state-")
-os.environ["XDG_STATE_HOME"] = STATE.name
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="deltaweights-state-")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "bad-inputs.md").read_text()

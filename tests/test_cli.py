@@ -452,9 +452,9 @@ def test_verify_loads_no_torch(merged: Path) -> None:
 
 def test_clean(run: Run, work: Path) -> None:
     """``clean`` removes the staging of a target, says so, and leaves everything else; a second time there is nothing to do."""
+    before = contents(work)
     staging = make_staging(beside(work / "out")).root
     (staging / "shards").mkdir()
-    before = contents(work)
     done, again = run("clean", "out", cwd=work), run("clean", "out", cwd=work)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"removed {staging}\n", "")
     assert (again.returncode, again.stdout, again.stderr) == (0, f"nothing to clean for {work / 'out'}\n", "")

@@ -340,6 +340,100 @@ def test_row79_a_second_name_of_a_file_elsewhere(pair: Pair, tmp_path: Path, pre
     assert verify(place.target).ok
 
 
+@AS_ROOT
+@pytest.mark.trust
+def test_row79_a_probe_that_is_swapped(pair: Pair, common: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where others may rename, what a new folder looks like is not asked: they could have it look as their own does."""
+    place = locate(common / "out")
+    as_nobody("mkdir", "-m", "755", place.root)
+    mkdir = os.mkdir
+
+    def made(name: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        mkdir(name, mode, dir_fd=dir_fd)
+        if name.startswith(f"{place.root.name}."):
+            os.chown(name, 65534, 65534, dir_fd=dir_fd)
+            os.chmod(common / name, 0o755)  # noqa: PTH101, S103
+
+    monkeypatch.setattr(os, "mkdir", made)
+    with pytest.raises(MalformedInput, match="staging is not ours: found a folder of user 65534"):
+        apply_delta(*pair, place.target)
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("how", ["of another target", "of another user", "by its inode"])
+def test_row78_seals_that_are_not_for_this_target(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Staging that is sealed for another target, with another key, or by an inode that was guessed, is nobody's to use."""
+    place = locate(tmp_path / "out")
+    if how == "of another target":
+        make_staging(beside(tmp_path / "other")).root.rename(place.root)
+    elif how == "of another user":
+        with monkeypatch.context() as patch:
+            patch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+            make_staging(place)
+    else:
+        place.root.mkdir(0o700)
+        seal = {"version": 1, "inode": place.root.stat().st_ino}
+        (place.root / "staging.json").write_text(json.dumps(seal))
+    place.shards.mkdir()
+    with pytest.raises(MalformedInput, match="staging is not ours: found one that somebody else made"):
+        clean(place.target)
+    assert place.shards.exists()
+
+
+@pytest.mark.trust
+def test_row79_without_a_state_folder_the_inode_is_the_seal(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no key can be kept, staging of a run that was cut off is used all the same, and a copy of it is not."""
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.delenv("HOME")
+    place = make_staging(locate(tmp_path / "out"))
+    shutil.copytree(place.root, tmp_path / ".copy.deltaweights")
+    assert apply_delta(*pair, place.target).status == "merged"
+    with pytest.raises(MalformedInput, match="staging is not ours"):
+        clean(tmp_path / "copy")
+
+
+@pytest.mark.trust
+def test_row79_a_folder_that_is_renamed_to_a_file_of_the_old_model(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may rename in the target puts a folder of the user's under a name that is removed: it comes back."""
+    target = Path(apply_delta(*pair, tmp_path / "out", dtype="float32").target)
+    monkeypatch.chdir(target)
+    rename, swapped = OpenFolder.rename, list[str]()
+
+    def swap(folder: OpenFolder, name: str, to: OpenFolder, new: str) -> None:
+        if folder.path == target and name == "SHA256SUMS" and not swapped:
+            swapped.append(name)
+            (target / name).rename(target / "aside")
+            (target / name).mkdir()
+            (target / name / "thesis.tex").write_text("years")
+        rename(folder, name, to, new)
+
+    monkeypatch.setattr(OpenFolder, "rename", swap)
+    with pytest.raises(TargetBusy, match="something else appeared there during the run"):
+        apply_delta(*pair, target, overwrite=True)
+    assert (target / "SHA256SUMS" / "thesis.tex").read_text() == "years"
+
+
+@pytest.mark.trust
+def test_row78_a_folder_of_the_users_is_never_overwritten(pair: Pair, tmp_path: Path) -> None:
+    """What looks like a disk's or a cache's own folder may hold what is the user's: with --overwrite, too, it ends with 7."""
+    target = Path(apply_delta(*pair, tmp_path / "out", dtype="float32").target)
+    for folder in ("lost+found", ".cache/huggingface/hub", ".cache/torch"):
+        (target / folder).mkdir(parents=True)
+        (target / folder / "mine").write_text("mine")
+        with pytest.raises(TargetBusy, match="not a checkpoint: found"):
+            apply_delta(*pair, target, overwrite=True)
+        assert (target / folder / "mine").exists()
+        shutil.rmtree(target / folder.split("/")[0])
+    (target / ".cache" / "huggingface" / "download").mkdir(parents=True)
+    assert apply_delta(*pair, target, overwrite=True).status == "merged"
+
+
 @pytest.mark.trust
 def test_row78_a_folder_with_the_name_of_a_file_is_not_overwritten(pair: Pair, tmp_path: Path) -> None:
     """With --overwrite, what a folder holds that has the name of a file of a model is not taken for a part of that model."""
@@ -352,8 +446,6 @@ def test_row78_a_folder_with_the_name_of_a_file_is_not_overwritten(pair: Pair, t
             apply_delta(*pair, target, overwrite=True)
         assert (target / name / "thesis.tex").read_text() == "years"
         shutil.rmtree(target / name)
-    (target / ".cache" / "huggingface").mkdir(parents=True)
-    assert apply_delta(*pair, target, overwrite=True).status == "merged"
 
 
 def test_a_link_where_archives_are_unpacked(pair: Pair, tmp_path: Path, precious: Path) -> None:
