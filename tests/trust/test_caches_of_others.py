@@ -477,7 +477,7 @@ def test_row82_blobs_that_lead_out_of_the_cache(
         link.parent.mkdir(parents=True)
         blob.symlink_to(f"../../blobs/ab/{blob.name}")
     link.symlink_to(secret)
-    common = ["apply", "--base", BASE, "--delta", DELTA, "--target", machine.folder / "out"]
+    common: list[str | Path] = ["apply", "--base", BASE, "--delta", DELTA, "--target", machine.folder / "out"]
     done = machine.run(*common, "--offline")
     assert done.returncode == 5
     assert f"{blob}: damaged in the cache: a link out of it; fetch it again, without --offline" in done.stderr
