@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -459,6 +460,51 @@ def test_a_branch_that_is_no_commit(tmp_path: Path, kind: str) -> None:
     else:
         (store.root / "refs" / "main").write_text("a" * 10_000)
     assert store.listing(HubId(BASE, None)) is None
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize("shared", [False, True])
+def test_row82_blobs_that_lead_out_of_the_cache(
+    machine: Machine, blob: Path, tmp_path: Path, hashed: list[str], *, shared: bool
+) -> None:
+    """A blob that is a link to a file of the user's is fetched again, or refused offline (5); the file's hash is not said."""
+    content, secret = blob.read_bytes(), tmp_path / "secret"
+    secret.write_bytes(b"correct horse battery staple")
+    link = blob
+    blob.unlink()
+    if shared:
+        link = machine.cache / "blobs" / "ab" / blob.name
+        link.parent.mkdir(parents=True)
+        blob.symlink_to(f"../../blobs/ab/{blob.name}")
+    link.symlink_to(secret)
+    common: list[str | Path] = ["apply", "--base", BASE, "--delta", DELTA, "--target", machine.folder / "out"]
+    done = machine.run(*common, "--offline")
+    assert done.returncode == 5
+    assert f"{blob}: damaged in the cache: a link out of it; fetch it again, without --offline" in done.stderr
+    again = machine.run(*common)
+    assert again.returncode == 0, again.stderr
+    assert f"{blob}: damaged in the cache: a link out of it: fetched again" in again.stderr
+    assert hashlib.sha256(secret.read_bytes()).hexdigest() not in done.stderr + again.stderr
+    assert (blob.read_bytes(), blob.is_symlink()) == (content, False)
+    assert secret.read_bytes() == b"correct horse battery staple"
+    blob.unlink()
+    blob.symlink_to(secret)
+    hashed.clear()
+    with pytest.raises(Damaged, match="a link out of it"):
+        machine.fetch(BASE, offline=True)
+    assert NAME not in hashed
+
+
+def test_a_damaged_blob_that_cannot_be_removed(machine: Machine, blob: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends the run, and is not found again and again."""
+    flip(blob)
+
+    def refuse(path: Path, *, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EACCES, f"Permission denied, {missing_ok}", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(InputOutputError, match=r"cannot remove.*--cache-dir"):
+        machine.fetch(BASE)
 
 
 def test_blobs_that_models_share(machine: Machine, blob: Path, tmp_path: Path) -> None:

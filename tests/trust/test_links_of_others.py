@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deltaweights.apply import apply_delta
-from deltaweights.checkpoint.directory import LocalDirectory
+from deltaweights.checkpoint import opening
+from deltaweights.checkpoint.directory import Led, LocalDirectory
 from deltaweights.checkpoint.folder import open_checkpoint
-from deltaweights.errors import DeltaweightsError, MalformedInput
+from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 from deltaweights.export.tower import _vision
 from deltaweights.manifest.beside import manifest_beside
 from deltaweights.manifest.folder_check import FolderCheck
@@ -273,31 +277,177 @@ def test_row81_links_out_of_the_input_are_said(links: tuple[Path, Path, Path], t
     assert str(real).encode() not in written
 
 
+OF_OTHERS = "a link that somebody else made, to a file that is not his: found "
+
+
 @needs_other_user
 @pytest.mark.trust
-def test_row81_links_that_somebody_else_made(links: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    """Such are a warning; to a file of ours that not everybody may read they are refused (3), and its content is not said."""
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_row81_links_that_somebody_else_made(links: tuple[Path, Path, Path], tmp_path: Path, mode: int) -> None:
+    """Such are refused (3) whatever the file's mode, as its folder may be closed; its content is not said. The remedies help."""
     base, delta, real = links
     give_to_other(base)
+    real.chmod(0o700)
+    name = "model.safetensors.index.json"
+    before = (real / name).read_bytes()
+    (real / name).write_text(json.dumps({"weight_map": {"token": SECRET.decode()}}))
+    (real / name).chmod(mode)
+    outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", tmp_path / "out"], tmp_path)
+    assert outcome.code == 3
+    remedy = "give the folder that it leads to, or make the link yourself"
+    assert f"{base / name}: {OF_OTHERS}{real / name}; {remedy}" in outcome.err
+    assert SECRET.decode() not in outcome.err
+    (real / name).write_bytes(before)
+    assert apply_delta(real, delta, tmp_path / "given").status == "merged"
+    (tmp_path / "own").mkdir()
     for path in real.iterdir():
-        path.chmod(0o644)
+        (tmp_path / "own" / path.name).symlink_to(path)
+    assert apply_delta(tmp_path / "own", delta, tmp_path / "linked").status == "merged"
+
+
+@needs_other_user
+@pytest.mark.trust
+def test_row81_links_to_files_of_whoever_made_them(links: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """They are read, with a warning."""
+    base, delta, real = links
+    give_to_other(base)
+    give_to_other(real)
     said = Said()
     apply_delta(base, delta, tmp_path / "out", report=said)
     assert len([text for text in said.warnings if text.endswith("; somebody else made it")]) == 1
-    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json"):
-        before = (real / name).read_bytes()
-        (real / name).write_text(json.dumps({"weight_map": {"token": SECRET.decode()}}))
-        (real / name).chmod(0o640)
-        outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", tmp_path / "again"], tmp_path)
-        assert outcome.code == 3
-        assert f"{base / name}: a link that somebody else made, to a file that is not his, and that " in outcome.err
-        assert SECRET.decode() not in outcome.err
-        (real / name).chmod(0o644)
-        (real / name).write_bytes(before)
-    theirs = real / "model-00002-of-00002.safetensors"
-    theirs.chmod(0o600)
-    os.chown(theirs, OTHER, OTHER)
-    assert apply_delta(base, delta, tmp_path / "again").status == "merged", "his own file"
+
+
+@pytest.fixture(params=["held", "by-name"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Look at what has a name by a descriptor, where the system has such, and as where it has not."""
+    if request.param == "by-name":
+        monkeypatch.setattr(opening, "LOOK", None)
+    elif opening.LOOK is None:
+        pytest.skip("the system cannot hold what it does not open")
+    return str(request.param)
+
+
+@needs_other_user
+@pytest.mark.trust
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("whose", ["mine", "theirs", "link-mine-theirs", "link-theirs-mine", "folder-theirs"])
+@pytest.mark.parametrize("owner", [0, OTHER, OTHER - 1])
+def test_row81_every_link_on_the_way_counts(given: Path, tmp_path: Path, whose: str, owner: int) -> None:
+    """Whoever made the first or a later link, to the file or to a folder above it, must be the user, root or the file's owner."""
+    (tmp_path / "home" / "deep").mkdir(parents=True)
+    file = tmp_path / "home" / "deep" / "x"
+    file.write_bytes(TERMS)
+    os.chown(file, owner, owner)
+    first, second = given / "x", tmp_path / "second"
+    if "link" in whose:
+        first.symlink_to("../second")
+        second.symlink_to(file)
+    elif whose == "folder-theirs":
+        first.symlink_to("..//second/./deep/../deep/x")
+        second.symlink_to(tmp_path / "home/")
+    else:
+        first.symlink_to(file)
+    theirs = first if whose in {"theirs", "link-theirs-mine"} else second
+    if whose != "mine":
+        os.chown(theirs, OTHER, OTHER, follow_symlinks=False)
+    directory = LocalDirectory(given)
+    if whose == "mine" or owner == OTHER:
+        assert directory.read("x", 1000) == TERMS
+        assert directory.led["x"] == Led(str(file), by_others=whose != "mine")
+    else:
+        with pytest.raises(MalformedInput, match=OF_OTHERS):
+            directory.read("x", 1000)
+        assert not directory.led
+
+
+class FlipsOfOther(Flips):
+    """Flips between a file and a link of the other user's."""
+
+    def turn(self) -> None:
+        """See ``Flips``."""
+        super().turn()
+        if self.path.is_symlink():
+            os.chown(self.path, OTHER, OTHER, follow_symlinks=False)
+
+
+@needs_other_user
+@pytest.mark.trust
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("below", [False, True])
+def test_row81_a_flip_between_any_two_steps(
+    given: Path, secret: Path, monkeypatch: pytest.MonkeyPatch, *, below: bool
+) -> None:
+    """Whenever weights, or what a link of ours leads to, turn into somebody else's link to our file and back, it is not read."""
+    at = given.parent / "x" if below else given / "x"
+    if below:
+        (given / "x").symlink_to("../x")
+    flips, read = FlipsOfOther(at, secret, TERMS), set()
+    for first in range(1, 16):
+        for second in range(first, 16):
+            at.unlink(missing_ok=True)
+            at.write_bytes(TERMS)
+            directory = LocalDirectory(given)
+            flips.count, flips.when = 0, frozenset({first, second})
+            with monkeypatch.context() as patch:
+                for name in ("open", "readlink", "stat", "lstat", "fstat"):
+                    patch.setattr(os, name, flips.around(getattr(os, name)))
+                try:
+                    read.add(directory.read("x", 1000))
+                except DeltaweightsError:
+                    read.add(b"")
+            directory.close()
+    assert read == {TERMS, b""}
+
+
+@pytest.mark.trust
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("kind", ["a FIFO", "a device", "a folder"])
+def test_row81_what_is_no_file_is_not_opened(given: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """A link to a device or FIFO is refused, and neither is opened: that alone can do something."""
+    to = {"a FIFO": given.parent / "fifo", "a device": Path("/dev/null"), "a folder": given.parent}[kind]
+    if kind == "a FIFO":
+        os.mkfifo(to)
+    (given / "x").symlink_to(to)
+    really, opened = os.open, []
+
+    def note(*arguments: Any, **named: Any) -> int:
+        fd = really(*arguments, **named)
+        about, path_only = os.fstat(fd), fcntl.fcntl(fd, fcntl.F_GETFL) & getattr(os, "O_PATH", 0)
+        if not path_only and not stat.S_ISREG(about.st_mode):
+            opened.append(arguments)
+        return fd
+
+    monkeypatch.setattr(os, "open", note)
+    with pytest.raises(MalformedInput, match=f"not a regular file: found {kind}"):
+        LocalDirectory(given).open("x")
+    if opening.SEARCH & getattr(os, "O_PATH", 0):
+        assert not opened
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("count", [40, 41])
+def test_as_many_links_as_the_system_follows(given: Path, count: int) -> None:
+    """A chain of 40 links is followed; one more is refused, as is one that has no end."""
+    (given.parent / "0").write_bytes(TERMS)
+    for number in range(1, count):
+        (given.parent / str(number)).symlink_to(str(number - 1))
+    (given / "x").symlink_to(f"../{count - 1}")
+    if count == 40:
+        assert LocalDirectory(given).read("x", 1000) == TERMS
+    else:
+        with pytest.raises(InputOutputError, match="symbolic links"):
+            LocalDirectory(given).open("x")
+
+
+@pytest.mark.usefixtures("way")
+def test_a_file_is_no_folder(given: Path) -> None:
+    """A link through a file, or to one as to a folder, leads nowhere."""
+    (given.parent / "file").write_bytes(TERMS)
+    for text in ("../file/", "../file/x", "../file/.."):
+        (given / "x").unlink(missing_ok=True)
+        (given / "x").symlink_to(text)
+        with pytest.raises(InputOutputError, match="Not a directory"):
+            LocalDirectory(given).open("x")
 
 
 @pytest.mark.trust

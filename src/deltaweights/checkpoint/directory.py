@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -16,14 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaweights.checkpoint.files import InputFile, LocalFile, read_all
-from deltaweights.checkpoint.opening import READ, SEARCH, Outside, open_inside, where_led
+from deltaweights.checkpoint.opening import (
+    SEARCH,
+    LinkOfOthers,
+    NotRegular,
+    Outside,
+    open_inside,
+    open_outside,
+    where_led,
+)
 from deltaweights.checkpoint.sniff import HEAD_BYTES
 from deltaweights.errors import InputOutputError, MalformedInput
 
 
 @dataclass(frozen=True)
 class Led:
-    """Where a link out of the folder leads, and whether somebody else made it: neither this user nor root."""
+    """Where a link out of the folder leads, and whether it, or one on the way, is by others than this user and root."""
 
     to: str
     by_others: bool
@@ -138,7 +145,7 @@ class LocalDirectory(Directory):
     def open(self, name: str) -> InputFile:
         """See ``Directory``. A link out of the folder is followed, and noted in ``led``.
 
-        But not one that somebody else made to a file that is not his, and that not everybody may read: it would have us read what
+        But not where somebody else made it, or a link that it leads to, and the file is not his: it would have us read for him what
         he may not.
         """
         try:
@@ -151,16 +158,17 @@ class LocalDirectory(Directory):
         return LocalFile(self.path / name, fd)
 
     def _opened_outside(self, name: str) -> int:
-        fd = os.open(name, READ, dir_fd=self._fd)
-        link, to = os.stat(name, dir_fd=self._fd, follow_symlinks=False), where_led(self.path / name)
-        led = Led(to, link.st_uid not in {0, os.geteuid()})
-        about = os.fstat(fd)
-        if led.by_others and about.st_uid != link.st_uid and not about.st_mode & stat.S_IROTH:
-            os.close(fd)
-            problem = "a link that somebody else made, to a file that is not his, and that not everybody may read"
+        where, to = self.path / name, where_led(self.path / name)
+        try:
+            fd, by_others = open_outside(self._fd, name)
+        except LinkOfOthers:
+            problem = "a link that somebody else made, to a file that is not his"
             remedy = "give the folder that it leads to, or make the link yourself"
-            raise MalformedInput(problem, where=self.path / name, found=to, remedy=remedy)
-        self._led[name] = led
+            raise MalformedInput(problem, where=where, found=to, remedy=remedy) from None
+        except NotRegular as error:
+            remedy = "give the weights file itself"
+            raise MalformedInput("not a regular file", where=where, found=error.args[0], remedy=remedy) from None
+        self._led[name] = Led(to, by_others)
         return fd
 
     def read_companion(self, name: str, most: int) -> bytes:

@@ -10,9 +10,10 @@ import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from deltaweights.checkpoint.directory import Directory, LocalDirectory
-from deltaweights.checkpoint.files import InputFile, MemoryFile
+from deltaweights.checkpoint.directory import Directory
+from deltaweights.checkpoint.files import InputFile, LocalFile, MemoryFile
 from deltaweights.checkpoint.index import SUFFIXES
+from deltaweights.checkpoint.opening import Outside
 from deltaweights.checkpoint.sniff import HEAD_BYTES
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.hub.access import Access, HubFile, Listing
@@ -98,14 +99,16 @@ class HubDirectory(Directory):
     def missing(self, names: Iterable[str]) -> list[HubFile]:
         """Return those of ``names`` that are not in the cache."""
         files = [self.file(name) for name in names]
-        return [file for file in files if not self.store.blob(file.key).is_file()]
+        return [file for file in files if not self.store.has_blob(file.key)]
 
     def head(self, name: str) -> bytes:
         """See ``Directory``. Of a file that is not here, no more is fetched: it may be of the format that is not used."""
         file = self.file(name)
-        blob = self.store.blob(file.key)
-        if blob.is_file():
-            return LocalDirectory(blob.parent).head(blob.name)
+        with contextlib.suppress(Outside):
+            fd = self.store.open_blob(file.key)
+            if fd is not None:
+                with contextlib.closing(LocalFile(self.store.blob(file.key), fd)) as local:
+                    return local.read(0, min(local.size, HEAD_BYTES))
         if name not in self._heads:
             self._refuse_offline(file)
             job = self._downloads.add(self.listing, Arrival(file, MemoryRoom(1), ahead=0), None)
@@ -167,7 +170,7 @@ class HubDirectory(Directory):
                 if stopped:
                     raise InputOutputError("the download was stopped", where=file.name, remedy="run again") from None
                 continue
-            if blob.is_file():  # another process put it in place meanwhile
+            if self.store.has_blob(file.key):  # another process put it in place meanwhile
                 room.discard()
                 room.close()
                 continue
@@ -201,12 +204,21 @@ class HubDirectory(Directory):
     def _verified(self, file: HubFile) -> VerifiedFile | None:
         """Open the file in the cache, when it is there and whole; what is damaged is removed, unless it cannot be fetched again.
 
-        What is looked at, hashed and read is one open file, whatever becomes of its name.
+        What is looked at, hashed and read is one open file, whatever becomes of its name. A link out of the cache is as good as
+        nothing: what it leads to may be a file of the user's that whoever made the link may not read, so not even its hash is said.
         """
         blob = self.store.blob(file.key)
-        if not blob.is_file():
+        try:
+            fd = self.store.open_blob(file.key)
+        except Outside:
+            problem = "damaged in the cache: a link out of it"
+            if self._access.offline:
+                raise Damaged(problem, where=blob, remedy="fetch it again, without --offline") from None
+            self._report.warn(f"{blob}: {problem}: fetched again")
             return None
-        local = VerifiedFile(blob, self.path / file.name, file.sha256)
+        if fd is None:
+            return None
+        local = VerifiedFile(blob, self.path / file.name, file.sha256, fd)
         try:
             note = self._notes.known(blob, file.key, local.status)
             local.arrival = note.arrival if note is not None else None
@@ -226,9 +238,13 @@ class HubDirectory(Directory):
         if self._access.offline:
             raise Damaged(f"damaged in the cache: {problem}", where=blob, remedy="fetch it again, without --offline")
         self._report.warn(f"{blob}: damaged in the cache: {problem}: fetched again")
-        with contextlib.suppress(OSError):
+        try:
             if blob.stat().st_ino == local.status.st_ino:  # not what another process has put in its place meanwhile
                 blob.unlink()
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # or it would be found again and again
+            raise InputOutputError.from_os(error, blob, "remove", "choose another cache with --cache-dir") from error
         return None
 
 

@@ -75,9 +75,12 @@ class ArrivingFile(InputFile):
 
 
 class VerifiedFile(LocalFile):
-    """A file of the cache that has the hash that the Hub states; ``name`` is its place in a snapshot, for messages."""
+    """A file of the cache that has the hash that the Hub states; ``name`` is its place in a snapshot, for messages.
 
-    def __init__(self, blob: Path, name: Path, sha256: str | None) -> None:
-        super().__init__(blob)
+    ``fd`` is the blob, opened, if it was.
+    """
+
+    def __init__(self, blob: Path, name: Path, sha256: str | None, fd: int | None = None) -> None:
+        super().__init__(blob, fd)
         self.hash_counts()
         self.path, self.verified_sha256 = name, sha256

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaweights.checkpoint.files import read_small
-from deltaweights.checkpoint.opening import SEARCH, opened_folder
+from deltaweights.checkpoint.opening import SEARCH, Outside, open_blob, opened_folder
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.hub.access import COMMIT, HubFile, Listing
 from deltaweights.hub.cache import PREFIX, SHA256
@@ -44,6 +44,32 @@ class Store:
     def blob(self, key: str) -> Path:
         """Return where a file's content is, once it is whole."""
         return self.root / "blobs" / key
+
+    def open_blob(self, key: str) -> int | None:
+        """Open a file's content, if it is there. Raises ``Outside`` for a link out of the cache, and ``InputOutputError``."""
+        blob = self.blob(key)
+        try:
+            if not blob.is_file():
+                return None
+            blobs = os.open(blob.parent, SEARCH)
+            try:
+                return open_blob(blobs, blob.name)
+            finally:
+                os.close(blobs)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise InputOutputError.from_os(error, blob, "open") from error
+
+    def has_blob(self, key: str) -> bool:
+        """Tell whether a file's content is there, and not by a link out of the cache. Raises ``InputOutputError``."""
+        try:
+            fd = self.open_blob(key)
+        except Outside:
+            return False
+        if fd is not None:
+            os.close(fd)
+        return fd is not None
 
     def incomplete(self, key: str) -> Path:
         """Return where a file's content is gathered; beside it stands which pieces of it are there."""
