@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 
+from deltaweights.interruption import check
 from deltaweights.limits import MOST_NAMES, MOST_STEPS, MOST_TENSORS, MOST_VALUE, Limit
 from deltaweights.text import STRICT, Json, printable
 
@@ -141,6 +142,7 @@ class JsonReader:
         return key
 
     def _step(self) -> None:
+        check()
         self._steps += 1
         if self._steps > MOST_STEPS:
             raise ValueError(f"more than {MOST_STEPS:,} members and items")

@@ -63,7 +63,7 @@ def natural_key(name: str) -> tuple[list[object], str]:
 class Members:
     """An object of a document that is too large to be held: its members are made while it is written, anew each time.
 
-    Where it is written for people, their values hold no objects.
+    Where it is written for people, their values are objects that hold no others.
     """
 
     def __init__(self, make: Callable[[], Iterable[tuple[str, Json]]]) -> None:
@@ -186,8 +186,12 @@ def _indented(value: Json, indent: str, holders: Set[int]) -> Iterator[str]:
     deeper, sign = f"{indent}  ", f"{begin}\n"
     for item in value.items() if isinstance(value, dict) else value:
         key, inside = ("", item) if is_list else (f"{_SPACED.encode(item[0])}: ", item[1])
-        yield f"{sign}{deeper}{key}"
-        yield from _indented(inside, deeper, frozenset() if made else holders)
+        if made and len(inside) <= 8:  # most of a large document, so not by way of another generator
+            check()
+            yield f"{sign}{deeper}{key}{_SPACED.encode(inside)}"
+        else:
+            yield f"{sign}{deeper}{key}"
+            yield from _indented(inside, deeper, frozenset() if made else holders)
         sign = ",\n"
     yield f"\n{indent}{end}" if sign == ",\n" else f"{begin}{end}"
 

@@ -134,11 +134,11 @@ class Workbench:
         tally = self._tally(stored, data, lead_dtype, base_dtype, runs, everything if needs_cast else settled, rest)
         if self._proves and runs:
             finite = tally.nonfinite == 0 and task.store == task.compute
-            proofs = (
+            proofs = [
                 kernels.prove(base[r.base : r.end], work[r.start : r.stop], total[r.start : r.stop], finite=finite)
                 for r in runs
-            )
-            tally = replace(tally, proof=sum(proofs, Proof()))
+            ]
+            tally = replace(tally, proof=proofs[0] if len(proofs) == 1 else sum(proofs, Proof()))
         if self._tries:
             delta = total if task.store == task.compute else stored
             rounded = lead_dtype != task.compute

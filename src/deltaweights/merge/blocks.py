@@ -63,9 +63,10 @@ def blocks_of(tensors: Sequence[PlannedTensor], size: int) -> Iterator[Block]:
     """Yield the blocks of a shard's ``tensors``, of at most ``size`` elements each, in file order."""
     number = 0
     for tensor in tensors:
-        for start in range(0, max(tensor.spec.count, 1), size):
-            stop = min(start + size, tensor.spec.count)
-            last = tensor is tensors[-1] and stop == tensor.spec.count
+        count = tensor.spec.count
+        for start in range(0, max(count, 1), size):
+            stop = min(start + size, count)
+            last = tensor is tensors[-1] and stop == count
             yield Block(tensor, start, stop, number, last, *base_part(tensor.match, start, stop))
             number += 1
 
