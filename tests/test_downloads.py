@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -956,17 +956,30 @@ def test_two_processes_at_once(machine: Machine, large: dict[str, Path]) -> None
     assert sorted(machine.blobs(BASE)) == sorted(map(key, large.values()))
 
 
+def until(words: str, lines: Iterable[str]) -> str:
+    """Return what is said up to the first line with these words."""
+    said = ""
+    for line in lines:
+        said += line
+        if words in line:
+            break
+    return said
+
+
 def test_what_another_process_gave_up_is_taken_over(machine: Machine, large: dict[str, Path]) -> None:
     """When the process that has a file is killed, one that waits for it takes the file over where it was."""
     with HubServer({BASE: large}, rate=SLOW) as hub:
         machine.turn_to(hub)
         with machine.start("download", BASE) as one:
-            wait_for(lambda: weights_sent(hub) > 2 * PIECE, one)
+            wait_for(lambda: weights_sent(hub) > 8 * PIECE, one)
+            one.send_signal(signal.SIGSTOP)  # it keeps the file, however long the other takes to begin
             with machine.start("download", BASE) as other:
-                wait_for(lambda: weights_sent(hub) > 8 * PIECE, one, other)
+                assert other.stderr is not None
+                said = iter(other.stderr.readline, "")
+                err = until("another process fetches", said)
                 one.kill()
                 one.communicate()
-                _, err = other.communicate(timeout=PATIENCE)
+                err += other.communicate(timeout=PATIENCE)[1]
         assert other.returncode == 0, err
         assert "another process fetches" in err
         assert weights_sent(hub) < 20 * PIECE
