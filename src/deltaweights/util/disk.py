@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from deltaweights.errors import InputOutputError
+
+RENAME_EXCHANGE = 2
+"""From linux/fs.h."""
 
 
 def flush(fd: int) -> None:
@@ -18,6 +24,21 @@ def flush(fd: int) -> None:
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
             return
     os.fsync(fd)
+
+
+def exchange_names(folder: int, name: str, other: int, other_name: str) -> bool:
+    """Swap two names in the folders of two descriptors in one step; return False where nobody can. Raises ``OSError``."""
+    if not sys.platform.startswith("linux"):
+        return False
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:  # a C library older than glibc 2.28
+        return False
+    if renameat2(folder, os.fsencode(name), other, os.fsencode(other_name), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}:
+        return False
+    raise OSError(code, os.strerror(code))
 
 
 def make_folder(folder: Path) -> None:

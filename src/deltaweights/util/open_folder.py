@@ -6,22 +6,17 @@ somebody renames that folder or puts a link under its name.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import secrets
 import stat
-import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.util.disk import flush
-
-RENAME_EXCHANGE = 2
-"""From linux/fs.h."""
+from deltaweights.util.disk import exchange_names, flush
 
 LOSES_DATA = "the disk, or what stands between, loses data: repair it or use another one"
 
@@ -244,20 +239,15 @@ class OpenFolder:
 
     def exchange(self, name: str, other: OpenFolder, other_name: str) -> bool:
         """Swap two names in one step; return False where the system or the file system cannot."""
-        if not sys.platform.startswith("linux"):
-            return False
-        renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-        if renameat2 is None:  # a C library older than glibc 2.28
-            return False
-        if renameat2(self.fd, os.fsencode(name), other.fd, os.fsencode(other_name), RENAME_EXCHANGE) == 0:
+        try:
+            done = exchange_names(self.fd, name, other.fd, other_name)
+        except OSError as error:
+            where = other.path / other_name
+            raise InputOutputError.from_os(error, where, f"exchange with {self.path / name}") from error
+        if done:
             self.flush()
             other.flush()
-            return True
-        code = ctypes.get_errno()
-        if code in {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}:
-            return False
-        error = OSError(code, os.strerror(code))
-        raise InputOutputError.from_os(error, other.path / other_name, f"exchange with {self.path / name}")
+        return done
 
     def remove(self, name: str) -> None:
         """Remove a file, a link, or a folder with all that it holds; what is not there is removed already."""
