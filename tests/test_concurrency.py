@@ -361,17 +361,17 @@ def test_parts_do_not_undo_each_others_recovery(
     target = tmp_path / "out"
     target.mkdir()
     monkeypatch.chdir(target)
-    rename, left = OpenFolder.rename, [3]
+    move, left = OpenFolder.move_new, [3]
 
-    def dying(folder: OpenFolder, name: str, to: OpenFolder, new: str) -> None:
+    def dying(folder: OpenFolder, name: str, to: OpenFolder, new: str) -> bool:
         left[0] -= to.path == target
         if left[0] < 0:
             raise Killed
-        rename(folder, name, to, new)
+        return move(folder, name, to, new)
 
-    monkeypatch.setattr(OpenFolder, "rename", dying)
+    monkeypatch.setattr(OpenFolder, "move_new", dying)
     killed(monkeypatch, lambda: apply_delta(*pair, target, max_shard_size=SIZE))
-    monkeypatch.setattr(OpenFolder, "rename", rename)
+    monkeypatch.setattr(OpenFolder, "move_new", move)
     assert locate(target).journal.exists()
     monkeypatch.setattr(parts, "PATIENCE", 0.2)
     with StagingLock(locate(target), shared=True), pytest.raises(TargetBusy, match="another run is writing"):
