@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -357,6 +358,18 @@ def test_row79_a_probe_that_is_swapped(pair: Pair, common: Path, monkeypatch: py
     monkeypatch.setattr(os, "mkdir", made)
     with pytest.raises(MalformedInput, match="staging is not ours: found a folder of user 65534"):
         apply_delta(*pair, place.target)
+
+
+@pytest.mark.trust
+def test_row79_a_file_system_without_permissions(pair: Pair, common: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every folder is open to all, and stays so, staging of this user is used: WSL's drives, memory cards."""
+    place = make_staging(locate(common / "out"))
+    place.root.chmod(0o777)
+    with pytest.raises(MalformedInput, match="staging is not ours: found a folder of user"):
+        clean(place.target)
+    assert stat.S_IMODE(place.root.stat().st_mode) == 0o777
+    monkeypatch.setattr(os, "fchmod", lambda *_: None)
+    assert apply_delta(*pair, place.target).status == "merged"
 
 
 @pytest.mark.trust

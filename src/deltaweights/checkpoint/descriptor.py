@@ -14,6 +14,9 @@ from pathlib import Path
 from deltaweights.checkpoint.opening import READ
 from deltaweights.open_files import most_open
 
+HOLD = os.O_PATH | os.O_CLOEXEC if hasattr(os, "O_PATH") and Path("/proc/self/fd").is_dir() else READ
+"""To hold what has a name without opening it, where the system can."""
+
 SPARE = 512
 """Descriptors left for all that is no input; half of them where there are fewer than twice as many."""
 
@@ -56,11 +59,15 @@ class Descriptor:
         if self.held >= 0:
             yield self.held
             return
-        fd = os.open(self._path, READ)
+        held = os.open(self._path, HOLD)  # not for reading yet: it may be a device by now
         try:
-            found = os.fstat(fd)
+            found = os.fstat(held)
             if (found.st_dev, found.st_ino) != (self.status.st_dev, self.status.st_ino):
                 raise Replaced(0, "another file has its name by now")
+            fd = os.dup(held) if HOLD == READ else os.open(f"/proc/self/fd/{held}", READ)
+        finally:
+            os.close(held)
+        try:
             yield fd
         finally:
             os.close(fd)

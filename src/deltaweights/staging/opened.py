@@ -55,9 +55,8 @@ class OpenStaging:
 
     def _opened(self) -> OpenFolder:
         name = self.place.root.name
-        root = None
+        new, root = self.holder.look(name) is None, None
         try:
-            new = self.holder.look(name) is None
             root = self.holder.make(name, PRIVATE)
             if new and root.status().st_uid == os.geteuid() and not root.names():
                 os.fchmod(root.fd, PRIVATE)  # a umask may take away more than others' bits
@@ -66,6 +65,9 @@ class OpenStaging:
             if root is None:
                 raise _not_ours(self.place, "a link or no folder") from error
             root.close()
+            if new:
+                with suppress(OSError):
+                    os.rmdir(name, dir_fd=self.holder.fd)
             raise
         except BaseException:
             if root is not None:
@@ -182,10 +184,10 @@ class OpenStaging:
 def refuse_others(root: OpenFolder, holder: OpenFolder) -> None:
     """Raise ``MalformedInput`` unless ``root``, a folder in ``holder``, is this user's and nobody else can enter it."""
     found, mode = root.status(), stat.S_IMODE(root.status().st_mode) & 0o777
-    if (found.st_uid, mode) == (os.geteuid(), PRIVATE):
+    if found.st_uid == os.geteuid() and (mode == PRIVATE or not _keeps_permissions(root, mode)):
         return
-    # Some file systems know no owners or permissions (FAT), or other ones (NFS, for root). There every new folder looks like this
-    # one; but who can rename in ``holder`` could put a folder of his own in the place of the one that is made to see it.
+    # Some file systems know other owners (NFS, for root). There every new folder looks like this one; but who can rename in
+    # ``holder`` could put a folder of his own in the place of the one that is made to see it.
     above = holder.status()
     closed = not above.st_mode & 0o022 or above.st_mode & stat.S_ISVTX
     probe = _new_folder_in(holder, root.path.name) if closed else None
@@ -197,6 +199,16 @@ def refuse_others(root: OpenFolder, holder: OpenFolder) -> None:
             expected=f"one of user {os.geteuid()} with permissions {PRIVATE:o}",
             remedy="choose another output folder, or see what it is and remove it",
         )
+
+
+def _keeps_permissions(root: OpenFolder, mode: int) -> bool:
+    """Tell whether the file system keeps permissions, which FAT does not; ``root`` is this user's and has ``mode``."""
+    with suppress(OSError):
+        os.fchmod(root.fd, PRIVATE)
+    if stat.S_IMODE(root.status().st_mode) & 0o777 != PRIVATE:
+        return False
+    os.fchmod(root.fd, mode)
+    return True
 
 
 def _new_folder_in(holder: OpenFolder, name: str) -> os.stat_result:

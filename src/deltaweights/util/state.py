@@ -8,7 +8,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.errors import InputOutputError
 from deltaweights.util.open_folder import OpenFolder
 
 KEY = "key"
@@ -28,27 +28,27 @@ def state_folder() -> Path | None:
 
 
 def user_key() -> bytes | None:
-    """Return the secret key of this user, made at the first call; None where there is no folder that is this user's alone."""
+    """Return the secret key of this user, made at the first call; None where none can be kept that is this user's alone.
+
+    Raises ``InputOutputError`` when there is one, and it cannot be read.
+    """
     place = state_folder()
     if place is None:
         return None
     try:
         place.mkdir(0o700, parents=True, exist_ok=True)
-        with OpenFolder.at(place, follow=False) as folder:
-            about = folder.status()
-            if about.st_uid != os.geteuid() or about.st_mode & 0o022:
-                return None
-            if folder.look(KEY) is None:
-                folder.write_once(KEY, secrets.token_bytes(KEY_BYTES), mode=0o600)
-            found = folder.look(KEY)
-            if (
-                found is None
-                or not stat.S_ISREG(found.st_mode)
-                or found.st_uid != os.geteuid()
-                or found.st_mode & 0o077
-            ):
-                return None
-            key = folder.read(KEY, KEY_BYTES)
-            return key if len(key) == KEY_BYTES else None
-    except (OSError, InputOutputError, MalformedInput):
+        folder = OpenFolder.at(place, follow=False)
+    except (OSError, InputOutputError):
         return None
+    with folder:
+        about = folder.status()
+        if about.st_uid != os.geteuid() or about.st_mode & 0o022:
+            return None
+        if folder.look(KEY) is None:
+            with contextlib.suppress(InputOutputError):  # a full or read-only disk
+                folder.write_once(KEY, secrets.token_bytes(KEY_BYTES), mode=0o600)
+        found = folder.look(KEY)
+        if found is None or not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            return None
+        key = folder.read(KEY, KEY_BYTES)
+        return key if len(key) == KEY_BYTES else None
