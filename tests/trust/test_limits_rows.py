@@ -93,17 +93,22 @@ def test_row74_a_manifest_of_too_many_tensors(tmp_path: Path, normal: float, mak
 
 @pytest.mark.trust
 def test_row88_as_many_tensors_as_there_may_be(tmp_path: Path) -> None:
-    """100,000 tensors are merged in some 290 MB, and verified in a third of that; nothing is as slow as the tensors are many."""
-    base, delta = make_many(tmp_path, names_of(MOST_TENSORS))
-    target = tmp_path / "merged"
-    outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", target], tmp_path)
-    assert outcome.code == 0, outcome.err
-    assert outcome.peak < 350
-    assert outcome.seconds < 60
-    outcome = run_command(["verify", target], tmp_path)
-    assert outcome.code == 0, outcome.err
-    assert outcome.peak < 200
-    assert outcome.seconds < 30
+    """100,000 tensors are merged in some 290 MB, and verified in a third of that; four times as many take four times as long.
+
+    Measured by a quarter of them in the same minutes: the processors of a shared machine are at times half as fast.
+    """
+    seconds: dict[int, tuple[float, float]] = {}
+    for count in (MOST_TENSORS // 4, MOST_TENSORS):
+        folder = tmp_path / str(count)
+        base, delta = make_many(folder, names_of(count))
+        merge = run_command(["apply", "--base", base, "--delta", delta, "--target", folder / "merged"], folder)
+        check = run_command(["verify", folder / "merged"], folder)
+        for outcome, most in ((merge, 350), (check, 200)):
+            assert outcome.code == 0, outcome.err
+            assert outcome.peak < most
+        seconds[count] = merge.seconds, check.seconds
+    for few, many in zip(*seconds.values(), strict=True):
+        assert many < 6 * few
 
 
 FEW = 40
