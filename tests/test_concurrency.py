@@ -44,6 +44,7 @@ from deltaweights.staging.opened import OpenStaging
 from deltaweights.staging.place import Place, locate
 from deltaweights.util.open_folder import OpenFolder
 from tests.limits import PATIENCE
+from tests.many import make_many, names_of
 from tests.staged import make_staging
 from tests.test_staging import files_of, finish, names_in, small_pair
 
@@ -582,3 +583,26 @@ def test_sign_removes_what_a_killed_one_left(pair: Pair, tmp_path: Path) -> None
     (target / "model.sig.notes.new").unlink()
     signing.sign_folder(target, tmp_path / "key.pem")
     assert verify(target).ok
+
+
+class Workers(Report):
+    """Keeps which threads began shards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[int] = set()
+
+    def shard_started(self, file: str, size: int, nbytes: int) -> None:
+        """See ``Report``."""
+        self.threads.add(threading.get_ident())
+
+
+def test_tiny_tensors_are_one_worker_s_unless_more_are_asked_for(tmp_path: Path) -> None:
+    """Several workers would only pass the interpreter's lock to and fro; the bytes are the same."""
+    base, delta = make_many(tmp_path, names_of(60))
+    reports = {workers: Workers() for workers in (None, 4)}
+    for workers, report in reports.items():
+        apply_delta(base, delta, tmp_path / f"{workers}", max_shard_size=64, workers=workers, report=report)
+    assert len(reports[None].threads) == 1
+    sums = [(tmp_path / f"{workers}" / "SHA256SUMS").read_bytes() for workers in reports]
+    assert sums[0] == sums[1]

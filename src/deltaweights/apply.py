@@ -23,7 +23,6 @@ from deltaweights.part import PartResult, perform_part
 from deltaweights.prepare import Prepared, prepare
 from deltaweights.report import Report
 from deltaweights.wanted import Wanted
-from deltaweights.work import workers_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +80,7 @@ def apply_delta(
     """
     began = time.monotonic()
     report = Report() if report is None else report
-    settings = Settings(device, workers_of(workers), overwrite, strict, allow_unproved_base, require_verified, check)
+    settings = Settings(device, workers, overwrite, strict, allow_unproved_base, require_verified, check)
     settings = replace(settings, read_back=read_back)
     wanted = Wanted(compute_dtype, dtype, max_shard_size, layout, weights, vision_tower)
     which = (recipe, recipe_file)
@@ -120,7 +119,7 @@ def apply_part(
     """
     began = time.monotonic()
     report = Report() if report is None else report
-    settings = Settings(device, workers_of(workers), overwrite, require_verified=require_verified)
+    settings = Settings(device, workers, overwrite, require_verified=require_verified)
     settings = replace(settings, allow_unproved_base=allow_unproved_base)
     opener = _opener(
         base,
@@ -167,7 +166,7 @@ def _opener(
         require_verified=settings.require_verified,
         check=prove,
         allow_unproved_base=settings.allow_unproved_base,
-        hash_workers=settings.workers if hash_inputs else None,
+        hash_workers=settings.threads if hash_inputs else None,
         overwrite=settings.overwrite,
         parted=parted,
         report=report,

@@ -44,7 +44,6 @@ from deltaweights.staging.contents import refuse_foreign
 from deltaweights.staging.place import locate, refuse_inputs
 from deltaweights.staging.unpacking import Unpacking
 from deltaweights.wanted import USUAL, Wanted
-from deltaweights.work import workers_of
 
 MAX_NOTICE = 64 * 1024
 
@@ -82,7 +81,7 @@ def convert_checkpoint(
     or when ``base`` is not what its own manifest says).
     """
     wanted = Wanted(dtype=dtype, max_shard_size=max_shard_size, weights=weights)
-    how = Settings("cpu", workers_of(workers), overwrite, strict)
+    how = Settings("cpu", workers, overwrite, strict)
     return _copy(Operation.CONVERT, base, target, wanted, None, how, hub, report, hash_inputs=hash_inputs)
 
 
@@ -111,7 +110,7 @@ def export_checkpoint(
     Raises as ``convert_checkpoint`` does, and ``CheckFailed`` with ``check``.
     """
     wanted = Wanted(dtype=dtype, max_shard_size=max_shard_size, layout=TRANSFORMERS, vision_tower=vision_tower)
-    how = Settings("cpu", workers_of(workers), overwrite, strict, check=check)
+    how = Settings("cpu", workers, overwrite, strict, check=check)
     known = find_recipe(recipe, recipe_file)
     return _copy(Operation.EXPORT, merged, target, wanted, known, how, hub, report, hash_inputs=hash_inputs)
 
@@ -138,7 +137,7 @@ def _copy(
         wanted,
         recipe=recipe,
         hub=hub,
-        hash_workers=settings.workers if hash_inputs else None,
+        hash_workers=settings.threads if hash_inputs else None,
         overwrite=settings.overwrite,
         report=report,
     )

@@ -79,10 +79,19 @@ class Settings:
     check: bool = False
     read_back: bool = False
 
+    def __post_init__(self) -> None:
+        """Raise ``UsageError`` when nobody may work."""
+        workers_of(self.workers)
+
+    @property
+    def threads(self) -> int:
+        """How many workers there are, whatever the tensors' sizes."""
+        return workers_of(self.workers)
+
     @property
     def resources(self) -> Resources:
         """What the stream may use."""
-        return Resources(self.device, workers_of(self.workers))
+        return Resources(self.device, self.workers)
 
 
 def perform(
@@ -224,7 +233,7 @@ def conclude(
     published_sum = check_sum(records.values(), ending.recipe, report)
     if settings.read_back:
         began = time.monotonic()
-        read_back(staging, fragments, workers_of(settings.workers), report)
+        read_back(staging, fragments, settings.threads, report)
         seconds["read back"] = time.monotonic() - began
     began = time.monotonic()
     digest, manifest_sha256 = write_documents(ending, staging.shards, fragments, findings)

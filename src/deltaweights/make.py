@@ -16,7 +16,6 @@ from deltaweights.merge.operation import Operation
 from deltaweights.prepare import prepare
 from deltaweights.report import Report
 from deltaweights.wanted import Wanted
-from deltaweights.work import workers_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ def make_delta(
     """
     began = time.monotonic()
     report = Report() if report is None else report
-    settings = Settings(device, workers_of(workers), overwrite, strict)
+    settings = Settings(device, workers, overwrite, strict)
     opener = partial(
         prepare,
         Operation.MAKE,
@@ -70,7 +69,7 @@ def make_delta(
         Wanted(compute_dtype, dtype, max_shard_size, weights=weights),
         hub=hub,
         check=check,
-        hash_workers=settings.workers if hash_inputs else None,
+        hash_workers=settings.threads if hash_inputs else None,
         overwrite=overwrite,
         report=report,
     )

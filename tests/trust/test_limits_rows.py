@@ -93,7 +93,7 @@ def test_row74_a_manifest_of_too_many_tensors(tmp_path: Path, normal: float, mak
 
 @pytest.mark.trust
 def test_row88_as_many_tensors_as_there_may_be(tmp_path: Path) -> None:
-    """100,000 tensors are merged in some 290 MB, and verified in a third of that; four times as many take four times as long.
+    """100,000 tensors are merged in some 290 MB, and verified in a third of that; four times as many take four times as long (20 s on a quiet machine).
 
     Measured by a quarter of them in the same minutes: the processors of a shared machine are at times half as fast.
     """

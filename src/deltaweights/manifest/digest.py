@@ -56,10 +56,7 @@ def content_digest(tensors: Iterable[tuple[str, str, tuple[int, ...], str]]) -> 
     the name. It does not depend on sharding, container, order or metadata, and says nothing of configuration files.
     """
     hasher = blake3()
-    for name, dtype, shape, digest in sorted(
-        tensors, key=itemgetter(0)
-    ):  # code points are in the order of UTF-8's bytes
-        sizes = ",".join(map(str, shape))
-        line = f"[{compact_json(name)},{compact_json(dtype)},[{sizes}],{compact_json(digest)}]\n"
-        hasher.update(line.encode())
+    in_order = sorted(tensors, key=itemgetter(0))  # code points are in the order of UTF-8's bytes
+    for chunk in in_chunks(f"{compact_json(line)}\n" for line in in_order):
+        hasher.update(chunk)
     return f"dw1:{hasher.hexdigest()}"

@@ -86,10 +86,10 @@ class ProcessorKernels:
         return round_trip.count(*map(_bytes_of, (base, delta, total, difference)), finite=finite)
 
 
-def _refuse_mixed(*arrays: numkong.Tensor) -> None:
+def _refuse_mixed(one: numkong.Tensor, other: numkong.Tensor, out: numkong.Tensor) -> None:
     """Raise ``TypeError`` for arrays of several dtypes: numkong would write the wider numbers past the end of the narrower ones."""
-    if len({numbers.dtype for numbers in arrays}) > 1:
-        raise TypeError(f"arrays of {' and '.join(numbers.dtype for numbers in arrays)}")
+    if not one.dtype == other.dtype == out.dtype:
+        raise TypeError(f"arrays of {one.dtype} and {other.dtype} and {out.dtype}")
 
 
 def _bytes_of(numbers: numkong.Tensor) -> memoryview:

@@ -20,11 +20,11 @@ from deltaweights.merge.blocks import Block, blocks_of
 from deltaweights.merge.device import kernels_on
 from deltaweights.merge.lane import Lane, Stopped
 from deltaweights.merge.new_rows import NewRows, new_rows_of
-from deltaweights.merge.plan import Plan, Shard
+from deltaweights.merge.plan import Plan, PlannedTensor, Shard
 from deltaweights.merge.writer import ShardWriter
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
-from deltaweights.work import Crew
+from deltaweights.work import Crew, default_workers
 
 BLOCK = 1 << 18
 """Elements per block: 512 KiB of float16, so that a block is still in a core's own cache when it is digested and written. Twice as
@@ -34,12 +34,19 @@ WORKERS_PER_LANE = 2
 """SHA-256 of one file is sequential and takes about a third of all work, so more workers on one shard would wait."""
 
 
+TINY = 1 << 16
+"""Bytes of a tensor that is added and digested in less time than the interpreter needs to arrange it."""
+
+
 @dataclass(frozen=True)
 class Resources:
-    """How to run, none of which changes a bit of the result. ``block`` counts elements."""
+    """How to run, none of which changes a bit of the result. ``block`` counts elements.
+
+    Without a number of ``workers``, there are as many as the tensors keep busy, and at most ``default_workers``.
+    """
 
     device: str = "cpu"
-    workers: int = 2
+    workers: int | None = 2
     block: int = BLOCK
 
 
@@ -69,10 +76,11 @@ class Stream:
     def run(self, shards: Sequence[Shard]) -> Iterator[int]:
         """Make ``shards``; yield the bytes done so far, about ten times a second. Raises what a worker met first."""
         tensors = [tensor for shard in shards for tensor in shard.tensors]
+        self._workers = self._resources.workers or (default_workers() if _keeps_several_busy(tensors) else 1)
         self._new_rows = new_rows_of(tensors, self._base, self._plan.options.compute_dtype, self._resources.block)
         self._feed = self._blocks(shards)
         with kernels_on(self._resources.device) as make_kernels:
-            self._crew = Crew(lambda: self._work_unless_stopped(make_kernels), self._resources.workers)
+            self._crew = Crew(lambda: self._work_unless_stopped(make_kernels), self._workers)
             try:
                 for _ in self._crew.run():
                     yield sum(lane.done for lane in self._lanes)
@@ -128,7 +136,7 @@ class Stream:
         """Yield the blocks of all shards: those of one shard in order, those of the shards in flight in turn."""
         waiting = deque(shards)
         flying: deque[tuple[Lane, Iterator[Block]]] = deque()
-        most = max(1, self._resources.workers // WORKERS_PER_LANE)
+        most = max(1, self._workers // WORKERS_PER_LANE)
         while waiting or flying:
             while waiting and len(flying) < most:
                 shard = waiting.popleft()
@@ -140,6 +148,14 @@ class Stream:
             if block is not None:
                 flying.append((lane, blocks))
                 yield lane, block
+
+
+def _keeps_several_busy(tensors: Sequence[PlannedTensor]) -> bool:
+    """Return whether most of the work is done outside the interpreter's lock.
+
+    Where tensors are tiny it is not, and two workers that pass the lock to and fro take up to 1.6 times as long as one.
+    """
+    return sum(tensor.spec.nbytes for tensor in tensors) >= TINY * len(tensors)
 
 
 def read_block(
