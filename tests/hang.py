@@ -61,7 +61,7 @@ def _end(item: pytest.Item, settings: Any) -> None:
             capture.suspend_global_capture()
         said = "\n".join([f"+++ {item.nodeid} hangs: what the kernel says of all its threads +++", *told(os.getpid())])
         os.write(2, f"\n{said}\n".encode(errors="backslashreplace"))
-        faulthandler.dump_traceback(2)  # pytest-timeout's own lead nowhere where xdist has started this process
+        faulthandler.dump_traceback(2)  # pytest-timeout's own primary nowhere where xdist has started this process
         # Left behind, they would keep the pipes of whoever waits for the end of the tests.
         for process in [*below(os.getpid())][::-1]:
             with contextlib.suppress(OSError):

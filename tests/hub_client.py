@@ -19,11 +19,11 @@ import huggingface_hub as hf
 import pytest
 from huggingface_hub import constants
 
-from deltaweights.download import Downloaded, download
 from deltaweights.hub import patience
 from deltaweights.hub.arrival import Arrival
 from deltaweights.hub.locate import HubOptions
 from deltaweights.hub.rooms import DiskRoom
+from deltaweights.jobs.download import Downloaded, download
 from deltaweights.report import Report
 from tests.hub_server import HubServer
 from tests.limits import PATIENCE

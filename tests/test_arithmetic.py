@@ -236,7 +236,7 @@ def test_a_cast_keeps_nan(make: type[ProcessorKernels]) -> None:
         for wanted, torch_dtype in DTYPES_BY_CODE.items():
             size = {"F16": 2, "F32": 4, "F64": 8}[dtype]
             bench = Workbench(kernels, Task(Operation.APPLY, wanted, wanted), len(words))
-            bench.lead[: len(words) * size] = b"".join(word.to_bytes(size, "little") for word in words)
+            bench.primary[: len(words) * size] = b"".join(word.to_bytes(size, "little") for word in words)
             result = bench.combine(len(words), dtype, None, ())
             assert result.tally.nonfinite == len(words), f"{dtype} to {wanted}"
             stored = torch.frombuffer(bytearray(result.data), dtype=torch_dtype)
@@ -253,7 +253,7 @@ def test_kernels_leave_their_inputs_alone(make: type[ProcessorKernels]) -> None:
     bench = Workbench(make(), Task(Operation.APPLY, "BF16", "F16"), len(base))
     before = [tensor.view(torch.uint8).numpy().tobytes() for tensor in (base, delta)]
     size = len(before[0])
-    bench.base[:size], bench.lead[:size] = before
+    bench.base[:size], bench.primary[:size] = before
     bench.combine(len(base), "F16", "F16", (Run(0, len(base), 0),))
-    assert [bytes(bench.base[:size]), bytes(bench.lead[:size])] == before
+    assert [bytes(bench.base[:size]), bytes(bench.primary[:size])] == before
     assert same_bits({"w": base}, {"w": torch.frombuffer(bytearray(bench.base[:size]), dtype=torch.float16)})

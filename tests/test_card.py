@@ -15,8 +15,8 @@ from huggingface_hub import ModelCard
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from deltaweights.card import FAMILIES, CardFacts, Origin, model_card
 from deltaweights.export.conversation import conversations
+from deltaweights.jobs.model_card import FAMILIES, CardFacts, Origin, model_card
 from deltaweights.recipes import table as forms
 
 NOTICE = (
@@ -34,7 +34,7 @@ LLAVA_MED = CardFacts(
     digest=f"dw1:{'a' * 64}",
     original_digest=f"dw1:{'b' * 64}",
     base=BASE,
-    lead=DELTA,
+    primary=DELTA,
     vision_tower=Origin("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41"),
     images=True,
     recipe="llava-med-7b",
@@ -56,7 +56,7 @@ MADE = CardFacts(
     kind="delta",
     layout="original",
     digest=f"dw1:{'c' * 64}",
-    lead=Origin(digest=f"dw1:{'3' * 64}"),
+    primary=Origin(digest=f"dw1:{'3' * 64}"),
     compute_dtype="float32",
     stored_dtype="float32",
 )
@@ -223,7 +223,7 @@ def everywhere(text: str) -> CardFacts:
         "stop_strings": (text,),
     }
     texts: dict[str, Any] = dict.fromkeys(TEXTS, text)
-    return replace(LLAVA_MED, base=origin, lead=origin, vision_tower=origin, **texts, **lists)
+    return replace(LLAVA_MED, base=origin, primary=origin, vision_tower=origin, **texts, **lists)
 
 
 def load(facts: CardFacts, folder: Path) -> tuple[dict[str, Any], str]:
@@ -297,7 +297,7 @@ def test_the_hub_reads_every_field_of_the_head(tmp_path: Path) -> None:
             ("merge", ["base", "lead"], "text-generation", "transformers"),
         ),
         (replace(LLAVA_MED, base=Origin()), ("merge", ["lead"], "image-text-to-text", "transformers")),
-        (replace(LLAVA_MED, lead=Origin(), base=Origin()), (None, None, "image-text-to-text", "transformers")),
+        (replace(LLAVA_MED, primary=Origin(), base=Origin()), (None, None, "image-text-to-text", "transformers")),
         (replace(LLAVA_MED, kind="delta"), ("adapter", ["base"], None, None)),
         (replace(LLAVA_MED, kind="copy", images=False), (None, None, "text-generation", "transformers")),
     ],

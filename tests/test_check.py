@@ -22,14 +22,14 @@ import transformers
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from deltaweights.errors import CheckFailed, DeltaweightsError, InputOutputError, MalformedInput
-from deltaweights.interruption import Interrupted
+from deltaweights.inference.bounds import LARGEST_VOCABULARY
+from deltaweights.inference.child import check_in_child
+from deltaweights.inference.findings import Problem
+from deltaweights.inference.loading import Refusal, quietly, refusals
+from deltaweights.inference.structure import check_structure
+from deltaweights.inference.tensors import StoredNames
 from deltaweights.report import Report
-from deltaweights.running.bounds import LARGEST_VOCABULARY
-from deltaweights.running.child import check_in_child
-from deltaweights.running.findings import Problem
-from deltaweights.running.loading import Refusal, quietly, refusals
-from deltaweights.running.structure import check_structure
-from deltaweights.running.tensors import StoredNames
+from deltaweights.util.interruption import Interrupted
 from tests.conftest import Run
 from tests.limits import PATIENCE
 from tests.tiny_llava import (
@@ -833,7 +833,7 @@ def test_the_command_gives_json(run: Run, tmp_path: Path) -> None:
 
 LIMITED = """
 import sys
-from deltaweights.running import time_limit
+from deltaweights.inference import time_limit
 time_limit.SECONDS, time_limit.GRACE = {seconds}, {grace}
 {more}
 from deltaweights.cli import main
@@ -863,7 +863,7 @@ def test_a_check_that_the_library_takes_too_long_for_is_ended(llava: Path) -> No
 
 def test_code_that_hears_of_no_signal_is_ended_by_the_system(llava: Path) -> None:
     """The library's compiled parts may: then it is the system's limit that counts."""
-    deaf = "from deltaweights.running import structure; structure.read_folder = lambda folder: sum(range(10**12))"
+    deaf = "from deltaweights.inference import structure; structure.read_folder = lambda folder: sum(range(10**12))"
     assert limited(llava, deaf, seconds=4, grace=1).returncode == -signal.SIGXCPU
 
 
@@ -954,10 +954,10 @@ def test_a_child_ends_with_its_parent(number: signal.Signals, llava: Path) -> No
     program = f"""
 import click
 from pathlib import Path
-from deltaweights import interruption
+from deltaweights.util import interruption
 from deltaweights.cli.run import run
 from deltaweights.report import Report
-from deltaweights.running import child
+from deltaweights.inference import child
 
 @click.command()
 def command():
@@ -1037,7 +1037,7 @@ def test_a_check_of_7b_reads_no_weights(tmp_path: Path) -> None:
     total = make_7b(tmp_path / "big")
     program = f"""
 from pathlib import Path
-from deltaweights.running.structure import check_structure
+from deltaweights.inference.structure import check_structure
 report = check_structure({str(tmp_path / "big")!r})
 read = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines()).get("rchar", 0)
 # Not ru_maxrss: Linux counts the memory of whoever starts a process as that process's peak.

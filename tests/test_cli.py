@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from deltaweights import __version__
-from deltaweights.apply import apply_delta
 from deltaweights.cli.group import COMMANDS
 from deltaweights.cli.group import deltaweights as group
 from deltaweights.errors import TargetBusy
+from deltaweights.jobs.apply import apply_delta
 from tests.conftest import Run
 from tests.limits import PATIENCE
 from tests.pairs import base_tensors, delta_tensors, load, reference, same_bits, save

@@ -22,16 +22,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deltaweights import part as parts
-from deltaweights.apply import apply_delta, apply_part
+from deltaweights.cluster import part as parts
+from deltaweights.cluster.finish import finish_parts
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
-from deltaweights.finish import finish_parts
 from deltaweights.hub import directory as hub_directory
 from deltaweights.hub import transfer
 from deltaweights.hub.access import Access, HubFile, Listing
 from deltaweights.hub.directory import How, HubDirectory
 from deltaweights.hub.downloads import Downloads
-from deltaweights.interruption import Interrupted
+from deltaweights.jobs.apply import apply_delta, apply_part
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
 from deltaweights.signing import folder as signing
@@ -42,6 +41,7 @@ from deltaweights.staging.contents import Contents
 from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.opened import OpenStaging
 from deltaweights.staging.place import Place, locate
+from deltaweights.util.interruption import Interrupted
 from deltaweights.util.open_folder import OpenFolder
 from tests.limits import PATIENCE
 from tests.many import make_many, names_of
@@ -489,7 +489,7 @@ def test_finish_of_what_was_given_up_meanwhile(pair: Pair, tmp_path: Path, monke
     """Parts that are given up between the look and the lock are not said to be published."""
     target = tmp_path / "out"
     both_parts(pair, target)
-    from deltaweights import finish as finishing  # noqa: PLC0415
+    from deltaweights.cluster import finish as finishing  # noqa: PLC0415
 
     class Late(StagingLock):
         def __init__(self, place: Place) -> None:

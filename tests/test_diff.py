@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from deltaweights import DiffReport, apply_delta, diff_checkpoints
-from deltaweights.comparison import reading
-from deltaweights.comparison.diff import DifferingTensor
+from deltaweights.diff import read_pairs as reading
+from deltaweights.diff.compare import DifferingTensor
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.report import Report
 from tests.conftest import Run

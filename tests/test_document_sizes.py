@@ -13,19 +13,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltaweights import limits
-from deltaweights.apply import apply_delta
 from deltaweights.errors import MalformedInput
-from deltaweights.json_reader import JsonReader
-from deltaweights.limits import MANIFEST, MOST_VALUE, Limit
+from deltaweights.jobs.apply import apply_delta
+from deltaweights.jobs.prepare import prepare
+from deltaweights.jobs.request import Wanted
 from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord
 from deltaweights.manifest.tally import Proof, Tally
 from deltaweights.merge import document_sizes
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import Plan
-from deltaweights.prepare import prepare
-from deltaweights.text import Items, Members, compact_json, compact_pieces, readable_json, strict_json
-from deltaweights.wanted import Wanted
+from deltaweights.util import limits
+from deltaweights.util.json_reader import JsonReader
+from deltaweights.util.limits import MANIFEST, MOST_VALUE, Limit
+from deltaweights.util.text import Items, Members, compact_json, compact_pieces, readable_json, strict_json
 from tests.pairs import Tensors, save
 
 NAMES = ("w", "слой.{}", 'a"\\{,[', "x" * 300, "😀.weight")
@@ -225,10 +225,10 @@ def test_refuses_values_and_counts_without_end(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ValueError, match="more than 3 items in one list"):
         tuple(reader.value() for _ in reader.items(3))
     names = json.dumps({f"{number}{'x' * 10_000}": 1 for number in range(20)}).encode()
-    monkeypatch.setattr("deltaweights.json_reader.MOST_NAMES", 100_000)
+    monkeypatch.setattr("deltaweights.util.json_reader.MOST_NAMES", 100_000)
     with pytest.raises(ValueError, match="names that take more than 100,000 bytes"):
         JsonReader(names, MANIFEST).skip()
-    monkeypatch.setattr("deltaweights.json_reader.MOST_STEPS", 5)
+    monkeypatch.setattr("deltaweights.util.json_reader.MOST_STEPS", 5)
     with pytest.raises(ValueError, match="more than 5 members and items"):
         JsonReader(names, MANIFEST).skip()
 

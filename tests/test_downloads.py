@@ -25,7 +25,6 @@ from huggingface_hub import constants
 from huggingface_hub.utils.sha import git_hash
 
 from deltaweights.cli.group import deltaweights
-from deltaweights.download import download
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput, UsageError
 from deltaweights.hub import directory as hub_directory
 from deltaweights.hub import patience as patience_module
@@ -34,6 +33,7 @@ from deltaweights.hub.downloads import CONNECTIONS, MOST_RESTARTS
 from deltaweights.hub.locate import HubOptions
 from deltaweights.hub.patience import LONGEST, TRIES, Patience
 from deltaweights.hub.transfer import Damaged
+from deltaweights.jobs.download import download
 from deltaweights.recipes import catalogue
 from tests.hub_answers import Hub
 from tests.hub_client import Machine, forget_connections, wait_for

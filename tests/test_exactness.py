@@ -21,15 +21,15 @@ from blake3 import blake3
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from deltaweights.apply import ApplyResult, apply_delta
 from deltaweights.errors import CheckFailed
+from deltaweights.jobs.apply import ApplyResult, apply_delta
+from deltaweights.jobs.prepare import prepare
 from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.merge import stream
 from deltaweights.merge.arithmetic import Kernels, Task, Workbench
 from deltaweights.merge.operation import Operation
-from deltaweights.prepare import prepare
 from deltaweights.staging.place import locate
-from deltaweights.text import compact_pieces
+from deltaweights.util.text import compact_pieces
 from tests.limits import PATIENCE
 from tests.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
 
@@ -45,7 +45,7 @@ EMBEDDING = "model.embed_tokens.weight"
 def blocks_of(elements: int) -> Iterator[None]:
     """Make the stream work in blocks of so many elements."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deltaweights.job.Resources", partial(stream.Resources, block=elements))
+        patch.setattr("deltaweights.jobs.run.Resources", partial(stream.Resources, block=elements))
         yield
 
 
@@ -301,7 +301,7 @@ def test_the_model_does_not_depend_on_how_the_inputs_were_stored(tmp_path: Path)
 
 RUN = """
 import sys
-from deltaweights.apply import apply_delta
+from deltaweights.jobs.apply import apply_delta
 apply_delta(*sys.argv[1:4], workers=int(sys.argv[4]), max_shard_size=30_000)
 """
 

@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaTokenizer
 from transformers.convert_slow_tokenizer import generate_merges
 
-from deltaweights.demo import NEW_TOKENS, VOCABULARY, make_pair
 from deltaweights.errors import MalformedInput, Mismatch
 from deltaweights.export.sentencepiece import MOST_BYTES, merges_of, read_model
 from deltaweights.export.tokenizer import RepairedTokenizer, repair_tokenizer
+from deltaweights.jobs.demo import NEW_TOKENS, VOCABULARY, make_pair
 from tests.limits import MOMENT
 from tests.tokenizers_2023 import (
     BYTES,

@@ -20,7 +20,7 @@ from random import Random
 
 import pytest
 
-from deltaweights.apply import apply_delta
+from deltaweights.jobs.apply import apply_delta
 from deltaweights.staging.place import locate
 from tests.faults.injection import KILL, OPENS, READS, WRITES, Call, command, is_lie, is_possible
 from tests.faults.sweep import OF_SIGNALS, SCENARIOS, Run, Scenario, fault, make_inputs, sweep

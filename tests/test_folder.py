@@ -22,13 +22,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deltaweights import limits
-from deltaweights.apply import apply_delta
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
-from deltaweights.limits import MOST_TENSORS
+from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
+from deltaweights.util import limits
+from deltaweights.util.limits import MOST_TENSORS
 from tests.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"

@@ -16,7 +16,7 @@ from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord
 from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.manifest.tally import Proof, Tally
 from deltaweights.merge.shards import shard_cuts, shard_name
-from deltaweights.text import Json, natural_key, readable_json, strict_json
+from deltaweights.util.text import Json, natural_key, readable_json, strict_json
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs" / "manifest-format.md").read_text()

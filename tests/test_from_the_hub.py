@@ -16,21 +16,21 @@ import numpy as np
 import pytest
 import torch
 
-from deltaweights.apply import ApplyResult, apply_delta
 from deltaweights.checkpoint.directory import LocalDirectory
 from deltaweights.cli.group import deltaweights
-from deltaweights.comparison.diff import diff_checkpoints
-from deltaweights.convert import convert_checkpoint
+from deltaweights.diff.compare import diff_checkpoints
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
 from deltaweights.hub import directory as hub_directory
 from deltaweights.hub.files import Refetched
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.locate import Hub, HubOptions
 from deltaweights.hub.transfer import Damaged
-from deltaweights.inspection import inspect_checkpoint
-from deltaweights.make import make_delta
+from deltaweights.jobs.apply import ApplyResult, apply_delta
+from deltaweights.jobs.check_base import check_base
+from deltaweights.jobs.convert import convert_checkpoint
+from deltaweights.jobs.inspect import inspect_checkpoint
+from deltaweights.jobs.make import make_delta
 from deltaweights.manifest.verify import verify
-from deltaweights.round_trip import check_base
 from deltaweights.staging.folder import StagingFolder
 from tests.hub_client import Machine, forget_connections, wait_for
 from tests.hub_server import Fault, HubServer

@@ -24,20 +24,20 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
-from deltaweights.apply import apply_delta
-from deltaweights.comparison.diff import diff_checkpoints
-from deltaweights.convert import convert_checkpoint
+from deltaweights.diff.compare import diff_checkpoints
 from deltaweights.errors import InputOutputError, MalformedInput, Mismatch, TargetBusy, UsageError
-from deltaweights.inspection import inspect_checkpoint
-from deltaweights.make import make_delta
+from deltaweights.jobs.apply import apply_delta
+from deltaweights.jobs.check_base import check_base
+from deltaweights.jobs.convert import convert_checkpoint
+from deltaweights.jobs.inspect import inspect_checkpoint
+from deltaweights.jobs.make import make_delta
+from deltaweights.jobs.prepare import prepare
+from deltaweights.jobs.request import Wanted
 from deltaweights.manifest.verify import verify
 from deltaweights.merge.evidence import OTHER, SUSPICIONS
 from deltaweights.merge.operation import Operation
-from deltaweights.prepare import prepare
 from deltaweights.report import Report
-from deltaweights.round_trip import check_base
 from deltaweights.staging.place import Place, locate
-from deltaweights.wanted import Wanted
 from tests.conftest import Run
 from tests.limits import PATIENCE
 from tests.meta import save_meta
@@ -1295,7 +1295,7 @@ def test_check_base_by_a_recipe(run: Run, tmp_path: Path) -> None:
 
 def test_check_base_looks_at_added_rows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a larger vocabulary the base's rows are looked at; new rows, which say nothing of the base, are not even read."""
-    monkeypatch.setattr("deltaweights.round_trip.BLOCK", 1000)
+    monkeypatch.setattr("deltaweights.jobs.check_base.BLOCK", 1000)
     delta = delta_tensors(LARGE, 5000, projector=False)
     base, given = save(LARGE, tmp_path / "base"), save(delta, tmp_path / "delta", "safetensors", 1)
     with counted_reads() as read:
@@ -1337,7 +1337,7 @@ def test_check_base_unpacks_where_temporary_files_are(scratch: Path, run: Run) -
 @pytest.mark.parametrize("share", [0.05, 0.25, 0.5])
 def test_a_sample_reads_its_share(tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample reads about that share of both inputs, beyond what headers and names need, and finds a wrong base all the same."""
-    monkeypatch.setattr("deltaweights.round_trip.BLOCK", 512)
+    monkeypatch.setattr("deltaweights.jobs.check_base.BLOCK", 512)
     monkeypatch.setattr("deltaweights.checkpoint.samples.FEW", 1)  # of tensors as small as these, samples are all
     base, delta = save(LARGE, tmp_path / "base"), save(GIVEN, tmp_path / "delta")
     weights, _ = expected_of(LARGE, GIVEN)
@@ -1358,7 +1358,7 @@ def test_a_sample_reads_its_share(tmp_path: Path, share: float, monkeypatch: pyt
 
 def test_a_sample_is_the_same_every_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One share of one pair gives one report, whatever the number of workers; a larger share looks at other weights."""
-    monkeypatch.setattr("deltaweights.round_trip.BLOCK", 1000)
+    monkeypatch.setattr("deltaweights.jobs.check_base.BLOCK", 1000)
     base, delta = save(noisy(0.02), tmp_path / "base"), save(GIVEN, tmp_path / "delta")
     proofs = [check_base(base, delta, sample=0.3, workers=workers).proof for workers in (1, 2, 5, 1)]
     assert all(proof == proofs[0] for proof in proofs)

@@ -24,12 +24,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import deltaweights
-from deltaweights.apply import apply_delta
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.inspection import InspectReport, SharedStorage, Total, inspect_checkpoint
+from deltaweights.jobs.apply import apply_delta
+from deltaweights.jobs.inspect import InspectReport, SharedStorage, Total, inspect_checkpoint
 from deltaweights.merge.rules import is_buffer
-from deltaweights.names import group_names
-from deltaweights.sizes import human_bytes
+from deltaweights.util.name_groups import group_names
+from deltaweights.util.sizes import human_bytes
 from tests.conftest import Run
 from tests.limits import MOMENT, PATIENCE
 from tests.pairs import Tensors, base_tensors, delta_tensors, save
@@ -384,7 +384,7 @@ def llama_7b() -> dict[str, tuple[int, ...]]:
 
 READ = """
 import sys
-from deltaweights.inspection import inspect_checkpoint
+from deltaweights.jobs.inspect import inspect_checkpoint
 
 def read():
     return next(int(line.split()[1]) for line in open("/proc/self/io") if line.startswith("rchar"))

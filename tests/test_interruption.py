@@ -21,11 +21,11 @@ from typing import cast
 
 import pytest
 
-from deltaweights import interruption
-from deltaweights.apply import apply_delta
-from deltaweights.interruption import Interrupted, check
+from deltaweights.jobs.apply import apply_delta
 from deltaweights.staging.place import locate
-from deltaweights.work import Crew
+from deltaweights.util import interruption
+from deltaweights.util.interruption import Interrupted, check
+from deltaweights.util.workers import Crew
 from tests.faults.sweep import files_of
 from tests.limits import PATIENCE
 from tests.test_staging import names_in, small_pair
@@ -135,7 +135,7 @@ def test_a_handler_leaves_no_lock_taken(number: signal.Signals) -> None:
     """A signal right after a condition took its lock, between two steps of Python's, leaves the lock as it finds it."""
     program = f"""
     import os, threading
-    from deltaweights import interruption
+    from deltaweights.util import interruption
     interruption.listen()
     enter = threading.Condition.__enter__
     def interrupted_enter(self):
@@ -235,7 +235,7 @@ MODULES = ("gc", "deltaweights.cli.run", "click", "deltaweights.cli.group", "del
 def test_while_something_is_imported(pair: Pair, tmp_path: Path, number: signal.Signals, module: str) -> None:
     """A signal during an import ends the run with its line, whoever imports what."""
     program = f"""
-    from deltaweights import interruption
+    from deltaweights.util import interruption
     class Sender:
         def find_spec(name, path=None, target=None):
             if name == {module!r} or {module == "gc"}:
@@ -255,7 +255,7 @@ def test_while_something_is_imported(pair: Pair, tmp_path: Path, number: signal.
 def test_an_early_signal_is_an_event_too(tmp_path: Path, number: signal.Signals) -> None:
     """Where events were asked for, so is what came before the command line was read."""
     program = f"""
-    from deltaweights import interruption
+    from deltaweights.util import interruption
     listen = interruption.listen
     interruption.listen = lambda: (listen(), send({int(number)}))
     """
@@ -291,7 +291,7 @@ def test_row83_a_second_one_while_the_first_is_told(pair: Pair, tmp_path: Path, 
         time.sleep(0.05)
         return leave(*arguments)
     Console.fail, StagingLock.__exit__ = fail_and_send, send_and_leave
-    from deltaweights import interruption
+    from deltaweights.util import interruption
     interruption.WITHIN = 0.0  # three within two seconds would end it at once
     from deltaweights.merge import stream
     read = stream.read_block
@@ -332,7 +332,7 @@ def test_the_third_ends_at_once(number: signal.Signals, wait: str) -> None:
     """What is held up where it cannot poll does not hear the first two signals; the third within two seconds ends it."""
     program = f"""
 import os, sys
-from deltaweights import interruption
+from deltaweights.util import interruption
 interruption.listen()
 interruption.count()
 print("begun", flush=True)
@@ -357,9 +357,10 @@ def test_what_waits_ends(number: signal.Signals, wait: str) -> None:
     """Whatever a command waits for, one signal ends it."""
     program = f"""
 import os, sys, time
-from deltaweights import cli, interruption
-from deltaweights.running.process import finished
-from deltaweights.work import Crew
+from deltaweights import cli
+from deltaweights.util import interruption
+from deltaweights.inference.process import finished
+from deltaweights.util.workers import Crew
 import click
 def work():
     while not interruption.heard():
@@ -395,7 +396,7 @@ def test_what_is_ignored_stays_ignored(pair: Pair, tmp_path: Path) -> None:
 
 PROGRAM = """
 import os, sys
-from deltaweights import interruption
+from deltaweights.util import interruption
 listen, told = interruption.listen, int(sys.argv.pop(1))
 def listen_and_tell():
     listen()

@@ -22,10 +22,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from deltaweights.apply import apply_delta
-from deltaweights.comparison.diff import diff_checkpoints
-from deltaweights.convert import convert_checkpoint
+from deltaweights.diff.compare import diff_checkpoints
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
+from deltaweights.jobs.apply import apply_delta
+from deltaweights.jobs.convert import convert_checkpoint
 from deltaweights.manifest.listing import Listing, list_checkpoint
 from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.manifest.verify import verify

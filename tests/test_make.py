@@ -15,10 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltaweights.apply import apply_delta
 from deltaweights.checkpoint.tensors import LazyTensor, Storage, TensorSpec
 from deltaweights.errors import CheckFailed, Mismatch, TargetBusy
-from deltaweights.make import MakeResult, make_delta
+from deltaweights.jobs.apply import apply_delta
+from deltaweights.jobs.make import MakeResult, make_delta
 from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.manifest.verify import verify
 from deltaweights.merge.arithmetic import Kernels, Task, Workbench
@@ -268,22 +268,22 @@ INVERSE = {Fate.SUBTRACT: Fate.ADD, Fate.SUBTRACT_BLOCK: Fate.ADD_BLOCK, Fate.CO
 
 
 @settings(deadline=None)
-@given(base=Headers, lead=Headers)
+@given(base=Headers, primary=Headers)
 def test_the_rules_of_make_are_those_of_apply_backwards(
-    base: dict[str, tuple[int, int]], lead: dict[str, tuple[int, int]]
+    base: dict[str, tuple[int, int]], primary: dict[str, tuple[int, int]]
 ) -> None:
     """Whatever can be made can be applied to the same base, with the opposite fates, and the other way round."""
     try:
-        made = match(lazy(base), lazy(lead), Operation.MAKE)
+        made = match(lazy(base), lazy(primary), Operation.MAKE)
     except Mismatch:
         with pytest.raises(Mismatch):
-            match(lazy(base), lazy(lead), Operation.APPLY)
+            match(lazy(base), lazy(primary), Operation.APPLY)
         return
-    applied = match(lazy(base), lazy(lead), Operation.APPLY)
-    assert [(m.lead, m.base, INVERSE[m.fate]) for m in made.matches] == [
-        (m.lead, m.base, m.fate) for m in applied.matches
+    applied = match(lazy(base), lazy(primary), Operation.APPLY)
+    assert [(m.primary, m.base, INVERSE[m.fate]) for m in made.matches] == [
+        (m.primary, m.base, m.fate) for m in applied.matches
     ]
-    assert (made.dropped_base, made.dropped_lead) == (applied.dropped_base, applied.dropped_lead)
+    assert (made.dropped_base, made.dropped_primary) == (applied.dropped_base, applied.dropped_primary)
 
 
 @settings(deadline=None, max_examples=60)
@@ -300,7 +300,7 @@ def test_weights_within_a_factor_of_two_of_their_base_always_come_back(seed: int
     sign = random.integers(0, 2, 4096) << (8 * size - 1)
     kernels: Kernels = ProcessorKernels()
     bench = Workbench(kernels, Task(Operation.MAKE, dtype, dtype, check=True), 4096)
-    bench.lead[: 4096 * size] = (target | sign).astype(kind).tobytes()
+    bench.primary[: 4096 * size] = (target | sign).astype(kind).tobytes()
     bench.base[: 4096 * size] = (base | sign).astype(kind).tobytes()
     outcome = bench.combine(4096, dtype, dtype, (Meeting(0, 4096, 0),))
     negative_zeros = int(((target == 0) & (sign != 0)).sum())  # a sum that is zero is +0

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from deltaweights.apply import apply_delta
 from deltaweights.checkpoint.checksums import prove
 from deltaweights.checkpoint.directory import LocalDirectory
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.meta.config import meta_companions
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
+from deltaweights.jobs.apply import apply_delta
 from tests.meta import meta_tensors, params_of, save_meta, split
 from tests.pairs import Tensors, base_tensors, delta_tensors, save
 from tests.test_folder import POINTER

@@ -24,17 +24,17 @@ import numpy as np
 import pytest
 import torch
 
-from deltaweights.apply import apply_delta
 from deltaweights.checkpoint.files import LocalFile
-from deltaweights.convert import convert_checkpoint
 from deltaweights.errors import Mismatch
 from deltaweights.hub.cache import Snapshot, snapshot_at, stated_sha256
-from deltaweights.inspection import inspect_checkpoint
-from deltaweights.make import make_delta
-from deltaweights.naming import SMALL, Identity
+from deltaweights.jobs.apply import apply_delta
+from deltaweights.jobs.check_base import check_base
+from deltaweights.jobs.convert import convert_checkpoint
+from deltaweights.jobs.inspect import inspect_checkpoint
+from deltaweights.jobs.make import make_delta
+from deltaweights.recipes.identity import SMALL, Identity
 from deltaweights.recipes.models import KnownFile, KnownModel, model
 from deltaweights.report import Report
-from deltaweights.round_trip import check_base
 from tests.conftest import Run
 from tests.meta import save_meta
 from tests.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
@@ -128,8 +128,8 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Known:
     made = Known()
     for place in ("naming", "pair"):
         monkeypatch.setattr(f"deltaweights.{place}.known_file", made.models.get)
-    monkeypatch.setattr("deltaweights.naming.recipe_of_file", made.recipes.get)
-    monkeypatch.setattr("deltaweights.pair.recipe_of_file", made.recipes.get)
+    monkeypatch.setattr("deltaweights.recipes.identity.recipe_of_file", made.recipes.get)
+    monkeypatch.setattr("deltaweights.jobs.inputs.recipe_of_file", made.recipes.get)
     return made
 
 

@@ -27,21 +27,23 @@ from deltaweights import (
     apply_delta,
     verify,
 )
-from deltaweights.apply import apply_part
-from deltaweights.codec import decode, encode
-from deltaweights.ending import Ending, ending_of, load, store
-from deltaweights.finish import finish_parts
+from deltaweights.cluster.finish import finish_parts
+from deltaweights.cluster.handoff import load_handoff as load
+from deltaweights.cluster.handoff import store_handoff as store
 from deltaweights.hub.locate import HubOptions
+from deltaweights.jobs.apply import apply_part
+from deltaweights.jobs.inputs import find_recipe
+from deltaweights.jobs.planned_result import PlannedResult, planned_result
+from deltaweights.jobs.prepare import prepare
+from deltaweights.jobs.request import Wanted
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.parts import Part, parse_part, share_of
 from deltaweights.merge.plan import Options, Shard
 from deltaweights.merge.torch_frame import TorchFrame
-from deltaweights.pair import find_recipe
-from deltaweights.prepare import prepare
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.place import locate
-from deltaweights.wanted import Wanted
+from deltaweights.util.codec import decode, encode
 from tests.limits import PATIENCE
 from tests.pairs import base_tensors, delta_tensors, save
 
@@ -227,7 +229,7 @@ def test_a_part_killed_at_any_time(
     target = tmp_path / "out"
     program = (
         "import os, signal, sys, time\n"
-        "from deltaweights.part import StagingFolder\n"
+        "from deltaweights.cluster.part import StagingFolder\n"
         "keep, kept = StagingFolder.keep_from, []\n"
         "def count(self, folder, fragment):\n"
         "    keep(self, folder, fragment)\n"
@@ -330,10 +332,10 @@ def test_an_ending_comes_back_as_it_was(tiny: Pair, tmp_path: Path) -> None:
     """What a part leaves in staging, plan, recipe, companions and all, is read back equal, for every recipe of the package."""
     place = locate(tmp_path / "out")
     with prepare(Operation.APPLY, *tiny, tmp_path / "out", Wanted(max_shard_size=SIZE), check=True) as job:
-        ending = ending_of(job)
+        ending = planned_result(job)
     for name in (None, "llava-med-7b", "alpaca-7b", "vicuna-7b-v0", "llava-13b-v0"):
         known: Recipe | None = find_recipe(name, None)
-        one = Ending(**{**vars(ending), "recipe": known})
+        one = PlannedResult(**{**vars(ending), "recipe": known})
         with StagingLock(place) as lock:
             store(one, lock.staging)
             other = load(lock.staging)

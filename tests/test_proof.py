@@ -23,10 +23,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltaweights.apply import ApplyResult, apply_delta
 from deltaweights.errors import CheckFailed, MalformedInput, Mismatch
-from deltaweights.health import SumFound, check_sum, judge_base, proof_line
-from deltaweights.make import make_delta
+from deltaweights.jobs.apply import ApplyResult, apply_delta
+from deltaweights.jobs.check_base import check_base
+from deltaweights.jobs.findings import SumFound, check_sum, judge_base, proof_line
+from deltaweights.jobs.make import make_delta
 from deltaweights.manifest.findings import Findings, ProofRecord
 from deltaweights.manifest.manifest import Fragment, TensorRecord
 from deltaweights.manifest.parsed import parse_manifest
@@ -41,7 +42,6 @@ from deltaweights.merge.operation import Operation
 from deltaweights.merge.record import proof_of as record_of
 from deltaweights.recipes.recipe import Recipe, parse_recipe
 from deltaweights.report import Report
-from deltaweights.round_trip import check_base
 from deltaweights.staging.folder import StagingFolder
 from deltaweights.staging.place import locate
 from tests.conftest import Run
@@ -358,8 +358,8 @@ def tally_of(pairs: Sequence[tuple[int, int]], meets: Sequence[bool], dtype: str
         inputs = [number(word, dtype) for word in ((b, d) if met else (d,))]
         overflow += all(map(math.isfinite, inputs)) and not math.isfinite(result)
     met_pairs = [pair for pair, met in zip(pairs, meets, strict=True) if met]
-    of_base, of_lead = [b for b, _ in met_pairs], [d for _, d in pairs]
-    counts = [sum(not math.isfinite(number(word, dtype)) for word in words) for words in (of_base, of_lead)]
+    of_base, of_primary = [b for b, _ in met_pairs], [d for _, d in pairs]
+    counts = [sum(not math.isfinite(number(word, dtype)) for word in words) for words in (of_base, of_primary)]
     proof = proof_of(of_base, [d for _, d in met_pairs], dtype)
     return Tally(nonfinite, counts[0], counts[1], overflow, proof=proof)
 
@@ -377,9 +377,9 @@ def test_counts_are_the_reference_s_in_blocks_of_any_size(
     found = Tally(proof=Proof())
     for first in range(0, len(pairs), block):
         part, met = pairs[first : first + block], meets[first : first + block]
-        lead = packed([d for _, d in part], dtype)
+        primary = packed([d for _, d in part], dtype)
         base = packed([b for (b, _), there in zip(part, met, strict=True) if there], dtype)
-        bench.lead[: len(lead)], bench.base[: len(base)] = lead, base
+        bench.primary[: len(primary)], bench.base[: len(base)] = primary, base
         found += bench.combine(len(part), dtype, dtype, meetings(met)).tally
     assert found == tally_of(pairs, meets, dtype, stored)
 
@@ -387,9 +387,9 @@ def test_counts_are_the_reference_s_in_blocks_of_any_size(
 def proof_of_pair(base: Tensors, delta: Tensors, dtype: str) -> dict[str, Proof]:
     """Return what the definition counts for each tensor that is added, cast to ``dtype`` first."""
     found = {}
-    for name, lead in delta.items():
+    for name, primary in delta.items():
         if name in base and not name.endswith("inv_freq"):
-            part = lead[tuple(slice(size) for size in base[name].shape)] if lead.ndim else lead
+            part = primary[tuple(slice(size) for size in base[name].shape)] if primary.ndim else primary
             words = [words_of(tensor.to(DTYPES[NAMES[dtype]])) for tensor in (base[name], part)]
             found[name] = proof_of(words[0], words[1], dtype)
     return found
@@ -421,7 +421,7 @@ def test_blocks_workers_and_roads_count_the_same(tmp_path: Path, monkeypatch: py
             merge(tmp_path, "again", workers=workers, **options)
         assert files_of(tmp_path / "again") == files_of(tmp_path / "first"), f"{block} elements, {workers} workers"
         shutil.rmtree(tmp_path / "again")
-        monkeypatch.setattr("deltaweights.round_trip.BLOCK", block)
+        monkeypatch.setattr("deltaweights.jobs.check_base.BLOCK", block)
         looked = check_base(tmp_path / "base", tmp_path / "delta", compute_dtype=NAMES[dtype], workers=workers)
         assert looked.proof == first.proof
 
@@ -1124,7 +1124,7 @@ class Sick:
     numbers: Sequence[tuple[str, int, float | None, float]]
     nonfinite: dict[str, int]
     base: dict[str, int]
-    lead: dict[str, int]
+    primary: dict[str, int]
     overflow: dict[str, int]
     causes: str
     dtype: torch.dtype = torch.float16
@@ -1203,7 +1203,7 @@ def test_numbers_that_are_not_finite_are_counted_by_where_they_are_from(tmp_path
     counts = {
         "nonfinite": sick.nonfinite,
         "nonfinite_base": sick.base,
-        "nonfinite_lead": sick.lead,
+        "nonfinite_lead": sick.primary,
         "overflow": sick.overflow,
     }
     for block in (1 << 20, 4):
@@ -1378,12 +1378,12 @@ def test_rows_that_are_added_to_zeros_lose_the_sign_of_zero(tmp_path: Path, dtyp
     of_zero, of_copy = load(tmp_path / "zero"), load(tmp_path / "copy")
     assert (zero.fates["add_zero_rows"], zero.fates["add_block"]) == (2, 0)
     assert copy.fates["add_block"] == 2
-    for name, lead in delta.items():
+    for name, primary in delta.items():
         old = base[name].shape[0]
         assert torch.equal(bits(of_zero[name][:old]), bits(of_copy[name][:old]))
-        assert torch.equal(bits(of_copy[name][old:]), bits(lead[old:]))
-        assert torch.equal(bits(of_zero[name][old:]), bits(lead[old:] + 0))
-        negative = (lead[old:] == 0) & lead[old:].signbit()
+        assert torch.equal(bits(of_copy[name][old:]), bits(primary[old:]))
+        assert torch.equal(bits(of_zero[name][old:]), bits(primary[old:] + 0))
+        negative = (primary[old:] == 0) & primary[old:].signbit()
         changed = bits(of_zero[name][old:]) != bits(of_copy[name][old:])
         assert torch.equal(changed, negative)
         assert negative.any() == (name in GROWN)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from deltaweights.apply import apply_delta
+from deltaweights.cluster.finish import finish_parts
 from deltaweights.errors import InputOutputError
-from deltaweights.finish import finish_parts
+from deltaweights.jobs.apply import apply_delta
 from deltaweights.report import Report
 from deltaweights.staging.place import locate
 from tests.conftest import Run

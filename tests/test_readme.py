@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from deltaweights import apply_delta
-from deltaweights.apply import ApplyResult
 from deltaweights.cli.apply import command as apply_command
 from deltaweights.cli.diff import command as diff_command
 from deltaweights.cli.drop_in import apply_delta as apply_drop_in
@@ -23,7 +22,8 @@ from deltaweights.cli.export import command as export_command
 from deltaweights.cli.group import COMMANDS, deltaweights
 from deltaweights.cli.inspect import command as inspect_command
 from deltaweights.cli.make import command as make_command
-from deltaweights.demo import make_pair
+from deltaweights.jobs.apply import ApplyResult
+from deltaweights.jobs.demo import make_pair
 from deltaweights.recipes.catalogue import load
 from deltaweights.recipes.models import model
 from tests.conftest import Run
@@ -158,7 +158,7 @@ def test_every_command_has_help_and_is_listed() -> None:
         assert command.help
 
 
-def test_the_links_of_the_documents_lead_somewhere() -> None:
+def test_the_links_of_the_documents_primary_somewhere() -> None:
     """Every relative link of README and docs leads to a file of the project."""
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):

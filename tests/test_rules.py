@@ -21,6 +21,8 @@ from safetensors import deserialize
 
 from deltaweights.checkpoint.tensors import ITEM_SIZES, LazyTensor, Storage, TensorSpec
 from deltaweights.errors import Mismatch
+from deltaweights.jobs.prepare import prepare
+from deltaweights.jobs.request import Wanted
 from deltaweights.merge.blocks import base_part, blocks_of
 from deltaweights.merge.operation import Fate, Operation
 from deltaweights.merge.plan import (
@@ -35,9 +37,7 @@ from deltaweights.merge.plan import (
 )
 from deltaweights.merge.rules import FLOATS, Dropped, Match, Matching, match
 from deltaweights.merge.shards import safetensors_header, shard_cuts
-from deltaweights.prepare import prepare
-from deltaweights.text import compact_pieces, natural_key
-from deltaweights.wanted import Wanted
+from deltaweights.util.text import compact_pieces, natural_key
 from tests.pairs import Tensors, base_tensors, delta_tensors, save
 
 SETTINGS = settings(deadline=None)
@@ -93,7 +93,7 @@ def llama(rows: int = 32000, hidden: int = 4096, layers: int = 2) -> Shapes:
 
 
 def fate_of(matching: Matching, name: str) -> Fate:
-    return next(found.fate for found in matching.matches if found.lead.name == name)
+    return next(found.fate for found in matching.matches if found.primary.name == name)
 
 
 # Fates.
@@ -105,7 +105,7 @@ def test_fates_of_a_llava_med_pair() -> None:
     delta = delta_of(llama(32004) | {PROJECTOR: (4096, 1024), PROJECTOR_BIAS: (4096,)})
     buffers = [f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in (0, 1)]
     matching = match(base, delta)
-    assert {found.lead.name: found.fate for found in matching.matches} == {
+    assert {found.primary.name: found.fate for found in matching.matches} == {
         EMBEDDING: Fate.ADD_BLOCK,
         HEAD: Fate.ADD_BLOCK,
         "model.norm.weight": Fate.ADD,
@@ -115,11 +115,11 @@ def test_fates_of_a_llava_med_pair() -> None:
         PROJECTOR_BIAS: Fate.COPY,
     }
     assert tuple(Dropped(base[name].spec, "buffer") for name in buffers) == matching.dropped_base
-    assert tuple(Dropped(delta[name].spec, "buffer") for name in buffers) == matching.dropped_lead
+    assert tuple(Dropped(delta[name].spec, "buffer") for name in buffers) == matching.dropped_primary
     assert matching.warnings == ()
     for found in matching.matches:
-        assert found.lead is delta[found.lead.name].spec
-        assert (None if found.fate is Fate.COPY else base[found.lead.name].spec) is found.base
+        assert found.primary is delta[found.primary.name].spec
+        assert (None if found.fate is Fate.COPY else base[found.primary.name].spec) is found.base
 
 
 @pytest.mark.parametrize("dtype", sorted(FLOATS))
@@ -375,14 +375,14 @@ def test_every_tensor_has_exactly_one_fate(pair: tuple[dict[str, LazyTensor], di
     """For any legal pair, every tensor of both inputs stands exactly once among the matches and the dropped."""
     base, delta = pair
     matching = match(base, delta)
-    of_delta = [found.lead for found in matching.matches] + [item.spec for item in matching.dropped_lead]
+    of_delta = [found.primary for found in matching.matches] + [item.spec for item in matching.dropped_primary]
     of_base = [found.base for found in matching.matches if found.base] + [item.spec for item in matching.dropped_base]
     for given_tensors, seen in ((base, of_base), (delta, of_delta)):
         assert sorted(given_tensors) == sorted(spec.name for spec in seen)
         assert all(given_tensors[spec.name].spec is spec for spec in seen)
     for found in matching.matches:
         assert (found.base is None) == (found.fate is Fate.COPY)
-        assert found.base is None or found.base.name == found.lead.name
+        assert found.base is None or found.base.name == found.primary.name
 
 
 @SETTINGS
@@ -535,10 +535,10 @@ def test_plan_counts_fates() -> None:
     base = base_of(llama())
     delta = delta_of(llama(32004) | {PROJECTOR: (4096, 1024)})
     matching = match(base, delta)
-    dropped_base, dropped_lead = (
-        replace(record({}), dropped=items) for items in (matching.dropped_base, matching.dropped_lead)
+    dropped_base, dropped_primary = (
+        replace(record({}), dropped=items) for items in (matching.dropped_base, matching.dropped_primary)
     )
-    plan = make_plan(matching, Options(), dropped_base, dropped_lead, [])
+    plan = make_plan(matching, Options(), dropped_base, dropped_primary, [])
     assert fates(plan) == {"add": 3, "add_block": 2, "copy": 1, "dropped": 4}
     assert sum(shard.nbytes for shard in plan.shards) == plan.nbytes
 
@@ -708,7 +708,7 @@ def part_by_numpy(match: Match, start: int, stop: int) -> dict[int, int]:
     """Return, for each element of the delta in the range that has one, the element of the base that is added to it."""
     assert match.base is not None
     rows, columns = match.base.shape
-    sources = np.full(match.lead.shape, -1)
+    sources = np.full(match.primary.shape, -1)
     sources[:rows, :columns] = np.arange(rows * columns).reshape(rows, columns)
     return {place: int(source) for place, source in enumerate(sources.reshape(-1)[start:stop].tolist()) if source >= 0}
 

@@ -26,7 +26,7 @@ from deltaweights.checkpoint.files import LocalFile
 from deltaweights.checkpoint.tensors import ITEM_SIZES
 from deltaweights.checkpoint.weights_file import WeightsFile
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.limits import HEADER, MOST_TENSORS
+from deltaweights.util.limits import HEADER, MOST_TENSORS
 from tests.limits import MOMENT
 from tests.pairs import Tensors
 

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltaweights.apply import apply_delta
 from deltaweights.errors import CheckFailed, MalformedInput, TargetBusy, UsageError
+from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.manifest import SUMS
 from deltaweights.manifest.signed import Signed
 from deltaweights.manifest.verify import verify

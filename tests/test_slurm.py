@@ -48,7 +48,7 @@ from deltaweights.staging.folder import StagingFolder
 
 order = Path(ORDERS) / os.environ.get("SLURM_ARRAY_TASK_ID", "none")
 told, keep_from = threading.Event(), StagingFolder.keep_from
-signals = importlib.import_module("deltaweights.interruption")
+signals = importlib.import_module("deltaweights.util.interruption")
 note = signals._note
 
 

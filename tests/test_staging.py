@@ -24,8 +24,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deltaweights.apply import apply_delta
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
+from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.manifest import INDEX, MANIFEST, SUMS
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
@@ -603,7 +603,7 @@ def files_inside(target: Path) -> Files:
 
 DIE_AFTER_THE_EXCHANGE = """
 import os, signal, sys
-from deltaweights.apply import apply_delta
+from deltaweights.jobs.apply import apply_delta
 from deltaweights.util.open_folder import OpenFolder
 
 def hook(event, arguments):

@@ -32,7 +32,7 @@ from deltaweights.checkpoint.sniff import what_is_it
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.checkpoint.weights_file import ContiguousSource, WeightsFile
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
-from deltaweights.limits import MOST_TENSORS
+from deltaweights.util.limits import MOST_TENSORS
 
 
 def open_torch_file(path: Path) -> WeightsFile:

@@ -27,7 +27,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deltaweights.apply import apply_delta
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.checkpoint.folder import open_checkpoint
 from deltaweights.checkpoint.pickled import torch_legacy
@@ -36,6 +35,7 @@ from deltaweights.checkpoint.pickled.torch_legacy import FIRST_READ
 from deltaweights.checkpoint.sniff import HEAD_BYTES, what_is_it
 from deltaweights.checkpoint.weights_file import WeightsFile
 from deltaweights.errors import MalformedInput
+from deltaweights.jobs.apply import apply_delta
 from tests.limits import MOMENT, PATIENCE
 from tests.test_torch_file import (
     GOOD_STATES,

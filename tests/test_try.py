@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.errors import CheckFailed, DeltaweightsError, InputOutputError, MalformedInput, Mismatch, UsageError
+from deltaweights.inference.answer import Answer, answer, exact_products
+from deltaweights.inference.loading import quietly
+from deltaweights.inference.memory import WORKSPACE, Memory, Need, Placement, free_memory, group_limits, need_of, place
+from deltaweights.inference.prompts import GREETING, QUESTION
 from deltaweights.report import Report
-from deltaweights.running.answer import Answer, answer, exact_products
-from deltaweights.running.loading import quietly
-from deltaweights.running.memory import WORKSPACE, Memory, Need, Placement, free_memory, group_limits, need_of, place
-from deltaweights.running.prompts import GREETING, QUESTION
 from tests.conftest import Run
 from tests.tiny_llava import edit, edit_tensors, make_llama, make_llava, make_original
 

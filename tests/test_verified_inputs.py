@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from deltaweights.apply import apply_delta
 from deltaweights.errors import CheckFailed, InputOutputError, Mismatch, UsageError
 from deltaweights.hub.hashed import Job
 from deltaweights.hub.locate import HubOptions
 from deltaweights.hub.rooms import DiskRoom
+from deltaweights.jobs.apply import apply_delta
 from deltaweights.staging.folder import StagingFolder
 from tests.hub_client import Machine, forget_connections
 from tests.hub_server import Fault, HubServer

@@ -16,8 +16,8 @@ import pytest
 import torch
 from blake3 import blake3
 
-from deltaweights.apply import apply_delta
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
+from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.junit import junit_bytes, junit_of_error
 from deltaweights.manifest.problems import Problem, VerifyReport
 from deltaweights.manifest.verify import verify

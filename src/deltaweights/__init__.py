@@ -9,9 +9,9 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without the module ``typing``: the command line is to listen to signals as early as can be
-    from deltaweights.apply import ApplyResult, apply_delta, apply_part
-    from deltaweights.comparison.diff import DiffReport, diff_checkpoints
-    from deltaweights.convert import ConvertResult, convert_checkpoint, export_checkpoint
+    from deltaweights.cluster.finish import FinishResult, finish_parts
+    from deltaweights.cluster.part import PartResult
+    from deltaweights.diff.compare import DiffReport, diff_checkpoints
     from deltaweights.errors import (
         CheckFailed,
         DeltaweightsError,
@@ -21,16 +21,16 @@ if TYPE_CHECKING:  # without the module ``typing``: the command line is to liste
         TargetBusy,
         UsageError,
     )
-    from deltaweights.finish import FinishResult, finish_parts
-    from deltaweights.inspection import InspectReport, inspect_checkpoint
-    from deltaweights.make import MakeResult, make_delta
+    from deltaweights.inference.answer import Answer, answer
+    from deltaweights.inference.structure import StructureReport, check_structure
+    from deltaweights.jobs.apply import ApplyResult, apply_delta, apply_part
+    from deltaweights.jobs.check_base import BaseReport, check_base
+    from deltaweights.jobs.convert import ConvertResult, convert_checkpoint, export_checkpoint
+    from deltaweights.jobs.inspect import InspectReport, inspect_checkpoint
+    from deltaweights.jobs.make import MakeResult, make_delta
     from deltaweights.manifest.listing import Listing, list_checkpoint
     from deltaweights.manifest.problems import VerifyReport
     from deltaweights.manifest.verify import verify
-    from deltaweights.part import PartResult
-    from deltaweights.round_trip import BaseReport, check_base
-    from deltaweights.running.answer import Answer, answer
-    from deltaweights.running.structure import StructureReport, check_structure
     from deltaweights.signing.folder import SignResult, read_signature, sign_folder
 
 __version__ = "0.1.0"
@@ -82,27 +82,27 @@ _HOMES = {
     "Mismatch": "deltaweights.errors",
     "TargetBusy": "deltaweights.errors",
     "UsageError": "deltaweights.errors",
-    "ApplyResult": "deltaweights.apply",
-    "apply_delta": "deltaweights.apply",
-    "apply_part": "deltaweights.apply",
-    "PartResult": "deltaweights.part",
-    "FinishResult": "deltaweights.finish",
-    "finish_parts": "deltaweights.finish",
-    "Answer": "deltaweights.running.answer",
-    "answer": "deltaweights.running.answer",
-    "StructureReport": "deltaweights.running.structure",
-    "check_structure": "deltaweights.running.structure",
-    "BaseReport": "deltaweights.round_trip",
-    "check_base": "deltaweights.round_trip",
-    "ConvertResult": "deltaweights.convert",
-    "convert_checkpoint": "deltaweights.convert",
-    "export_checkpoint": "deltaweights.convert",
-    "InspectReport": "deltaweights.inspection",
-    "inspect_checkpoint": "deltaweights.inspection",
-    "DiffReport": "deltaweights.comparison.diff",
-    "diff_checkpoints": "deltaweights.comparison.diff",
-    "MakeResult": "deltaweights.make",
-    "make_delta": "deltaweights.make",
+    "ApplyResult": "deltaweights.jobs.apply",
+    "apply_delta": "deltaweights.jobs.apply",
+    "apply_part": "deltaweights.jobs.apply",
+    "PartResult": "deltaweights.cluster.part",
+    "FinishResult": "deltaweights.cluster.finish",
+    "finish_parts": "deltaweights.cluster.finish",
+    "Answer": "deltaweights.inference.answer",
+    "answer": "deltaweights.inference.answer",
+    "StructureReport": "deltaweights.inference.structure",
+    "check_structure": "deltaweights.inference.structure",
+    "BaseReport": "deltaweights.jobs.check_base",
+    "check_base": "deltaweights.jobs.check_base",
+    "ConvertResult": "deltaweights.jobs.convert",
+    "convert_checkpoint": "deltaweights.jobs.convert",
+    "export_checkpoint": "deltaweights.jobs.convert",
+    "InspectReport": "deltaweights.jobs.inspect",
+    "inspect_checkpoint": "deltaweights.jobs.inspect",
+    "DiffReport": "deltaweights.diff.compare",
+    "diff_checkpoints": "deltaweights.diff.compare",
+    "MakeResult": "deltaweights.jobs.make",
+    "make_delta": "deltaweights.jobs.make",
     "Listing": "deltaweights.manifest.listing",
     "list_checkpoint": "deltaweights.manifest.listing",
     "SignResult": "deltaweights.signing.folder",

@@ -6,8 +6,7 @@ Enters: remarks, facts and progress from a job. Leaves: nothing, here; the comma
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from deltaweights.text import Json
+from typing import Any
 
 
 class Report:
@@ -22,7 +21,7 @@ class Report:
     def warn(self, text: str) -> None:
         """Take a warning."""
 
-    def plan(self, facts: Mapping[str, Json]) -> None:
+    def plan(self, facts: Mapping[str, Any]) -> None:
         """Take what will be made: the plan's identity, tensors, bytes, shards and fates."""
 
     def shard_started(self, file: str, size: int, nbytes: int) -> None:

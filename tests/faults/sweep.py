@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 import deltaweights.errors
-from deltaweights.apply import apply_delta
+from deltaweights.jobs.apply import apply_delta
 from tests.faults.injection import (
     ENVIRONMENT,
     KILL,

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save as save_safetensors
 
-from deltaweights import ending, recipes
-from deltaweights.apply import apply_delta, apply_part
+from deltaweights import recipes
 from deltaweights.checkpoint.archived.directory import open_archive
 from deltaweights.checkpoint.checksums import prove
 from deltaweights.checkpoint.companions import read_companions
@@ -33,12 +32,14 @@ from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.sniff import what_is_it
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.checkpoint.weights_file import WeightsFile
+from deltaweights.cluster import handoff as ending
 from deltaweights.errors import InputOutputError
 from deltaweights.export.config import read_seeing, read_vision
 from deltaweights.export.sentencepiece import merges_of, read_model
 from deltaweights.export.tokenizer_files import read_files
 from deltaweights.hub.access import Access
 from deltaweights.hub.ids import HubId, hub_id
+from deltaweights.jobs.apply import apply_delta, apply_part
 from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord
 from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.manifest.tally import Tally
@@ -50,8 +51,8 @@ from deltaweights.signing.bundle import Bundle, pae, parse_bundle
 from deltaweights.signing.statement import parse_statement, statement_bytes
 from deltaweights.staging.journal import read_journal
 from deltaweights.staging.place import locate
-from deltaweights.text import strict_json
 from deltaweights.util.open_folder import OpenFolder
+from deltaweights.util.text import strict_json
 from tests.pairs import base_tensors, delta_tensors, save
 from tests.staged import make_staging, under_lock
 from tests.test_archive import DEFLATED, STORED, zipped

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from deltaweights.apply import apply_delta
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import CheckFailed, InputOutputError
 from deltaweights.hub import directory as hub_directory
@@ -24,7 +23,8 @@ from deltaweights.hub.notes import Notes
 from deltaweights.hub.rooms import PIECE, DiskRoom
 from deltaweights.hub.store import Store
 from deltaweights.hub.transfer import Damaged
-from deltaweights.inspection import inspect_checkpoint
+from deltaweights.jobs.apply import apply_delta
+from deltaweights.jobs.inspect import inspect_checkpoint
 from deltaweights.manifest.manifest import MANIFEST
 from tests.hub_client import Machine, Said, forget_connections
 from tests.hub_server import HubServer
@@ -418,12 +418,12 @@ def test_marks_that_become_a_link_are_not_written(tmp_path: Path) -> None:
     assert thesis.read_bytes() == b"\1" * 100
 
 
-# Folders of the cache that lead elsewhere.
+# Folders of the cache that primary elsewhere.
 
 
 @pytest.mark.trust
 @pytest.mark.parametrize("name", ["blobs", "snapshots", "refs", "snapshot", "refs/pr"])
-def test_row82_folders_that_lead_elsewhere(tmp_path: Path, name: str) -> None:
+def test_row82_folders_that_primary_elsewhere(tmp_path: Path, name: str) -> None:
     """Where a folder of the cache is a link, nothing is made, replaced or removed in what it leads to."""
     store, precious, commit = Store.of(tmp_path, BASE), tmp_path / "precious", "a" * 40
     precious.mkdir()
@@ -464,7 +464,7 @@ def test_a_branch_that_is_no_commit(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.trust
 @pytest.mark.parametrize("shared", [False, True])
-def test_row82_blobs_that_lead_out_of_the_cache(
+def test_row82_blobs_that_primary_out_of_the_cache(
     machine: Machine, blob: Path, tmp_path: Path, hashed: list[str], *, shared: bool
 ) -> None:
     """A blob that is a link to a file of the user's is fetched again, or refused offline (5); the file's hash is not said."""

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from deltaweights.cli.group import deltaweights
-from deltaweights.comparison.diff import diff_checkpoints
+from deltaweights.diff.compare import diff_checkpoints
 from deltaweights.errors import MalformedInput
-from deltaweights.round_trip import check_base
+from deltaweights.jobs.check_base import check_base
 from tests.conftest import Run
 from tests.meta import save_meta
 from tests.pairs import base_tensors, make_pair, save

@@ -17,18 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from deltaweights.apply import apply_delta
 from deltaweights.checkpoint.companions import state_dtype
 from deltaweights.errors import CheckFailed, MalformedInput, UsageError
 from deltaweights.hub.access import access
-from deltaweights.limits import MANIFEST
+from deltaweights.inference.prompts import LONGEST, open_images
+from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.listing import list_checkpoint
 from deltaweights.manifest.verify import verify
-from deltaweights.running.prompts import LONGEST, open_images
 from deltaweights.signing.bundle import Bundle, pae, parse_bundle
 from deltaweights.signing.folder import read_signature, sign_folder
 from deltaweights.signing.keys import load_private
-from deltaweights.text import MOST_FOREIGN, strict_json
+from deltaweights.util.limits import MANIFEST
+from deltaweights.util.text import MOST_FOREIGN, strict_json
 from tests.conftest import Run
 from tests.limits import PATIENCE
 from tests.pairs import make_pair

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from deltaweights.apply import apply_delta
+from deltaweights.jobs.apply import apply_delta
 from tests.pairs import make_pair
 from tests.trust.harness import Case, Make, case, contents, hold, run_command
 

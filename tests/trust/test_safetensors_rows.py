@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deltaweights.limits import HEADER
+from deltaweights.util.limits import HEADER
 from tests.test_inputs import INSTEAD
 from tests.test_safetensors_file import BAD
 from tests.trust.harness import Case, case, hold, merging, with_file

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from deltaweights.apply import apply_delta, apply_part
-from deltaweights.convert import convert_checkpoint
+from deltaweights.cluster.finish import finish_parts
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
-from deltaweights.finish import finish_parts
+from deltaweights.jobs.apply import apply_delta, apply_part
+from deltaweights.jobs.convert import convert_checkpoint
 from deltaweights.manifest.manifest import Fragment
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
 from deltaweights.staging.clean import clean
 from deltaweights.staging.place import Place, locate
-from deltaweights.text import readable_json, strict_json
 from deltaweights.util.open_folder import OpenFolder
+from deltaweights.util.text import readable_json, strict_json
 from tests.limits import PATIENCE
 from tests.meta import save_meta
 from tests.pairs import base_tensors

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from deltaweights.errors import is_shown, printable
 from deltaweights.manifest.listing import list_checkpoint
-from deltaweights.text import is_shown, printable
 from tests.conftest import Run
 from tests.limits import PATIENCE
 from tests.pairs import Tensors, base_tensors, save

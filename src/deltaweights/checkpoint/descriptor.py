@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deltaweights.checkpoint.opening import READ
-from deltaweights.open_files import most_open
+from deltaweights.util.open_files import most_open
 
 HOLD = os.O_PATH | os.O_CLOEXEC if hasattr(os, "O_PATH") and Path("/proc/self/fd").is_dir() else READ
 """To hold what has a name without opening it, where the system can."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deltaweights.checkpoint.sniff import HEAD_BYTES, what_stands_for
 from deltaweights.errors import MalformedInput
-from deltaweights.text import Json, strict_json
+from deltaweights.util.text import Json, strict_json
 
 
 def refuse_another(data: bytes, where: Path) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from deltaweights.checkpoint.descriptor import Descriptor
 from deltaweights.checkpoint.opening import READ, kind_of
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.interruption import check
+from deltaweights.util.interruption import check
 
 CHUNK = 1024 * 1024
 """Bytes per read of a file that is read whole: stays in the processor's cache until it is digested."""

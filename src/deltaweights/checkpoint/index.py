@@ -15,8 +15,8 @@ from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.documents import json_object
 from deltaweights.checkpoint.tensors import LazyTensor, name_fault
 from deltaweights.errors import MalformedInput
-from deltaweights.limits import INDEX, MOST_TENSORS
-from deltaweights.text import natural_key
+from deltaweights.util.limits import INDEX, MOST_TENSORS
+from deltaweights.util.text import natural_key
 
 _AGAIN = "the index is damaged or was tampered with: fetch it again"
 

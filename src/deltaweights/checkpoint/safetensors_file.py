@@ -28,9 +28,9 @@ from deltaweights.checkpoint.tensors import (
 )
 from deltaweights.checkpoint.weights_file import ContiguousSource, WeightsFile
 from deltaweights.errors import MalformedInput
-from deltaweights.interruption import check
-from deltaweights.limits import HEADER, MOST_TENSORS
-from deltaweights.text import Json, strict_json
+from deltaweights.util.interruption import check
+from deltaweights.util.limits import HEADER, MOST_TENSORS
+from deltaweights.util.text import Json, strict_json
 
 MAX_AXES = 64
 """Most axes of a tensor: as many as numpy and torch can handle."""

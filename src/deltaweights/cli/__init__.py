@@ -31,7 +31,7 @@ def make_delta() -> NoReturn:
 
 def _start(module: str, command: str, name: str) -> NoReturn:
     try:
-        from deltaweights import interruption  # noqa: PLC0415
+        from deltaweights.util import interruption  # noqa: PLC0415
 
         interruption.listen()
     except KeyboardInterrupt:
@@ -47,7 +47,7 @@ def _start(module: str, command: str, name: str) -> NoReturn:
 
 
 def _run(module: str, command: str, name: str) -> int:
-    from deltaweights.interruption import Interrupted, count  # noqa: PLC0415  (see above)
+    from deltaweights.util.interruption import Interrupted, count  # noqa: PLC0415  (see above)
 
     try:
         import gc  # noqa: PLC0415  (see above)

@@ -15,13 +15,13 @@ import click
 from deltaweights.cli.options import json_option
 from deltaweights.cli.results import print_json
 from deltaweights.cli.terminal import TerminalReport
-from deltaweights.errors import CheckFailed
-from deltaweights.names import group_names
-from deltaweights.text import counted, printable
+from deltaweights.errors import CheckFailed, printable
+from deltaweights.util.name_groups import group_names
+from deltaweights.util.text import counted
 
 if TYPE_CHECKING:
-    from deltaweights.running.findings import Problem
-    from deltaweights.running.structure import StructureReport
+    from deltaweights.inference.findings import Problem
+    from deltaweights.inference.structure import StructureReport
 
 
 @click.command("check")
@@ -35,8 +35,8 @@ def command(folder: str, *, as_json: bool, quiet: bool) -> None:
     tokens are compared with each other. No weights are read. Exit 0: it loads; 6: it does not, or not within 120
     seconds of the processor.
     """
-    from deltaweights.running import time_limit  # noqa: PLC0415  (only who checks needs them)
-    from deltaweights.running.structure import check_structure  # noqa: PLC0415
+    from deltaweights.inference import time_limit  # noqa: PLC0415  (only who checks needs them)
+    from deltaweights.inference.structure import check_structure  # noqa: PLC0415
 
     terminal = TerminalReport("deltaweights", quiet=quiet)
     time_limit.end_after(time_limit.SECONDS, "deltaweights", folder)

@@ -23,8 +23,7 @@ from deltaweights.cli.options import (
 )
 from deltaweights.cli.results import print_json
 from deltaweights.cli.terminal import TerminalReport
-from deltaweights.errors import UsageError
-from deltaweights.text import printable
+from deltaweights.errors import UsageError, printable
 
 
 def _share(_ctx: click.Context, _parameter: click.Parameter, value: float) -> float:
@@ -57,8 +56,8 @@ def command(recipe: str | None, base: str, delta: str, *, as_json: bool, quiet: 
     does not (docs/design.md). Checksums that files record are compared, but not with --sample. Exit 0: proved; 3: file damaged;
     4: another base; 6: nothing can be said.
     """
-    from deltaweights.health import proof_line  # noqa: PLC0415
-    from deltaweights.round_trip import check_base  # noqa: PLC0415  (only who checks needs it)
+    from deltaweights.jobs.check_base import check_base  # noqa: PLC0415  (only who checks needs it)
+    from deltaweights.jobs.findings import proof_line  # noqa: PLC0415
 
     name, file = recipe_of(recipe, options.pop("recipe_option"))
     report = TerminalReport("deltaweights", quiet=quiet)

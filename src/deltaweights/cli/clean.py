@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import click
 
+from deltaweights.errors import printable
 from deltaweights.staging.clean import clean
-from deltaweights.text import printable
 
 
 @click.command("clean")

@@ -13,9 +13,8 @@ from pathlib import Path
 import click
 
 from deltaweights.cli.terminal import TerminalReport
-from deltaweights.errors import TargetBusy
-from deltaweights.sizes import human_bytes
-from deltaweights.text import printable
+from deltaweights.errors import TargetBusy, printable
+from deltaweights.util.sizes import human_bytes
 
 NEXT = """\
 With real weights (13.5 GB of free disk, and 27 GB in the Hub's cache, which --stream does without):
@@ -49,9 +48,9 @@ def command(keep: str | None) -> None:
 
 
 def _demo(folder: Path) -> None:
-    from deltaweights.apply import apply_delta  # noqa: PLC0415  (torch: not for --help)
-    from deltaweights.demo import make_pair  # noqa: PLC0415
-    from deltaweights.health import proof_line  # noqa: PLC0415
+    from deltaweights.jobs.apply import apply_delta  # noqa: PLC0415  (torch: not for --help)
+    from deltaweights.jobs.demo import make_pair  # noqa: PLC0415
+    from deltaweights.jobs.findings import proof_line  # noqa: PLC0415
     from deltaweights.manifest.verify import verify  # noqa: PLC0415
 
     click.echo("1. A tiny base, and a delta with the structure of microsoft/llava-med-7b-delta:")

@@ -14,10 +14,10 @@ import click
 from deltaweights.cli.options import hub_of, hub_options, stream_option
 from deltaweights.cli.results import print_json
 from deltaweights.cli.terminal import TerminalReport
-from deltaweights.comparison.diff import Comparison, DifferingTensor, DiffReport, diff_checkpoints
-from deltaweights.errors import CheckFailed
-from deltaweights.sizes import human_bytes
-from deltaweights.text import counted, printable
+from deltaweights.diff.compare import Comparison, DifferingTensor, DiffReport, diff_checkpoints
+from deltaweights.errors import CheckFailed, printable
+from deltaweights.util.sizes import human_bytes
+from deltaweights.util.text import counted
 
 
 @click.command("diff")

@@ -13,8 +13,9 @@ import click
 from deltaweights.cli.log_report import keep_result, log_format_option, report_for
 from deltaweights.cli.options import hub_of, hub_options, json_option, quiet_option
 from deltaweights.cli.results import print_json
-from deltaweights.sizes import human_bytes
-from deltaweights.text import counted, printable
+from deltaweights.errors import printable
+from deltaweights.util.sizes import human_bytes
+from deltaweights.util.text import counted
 
 
 @click.command("download")
@@ -35,7 +36,7 @@ def command(
     Every file is held against the hash that the Hub states. What is interrupted, or killed, goes on where it was. The cache is
     that of the hf command.
     """
-    from deltaweights.download import download  # noqa: PLC0415  (only who downloads needs it)
+    from deltaweights.jobs.download import download  # noqa: PLC0415  (only who downloads needs it)
 
     given = f"{model}@{revision}" if revision else model
     report = report_for("deltaweights", quiet=quiet)

@@ -28,7 +28,7 @@ def command(target: str, *, as_json: bool, quiet: bool, **options: bool) -> None
     The result is what one process would have written, byte for byte. No weights are read. Exit 6 when a part is missing, 7 while
     one is running, 0 also when it was published before.
     """
-    from deltaweights.finish import finish_parts  # noqa: PLC0415  (only who finishes needs it)
+    from deltaweights.cluster.finish import finish_parts  # noqa: PLC0415  (only who finishes needs it)
 
     report = report_for("deltaweights", quiet=quiet)
     published = finish_parts(target, report=report, **options)

@@ -13,11 +13,12 @@ import click
 from deltaweights.cli.options import hub_of, hub_options
 from deltaweights.cli.results import print_json
 from deltaweights.cli.terminal import TerminalReport
-from deltaweights.inspection import InspectReport, group_tensors, inspect_checkpoint
+from deltaweights.errors import printable
+from deltaweights.jobs.inspect import InspectReport, group_tensors, inspect_checkpoint
 from deltaweights.merge.rules import is_buffer
-from deltaweights.names import group_names
-from deltaweights.sizes import human_bytes
-from deltaweights.text import counted, printable
+from deltaweights.util.name_groups import group_names
+from deltaweights.util.sizes import human_bytes
+from deltaweights.util.text import counted
 
 MOST_RANGES = 12
 """Numbers and ranges that a pair of braces shows; ``--json`` has every name."""

@@ -21,15 +21,15 @@ from deltaweights.cli.options import hub_of, part_of, recipe_of
 from deltaweights.cli.outcome import plan_lines, print_finished, print_outcome, print_published
 from deltaweights.cluster.launch import is_launched
 from deltaweights.errors import UsageError
-from deltaweights.interruption import Interrupted, obeyed
-from deltaweights.text import counted
+from deltaweights.util.interruption import Interrupted, obeyed
+from deltaweights.util.text import counted
 
 if TYPE_CHECKING:
+    from deltaweights.cluster.part import PartResult
     from deltaweights.hub.locate import HubOptions
-    from deltaweights.job import Published
-    from deltaweights.part import PartResult
-    from deltaweights.prepare import Prepared
-    from deltaweights.wanted import Wanted
+    from deltaweights.jobs.prepare import Prepared
+    from deltaweights.jobs.request import Wanted
+    from deltaweights.jobs.run import Published
 
 
 def apply(
@@ -43,10 +43,10 @@ def apply(
     **options: Any,
 ) -> None:
     """Add the delta to its base, or show the plan, and print the outcome."""
-    from deltaweights.apply import apply_delta, apply_part  # noqa: PLC0415  (only who merges needs it)
+    from deltaweights.jobs.apply import apply_delta, apply_part  # noqa: PLC0415  (only who merges needs it)
+    from deltaweights.jobs.inputs import find_recipe, sources_of  # noqa: PLC0415
+    from deltaweights.jobs.prepare import prepare  # noqa: PLC0415
     from deltaweights.merge.operation import Operation  # noqa: PLC0415
-    from deltaweights.pair import find_recipe, sources_of  # noqa: PLC0415
-    from deltaweights.prepare import prepare  # noqa: PLC0415
 
     recipe, recipe_file = recipe_of(recipe, recipe_option)
     found = find_recipe(recipe, recipe_file)
@@ -92,8 +92,8 @@ def _together(
     **options: Any,
 ) -> None:
     """Do the part of one of several processes that a launcher started; the main one publishes, and prints the outcome."""
+    from deltaweights.cluster.finish import finish_parts  # noqa: PLC0415
     from deltaweights.cluster.launch import rank  # noqa: PLC0415  (seconds, for those who are launched)
-    from deltaweights.finish import finish_parts  # noqa: PLC0415
 
     del dry_run
     at_the_end = {key: options.pop(key) for key in ("strict", "check", "read_back")}
@@ -131,9 +131,9 @@ def _part(
 
 def make(name: str, base: str, target: str, delta: str, **options: Any) -> None:
     """Subtract the base from the target, or show the plan, and print the outcome."""
-    from deltaweights.make import make_delta  # noqa: PLC0415  (only who makes deltas needs it)
+    from deltaweights.jobs.make import make_delta  # noqa: PLC0415  (only who makes deltas needs it)
+    from deltaweights.jobs.prepare import prepare  # noqa: PLC0415
     from deltaweights.merge.operation import Operation  # noqa: PLC0415
-    from deltaweights.prepare import prepare  # noqa: PLC0415
 
     hub = _hub(options)
     plan = partial(
@@ -152,7 +152,7 @@ def make(name: str, base: str, target: str, delta: str, **options: Any) -> None:
 
 def convert(base: str, target: str, **options: Any) -> None:
     """Copy a checkpoint into another layout, or show the plan, and print the outcome."""
-    from deltaweights.convert import convert_checkpoint, prepare_copy  # noqa: PLC0415  (only who converts needs it)
+    from deltaweights.jobs.convert import convert_checkpoint, prepare_copy  # noqa: PLC0415  (only who converts needs it)
     from deltaweights.merge.operation import Operation  # noqa: PLC0415
 
     hub, wanted = _hub(options), _wanted(options, "dtype", "weights")
@@ -162,9 +162,9 @@ def convert(base: str, target: str, **options: Any) -> None:
 
 def export(merged: str, target: str, *, recipe_option: str | None = None, **options: Any) -> None:
     """Write a merged checkpoint in the layout of current transformers, or show the plan, and print the outcome."""
-    from deltaweights.convert import export_checkpoint, prepare_copy  # noqa: PLC0415  (only who exports needs it)
+    from deltaweights.jobs.convert import export_checkpoint, prepare_copy  # noqa: PLC0415  (only who exports needs it)
+    from deltaweights.jobs.inputs import find_recipe  # noqa: PLC0415
     from deltaweights.merge.operation import Operation  # noqa: PLC0415
-    from deltaweights.pair import find_recipe  # noqa: PLC0415
 
     recipe, recipe_file = recipe_of(None, recipe_option)
     hub, wanted = _hub(options), _wanted(options, "dtype", "vision_tower", layout="transformers")
@@ -190,13 +190,13 @@ def _hub(options: dict[str, Any]) -> HubOptions:
 
 def _wanted(options: dict[str, Any], *names: str, **others: Any) -> Wanted:
     """Return what the result is to be; ``names`` are the options that the command has besides the size of shards."""
-    from deltaweights.wanted import Wanted  # noqa: PLC0415  (see above)
+    from deltaweights.jobs.request import Wanted  # noqa: PLC0415  (see above)
 
     return Wanted(**{name: options[name] for name in ("max_shard_size", *names)}, **others)
 
 
 def _hash_workers(options: dict[str, Any]) -> int | None:
-    from deltaweights.work import workers_of  # noqa: PLC0415  (see above)
+    from deltaweights.util.workers import workers_of  # noqa: PLC0415  (see above)
 
     return workers_of(options["workers"]) if options["hash_inputs"] else None
 
@@ -213,8 +213,8 @@ def _run(
     hub_repo_id: str | None = None,
     **options: Any,
 ) -> None:
-    from deltaweights.outlook import describe, say  # noqa: PLC0415  (see above)
-    from deltaweights.work import workers_of  # noqa: PLC0415
+    from deltaweights.jobs.summary import describe, say  # noqa: PLC0415  (see above)
+    from deltaweights.util.workers import workers_of  # noqa: PLC0415
 
     report = report_for(name, quiet=quiet)
     if dry_run:

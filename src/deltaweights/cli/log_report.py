@@ -23,8 +23,9 @@ import click
 from deltaweights import __version__
 from deltaweights.cli.streams import write
 from deltaweights.cli.terminal import LOG_EVERY, TerminalReport
+from deltaweights.errors import printable
 from deltaweights.report import Report
-from deltaweights.text import Json, printable
+from deltaweights.util.text import Json
 
 FORMAT, VERSION = "deltaweights-log", 1
 

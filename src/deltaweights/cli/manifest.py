@@ -9,17 +9,17 @@ from pathlib import Path
 
 import click
 
-from deltaweights import limits
 from deltaweights.checkpoint.files import read_small
 from deltaweights.cli.options import json_option, quiet_option
 from deltaweights.cli.results import print_document, print_json
 from deltaweights.cli.terminal import TerminalReport
-from deltaweights.errors import DeltaweightsError, TargetBusy
+from deltaweights.errors import DeltaweightsError, TargetBusy, printable
 from deltaweights.manifest.listing import Listing, list_checkpoint
 from deltaweights.manifest.parsed import LISTING, parse_manifest
-from deltaweights.sizes import human_bytes
-from deltaweights.text import counted, printable
+from deltaweights.util import limits
 from deltaweights.util.open_folder import replace_file
+from deltaweights.util.sizes import human_bytes
+from deltaweights.util.text import counted
 
 
 @click.command("manifest")

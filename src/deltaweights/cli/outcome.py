@@ -13,13 +13,14 @@ import click
 
 from deltaweights.cli.log_report import keep_result
 from deltaweights.cli.results import print_json
+from deltaweights.errors import printable
 from deltaweights.report import Report
-from deltaweights.sizes import human_bytes
-from deltaweights.text import Json, counted, printable
+from deltaweights.util.sizes import human_bytes
+from deltaweights.util.text import Json, counted
 
 if TYPE_CHECKING:
-    from deltaweights.finish import FinishResult
-    from deltaweights.job import Published
+    from deltaweights.cluster.finish import FinishResult
+    from deltaweights.jobs.run import Published
 
 NOTICE = "research use only; LLaVA-Med: never for clinical use"
 
@@ -28,7 +29,7 @@ def print_published(
     published: Published, output: str, report: Report, *, as_json: bool, hub_repo_id: str | None = None
 ) -> dict[str, Json]:
     """Print what was published, ``output`` being what it is called, and return it."""
-    from deltaweights.health import proof_line  # noqa: PLC0415  (the rest does without)
+    from deltaweights.jobs.findings import proof_line  # noqa: PLC0415  (the rest does without)
     from deltaweights.manifest.findings import Findings  # noqa: PLC0415
 
     result = asdict(published)

@@ -12,10 +12,10 @@ from dataclasses import asdict
 import click
 
 from deltaweights.cli.results import print_json
+from deltaweights.errors import printable
 from deltaweights.recipes.catalogue import load, names
 from deltaweights.recipes.models import model
 from deltaweights.recipes.recipe import Recipe, Shapes
-from deltaweights.text import printable
 
 NEW_ROWS = {"copy": "kept as they are", "zero": "added to zero", "mean": "added to the mean of the base's rows"}
 

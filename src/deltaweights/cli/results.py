@@ -12,7 +12,8 @@ import sys
 
 import click
 
-from deltaweights.text import Json, is_shown
+from deltaweights.errors import is_shown
+from deltaweights.util.text import Json
 
 
 def print_json(value: Json) -> None:

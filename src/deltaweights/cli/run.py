@@ -14,8 +14,8 @@ import click
 from deltaweights.cli.log_report import Console
 from deltaweights.cli.streams import drop_unwritten
 from deltaweights.errors import DeltaweightsError, InputOutputError
-from deltaweights.interruption import Interrupted, obeyed
-from deltaweights.open_files import allow_most
+from deltaweights.util.interruption import Interrupted, obeyed
+from deltaweights.util.open_files import allow_most
 
 
 def run(command: click.Command, name: str) -> int:

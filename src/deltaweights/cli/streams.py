@@ -14,7 +14,7 @@ import stat
 import sys
 from typing import TYPE_CHECKING
 
-from deltaweights.interruption import POLL, check, heard
+from deltaweights.util.interruption import POLL, check, heard
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

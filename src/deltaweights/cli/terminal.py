@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from deltaweights.errors import printable
 from deltaweights.report import Report
-from deltaweights.sizes import human_bytes
-from deltaweights.text import printable
+from deltaweights.util.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tqdm import tqdm

@@ -14,7 +14,8 @@ import click
 from deltaweights.cli.options import json_option, quiet_option
 from deltaweights.cli.results import print_json
 from deltaweights.cli.terminal import TerminalReport
-from deltaweights.text import counted, printable
+from deltaweights.errors import printable
+from deltaweights.util.text import counted
 
 NOTICE = "for research use only; not for clinical care or for any clinical decision"
 
@@ -60,7 +61,7 @@ def command(
     The most likely answer, without sampling, so that it is the same each time. Weights go to GPUs, then to main memory, and what
     fits in neither is read from the disk as it is needed.
     """
-    from deltaweights.running.answer import answer  # noqa: PLC0415  (only who tries needs it)
+    from deltaweights.inference.answer import answer  # noqa: PLC0415  (only who tries needs it)
 
     gc.enable()  # modules of a network hold each other, and with them gigabytes
     terminal = TerminalReport("deltaweights", quiet=quiet)

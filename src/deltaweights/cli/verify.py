@@ -12,15 +12,15 @@ import click
 
 from deltaweights.cli.log_report import keep_result, log_format_option, report_for
 from deltaweights.cli.results import print_json
-from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
+from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError, printable
 from deltaweights.manifest.entries import names_in
 from deltaweights.manifest.junit import junit_bytes, junit_of_error
 from deltaweights.manifest.problems import VerifyReport
 from deltaweights.manifest.signed import Signed
 from deltaweights.manifest.verify import verify
-from deltaweights.sizes import human_bytes
-from deltaweights.text import counted, printable
 from deltaweights.util.open_folder import replace_file
+from deltaweights.util.sizes import human_bytes
+from deltaweights.util.text import counted
 
 
 @click.command("verify")

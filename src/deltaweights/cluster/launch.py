@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from deltaweights.errors import UsageError
-from deltaweights.interruption import aside, heard
 from deltaweights.merge.parts import Part
+from deltaweights.util.interruption import aside, heard
 
 LONGEST = timedelta(days=7)
 """How long one process waits for the others: shards are uneven, and the library's half an hour is no time for a slow disk."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaweights.errors import MalformedInput, Mismatch
-from deltaweights.text import Json
+from deltaweights.util.text import Json
 
 LARGEST_ID = 2**31 - 1
 

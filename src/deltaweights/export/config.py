@@ -15,7 +15,7 @@ from deltaweights.errors import Mismatch
 from deltaweights.export.sizes import TextSizes, VisionSizes
 from deltaweights.recipes import table as forms
 from deltaweights.recipes.table import Table
-from deltaweights.text import Json
+from deltaweights.util.text import Json
 
 MOST, MOST_LAYERS = 1_000_000, 1_000
 """Far above any size of a model."""

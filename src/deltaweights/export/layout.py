@@ -28,7 +28,7 @@ from deltaweights.merge.plan import DTYPES
 from deltaweights.merge.rules import Match, Matching
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.recipes.table import Table
-from deltaweights.text import Json, readable_json
+from deltaweights.util.text import Json, readable_json
 
 USUAL_CONVERSATION = "llava-v0"
 """How one speaks to a LLaVA of which no recipe says."""
@@ -43,7 +43,7 @@ REWRITTEN = frozenset({
 
 @dataclass(frozen=True)
 class Laid:
-    """What is planned: the matching, tensors that are in neither base nor lead, by the name of their spec, and the files."""
+    """What is planned: the matching, tensors that are in neither base nor primary, by the name of their spec, and the files."""
 
     matching: Matching
     added: Mapping[str, LazyTensor]
@@ -52,7 +52,7 @@ class Laid:
 
 def sees(matching: Matching) -> bool:
     """Tell whether the model has a projector, and so sees."""
-    return any(match.lead.name == PROJECTOR[0] for match in matching.matches)
+    return any(match.primary.name == PROJECTOR[0] for match in matching.matches)
 
 
 def conversation_of(recipe: Recipe | None, *, sees: bool) -> str | None:
@@ -68,7 +68,7 @@ def lay_out(
     ``dtype`` is torch's name of what is written; ``tower`` is there when the model sees. Raises ``MalformedInput`` and
     ``Mismatch``.
     """
-    specs = {match.lead.name: match.lead for match in matching.matches}
+    specs = {match.primary.name: match.primary for match in matching.matches}
     sizes = _text_sizes(specs, where)
     _refuse_misfits(specs, dict(_expected(sizes, specs, tower)), where)
     config = _config(companions, where)
@@ -100,10 +100,10 @@ def _written(document: Json, where: Path) -> bytes:
 def refuse_laid_out(matching: Matching, where: Path) -> None:
     """Raise ``Mismatch`` when the tensors have the names of this layout already."""
     for match in matching.matches:
-        if match.lead.name.startswith("language_model."):
+        if match.primary.name.startswith("language_model."):
             problem = "is in the layout of current transformers already"
             remedy = "use it as it is, or give the merge in the original layout"
-            raise Mismatch(problem, where=where, tensor=match.lead.name, remedy=remedy)
+            raise Mismatch(problem, where=where, tensor=match.primary.name, remedy=remedy)
 
 
 def _config(companions: Companions, where: Path) -> Table:
@@ -225,7 +225,7 @@ def _with_tower(
     made = {IDENTITY: (identity(IDENTITY, dtype, hidden), Fate.IDENTITY)}
     if PROJECTOR[1] in specs:
         made[ZEROS] = zeros(ZEROS, dtype, hidden), Fate.ZEROS
-    matches = [replace(match, renamed=transformers_name(match.lead.name)) for match in matching.matches]
+    matches = [replace(match, renamed=transformers_name(match.primary.name)) for match in matching.matches]
     matches += [
         Match(tensor.spec, None, Fate.VISION_TOWER, transformers_name(name)) for name, tensor in tower.tensors.items()
     ]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from deltaweights.checkpoint.documents import refuse_another
 from deltaweights.errors import MalformedInput
-from deltaweights.text import counted
+from deltaweights.util.text import counted
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Kinds of a piece (``SentencePiece.Type``)."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deltaweights.errors import MalformedInput, Mismatch
+from deltaweights.errors import MalformedInput, Mismatch, printable
 from deltaweights.export.added_tokens import STRIPPING, Flags, Source, unite
 from deltaweights.export.tokenizer_files import (
     ADDED,
@@ -27,7 +27,7 @@ from deltaweights.export.tokenizer_files import (
     read_files,
 )
 from deltaweights.export.tokenizer_json import begins_with, with_tokens
-from deltaweights.text import Json, compact_json, counted, printable, readable_json
+from deltaweights.util.text import Json, compact_json, counted, readable_json
 
 PAD = "[PAD]"
 """The token that fine-tunings of 2023 added for padding."""

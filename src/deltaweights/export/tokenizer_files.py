@@ -15,7 +15,7 @@ from deltaweights.errors import MalformedInput, Mismatch
 from deltaweights.export.added_tokens import Source, decoder_entries, full_source, plain_source
 from deltaweights.export.sentencepiece import merges_of, read_model
 from deltaweights.export.tokenizer_json import added_entries, llama_document, vocabulary_of
-from deltaweights.text import Json
+from deltaweights.util.text import Json
 
 MODEL, DOCUMENT, CONFIG = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
 SPECIAL, ADDED, TEMPLATE = "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"

@@ -13,7 +13,7 @@ from pathlib import Path
 from deltaweights.errors import MalformedInput
 from deltaweights.export.added_tokens import Flags
 from deltaweights.export.sentencepiece import SPACE, SentencePieceModel
-from deltaweights.text import Json
+from deltaweights.util.text import Json
 
 
 def llama_document(model: SentencePieceModel, merges: Sequence[tuple[str, str]], unk: str) -> dict[str, Json]:

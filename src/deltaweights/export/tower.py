@@ -16,11 +16,11 @@ from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, Mismatch, UsageError
 from deltaweights.export.config import Vision, read_vision
 from deltaweights.export.sizes import Shape
-from deltaweights.hashing import Hashes, hashes_of
 from deltaweights.hub.ids import Given, HubId, Source
 from deltaweights.hub.locate import HubOptions, located
 from deltaweights.merge.operation import VISION_TOWER
 from deltaweights.merge.rules import Dropped
+from deltaweights.recipes.hashes import Hashes, hashes_of
 from deltaweights.recipes.models import KnownModel, known_file, model
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.recipes.table import Table

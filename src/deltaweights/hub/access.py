@@ -22,8 +22,8 @@ from urllib.parse import quote, urljoin, urlsplit
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.patience import RETRIED, TRIES, Patience, Remarks
-from deltaweights.interruption import aside
-from deltaweights.text import Json, strict_json
+from deltaweights.util.interruption import aside
+from deltaweights.util.text import Json, strict_json
 
 if TYPE_CHECKING:
     from hashlib import _Hash

@@ -26,8 +26,8 @@ from deltaweights.hub.notes import Notes
 from deltaweights.hub.rooms import DiskRoom, MemoryRoom
 from deltaweights.hub.store import Store
 from deltaweights.hub.transfer import Damaged
-from deltaweights.interruption import check
 from deltaweights.report import Report
+from deltaweights.util.interruption import check
 
 AHEAD, KEPT = 128, 256
 """Pieces in memory of one file that is streamed: how many are fetched before they are asked for, and how many are kept at most."""

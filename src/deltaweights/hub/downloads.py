@@ -20,7 +20,7 @@ from deltaweights.hub.notes import Notes
 from deltaweights.hub.rooms import COMING, HERE, MISSING, DiskRoom
 from deltaweights.hub.store import Store
 from deltaweights.hub.transfer import Damaged, RangesIgnored, Stopped, Transfer
-from deltaweights.interruption import POLL, check, heard
+from deltaweights.util.interruption import POLL, check, heard
 
 CONNECTIONS, RESERVED = 8, 2
 """Requests at a time, and those of them that only fetch what a reader waits for."""

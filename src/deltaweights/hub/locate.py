@@ -27,8 +27,8 @@ from deltaweights.hub.ids import Given, HubId, PathLike, Source, hub_id
 from deltaweights.hub.notes import Notes
 from deltaweights.hub.store import Store
 from deltaweights.report import Report
-from deltaweights.sizes import human_bytes
-from deltaweights.text import counted
+from deltaweights.util.sizes import human_bytes
+from deltaweights.util.text import counted
 
 SLACK = 16 * 1024 * 1024
 """Bytes kept free in the cache beyond what is fetched."""

@@ -23,8 +23,8 @@ from pathlib import Path
 from deltaweights.checkpoint.opening import SEARCH
 from deltaweights.hub.access import HubFile, Listing
 from deltaweights.report import Report
-from deltaweights.text import Json, strict_json
 from deltaweights.util.state import state_folder
+from deltaweights.util.text import Json, strict_json
 
 MAX_NOTE = 1024 * 1024
 """Bytes of a note: one of a file has some 300, one of a commit 150 for each of its files."""

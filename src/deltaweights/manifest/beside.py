@@ -5,11 +5,11 @@ Enters: an open checkpoint. Leaves: what its manifest.json states. Never: a byte
 
 from __future__ import annotations
 
-from deltaweights import limits
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.manifest import MANIFEST
 from deltaweights.manifest.parsed import Manifest, parse_manifest
+from deltaweights.util import limits
 
 
 def manifest_beside(checkpoint: Checkpoint) -> Manifest:

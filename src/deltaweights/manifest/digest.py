@@ -11,7 +11,7 @@ from typing import Protocol
 
 from blake3 import blake3
 
-from deltaweights.text import compact_json, compact_pieces, in_chunks
+from deltaweights.util.text import compact_json, compact_pieces, in_chunks
 
 
 class Hasher(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from deltaweights.text import Json
+from deltaweights.util.text import Json
 
 
 @dataclass(frozen=True, kw_only=True)

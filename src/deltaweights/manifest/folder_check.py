@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from deltaweights import limits
 from deltaweights.checkpoint.files import LocalFile, read_small, refuse_long
 from deltaweights.checkpoint.layout import PART
 from deltaweights.checkpoint.tensors import LazyTensor
@@ -24,6 +23,7 @@ from deltaweights.manifest.reading import Found, Job, TensorRow, read
 from deltaweights.manifest.signed import Signed, hold_signed
 from deltaweights.manifest.weights import SPREAD, job_of, open_listed, open_written
 from deltaweights.report import Report
+from deltaweights.util import limits
 
 LOADABLE = frozenset({".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".gguf", ".h5", ".msgpack", ".py"})
 """Suffixes of files that loaders take weights or code from."""

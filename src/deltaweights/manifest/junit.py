@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
+from deltaweights.errors import printable
 from deltaweights.manifest.problems import CONTENT, FILE, VerifyReport
-from deltaweights.text import printable
 
 SUITE = "deltaweights verify"
 

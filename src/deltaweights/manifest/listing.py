@@ -19,8 +19,8 @@ from deltaweights.manifest.manifest import MANIFEST, SUMS, manifest_pieces, plai
 from deltaweights.manifest.reading import Found, read
 from deltaweights.manifest.weights import job_of, open_listed
 from deltaweights.report import Report
-from deltaweights.text import Json, in_chunks, natural_key
-from deltaweights.work import workers_of
+from deltaweights.util.text import Json, in_chunks, natural_key
+from deltaweights.util.workers import workers_of
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deltaweights import limits
-from deltaweights.json_reader import JsonReader
 from deltaweights.manifest.tally import Tally
-from deltaweights.text import Items, Json, natural_key, readable_pieces
+from deltaweights.util import limits
+from deltaweights.util.json_reader import JsonReader
+from deltaweights.util.text import Items, Json, natural_key, readable_pieces
 
 MANIFEST, SUMS, INDEX = "manifest.json", "SHA256SUMS", "model.safetensors.index.json"
 

@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltaweights import limits
 from deltaweights.checkpoint.tensors import name_fault
-from deltaweights.json_reader import JsonReader
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.findings import Findings, size
 from deltaweights.manifest.manifest import (
@@ -24,7 +22,9 @@ from deltaweights.manifest.manifest import (
     check_format,
     plain_name,
 )
-from deltaweights.text import Json
+from deltaweights.util import limits
+from deltaweights.util.json_reader import JsonReader
+from deltaweights.util.text import Json
 
 MOST_DIGEST = 128
 """Characters of a digest, the name of its algorithm included."""

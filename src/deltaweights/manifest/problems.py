@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from deltaweights.errors import CheckFailed
-from deltaweights.text import printable
+from deltaweights.errors import CheckFailed, printable
 
 FILE, TENSOR, CONTENT = "file", "tensor", "content digest"
 """What a problem may be about."""

@@ -19,7 +19,7 @@ from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest import tensor_digest, tensor_hasher
 from deltaweights.manifest.manifest import FileRecord
 from deltaweights.report import Report
-from deltaweights.work import share_out
+from deltaweights.util.workers import share_out
 
 TensorRow = tuple[str, tuple[int, ...], str]
 """Dtype, shape and digest of a tensor."""

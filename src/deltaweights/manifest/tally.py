@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from deltaweights.text import Json
+from deltaweights.util.text import Json
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from deltaweights.manifest.parsed import Manifest
 from deltaweights.manifest.problems import CONTENT, VerifyReport
 from deltaweights.manifest.signed import Signed
 from deltaweights.report import Report
-from deltaweights.work import workers_of
+from deltaweights.util.workers import workers_of
 
 
 def verify(

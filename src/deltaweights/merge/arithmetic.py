@@ -1,6 +1,6 @@
 """The sum or difference of two blocks, bit for bit the same on every machine.
 
-Enters: a block of bytes of the lead (the delta, or the target that one is made from) and one of the base. Leaves: a block of
+Enters: a block of bytes of the primary (the delta, or the target that one is made from) and one of the base. Leaves: a block of
 result bytes and the count of its non-finite elements. Never: a file, a tensor larger than a block, or a bit that depends on
 device, vector width or block size.
 
@@ -83,12 +83,12 @@ class Outcome:
 
 
 class Workbench:
-    """One worker's buffers, and the arithmetic. ``lead`` and ``base`` are where the worker puts the bytes that it read."""
+    """One worker's buffers, and the arithmetic. ``primary`` and ``base`` are where the worker puts the bytes that it read."""
 
     def __init__(self, kernels: Kernels, task: Task, block: int) -> None:
         """Make room for ``block`` elements."""
         self._kernels, self._task, self._block = kernels, task, block
-        self.lead, self.base = (kernels.buffer(block * LARGEST_ITEM) for _ in range(2))
+        self.primary, self.base = (kernels.buffer(block * LARGEST_ITEM) for _ in range(2))
         self._result = kernels.buffer(block * ITEM_SIZES[task.store])
         self._stored = kernels.over(self._result, task.store)
         self._combine = kernels.add if task.operation is Operation.APPLY else kernels.subtract
@@ -97,9 +97,14 @@ class Workbench:
         self._rooms: dict[str, Array] = {}
 
     def combine(
-        self, count: int, lead_dtype: str, base_dtype: str | None, runs: tuple[Run, ...], rest: memoryview | None = None
+        self,
+        count: int,
+        primary_dtype: str,
+        base_dtype: str | None,
+        runs: tuple[Run, ...],
+        rest: memoryview | None = None,
     ) -> Outcome:
-        """Return what the operation gives for the ``count`` elements in the lead buffer and the ``runs`` in the base buffer.
+        """Return what the operation gives for the ``count`` elements in the primary buffer and the ``runs`` in the base buffer.
 
         The last elements, behind all runs, meet the numbers of ``rest``, which are of the compute dtype. Other elements outside all
         runs are kept, cast to the compute dtype and then to the stored one. Sums and differences are made in the compute dtype,
@@ -107,14 +112,14 @@ class Workbench:
         has no memory left.
         """
         kernels, task = self._kernels, self._task
-        needs_cast = not lead_dtype == task.compute == task.store
-        lead = self._input("lead", self.lead, lead_dtype)[:count]
+        needs_cast = not primary_dtype == task.compute == task.store
+        primary = self._input("lead", self.primary, primary_dtype)[:count]
         if not runs and not rest and not needs_cast:
-            copied = self.lead[: count * ITEM_SIZES[lead_dtype]]
-            tally = self._tally(lead, copied, lead_dtype, base_dtype, ())
+            copied = self.primary[: count * ITEM_SIZES[primary_dtype]]
+            tally = self._tally(primary, copied, primary_dtype, base_dtype, ())
             return Outcome(copied, replace(tally, inexact=0) if self._tries else tally)
         stored = self._stored[:count]
-        work = self._at_compute(lead, lead_dtype, "lead")
+        work = self._at_compute(primary, primary_dtype, "lead")
         base = self._base(base_dtype, runs)
         in_place = task.store == task.compute and kernels.on_host
         total = stored if in_place else self._room("total", count)
@@ -131,7 +136,7 @@ class Workbench:
         if not in_place:
             kernels.cast(total, stored)
         data = self._result[: count * ITEM_SIZES[task.store]]
-        tally = self._tally(stored, data, lead_dtype, base_dtype, runs, everything if needs_cast else settled, rest)
+        tally = self._tally(stored, data, primary_dtype, base_dtype, runs, everything if needs_cast else settled, rest)
         if self._proves and runs:
             finite = tally.nonfinite == 0 and task.store == task.compute
             proofs = [
@@ -141,7 +146,7 @@ class Workbench:
             tally = replace(tally, proof=proofs[0] if len(proofs) == 1 else sum(proofs, Proof()))
         if self._tries:
             delta = total if task.store == task.compute else stored
-            rounded = lead_dtype != task.compute
+            rounded = primary_dtype != task.compute
             tally = replace(tally, inexact=self._inexact(work, base, delta, runs, tally.nonfinite, rounded=rounded))
         return Outcome(data, tally)
 
@@ -157,7 +162,7 @@ class Workbench:
         self,
         stored: Array,
         data: memoryview,
-        lead_dtype: str,
+        primary_dtype: str,
         base_dtype: str | None,
         runs: tuple[Run, ...],
         settled: tuple[Run, ...] = (),
@@ -170,9 +175,9 @@ class Workbench:
         task = self._task
         if self._kernels.finite(stored) or settle_nans(data, task.store, settled) == 0:
             return Tally(sum=float(as_float64(data, task.store).sum())) if task.sum else Tally()
-        lead = self.lead[: len(stored) * ITEM_SIZES[lead_dtype]]
+        primary = self.primary[: len(stored) * ITEM_SIZES[primary_dtype]]
         base = self.base[: (runs[-1].end if runs else 0) * ITEM_SIZES[base_dtype or "F32"]]
-        met = (lead, lead_dtype), (base, base_dtype or "F32"), (rest or b"", task.compute)
+        met = (primary, primary_dtype), (base, base_dtype or "F32"), (rest or b"", task.compute)
         tally = count_nonfinite((data, task.store), *met, runs)
         return replace(tally, sum=0.0) if task.sum else tally
 

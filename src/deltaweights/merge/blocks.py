@@ -72,14 +72,14 @@ def blocks_of(tensors: Sequence[PlannedTensor], size: int) -> Iterator[Block]:
 
 
 def base_part(match: Match, start: int, stop: int) -> tuple[int, int, tuple[Run, ...]]:
-    """Return which elements of the base belong to elements ``[start, stop)`` of the lead, and where they meet."""
+    """Return which elements of the base belong to elements ``[start, stop)`` of the primary, and where they meet."""
     if match.base is None:
         return 0, 0, ()
     if match.fate in {Fate.ADD, Fate.SUBTRACT}:
         return start, stop, (Run(0, stop - start, 0),)
     rows, columns = match.base.shape
-    width = match.lead.shape[1]
-    if columns == width:  # only the vocabulary grew: the base is the beginning of the lead
+    width = match.primary.shape[1]
+    if columns == width:  # only the vocabulary grew: the base is the beginning of the primary
         end = max(start, min(stop, match.base.count))
         return start, end, (Run(0, end - start, 0),) if start < end else ()
     first = _elements_before(start, rows, columns, width)

@@ -10,12 +10,12 @@ from functools import lru_cache
 
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.errors import MalformedInput
-from deltaweights.limits import FRAGMENT, HEADER, INDEX, MANIFEST, MOST_TENSORS, Limit
 from deltaweights.manifest.manifest import index_bytes
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import InputRecord, Plan, PlannedTensor, Shard
 from deltaweights.merge.shards import SAFETENSORS, index_name
-from deltaweights.text import MOST_FOREIGN, compact_json, counted, refuse_excess
+from deltaweights.util.limits import FRAGMENT, HEADER, INDEX, MANIFEST, MOST_TENSORS, Limit
+from deltaweights.util.text import MOST_FOREIGN, compact_json, counted, refuse_excess
 
 DIGEST = len("blake3:") + 64
 
@@ -66,7 +66,7 @@ class Size:
 
 
 def refuse_unreadable(plan: Plan, where: str) -> None:
-    """Raise ``MalformedInput`` when a document about the result would hold more than its reader takes; ``where`` is the lead."""
+    """Raise ``MalformedInput`` when a document about the result would hold more than its reader takes; ``where`` is the primary."""
     tensors = plan.tensors
     if len(tensors) > MOST_TENSORS:
         expected, remedy = f"at most {MOST_TENSORS:,}", "no reader of checkpoints takes as many"
@@ -116,11 +116,11 @@ def _add_tensor(size: Size, tensor: PlannedTensor, file: str, plan: Plan) -> Non
     axes, shape = len(spec.shape), _length(spec)
     size.add(spec.name, RESULT_ROW + shape + len(file), commas=axes + 5, objects=1, lists=1)
     if match.renamed is not None:
-        size.add(match.lead.name, SOURCE, commas=1)
-    for read in (match.lead, match.base):
+        size.add(match.primary.name, SOURCE, commas=1)
+    for read in (match.primary, match.base):
         if read is not None:
             size.add(read.name, INPUT_ROW + _length(read), commas=len(read.shape) + 2, objects=1, lists=1)
-    # What may be found: NaNs in the result, the lead and the base, an overflow; and what trying a delta or the base gives.
+    # What may be found: NaNs in the result, the primary and the base, an overflow; and what trying a delta or the base gives.
     has_base, is_matrix = match.base is not None, axes > 1
     counts = 2 + 2 * has_base + (plan.check and (has_base or plan.operation is Operation.MAKE))
     size.add(spec.name, COUNT_ROW + len(str(spec.count)), commas=1, times=counts)

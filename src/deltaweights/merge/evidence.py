@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from deltaweights.manifest.tally import Proof
-from deltaweights.text import natural_key
+from deltaweights.util.text import natural_key
 
 LEAST_EVIDENCE = 100_000
 """Elements that must have moved before a missing violation says anything."""

@@ -60,20 +60,20 @@ Numbers = tuple[memoryview | bytes, str]
 """The bytes of some numbers, and their dtype."""
 
 
-def count_nonfinite(result: Numbers, lead: Numbers, base: Numbers, rest: Numbers, runs: Sequence[Run]) -> Tally:
-    """Count the NaN and infinite numbers of a block's result, of its lead and of the part of its base that meets it at ``runs``.
+def count_nonfinite(result: Numbers, primary: Numbers, base: Numbers, rest: Numbers, runs: Sequence[Run]) -> Tally:
+    """Count the NaN and infinite numbers of a block's result, of its primary and of the part of its base that meets it at ``runs``.
 
     ``rest`` is what the last numbers met that have no base; like the base's part it may be empty.
     """
     import numpy as np  # noqa: PLC0415  (see above)
 
-    in_result, in_lead, in_base, in_rest = (_nonfinite(*numbers) for numbers in (result, lead, base, rest))
+    in_result, in_primary, in_base, in_rest = (_nonfinite(*numbers) for numbers in (result, primary, base, rest))
     met = np.zeros_like(in_result)
     for run in runs:
         met[run.start : run.stop] = in_base[run.base : run.end]
     met[len(met) - len(in_rest) :] |= in_rest
-    overflow = in_result & ~in_lead & ~met
-    counts = [int(np.count_nonzero(found)) for found in (in_result, in_base, in_lead, overflow)]
+    overflow = in_result & ~in_primary & ~met
+    counts = [int(np.count_nonzero(found)) for found in (in_result, in_base, in_primary, overflow)]
     return Tally(nonfinite=counts[0], nonfinite_base=counts[1], nonfinite_lead=counts[2], overflow=counts[3])
 
 

@@ -21,7 +21,7 @@ from deltaweights.merge.arithmetic import Outcome
 from deltaweights.merge.blocks import Block
 from deltaweights.merge.plan import Shard
 from deltaweights.merge.writer import ShardWriter
-from deltaweights.work import Crew
+from deltaweights.util.workers import Crew
 
 
 class Stopped(Exception):
@@ -82,7 +82,7 @@ class Lane:
         shard: Shard,
         writer: ShardWriter,
         base: Mapping[str, LazyTensor],
-        lead: Mapping[str, LazyTensor],
+        primary: Mapping[str, LazyTensor],
         crew: Crew,
     ) -> None:
         self.shard = shard
@@ -91,7 +91,7 @@ class Lane:
         self.file_turns = Turns(crew)
         self.done = 0
         self.began = time.monotonic()
-        self._inputs = base, lead
+        self._inputs = base, primary
         self._records: list[TensorRecord] = []
         self._result: Hasher = tensor_hasher()
         self._crcs: list[int] = []  # of the result's tensors so far, where the frame needs them
@@ -100,7 +100,7 @@ class Lane:
         self._uniform: dict[str, Uniform] = {}
         self._tally = Tally()
 
-    def digest_tensors(self, block: Block, base: memoryview, lead: memoryview, outcome: Outcome) -> None:
+    def digest_tensors(self, block: Block, base: memoryview, primary: memoryview, outcome: Outcome) -> None:
         """Digest one block of both sources and of the result; to be called in block order."""
         name, match = block.tensor.spec.name, block.tensor.match
         if block.first_of_tensor:
@@ -109,27 +109,27 @@ class Lane:
                 self._crcs.append(0)
             self._sources = [
                 SourceDigest(self._inputs[0][match.base.name]) if match.base else None,
-                SourceDigest(self._inputs[1][match.lead.name]),
+                SourceDigest(self._inputs[1][match.primary.name]),
             ]
-            items = {"result": block.tensor.spec, "base": match.base, "lead": match.lead}
+            items = {"result": block.tensor.spec, "base": match.base, "lead": match.primary}
             matrices = {role: spec for role, spec in items.items() if spec and len(spec.shape) > 1 and spec.count > 1}
             self._uniform = {role: Uniform(spec.item_size) for role, spec in matrices.items()}
         self._result.update(outcome.data)
         if self._crcs:
             self._crcs[-1] = zlib.crc32(outcome.data, self._crcs[-1])
-        for source, data in zip(self._sources, (base, lead), strict=True):
+        for source, data in zip(self._sources, (base, primary), strict=True):
             if source is not None:
                 source.update(data)
-        for role, data in (("result", outcome.data), ("base", base), ("lead", lead)):
+        for role, data in (("result", outcome.data), ("base", base), ("lead", primary)):
             if role in self._uniform and not self._uniform[role].holds(data):
                 del self._uniform[role]
         self._tally = outcome.tally if block.first_of_tensor else self._tally + outcome.tally
         if block.last_of_tensor:
-            base_digest, lead_digest = (source.finish() if source else None for source in self._sources)
-            assert lead_digest is not None  # noqa: S101  (there is always a lead; this tells mypy)
+            base_digest, primary_digest = (source.finish() if source else None for source in self._sources)
+            assert primary_digest is not None  # noqa: S101  (there is always a primary; this tells mypy)
             digest = tensor_digest(self._result)
             uniform = tuple(self._uniform)
-            self._records.append(TensorRecord(name, digest, base_digest, lead_digest, self._tally, uniform))
+            self._records.append(TensorRecord(name, digest, base_digest, primary_digest, self._tally, uniform))
 
     def digest_file(self, block: Block, data: memoryview) -> None:
         """Digest one block as part of the file, and write what the frame has behind it; to be called in block order.

@@ -52,7 +52,7 @@ def new_rows_of(
             continue
         zeros = bytes(match.base.shape[1] * item)
         row = mean_row(base[match.base.name]) if match.fate is Fate.ADD_MEAN_ROWS else zeros
-        found[match.lead.name] = NewRows(row, item, block)
+        found[match.primary.name] = NewRows(row, item, block)
     return found
 
 

@@ -2,7 +2,7 @@
 
 Enters: nothing. Leaves: names; the values are written into manifests. Never: a rule.
 
-Both take a base and a *lead*, the input whose tensors are those of the result: the delta that is added to the base, or the
+Both take a base and a *primary*, the input whose tensors are those of the result: the delta that is added to the base, or the
 fine-tuned target from which the base is subtracted.
 """
 
@@ -16,7 +16,7 @@ VISION_TOWER = "vision_tower"
 
 
 class Fate(str, Enum):
-    """What a tensor of the result is made of. The last three are of layouts that hold more than the lead does."""
+    """What a tensor of the result is made of. The last three are of layouts that hold more than the primary does."""
 
     ADD = "add"
     ADD_BLOCK = "add_block"
@@ -48,9 +48,9 @@ class NewRows(str, Enum):
 
 @dataclass(frozen=True)
 class Words:
-    """What an operation's parts are called: its lead, its result, what happens to the base, what is being done, what was done."""
+    """How an operation is described: its primary input, its output, and the verbs for progress and status."""
 
-    lead: str
+    primary: str
     output: str
     verb: str
     past: str
@@ -59,7 +59,7 @@ class Words:
 
 
 class Operation(Enum):
-    """What is made of base and lead. To convert or to export is to copy a lead that has no base."""
+    """What is made of base and primary. To convert or to export is to copy a primary that has no base."""
 
     APPLY = Words("delta", "target", "add", "added", "merging", "merged")
     MAKE = Words("target", "delta", "subtract", "subtracted", "making the delta", "made")
@@ -67,9 +67,9 @@ class Operation(Enum):
     EXPORT = Words("merged", "target", "copy", "copied", "exporting", "exported")
 
     @property
-    def lead(self) -> str:
-        """What the lead is called."""
-        return self.value.lead
+    def primary(self) -> str:
+        """What the primary is called."""
+        return self.value.primary
 
     @property
     def output(self) -> str:
@@ -92,7 +92,7 @@ class Operation(Enum):
         """Return what the input is called that the tensors of a fate are those of; None when they are made."""
         if fate.is_made:
             return None
-        return VISION_TOWER if fate is Fate.VISION_TOWER else self.lead
+        return VISION_TOWER if fate is Fate.VISION_TOWER else self.primary
 
     @property
     def usual_fates(self) -> tuple[Fate, ...]:

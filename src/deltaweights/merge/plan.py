@@ -18,7 +18,7 @@ from deltaweights.merge.frame import Frame, frame_of
 from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.rules import Dropped, Match, Matching
 from deltaweights.merge.shards import SAFETENSORS, shard_cuts, shard_name
-from deltaweights.text import Json, Members, natural_key
+from deltaweights.util.text import Json, Members, natural_key
 
 FORMAT, VERSION = "deltaweights-plan", 2
 
@@ -134,7 +134,7 @@ class Plan:
     shards: tuple[Shard, ...]
     companions: tuple[Companion, ...]
     base: InputRecord | None
-    lead: InputRecord
+    primary: InputRecord
     operation: Operation = Operation.APPLY
     check: bool = False
     recipe: RecipeRecord | None = None
@@ -166,7 +166,7 @@ class Plan:
             ({"base": self.base} if self.base else {}),
             ({VISION_TOWER: self.tower} if self.tower else {}),
         )
-        return of_base | {self.operation.lead: self.lead} | of_tower
+        return of_base | {self.operation.primary: self.primary} | of_tower
 
     @property
     def adds_up(self) -> bool:
@@ -215,7 +215,7 @@ def make_plan(
     matching: Matching,
     options: Options,
     base: InputRecord | None,
-    lead: InputRecord,
+    primary: InputRecord,
     companions: Iterable[Companion],
     operation: Operation = Operation.APPLY,
     *,
@@ -234,12 +234,12 @@ def make_plan(
         tensors = map(PlannedTensor, specs, matches[first:last], frame.offsets)
         shards.append(Shard(file, frame, tuple(tensors)))
     ordered = tuple(sorted(companions, key=lambda companion: companion.name))
-    return Plan(options, tuple(shards), ordered, base, lead, operation, check, recipe, tower)
+    return Plan(options, tuple(shards), ordered, base, primary, operation, check, recipe, tower)
 
 
 def _result_of(match: Match, dtype: str) -> TensorSpec:
-    same = match.renamed is None and match.lead.dtype == dtype
-    return match.lead if same else TensorSpec(match.name, dtype, match.lead.shape)
+    same = match.renamed is None and match.primary.dtype == dtype
+    return match.primary if same else TensorSpec(match.name, dtype, match.primary.shape)
 
 
 def fates(plan: Plan) -> dict[str, int]:

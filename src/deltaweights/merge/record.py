@@ -14,7 +14,7 @@ from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord, m
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge.evidence import Verdict, untested, verdict
 from deltaweights.merge.plan import ORIGINAL, InputRecord, Plan
-from deltaweights.text import Json, Members
+from deltaweights.util.text import Json, Members
 
 
 def records_of(fragments: Mapping[str, Fragment]) -> dict[str, TensorRecord]:
@@ -62,7 +62,7 @@ class Digests:
     """The digests that documents state of a merge: ``content`` is the result's.
 
     ``original`` is that of the same tensors in the original layout: it leaves out what only the other layout holds, and has the
-    names of the lead; it is ``content`` where the layouts are one. ``read`` has those of the tensors that were read, by role and
+    names of the primary; it is ``content`` where the layouts are one. ``read`` has those of the tensors that were read, by role and
     their name in that input, ``inputs`` the content digests of these, by role.
     """
 
@@ -78,8 +78,8 @@ def digests_of(plan: Plan, records: Mapping[str, TensorRecord]) -> Digests:
     def rows(*, original: bool) -> Iterator[tuple[str, str, tuple[int, ...], str]]:
         for tensor in plan.tensors:
             spec, match = tensor.spec, tensor.match
-            if not original or plan.operation.source(match.fate) == plan.operation.lead:
-                yield match.lead.name if original else match.name, spec.dtype, spec.shape, records[spec.name].digest
+            if not original or plan.operation.source(match.fate) == plan.operation.primary:
+                yield match.primary.name if original else match.name, spec.dtype, spec.shape, records[spec.name].digest
 
     content = content_digest(rows(original=False))
     read = _read_digests(plan, records)
@@ -94,7 +94,7 @@ def _read_digests(plan: Plan, records: Mapping[str, TensorRecord]) -> dict[str, 
         match, record = tensor.match, records[tensor.spec.name]
         role = plan.operation.source(match.fate)
         if role is not None:
-            digests[role][match.lead.name] = record.delta
+            digests[role][match.primary.name] = record.delta
         if match.base is not None and record.base is not None:
             digests["base"][match.base.name] = record.base
     return digests
@@ -130,7 +130,7 @@ def merge_manifest(
                         "dtype": tensor.spec.dtype,
                         "shape": list(tensor.spec.shape),
                         "fate": tensor.match.fate.value,
-                        **({"source": tensor.match.lead.name} if tensor.match.renamed else {}),
+                        **({"source": tensor.match.primary.name} if tensor.match.renamed else {}),
                         "file": shard.file,
                         "digest": records[tensor.spec.name].digest,
                     },

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import Mismatch
-from deltaweights.interruption import check
 from deltaweights.merge.operation import Fate, NewRows, Operation
-from deltaweights.merge.suspicions import likely_reason, suspicion
-from deltaweights.text import counted
+from deltaweights.recipes.likely_reason import likely_reason, suspicion
+from deltaweights.util.interruption import check
+from deltaweights.util.text import counted
 
 GROWN = frozenset({"model.embed_tokens.weight", "lm_head.weight"})
-"""Tensors whose lead may be larger than their base: the vocabulary was extended."""
+"""Tensors whose primary may be larger than their base: the vocabulary was extended."""
 
 DELTA_ONLY = frozenset(PROJECTOR)
-"""Tensors that the base need not have, only the lead: LLaVA's projector."""
+"""Tensors that the base need not have, only the primary: LLaVA's projector."""
 
 BUFFER_SUFFIXES = (".rotary_emb.inv_freq", "rope.freqs")
 """Buffers, not weights: zero in a delta (target minus base), recomputed by current loaders, and harmful when copied. The second is
@@ -37,7 +37,7 @@ FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 
 @dataclass(frozen=True)
 class Rules:
-    """In what base and lead may differ, and what becomes of it: tensors that only the lead may have, rows that only it has."""
+    """How base and primary may differ: tensors that only the primary may have, and rows that only it has."""
 
     delta_only: frozenset[str] = DELTA_ONLY
     new_rows: NewRows = NewRows.COPY
@@ -49,12 +49,12 @@ PLAIN = Rules()
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One tensor of the result: its lead, its base unless it is copied, and how they meet.
+    """One tensor of the result: its primary, its base unless it is copied, and how they meet.
 
-    ``renamed`` is its name in the result where that is not the lead's.
+    ``renamed`` is its name in the result where that is not the primary's.
     """
 
-    lead: TensorSpec
+    primary: TensorSpec
     base: TensorSpec | None
     fate: Fate
     renamed: str | None = None
@@ -62,7 +62,7 @@ class Match:
     @property
     def name(self) -> str:
         """The tensor's name in the result."""
-        return self.renamed or self.lead.name
+        return self.renamed or self.primary.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Matching:
 
     matches: tuple[Match, ...]
     dropped_base: tuple[Dropped, ...]
-    dropped_lead: tuple[Dropped, ...]
+    dropped_primary: tuple[Dropped, ...]
     warnings: tuple[str, ...]
 
 
@@ -90,33 +90,33 @@ def is_buffer(name: str) -> bool:
 
 def match(
     base: Mapping[str, LazyTensor],
-    lead: Mapping[str, LazyTensor],
+    primary: Mapping[str, LazyTensor],
     operation: Operation = Operation.APPLY,
     rules: Rules = PLAIN,
 ) -> Matching:
-    """Give every tensor of ``base`` and ``lead`` exactly one fate.
+    """Give every tensor of ``base`` and ``primary`` exactly one fate.
 
     Raises ``Mismatch`` when one has none; the message names the tensor, both shapes and the likely reason.
     """
     matches: list[Match] = []
     dropped_base: list[Dropped] = []
-    dropped_lead: list[Dropped] = []
+    dropped_primary: list[Dropped] = []
     problems: list[Mismatch] = []
-    for name, tensor in lead.items():
+    for name, tensor in primary.items():
         check()
         if is_buffer(name):
-            dropped_lead.append(Dropped(tensor.spec, "buffer"))
+            dropped_primary.append(Dropped(tensor.spec, "buffer"))
             continue
         outcome = _meet(tensor, base.get(name), operation, rules)
         if isinstance(outcome, Match):
             matches.append(outcome)
         else:
             problems.append(outcome)
-    alone = {name for name in base if name not in lead and not is_buffer(name)}
+    alone = {name for name in base if name not in primary and not is_buffer(name)}
     used = {
         (tensor.storage, tensor.spec.shape): name
         for name, tensor in base.items()
-        if alone and name in lead and not is_buffer(name)
+        if alone and name in primary and not is_buffer(name)
     }
     for name, tensor in base.items():
         if is_buffer(name):
@@ -126,13 +126,13 @@ def match(
             if twin is not None:
                 dropped_base.append(Dropped(tensor.spec, f"tied to {twin}"))
             else:
-                problem = f"is in the base, not in the {operation.lead}"
+                problem = f"is in the base, not in the {operation.primary}"
                 problems.append(_problem("base", tensor, problem, str(tensor.spec), "no such tensor"))
-    specs = _specs(base), _specs(lead)
+    specs = _specs(base), _specs(primary)
     if problems or not matches:
-        raise _refusal(problems, likely_reason(*specs, operation), operation)
+        raise _refusal(problems, likely_reason(*specs, operation.primary), operation)
     warnings = suspicion(*specs) if operation is Operation.APPLY else ()
-    return Matching(tuple(matches), tuple(dropped_base), tuple(dropped_lead), warnings)
+    return Matching(tuple(matches), tuple(dropped_base), tuple(dropped_primary), warnings)
 
 
 def copies(tensors: Mapping[str, LazyTensor], operation: Operation) -> Matching:
@@ -152,22 +152,22 @@ def copies(tensors: Mapping[str, LazyTensor], operation: Operation) -> Matching:
     return Matching(tuple(matches), (), tuple(dropped), ())
 
 
-def _meet(lead: LazyTensor, base: LazyTensor | None, operation: Operation, rules: Rules) -> Match | Mismatch:
+def _meet(primary: LazyTensor, base: LazyTensor | None, operation: Operation, rules: Rules) -> Match | Mismatch:
     """Return how two tensors of one name meet, or why they cannot."""
-    spec, role = lead.spec, operation.lead
+    spec, role = primary.spec, operation.primary
     if spec.name == RESERVED:
         return _problem(
-            role, lead, "cannot be written: safetensors keeps this name for itself", str(spec), "another name"
+            role, primary, "cannot be written: safetensors keeps this name for itself", str(spec), "another name"
         )
     if base is None:
         if spec.name not in rules.delta_only:
-            return _problem(role, lead, f"is in the {role}, not in the base", "no such tensor", str(spec))
-        return _of_floats(lead, lead, operation, Match(spec, None, Fate.COPY))
+            return _problem(role, primary, f"is in the {role}, not in the base", "no such tensor", str(spec))
+        return _of_floats(primary, primary, operation, Match(spec, None, Fate.COPY))
     if base.spec.shape == spec.shape:
-        return _of_floats(lead, base, operation, Match(spec, base.spec, operation.fate(grown=False)))
+        return _of_floats(primary, base, operation, Match(spec, base.spec, operation.fate(grown=False)))
     if spec.name in GROWN and _fits_inside(base.spec.shape, spec.shape, rules.new_rows):
         return _of_floats(
-            lead, base, operation, Match(spec, base.spec, operation.fate(grown=True, new_rows=rules.new_rows))
+            primary, base, operation, Match(spec, base.spec, operation.fate(grown=True, new_rows=rules.new_rows))
         )
     found, expected = f"{list(base.spec.shape)} in the base", f"{list(spec.shape)}, as in the {role}"
     return _problem("base", base, "shapes do not fit", found, expected)
@@ -179,8 +179,8 @@ def _fits_inside(inner: tuple[int, ...], outer: tuple[int, ...], new_rows: NewRo
     return new_rows is NewRows.COPY or inner[1] == outer[1]  # zeros and means are rows of the base's width
 
 
-def _of_floats(lead: LazyTensor, base: LazyTensor, operation: Operation, outcome: Match) -> Match | Mismatch:
-    for role, tensor in ((operation.lead, lead), ("base", base)):
+def _of_floats(primary: LazyTensor, base: LazyTensor, operation: Operation, outcome: Match) -> Match | Mismatch:
+    for role, tensor in ((operation.primary, primary), ("base", base)):
         if tensor.spec.dtype not in FLOATS:
             found = f"dtype {tensor.spec.dtype}"
             return _problem(role, tensor, f"cannot be {operation.value.past}", found, "one of F16 BF16 F32 F64")
@@ -193,7 +193,7 @@ def _problem(role: str, tensor: LazyTensor, problem: str, found: str, expected: 
 
 def _refusal(problems: list[Mismatch], reason: str, operation: Operation) -> Mismatch:
     if not problems:
-        return Mismatch(f"nothing to {operation.value.verb}: the {operation.lead} has no weights")
+        return Mismatch(f"nothing to {operation.value.verb}: the {operation.primary} has no weights")
     more = f" (and {counted(len(problems) - 1, 'more tensor')} not fitting)" if len(problems) > 1 else ""
     return Mismatch(f"{problems[0]}{more}; {reason}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from deltaweights.checkpoint.tensors import TensorSpec
-from deltaweights.text import Json, Members, compact_pieces, in_chunks
+from deltaweights.util.text import Json, Members, compact_pieces, in_chunks
 
 SAFETENSORS, TORCH = "safetensors", "torch"
 CONTAINERS = {"safetensors": SAFETENSORS, "bin": TORCH}

@@ -24,7 +24,7 @@ from deltaweights.merge.plan import Plan, PlannedTensor, Shard
 from deltaweights.merge.writer import ShardWriter
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
-from deltaweights.work import Crew, default_workers
+from deltaweights.util.workers import Crew, default_workers
 
 BLOCK = 1 << 18
 """Elements per block: 512 KiB of float16, so that a block is still in a core's own cache when it is digested and written. Twice as
@@ -57,7 +57,7 @@ class Stream:
         self,
         plan: Plan,
         base: Mapping[str, LazyTensor],
-        lead: Mapping[str, LazyTensor],
+        primary: Mapping[str, LazyTensor],
         folder: OpenFolder,
         keep: Callable[[Fragment], None],
         resources: Resources,
@@ -68,7 +68,7 @@ class Stream:
         ``report`` is told of each shard, from the workers' threads.
         """
         self._new_rows: Mapping[str, NewRows] = {}
-        self._plan, self._base, self._lead = plan, base, lead
+        self._plan, self._base, self._primary = plan, base, primary
         self._folder, self._keep, self._resources, self._report = folder, keep, resources, report
         self._lock = threading.Lock()
         self._lanes: list[Lane] = []
@@ -105,15 +105,15 @@ class Stream:
             lane, block = job
             if block.number == 0:
                 self._report.shard_started(lane.shard.file, lane.shard.size, lane.shard.nbytes)
-            lead, base = read_block(block, bench, self._base, self._lead)
+            primary, base = read_block(block, bench, self._base, self._primary)
             match = block.tensor.match
             base_dtype = match.base.dtype if match.base else None
-            new_rows = self._new_rows.get(match.lead.name)
+            new_rows = self._new_rows.get(match.primary.name)
             rest = new_rows.beside(block) if new_rows else None
-            outcome = bench.combine(block.stop - block.start, match.lead.dtype, base_dtype, block.runs, rest)
+            outcome = bench.combine(block.stop - block.start, match.primary.dtype, base_dtype, block.runs, rest)
             lane.writer.write(outcome.data, block.offset)
             with lane.tensor_turns.turn(block.number):
-                lane.digest_tensors(block, base, lead, outcome)
+                lane.digest_tensors(block, base, primary, outcome)
             with lane.file_turns.turn(block.number):
                 lane.digest_file(block, outcome.data)
             lane.writer.send()
@@ -140,7 +140,7 @@ class Stream:
         while waiting or flying:
             while waiting and len(flying) < most:
                 shard = waiting.popleft()
-                lane = Lane(shard, ShardWriter(self._folder, shard), self._base, self._lead, self._crew)
+                lane = Lane(shard, ShardWriter(self._folder, shard), self._base, self._primary, self._crew)
                 self._lanes.append(lane)
                 flying.append((lane, blocks_of(shard.tensors, self._resources.block)))
             lane, blocks = flying.popleft()
@@ -159,19 +159,19 @@ def _keeps_several_busy(tensors: Sequence[PlannedTensor]) -> bool:
 
 
 def read_block(
-    block: Block, bench: Workbench, base: Mapping[str, LazyTensor], lead: Mapping[str, LazyTensor]
+    block: Block, bench: Workbench, base: Mapping[str, LazyTensor], primary: Mapping[str, LazyTensor]
 ) -> tuple[memoryview, memoryview]:
-    """Read a block of the lead and its part of the base into the bench's buffers; return the parts that were filled.
+    """Read a block of the primary and its part of the base into the bench's buffers; return the parts that were filled.
 
     Raises ``InputOutputError`` when the bytes cannot be read.
     """
     match = block.tensor.match
-    item = match.lead.item_size
-    of_lead = bench.lead[: (block.stop - block.start) * item]
-    lead[match.lead.name].source.read_into(of_lead, block.start * item)
+    item = match.primary.item_size
+    of_primary = bench.primary[: (block.stop - block.start) * item]
+    primary[match.primary.name].source.read_into(of_primary, block.start * item)
     if match.base is None:
-        return of_lead, bench.base[:0]
+        return of_primary, bench.base[:0]
     item = match.base.item_size
     of_base = bench.base[: (block.base_stop - block.base_start) * item]
     base[match.base.name].source.read_into(of_base, block.base_start * item)
-    return of_lead, of_base
+    return of_primary, of_base

@@ -18,7 +18,7 @@ from deltaweights.recipes.document import MAX_SIZE, Document, overlay, read_docu
 from deltaweights.recipes.models import models
 from deltaweights.recipes.recipe import Recipe, check_head, parse_recipe
 from deltaweights.recipes.table import Table, candidates
-from deltaweights.text import natural_key
+from deltaweights.util.text import natural_key
 
 SUFFIX = ".toml"
 

@@ -12,9 +12,9 @@ import base64
 import binascii
 from dataclasses import dataclass
 
-from deltaweights.limits import BUNDLE
 from deltaweights.signing.spellings import refuse_second_spellings, spelled
-from deltaweights.text import Json, compact_json, strict_json
+from deltaweights.util.limits import BUNDLE
+from deltaweights.util.text import Json, compact_json, strict_json
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"

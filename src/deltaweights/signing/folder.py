@@ -14,13 +14,13 @@ from pathlib import Path
 
 from deltaweights.checkpoint.files import read_small
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
-from deltaweights.limits import BUNDLE
 from deltaweights.manifest.entries import UNSIGNED
 from deltaweights.manifest.signed import Signed
 from deltaweights.manifest.verify import listed
 from deltaweights.signing.bundle import Bundle, pae, parse_bundle
 from deltaweights.signing.keys import load_private, load_public
 from deltaweights.signing.statement import parse_statement, statement_bytes
+from deltaweights.util.limits import BUNDLE
 from deltaweights.util.open_folder import remove_file, replace_file
 
 SIGNATURE = "model.sig"

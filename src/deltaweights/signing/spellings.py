@@ -8,7 +8,7 @@ depends on the reader.
 
 from __future__ import annotations
 
-from deltaweights.text import Json
+from deltaweights.util.text import Json
 
 
 def spelled(key: str) -> str:

@@ -13,9 +13,9 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 
-from deltaweights.limits import STATEMENT
 from deltaweights.signing.spellings import refuse_second_spellings
-from deltaweights.text import Json, compact_json, strict_json
+from deltaweights.util.limits import STATEMENT
+from deltaweights.util.text import Json, compact_json, strict_json
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"

@@ -12,13 +12,13 @@ from contextlib import suppress
 
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
-from deltaweights.limits import FRAGMENT
 from deltaweights.manifest.manifest import Fragment
 from deltaweights.merge.plan import Plan, Shard
 from deltaweights.staging.contents import Mark, mark_of
 from deltaweights.staging.opened import COMPANIONS, ENDING, FRAGMENTS, PLAN, SHARDS, OpenStaging
-from deltaweights.text import compact_json, compact_pieces, in_chunks
+from deltaweights.util.limits import FRAGMENT
 from deltaweights.util.open_folder import OpenFolder
+from deltaweights.util.text import compact_json, compact_pieces, in_chunks
 
 
 class StagingFolder:

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deltaweights.errors import MalformedInput
-from deltaweights.limits import JOURNAL as JOURNAL_LIMIT
 from deltaweights.manifest.manifest import plain_name
 from deltaweights.staging.contents import Contents, Mark, contents_of, is_hub_metadata, mark_of, may_stand_in_a_result
 from deltaweights.staging.folder import head_of_plan
 from deltaweights.staging.opened import JOURNAL, PLAN, OpenStaging
 from deltaweights.staging.place import Place
-from deltaweights.text import Json, readable_json, strict_json
+from deltaweights.util.limits import JOURNAL as JOURNAL_LIMIT
 from deltaweights.util.open_folder import OpenFolder
+from deltaweights.util.text import Json, readable_json, strict_json
 
 VERSION = 2
 

@@ -17,10 +17,10 @@ from types import TracebackType
 
 from deltaweights.checkpoint.files import read_small
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
-from deltaweights.interruption import check
 from deltaweights.staging.opened import OpenStaging
 from deltaweights.staging.place import Place, locate
 from deltaweights.staging.seal import SEAL
+from deltaweights.util.interruption import check
 
 PATIENCE = 5.0
 """Seconds that a part waits for one that ends: it holds the lock alone for a moment, to see whether it is the last."""

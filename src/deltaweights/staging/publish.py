@@ -13,8 +13,6 @@ import stat
 from collections.abc import Callable
 
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
-from deltaweights.limits import FRAGMENT
-from deltaweights.limits import MANIFEST as MANIFEST_LIMIT
 from deltaweights.manifest.manifest import MANIFEST, SUMS, Fragment
 from deltaweights.manifest.parsed import Manifest, parse_manifest
 from deltaweights.merge.shards import NAMES, index_name
@@ -33,6 +31,8 @@ from deltaweights.staging.opened import (
     OpenStaging,
 )
 from deltaweights.staging.place import Place
+from deltaweights.util.limits import FRAGMENT
+from deltaweights.util.limits import MANIFEST as MANIFEST_LIMIT
 from deltaweights.util.open_folder import OpenFolder
 
 LAST = (*map(index_name, NAMES), MANIFEST, SUMS)

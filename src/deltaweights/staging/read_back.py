@@ -16,7 +16,7 @@ from deltaweights.manifest.manifest import Fragment
 from deltaweights.manifest.reading import digest_file
 from deltaweights.report import Report
 from deltaweights.staging.folder import StagingFolder
-from deltaweights.work import share_out
+from deltaweights.util.workers import share_out
 
 
 def read_back(staging: StagingFolder, fragments: Mapping[str, Fragment], workers: int, report: Report) -> None:

@@ -11,8 +11,8 @@ import hmac
 import secrets
 
 from deltaweights.staging.place import Place
-from deltaweights.text import Json, compact_json, strict_json
 from deltaweights.util.state import user_key
+from deltaweights.util.text import Json, compact_json, strict_json
 
 SEAL = "staging.json"
 """The name of the file."""

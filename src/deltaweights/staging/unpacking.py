@@ -12,10 +12,10 @@ from types import TracebackType
 
 from deltaweights.checkpoint.archived.unpack import NoRoom
 from deltaweights.errors import InputOutputError
-from deltaweights.interruption import Interrupted
 from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.opened import UNPACKED
 from deltaweights.staging.place import Place
+from deltaweights.util.interruption import Interrupted
 from deltaweights.util.open_folder import OpenFolder
 
 

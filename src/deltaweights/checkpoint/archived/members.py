@@ -16,7 +16,7 @@ from deltaweights.checkpoint.layout import PART, STARTS
 from deltaweights.checkpoint.zipped.archive import Member
 from deltaweights.checkpoint.zipped.rules import CHECKPOINT
 from deltaweights.errors import MalformedInput
-from deltaweights.sizes import human_bytes
+from deltaweights.util.sizes import human_bytes
 
 MOST_NAME, MOST_PATH = 240, 1024
 """Bytes of a file's name (file systems take 255, and something is added while it is written), and characters of a path."""

@@ -19,9 +19,9 @@ from deltaweights.checkpoint.zipped.archive import Member
 from deltaweights.checkpoint.zipped.contents import contents
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.report import Report
-from deltaweights.sizes import human_bytes
 from deltaweights.util.open_folder import OpenFolder
-from deltaweights.work import share_out
+from deltaweights.util.sizes import human_bytes
+from deltaweights.util.workers import share_out
 
 WORKERS = 2
 """Members that are unpacked at a time: a deflate stream can only be read in order, by one core."""

@@ -14,7 +14,7 @@ from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.documents import refuse_another
 from deltaweights.checkpoint.meta.params import Params, read_params
 from deltaweights.checkpoint.tensors import TensorSpec
-from deltaweights.text import Json
+from deltaweights.util.text import Json
 
 TOKENIZER = "tokenizer.model"
 

@@ -12,7 +12,7 @@ from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.documents import json_object
 from deltaweights.checkpoint.layout import PARAMS
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.text import Json
+from deltaweights.util.text import Json
 
 MAX_PARAMS = 64 * 1024
 

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 from deltaweights.checkpoint.pickled.tables import Storage, TensorView
 from deltaweights.checkpoint.tensors import MAX_NAME
 from deltaweights.errors import MalformedInput
-from deltaweights.interruption import check
-from deltaweights.limits import MOST_TENSORS
+from deltaweights.util.interruption import check
+from deltaweights.util.limits import MOST_TENSORS
 
 MAX_STEPS, STEPS_PER_TENSOR = 1_000_000, 60
 """Opcodes run at most: a Parameter with four axes needs 48, and the module versions of ``_metadata`` 9 per module."""

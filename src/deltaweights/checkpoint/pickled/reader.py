@@ -32,7 +32,7 @@ from deltaweights.checkpoint.pickled.tables import (
     TensorView,
 )
 from deltaweights.checkpoint.tensors import ITEM_SIZES, MAX_BYTES, name_fault
-from deltaweights.limits import MOST_TENSORS
+from deltaweights.util.limits import MOST_TENSORS
 
 MAX_PICKLE = 64 * 2**20
 """Bytes of a pickle at most; torch writes 130 to 250 per tensor."""

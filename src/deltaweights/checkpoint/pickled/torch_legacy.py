@@ -24,7 +24,7 @@ from deltaweights.checkpoint.sniff import HEAD_BYTES, LEGACY_TORCH, is_tar
 from deltaweights.checkpoint.tensors import ITEM_SIZES, LazyTensor, Storage, TensorSpec
 from deltaweights.checkpoint.weights_file import WeightsFile
 from deltaweights.errors import MalformedInput
-from deltaweights.limits import MOST_TENSORS
+from deltaweights.util.limits import MOST_TENSORS
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001

@@ -1,0 +1,99 @@
+"""The end of a merge whose shards several processes have made.
+
+Enters: the target of which parts were made. Leaves: the published folder, the same as one process would have written. Never: a
+weight read, unless it is asked for; or a folder without all its shards.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from deltaweights.cluster.handoff import has_handoff, load_handoff
+from deltaweights.errors import CheckFailed, InputOutputError
+from deltaweights.hub.ids import PathLike
+from deltaweights.jobs.run import Done, Published, Settings, conclude, published_of
+from deltaweights.merge.plan import Plan
+from deltaweights.report import Report
+from deltaweights.staging.folder import StagingFolder
+from deltaweights.staging.lock import StagingLock
+from deltaweights.staging.opened import PARTS
+from deltaweights.staging.place import Place, locate
+from deltaweights.staging.publish import forget, recover
+from deltaweights.staging.standing import Target, published
+from deltaweights.util.text import counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishResult(Published):
+    """The merged checkpoint in the folder ``target``."""
+
+    target: str
+
+
+def finish_parts(
+    target: PathLike,
+    *,
+    overwrite: bool = False,
+    strict: bool = False,
+    allow_unproved_base: bool = False,
+    check: bool = False,
+    read_back: bool = False,
+    report: Report | None = None,
+) -> FinishResult | None:
+    """Publish at ``target`` what parts of one plan have made there; None when that was done before.
+
+    With ``read_back`` the finished shards are read and hashed once more. The other options are those of ``apply_delta``.
+
+    Raises ``CheckFailed`` when shards are missing (or for ``strict`` and ``check``), ``TargetBusy`` while a part is running or
+    something else is in the target, ``InputOutputError`` when no part has run, ``MalformedInput`` and ``Mismatch``.
+    """
+    began = time.monotonic()
+    report = Report() if report is None else report
+    place = locate(target)
+    settings = Settings("cpu", None, overwrite, strict, allow_unproved_base, check=check, read_back=read_back)
+    if not has_handoff(place) and not place.publication_begun():
+        _refuse_nothing(place)
+        return None
+    seconds: dict[str, float] = {}
+    with StagingLock(place) as lock:
+        for text in (lock.note, recover(lock.staging)):
+            if text:
+                report.note(text)
+        if not has_handoff(place):  # what was cut off was the publication
+            _refuse_nothing(place)
+            return None
+        planned = load_handoff(lock.staging)
+        if Target(place, planned.plan.identity).published() is not None:
+            forget(lock.staging)
+            return None
+        lock.staging.refuse_content(overwrite=overwrite)
+        staging = StagingFolder(lock.staging)
+        fragments = staging.finished(planned.plan, planned.plan.shards, read=False)
+        _refuse_missing(planned.plan, set(fragments), place)
+        lock.staging.root.remove(PARTS)
+        for leftover in set(staging.shards.names()) - set(fragments):
+            staging.shards.remove(leftover)
+        done: Done = conclude(planned, staging, fragments, settings, report, seconds)
+    seconds["total"] = time.monotonic() - began
+    return FinishResult(target=str(place.target), **vars(published_of(planned.plan, planned.recipe, done, seconds)))
+
+
+def _refuse_nothing(place: Place) -> None:
+    """Raise ``InputOutputError`` unless a result of ours is published already."""
+    if published(place) is None:
+        remedy = "run the parts first: deltaweights apply ... --part 1/N"
+        raise InputOutputError("no part of a merge here", where=place.target, remedy=remedy)
+
+
+def _refuse_missing(plan: Plan, finished: set[str], place: Place) -> None:
+    missing = [shard.file for shard in plan.shards if shard.file not in finished]
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckFailed(
+            "not all shards are finished",
+            where=place.root,
+            found=f"no {missing[0]}{others}",
+            expected=counted(len(plan.shards), "shard"),
+            remedy="run the parts that lack again",
+        )

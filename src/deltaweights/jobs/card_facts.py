@@ -1,0 +1,93 @@
+"""What the model card of a job says.
+
+Enters: the planned of a job, the digests of its tensors, and what was found in them. Leaves: the facts of its card. Never: a path,
+or what depends on how it was run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from deltaweights.checkpoint.projector import NAMES as PROJECTOR
+from deltaweights.export.conversation import stop_strings
+from deltaweights.export.layout import conversation_of
+from deltaweights.export.names import IDENTITY as SECOND
+from deltaweights.export.sizes import EMBEDDING
+from deltaweights.jobs.model_card import CardFacts, Origin
+from deltaweights.jobs.planned_result import PlannedResult
+from deltaweights.manifest.findings import Findings
+from deltaweights.merge.operation import VISION_TOWER, Operation
+from deltaweights.merge.plan import DTYPES, TRANSFORMERS
+from deltaweights.merge.record import Digests
+from deltaweights.recipes.models import model
+from deltaweights.recipes.recipe import Recipe
+
+KINDS = {
+    Operation.APPLY: "merge",
+    Operation.MAKE: "delta",
+    Operation.CONVERT: "copy",
+    Operation.EXPORT: "export",
+}
+
+TORCH_NAMES = {code: name for name, code in DTYPES.items()}
+
+
+def card_facts(planned: PlannedResult, digests: Digests, findings: Findings) -> CardFacts:
+    """Return what the card says; an input that is no repository of the Hub is named as the recipe names it."""
+    plan, recipe = planned.plan, planned.recipe
+    names = {tensor.spec.name for tensor in plan.tensors}
+    laid_out = plan.options.layout == TRANSFORMERS or SECOND in names
+    seeing = bool({PROJECTOR[0], SECOND} & names)
+    conversation = conversation_of(recipe, sees=seeing and laid_out)
+    origins, kind = _origins(planned, digests.inputs), KINDS[plan.operation]
+    base, primary = origins.get("base", Origin()), origins[plan.operation.primary]
+    if plan.operation is Operation.EXPORT:
+        if "delta" in planned.parents:
+            base, primary = (_parent(planned.parents.get(role, {})) for role in ("base", "delta"))
+        else:
+            kind = "copy"  # of what it was made, nobody says
+    if recipe is not None and kind != "copy":
+        base, primary = _named(base, _base_of(recipe)), _named(primary, recipe.delta.repo)
+    proof = findings.proof
+    return CardFacts(
+        kind=kind,
+        layout=TRANSFORMERS if laid_out else plan.options.layout,
+        digest=digests.content,
+        primary=primary,
+        base=base,
+        original_digest=digests.original if plan.options.layout == TRANSFORMERS else None,
+        known=laid_out or EMBEDDING in names,
+        vision_tower=origins.get(VISION_TOWER),
+        images=seeing,
+        recipe=recipe.name if recipe else None,
+        title=recipe.title if recipe else None,
+        conversation=conversation,
+        compute_dtype=TORCH_NAMES[plan.options.compute_dtype],
+        stored_dtype=TORCH_NAMES[plan.options.dtype],
+        container=plan.options.container,
+        settings=(("Proof of the base", proof.verdict),) if proof is not None else (),
+        notices=tuple(recipe.notice.splitlines()) if recipe else (),
+        sources=recipe.sources if recipe else (),
+        stop_strings=stop_strings(conversation) if conversation else (),
+    )
+
+
+def _origins(planned: PlannedResult, digests: Mapping[str, str]) -> dict[str, Origin]:
+    """Return where the inputs are from, and what they are, as far as they were read."""
+    origins = {}
+    for role in planned.plan.inputs:
+        origin = planned.origins.get(role, {})
+        origins[role] = Origin(origin.get("repo"), origin.get("commit"), digests[role])
+    return origins
+
+
+def _parent(stated: Mapping[str, str]) -> Origin:
+    return Origin(stated.get("repo"), stated.get("commit"), stated.get("tensors_digest"))
+
+
+def _named(origin: Origin, repo: str | None) -> Origin:
+    return origin if origin.repo is not None else Origin(repo, None, origin.digest)
+
+
+def _base_of(recipe: Recipe) -> str | None:
+    return model(recipe.base_model).repo if recipe.base_model is not None else None

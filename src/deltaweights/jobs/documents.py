@@ -1,0 +1,60 @@
+"""What stands beside the weights: index, model card, manifest, checksums.
+
+Enters: the planned of a job, the records of its shards, and what was found in them. Leaves: files in staging. Never: a result
+that its input's own manifest contradicts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from deltaweights.checkpoint.companions import README as CARD
+from deltaweights.errors import CheckFailed
+from deltaweights.jobs.card_facts import card_facts
+from deltaweights.jobs.model_card import model_card
+from deltaweights.jobs.planned_result import PlannedResult
+from deltaweights.manifest.digest import digested
+from deltaweights.manifest.findings import Findings
+from deltaweights.manifest.manifest import MANIFEST, SUMS, FileRecord, Fragment, index_bytes, sums_bytes
+from deltaweights.merge.record import digests_of, merge_manifest, records_of
+from deltaweights.merge.shards import index_name
+from deltaweights.util.open_folder import OpenFolder
+from deltaweights.util.text import in_chunks
+
+
+def write_documents(
+    planned: PlannedResult, folder: OpenFolder, fragments: Mapping[str, Fragment], findings: Findings
+) -> tuple[str, str]:
+    """Write everything but weights into ``folder``, beside the shards; return the content digest and the manifest's sha256.
+
+    Raises ``CheckFailed`` when the weights are not those that the input's manifest states, ``InputOutputError``.
+    """
+    plan = planned.plan
+    records = records_of(fragments)
+    digests = digests_of(plan, records)
+    _refuse_another(planned, digests.original)
+    documents = {**planned.companions, CARD: model_card(card_facts(planned, digests, findings))}
+    if len(plan.shards) > 1:
+        weight_map = {tensor.spec.name: shard.file for shard in plan.shards for tensor in shard.tensors}
+        documents[index_name(plan.options.container)] = index_bytes(weight_map, plan.nbytes, plan.parameters)
+    files = {shard.file: fragments[shard.file].record for shard in plan.shards}
+    files |= {name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in documents.items()}
+    for name, data in documents.items():
+        folder.write(name, data)
+    manifest = merge_manifest(plan, digests, records, files, planned.hashes, planned.origins, findings)
+    sha256 = hashlib.sha256()
+    folder.write(MANIFEST, digested(in_chunks(manifest), sha256))
+    folder.write(SUMS, sums_bytes(files, sha256.hexdigest()))
+    return digests.content, sha256.hexdigest()
+
+
+def _refuse_another(planned: PlannedResult, found: str) -> None:
+    """Raise ``CheckFailed`` unless the weights that were read are those that their own manifest states."""
+    if planned.expected not in {None, found}:
+        raise CheckFailed(
+            f"the {planned.plan.operation.primary} is not what its own {MANIFEST} says",
+            found=found,
+            expected=planned.expected,
+            remedy="it changed or was damaged since it was made: deltaweights verify tells where",
+        )

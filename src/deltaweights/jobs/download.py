@@ -1,0 +1,88 @@
+"""Models of the Hub, fetched into its cache and checked, and nothing more.
+
+Enters: an id of the Hub, or the name of a recipe, whose base and delta are meant. Leaves: the files in the cache that ``hf`` uses,
+too, each with the hash that the Hub states. Never: a merge.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deltaweights.errors import UsageError
+from deltaweights.hub.directory import HubDirectory
+from deltaweights.hub.ids import Source, hub_id
+from deltaweights.hub.locate import Hub, HubOptions, needed
+from deltaweights.jobs.inputs import show_notice
+from deltaweights.recipes.catalogue import load
+from deltaweights.recipes.source import base_of, delta_of
+from deltaweights.report import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Downloaded:
+    """The files of a commit that are in the cache now, in the folder ``path``: sizes by name; ``fetched`` bytes came just now."""
+
+    repo: str
+    commit: str
+    path: str
+    files: dict[str, int]
+    bytes: int
+    fetched: int
+
+
+def download(
+    model: str, *, include: Sequence[str] = (), options: HubOptions | None = None, report: Report | None = None
+) -> list[Downloaded]:
+    """Fetch the checkpoint ``model``, an id of the Hub or the name of a recipe, or those files of it that match ``include``.
+
+    What is in the cache is checked once, and used. A download that broke off goes on where it was. Raises ``UsageError``,
+    ``MalformedInput`` when there are no weights, and ``InputOutputError``.
+    """
+    report = Report() if report is None else report
+    options = HubOptions() if options is None else options
+    if options.stream:
+        raise UsageError("a download that keeps nothing", remedy="leave stream out")
+    sources = _sources(model, report)
+    hub = Hub(options, report)
+    try:
+        directories = [(role, hub.open(source.id, source.hidden)) for role, source in sources]
+        chosen = [(directory, _chosen(directory, role, include)) for role, directory in directories]
+        for directory, names in chosen:
+            hub.announce(directory, names)
+        hub.fetch(chosen)
+        return [
+            Downloaded(
+                repo=directory.listing.repo,
+                commit=directory.listing.commit,
+                path=str(directory.path),
+                files={name: directory.file(name).size for name in names},
+                bytes=sum(directory.file(name).size for name in names),
+                fetched=directory.fetched,
+            )
+            for directory, names in chosen
+        ]
+    finally:
+        hub.close()
+
+
+def _sources(model: str, report: Report) -> list[tuple[str, Source]]:
+    """Return what is meant, by role. A recipe's notice is shown."""
+    wanted = hub_id(model)
+    if wanted is not None:
+        return [("checkpoint", Source(wanted))]
+    if "/" in model:
+        raise UsageError("not a Hub id", found=model, expected="ORG/NAME, ORG/NAME@REVISION, or the name of a recipe")
+    recipe = load(model)
+    show_notice(recipe, report)
+    return [("base", base_of(recipe)), ("delta", delta_of(recipe))]
+
+
+def _chosen(directory: HubDirectory, role: str, include: Sequence[str]) -> list[str]:
+    if not include:
+        return needed(directory, role)
+    names = [name for name in directory.names() if any(fnmatch.fnmatchcase(name, pattern) for pattern in include)]
+    if not names:
+        raise UsageError("no file matches", found=", ".join(include), expected=", ".join(directory.names()[:8]))
+    return names

@@ -1,0 +1,171 @@
+"""What was found in the numbers, told to people, and what of it ends a run.
+
+Enters: findings, and what the user insists on. Leaves: remarks and warnings, or an exception. Never: a number that is changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from deltaweights.errors import CheckFailed, Mismatch
+from deltaweights.manifest.findings import Findings, ProofRecord
+from deltaweights.manifest.manifest import TensorRecord
+from deltaweights.manifest.tally import Proof
+from deltaweights.merge.evidence import LEAST_EVIDENCE, Verdict, suspicion
+from deltaweights.merge.operation import Operation
+from deltaweights.recipes.recipe import Recipe
+from deltaweights.report import Report
+from deltaweights.util.text import counted
+
+ANYWAY = "check the inputs; run without --strict to publish it, or give it up with deltaweights clean"
+
+
+def report_numbers(findings: Findings, operation: Operation, report: Report, *, strict: bool) -> None:
+    """Tell of NaN, infinite and uniform weights. Raises ``CheckFailed`` for the first kind when ``strict``."""
+    untuned = [name for name, roles in findings.uniform.items() if "lead" in roles]
+    if untuned and operation is Operation.APPLY:
+        others = f" and {counted(len(untuned) - 1, 'more tensor')}" if len(untuned) > 1 else ""
+        report.note(f"{untuned[0]}{others} of the delta: one number throughout, so not tuned, or missing in its file")
+    for problem in _problems(findings, operation):
+        if strict:
+            raise CheckFailed(problem, remedy=ANYWAY)
+        report.warn(problem)
+
+
+def _problems(findings: Findings, operation: Operation) -> list[str]:
+    """Return what is wrong with the numbers, a line for each kind."""
+    problems = []
+    if findings.nonfinite:
+        first = next(iter(findings.nonfinite))
+        causes = [
+            f"{sum(counts.values())} {what}{'' if first in counts else f', as in {next(iter(counts))}'}"
+            for counts, what in (
+                (findings.nonfinite_base, "of the base"),
+                (findings.nonfinite_lead, f"of the {operation.primary}"),
+                (findings.overflow, "too large for the dtype"),
+            )
+            if counts
+        ]
+        found = f"{sum(findings.nonfinite.values())} NaN or infinite weights in {counted(len(findings.nonfinite), 'tensor')}"
+        why = f" ({', '.join(causes)})" if causes else ""
+        problems.append(f"tensor {first}: result is not finite: found {found}{why}")
+    # Of a delta, that weights are zero says only that they were not tuned.
+    looked_at = ("base", "lead") if operation is Operation.MAKE else ("base", "result")
+    for role in looked_at:
+        what = f"the {operation.primary if role == 'lead' else role}"
+        names = [name for name, roles in findings.uniform.items() if role in roles]
+        if names:
+            others = f" and {counted(len(names) - 1, 'more tensor')}" if len(names) > 1 else ""
+            problems.append(
+                f"tensor {names[0]}{others}: all elements of {what} are one number, where weights are expected"
+            )
+    return problems
+
+
+def proof_line(proof: ProofRecord | None) -> str | None:
+    """Return in one line what the proof of the base says; None when nobody looked."""
+    if proof is None:
+        return None
+    if proof.verdict == Verdict.PROVED:
+        return f"proved: {_region(proof)}, 0 violations"
+    if proof.verdict == Verdict.NO_EVIDENCE:
+        return f"no evidence: {proof.evidence:,} weights moved; less than {LEAST_EVIDENCE:,} say nothing"
+    if proof.verdict == Verdict.PARTIAL:
+        return f"NOT proved: {_region(proof)}, 0 violations, but {_untested(proof)}"
+    return f"NOT proved: {_region(proof)}, {proof.violations:,} violations ({_rate(proof)})"
+
+
+def _rate(proof: ProofRecord) -> str:
+    rate = proof.violations / proof.region
+    return f"{rate:.2%}" if rate >= 0.0001 else "less than 0.01%"
+
+
+def _region(proof: ProofRecord) -> str:
+    return f"{proof.weights:,} weights, {proof.region / proof.weights:.1%} in the region"
+
+
+def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allowed: bool) -> None:
+    """Tell of a base that is not proved.
+
+    Raises ``Mismatch`` when there are violations though the delta's recipe states how it was computed (``stated``), unless the user
+    ``allowed`` it.
+    """
+    if proof is None or proof.verdict == Verdict.PROVED:
+        return
+    if proof.verdict == Verdict.NO_EVIDENCE:
+        report.note(f"the base is neither proved nor refuted: only {proof.evidence:,} weights of the sum moved")
+        return
+    problem = doubt_of(proof)
+    if stated and not allowed:
+        remedy = "use the right base; --allow-unproved-base publishes it anyway, deltaweights clean gives it up"
+        raise Mismatch(problem, remedy=remedy)
+    report.warn(problem)
+
+
+def doubt_of(proof: ProofRecord) -> str:
+    """Return why a base is not proved though there is evidence: what was counted, where, and what it suggests."""
+    if proof.verdict == Verdict.PARTIAL:
+        return f"the base is proved in part only: {_untested(proof)}; likely holes in the base, or a delta that is none"
+    problems = {
+        Verdict.VIOLATED: "the base is not the one that the delta was made from",
+        Verdict.OTHER_ARITHMETIC: "the base cannot be proved",
+    }
+    return f"{problems[Verdict(proof.verdict)]}: {_violations(proof)}"
+
+
+def _untested(proof: ProofRecord) -> str:
+    """Return of which tensors nothing is known."""
+    first, *others = proof.untested
+    more = f" and {counted(len(others), 'more tensor')}" if others else ""
+    return f"of {first}{more} too few weights lie in the region"
+
+
+def _violations(proof: ProofRecord) -> str:
+    """Return how many violations there are, where most, and what that suggests."""
+    found = f"{proof.violations:,} of {proof.region:,} weights do not come back ({_rate(proof)})"
+    counts = Proof(proof.weights, proof.region, proof.violations, proof.evidence)
+    return f"{found}, most in {worst(proof.tensors)}; likely {suspicion(counts)}"
+
+
+def worst(violations: Mapping[str, int], most: int = 3) -> str:
+    """Return the names of the tensors with the most violations."""
+    return ", ".join(sorted(violations, key=lambda name: (-violations[name], name))[:most])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumFound:
+    """The sum of the merged checkpoint, None when it is not finite, beside the one that is published for it."""
+
+    found: float | None
+    published: float
+    tolerance: float
+    agrees: bool
+
+
+def check_sum(records: Iterable[TensorRecord], recipe: Recipe | None, report: Report) -> SumFound | None:
+    """Compare the sum of all elements with the recipe's, and tell; None where none is published.
+
+    Where the published sum is over rotary buffers, too, theirs is added: 1 / 10000^(2i/d) for i < d/2 in each layer, d the size
+    of a head. Never fatal: the published one was accumulated in float32, in an order that nobody knows.
+    """
+    if recipe is None or recipe.checks is None:
+        return None
+    checks, shapes = recipe.checks, recipe.shapes
+    tallies = [record.tally for record in records]
+    parts = [tally.sum or 0.0 for tally in tallies]
+    if any(tally.nonfinite for tally in tallies):
+        report.warn("the sum of all elements cannot be compared: not all of them are finite")
+        return SumFound(found=None, published=checks.sum, tolerance=checks.tolerance, agrees=False)
+    if checks.with_buffers and shapes.hidden_size and shapes.heads and shapes.layers:
+        head = shapes.hidden_size // shapes.heads
+        parts += [shapes.layers / 10000 ** (2 * i / head) for i in range(head // 2)]
+    total = math.fsum(parts)
+    agrees = abs(total - checks.sum) <= checks.tolerance
+    line = f"sum of all elements {total:.4f}, published {checks.sum} (within {checks.tolerance})"
+    if agrees:
+        report.note(f"sum             agrees: {line}")
+    else:
+        report.warn(f"sum does not agree: {line}; base or delta may be another, or damaged")
+    return SumFound(found=total, published=checks.sum, tolerance=checks.tolerance, agrees=agrees)

@@ -1,0 +1,116 @@
+"""What a job that is prepared will do, for people, and whether there is room for it.
+
+Enters: a prepared job. Leaves: lines, figures, and a refusal when the disk is too small. Never: a byte written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from pathlib import Path
+
+from deltaweights.errors import InputOutputError
+from deltaweights.jobs.prepare import Prepared
+from deltaweights.merge.plan import Plan, fates
+from deltaweights.report import Report
+from deltaweights.util.disk import free_bytes
+from deltaweights.util.sizes import human_bytes
+from deltaweights.util.text import Json, counted
+
+SLACK = 16 * 1024 * 1024
+"""Bytes kept free beyond the shards: folders, fragments, companions, the manifest."""
+
+FOOTPRINT, TORCH, PER_WORKER = 40_000_000, 190_000_000, 8_000_000
+"""Memory of the interpreter, of torch where a GPU is asked for, and of one worker's blocks; measured (docs/benchmarks.md)."""
+
+
+WORDS = {
+    "add": "added",
+    "add_block": "added into a larger block",
+    "add_zero_rows": "added, new rows to zeros",
+    "add_mean_rows": "added, new rows to the mean of the base's",
+    "subtract": "subtracted",
+    "subtract_block": "subtracted from a larger block",
+    "copy": "copied",
+    "vision_tower": "copied from the vision tower",
+    "identity": "made (identity)",
+    "zeros": "made (zeros)",
+}
+"""The fates, for people."""
+
+
+def say(job: Prepared, report: Report) -> None:
+    """Report every fate: how many tensors are added and copied, what is dropped, and what is not copied beside them."""
+    report.plan(_facts(job.plan))
+    counts = fates(job.plan)
+    role_of_primary = job.plan.operation.primary
+    parts = [f"{counts[fate]} {what}" for fate, what in WORDS.items() if counts.get(fate)]
+    report.note(f"{counted(len(job.plan.tensors), 'tensor')}: {', '.join(parts)}")
+    for role, record in job.plan.inputs.items():
+        for reason in sorted({dropped.reason for dropped in record.dropped}):
+            names = [dropped.spec.name for dropped in record.dropped if dropped.reason == reason]
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            report.note(f"dropped from the {role.replace('_', ' ')} ({reason}): {names[0]}{others}")
+    if job.companions.left_behind:
+        left = job.companions.left_behind
+        others = f" and {len(left) - 8} more" if len(left) > 8 else ""
+        report.note(f"not copied from the {role_of_primary}: {', '.join(left[:8])}{others}")
+    if job.primary.alone:
+        report.note(f"the {role_of_primary} is a single file: no configuration or tokenizer is copied")
+    for change in job.companions.changes:
+        report.note(change)
+
+
+def check_space(job: Prepared, finished: Container[str]) -> None:
+    """Raise ``InputOutputError`` when the shards that are not ``finished`` would not fit on the disk."""
+    needed, free = disk_needed(job, finished) + _to_come(job), free_bytes(job.place.root)
+    if free < needed:
+        raise InputOutputError(
+            "not enough free disk",
+            where=job.place.root.parent,
+            found=f"{human_bytes(free)} free",
+            expected=human_bytes(needed),
+            remedy="make room, or choose a place on another disk",
+        )
+
+
+def _to_come(job: Prepared) -> int:
+    """Return the bytes of inputs that will still be written to the disk of the result."""
+    device = _device_of(job.place.root)
+    return sum(
+        weights.file.to_come
+        for checkpoint in job.checkpoints.values()
+        if _device_of(checkpoint.directory.path) == device
+        for weights in checkpoint.files
+    )
+
+
+def _device_of(path: Path) -> int | None:
+    """Return the disk that the first of ``path`` and its parents is on that exists."""
+    found = next((each for each in (path, *path.parents) if each.exists()), None)
+    return found.stat().st_dev if found else None
+
+
+def disk_needed(job: Prepared, finished: Container[str]) -> int:
+    """Return the bytes that will be written, shards that are ``finished`` left out."""
+    return SLACK + sum(shard.size for shard in job.plan.shards if shard.file not in finished)
+
+
+def describe(job: Prepared, workers: int, device: str) -> dict[str, Json]:
+    """Return what a run would do: shards, fates, and the disk and memory that it needs, in bytes."""
+    return {
+        job.plan.operation.output: str(job.place.target),
+        **_facts(job.plan),
+        "disk_needed": disk_needed(job, ()),
+        "disk_free": free_bytes(job.place.root),
+        "memory_needed": FOOTPRINT + workers * PER_WORKER + (0 if device == "cpu" else TORCH),
+    }
+
+
+def _facts(plan: Plan) -> dict[str, Json]:
+    return {
+        "plan": plan.identity,
+        "tensors": len(plan.tensors),
+        "bytes": plan.nbytes,
+        "shards": [{"file": shard.file, "size": shard.size, "tensors": len(shard.tensors)} for shard in plan.shards],
+        "fates": fates(plan),
+    }

@@ -1,0 +1,85 @@
+"""Names that differ in numbers alone, told as one: ``layers.{0-31}.w{1,3}``.
+
+Enters: names. Leaves: groups that hold each of them once, and no other. Never: a name that is left out.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass
+
+from deltaweights.util.text import natural_key
+
+MOST_NUMBERS = 16
+"""Numbers in a name that are told apart; known names have at most three."""
+
+
+@dataclass(frozen=True)
+class NameGroup:
+    """Names that are alike but for their numbers: all combinations of ``values`` between the pieces of ``text``."""
+
+    text: tuple[str, ...]
+    values: tuple[tuple[str, ...], ...]
+
+    @property
+    def count(self) -> int:
+        """How many names these are."""
+        return math.prod(map(len, self.values))
+
+    @property
+    def first(self) -> str:
+        """The name that comes first in natural order."""
+        return self._join(values[0] for values in self.values)
+
+    def spelled(self, most: int | None = None) -> str:
+        """Return the names as one, with what varies in braces: ``layers.{0-31}.w{1,3}``.
+
+        A list of more than ``most`` numbers and ranges is cut in its middle, where dots stand for the rest.
+        """
+        return self._join(values[0] if len(values) == 1 else f"{{{_ranges(values, most)}}}" for values in self.values)
+
+    def _join(self, between: Iterable[str]) -> str:
+        return "".join(part for pair in zip(self.text, (*between, ""), strict=True) for part in pair)
+
+
+def group_names(names: Iterable[str]) -> list[NameGroup]:
+    """Group names that differ in numbers alone, in natural order: each name is in exactly one group, and no other name is."""
+    alike: defaultdict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
+    for name in names:
+        parts = re.split("([0-9]+)", name, maxsplit=MOST_NUMBERS)
+        alike[tuple(parts[::2])].add(tuple(parts[1::2]))
+    groups = (NameGroup(text, values) for text, rows in alike.items() for values in _products(rows))
+    return sorted(groups, key=lambda group: natural_key(group.first))
+
+
+def _products(rows: Set[tuple[str, ...]]) -> Iterator[tuple[tuple[str, ...], ...]]:
+    """Split rows of one length into sets that hold all combinations of some values."""
+    if rows == {()}:
+        yield ()
+        return
+    rests: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for first, *rest in rows:
+        rests[first].add(tuple(rest))
+    same: defaultdict[frozenset[tuple[str, ...]], list[str]] = defaultdict(list)
+    for first, others in rests.items():
+        same[frozenset(others)].append(first)
+    for tails, firsts in same.items():
+        values = tuple(sorted(firsts, key=natural_key))
+        yield from ((values, *more) for more in _products(tails))
+
+
+def _ranges(values: tuple[str, ...], most: int | None) -> str:
+    runs: list[list[str]] = []
+    for value in values:
+        # "01" follows nothing and nothing follows it: a range could not say how many zeros there are.
+        if runs and str(int(runs[-1][-1]) + 1) == value and str(int(runs[-1][-1])) == runs[-1][-1]:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    spelled = [run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    if most is not None and len(spelled) > most:
+        spelled[most // 2 : -(most // 2)] = ["..."]
+    return ",".join(spelled)
