@@ -24,9 +24,9 @@ import click
 import torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from tests.llava_2023 import publish
-from tests.meta import save_meta
-from tests.pairs import base_tensors, delta_tensors, save
+from tests.support.llava_2023 import publish
+from tests.support.meta import save_meta
+from tests.support.pairs import base_tensors, delta_tensors, save
 
 from deltaweights.cli.group import deltaweights
 from deltaweights.cli.log_report import Console

@@ -58,7 +58,7 @@ META = """
 import sys
 from pathlib import Path
 from safetensors.torch import load_file
-from tests.meta import save_meta
+from tests.support.meta import save_meta
 base, meta, parts = sys.argv[1:]
 tensors = {name: tensor for path in sorted(Path(base).glob("*.safetensors")) for name, tensor in load_file(path).items()}
 save_meta(tensors, Path(meta), int(parts), tensors["model.norm.weight"].shape[0] // 32)

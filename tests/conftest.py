@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests import hang
-from tests.limits import PATIENCE
-from tests.pairs import make_pair
+from tests.support import hang
+from tests.support.limits import PATIENCE
+from tests.support.pairs import make_pair
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.limits import PATIENCE
+from tests.support.limits import PATIENCE
 
 DRIVER = Path(__file__).with_name("driver.py")
 

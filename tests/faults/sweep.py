@@ -33,8 +33,8 @@ from tests.faults.injection import (
     is_lie,
     recorded,
 )
-from tests.limits import PATIENCE
-from tests.pairs import base_tensors, delta_tensors, save
+from tests.support.limits import PATIENCE
+from tests.support.pairs import base_tensors, delta_tensors, save
 
 Files = dict[str, bytes]
 

@@ -53,12 +53,12 @@ from deltaweights.staging.journal import read_journal
 from deltaweights.staging.place import locate
 from deltaweights.util.open_folder import OpenFolder
 from deltaweights.util.text import strict_json
-from tests.pairs import base_tensors, delta_tensors, save
-from tests.staged import make_staging, under_lock
-from tests.test_archive import DEFLATED, STORED, zipped
-from tests.test_torch_file import GOOD, GOOD_FILES, GOOD_STATES, parts_of, saved
-from tests.test_torch_legacy import saved as saved_legacy
-from tests.tokenizers_2023 import SMALL, published, trained
+from tests.support.pairs import base_tensors, delta_tensors, save
+from tests.support.staged import make_staging, under_lock
+from tests.support.tokenizers_2023 import SMALL, published, trained
+from tests.unit.checkpoint.test_archive import DEFLATED, STORED, zipped
+from tests.unit.checkpoint.test_torch_file import GOOD, GOOD_FILES, GOOD_STATES, parts_of, saved
+from tests.unit.checkpoint.test_torch_legacy import saved as saved_legacy
 
 WHERE = Path("given")
 
@@ -206,7 +206,7 @@ def read_a_tokenizer(data: bytes) -> None:
 def read_an_ending(data: bytes) -> None:
     place = locate(scratch() / "staged" / "out")
     make_staging(place).ending.write_bytes(data)
-    under_lock(place, ending.load)
+    under_lock(place, ending.load_handoff)
 
 
 def read_a_journal(data: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.pairs import make_pair
+from tests.support.pairs import make_pair
 from tests.trust.harness import run_command
 
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.limits import PATIENCE
-from tests.pairs import make_pair
+from tests.support.limits import PATIENCE
+from tests.support.pairs import make_pair
 
 SECONDS = 5.0
 """Of processor time: what the machine's other work cannot lengthen."""

@@ -1,6 +1,7 @@
 """Rows 44 to 49 of the table: zip archives of checkpoints.
 
-What each archive has wrong is made in ``tests/test_archive.py``, where many more are; here some of each row go through a merge.
+The archives are made in ``tests/unit/checkpoint/test_archive.py``, which tests many more; here some of
+each row go through a merge.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.pairs import make_pair
-from tests.test_archive import DAMAGED, MODEL, REFUSED
+from tests.support.pairs import make_pair
 from tests.trust.harness import TARGET, Case, Make, case, hold
+from tests.unit.checkpoint.test_archive import DAMAGED, MODEL, REFUSED
 
 ROWS = """
     row44-way-up row44-absolute row44-backslash row44-nul row44-control row45-link row45-fifo row46-twice row46-case

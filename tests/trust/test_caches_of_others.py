@@ -26,10 +26,10 @@ from deltaweights.hub.transfer import Damaged
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.inspect import inspect_checkpoint
 from deltaweights.manifest.manifest import MANIFEST
-from tests.hub_client import Machine, Said, forget_connections
-from tests.hub_server import HubServer
-from tests.other_user import OTHER, common_folder, do_as_other, needs_other_user
-from tests.pairs import base_tensors, delta_tensors, load, reference, same_bits, save
+from tests.support.hub_client import Machine, Said, forget_connections
+from tests.support.hub_server import HubServer
+from tests.support.other_user import OTHER, common_folder, do_as_other, needs_other_user
+from tests.support.pairs import base_tensors, delta_tensors, load, reference, same_bits, save
 
 BASE, DELTA, NAME = "acme/base", "acme/delta", "model.safetensors"
 WEIGHTS = base_tensors(layers=2, vocabulary=400, hidden=64)

@@ -15,8 +15,8 @@ from deltaweights.diff.compare import diff_checkpoints
 from deltaweights.errors import MalformedInput
 from deltaweights.jobs.check_base import check_base
 from tests.conftest import Run
-from tests.meta import save_meta
-from tests.pairs import base_tensors, make_pair, save
+from tests.support.meta import save_meta
+from tests.support.pairs import base_tensors, make_pair, save
 
 pytestmark = pytest.mark.trust
 

@@ -1,6 +1,6 @@
 """Rows 50 to 61 of the table: the index, the layout of a folder, and what stands in place of files.
 
-Many more of each row are in ``tests/test_folder.py``; here some go through a merge.
+Many more of each row are in ``tests/unit/checkpoint/test_folder.py``; here some go through a merge.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deltaweights.staging.place import locate
-from tests.limits import PATIENCE
-from tests.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
-from tests.test_folder import INDEXES, NAMES, SPECIAL
-from tests.test_staging import Pair, apply_command, caught_in_the_middle, large
+from tests.support.limits import PATIENCE
+from tests.support.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
 from tests.trust.harness import TARGET, Case, Make, case, hold, merging, run_command
+from tests.unit.checkpoint.test_folder import INDEXES, NAMES, SPECIAL
+from tests.unit.staging.test_staging import Pair, apply_command, caught_in_the_middle, large
 
 __all__ = ["large"]
 

@@ -13,9 +13,9 @@ import pytest
 
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.util.limits import MOST_TENSORS
-from tests.limits import PATIENCE
-from tests.many import make_many, names_of
-from tests.pairs import make_pair
+from tests.support.limits import PATIENCE
+from tests.support.many import make_many, names_of
+from tests.support.pairs import make_pair
 from tests.trust.harness import assert_one_line, case, hold, run_command
 
 LONG = 4000

@@ -25,9 +25,9 @@ from deltaweights.manifest.folder_check import FolderCheck
 from deltaweights.manifest.manifest import MANIFEST
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
-from tests.other_user import OTHER, common_folder, give_to_other, needs_other_user, start_as_other
-from tests.pairs import make_pair
-from tests.test_concurrency import pair
+from tests.faults.test_concurrency import pair
+from tests.support.other_user import OTHER, common_folder, give_to_other, needs_other_user, start_as_other
+from tests.support.pairs import make_pair
 from tests.trust.harness import Case, case, hold, merging, run_command
 
 __all__ = ["pair"]

@@ -1,7 +1,7 @@
 """Rows 69 and 72 to 75 of the table: targets that are inputs, and results that were tampered with.
 
-Of the other faults of the output are ``tests/test_staging.py`` and ``tests/test_faults.py``, of signatures
-``tests/test_signing.py``.
+Of the other faults of the output are ``tests/unit/staging/test_staging.py`` and ``tests/faults/test_faults.py``, of signatures
+``tests/unit/signing/test_signing.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from deltaweights.jobs.apply import apply_delta
-from tests.pairs import make_pair
+from tests.support.pairs import make_pair
 from tests.trust.harness import Case, Make, case, contents, hold, run_command
 
 

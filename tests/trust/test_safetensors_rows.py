@@ -1,7 +1,7 @@
 """Rows 1 to 18 of the table: safetensors files.
 
-What each file has wrong is made in ``tests/test_safetensors_file.py``, where many more are; here some of each row go through a
-merge.
+The files are made in ``tests/unit/checkpoint/test_safetensors_file.py``, which tests many more; here
+some of each row go through a merge.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from deltaweights.util.limits import HEADER
-from tests.test_inputs import INSTEAD
-from tests.test_safetensors_file import BAD
 from tests.trust.harness import Case, case, hold, merging, with_file
+from tests.unit.checkpoint.test_inputs import INSTEAD
+from tests.unit.checkpoint.test_safetensors_file import BAD
 
 SHARD = "model-00001-of-00002.safetensors"
 

@@ -15,8 +15,8 @@ import pytest
 from deltaweights.errors import is_shown, printable
 from deltaweights.manifest.listing import list_checkpoint
 from tests.conftest import Run
-from tests.limits import PATIENCE
-from tests.pairs import Tensors, base_tensors, save
+from tests.support.limits import PATIENCE
+from tests.support.pairs import Tensors, base_tensors, save
 
 pytestmark = pytest.mark.trust
 

@@ -1,7 +1,7 @@
 """Rows 19 to 43 of the table: torch's zip files and its legacy files.
 
-What each file has wrong is made in ``tests/test_torch_file.py`` and ``tests/test_torch_legacy.py``, where many more are; here some
-of each row go through a merge.
+The files are made in ``tests/unit/checkpoint/test_torch_file.py`` and ``test_torch_legacy.py``,
+which test many more; here some of each row go through a merge.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
-from tests.test_torch_file import ARCHIVES, PICKLES, UNSUPPORTED, saved, with_pickle
-from tests.test_torch_legacy import FILES
+from tests.support.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
 from tests.trust.harness import Case, Outcome, case, hold, merging, run_command, with_file
+from tests.unit.checkpoint.test_torch_file import ARCHIVES, PICKLES, UNSUPPORTED, saved, with_pickle
+from tests.unit.checkpoint.test_torch_legacy import FILES
 
 SHARD = "pytorch_model-00001-of-00002.bin"
 

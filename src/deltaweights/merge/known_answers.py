@@ -18,7 +18,7 @@ from deltaweights.merge.arithmetic import Array, Kernels
 from deltaweights.merge.floats import ITEM_SIZES
 
 KNOWN = "95a02a758b0ef47a549d5bcdc28db15916091fc4035cbd1050c2321ba8b25da6"
-"""What ``answers`` returns where arithmetic is right: made with torch on a processor (tests/test_arithmetic.py)."""
+"""What ``answers`` returns where arithmetic is right: made with torch on a processor (tests/unit/merge/test_arithmetic.py)."""
 
 PAIRINGS = ((1, 0, 0), (1024, 1, 30), (30103, 3, 11))
 """By how many places the second operand is rotated (neighbours, neighbours in exponent, strangers of either sign), and how many

@@ -1,0 +1,608 @@
+"""Runs that meet: what one does at the moment at which another is most easily hurt.
+
+The second run is real, and is started from inside the first one, at the gap that is meant.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from deltaweights.cluster import part as parts
+from deltaweights.cluster.finish import finish_parts
+from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
+from deltaweights.hub import directory as hub_directory
+from deltaweights.hub import transfer
+from deltaweights.hub.access import Access, HubFile, Listing
+from deltaweights.hub.directory import How, HubDirectory
+from deltaweights.hub.downloads import Downloads
+from deltaweights.jobs.apply import apply_delta, apply_part
+from deltaweights.manifest.verify import verify
+from deltaweights.report import Report
+from deltaweights.signing import folder as signing
+from deltaweights.staging import lock as locks
+from deltaweights.staging import publish as publishing
+from deltaweights.staging.clean import clean
+from deltaweights.staging.contents import Contents
+from deltaweights.staging.lock import StagingLock
+from deltaweights.staging.opened import OpenStaging
+from deltaweights.staging.place import Place, locate
+from deltaweights.util.interruption import Interrupted
+from deltaweights.util.open_folder import OpenFolder
+from tests.support.limits import PATIENCE
+from tests.support.many import make_many, names_of
+from tests.support.staged import make_staging
+from tests.unit.staging.test_staging import files_of, finish, names_in, small_pair
+
+SIZE = 2500
+
+Pair = tuple[Path, Path]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Pair:
+    """Make a pair with several shards' worth of tensors, in a folder of its own."""
+    return small_pair(tmp_path / "inputs")
+
+
+@pytest.fixture
+def expected(pair: Pair, tmp_path: Path) -> dict[str, bytes]:
+    """Return the files of an undisturbed merge."""
+    return files_of(Path(apply_delta(*pair, tmp_path / "inputs" / "expected", max_shard_size=SIZE).target))
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the file system say that it has no locks."""
+
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+class At(Report):
+    """Does something when the stream has ended, and every shard is finished."""
+
+    def __init__(self, do: Callable[[], object]) -> None:
+        self._do = do
+
+    def end(self) -> None:
+        """Do it."""
+        self._do()
+
+
+class Killed(BaseException):
+    """Ends a run without anything being tidied."""
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> None:
+    """Do a run that raises ``Killed``, and let go of its lock as the system does, which tidies nothing."""
+    with monkeypatch.context() as patch:
+        patch.setattr(StagingLock, "__exit__", lambda lock, *_: os.close(lock._fd))
+        with pytest.raises(Killed):
+            run()
+
+
+# Without locks.
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_an_owner_stands_for_a_lock(pair: Pair, tmp_path: Path, expected: dict[str, bytes]) -> None:
+    """While one run writes, another one, a part and a clean-up end with 7 and say who it is; afterwards nothing is left."""
+    target = tmp_path / "out"
+    refused = []
+
+    def others() -> None:
+        for other in (
+            lambda: apply_delta(*pair, target, dtype="float32"),
+            lambda: apply_part(*pair, target, part="1/2"),
+            lambda: clean(target),
+        ):
+            with pytest.raises(TargetBusy) as caught:
+                other()
+            refused.append(str(caught.value))
+
+    apply_delta(*pair, target, max_shard_size=SIZE, report=At(others))
+    assert len(refused) == 3
+    owner = locate(target).root / "owner"
+    for message in refused:
+        assert f"found process {os.getpid()} of " in message
+        assert message.endswith(f"wait for it to end; if that process is gone, remove {owner}")
+    assert files_of(target) == expected
+    assert names_in(tmp_path) == ["inputs", "out"]
+
+
+@pytest.mark.usefixtures("no_locks")
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_an_owner_that_was_killed(
+    pair: Pair, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """A process of this machine that is no more owns nothing; one of another machine is removed by hand."""
+    target = tmp_path / "out"
+
+    def die() -> None:
+        raise Killed
+
+    killed(monkeypatch, lambda: apply_delta(*pair, target, max_shard_size=SIZE, report=At(die)))
+    owner = locate(target).root / "owner"
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait()
+    owner.write_text(owner.read_text().replace(f"process {os.getpid()} ", f"process {dead.pid} "))
+    if where == "elsewhere":
+        owner.write_text(owner.read_text().replace(" of ", " of another"))
+        with pytest.raises(TargetBusy, match="if that process is gone, remove"):
+            apply_delta(*pair, target, max_shard_size=SIZE)
+        owner.unlink()
+    apply_delta(*pair, target, max_shard_size=SIZE)
+    assert files_of(target) == expected
+    assert names_in(tmp_path) == ["inputs", "out"]
+
+
+@pytest.mark.usefixtures("no_locks")
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_an_owner_that_is_no_file(pair: Pair, tmp_path: Path, make: Callable[[Path], object]) -> None:
+    """Whatever stands there, it is not waited for."""
+    place = make_staging(locate(tmp_path / "out"))
+    make(place.root / "owner")
+    with pytest.raises(TargetBusy, match="found its owner; wait for it to end"):
+        apply_delta(*pair, place.target)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_an_owner_whose_lock_was_removed(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that finds that the lock it opened was removed meanwhile begins again, and is not kept out by itself."""
+    current, answers = StagingLock._is_current, [False, True, True]
+    monkeypatch.setattr(StagingLock, "_is_current", lambda lock: current(lock) and answers.pop(0))
+    with StagingLock(locate(tmp_path / "out")):
+        assert answers == [True]
+    assert names_in(tmp_path) == ["inputs"]
+
+
+@pytest.mark.parametrize("how", ["written to", "cut", "removed"])
+def test_a_shard_that_another_run_touched_is_not_published(
+    pair: Pair, tmp_path: Path, expected: dict[str, bytes], how: str
+) -> None:
+    """Where locks cannot be trusted, a shard that is not the finished file any more ends the run with 7; the next one goes on."""
+    target = tmp_path / "out"
+    shard = locate(target).shards / "model-00002-of-00005.safetensors"
+
+    def touch() -> None:
+        data = shard.read_bytes()
+        if how == "cut":
+            os.truncate(shard, 10)
+        elif how == "removed":
+            shard.unlink()
+        else:
+            shard.write_bytes(bytes(len(data)))
+
+    assert shard.name in expected
+    with pytest.raises(TargetBusy, match="another run has written to this shard"):
+        apply_delta(*pair, target, max_shard_size=SIZE, report=At(touch))
+    assert not target.exists()
+    apply_delta(*pair, target, max_shard_size=SIZE)
+    assert files_of(target) == expected
+
+
+def test_a_shard_that_only_looks_otherwise_is_published(pair: Pair, tmp_path: Path, expected: dict[str, bytes]) -> None:
+    """A file of the same bytes under another number, as some file systems number them anew, is the shard that it was."""
+    target = tmp_path / "out"
+    shard = locate(target).shards / "model-00002-of-00005.safetensors"
+
+    def touch() -> None:
+        data = shard.read_bytes()
+        shard.rename(tmp_path / "old")  # so that its number is taken
+        shard.write_bytes(data)
+
+    apply_delta(*pair, target, max_shard_size=SIZE, report=At(touch))
+    assert files_of(target) == expected
+
+
+# A target that changes between the last look and the publication.
+
+
+def model(folder: Path, *more: str) -> dict[str, bytes]:
+    """Make another model, and return its files."""
+    folder.mkdir(exist_ok=True)
+    save_file({"other": torch.ones(3)}, folder / "model.safetensors")
+    for name in more:
+        (folder / name).write_text("mine")
+    return files_of(folder)
+
+
+def after_the_last_look(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
+    """Do something right after the target was looked at for the last time before publishing."""
+    look, looks = OpenStaging.refuse_content, []
+
+    def looked(staging: OpenStaging, *, overwrite: bool) -> Contents:
+        contents = look(staging, overwrite=overwrite)
+        looks.append(staging)
+        if len(looks) == 2:  # the first look is before the shards are made
+            do()
+        return contents
+
+    monkeypatch.setattr(OpenStaging, "refuse_content", looked)
+
+
+def test_a_model_that_appears_is_not_replaced(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --overwrite, a model that comes after the last look stays, and the run ends with 7."""
+    target = tmp_path / "out"
+    after_the_last_look(monkeypatch, lambda: model(target))
+    with pytest.raises(TargetBusy, match="something else appeared there during the run"):
+        apply_delta(*pair, target, max_shard_size=SIZE)
+    assert files_of(target) == model(target)
+
+
+def test_strangers_that_appear_are_not_replaced(
+    pair: Pair, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --overwrite, a folder that is no checkpoint any more after the last look comes back, and the run ends with 7."""
+    target = tmp_path / "out"
+    model(target)
+    after_the_last_look(monkeypatch, lambda: model(target, "thesis.tex"))
+    with pytest.raises(TargetBusy, match=r"not a checkpoint: found thesis\.tex"):
+        apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
+    assert files_of(target) == model(target, "thesis.tex")
+    (target / "thesis.tex").unlink()
+    apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
+    assert files_of(target) == expected
+    assert names_in(tmp_path) == ["inputs", "out"]
+
+
+@pytest.mark.parametrize("back", ["put back", "not put back"])
+def test_a_signal_between_plan_and_exchange(
+    pair: Pair, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, back: str
+) -> None:
+    """A run that is interrupted, or cannot exchange back, keeps its shards, or the user's files."""
+    target = tmp_path / "out"
+    model(target)
+    whole = OpenFolder.exchange
+
+    def exchange(folder: OpenFolder, name: str, other: OpenFolder, other_name: str) -> bool:
+        if back == "put back":
+            raise Interrupted(signal.SIGTERM)
+        monkeypatch.setattr(OpenFolder, "exchange", failing)
+        return whole(folder, name, other, other_name)
+
+    def failing(*_: object) -> bool:
+        raise InputOutputError("the disk is gone")
+
+    monkeypatch.setattr(OpenFolder, "exchange", exchange)
+    if back == "put back":
+        with pytest.raises(Interrupted):
+            apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
+        before = {path.name: path.stat().st_ino for path in locate(target).shards.glob("*.safetensors")}
+        monkeypatch.setattr(OpenFolder, "exchange", whole)
+        apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
+        assert files_of(target) == expected
+        assert {path.name: path.stat().st_ino for path in target.glob("*.safetensors")} == before
+        return
+    after_the_last_look(monkeypatch, lambda: model(target, "thesis.tex"))
+    with pytest.raises(TargetBusy, match="cannot be put back: the disk is gone; move it to where it belongs"):
+        apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
+    monkeypatch.setattr(OpenFolder, "exchange", whole)
+    for _ in range(2):
+        with pytest.raises(TargetBusy, match=r"not a checkpoint: found thesis\.tex"):
+            apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
+        assert (locate(target).shards / "thesis.tex").read_text() == "mine"
+
+
+def test_one_target_is_built_in_one_place(pair: Pair, tmp_path: Path, expected: dict[str, bytes]) -> None:
+    """A run that would stage inside the target, where another stages beside it, ends with 7, and leaves nothing in its way."""
+    target = tmp_path / "out"
+    target.mkdir()
+    inside = Place(target, target / ".deltaweights", inside=True)
+
+    def other() -> None:
+        with pytest.raises(TargetBusy, match="begun to build this folder elsewhere"):
+            StagingLock(inside)
+
+    apply_delta(*pair, target, max_shard_size=SIZE, report=At(other))
+    assert files_of(target) == expected
+
+
+def test_another_place_that_is_found_under_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The place is compared once more under the lock; what was made for it is gone after the refusal."""
+    target = tmp_path / "out"
+    target.mkdir()
+    inside, beside = Place(target, target / ".deltaweights", inside=True), locate(target)
+    answers = [inside, replace(beside, root=tmp_path)]
+    monkeypatch.setattr(locks, "locate", lambda _: answers.pop(0))
+    with pytest.raises(TargetBusy, match="begun to build this folder elsewhere"):
+        StagingLock(inside)
+    assert names_in(target) == []
+
+
+def test_a_folder_that_is_removed_while_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A staging folder that another run removes between two looks at it is made again."""
+    mkdir, left = os.mkdir, [2]
+
+    def racing(name: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        mkdir(name, mode, dir_fd=dir_fd)
+
+    with OpenFolder.at(tmp_path) as folder:
+        monkeypatch.setattr(os, "mkdir", racing)
+        folder.make("made").close()
+        monkeypatch.undo()
+        assert (tmp_path / "made").is_dir()
+        (tmp_path / "file").touch()
+        with pytest.raises(MalformedInput, match="file: not a folder: found something else"):
+            folder.make("file")
+
+
+# Parts.
+
+
+def both_parts(pair: Pair, target: Path, *, overwrite: bool = False) -> None:
+    for part in ("1/2", "2/2"):
+        apply_part(*pair, target, part=part, max_shard_size=SIZE, overwrite=overwrite)
+
+
+def test_parts_do_not_undo_each_others_recovery(
+    pair: Pair, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A publication that was cut off is gone on with by one part, while others wait."""
+    target = tmp_path / "out"
+    target.mkdir()
+    monkeypatch.chdir(target)
+    move, left = OpenFolder.move_new, [3]
+
+    def dying(folder: OpenFolder, name: str, to: OpenFolder, new: str) -> bool:
+        left[0] -= to.path == target
+        if left[0] < 0:
+            raise Killed
+        return move(folder, name, to, new)
+
+    monkeypatch.setattr(OpenFolder, "move_new", dying)
+    killed(monkeypatch, lambda: apply_delta(*pair, target, max_shard_size=SIZE))
+    monkeypatch.setattr(OpenFolder, "move_new", move)
+    assert locate(target).journal.exists()
+    monkeypatch.setattr(parts, "PATIENCE", 0.2)
+    with StagingLock(locate(target), shared=True), pytest.raises(TargetBusy, match="another run is writing"):
+        apply_part(*pair, target, part="1/2", max_shard_size=SIZE)
+    both = [threading.Thread(target=both_parts, args=(pair, target)) for _ in range(4)]
+    monkeypatch.setattr(parts, "PATIENCE", 20)
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert files_of(target) == expected
+
+
+def test_a_part_that_ends_keeps_what_others_finished(pair: Pair, tmp_path: Path) -> None:
+    """A part without shards that ends while another one finishes its first leaves all as it is."""
+    target = tmp_path / "out"
+    place = locate(target)
+    ending, running = StagingLock(place, shared=True), StagingLock(place, shared=True)
+    worth, seen = OpenStaging.worth_keeping, []
+
+    def looked(self: OpenStaging) -> bool:
+        seen.append(1)
+        return worth(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OpenStaging, "worth_keeping", looked)
+        ending.__exit__(None, None, None)
+    assert seen == []  # who is not alone does not even look
+    assert place.root.exists()
+    running.__exit__(None, None, None)
+    assert not place.root.exists()
+
+
+def test_a_part_waits_for_one_that_ends(pair: Pair, tmp_path: Path) -> None:
+    """One that holds the lock alone for a moment is waited for, not refused."""
+    target = tmp_path / "out"
+    lock = StagingLock(locate(target))
+    timer = threading.Timer(0.3, lambda: lock.__exit__(None, None, None))
+    timer.start()
+    assert apply_part(*pair, target, part="1/2", max_shard_size=SIZE).status == "finished"
+    timer.join()
+    assert locks.PATIENCE > 1
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_part_that_prepared_while_all_was_published(
+    pair: Pair, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    """A part whose plan is published while it prepares says that it is complete, and makes nothing."""
+    target = tmp_path / "out"
+    if overwrite:
+        model(target)
+    both_parts(pair, target, overwrite=overwrite)
+    check = vars(parts)["check_device"]
+
+    def meanwhile(device: str) -> None:
+        monkeypatch.setattr(parts, "check_device", check)
+        assert finish_parts(target, overwrite=overwrite) is not None
+
+    monkeypatch.setattr(parts, "check_device", meanwhile)
+    late = apply_part(*pair, target, part="1/2", max_shard_size=SIZE, overwrite=overwrite)
+    assert (late.status, late.made) == ("already complete", ())
+    assert files_of(target) == expected
+    assert names_in(tmp_path) == ["inputs", "out"]
+    assert finish_parts(target, overwrite=overwrite) is None
+
+
+@pytest.mark.parametrize("step", ["one step", "two steps"])
+def test_finish_that_is_killed_after_the_exchange(
+    pair: Pair, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The next finish finds the result, and no shard of the old model is ever taken for one of the new."""
+    target = tmp_path / "out"
+    other = small_pair(tmp_path / "inputs" / "others", seed=9)
+    apply_delta(*other, target, max_shard_size=SIZE)
+    both_parts(pair, target, overwrite=True)
+    if step == "two steps":
+        monkeypatch.setattr(OpenFolder, "exchange", lambda *_: False)
+
+    def die(_: OpenStaging) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "forget", die)
+        killed(monkeypatch, lambda: finish_parts(target, overwrite=True))
+    assert files_of(target) == expected
+    shutil.move(target, tmp_path / "moved")
+    apply_part(*pair, target, part="1/2", max_shard_size=SIZE)
+    apply_part(*pair, target, part="2/2", max_shard_size=SIZE)
+    assert finish_parts(target) is not None
+    assert files_of(target) == expected
+    assert names_in(tmp_path) == ["inputs", "moved", "out"]
+
+
+def test_finish_after_a_finish_that_was_killed(
+    pair: Pair, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was published is said to be so, and staging is gone."""
+    target = tmp_path / "out"
+    both_parts(pair, target)
+
+    def die(_: OpenStaging) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "forget", die)
+        killed(monkeypatch, lambda: finish_parts(target))
+    assert finish_parts(target) is None
+    assert files_of(target) == expected
+    assert names_in(tmp_path) == ["inputs", "out"]
+
+
+def test_finish_of_what_was_given_up_meanwhile(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts that are given up between the look and the lock are not said to be published."""
+    target = tmp_path / "out"
+    both_parts(pair, target)
+    from deltaweights.cluster import finish as finishing  # noqa: PLC0415
+
+    class Late(StagingLock):
+        def __init__(self, place: Place) -> None:
+            clean(target)
+            super().__init__(place)
+
+    monkeypatch.setattr(finishing, "StagingLock", Late)
+    with pytest.raises(InputOutputError, match="no part of a merge here"):
+        finish_parts(target)
+
+
+# The cache of the Hub.
+
+
+def held(cache: Path, downloads: Downloads | None = None, access: Access | None = None) -> HubDirectory:
+    """Return a repository of two files in ``cache``."""
+    access = access or Access("https://hub", None, cache, offline=False)
+    files = {name: HubFile(name, 1000, hashlib.sha256(name.encode() * 1000).hexdigest(), "0" * 40) for name in "xy"}
+    downloads = downloads or Downloads(access, lambda _: None)
+    return HubDirectory(access, Listing("acme/base", "a" * 40, files), downloads, How(), Report())
+
+
+def test_a_blob_that_another_process_repaired_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged blob is removed only if it is still the file that was looked at."""
+    directory = held(tmp_path)
+    file = directory.listing.files["x"]
+    directory.store.prepare()
+    blob = directory.store.blob(file.key)
+    blob.write_bytes(b"y" + b"x" * 999)
+    hash_of = hub_directory._hash_of
+
+    def meanwhile(*arguments: object) -> str:
+        found = hash_of(*arguments)  # type: ignore[arg-type]
+        (tmp_path / "new").write_bytes(b"x" * 1000)
+        (tmp_path / "new").replace(blob)
+        return found
+
+    monkeypatch.setattr(hub_directory, "_hash_of", meanwhile)
+    assert directory._verified(file) is None
+    assert blob.read_bytes() == b"x" * 1000
+
+
+def test_two_downloads_do_not_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes that hold what the other wants, and have lost the network, both end with what they met."""
+
+    def read(*_: object) -> object:
+        raise InputOutputError("the network is gone", remedy="try again")
+
+    monkeypatch.setattr(transfer.Transfer, "read", read)
+    both, ends = threading.Barrier(2), []
+
+    def fetch(first: str, second: str) -> None:
+        directory = held(tmp_path)
+        files = directory.listing.files
+        job = directory.fetch(files[first])
+        both.wait(PATIENCE)
+        while job is not None and job.arrival.failed is None:
+            pass
+        try:
+            directory.fetch(files[second])
+        except InputOutputError as error:
+            ends.append(str(error))
+
+    threads = [threading.Thread(target=fetch, args=order, daemon=True) for order in ("xy", "yx")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert any("the network is gone" in end for end in ends)
+    assert not all(thread.is_alive() for thread in threads)
+
+
+# Signatures.
+
+
+def test_sign_removes_what_a_killed_one_left(pair: Pair, tmp_path: Path) -> None:
+    """An unfinished signature beside the weights is no extra file for the next ``sign``, and is gone after it."""
+    pytest.importorskip("cryptography")
+    target = tmp_path / "out"
+    apply_delta(*pair, target, max_shard_size=SIZE)
+    subprocess.run(
+        ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", tmp_path / "key.pem"], check=True
+    )
+    (target / "model.sig.0123456789abcdef.new").write_text("{")
+    (target / "model.sig.notes.new").write_text("mine")
+    done = finish(
+        [sys.executable, "-m", "deltaweights", "sign", str(target), "--private-key", str(tmp_path / "key.pem")]
+    )
+    assert done.returncode == 6
+    assert "model.sig.notes.new" in done.stderr
+    (target / "model.sig.notes.new").unlink()
+    signing.sign_folder(target, tmp_path / "key.pem")
+    assert verify(target).ok
+
+
+class Workers(Report):
+    """Keeps which threads began shards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[int] = set()
+
+    def shard_started(self, file: str, size: int, nbytes: int) -> None:
+        """See ``Report``."""
+        self.threads.add(threading.get_ident())
+
+
+def test_tiny_tensors_are_one_worker_s_unless_more_are_asked_for(tmp_path: Path) -> None:
+    """Several workers would only pass the interpreter's lock to and fro; the bytes are the same."""
+    base, delta = make_many(tmp_path, names_of(60))
+    reports = {workers: Workers() for workers in (None, 4)}
+    for workers, report in reports.items():
+        apply_delta(base, delta, tmp_path / f"{workers}", max_shard_size=64, workers=workers, report=report)
+    assert len(reports[None].threads) == 1
+    sums = [(tmp_path / f"{workers}" / "SHA256SUMS").read_bytes() for workers in reports]
+    assert sums[0] == sums[1]

@@ -1,0 +1,1 @@
+"""What several tests need: checkpoints, servers, processes."""

@@ -1,0 +1,165 @@
+"""A machine that knows one Hub, the loopback one (tests/support/hub_server.py), and has a cache of its own.
+
+Enters: a folder, and the Hub to know. Leaves: downloads in this process, and processes of ``deltaweights`` and ``hf`` with the same
+surroundings. Never: a way to any other Hub, the user's cache, notes or token.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub as hf
+import pytest
+from huggingface_hub import constants
+
+from deltaweights.hub import patience
+from deltaweights.hub.arrival import Arrival
+from deltaweights.hub.locate import HubOptions
+from deltaweights.hub.rooms import DiskRoom
+from deltaweights.jobs.download import Downloaded, download
+from deltaweights.report import Report
+from tests.support.hub_server import HubServer
+from tests.support.limits import PATIENCE
+
+Done = subprocess.CompletedProcess[str]
+
+SOON = PATIENCE
+"""Seconds after which what a test waits for is not coming any more."""
+
+
+class Said(Report):
+    """Keeps remarks and warnings, and how many requests the Hub had got when each was made."""
+
+    def __init__(self) -> None:
+        self.hub: HubServer | None = None
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+        self.requests_at: dict[str, int] = {}
+
+    def note(self, text: str) -> None:
+        """Keep a remark."""
+        self.notes.append(text)
+        self.requests_at.setdefault(text, len(self.hub.requests) if self.hub else 0)
+
+    def warn(self, text: str) -> None:
+        """Keep a warning."""
+        self.warnings.append(text)
+
+
+class Machine:
+    """One with an empty cache, nobody logged in, little patience, and connections that are given up after a second."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, folder: Path, hub: HubServer) -> None:
+        self._patch, self.folder, self.cache = patch, folder, folder / "cache"
+        for name in list(os.environ):
+            if name.startswith(("HF_", "HUGGING")):
+                patch.delenv(name)
+        for name, value in {
+            "XDG_STATE_HOME": str(folder / "state"),
+            "HF_HOME": str(folder / "home"),
+            "HF_HUB_CACHE": str(self.cache),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+            "NO_COLOR": "1",
+            "COLUMNS": "200",
+        }.items():
+            patch.setenv(name, value)
+        patch.setattr(constants, "HF_HUB_CACHE", str(self.cache))
+        patch.setattr(constants, "HF_TOKEN_PATH", str(folder / "home" / "token"))
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+        patch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+        patch.setattr(patience, "FIRST", 0.003)
+        self.said = Said()
+        self.told = ""
+        self.turn_to(hub)
+
+    def turn_to(self, hub: HubServer | str) -> None:
+        """Know another Hub, or address."""
+        address = hub if isinstance(hub, str) else hub.endpoint
+        self.said.hub = None if isinstance(hub, str) else hub
+        self._patch.setenv("HF_ENDPOINT", address)
+        self._patch.setattr(constants, "ENDPOINT", address)
+        template = (
+            "{repo_id}/resolve/{revision}/{filename}"  # which the client makes of the endpoint when it is imported
+        )
+        self._patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{address}/{template}")
+
+    def fetch(self, model: str, *include: str, **options: Any) -> Downloaded:
+        """Download one repository in this process."""
+        (found,) = download(model, include=include, options=HubOptions(**options), report=self.said)
+        return found
+
+    @contextmanager
+    def start(self, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+        """Begin ``deltaweights ARGUMENTS``, which ends with the context at the latest."""
+        command = [sys.executable, "-m", "deltaweights", *map(str, arguments)]
+        if self.told:
+            command[1:3] = ["-c", f"{self.told}; from deltaweights.cli import main; main()"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def ask_for_little(self, piece: int, run: int) -> None:
+        """Fetch files in pieces of so many bytes, so many in a request, so that little ones have many, as large ones have."""
+        self._patch.setattr(DiskRoom, "piece", piece)
+        self._patch.setattr(Arrival.next_run, "__defaults__", (run,))
+        self.told = "from deltaweights.hub.arrival import Arrival; from deltaweights.hub.rooms import DiskRoom"
+        self.told += f"; DiskRoom.piece, Arrival.next_run.__defaults__ = {piece}, ({run},)"
+
+    def run(self, *arguments: str | Path) -> Done:
+        """Run ``deltaweights ARGUMENTS``."""
+        with self.start(*arguments) as process:
+            out, err = process.communicate(timeout=SOON)
+        return Done(process.args, process.returncode, out, err)
+
+    def hf(self, *arguments: str | Path, **environment: str) -> Done:
+        """Run ``hf ARGUMENTS``."""
+        command = [Path(sys.executable).with_name("hf"), *arguments]
+        surroundings = os.environ | environment
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=surroundings)
+
+    def repository(self, name: str) -> Path:
+        """Return the cache's folder of a repository."""
+        return self.cache / f"models--{name.replace('/', '--')}"
+
+    def blobs(self, name: str) -> dict[str, Path]:
+        """Return the files under a repository's blobs, by name: whole ones, and those that are not."""
+        return {path.name: path for path in (self.repository(name) / "blobs").glob("*")}
+
+    def sizes(self) -> dict[str, int]:
+        """Return all files of the cache, and their sizes."""
+        found = (path for path in self.cache.rglob("*") if path.is_file() and not path.is_symlink())
+        return {path.relative_to(self.cache).as_posix(): path.stat().st_size for path in found}
+
+    def log_in(self, token: str) -> None:
+        """Do as ``hf auth login`` does."""
+        (self.folder / "home").mkdir(exist_ok=True)
+        (self.folder / "home" / "token").write_text(f"{token}\n")
+
+
+def wait_for(what: Callable[[], bool], *processes: subprocess.Popen[str]) -> None:
+    """Return once ``what`` is true; fail when it does not become so while the processes run."""
+    until = time.monotonic() + SOON
+    while not what():
+        assert time.monotonic() < until, "waited in vain"
+        assert not any(process.poll() for process in processes), "failed before"
+        time.sleep(0.01)
+
+
+def forget_connections() -> None:
+    """Close what the client of huggingface_hub keeps open."""
+    hf.close_session()

@@ -1,0 +1,93 @@
+"""``--read-back``: what the disk gives back is held against what was written, before anything is published."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from deltaweights.cluster.finish import finish_parts
+from deltaweights.errors import InputOutputError
+from deltaweights.jobs.apply import apply_delta
+from deltaweights.report import Report
+from deltaweights.staging.place import locate
+from tests.conftest import Run
+from tests.unit.staging.test_staging import files_of
+
+Pair = tuple[Path, Path]
+
+
+class Spoil(Report):
+    """Flips a bit of the first shard when all are written, as a disk that lies would."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def end(self) -> None:
+        """Do it once, at the end of the stream."""
+        shards = sorted(locate(self._target).shards.iterdir())
+        if shards and not (self._target.parent / "spoiled").exists():
+            (self._target.parent / "spoiled").touch()
+            data = bytearray(shards[0].read_bytes())
+            data[-1] ^= 1
+            before = shards[0].stat()
+            shards[0].write_bytes(data)
+            os.utime(shards[0], ns=(before.st_atime_ns, before.st_mtime_ns))  # as no disk that damages bytes tells
+
+
+def test_what_the_disk_changed_is_not_published(pair: Pair, tmp_path: Path) -> None:
+    """A shard whose bytes on the disk are others ends the run with 5 before it is published; the next run makes it anew."""
+    expected = tmp_path / "expected"
+    apply_delta(*pair, expected, max_shard_size="20KB")
+    target = tmp_path / "merged"
+    with pytest.raises(
+        InputOutputError, match=r"the disk gives back other bytes than were written: found sha256 \w{64}"
+    ):
+        apply_delta(*pair, target, max_shard_size="20KB", read_back=True, report=Spoil(target))
+    assert not target.exists()
+    apply_delta(*pair, target, max_shard_size="20KB", read_back=True)
+    assert files_of(target) == files_of(expected)
+
+
+def test_without_it_the_same_damage_is_not_looked_for(pair: Pair, tmp_path: Path) -> None:
+    """It is --read-back that finds the damage: without it the folder is published, and does not verify."""
+    target = tmp_path / "merged"
+    apply_delta(*pair, target, report=Spoil(target))
+    assert target.exists()
+
+
+def test_the_command_reads_back(pair: Pair, run: Run, tmp_path: Path) -> None:
+    """The option changes no byte of the result, and its time is told apart."""
+    base, delta = pair
+    common = ["apply", "--base", base, "--delta", delta, "--json", "--quiet"]
+    plain = run(*common, "--target", tmp_path / "plain")
+    read = run(*common, "--target", tmp_path / "read", "--read-back")
+    assert (plain.returncode, read.returncode) == (0, 0), read.stderr
+    assert '"read back"' in read.stdout
+    assert '"read back"' not in plain.stdout
+    assert files_of(tmp_path / "plain") == files_of(tmp_path / "read")
+
+
+def test_a_part_leaves_it_to_the_end(pair: Pair, run: Run, tmp_path: Path) -> None:
+    """A part refuses the option with 2 and says who takes it."""
+    base, delta = pair
+    done = run("apply", "--base", base, "--delta", delta, "--target", tmp_path / "m", "--part", "1/2", "--read-back")
+    assert done.returncode == 2
+    assert "give them to deltaweights finish" in done.stderr
+
+
+def test_finish_reads_back_and_removes_the_record(pair: Pair, run: Run, tmp_path: Path) -> None:
+    """``finish --read-back`` finds a shard that was changed in staging, and the part makes it anew."""
+    base, delta = pair
+    target = tmp_path / "merged"
+    part = ["apply", "--base", base, "--delta", delta, "--target", target, "--part", "1/1", "--quiet"]
+    assert run(*part).returncode == 0
+    shard = sorted(locate(target).shards.iterdir())[0]
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(InputOutputError, match="other bytes than were written"):
+        finish_parts(target, read_back=True)
+    assert run(*part).returncode == 0
+    assert finish_parts(target, read_back=True) is not None

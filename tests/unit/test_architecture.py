@@ -1,0 +1,253 @@
+"""The shape of the code that docs/design.md promises, read from the syntax trees: nothing here runs the program."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from tests.support.limits import PATIENCE
+
+SOURCE = Path(__file__).parents[2] / "src" / "deltaweights"
+TESTS = Path(__file__).parents[1]
+
+ORDER = (
+    "cli",
+    "cluster",
+    "jobs",
+    "diff",
+    "signing",
+    "inference",
+    "export",
+    "staging",
+    "merge",
+    "recipes",
+    "manifest",
+    "hub",
+    "checkpoint",
+    "util",
+    "report",
+    "errors",
+)
+"""The packages from the top down; a module imports from its own package and from those below."""
+
+LATE = ("merge.kernels_cpu", "merge.kernels_torch", "jobs.demo")
+"""Loading one of these loads torch or numkong, so nobody does it at module level."""
+
+PURE = (
+    "util.name_groups",
+    "merge.operation",
+    "merge.rules",
+    "merge.plan",
+    "merge.blocks",
+    "merge.record",
+    "merge.shards",
+    "merge.document_sizes",
+    "merge.parts",
+    "merge.frame",
+    "merge.torch_frame",
+    "merge.torch_pickle",
+    "export.names",
+    "export.sizes",
+    "export.config",
+    "jobs.model_card",
+    "manifest.digest",
+    "manifest.manifest",
+    "manifest.parsed",
+)
+"""Values in, values out."""
+
+DOORS = {
+    "os",
+    "io",
+    "pathlib",
+    "shutil",
+    "tempfile",
+    "socket",
+    "subprocess",
+    "mmap",
+    "fcntl",
+    "time",
+    "random",
+    "torch",
+}
+"""What a pure module may not import: whatever reaches the disk, the clock or another process, and torch."""
+
+FILE_CALLS = {"open", "read_bytes", "read_text", "write_bytes", "write_text", "stat", "exists", "unlink", "mkdir"}
+
+MOST_LINES = 330
+
+MODULES = {
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(SOURCE.rglob("*.py"))
+}
+"""Every module by its name without the leading ``deltaweights.``; the package itself is ``__init__``."""
+
+TEST_FILES = sorted(TESTS.rglob("*.py"))
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    """Return the syntax tree of a file."""
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(path: Path, *, nested: bool = True) -> Iterator[str]:
+    """Yield the dotted name of all that a file imports, at module level only unless ``nested``."""
+    for node in ast.walk(tree(path)) if nested else tree(path).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno}: imports are written in full"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(path: Path) -> set[str]:
+    """Return the modules of this package that a file imports, by their names in ``MODULES``."""
+    found = set()
+    for name in imports(path):
+        if name.split(".")[0] == "deltaweights":
+            parts = name.split(".")[1:]
+            while parts and ".".join(parts) not in MODULES:
+                parts.pop()  # the last part was something inside the module
+            found.add(".".join(parts) or "__init__")
+    return found
+
+
+def package(module: str) -> str:
+    """Return the package that a module is in."""
+    return module.split(".", maxsplit=1)[0]
+
+
+def test_the_walk_sees_the_whole_package() -> None:
+    """Every package of the order exists, every module is in one, and the reader of imports finds arrows known to be there."""
+    packages = {package(module) for module in MODULES} - {"__init__", "__main__"}
+    assert packages == set(ORDER)
+    assert {"merge.plan", "manifest.manifest", "staging.opened"} <= own_imports(MODULES["staging.folder"])
+    assert "merge.kernels_cpu" in own_imports(MODULES["merge.device"]), "imports inside functions count"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module not in {"__init__", "__main__"}])
+def test_imports_point_down(module: str) -> None:
+    """A module imports only from its own package and from packages further down in the order."""
+    rank = ORDER.index(package(module))
+    up = {name for name in own_imports(MODULES[module]) - {"__init__"} if ORDER.index(package(name)) < rank}
+    assert not up, f"{module} imports upwards: {sorted(up)}"
+
+
+def test_only_the_command_line_asks_the_package_itself() -> None:
+    """The package's front door is used by the command line alone, so importing a module below never runs in a circle."""
+    users = {module for module, path in MODULES.items() if "__init__" in own_imports(path)}
+    assert {package(user) for user in users} <= {"cli"}
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    """The modules can be put in one order in which each comes after those that it imports."""
+    arrows = {module: own_imports(path) - {module} for module, path in MODULES.items() if module != "__init__"}
+    assert list(TopologicalSorter(arrows).static_order())
+
+
+@pytest.mark.parametrize(
+    ("library", "expected"), [("torch", {"merge.kernels_torch", "jobs.demo"}), ("numkong", {"merge.kernels_cpu"})]
+)
+def test_one_module_each_imports_what_computes(library: str, expected: set[str]) -> None:
+    """Torch and numkong are each imported by one module of the merge; the demo makes its inputs with torch, models run on it."""
+    users = {module for module, path in MODULES.items() if any(name.split(".")[0] == library for name in imports(path))}
+    assert {user for user in users if package(user) not in {"inference", "cluster"}} == expected
+
+
+def test_only_one_package_knows_transformers() -> None:
+    """What loads a model is imported in the package that runs models, and inside functions there; launchers ask accelerate, too."""
+    heavy = {"transformers", "accelerate", "PIL"}
+    users = {module for module, path in MODULES.items() if {name.split(".")[0] for name in imports(path)} & heavy}
+    assert {package(user) for user in users} == {"inference", "cluster"}
+
+
+def test_what_computes_is_behind_late_imports() -> None:
+    """The kernels are imported by the choice of device alone, and they and the demo only inside functions."""
+    users = {module for module, path in MODULES.items() if own_imports(path) & {*LATE} - {"jobs.demo"}}
+    assert users == {"merge.device"}
+    late = tuple(f"deltaweights.{module}" for module in LATE)
+    early = {
+        module for module, path in MODULES.items() if any(name.startswith(late) for name in imports(path, nested=False))
+    }
+    assert not early
+
+
+def test_importing_all_others_loads_no_torch() -> None:
+    """A process that imports every module but kernels and demo has loaded nothing that is slow to load."""
+    wanted = [f"deltaweights.{m}" for m in MODULES if m not in {"__init__", "__main__", *LATE}] + ["deltaweights"]
+    program = f"""
+import importlib, sys
+for name in {wanted!r}:
+    importlib.import_module(name)
+print(sorted({{"torch", "numkong", "numpy", "transformers", "accelerate"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_reach_nothing(module: str) -> None:
+    """Rules, plan, blocks, record, digest and manifest import nothing that reaches disk, clock or torch, and open no file."""
+    path = MODULES[module]
+    assert not {name.split(".")[0] for name in imports(path)} & DOORS
+    calls = [node.func for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
+    names = {call.id for call in calls if isinstance(call, ast.Name)}
+    names |= {call.attr for call in calls if isinstance(call, ast.Attribute)}
+    assert not names & FILE_CALLS
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_stay_short(module: str) -> None:
+    """No module is longer than can be read in one go."""
+    lines = len(MODULES[module].read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES, f"{module} has {lines} lines"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_everything_public_says_what_it_is(module: str) -> None:
+    """Every module, public class, and public function or method of one has a docstring."""
+    root = tree(MODULES[module])
+    assert ast.get_docstring(root), f"{module} has no docstring"
+    silent = [name for name, node in public(root, "") if not ast.get_docstring(node)]
+    assert not silent
+
+
+Named = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def public(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[tuple[str, Named]]:
+    """Yield the public functions and classes of a module, and those of its public classes, with their names."""
+    for child in node.body:
+        if isinstance(child, Named) and not child.name.startswith("_"):
+            yield f"{prefix}{child.name}", child
+            if isinstance(child, ast.ClassDef):
+                yield from public(child, f"{prefix}{child.name}.")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_prints_or_catches_blindly(module: str) -> None:
+    """No module calls ``print`` (results go through click, remarks through the report) or has a bare ``except:``."""
+    for node in ast.walk(tree(MODULES[module])):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "print", f"{module}:{node.lineno}: print"
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"{module}:{node.lineno}: bare except"
+
+
+@pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: str(path.relative_to(TESTS)))
+def test_every_test_states_the_fact_it_proves(path: Path) -> None:
+    """Every test function has a docstring."""
+    tests = [
+        node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+    assert tests or not path.name.startswith("test_"), f"{path.name} has no test"
+    silent = [node.name for node in tests if not ast.get_docstring(node)]
+    assert not silent
