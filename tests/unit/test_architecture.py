@@ -213,7 +213,7 @@ def test_modules_stay_short(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_everything_public_says_what_it_is(module: str) -> None:
-    """Every module, public class, and public function or method of one has a docstring."""
+    """Every module, public class, and public function or method has a docstring, but for methods of classes that have a base."""
     root = tree(MODULES[module])
     assert ast.get_docstring(root), f"{module} has no docstring"
     silent = [name for name, node in public(root, "") if not ast.get_docstring(node)]
@@ -228,7 +228,7 @@ def public(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[tuple[str, 
     for child in node.body:
         if isinstance(child, Named) and not child.name.startswith("_"):
             yield f"{prefix}{child.name}", child
-            if isinstance(child, ast.ClassDef):
+            if isinstance(child, ast.ClassDef) and not child.bases:
                 yield from public(child, f"{prefix}{child.name}.")
 
 

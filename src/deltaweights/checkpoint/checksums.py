@@ -25,7 +25,6 @@ class Crc32:
     value: int
 
     def start(self) -> Running:
-        """See ``Checksum``."""
         return _RunningCrc32(self.value)
 
 

@@ -104,7 +104,6 @@ class LocalDirectory(Directory):
 
     @property
     def led(self) -> Mapping[str, Led]:
-        """See ``Directory``."""
         return self._led
 
     @property
@@ -115,12 +114,10 @@ class LocalDirectory(Directory):
         return self._fd_of
 
     def close(self) -> None:
-        """See ``Directory``."""
         if self._close is not None:
             self._close()
 
     def names(self) -> list[str]:
-        """See ``Directory``."""
         try:
             fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
             try:
@@ -131,7 +128,6 @@ class LocalDirectory(Directory):
             raise InputOutputError.from_os(error, self.path, "list") from error
 
     def has(self, name: str) -> bool:
-        """See ``Directory``."""
         try:
             os.stat(name, dir_fd=self._fd)
         except ValueError:

@@ -138,11 +138,9 @@ class LocalFile(InputFile):
         return self._opened
 
     def close(self) -> None:
-        """See ``InputFile``."""
         self._descriptor.close()
 
     def read_into(self, out: memoryview, offset: int) -> None:
-        """See ``InputFile``."""
         check()
         done = 0
         while done < len(out):
@@ -175,7 +173,6 @@ class LocalFile(InputFile):
             return os.preadv(fd, pieces, offset)
 
     def hash_counts(self) -> None:
-        """See ``InputFile``."""
         self._hash_counts = True
 
     def check_unchanged(self) -> None:
@@ -210,14 +207,12 @@ class MemoryFile(InputFile):
         self._content, self._origin = content, origin
 
     def read_into(self, out: memoryview, offset: int) -> None:
-        """See ``InputFile``."""
         piece = self._content[offset : offset + len(out)]
         if len(piece) < len(out):
             raise InputOutputError("read past the end", where=self.path, expected=f"{self.size} bytes")
         out[:] = piece
 
     def check_unchanged(self) -> None:
-        """See ``InputFile``."""
         if self._origin is not None:
             self._origin.check_unchanged()
 
@@ -233,11 +228,9 @@ class Window(InputFile):
         self._file, self._offset = file, offset
 
     def read_into(self, out: memoryview, offset: int) -> None:
-        """See ``InputFile``."""
         self._file.read_into(out, self._place(offset, len(out)))
 
     def scatter_into(self, pieces: Sequence[memoryview], offset: int) -> None:
-        """See ``InputFile``."""
         self._file.scatter_into(pieces, self._place(offset, sum(map(len, pieces))))
 
     def _place(self, offset: int, length: int) -> int:
@@ -247,7 +240,6 @@ class Window(InputFile):
         return self._offset + offset
 
     def hash_counts(self) -> None:
-        """See ``InputFile``."""
         self._file.hash_counts()
 
     def check_unchanged(self) -> None:

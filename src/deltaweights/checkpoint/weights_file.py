@@ -16,7 +16,6 @@ class ContiguousSource:
     offset: int
 
     def read_into(self, out: memoryview, start: int) -> None:
-        """See ``ByteSource``."""
         self.file.read_into(out, self.offset + start)
 
 

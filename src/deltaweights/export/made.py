@@ -23,7 +23,6 @@ class Diagonal:
     dtype: str
 
     def read_into(self, out: memoryview, start: int) -> None:
-        """See ``ByteSource``."""
         one = ONE[self.dtype]
         out[:] = bytes(len(out))
         step = (self.size + 1) * len(one)  # from one place on the diagonal to the next
@@ -36,7 +35,6 @@ class Zeros:
     """The bytes of zeros; see ``ByteSource``."""
 
     def read_into(self, out: memoryview, start: int) -> None:
-        """See ``ByteSource``."""
         del start
         out[:] = bytes(len(out))
 

@@ -79,15 +79,12 @@ class HubDirectory(Directory):
 
     @property
     def origin(self) -> dict[str, str]:
-        """See ``Directory``."""
         return {"repo": self.listing.repo, "commit": self.listing.commit}
 
     def names(self) -> list[str]:
-        """See ``Directory``."""
         return sorted(self._files)
 
     def has(self, name: str) -> bool:
-        """See ``Directory``."""
         return name in self._files
 
     def file(self, name: str) -> HubFile:
@@ -128,7 +125,6 @@ class HubDirectory(Directory):
         return super().read(name, most)
 
     def open(self, name: str) -> InputFile:
-        """See ``Directory``."""
         file, arriving = self.file(name), name.endswith(SUFFIXES)
         here = self._verified(file) if self.how.stream else None
         if self.how.stream and here is None:

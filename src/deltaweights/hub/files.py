@@ -40,7 +40,6 @@ class ArrivingFile(InputFile):
         self._generation, self.arrival = downloads.state_of(job)
 
     def read_into(self, out: memoryview, offset: int) -> None:
-        """See ``InputFile``."""
         if offset + len(out) > self.size:
             raise InputOutputError(
                 "ends too early", where=self.path, found=f"{self.size} bytes", remedy="fetch it again"
@@ -51,13 +50,11 @@ class ArrivingFile(InputFile):
             self._check_generation()
 
     def expect(self, places: Iterable[tuple[int, int]]) -> None:
-        """See ``InputFile``."""
         inside = [(offset, min(length, self.size - offset)) for offset, length in places if 0 <= offset < self.size]
         self._downloads.expect(self._job, inside)
 
     @property
     def to_come(self) -> int:
-        """See ``InputFile``."""
         return self.size - self._job.arrival.arrived if self._job.store is not None else 0
 
     def check_unchanged(self) -> None:

@@ -127,7 +127,6 @@ class DiskRoom:
             raise InputOutputError.from_os(error, self.path, "write", "make room; what has arrived is kept") from error
 
     def put(self, data: memoryview, offset: int) -> None:
-        """See ``Room``."""
         try:
             with self._guard:
                 while data and not self._closed:
@@ -151,7 +150,6 @@ class DiskRoom:
         return []
 
     def get(self, out: memoryview, offset: int) -> bool:
-        """See ``Room``."""
         try:
             while out:
                 got = os.preadv(self.fd, [out], offset)
@@ -263,7 +261,6 @@ class MemoryRoom:
         self._pieces: OrderedDict[int, bytearray] = OrderedDict()
 
     def put(self, data: memoryview, offset: int) -> None:
-        """See ``Room``."""
         while data:
             piece, at = divmod(offset, self.piece)
             part = data[: self.piece - at]
@@ -271,12 +268,10 @@ class MemoryRoom:
             data, offset = data[len(part) :], offset + len(part)
 
     def finished(self, piece: int) -> list[int]:
-        """See ``Room``."""
         self._pieces[piece] = self._coming.pop(piece)
         return [self._pieces.popitem(last=False)[0]] if len(self._pieces) > self._most else []
 
     def get(self, out: memoryview, offset: int) -> bool:
-        """See ``Room``."""
         while out:
             piece, at = divmod(offset, self.piece)
             data = self._pieces.get(piece)

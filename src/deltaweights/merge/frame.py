@@ -40,7 +40,6 @@ class SafetensorsFrame:
         self.offsets = tuple(offsets)
 
     def between(self, index: int, crcs: Sequence[int]) -> bytes:  # noqa: ARG002  (the other container's)
-        """See ``Frame``."""
         return b"" if index else safetensors_header(self._specs)  # made again: it may have megabytes
 
 

@@ -37,13 +37,11 @@ class ProcessorKernels:
         return memoryview(mmap.mmap(-1, nbytes))
 
     def over(self, buffer: memoryview, dtype: str) -> numkong.Tensor:
-        """See ``Kernels``."""
         count = buffer.nbytes // ITEM_SIZES[dtype]
         address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
         return numkong.from_pointer(address, count, NAMES[dtype], owner=buffer)
 
     def room(self, count: int, dtype: str) -> numkong.Tensor:
-        """See ``Kernels``."""
         return self.over(self.buffer(count * ITEM_SIZES[dtype]), dtype)
 
     def cast(self, source: numkong.Tensor, out: numkong.Tensor) -> None:
@@ -56,7 +54,6 @@ class ProcessorKernels:
             copy_nans(_bytes_of(source), DTYPES[source.dtype], _bytes_of(out), DTYPES[out.dtype])
 
     def add(self, one: numkong.Tensor, other: numkong.Tensor, out: numkong.Tensor) -> None:
-        """See ``Kernels``."""
         _refuse_mixed(one, other, out)
         numkong.add(one, other, out=out)
 
@@ -66,7 +63,6 @@ class ProcessorKernels:
         numkong.blend(one, other, alpha=1.0, beta=-1.0, out=out)
 
     def different(self, one: numkong.Tensor, other: numkong.Tensor) -> int:
-        """See ``Kernels``."""
         return count_different(_bytes_of(one), _bytes_of(other), DTYPES[one.dtype])
 
     def finite(self, numbers: numkong.Tensor) -> bool:
@@ -74,7 +70,6 @@ class ProcessorKernels:
         return math.isfinite(numkong.sum(numbers))
 
     def prove(self, base: numkong.Tensor, delta: numkong.Tensor, total: numkong.Tensor, *, finite: bool) -> Proof:
-        """See ``Kernels``."""
         count, dtype = len(total), DTYPES[total.dtype]
         if not count:
             return Proof()

@@ -85,18 +85,15 @@ class TorchKernels:
             torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]  # torch 2.13 says no type
 
     def buffer(self, nbytes: int) -> memoryview:
-        """See ``Kernels``."""
         host = torch.empty(nbytes, dtype=torch.uint8, pin_memory=not self.on_host)
         # numpy's arrays have no buffer protocol in their type stubs before Python 3.12's own Buffer.
         return memoryview(cast(bytearray, host.numpy()))
 
     def over(self, buffer: memoryview, dtype: str) -> torch.Tensor:
-        """See ``Kernels``."""
         return torch.frombuffer(buffer, dtype=TORCH_DTYPES[dtype])
 
     @_within_memory
     def room(self, count: int, dtype: str) -> torch.Tensor:
-        """See ``Kernels``."""
         return torch.empty(count, dtype=TORCH_DTYPES[dtype], device=self._device)
 
     @_within_memory
@@ -106,22 +103,18 @@ class TorchKernels:
 
     @_within_memory
     def add(self, one: torch.Tensor, other: torch.Tensor, out: torch.Tensor) -> None:
-        """See ``Kernels``."""
         torch.add(one, other, out=out)
 
     @_within_memory
     def subtract(self, one: torch.Tensor, other: torch.Tensor, out: torch.Tensor) -> None:
-        """See ``Kernels``."""
         torch.sub(one, other, out=out)
 
     @_within_memory
     def different(self, one: torch.Tensor, other: torch.Tensor) -> int:
-        """See ``Kernels``."""
         words = WORDS[one.itemsize]
         return int((one.view(words) != other.view(words)).sum())
 
     def finite(self, numbers: torch.Tensor) -> bool:
-        """See ``Kernels``."""
         return math.isfinite(numbers.sum(dtype=torch.float32).item())
 
     @_within_memory

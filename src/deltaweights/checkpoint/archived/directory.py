@@ -111,11 +111,9 @@ class ArchivedDirectory(Directory):
         self._file, self._members = file, members
 
     def names(self) -> list[str]:
-        """See ``Directory``."""
         return sorted(self._members)
 
     def has(self, name: str) -> bool:
-        """See ``Directory``."""
         return name in self._members
 
     def open(self, name: str) -> InputFile:
@@ -136,7 +134,6 @@ class ArchivedDirectory(Directory):
         return b"".join(map(bytes, contents(self._file, member)))
 
     def close(self) -> None:
-        """See ``Directory``."""
         self._file.close()
 
     def used(self) -> tuple[dict[str, Member], dict[str, Member]]:

@@ -26,7 +26,6 @@ class Stacked:
     nbytes: int
 
     def read_into(self, out: memoryview, start: int) -> None:
-        """See ``ByteSource``."""
         for part, begin, piece in _stacked(self.nbytes, start, len(out)):
             self.parts[part].read_into(out[piece], begin)
 
@@ -113,7 +112,6 @@ class StackedChecksum:
     nbytes: int
 
     def start(self) -> Running:
-        """See ``Checksum``."""
         return _Distributed(self)
 
     def pieces(self, start: int, length: int) -> Iterator[tuple[int, list[slice]]]:
@@ -131,7 +129,6 @@ class SideBySideChecksum:
     width: int
 
     def start(self) -> Running:
-        """See ``Checksum``."""
         return _Distributed(self)
 
     def pieces(self, start: int, length: int) -> Iterator[tuple[int, list[slice]]]:
@@ -169,7 +166,6 @@ class RotaryRowsChecksum:
     width: int
 
     def start(self) -> Running:
-        """See ``Checksum``."""
         return _RotaryCrc32(self)
 
 

@@ -30,7 +30,6 @@ class StridedSource:
     strides: tuple[int, ...]
 
     def read_into(self, out: memoryview, start: int) -> None:
-        """See ``ByteSource``."""
         cells = out.cast(_CELLS[self.item_size])
         first = start // self.item_size
         self._gather(cells, first, first + len(cells), 0, 0)
