@@ -17,7 +17,6 @@ E = TypeVar("E", bound=DeltaweightsError)
 def refused(kind: type[E], **fields: object) -> Iterator[pytest.ExceptionInfo[E]]:
     """Expect an error of exactly this class, with the given attributes.
 
-
     Fields compare as text, so that a path is equal to its string; None must be None.
     """
     with pytest.raises(kind) as info:
