@@ -23,8 +23,8 @@ from deltaweights.export.names import IDENTITY, ZEROS, transformers_name
 from deltaweights.export.sizes import Shape, TextSizes
 from deltaweights.export.tokenizer import RepairedTokenizer, repair_tokenizer
 from deltaweights.export.tower import Tower
+from deltaweights.merge.choices import DTYPES
 from deltaweights.merge.operation import Fate
-from deltaweights.merge.plan import DTYPES
 from deltaweights.merge.rules import Match, Matching
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.recipes.table import Table

@@ -16,8 +16,8 @@ from deltaweights.export.sizes import EMBEDDING
 from deltaweights.jobs.model_card import CardFacts, Origin
 from deltaweights.jobs.planned_result import PlannedResult
 from deltaweights.manifest.findings import Findings
+from deltaweights.merge.choices import DTYPES, TRANSFORMERS
 from deltaweights.merge.operation import VISION_TOWER, Operation
-from deltaweights.merge.plan import DTYPES, TRANSFORMERS
 from deltaweights.merge.record import Digests
 from deltaweights.recipes.models import model
 from deltaweights.recipes.recipe import Recipe

@@ -24,10 +24,11 @@ from deltaweights.manifest.findings import ProofRecord
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge.arithmetic import Kernels, Task, Workbench
 from deltaweights.merge.blocks import Block, blocks_of
+from deltaweights.merge.choices import DTYPES
 from deltaweights.merge.device import check_device, kernels_on
 from deltaweights.merge.evidence import LEAST_EVIDENCE, Verdict
 from deltaweights.merge.operation import Operation
-from deltaweights.merge.plan import DTYPES, PlannedTensor
+from deltaweights.merge.plan import PlannedTensor
 from deltaweights.merge.record import proof_of
 from deltaweights.merge.stream import BLOCK, read_block
 from deltaweights.report import Report

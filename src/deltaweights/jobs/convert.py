@@ -32,9 +32,10 @@ from deltaweights.jobs.prepare import Prepared, companions_of, laid_out, notice_
 from deltaweights.jobs.request import USUAL, Wanted
 from deltaweights.jobs.run import Published, Settings, perform
 from deltaweights.manifest.beside import lists_exactly, stated_beside
+from deltaweights.merge.choices import DTYPES, TRANSFORMERS
 from deltaweights.merge.document_sizes import refuse_unreadable
 from deltaweights.merge.operation import VISION_TOWER, Operation
-from deltaweights.merge.plan import DTYPES, TRANSFORMERS, Options, make_plan
+from deltaweights.merge.plan import Options, make_plan
 from deltaweights.merge.rules import Matching, copies
 from deltaweights.recipes.catalogue import load
 from deltaweights.recipes.hashes import hashes_of

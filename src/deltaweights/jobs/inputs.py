@@ -18,8 +18,8 @@ from deltaweights.errors import Mismatch, UsageError
 from deltaweights.hub.cache import snapshot_at
 from deltaweights.hub.ids import Given, PathLike, Source
 from deltaweights.hub.locate import HubOptions, located, source_of
+from deltaweights.merge.choices import DTYPES
 from deltaweights.merge.operation import NewRows, Operation
-from deltaweights.merge.plan import DTYPES
 from deltaweights.merge.rules import PLAIN, Matching, Rules, match
 from deltaweights.recipes.catalogue import load, load_file, recipe_of_archive, recipe_of_file, recipe_of_repo
 from deltaweights.recipes.expected_shapes import refuse_others

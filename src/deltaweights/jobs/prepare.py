@@ -25,19 +25,10 @@ from deltaweights.hub.locate import HubOptions, paths_among
 from deltaweights.jobs.inputs import Pair, compute_dtype_of, open_pair
 from deltaweights.jobs.provenance import refuse_unverified
 from deltaweights.jobs.request import USUAL, Wanted
+from deltaweights.merge.choices import DTYPES, ORIGINAL
 from deltaweights.merge.document_sizes import refuse_unreadable
 from deltaweights.merge.operation import VISION_TOWER, Operation
-from deltaweights.merge.plan import (
-    DTYPES,
-    ORIGINAL,
-    Companion,
-    InputFileRecord,
-    InputRecord,
-    Options,
-    Plan,
-    RecipeRecord,
-    make_plan,
-)
+from deltaweights.merge.plan import Companion, InputFileRecord, InputRecord, Options, Plan, RecipeRecord, make_plan
 from deltaweights.merge.rules import Dropped, Matching
 from deltaweights.recipes.hashes import Hashes
 from deltaweights.recipes.recipe import Recipe

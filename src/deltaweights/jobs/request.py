@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from deltaweights.errors import UsageError
 from deltaweights.hub.ids import Given, PathLike
 from deltaweights.hub.locate import paths_among
-from deltaweights.merge.plan import DTYPES, LAYOUTS, ORIGINAL
-from deltaweights.merge.shards import CONTAINERS, TORCH
+from deltaweights.merge.choices import CONTAINERS, DTYPES, LAYOUTS, ORIGINAL, TORCH
 from deltaweights.util.sizes import parse_size
 
 

@@ -11,9 +11,10 @@ from functools import lru_cache
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.errors import MalformedInput
 from deltaweights.manifest.manifest import index_bytes
+from deltaweights.merge.choices import SAFETENSORS
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import InputRecord, Plan, PlannedTensor, Shard
-from deltaweights.merge.shards import SAFETENSORS, index_name
+from deltaweights.merge.shards import index_name
 from deltaweights.util.limits import FRAGMENT, HEADER, INDEX, MANIFEST, MOST_TENSORS, Limit
 from deltaweights.util.text import MOST_FOREIGN, compact_json, counted, refuse_excess
 

@@ -11,7 +11,8 @@ from itertools import accumulate
 from typing import Protocol
 
 from deltaweights.checkpoint.tensors import TensorSpec
-from deltaweights.merge.shards import TORCH, safetensors_header
+from deltaweights.merge.choices import TORCH
+from deltaweights.merge.shards import safetensors_header
 from deltaweights.merge.torch_frame import TorchFrame
 
 

@@ -14,21 +14,14 @@ from itertools import pairwise
 
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.manifest.digest import json_digest
+from deltaweights.merge.choices import ORIGINAL, SAFETENSORS
 from deltaweights.merge.frame import Frame, frame_of
 from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.rules import Dropped, Match, Matching
-from deltaweights.merge.shards import SAFETENSORS, shard_cuts, shard_name
+from deltaweights.merge.shards import shard_cuts, shard_name
 from deltaweights.util.text import Json, Members, natural_key
 
 FORMAT, VERSION = "deltaweights-plan", 2
-
-DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
-"""The dtypes that sums are made and stored in: torch's name, which people type, to safetensors' name, which files hold."""
-
-
-ORIGINAL, TRANSFORMERS = "original", "transformers"
-LAYOUTS = (ORIGINAL, TRANSFORMERS)
-"""How tensors are named: as in the input, or as current transformers names them."""
 
 
 @dataclass(frozen=True)

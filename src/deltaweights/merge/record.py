@@ -12,8 +12,9 @@ from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.findings import Findings, ProofRecord
 from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord, manifest_pieces
 from deltaweights.manifest.tally import Proof
+from deltaweights.merge.choices import ORIGINAL
 from deltaweights.merge.evidence import Verdict, untested, verdict
-from deltaweights.merge.plan import ORIGINAL, InputRecord, Plan
+from deltaweights.merge.plan import InputRecord, Plan
 from deltaweights.util.text import Json, Members
 
 
