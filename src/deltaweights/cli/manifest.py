@@ -1,7 +1,4 @@
-"""``deltaweights manifest``.
-
-Enters: a folder. Leaves: its manifest, on stdout or in a file, and what it says in short. Never: torch.
-"""
+"""``deltaweights manifest``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What the model card of a job says.
-
-Enters: the planned of a job, the digests of its tensors, and what was found in them. Leaves: the facts of its card. Never: a path,
-or what depends on how it was run.
-"""
+"""What the model card of a result says."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ from deltaweights.export.sizes import EMBEDDING
 from deltaweights.jobs.model_card import CardFacts, Origin
 from deltaweights.jobs.planned_result import PlannedResult
 from deltaweights.manifest.findings import Findings
-from deltaweights.merge.choices import DTYPES, TRANSFORMERS
+from deltaweights.merge.choices import TORCH_NAMES, TRANSFORMERS
 from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.record import Digests
 from deltaweights.recipes.models import model
@@ -29,11 +25,9 @@ KINDS = {
     Operation.EXPORT: "export",
 }
 
-TORCH_NAMES = {code: name for name, code in DTYPES.items()}
-
 
 def card_facts(planned: PlannedResult, digests: Digests, findings: Findings) -> CardFacts:
-    """Return what the card says; an input that is no repository of the Hub is named as the recipe names it."""
+    """Return what the card says. An input that is not a repository of the Hub is named as in the recipe."""
     plan, recipe = planned.plan, planned.recipe
     names = {tensor.spec.name for tensor in plan.tensors}
     laid_out = plan.options.layout == TRANSFORMERS or SECOND in names
@@ -45,7 +39,7 @@ def card_facts(planned: PlannedResult, digests: Digests, findings: Findings) -> 
         if "delta" in planned.parents:
             base, primary = (_parent(planned.parents.get(role, {})) for role in ("base", "delta"))
         else:
-            kind = "copy"  # of what it was made, nobody says
+            kind = "copy"  # what it was made from is not known
     if recipe is not None and kind != "copy":
         base, primary = _named(base, _base_of(recipe)), _named(primary, recipe.delta.repo)
     proof = findings.proof
@@ -73,7 +67,7 @@ def card_facts(planned: PlannedResult, digests: Digests, findings: Findings) -> 
 
 
 def _origins(planned: PlannedResult, digests: Mapping[str, str]) -> dict[str, Origin]:
-    """Return where the inputs are from, and what they are, as far as they were read."""
+    """Return repository, commit and digest of each input, as far as they are known."""
     origins = {}
     for role in planned.plan.inputs:
         origin = planned.origins.get(role, {})

@@ -1,8 +1,4 @@
-"""Models of the Hub, fetched into its cache and checked, and nothing more.
-
-Enters: an id of the Hub, or the name of a recipe, whose base and delta are meant. Leaves: the files in the cache that ``hf`` uses,
-too, each with the hash that the Hub states. Never: a merge.
-"""
+"""Models of the Hub, downloaded into its cache and verified."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What a checkpoint holds, told from its headers.
-
-Enters: the path of a checkpoint. Leaves: an ``InspectReport``, and names grouped for people. Never: more of the weights than the
-samples that tell what it is, unless hashes are asked for; or a name that is left out.
-"""
+"""What a checkpoint holds, told from its headers."""
 
 from __future__ import annotations
 

@@ -1,9 +1,5 @@
 """The model card: README.md of every folder that is written, for people, and for the Hub, which reads its head.
 
-Enters: what is known of a result, as values. Leaves: the bytes of the card, the same for the same facts with any version of any
-library. Never: a command line, a path, a time, a host or a version; a fact that is unknown, left out in silence; or a stranger's
-text that ends the head, opens a tag, or becomes part of a command.
-
 The head's keys: https://huggingface.co/docs/hub/model-cards. It is written here, not by ``huggingface_hub``: every value is of our
 own choice or an id of the Hub, which YAML takes as it is, and importing that library's card class takes an eighth of a second.
 """
