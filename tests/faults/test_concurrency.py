@@ -24,13 +24,14 @@ from safetensors.torch import save_file
 
 from deltaweights.cluster import part as parts
 from deltaweights.cluster.finish import finish_parts
+from deltaweights.cluster.part import apply_part
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
 from deltaweights.hub import directory as hub_directory
 from deltaweights.hub import transfer
 from deltaweights.hub.access import Access, HubFile, Listing
 from deltaweights.hub.directory import How, HubDirectory
 from deltaweights.hub.downloads import Downloads
-from deltaweights.jobs.apply import apply_delta, apply_part
+from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
 from deltaweights.signing import folder as signing

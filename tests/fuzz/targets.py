@@ -33,13 +33,14 @@ from deltaweights.checkpoint.sniff import what_is_it
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.checkpoint.weights_file import WeightsFile
 from deltaweights.cluster import handoff as ending
+from deltaweights.cluster.part import apply_part
 from deltaweights.errors import InputOutputError
 from deltaweights.export.config import read_seeing, read_vision
 from deltaweights.export.sentencepiece import merges_of, read_model
 from deltaweights.export.tokenizer_files import read_files
 from deltaweights.hub.access import Access
 from deltaweights.hub.ids import HubId, hub_id
-from deltaweights.jobs.apply import apply_delta, apply_part
+from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord
 from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.manifest.tally import Tally

@@ -31,17 +31,15 @@ from deltaweights.jobs.check_base import check_base
 from deltaweights.jobs.convert import convert_checkpoint
 from deltaweights.jobs.inspect import inspect_checkpoint
 from deltaweights.jobs.make import make_delta
-from deltaweights.jobs.prepare import prepare
-from deltaweights.jobs.request import Wanted
 from deltaweights.manifest.verify import verify
 from deltaweights.merge.evidence import OTHER, SUSPICIONS
-from deltaweights.merge.operation import Operation
 from deltaweights.report import Report
 from deltaweights.staging.place import Place, locate
 from tests.conftest import Run
 from tests.support.limits import PATIENCE
 from tests.support.meta import save_meta
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
+from tests.support.prepared import prepare_merge
 from tests.unit.checkpoint.test_folder import POINTER
 from tests.unit.recipes.test_identity import Notes, archive_of, cached, counted_reads
 
@@ -629,7 +627,7 @@ def test_a_dry_run_leaves_nothing(archives: tuple[Path, Path], run: Run, tmp_pat
     assert names_in(tmp_path) == ["base.zip", "delta.zip"]
     assert [name for name in names_in(Path(tempfile.gettempdir())) if name not in temporary] == []
     base, delta = save(BASE, tmp_path / "base"), save(DELTA, tmp_path / "delta", "safetensors")
-    with prepare(Operation.APPLY, base, delta, tmp_path / "out", Wanted(max_shard_size=SHARD), check=True) as job:
+    with prepare_merge(base, delta, tmp_path / "out", max_shard_size=SHARD) as job:
         assert json.loads(done.stdout)["plan"] == job.plan.identity
 
 
@@ -639,7 +637,7 @@ def test_a_dry_run_keeps_what_a_killed_run_unpacked(archives: tuple[Path, Path],
     cut_off("merging", 17, "SIGKILL", *apply_arguments(archives, place.target))
     before = marks_below(place.unpacked)
     assert len(before) == 10
-    with prepare(Operation.APPLY, *archives, place.target, Wanted(max_shard_size=SHARD), check=True):
+    with prepare_merge(*archives, place.target, max_shard_size=SHARD):
         pass
     assert before == marks_below(place.unpacked)
 

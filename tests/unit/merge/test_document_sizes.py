@@ -15,18 +15,16 @@ from hypothesis import strategies as st
 
 from deltaweights.errors import MalformedInput
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.jobs.prepare import prepare
-from deltaweights.jobs.request import Wanted
 from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord
 from deltaweights.manifest.tally import Proof, Tally
 from deltaweights.merge import document_sizes
-from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import Plan
 from deltaweights.util import limits
 from deltaweights.util.json_reader import JsonReader
 from deltaweights.util.limits import MANIFEST, MOST_VALUE, Limit
 from deltaweights.util.text import Items, Members, compact_json, compact_pieces, readable_json, strict_json
 from tests.support.pairs import Tensors, save
+from tests.support.prepared import prepare_merge
 
 NAMES = ("w", "слой.{}", 'a"\\{,[', "x" * 300, "😀.weight")
 
@@ -55,7 +53,7 @@ def pair_of(names: list[str], folder: Path, shards: int) -> tuple[Path, Path]:
 
 
 def plan_of(base: Path, delta: Path, limit: int) -> Plan:
-    with prepare(Operation.APPLY, base, delta, base.parent / "none", Wanted(max_shard_size=limit), check=True) as job:
+    with prepare_merge(base, delta, base.parent / "none", max_shard_size=limit) as job:
         return job.plan
 
 

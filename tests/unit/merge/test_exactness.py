@@ -23,15 +23,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from deltaweights.errors import CheckFailed
 from deltaweights.jobs.apply import ApplyResult, apply_delta
-from deltaweights.jobs.prepare import prepare
 from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.merge import stream
 from deltaweights.merge.arithmetic import Kernels, Task, Workbench
-from deltaweights.merge.operation import Operation
 from deltaweights.staging.place import locate
 from deltaweights.util.text import compact_pieces
 from tests.support.limits import PATIENCE
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
+from tests.support.prepared import prepare_merge
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
@@ -45,7 +44,7 @@ EMBEDDING = "model.embed_tokens.weight"
 def blocks_of(elements: int) -> Iterator[None]:
     """Make the stream work in blocks of so many elements."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deltaweights.jobs.run.Resources", partial(stream.Resources, block=elements))
+        patch.setattr("deltaweights.jobs.request.Resources", partial(stream.Resources, block=elements))
         yield
 
 
@@ -332,9 +331,7 @@ def test_manifest_and_plan_name_no_place(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "some-folder", tmp_path / "elsewhere")
     plans = []
     for place in ("some-folder", "elsewhere"):
-        with prepare(
-            Operation.APPLY, tmp_path / place / "base", tmp_path / place / "delta", tmp_path / place / "x"
-        ) as job:
+        with prepare_merge(tmp_path / place / "base", tmp_path / place / "delta", tmp_path / place / "x") as job:
             plans.append("".join(compact_pieces(job.plan.document)))
             assert place not in plans[-1]
     assert plans[0] == plans[1]

@@ -21,10 +21,8 @@ from safetensors import deserialize
 
 from deltaweights.checkpoint.tensors import ITEM_SIZES, LazyTensor, Storage, TensorSpec
 from deltaweights.errors import Mismatch
-from deltaweights.jobs.prepare import prepare
-from deltaweights.jobs.request import Wanted
 from deltaweights.merge.blocks import base_part, blocks_of
-from deltaweights.merge.operation import Fate, Operation
+from deltaweights.merge.operation import Fate
 from deltaweights.merge.plan import (
     Companion,
     InputFileRecord,
@@ -39,6 +37,7 @@ from deltaweights.merge.rules import FLOATS, Dropped, Match, Matching, match
 from deltaweights.merge.shards import safetensors_header, shard_cuts
 from deltaweights.util.text import compact_pieces, natural_key
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, save
+from tests.support.prepared import prepare_merge
 
 SETTINGS = settings(deadline=None)
 
@@ -590,9 +589,8 @@ class Inputs:
 
     def identity(self, **options: Any) -> str:
         """Return the identity of the plan for the pair as it stands on the disk."""
-        rest = {name: options.pop(name) for name in ("check", "recipe") if name in options}
         base, delta, out = (self.folder / name for name in ("base", "delta", "out"))
-        with prepare(Operation.APPLY, base, delta, out, Wanted(**options), **rest) as job:
+        with prepare_merge(base, delta, out, **options) as job:
             return job.plan.identity
 
     def write(self) -> None:
@@ -691,7 +689,7 @@ def test_plan_identity_ignores_place_and_time(inputs: Inputs, tmp_path: Path) ->
     inputs.folder = inputs.folder.rename(tmp_path / "elsewhere")
     assert before == inputs.identity()
     start = inputs.folder / "delta" / "model.safetensors.index.json"
-    with prepare(Operation.APPLY, inputs.folder / "base" / "model.safetensors", start, tmp_path / "other") as job:
+    with prepare_merge(inputs.folder / "base" / "model.safetensors", start, tmp_path / "other") as job:
         assert before == job.plan.identity
         assert str(tmp_path) not in "".join(compact_pieces(job.plan.document))
 
