@@ -1,4 +1,4 @@
-"""What a part leaves in staging, so that ``finish`` can publish the result without opening an input."""
+"""The handoff from parts to ``finish``, stored in staging: all that is needed to publish without opening an input."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_COMPANION = 64 * 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class _Handoff:
-    """A ``PlannedResult`` as it is stored: shards without their frames, companions in files of their own."""
+    """A ``PlannedResult`` as it is stored: shards without their frames, companions in separate files."""
 
     plan: Plan
     shards: tuple[tuple[str, tuple[PlannedTensor, ...]], ...]
@@ -51,15 +51,15 @@ def store_handoff(result: PlannedResult, staging: OpenStaging) -> None:
     document: Json = {"identity": result.plan.identity, "rest": encode(handoff)}
     data = compact_json(document).encode()
     try:
-        refuse_excess(data, HANDOFF_LIMIT)  # what cannot be read back must fail now, not in ``finish``
+        refuse_excess(data, HANDOFF_LIMIT)  # fail now rather than in ``finish``
     except ValueError as error:
-        problem, remedy = "too large for parts: finish could not read back what they leave", "merge without --part"
+        problem, remedy = "too large for a merge in parts: finish could not read the plan back", "merge without --part"
         raise MalformedInput(problem, where=staging.root.path, found=error, remedy=remedy) from None
     staging.root.replace(ENDING, data)
 
 
 def load_handoff(staging: OpenStaging) -> PlannedResult:
-    """Return what ``store_handoff`` wrote. Raises ``InputOutputError`` when there is nothing, ``MalformedInput``."""
+    """Read back what ``store_handoff`` wrote. Raises ``InputOutputError`` when it is missing, ``MalformedInput``."""
     try:
         document = strict_json(staging.root.read(ENDING, HANDOFF_LIMIT.size), HANDOFF_LIMIT)
         handoff = decode(_Handoff, document["rest"])
@@ -75,7 +75,7 @@ def load_handoff(staging: OpenStaging) -> PlannedResult:
         fault = str(error)
     if fault is not None:
         remedy = "run a part again, or discard it: deltaweights clean"
-        raise MalformedInput("not what a part left", where=staging.root.path / ENDING, found=fault, remedy=remedy)
+        raise MalformedInput("not what a part wrote", where=staging.root.path / ENDING, found=fault, remedy=remedy)
     with staging.folder(COMPANIONS) as folder:
         companions = {name: folder.read(name, MAX_COMPANION) for name in names}
     return PlannedResult(
@@ -91,7 +91,7 @@ def load_handoff(staging: OpenStaging) -> PlannedResult:
 
 
 def has_handoff(place: Place) -> bool:
-    """Return whether a part left its handoff here. Raises ``InputOutputError`` when that cannot be told."""
+    """Return whether a part stored its handoff here. Raises ``InputOutputError``."""
     try:
         return place.ending.exists()
     except OSError as error:

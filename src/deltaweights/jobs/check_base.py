@@ -1,4 +1,4 @@
-"""Whether a delta was made from a base, told from their weights: the round trip, without a merge."""
+"""Check whether a delta was made from a base: the round trip of the proof, without a merge."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from deltaweights.util.workers import share_out, workers_of
 
 @dataclass(frozen=True, kw_only=True)
 class BaseReport:
-    """What the sums say of the base.
+    """The result of ``check_base``.
 
-    ``stated`` says that the recipe states the arithmetic of the delta, ``sample`` which share of the blocks was read; ``proof`` is
-    None when nothing is added.
+    ``stated``: the recipe states the arithmetic of the delta. ``sample``: the share of the blocks that was read. ``proof`` is None
+    when nothing is added to the base.
     """
 
     base: str
@@ -88,13 +88,13 @@ def check_base(
     hub: HubOptions | None = None,
     report: Report | None = None,
 ) -> BaseReport:
-    """Prove or refute that ``delta`` was made from ``base``; with ``sample``, from that share of the blocks, spread evenly.
+    """Prove or refute that ``delta`` was made from ``base``; with ``sample``, from that share of the blocks, evenly spaced.
 
     Checksums that the files record are compared, unless only a sample is read. Recipe, ``compute_dtype`` and ``device`` are those
     of ``apply_delta``. Raises ``UsageError``, ``MalformedInput``, ``Mismatch`` when headers or hashes refute the base, and
-    ``InputOutputError``; what the weights say is in the report.
+    ``InputOutputError``; the evidence of the weights is in the returned report.
     """
-    report = Report() if report is None else report
+    report = report or Report()
     if not 0 < sample <= 1:
         raise UsageError("sample is not a share", found=sample, expected="more than 0, at most 1")
     count, named = workers_of(workers), find_recipe(recipe, recipe_file)
@@ -134,7 +134,7 @@ def check_base(
 
 @dataclass(frozen=True)
 class _Batch:
-    """Blocks that one worker takes, in order; ``whole`` are the base's tensor and the delta's if these are all of their blocks."""
+    """Blocks that one worker reads, in order; ``whole`` are the tensors of base and delta if these are all of their blocks."""
 
     blocks: tuple[Block, ...]
     whole: tuple[LazyTensor | None, LazyTensor | None] = (None, None)
@@ -145,7 +145,7 @@ class _Batch:
 
 
 class _Reading:
-    """What is read: ``batches`` of the tensors that have a base, and, unless it is a sample, ``loose`` bytes with a checksum."""
+    """What to read: ``batches`` of the tensors that have a base, and, unless it is a sample, ``loose`` bytes with a checksum."""
 
     def __init__(self, inputs: Inputs, base: Checkpoint, sample: float) -> None:
         self.inputs, self.base = inputs, base
@@ -157,16 +157,16 @@ class _Reading:
             self.loose = [loose for each in (base, inputs.primary) for file in each.files for loose in file.loose]
 
     def _added(self) -> Iterator[PlannedTensor]:
-        """Yield what is added, in an order that does not depend on the container."""
+        """Yield the tensors that have a base, in an order that does not depend on the container."""
         matches = sorted(self.inputs.matching.matches, key=lambda match: natural_key(match.primary.name))
         return (PlannedTensor(match.primary, match, 0) for match in matches if match.base)
 
     def _blocks(self) -> Iterator[Block]:
-        """Yield the blocks of what is added; rows without a base say nothing of it."""
+        """Yield the blocks that have rows of the base."""
         return (block for block in blocks_of(tuple(self._added()), BLOCK) if block.runs)
 
     def _by_checksum(self) -> Iterator[_Batch]:
-        """Yield the blocks one by one, or by tensor where a file records a checksum, which must be made in order."""
+        """Yield the blocks one by one, or by tensor where a file records a checksum, which needs the bytes in order."""
         for tensor in self._added():
             match = tensor.match
             base = self.base.tensors[match.base.name] if match.base else None
@@ -185,7 +185,7 @@ def _sampled(blocks: Iterator[Block], sample: float) -> Iterator[Block]:
 
 
 def _prove(reading: _Reading, make_kernels: Callable[[], Kernels], workers: int, report: Report) -> dict[str, Proof]:
-    """Return what each tensor's blocks say of the base. Raises ``MalformedInput`` for bytes that differ from their checksum."""
+    """Return the proof of each tensor. Raises ``MalformedInput`` for bytes that differ from their checksum."""
     lock, proofs = threading.Lock(), dict[str, Proof]()
     inputs, compute = reading.inputs, reading.inputs.compute
     tensors = reading.base.tensors, inputs.primary.tensors

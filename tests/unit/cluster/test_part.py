@@ -286,7 +286,7 @@ def test_a_damaged_ending_is_no_job(tiny: Pair, tmp_path: Path) -> None:
     with pytest.raises(MalformedInput, match=r"its plan does not have the identity that it states.*deltaweights clean"):
         finish_parts(target)
     ending.write_text('{"identity": 3}')
-    with pytest.raises(MalformedInput, match="not what a part left"):
+    with pytest.raises(MalformedInput, match="not what a part wrote"):
         finish_parts(target)
 
 

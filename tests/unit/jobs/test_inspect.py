@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 import deltaweights
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.jobs.inspect import InspectReport, SharedStorage, Total, inspect_checkpoint
+from deltaweights.jobs.inspect import InspectReport, Total, inspect_checkpoint
+from deltaweights.jobs.shared_storage import SharedStorage
 from deltaweights.merge.rules import is_buffer
 from deltaweights.util.name_groups import group_names
 from deltaweights.util.sizes import human_bytes
