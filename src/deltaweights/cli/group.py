@@ -11,7 +11,7 @@ from deltaweights import __version__
 COMMANDS = {
     "apply": "Add a delta to its base and write the merged checkpoint.",
     "finish": "Publish what `apply --part` has made, from any number of machines.",
-    "download": "Fetch base and delta, or a model of the Hub, and check them.",
+    "download": "Download base and delta, or a model of the Hub, and verify them.",
     "verify": "Check a checkpoint against its manifest or a pinned digest.",
     "manifest": "Make a manifest of any checkpoint, to be kept elsewhere.",
     "sign": "Sign a result, so that others can tell that it is yours.",

@@ -18,7 +18,7 @@ GIVE_THE_LIST = "give the list of sbatch --array: --part slurm:LIST"
 
 
 def part_of_slurm(text: str, environ: Mapping[str, str]) -> Part:
-    """Return the part of this task of an array, of an ``srun`` of several tasks, or of both: the tasks of one id get adjacent parts.
+    """Return the part of this task of an array, of an ``srun`` of several tasks, or of both: tasks of one id get adjacent parts.
 
     ``text`` is "slurm", or "slurm:LIST" with the list that ``sbatch --array`` was given: the part is the position of this id in it,
     counted from the smallest. Without a list the ids must be evenly spaced, since Slurm tells a task only the first id, the last,

@@ -74,7 +74,7 @@ class Request:
     @property
     def shard_limit(self) -> int:
         """Maximum bytes of tensors per shard."""
-        return _shard_limit(self.options)
+        return parse_size(self.options.max_shard_size, "max shard size")
 
     @property
     def container(self) -> str:
@@ -150,12 +150,8 @@ def check_options(options: Options) -> None:
     if options.layout == ORIGINAL and options.vision_tower is not None:
         remedy = "give --layout transformers, or leave --vision-tower out"
         raise UsageError("the original layout has no vision tower", remedy=remedy)
-    _shard_limit(options)
+    parse_size(options.max_shard_size, "max shard size")
     workers_of(options.workers)
-
-
-def _shard_limit(options: Options) -> int:
-    return parse_size(options.max_shard_size, "max shard size")
 
 
 def parse_place(role: str, given: Given | None) -> Place:
