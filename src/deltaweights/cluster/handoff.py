@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.jobs.planned_result import PlannedResult, Texts
+from deltaweights.jobs.planned_result import PlannedResult
 from deltaweights.manifest.manifest import plain_name
 from deltaweights.merge.frame import frame_of
-from deltaweights.merge.plan import Plan, PlannedTensor, Shard
-from deltaweights.recipes.recipe import Recipe
+from deltaweights.merge.plan import PlannedTensor, Shard
 from deltaweights.staging.opened import COMPANIONS, ENDING, OpenStaging
 from deltaweights.staging.place import Place
 from deltaweights.util.codec import decode, encode
@@ -23,14 +22,9 @@ MAX_COMPANION = 64 * 1024 * 1024
 class _Handoff:
     """A ``PlannedResult`` as it is stored: shards without their frames, companions in separate files."""
 
-    plan: Plan
+    result: PlannedResult
     shards: tuple[tuple[str, tuple[PlannedTensor, ...]], ...]
     companions: tuple[str, ...]
-    recipe: Recipe | None
-    hashes: Texts
-    origins: Texts
-    parents: Texts
-    expected: str | None
 
 
 def store_handoff(result: PlannedResult, staging: OpenStaging) -> None:
@@ -39,14 +33,9 @@ def store_handoff(result: PlannedResult, staging: OpenStaging) -> None:
         for name, data in result.companions.items():
             companions.replace(name, data)
     handoff = _Handoff(
-        plan=replace(result.plan, shards=()),
+        result=replace(result, plan=replace(result.plan, shards=()), companions={}),
         shards=tuple((shard.file, shard.tensors) for shard in result.plan.shards),
         companions=tuple(result.companions),
-        recipe=result.recipe,
-        hashes=result.hashes,
-        origins=result.origins,
-        parents=result.parents,
-        expected=result.expected,
     )
     document: Json = {"identity": result.plan.identity, "rest": encode(handoff)}
     data = compact_json(document).encode()
@@ -62,13 +51,14 @@ def load_handoff(staging: OpenStaging) -> PlannedResult:
     """Read back what ``store_handoff`` wrote. Raises ``InputOutputError`` when it is missing, ``MalformedInput``."""
     try:
         document = strict_json(staging.root.read(ENDING, HANDOFF_LIMIT.size), HANDOFF_LIMIT)
-        handoff = decode(_Handoff, document["rest"])
-        container = handoff.plan.options.container
+        handoff: _Handoff = decode(_Handoff, document["rest"])
+        plan = handoff.result.plan
+        container = plan.options.container
         shards = tuple(
             Shard(file, frame_of([tensor.spec for tensor in tensors], file, container), tensors)
             for file, tensors in handoff.shards
         )
-        plan = replace(handoff.plan, shards=shards)
+        plan = replace(plan, shards=shards)
         names = [plain_name(name) for name in handoff.companions]
         fault = None if plan.identity == document["identity"] else "its plan does not have the identity that it states"
     except (ValueError, TypeError, KeyError) as error:
@@ -78,16 +68,7 @@ def load_handoff(staging: OpenStaging) -> PlannedResult:
         raise MalformedInput("not what a part wrote", where=staging.root.path / ENDING, found=fault, remedy=remedy)
     with staging.folder(COMPANIONS) as folder:
         companions = {name: folder.read(name, MAX_COMPANION) for name in names}
-    return PlannedResult(
-        plan=plan,
-        companions=companions,
-        recipe=handoff.recipe,
-        hashes=handoff.hashes,
-        origins=handoff.origins,
-        parents=handoff.parents,
-        expected=handoff.expected,
-        streamed=False,
-    )
+    return replace(handoff.result, plan=plan, companions=companions)
 
 
 def has_handoff(place: Place) -> bool:

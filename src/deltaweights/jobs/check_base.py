@@ -126,7 +126,7 @@ def check_base(
             delta=str(inputs.primary.path),
             recipe=inputs.recipe.name if inputs.recipe else None,
             compute_dtype=TORCH_NAMES[inputs.compute],
-            stated=inputs.recipe is not None and inputs.recipe.stated,
+            stated=inputs.arithmetic_stated,
             sample=sample,
             proof=proof_of(proofs),
         )

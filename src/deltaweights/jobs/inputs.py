@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from deltaweights.checkpoint.folder import Checkpoint, Unpacker, open_checkpoint
 from deltaweights.errors import UsageError
@@ -32,7 +32,8 @@ class Inputs:
     """Open checkpoints that belong together, judging by headers, known hashes and samples.
 
     ``base`` is None when the primary is copied. ``recipe`` is None where the plain rules apply. ``compute`` and ``stored`` are
-    safetensors dtypes. ``manifest`` is the primary's own, when it lists exactly the primary's tensors.
+    safetensors dtypes. ``manifest`` is the primary's own, when it lists exactly the primary's tensors; ``expected`` is the content
+    digest that the result must then have, unless its dtypes change.
     """
 
     base: Checkpoint | None
@@ -43,15 +44,12 @@ class Inputs:
     compute: str
     stored: str
     manifest: Manifest | None = None
+    expected: str | None = None
 
     @property
-    def expected(self) -> str | None:
-        """The content digest that the result must have, by the primary's manifest; None when its dtypes change."""
-        return self.manifest.content_digest if self.manifest is not None and self._keeps_dtypes else None
-
-    @property
-    def _keeps_dtypes(self) -> bool:
-        return self.manifest is not None and {row[0] for row in self.manifest.tensors.values()} == {self.stored}
+    def arithmetic_stated(self) -> bool:
+        """Whether the recipe states the arithmetic in which the delta was computed."""
+        return self.recipe is not None and self.recipe.stated
 
 
 @contextmanager
@@ -106,8 +104,7 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
         _identify(primary, hashes, report)
         if recipe is not None:
             check_delta_files(primary, hashes.files[primary.role], recipe, report)
-        stated = recipe is not None and recipe.stated
-        refuse_no_delta(base, primary, matching, request, report, stated=stated)
+        refuse_no_delta(base, primary, matching, request, report, stated=inputs.arithmetic_stated)
         yield inputs
 
 
@@ -130,25 +127,25 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
         manifest = stated if stated is not None and lists_exactly(stated, source) else None
         if recipe is None and manifest is not None and manifest.recipe:
             recipe = _recipe_of_manifest(manifest.recipe, report)
-        stored = DTYPES[request.dtype] if request.dtype is not None else _dtype_of(matching)
-        inputs = Inputs(
+        compute = stored = DTYPES[request.dtype] if request.dtype is not None else _dtype_of(matching)
+        expected = None
+        if manifest is not None and {row[0] for row in manifest.tensors.values()} == {stored}:
+            expected = manifest.content_digest
+            if manifest.compute_dtype in TORCH_NAMES:
+                compute = (
+                    manifest.compute_dtype
+                )  # where the merge stored another dtype, the copy is cast through both again
+        yield Inputs(
             base=None,
             primary=source,
             hashes=hashes,
             matching=matching,
             recipe=recipe,
-            compute=stored,
+            compute=compute,
             stored=stored,
             manifest=manifest,
+            expected=expected,
         )
-        yield replace(inputs, compute=_compute_dtype_of_copy(inputs))
-
-
-def _compute_dtype_of_copy(inputs: Inputs) -> str:
-    """Return the dtype through which a copy is cast: that of the merge that made it, where it was stored in another one."""
-    if inputs.expected is None or inputs.manifest is None or inputs.manifest.compute_dtype not in TORCH_NAMES:
-        return inputs.stored
-    return inputs.manifest.compute_dtype
 
 
 def _dtype_of(matching: Matching) -> str:

@@ -33,7 +33,7 @@ class PlannedResult:
     streamed: bool
 
     @property
-    def stated(self) -> bool:
+    def arithmetic_stated(self) -> bool:
         """Whether the recipe states the arithmetic in which the delta was computed."""
         return self.recipe is not None and self.recipe.stated
 

@@ -62,11 +62,6 @@ class Prepared:
         return self.inputs.recipe
 
     @property
-    def stated(self) -> bool:
-        """Whether the recipe states the arithmetic in which the delta was computed."""
-        return self.recipe is not None and self.recipe.stated
-
-    @property
     def companions(self) -> Companions:
         """The files that are published with the weights."""
         return self.laid.companions

@@ -80,7 +80,7 @@ def _run(prepared: Prepared, report: Report, began: float) -> Published:
         )
         if prepared.hashes.read - {VISION_TOWER}:
             report.warn("the existing manifest is not changed: --hash-inputs adds nothing to it")
-        _judge(prepared.plan, outcome.findings, options, report, stated=prepared.stated)
+        _judge(prepared.plan, outcome.findings, options, report, stated=prepared.inputs.arithmetic_stated)
         if options.check:
             check_in_child(place.target, place.target, report)
     seconds["total"] = time.monotonic() - began
@@ -167,8 +167,8 @@ def publish_result(
 ) -> Outcome:
     """Check the findings of finished shards, write the documents beside them, and publish. Raises what ``apply_delta`` raises."""
     plan, place, records = planned.plan, staging.staging.place, records_of(fragments)
-    findings = findings_of(records, allowed=options.allow_unproved_base and planned.stated)
-    _judge(plan, findings, options, report, stated=planned.stated)
+    findings = findings_of(records, allowed=options.allow_unproved_base and planned.arithmetic_stated)
+    _judge(plan, findings, options, report, stated=planned.arithmetic_stated)
     published_sum = check_sum(records.values(), planned.recipe, report)
     if options.read_back:
         began = time.monotonic()

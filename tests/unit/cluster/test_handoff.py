@@ -43,7 +43,7 @@ def test_a_changed_handoff_is_refused(tiny: Pair, tmp_path: Path) -> None:
     apply_part(*tiny, target, part="1/1", max_shard_size=SIZE)
     ending = locate(target).ending
     document = json.loads(ending.read_text())
-    document["rest"]["plan"]["options"]["max_shard_size"] += 1
+    document["rest"]["result"]["plan"]["options"]["max_shard_size"] += 1
     ending.write_text(json.dumps(document))
     with refused(MalformedInput, where=ending, found="its plan does not have the identity that it states") as info:
         finish_parts(target)
