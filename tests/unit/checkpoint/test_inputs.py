@@ -398,7 +398,7 @@ def test_row67_interrupted(plain: Path, archives: tuple[Path, Path], tmp_path: P
     """On SIGINT a run ends with 130 and one line that says how to go on; whole unpacked files stay, unfinished ones do not."""
     place = locate(tmp_path / "out")
     done = cut_off(where, left, "SIGINT", *apply_arguments(archives, place.target), "-q")
-    assert line_of(done, 130) == "interrupted; the same command goes on from what is finished"
+    assert line_of(done, 130) == "interrupted; run the same command again to continue"
     staged = marks_below(place.unpacked)
     assert not any(name.endswith(".part") for name in staged)
     assert len(staged) == 10 if where == "merging" else 5 <= len(staged) < 10

@@ -454,7 +454,7 @@ def test_interrupted_while_merging(machine: Machine, wide_torch: Pair, number: s
         first = arrived(hub)
     if number == signal.SIGINT:
         assert process.returncode == 130
-        assert err == "deltaweights: error: interrupted; the same command goes on from what is finished\n"
+        assert err == "deltaweights: error: interrupted; run the same command again to continue\n"
     assert first < weights_of(wide_torch)
     with HubServer() as hub:
         machine.turn_to(hub)
