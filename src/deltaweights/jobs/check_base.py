@@ -12,6 +12,7 @@ from deltaweights.checkpoint.archived.scratch import Scratch
 from deltaweights.checkpoint.checksums import proving, refuse_damage
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.checkpoint.zipped_folder.temporary_unpacker import TemporaryUnpacker
 from deltaweights.errors import CheckFailed, Mismatch, UsageError
 from deltaweights.hub.ids import Given, PathLike
 from deltaweights.hub.locate import HubOptions

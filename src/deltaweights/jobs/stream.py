@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from deltaweights.checkpoint.checksums import prove
+from deltaweights.checkpoint.checksums import verify_checksum
 from deltaweights.jobs.prepare import Prepared
 from deltaweights.manifest.manifest import Fragment
 from deltaweights.merge.operation import VISION_TOWER
