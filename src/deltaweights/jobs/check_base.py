@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from math import ceil
 
-from deltaweights.checkpoint.archived.scratch import Scratch
-from deltaweights.checkpoint.checksums import proving, refuse_damage
+from deltaweights.checkpoint.checksums import refuse_damage, verify_in_pieces
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.checkpoint.zipped_folder.temporary_unpacker import TemporaryUnpacker
@@ -113,7 +112,7 @@ def check_base(
         allow_other_base=None,
     )
     with (
-        Scratch() as scratch,
+        TemporaryUnpacker() as scratch,
         open_pair(request, scratch, report) as inputs,
         kernels_on(device) as make_kernels,
     ):
@@ -155,7 +154,9 @@ class _Reading:
             self.batches = [_Batch((block,)) for block in _sampled(self._blocks(), sample)]
         else:
             self.batches = list(self._by_checksum())
-            self.loose = [loose for each in (base, inputs.primary) for file in each.files for loose in file.loose]
+            self.loose = [
+                loose for each in (base, inputs.primary) for file in each.files for loose in file.extra_checksums
+            ]
 
     def _added(self) -> Iterator[PlannedTensor]:
         """Yield what is added, in an order that does not depend on the container."""
@@ -196,7 +197,7 @@ def _prove(reading: _Reading, make_kernels: Callable[[], Kernels], workers: int,
 
     def prove(bench: Workbench, batch: _Batch | LazyTensor) -> Iterator[int]:
         if isinstance(batch, LazyTensor):
-            yield from proving(batch)
+            yield from verify_in_pieces(batch)
             return
         sums = [(tensor, tensor.checksum.start()) if tensor and tensor.checksum else None for tensor in batch.whole]
         for block in batch.blocks:
