@@ -19,10 +19,10 @@ from deltaweights.hub.access import HubFile
 from deltaweights.hub.files import VerifiedFile
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.locate import HubOptions
-from deltaweights.hub.notes import Notes
-from deltaweights.hub.rooms import PIECE, DiskRoom
-from deltaweights.hub.store import Store
-from deltaweights.hub.transfer import Damaged
+from deltaweights.hub.piece_storage import PIECE, DiskPieces
+from deltaweights.hub.repo_cache import RepoCache
+from deltaweights.hub.transfer import DamagedFile
+from deltaweights.hub.verified import VerificationRecords
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.inspect import inspect_checkpoint
 from deltaweights.manifest.manifest import MANIFEST
@@ -100,7 +100,7 @@ def states_of(machine: Machine) -> Path:
     return machine.folder / "state" / "deltaweights" / "verified"
 
 
-# Notes.
+# Verification records.
 
 
 @pytest.mark.trust
@@ -246,7 +246,7 @@ def test_a_note_is_of_one_file_as_it_was(tmp_path: Path) -> None:
     """Another hash, user, device, inode, size or time makes a note none of this file."""
     blob = tmp_path / "blob"
     blob.write_bytes(b"weights")
-    notes, found = Notes(Said()), blob.stat()
+    notes, found = VerificationRecords(Said()), blob.stat()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path))
         notes.keep(blob, "key", found, "mark")
@@ -274,7 +274,7 @@ def test_a_note_is_of_one_file_as_it_was(tmp_path: Path) -> None:
 def test_a_file_that_others_may_write_is_noted_once_it_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes that follow each other closely may have one time, so that a note of the first would hold for the second."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    blob, notes = tmp_path / "blob", Notes(Said())
+    blob, notes = tmp_path / "blob", VerificationRecords(Said())
     blob.write_bytes(b"weights")
     blob.chmod(0o664)
     found = blob.stat()
@@ -315,7 +315,7 @@ def test_row82_the_owner_of_a_blob_tampers_after_the_note(machine: Machine, blob
     before = blob.stat()
     do_as_other(TAMPER, blob)
     assert (blob.stat().st_size, blob.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-    with pytest.raises(Damaged, match="damaged in the cache"):
+    with pytest.raises(DamagedFile, match="damaged in the cache"):
         apply_delta(BASE, DELTA, machine.folder / "out", require_verified=True, hub=HubOptions(offline=True))
 
 
@@ -395,7 +395,7 @@ def test_downloads_write_into_no_file_of_the_users(tmp_path: Path, how: str) -> 
         path.symlink_to(thesis)
     else:
         path.with_suffix(".pieces").symlink_to(thesis)
-    room = DiskRoom(path, 10)
+    room = DiskPieces(path, 10)
     room.here()
     room.put(memoryview(b"0123456789"), 0)
     room.finished(0)
@@ -409,7 +409,7 @@ def test_marks_that_become_a_link_are_not_written(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     thesis, path = tmp_path / "thesis", tmp_path / "blobs" / "abc.deltaweights.incomplete"
     thesis.write_bytes(b"\1" * 100)
-    room = DiskRoom(path, 10)
+    room = DiskPieces(path, 10)
     room.here()
     room.close()
     path.with_suffix(".pieces").unlink()
@@ -425,7 +425,7 @@ def test_marks_that_become_a_link_are_not_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["blobs", "snapshots", "refs", "snapshot", "refs/pr"])
 def test_row82_folders_that_primary_elsewhere(tmp_path: Path, name: str) -> None:
     """Where a folder of the cache is a link, nothing is made, replaced or removed in what it leads to."""
-    store, precious, commit = Store.of(tmp_path, BASE), tmp_path / "precious", "a" * 40
+    store, precious, commit = RepoCache.of(tmp_path, BASE), tmp_path / "precious", "a" * 40
     precious.mkdir()
     for each in ("main", "1", "config.json", commit):
         (precious / each).write_text("mine")
@@ -437,7 +437,7 @@ def test_row82_folders_that_primary_elsewhere(tmp_path: Path, name: str) -> None
         lambda: store.link(commit, HubFile("config.json", 1, None, "b" * 40)),
         lambda: store.name_commit(HubId(BASE, None), commit),
         lambda: store.name_commit(HubId(BASE, "pr/1"), commit),
-        lambda: DiskRoom(store.incomplete("abc"), 10),
+        lambda: DiskPieces(store.incomplete("abc"), 10),
     ]
     refused = 0
     for attempt in attempts:
@@ -453,7 +453,7 @@ def test_row82_folders_that_primary_elsewhere(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize("kind", ["fifo", "long"])
 def test_a_branch_that_is_no_commit(tmp_path: Path, kind: str) -> None:
     """What stands for a branch and is a FIFO, or endless, is not waited for: the cache has no such commit."""
-    store = Store.of(tmp_path, BASE)
+    store = RepoCache.of(tmp_path, BASE)
     store.prepare()
     if kind == "fifo":
         os.mkfifo(store.root / "refs" / "main")
@@ -490,7 +490,7 @@ def test_row82_blobs_that_primary_out_of_the_cache(
     blob.unlink()
     blob.symlink_to(secret)
     hashed.clear()
-    with pytest.raises(Damaged, match="a link out of it"):
+    with pytest.raises(DamagedFile, match="a link out of it"):
         machine.fetch(BASE, offline=True)
     assert NAME not in hashed
 

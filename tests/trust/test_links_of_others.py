@@ -18,7 +18,7 @@ from deltaweights.checkpoint import opening
 from deltaweights.checkpoint.directory import Led, LocalDirectory
 from deltaweights.checkpoint.folder import open_checkpoint
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
-from deltaweights.export.tower import _vision
+from deltaweights.export.vision_tower import _vision
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.beside import manifest_beside
 from deltaweights.manifest.folder_check import FolderCheck

@@ -20,7 +20,7 @@ MOST_TOKENS = 400_000
 
 
 @dataclass(frozen=True)
-class Flags:
+class TokenFlags:
     """The way a token is found in text, in the order and the words of ``tokenizers``.
 
     ``lstrip`` and ``rstrip``: with the white space on its left and right; ``normalized``: after the text was normalized, where
@@ -34,30 +34,30 @@ class Flags:
     special: bool = True
 
 
-STRIPPING = Flags(lstrip=True, rstrip=True)
+STRIPPING = TokenFlags(lstrip=True, rstrip=True)
 """As transformers of 2023 found a token of which no file says how: its LlamaTokenizer (in Python) stripped the text beside it."""
 
 
 @dataclass(frozen=True)
-class Source:
+class TokenSource:
     """What one file says: ids by content, and the matching of those for which it gives one."""
 
     name: str
     ids: Mapping[str, int]
-    flags: Mapping[str, Flags]
+    flags: Mapping[str, TokenFlags]
 
 
-def plain_source(name: str, ids: Mapping[str, Json], where: Path) -> Source:
+def plain_source(name: str, ids: Mapping[str, Json], where: Path) -> TokenSource:
     """Read an object of ids by content, such as added_tokens.json. Raises ``MalformedInput``."""
     if len(ids) > MOST_TOKENS:
         raise _unusable(f"{len(ids):,} tokens", where)
-    return Source(name, {content: _checked_id(number, where) for content, number in ids.items()}, {})
+    return TokenSource(name, {content: _checked_id(number, where) for content, number in ids.items()}, {})
 
 
-def full_source(name: str, entries: Iterable[tuple[Json, Json]], where: Path) -> Source:
+def full_source(name: str, entries: Iterable[tuple[Json, Json]], where: Path) -> TokenSource:
     """Read pairs of an id and what is said of its token: content and flags. Raises ``MalformedInput``."""
     ids: dict[str, int] = {}
-    matching: dict[str, Flags] = {}
+    matching: dict[str, TokenFlags] = {}
     for number, entry in entries:
         content = entry.get("content") if isinstance(entry, dict) else None
         if not isinstance(content, str) or content in ids:
@@ -66,8 +66,8 @@ def full_source(name: str, entries: Iterable[tuple[Json, Json]], where: Path) ->
         flags = {flag: entry.get(flag, False) for flag in vars(STRIPPING)}
         if not all(isinstance(value, bool) for value in flags.values()):
             raise _unusable(f"{content!r} with flags that are not true or false", where)
-        matching[content] = Flags(**flags)
-    return Source(name, ids, matching)
+        matching[content] = TokenFlags(**flags)
+    return TokenSource(name, ids, matching)
 
 
 def decoder_entries(decoder: Json, where: Path) -> Iterator[tuple[Json, Json]]:
@@ -78,7 +78,7 @@ def decoder_entries(decoder: Json, where: Path) -> Iterator[tuple[Json, Json]]:
         yield int(number) if number.isdecimal() and len(number) <= 10 else number, entry
 
 
-def unite(sources: Iterable[Source], where: Path) -> dict[str, int]:
+def unite(sources: Iterable[TokenSource], where: Path) -> dict[str, int]:
     """Return all tokens of ``sources`` by content. Raises ``Mismatch`` when two of them disagree; ``where`` is their folder."""
     by_content: dict[str, tuple[int, str]] = {}
     by_id: dict[int, tuple[str, str]] = {}

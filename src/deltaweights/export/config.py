@@ -41,14 +41,14 @@ SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
-class Seeing:
+class ImageFeatures:
     """How LLaVA's config.json says that images are seen: which layer's features, and whether tokens stand around an image's."""
 
     layer: int = -2
     start_and_end: bool = False
 
 
-def read_seeing(config: Table) -> Seeing:
+def read_image_features(config: Table) -> ImageFeatures:
     """Return what LLaVA's code of 2023 reads of config.json. Raises ``MalformedInput``, and ``Mismatch`` for what it cannot be."""
     feature = config.text("mm_vision_select_feature", forms.LINE)
     if feature not in {None, "patch"}:
@@ -64,7 +64,7 @@ def read_seeing(config: Table) -> Seeing:
     if layer is not None and layer != int(layer):
         raise config.unusable("mm_vision_select_layer", "a whole number")
     start_and_end = config.flag("mm_use_im_start_end", default=False)
-    return Seeing(Seeing.layer if layer is None else int(layer), start_and_end)
+    return ImageFeatures(ImageFeatures.layer if layer is None else int(layer), start_and_end)
 
 
 def text_config(
@@ -141,7 +141,7 @@ def _rotary(config: Table) -> dict[str, Json]:
 
 
 @dataclass(frozen=True)
-class Vision:
+class VisionConfig:
     """A CLIP vision model: its sizes, what its config.json says besides, and what its preprocessor_config.json does."""
 
     sizes: VisionSizes
@@ -194,7 +194,7 @@ class Vision:
         }
 
 
-def read_vision(config: Table, images: Table | None) -> Vision:
+def read_vision(config: Table, images: Table | None) -> VisionConfig:
     """Return the vision model that a CLIP config.json describes, whole or of the vision model alone.
 
     ``images`` is its preprocessor_config.json, if there is one. Raises ``MalformedInput``, and ``Mismatch`` for what does not fit.
@@ -219,7 +219,7 @@ def read_vision(config: Table, images: Table | None) -> Vision:
         raise part.unusable(key, f"a hidden_size that num_attention_heads, {heads}, divides")
     act = part.choice("hidden_act", ACTIVATIONS, "quick_gelu")
     seen = _images(images, sizes.image) if images is not None else {}
-    return Vision(sizes, heads, act, 1e-05 if epsilon is None else epsilon, seen)
+    return VisionConfig(sizes, heads, act, 1e-05 if epsilon is None else epsilon, seen)
 
 
 def _images(table: Table, side: int) -> dict[str, Json]:
@@ -244,7 +244,7 @@ def _images(table: Table, side: int) -> dict[str, Json]:
 
 
 def llava_config(
-    text: dict[str, Json], vision: dict[str, Json], seeing: Seeing, image_token: int, patches: int, *, bias: bool
+    text: dict[str, Json], vision: dict[str, Json], seeing: ImageFeatures, image_token: int, patches: int, *, bias: bool
 ) -> dict[str, Json]:
     """Return config.json of a LLaVA; ``bias`` says whether the projector has one. ``image_token`` is an id."""
     special = {key: text[key] for key in SPECIAL}

@@ -99,7 +99,7 @@ SINGLE = """\
 
 
 @dataclass(frozen=True)
-class Form:
+class PromptFormat:
     """One way to open a conversation: the system's text, and turns of user and assistant, by turns, that stand before the first."""
 
     system: str
@@ -123,7 +123,7 @@ class Conversation:
     generation: str
     stop: tuple[str, ...]
     single: bool
-    forms: Mapping[str, Form]
+    forms: Mapping[str, PromptFormat]
 
 
 @cache
@@ -204,11 +204,11 @@ def _around(table: Table, key: str) -> tuple[str, str]:
     return before, after
 
 
-def _form(table: Table) -> Form:
-    return Form(table.text("system", forms.TEXT) or "", table.texts("turns", forms.TEXT) or ())
+def _form(table: Table) -> PromptFormat:
+    return PromptFormat(table.text("system", forms.TEXT) or "", table.texts("turns", forms.TEXT) or ())
 
 
-def _opening(known: Conversation, opened: Form) -> str:
+def _opening(known: Conversation, opened: PromptFormat) -> str:
     """Return the turns that stand before the first."""
     roles = (known.user, known.assistant)
     return "".join(roles[i % 2][0] + said + roles[i % 2][1] for i, said in enumerate(opened.turns))

@@ -16,13 +16,13 @@ from deltaweights.checkpoint.documents import json_object
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import MalformedInput, Mismatch
-from deltaweights.export.config import SPECIAL, Seeing, llava_config, read_seeing, text_config
+from deltaweights.export.config import SPECIAL, ImageFeatures, llava_config, read_image_features, text_config
+from deltaweights.export.constant_tensors import identity, zeros
 from deltaweights.export.conversation import END, IMAGE, START, chat_template, conversations, stop_strings
-from deltaweights.export.made import identity, zeros
 from deltaweights.export.names import IDENTITY, ZEROS, transformers_name
 from deltaweights.export.sizes import Shape, TextSizes
 from deltaweights.export.tokenizer import RepairedTokenizer, repair_tokenizer
-from deltaweights.export.tower import Tower
+from deltaweights.export.vision_tower import VisionTower
 from deltaweights.merge.operation import Fate
 from deltaweights.merge.plan import DTYPES
 from deltaweights.merge.rules import Match, Matching
@@ -42,7 +42,7 @@ REWRITTEN = frozenset({
 
 
 @dataclass(frozen=True)
-class Laid:
+class ExportPlan:
     """What is planned: the matching, tensors that are in neither base nor primary, by the name of their spec, and the files."""
 
     matching: Matching
@@ -50,19 +50,24 @@ class Laid:
     companions: Companions
 
 
-def sees(matching: Matching) -> bool:
+def has_projector(matching: Matching) -> bool:
     """Tell whether the model has a projector, and so sees."""
     return any(match.primary.name == PROJECTOR[0] for match in matching.matches)
 
 
-def conversation_of(recipe: Recipe | None, *, sees: bool) -> str | None:
+def conversation_name(recipe: Recipe | None, *, vision: bool) -> str | None:
     """Return the name of the way to speak with a model, None where it is not known."""
-    return recipe.conversation if recipe is not None else USUAL_CONVERSATION if sees else None
+    return recipe.conversation if recipe is not None else USUAL_CONVERSATION if vision else None
 
 
-def lay_out(
-    matching: Matching, companions: Companions, where: Path, dtype: str, recipe: Recipe | None, tower: Tower | None
-) -> Laid:
+def plan_export(
+    matching: Matching,
+    companions: Companions,
+    where: Path,
+    dtype: str,
+    recipe: Recipe | None,
+    tower: VisionTower | None,
+) -> ExportPlan:
     """Return ``matching`` and ``companions`` in the layout of current transformers; ``where`` is the folder of the latter.
 
     ``dtype`` is torch's name of what is written; ``tower`` is there when the model sees. Raises ``MalformedInput`` and
@@ -72,7 +77,7 @@ def lay_out(
     sizes = _text_sizes(specs, where)
     _refuse_misfits(specs, dict(_expected(sizes, specs, tower)), where)
     config = _config(companions, where)
-    seeing = read_seeing(config) if tower is not None else None
+    seeing = read_image_features(config) if tower is not None else None
     tokenizer = _tokenizer(companions, sizes, where, recipe, seeing)
     special = dict(zip(SPECIAL, (tokenizer.tokens.bos, tokenizer.tokens.eos, tokenizer.tokens.pad), strict=True))
     text = text_config(config, sizes, special, dtype, recipe.shapes.heads if recipe is not None else None)
@@ -81,10 +86,10 @@ def lay_out(
         documents |= _documents(where, text, tokenizer, seeing, tower, dtype, bias=PROJECTOR[1] in specs)
     kept = {name: data for name, data in companions.files.items() if name not in REWRITTEN}
     files = kept | tokenizer.files | {name: _written(document, where / name) for name, document in documents.items()}
-    said = _said(conversation_of(recipe, sees=tower is not None), recipe)
+    said = _said(conversation_name(recipe, vision=tower is not None), recipe)
     companions = Companions(files, companions.left_behind, (*tokenizer.notes, *said))
     if tower is None:
-        return Laid(matching, {}, companions)
+        return ExportPlan(matching, {}, companions)
     return _with_tower(matching, companions, sizes.hidden, DTYPES[dtype], specs, tower)
 
 
@@ -97,7 +102,7 @@ def _written(document: Json, where: Path) -> bytes:
         ) from None
 
 
-def refuse_laid_out(matching: Matching, where: Path) -> None:
+def refuse_transformers_layout(matching: Matching, where: Path) -> None:
     """Raise ``Mismatch`` when the tensors have the names of this layout already."""
     for match in matching.matches:
         if match.primary.name.startswith("language_model."):
@@ -132,9 +137,9 @@ def _text_sizes(specs: Mapping[str, TensorSpec], where: Path) -> TextSizes:
 
 
 def _tokenizer(
-    companions: Companions, sizes: TextSizes, where: Path, recipe: Recipe | None, seeing: Seeing | None
+    companions: Companions, sizes: TextSizes, where: Path, recipe: Recipe | None, seeing: ImageFeatures | None
 ) -> RepairedTokenizer:
-    conversation = conversation_of(recipe, sees=seeing is not None)
+    conversation = conversation_name(recipe, vision=seeing is not None)
     if conversation is not None and seeing is not None and not conversations()[conversation].images:
         problem = f"conversation {conversation} has no place for images, and this model sees"
         raise Mismatch(problem, where=where, remedy="name another in the recipe (docs/recipes.md)")
@@ -149,7 +154,9 @@ def _tokenizer(
     )
 
 
-def _expected(sizes: TextSizes, specs: Mapping[str, TensorSpec], tower: Tower | None) -> Iterable[tuple[str, Shape]]:
+def _expected(
+    sizes: TextSizes, specs: Mapping[str, TensorSpec], tower: VisionTower | None
+) -> Iterable[tuple[str, Shape]]:
     yield from sizes.tensors()
     if tower is not None:
         yield PROJECTOR[0], (sizes.hidden, tower.vision.sizes.hidden)
@@ -181,8 +188,8 @@ def _documents(
     where: Path,
     text: dict[str, Json],
     tokenizer: RepairedTokenizer,
-    seeing: Seeing,
-    tower: Tower,
+    seeing: ImageFeatures,
+    tower: VisionTower,
     dtype: str,
     *,
     bias: bool,
@@ -219,8 +226,8 @@ def _with_tower(
     hidden: int,
     dtype: str,
     specs: Mapping[str, TensorSpec],
-    tower: Tower,
-) -> Laid:
+    tower: VisionTower,
+) -> ExportPlan:
     """Rename what is there, and add the tower and the projector's second layer, which changes nothing."""
     made = {IDENTITY: (identity(IDENTITY, dtype, hidden), Fate.IDENTITY)}
     if PROJECTOR[1] in specs:
@@ -231,4 +238,4 @@ def _with_tower(
     ]
     matches += [Match(tensor.spec, None, fate) for tensor, fate in made.values()]
     added = {**tower.tensors, **{name: tensor for name, (tensor, _) in made.items()}}
-    return Laid(replace(matching, matches=tuple(matches)), added, companions)
+    return ExportPlan(replace(matching, matches=tuple(matches)), added, companions)

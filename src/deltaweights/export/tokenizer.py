@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltaweights.errors import MalformedInput, Mismatch, printable
-from deltaweights.export.added_tokens import STRIPPING, Flags, Source, unite
+from deltaweights.export.added_tokens import STRIPPING, TokenFlags, TokenSource, unite
 from deltaweights.export.tokenizer_files import (
     ADDED,
     BOS,
@@ -76,7 +76,7 @@ class _Token:
 
     id: int
     content: str
-    flags: Flags
+    flags: TokenFlags
 
 
 def repair_tokenizer(
@@ -99,7 +99,7 @@ def repair_tokenizer(
     """
     held = read_files(files, where)
     stated = unite((held.vocabulary, *held.beside), where)
-    united = unite((Source("the files", stated, {}), Source("the recipe", known or {}, {})), where)
+    united = unite((TokenSource("the files", stated, {}), TokenSource("the recipe", known or {}, {})), where)
     ids = _with_rows(united, held.vocabulary, rows, where)
     tokens = _tokens(ids, held.vocabulary, where)
     special = {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK, "pad_token": PAD if PAD in ids else UNK}
@@ -129,7 +129,7 @@ def repair_tokenizer(
     return RepairedTokenizer(result, tokens, tuple(notes))
 
 
-def _with_rows(united: Mapping[str, int], vocabulary: Source, rows: int, where: Path) -> dict[str, int]:
+def _with_rows(united: Mapping[str, int], vocabulary: TokenSource, rows: int, where: Path) -> dict[str, int]:
     """Return the tokens with a row, by content in the order of their ids, which are consecutive."""
     largest = max(vocabulary.ids.values(), default=-1)
     if largest >= rows:
@@ -152,7 +152,7 @@ def _with_rows(united: Mapping[str, int], vocabulary: Source, rows: int, where: 
     return {content: number for number, content in kept}
 
 
-def _tokens(ids: Mapping[str, int], vocabulary: Source, where: Path) -> Tokens:
+def _tokens(ids: Mapping[str, int], vocabulary: TokenSource, where: Path) -> Tokens:
     for content in (BOS, EOS, UNK):
         if content not in ids:
             remedy = "use --layout original"
@@ -163,7 +163,7 @@ def _tokens(ids: Mapping[str, int], vocabulary: Source, where: Path) -> Tokens:
 
 def _added(held: TokenizerFiles, ids: Mapping[str, int], special: frozenset[str]) -> Iterator[_Token]:
     """Yield the tokens behind the vocabulary, and those in it that are special or that a file names, in the order of their ids."""
-    stated: dict[str, Flags] = {}
+    stated: dict[str, TokenFlags] = {}
     for source in held.beside:
         stated = {**source.flags, **stated}
     beside = special.union(*(source.ids for source in held.beside))
@@ -171,7 +171,7 @@ def _added(held: TokenizerFiles, ids: Mapping[str, int], special: frozenset[str]
         inside = content in held.vocabulary.ids
         if inside and content not in beside:
             continue
-        flags = stated.get(content, Flags() if inside else STRIPPING)
+        flags = stated.get(content, TokenFlags() if inside else STRIPPING)
         # In normalized text a token is found only behind a space: of 256 image tokens in a row the first one.
         flags = replace(flags, normalized=flags.normalized and inside, special=flags.special or content in special)
         yield _Token(number, content, flags)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deltaweights.checkpoint.documents import json_object
 from deltaweights.errors import MalformedInput, Mismatch
-from deltaweights.export.added_tokens import Source, decoder_entries, full_source, plain_source
+from deltaweights.export.added_tokens import TokenSource, decoder_entries, full_source, plain_source
 from deltaweights.export.sentencepiece import merges_of, read_model
 from deltaweights.export.tokenizer_json import added_entries, llama_document, vocabulary_of
 from deltaweights.util.text import Json
@@ -40,8 +40,8 @@ class TokenizerFiles:
     made: bool
     config: dict[str, Json]
     special: dict[str, Json]
-    vocabulary: Source
-    beside: tuple[Source, ...]
+    vocabulary: TokenSource
+    beside: tuple[TokenSource, ...]
 
 
 def read_files(files: Mapping[str, bytes], where: Path) -> TokenizerFiles:

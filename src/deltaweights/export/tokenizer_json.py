@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deltaweights.errors import MalformedInput
-from deltaweights.export.added_tokens import Flags
+from deltaweights.export.added_tokens import TokenFlags
 from deltaweights.export.sentencepiece import SPACE, SentencePieceModel
 from deltaweights.util.text import Json
 
@@ -78,7 +78,7 @@ def added_entries(document: Mapping[str, Json], where: Path) -> list[tuple[Json,
 
 
 def with_tokens(
-    document: Mapping[str, Json], added: Sequence[tuple[int, str, Flags]], bos: tuple[int, str]
+    document: Mapping[str, Json], added: Sequence[tuple[int, str, TokenFlags]], bos: tuple[int, str]
 ) -> dict[str, Json]:
     """Return ``document`` with ``added`` (id, content, matching), in the order of their ids, beginning every text with ``bos``."""
     tokens = [{"id": number, "content": content, **vars(matching)} for number, content, matching in added]

@@ -21,7 +21,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.hub.ids import HubId
-from deltaweights.hub.patience import RETRIED, TRIES, Patience, Remarks
+from deltaweights.hub.retry import RETRIED, TRIES, RetryPolicy, ThrottledNotes
 from deltaweights.util.interruption import aside
 from deltaweights.util.text import Json, strict_json
 
@@ -70,7 +70,7 @@ class HubFile:
 
 
 @dataclass(frozen=True)
-class Listing:
+class RepoListing:
     """The files of a repository at a commit, those in folders left out."""
 
     repo: str
@@ -91,7 +91,7 @@ class Access:
     offline: bool
     timeout: float = TIMEOUT
     stop: threading.Event = field(default_factory=threading.Event)
-    remarks: Remarks = field(default_factory=lambda: Remarks(lambda _: None))
+    remarks: ThrottledNotes = field(default_factory=lambda: ThrottledNotes(lambda _: None))
 
     @cached_property
     def client(self) -> Any:
@@ -130,7 +130,7 @@ class Access:
         built: dict[str, str] = utils.build_hf_headers(token=False, library_name="deltaweights")
         return {**built, "accept-encoding": "identity"}
 
-    def url(self, listing: Listing, name: str) -> str:
+    def url(self, listing: RepoListing, name: str) -> str:
         """Return where the Hub resolves a file of a listing."""
         return f"{self.endpoint}/{listing.repo}/resolve/{listing.commit}/{quote(name)}"
 
@@ -153,7 +153,7 @@ class Access:
             url = following
         raise InputOutputError("too many redirects", where=str(wanted), remedy="try again later")
 
-    def list_files(self, wanted: HubId) -> Listing:
+    def list_files(self, wanted: HubId) -> RepoListing:
         """Ask the Hub for the commit of ``wanted`` and its files. Raises ``InputOutputError``."""
         revision = quote(wanted.revision or "main", safe="")
         address = f"{self.endpoint}/api/models/{wanted.repo}/revision/{revision}?blobs=true"
@@ -165,11 +165,11 @@ class Access:
             raise InputOutputError("no answer of a Hub", where=self.endpoint, remedy=NO_HUB) from error
         if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
             raise InputOutputError("the Hub names no commit", where=str(wanted), found=commit, remedy="try again")
-        return Listing(wanted.repo, commit, {file.name: file for file in files})
+        return RepoListing(wanted.repo, commit, {file.name: file for file in files})
 
     def _ask(self, url: str, wanted: HubId) -> Json:
         """Return what the Hub answers, tried again where that helps."""
-        patience = Patience(self.stop)
+        patience = RetryPolicy(self.stop)
         while True:
             try:
                 with self.get(url, wanted) as response:
@@ -287,7 +287,7 @@ def access(
         cache or Path(constants.HF_HUB_CACHE),
         offline or bool(constants.HF_HUB_OFFLINE),
         float(constants.HF_HUB_DOWNLOAD_TIMEOUT),
-        remarks=Remarks(note),
+        remarks=ThrottledNotes(note),
     )
 
 

@@ -16,16 +16,16 @@ from deltaweights.checkpoint.index import SUFFIXES
 from deltaweights.checkpoint.opening import Outside
 from deltaweights.checkpoint.sniff import HEAD_BYTES
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.hub.access import Access, HubFile, Listing
-from deltaweights.hub.arrival import Arrival
+from deltaweights.hub.access import Access, HubFile, RepoListing
 from deltaweights.hub.downloads import Downloads
-from deltaweights.hub.files import ArrivingFile, VerifiedFile
-from deltaweights.hub.hashed import Job
+from deltaweights.hub.file_download import FileDownload
+from deltaweights.hub.files import DownloadingFile, VerifiedFile
 from deltaweights.hub.ids import HubId
-from deltaweights.hub.notes import Notes
-from deltaweights.hub.rooms import DiskRoom, MemoryRoom
-from deltaweights.hub.store import Store
-from deltaweights.hub.transfer import Damaged
+from deltaweights.hub.piece_map import PieceMap
+from deltaweights.hub.piece_storage import DiskPieces, MemoryPieces
+from deltaweights.hub.repo_cache import RepoCache
+from deltaweights.hub.transfer import DamagedFile
+from deltaweights.hub.verified import VerificationRecords
 from deltaweights.report import Report
 from deltaweights.util.interruption import check
 
@@ -40,8 +40,8 @@ BUSY = 0.5
 
 
 @dataclass(frozen=True)
-class How:
-    """How files are had: ``stream`` keeps nothing, ``recheck`` hashes what is in the cache once more."""
+class FetchMode:
+    """FetchMode files are had: ``stream`` keeps nothing, ``recheck`` hashes what is in the cache once more."""
 
     stream: bool = False
     recheck: bool = False
@@ -56,20 +56,20 @@ class HubDirectory(Directory):
     def __init__(
         self,
         access: Access,
-        listing: Listing,
+        listing: RepoListing,
         downloads: Downloads,
-        how: How,
+        how: FetchMode,
         report: Report,
         hidden: tuple[str, ...] = (),
     ) -> None:
         self.listing, self.how = listing, how
-        self.store = Store.of(access.cache, listing.repo)
+        self.store = RepoCache.of(access.cache, listing.repo)
         self.path = self.store.snapshot(listing.commit)
         self._access, self._downloads, self._report = access, downloads, report
-        self._notes = Notes(report)
+        self._notes = VerificationRecords(report)
         self._files = {name: file for name, file in listing.files.items() if not name.endswith(hidden)}
         self.fetched = 0
-        self._open: dict[str, Job] = {}
+        self._open: dict[str, FileDownload] = {}
         self._heads: dict[str, bytes] = {}
 
     @property
@@ -108,8 +108,8 @@ class HubDirectory(Directory):
                     return local.read(0, min(local.size, HEAD_BYTES))
         if name not in self._heads:
             self._refuse_offline(file)
-            job = self._downloads.add(self.listing, Arrival(file, MemoryRoom(1), ahead=0), None)
-            arriving = ArrivingFile(self._downloads, job, self.path / name)
+            job = self._downloads.add(self.listing, PieceMap(file, MemoryPieces(1), ahead=0), None)
+            arriving = DownloadingFile(self._downloads, job, self.path / name)
             self._heads[name] = arriving.read(0, min(file.size, HEAD_BYTES))
         return self._heads[name]
 
@@ -133,14 +133,14 @@ class HubDirectory(Directory):
         while here is None:
             job = self.fetch(file)
             if job is not None and arriving:
-                return ArrivingFile(self._downloads, job, self.path / name)
+                return DownloadingFile(self._downloads, job, self.path / name)
             if job is not None:
                 self._downloads.wait_until_verified(job)
             here = self._verified(file)
         self.store.link(self.listing.commit, file)
         return here
 
-    def fetch(self, file: HubFile) -> Job | None:
+    def fetch(self, file: HubFile) -> FileDownload | None:
         """Fetch a file into the cache from now on; return None when it is there, whole. Raises ``InputOutputError``."""
         said = False
         while True:
@@ -155,7 +155,7 @@ class HubDirectory(Directory):
             self._refuse_offline(file)
             self.store.prepare()
             try:
-                room = DiskRoom(self.store.incomplete(file.key), file.size)
+                room = DiskPieces(self.store.incomplete(file.key), file.size)
             except BlockingIOError:
                 if not said:
                     self._report.note(f"another process fetches {file.name}: waiting for it")
@@ -170,7 +170,7 @@ class HubDirectory(Directory):
                 room.discard()
                 room.close()
                 continue
-            arrival = Arrival(file, room, room.here())
+            arrival = PieceMap(file, room, room.here())
             self.fetched += file.size - arrival.arrived
             return self._downloads.add(self.listing, arrival, self.store, self._notes)
 
@@ -181,9 +181,9 @@ class HubDirectory(Directory):
 
     def _streamed(self, file: HubFile) -> InputFile:
         if file.name not in self._open:
-            arrival = Arrival(file, MemoryRoom(KEPT), ahead=AHEAD)
+            arrival = PieceMap(file, MemoryPieces(KEPT), ahead=AHEAD)
             self._open[file.name] = self._downloads.add(self.listing, arrival, None)
-        return ArrivingFile(self._downloads, self._open[file.name], self.path / file.name)
+        return DownloadingFile(self._downloads, self._open[file.name], self.path / file.name)
 
     def _in_memory(self, file: HubFile) -> InputFile:
         if file.size > MOST_IN_MEMORY:
@@ -194,7 +194,9 @@ class HubDirectory(Directory):
         found = _hash_of(file, [bytes(data)])
         if found != file.key:
             problem = "what arrived is not the file of the Hub"
-            raise Damaged(problem, where=f"{self.id}/{file.name}", found=found, expected=file.key, remedy="run again")
+            raise DamagedFile(
+                problem, where=f"{self.id}/{file.name}", found=found, expected=file.key, remedy="run again"
+            )
         return MemoryFile(self.path / file.name, bytes(data))
 
     def _verified(self, file: HubFile) -> VerifiedFile | None:
@@ -209,7 +211,7 @@ class HubDirectory(Directory):
         except Outside:
             problem = "damaged in the cache: a link out of it"
             if self._access.offline:
-                raise Damaged(problem, where=blob, remedy="fetch it again, without --offline") from None
+                raise DamagedFile(problem, where=blob, remedy="fetch it again, without --offline") from None
             self._report.warn(f"{blob}: {problem}: fetched again")
             return None
         if fd is None:
@@ -232,7 +234,9 @@ class HubDirectory(Directory):
         local.close()
         problem = f"sha256 is {found}, the Hub states {file.key}" if file.sha256 else f"git's hash is {found}"
         if self._access.offline:
-            raise Damaged(f"damaged in the cache: {problem}", where=blob, remedy="fetch it again, without --offline")
+            raise DamagedFile(
+                f"damaged in the cache: {problem}", where=blob, remedy="fetch it again, without --offline"
+            )
         self._report.warn(f"{blob}: damaged in the cache: {problem}: fetched again")
         try:
             if blob.stat().st_ino == local.status.st_ino:  # not what another process has put in its place meanwhile

@@ -13,13 +13,13 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from deltaweights.errors import InputOutputError
-from deltaweights.hub.access import Access, Listing
-from deltaweights.hub.arrival import NEAR, Arrival
-from deltaweights.hub.hashed import Job
-from deltaweights.hub.notes import Notes
-from deltaweights.hub.rooms import COMING, HERE, MISSING, DiskRoom
-from deltaweights.hub.store import Store
-from deltaweights.hub.transfer import Damaged, RangesIgnored, Stopped, Transfer
+from deltaweights.hub.access import Access, RepoListing
+from deltaweights.hub.file_download import FileDownload
+from deltaweights.hub.piece_map import NEAR, PieceMap
+from deltaweights.hub.piece_storage import COMING, HERE, MISSING, DiskPieces
+from deltaweights.hub.repo_cache import RepoCache
+from deltaweights.hub.transfer import DamagedFile, DownloadStopped, RangesIgnored, Transfer
+from deltaweights.hub.verified import VerificationRecords
 from deltaweights.util.interruption import POLL, check, heard
 
 CONNECTIONS, RESERVED = 8, 2
@@ -42,15 +42,17 @@ class Downloads:
         # that returns, in a program that uses us, leaves the lock taken for ever.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._jobs: list[Job] = []
-        self._urgent: dict[tuple[Job, int], int] = {}
-        self._running: Counter[Job] = Counter()
+        self._jobs: list[FileDownload] = []
+        self._urgent: dict[tuple[FileDownload, int], int] = {}
+        self._running: Counter[FileDownload] = Counter()
         self._threads: list[threading.Thread] = []
         self._demands = 0
 
-    def add(self, listing: Listing, arrival: Arrival, store: Store | None, notes: Notes | None = None) -> Job:
-        """Fetch a file from now on; into ``store`` when it is one to keep, whose room is a ``DiskRoom``, which ``notes`` note."""
-        job = Job(arrival, Transfer(self._access, listing, arrival.file), store, notes, listing.commit)
+    def add(
+        self, listing: RepoListing, arrival: PieceMap, store: RepoCache | None, notes: VerificationRecords | None = None
+    ) -> FileDownload:
+        """Fetch a file from now on; into ``store`` when it is one to keep, whose room is a ``DiskPieces``, which ``notes`` note."""
+        job = FileDownload(arrival, Transfer(self._access, listing, arrival.file), store, notes, listing.commit)
         with self._lock:
             self._jobs.append(job)
             if not self._threads:
@@ -58,7 +60,7 @@ class Downloads:
             self._changed.notify_all()
         return job
 
-    def job_for(self, blob: Path) -> Job | None:
+    def job_for(self, blob: Path) -> FileDownload | None:
         """Return the job that puts ``blob`` in place, if one does: base and delta may share a file."""
         with self._lock:
             return next((job for job in self._jobs if job.store and job.store.blob(job.arrival.file.key) == blob), None)
@@ -91,12 +93,12 @@ class Downloads:
             thread.join(timeout=max(0.0, until - time.monotonic()))
         late = any(thread.is_alive() for thread in self._threads)
         for job in self._jobs:
-            if isinstance(job.arrival.room, DiskRoom):
+            if isinstance(job.arrival.room, DiskPieces):
                 job.arrival.room.close(used=late)
 
     # For readers.
 
-    def read(self, job: Job, out: memoryview, offset: int) -> None:
+    def read(self, job: FileDownload, out: memoryview, offset: int) -> None:
         """Fill ``out`` with the bytes of a file from ``offset`` on, when they are here. Raises ``InputOutputError``."""
         arrival = job.arrival
         step = NEAR * arrival.room.piece  # what is asked for at once must fit into the room
@@ -108,13 +110,13 @@ class Downloads:
                 if arrival.room.get(part, at):
                     break
 
-    def state_of(self, job: Job) -> tuple[int, str | None]:
+    def state_of(self, job: FileDownload) -> tuple[int, str | None]:
         """Return how often the file was begun anew, and the mark of the download as it is now."""
         with self._lock:
             room = job.arrival.room
-            return job.arrival.generation, room.mark if isinstance(room, DiskRoom) else None
+            return job.arrival.generation, room.mark if isinstance(room, DiskPieces) else None
 
-    def expect(self, job: Job, places: Iterable[tuple[int, int]]) -> None:
+    def expect(self, job: FileDownload, places: Iterable[tuple[int, int]]) -> None:
         """Fetch the pieces in which (offset, length) lie before others, since a reader will soon want them one after the other."""
         with self._lock:
             for offset, length in places:
@@ -124,7 +126,7 @@ class Downloads:
                     self._urgent.setdefault((job, lack), pieces.stop)
             self._changed.notify_all()
 
-    def _demand(self, job: Job, pieces: range) -> None:
+    def _demand(self, job: FileDownload, pieces: range) -> None:
         arrival = job.arrival
         arrival.demand(pieces)
         self._demands += 1
@@ -138,11 +140,11 @@ class Downloads:
         if arrival.ahead is not None:
             self._changed.notify_all()  # the cursor moved on, and more may be fetched
 
-    def wait_until_verified(self, job: Job) -> None:
+    def wait_until_verified(self, job: FileDownload) -> None:
         """Return when the whole file is here and has its hash. Raises ``InputOutputError``."""
         self.wait_for_all([job], lambda: None)
 
-    def wait_for_all(self, jobs: Collection[Job], tick: Callable[[], None]) -> None:
+    def wait_for_all(self, jobs: Collection[FileDownload], tick: Callable[[], None]) -> None:
         """Return when all of ``jobs`` are here and have their hashes. Raises ``InputOutputError`` as soon as one cannot."""
         with self._lock:
             while not all(job.verified for job in jobs):
@@ -154,7 +156,7 @@ class Downloads:
     def forget(self) -> None:
         """Forget the pieces that were read of files that have no hash yet. Only after ``close``."""
         for job in self._jobs:
-            if isinstance(job.arrival.room, DiskRoom) and not job.verified:
+            if isinstance(job.arrival.room, DiskPieces) and not job.verified:
                 job.arrival.room.forget(job.arrival.used)
 
     @property
@@ -163,7 +165,7 @@ class Downloads:
         with self._lock:
             return any(job.store is not None and not job.verified for job in self._jobs)
 
-    def came_damaged(self) -> Job | None:
+    def came_damaged(self) -> FileDownload | None:
         """Wait for the hashes of all that is kept; return the first file that came damaged. Raises ``InputOutputError``."""
         with self._lock:
             for job in [job for job in self._jobs if job.store is not None]:
@@ -174,12 +176,12 @@ class Downloads:
                     return job
         return None
 
-    def _raise_if_over(self, job: Job) -> None:
+    def _raise_if_over(self, job: FileDownload) -> None:
         check()
         if job.arrival.failed is not None:
             raise job.arrival.failed
         if self._access.stop.is_set() or heard():
-            raise Stopped("the download was stopped", where=job.arrival.file.name)
+            raise DownloadStopped("the download was stopped", where=job.arrival.file.name)
 
     # Fetching.
 
@@ -210,7 +212,7 @@ class Downloads:
                         job.arrival.release(first, last)
                     self._changed.notify_all()
 
-    def _pick(self, *, reserved: bool) -> tuple[Job, int, int] | None:
+    def _pick(self, *, reserved: bool) -> tuple[FileDownload, int, int] | None:
         """Return what to fetch next: what a reader waits for, else what comes after the latest demands."""
         while self._urgent:
             job, first = next(iter(self._urgent))
@@ -229,7 +231,7 @@ class Downloads:
                 return job, *run
         return None
 
-    def _fetch(self, job: Job, first: int, last: int) -> None:
+    def _fetch(self, job: FileDownload, first: int, last: int) -> None:
         arrival, generation = job.arrival, job.arrival.generation
         at, end = arrival.extent(first, last)
         piece = first
@@ -250,7 +252,7 @@ class Downloads:
                             self._changed.notify_all()
                     piece += 1
 
-    def _go_in_order(self, job: Job, *, again: bool) -> None:
+    def _go_in_order(self, job: FileDownload, *, again: bool) -> None:
         """Fetch the file from its first byte to its last, as the server sends it whatever is asked for."""
         with self._lock:
             job.restarts += again  # several connections may find out at once, the first time
@@ -280,7 +282,7 @@ class Downloads:
                     job.arrival.failed = error
                     self._changed.notify_all()
 
-    def _conclude(self, job: Job, found: str) -> None:
+    def _conclude(self, job: FileDownload, found: str) -> None:
         """Put a file that is whole in place, or fetch it anew, once."""
         key = job.arrival.file.key
         if found == key:
@@ -293,7 +295,7 @@ class Downloads:
             job.discard()
             remedy = "try again later, or from another network"
             problem = "what arrived is not the file of the Hub, twice"
-            raise Damaged(problem, where=job.path, found=f"hash {found}", expected=key, remedy=remedy)
+            raise DamagedFile(problem, where=job.path, found=f"hash {found}", expected=key, remedy=remedy)
         self._warn(f"{job.path}: what arrived has hash {found}, the Hub states {key}: fetched again from its beginning")
         with self._lock:
             job.attempts, job.found = 1, found

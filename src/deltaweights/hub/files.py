@@ -12,27 +12,27 @@ from pathlib import Path
 from deltaweights.checkpoint.files import InputFile, LocalFile
 from deltaweights.errors import InputOutputError
 from deltaweights.hub.downloads import Downloads
-from deltaweights.hub.hashed import Job
-from deltaweights.hub.transfer import Damaged
+from deltaweights.hub.file_download import FileDownload
+from deltaweights.hub.transfer import DamagedFile
 
 AGAIN = "run again"
 """What is left to do where nobody begins anew by himself."""
 
 
-class Refetched(Damaged):
+class Refetched(DamagedFile):
     """What was read of a file was damaged on its way, and is fetched anew: what was made of it is worth nothing."""
 
     @classmethod
-    def of(cls, job: Job) -> Refetched:
+    def of(cls, job: FileDownload) -> Refetched:
         """Return that it happened to this file."""
         problem, expected = "was damaged on its way, and is fetched again", job.arrival.file.key
         return cls(problem, where=job.path, found=f"hash {job.found}", expected=expected, remedy=AGAIN)
 
 
-class ArrivingFile(InputFile):
+class DownloadingFile(InputFile):
     """A file on its way."""
 
-    def __init__(self, downloads: Downloads, job: Job, path: Path) -> None:
+    def __init__(self, downloads: Downloads, job: FileDownload, path: Path) -> None:
         self.path, self.size = path, job.arrival.file.size
         self.verified_sha256 = job.arrival.file.sha256 if job.store is not None else None
         self.streamed = job.store is None

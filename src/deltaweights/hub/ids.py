@@ -31,7 +31,7 @@ class HubId:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A repository that is meant, but for its files whose names end as one of ``hidden``."""
 
     id: HubId
@@ -40,7 +40,7 @@ class Source:
 
 PathLike = str | os.PathLike[str]
 
-Given = PathLike | Source
+ModelLocation = PathLike | ModelSource
 """Where a checkpoint is: a path or an id, as a user writes it, or a repository."""
 
 

@@ -19,13 +19,13 @@ from deltaweights.checkpoint.index import read_index
 from deltaweights.checkpoint.layout import PARAMS, PART, find_start
 from deltaweights.checkpoint.projector import FILE as PROJECTOR
 from deltaweights.errors import InputOutputError, MalformedInput, Mismatch
-from deltaweights.hub.access import Access, Listing, access
-from deltaweights.hub.directory import How, HubDirectory
+from deltaweights.hub.access import Access, RepoListing, access
+from deltaweights.hub.directory import FetchMode, HubDirectory
 from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.files import Refetched
-from deltaweights.hub.ids import Given, HubId, PathLike, Source, hub_id
-from deltaweights.hub.notes import Notes
-from deltaweights.hub.store import Store
+from deltaweights.hub.ids import HubId, ModelLocation, ModelSource, PathLike, hub_id
+from deltaweights.hub.repo_cache import RepoCache
+from deltaweights.hub.verified import VerificationRecords
 from deltaweights.report import Report
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
@@ -36,7 +36,7 @@ SLACK = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class HubOptions:
-    """How to use the Hub: what is None is the environment's, as the ``hf`` command reads it."""
+    """FetchMode to use the Hub: what is None is the environment's, as the ``hf`` command reads it."""
 
     token: str | None = field(default=None, repr=False)
     cache_dir: Path | None = None
@@ -52,7 +52,11 @@ class Hub:
         self._access: Access = access(
             token=options.token, cache=options.cache_dir, offline=options.offline, note=report.note
         )
-        self._how, self._report, self._notes = How(options.stream, options.recheck), report, Notes(report)
+        self._how, self._report, self._notes = (
+            FetchMode(options.stream, options.recheck),
+            report,
+            VerificationRecords(report),
+        )
         self._downloads = Downloads(self._access, report.warn)
         self._promised = 0
         self._opened: list[tuple[HubId, HubDirectory]] = []
@@ -65,8 +69,8 @@ class Hub:
         self._opened.append((wanted, directory))
         return directory
 
-    def _listing(self, wanted: HubId) -> Listing:
-        store = Store.of(self._access.cache, wanted.repo)
+    def _listing(self, wanted: HubId) -> RepoListing:
+        store = RepoCache.of(self._access.cache, wanted.repo)
         if self._access.offline:
             known = store.listing(wanted)
             if known is None:
@@ -150,7 +154,7 @@ def _on_disk(path: Path) -> int:
         return 0
 
 
-def needed(directory: Directory, role: str) -> list[str]:
+def needed_files(directory: Directory, role: str) -> list[str]:
     """Return the names of the files of a checkpoint that are used: weights, index, and what travels with them.
 
     Raises ``MalformedInput`` when there are no weights.
@@ -168,15 +172,15 @@ def needed(directory: Directory, role: str) -> list[str]:
 
 @contextmanager
 def located(
-    given: Sequence[tuple[str, Given]], options: HubOptions | None, report: Report
+    given: Sequence[tuple[str, ModelLocation]], options: HubOptions | None, report: Report
 ) -> Iterator[list[Path | HubDirectory]]:
     """Yield where each checkpoint is, of its role, and a path, an id of the Hub, or a source.
 
     Nothing of the Hub is loaded when all are paths. Raises ``UsageError``, ``MalformedInput`` and ``InputOutputError``.
     """
-    sources = [place if isinstance(place, Source) else source_of(place) for _, place in given]
+    sources = [place if isinstance(place, ModelSource) else model_source(place) for _, place in given]
     if not any(sources):
-        yield [Path(place) for _, place in given if not isinstance(place, Source)]
+        yield [Path(place) for _, place in given if not isinstance(place, ModelSource)]
         return
     hub = Hub(options or HubOptions(), report)
     try:
@@ -184,9 +188,9 @@ def located(
         for (role, place), source in zip(given, sources, strict=True):
             if source is not None:
                 directory = hub.open(source.id, source.hidden)
-                hub.announce(directory, needed(directory, role))
+                hub.announce(directory, needed_files(directory, role))
                 places.append(directory)
-            elif not isinstance(place, Source):
+            elif not isinstance(place, ModelSource):
                 places.append(Path(place))
         yield places
     except MalformedInput as error:
@@ -200,12 +204,14 @@ def located(
         hub.close()
 
 
-def paths_among(given: Iterable[Given]) -> list[PathLike]:
+def local_paths(given: Iterable[ModelLocation]) -> list[PathLike]:
     """Return those that are paths, empty ones left out. Raises ``UsageError``."""
-    return [place for place in given if not isinstance(place, Source) and os.fspath(place) and not source_of(place)]
+    return [
+        place for place in given if not isinstance(place, ModelSource) and os.fspath(place) and not model_source(place)
+    ]
 
 
-def source_of(place: PathLike) -> Source | None:
+def model_source(place: PathLike) -> ModelSource | None:
     """Return the repository that ``place`` names, None when it is a path. Raises ``UsageError``."""
     wanted = hub_id(place)
-    return None if wanted is None else Source(wanted)
+    return None if wanted is None else ModelSource(wanted)

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from deltaweights.errors import InputOutputError
-from deltaweights.hub.access import Access, HubFile, Listing, origin_of
+from deltaweights.hub.access import Access, HubFile, RepoListing, origin_of
 from deltaweights.hub.ids import HubId
-from deltaweights.hub.patience import RETRIED, Patience
+from deltaweights.hub.retry import RETRIED, RetryPolicy
 
 CHUNK = 256 * 1024
 
@@ -23,18 +23,18 @@ class RangesIgnored(Exception):
     """The server sends whole files whatever is asked for."""
 
 
-class Damaged(InputOutputError):
+class DamagedFile(InputOutputError):
     """A file that arrived has not the hash that the Hub states."""
 
 
-class Stopped(InputOutputError):
+class DownloadStopped(InputOutputError):
     """The transfer was told to end."""
 
 
 class Transfer:
     """One file, from the place that the Hub redirects to; safe in threads."""
 
-    def __init__(self, access: Access, listing: Listing, file: HubFile) -> None:
+    def __init__(self, access: Access, listing: RepoListing, file: HubFile) -> None:
         self._access, self._file = access, file
         self._id = HubId(listing.repo, listing.commit)
         self._url = access.url(listing, file.name)
@@ -44,9 +44,9 @@ class Transfer:
     def read(self, start: int, stop: int) -> Iterator[bytes]:
         """Yield the bytes from ``start`` up to ``stop``; what breaks off goes on where it was, as long as something comes.
 
-        Raises ``RangesIgnored``, ``Stopped``, and ``InputOutputError`` when the server refuses, or nothing comes any more.
+        Raises ``RangesIgnored``, ``DownloadStopped``, and ``InputOutputError`` when the server refuses, or nothing comes any more.
         """
-        at, patience = start, Patience(self._access.stop)
+        at, patience = start, RetryPolicy(self._access.stop)
         while at < stop:
             problem, headers, tries = "", None, None
             try:
@@ -123,4 +123,4 @@ class Transfer:
 
     def _check_stop(self) -> None:
         if self._access.stop.is_set():
-            raise Stopped("the download was stopped", where=self._where)
+            raise DownloadStopped("the download was stopped", where=self._where)

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from deltaweights.cluster.part import PartResult, perform_part
-from deltaweights.hub.ids import Given, PathLike
+from deltaweights.hub.ids import ModelLocation, PathLike
 from deltaweights.hub.locate import HubOptions
 from deltaweights.jobs.inputs import find_recipe, sources_of
 from deltaweights.jobs.prepare import Prepared, prepare
@@ -33,8 +33,8 @@ class ApplyResult(Published):
 
 
 def apply_delta(
-    base: Given | None,
-    delta: Given | None,
+    base: ModelLocation | None,
+    delta: ModelLocation | None,
     target: PathLike,
     *,
     recipe: str | None = None,
@@ -44,7 +44,7 @@ def apply_delta(
     max_shard_size: str | int = "5GB",
     layout: str = "original",
     weights: str = "safetensors",
-    vision_tower: Given | None = None,
+    vision_tower: ModelLocation | None = None,
     device: str = "cpu",
     workers: int | None = None,
     overwrite: bool = False,
@@ -92,8 +92,8 @@ def apply_delta(
 
 
 def apply_part(
-    base: Given | None,
-    delta: Given | None,
+    base: ModelLocation | None,
+    delta: ModelLocation | None,
     target: PathLike,
     *,
     part: str | Part,
@@ -138,8 +138,8 @@ def apply_part(
 
 
 def _opener(
-    base: Given | None,
-    delta: Given | None,
+    base: ModelLocation | None,
+    delta: ModelLocation | None,
     target: PathLike,
     wanted: Wanted,
     settings: Settings,

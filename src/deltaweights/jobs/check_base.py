@@ -16,7 +16,7 @@ from deltaweights.checkpoint.archived.scratch import Scratch
 from deltaweights.checkpoint.checksums import proving, refuse_damage
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import CheckFailed, Mismatch, UsageError
-from deltaweights.hub.ids import Given, PathLike
+from deltaweights.hub.ids import ModelLocation, PathLike
 from deltaweights.hub.locate import HubOptions
 from deltaweights.jobs.findings import doubt_of
 from deltaweights.jobs.inputs import Pair, compute_dtype_of, find_recipe, open_pair
@@ -77,8 +77,8 @@ OTHER_DTYPE = "try --compute-dtype, if you know in which arithmetic the delta wa
 
 
 def check_base(
-    base: Given,
-    delta: Given,
+    base: ModelLocation,
+    delta: ModelLocation,
     *,
     recipe: str | None = None,
     recipe_file: PathLike | None = None,

@@ -25,8 +25,8 @@ from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.meta.config import meta_companions
 from deltaweights.checkpoint.meta.llama import CONTAINER
 from deltaweights.errors import InputOutputError, MalformedInput, UsageError
-from deltaweights.hub.ids import Given, PathLike, Source
-from deltaweights.hub.locate import HubOptions, located, paths_among
+from deltaweights.hub.ids import ModelLocation, ModelSource, PathLike
+from deltaweights.hub.locate import HubOptions, local_paths, located
 from deltaweights.jobs.inputs import find_recipe, show_notice
 from deltaweights.jobs.prepare import Prepared, companions_of, laid_out, notice_of, record_of, tower_for
 from deltaweights.jobs.request import USUAL, Wanted
@@ -58,7 +58,7 @@ class ConvertResult(Published):
 
 
 def convert_checkpoint(
-    base: Given,
+    base: ModelLocation,
     target: PathLike,
     *,
     dtype: str | None = None,
@@ -86,12 +86,12 @@ def convert_checkpoint(
 
 
 def export_checkpoint(
-    merged: Given,
+    merged: ModelLocation,
     target: PathLike,
     *,
     recipe: str | None = None,
     recipe_file: PathLike | None = None,
-    vision_tower: Given | None = None,
+    vision_tower: ModelLocation | None = None,
     dtype: str | None = None,
     max_shard_size: str | int = "5GB",
     workers: int | None = None,
@@ -117,7 +117,7 @@ def export_checkpoint(
 
 def _copy(
     operation: Operation,
-    given: Given,
+    given: ModelLocation,
     target: PathLike,
     wanted: Wanted,
     recipe: Recipe | None,
@@ -148,7 +148,7 @@ def _copy(
 @contextmanager
 def prepare_copy(
     operation: Operation,
-    given: Given,
+    given: ModelLocation,
     target: PathLike,
     wanted: Wanted = USUAL,
     *,
@@ -164,10 +164,10 @@ def prepare_copy(
     """
     report, role = Report() if report is None else report, operation.primary
     for name, path in ((role, given), ("target", target)):
-        if not isinstance(path, Source) and not os.fspath(path):
+        if not isinstance(path, ModelSource) and not os.fspath(path):
             raise UsageError(f"{name} is an empty path", remedy="is a variable unset?")
     place = locate(target)
-    refuse_inputs(place, [*paths_among([given]), *wanted.paths])
+    refuse_inputs(place, [*local_paths([given]), *wanted.paths])
     if overwrite is not None:
         refuse_foreign(place, overwrite=overwrite)
     with (

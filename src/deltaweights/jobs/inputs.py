@@ -15,9 +15,9 @@ from itertools import chain, repeat
 from deltaweights.checkpoint.folder import Checkpoint, Unpacker, open_checkpoint
 from deltaweights.checkpoint.samples import same_weights
 from deltaweights.errors import Mismatch, UsageError
-from deltaweights.hub.cache import snapshot_at
-from deltaweights.hub.ids import Given, PathLike, Source
-from deltaweights.hub.locate import HubOptions, located, source_of
+from deltaweights.hub.cache_paths import snapshot_at
+from deltaweights.hub.ids import ModelLocation, ModelSource, PathLike
+from deltaweights.hub.locate import HubOptions, located, model_source
 from deltaweights.merge.operation import NewRows, Operation
 from deltaweights.merge.plan import DTYPES
 from deltaweights.merge.rules import PLAIN, Matching, Rules, match
@@ -57,7 +57,9 @@ def find_recipe(name: str | None, file: PathLike | None) -> Recipe | None:
     return load(name) if name is not None else None
 
 
-def sources_of(recipe: Recipe | None, base: Given | None, delta: Given | None) -> tuple[Given, Given]:
+def sources_of(
+    recipe: Recipe | None, base: ModelLocation | None, delta: ModelLocation | None
+) -> tuple[ModelLocation, ModelLocation]:
     """Return base and delta, where they are not given from where the recipe has them.
 
     Raises ``UsageError`` when that is not known, ``InputOutputError`` when it is a repository without weights.
@@ -78,8 +80,8 @@ def _needed(recipe: Recipe | None, role: str) -> Recipe:
 @contextmanager
 def open_pair(
     operation: Operation,
-    base: Given,
-    primary: Given,
+    base: ModelLocation,
+    primary: ModelLocation,
     *,
     recipe: Recipe | None = None,
     hub: HubOptions | None = None,
@@ -97,7 +99,7 @@ def open_pair(
     report = Report() if report is None else report
     given = (("base", base), (operation.primary, primary))
     for role, place in given:
-        if not isinstance(place, Source) and not os.fspath(place):
+        if not isinstance(place, ModelSource) and not os.fspath(place):
             raise UsageError(f"{role} is an empty path", remedy="is a variable unset?")
     if recipe is None and operation is Operation.APPLY:
         recipe = _recognised_by_id(primary, report)
@@ -130,13 +132,13 @@ def open_pair(
         yield pair
 
 
-def _pinned(role: str, place: Given, recipe: Recipe | None) -> Given:
+def _pinned(role: str, place: ModelLocation, recipe: Recipe | None) -> ModelLocation:
     """Return ``place``; of a repository that the recipe has its base from, without the files whose hashes are not known."""
-    source = place if isinstance(place, Source) else source_of(place)
+    source = place if isinstance(place, ModelSource) else model_source(place)
     if role != "base" or source is None or recipe is None or not has_base(recipe):
         return source or place
     known = base_of(recipe)
-    return Source(source.id, known.hidden) if known.id.repo.lower() == source.id.repo.lower() else source
+    return ModelSource(source.id, known.hidden) if known.id.repo.lower() == source.id.repo.lower() else source
 
 
 def show_notice(recipe: Recipe, report: Report) -> None:
@@ -146,9 +148,9 @@ def show_notice(recipe: Recipe, report: Report) -> None:
         report.note(f"{head}{line}")
 
 
-def _recognised_by_id(delta: Given, report: Report) -> Recipe | None:
+def _recognised_by_id(delta: ModelLocation, report: Report) -> Recipe | None:
     """Return the recipe of a delta that is a repository of the Hub."""
-    source = delta if isinstance(delta, Source) else source_of(delta)
+    source = delta if isinstance(delta, ModelSource) else model_source(delta)
     name = recipe_of_repo(source.id.repo) if source is not None else None
     return _told(name, f"{source.id.repo} on the Hub", report) if source is not None and name is not None else None
 

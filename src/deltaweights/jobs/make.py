@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-from deltaweights.hub.ids import Given, PathLike
+from deltaweights.hub.ids import ModelLocation, PathLike
 from deltaweights.hub.locate import HubOptions
 from deltaweights.jobs.prepare import prepare
 from deltaweights.jobs.request import Wanted
@@ -32,8 +32,8 @@ class MakeResult(Published):
 
 
 def make_delta(
-    base: Given,
-    target: Given,
+    base: ModelLocation,
+    target: ModelLocation,
     delta: PathLike,
     *,
     compute_dtype: str = "float16",

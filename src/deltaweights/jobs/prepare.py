@@ -18,10 +18,10 @@ from deltaweights.checkpoint.folder import Checkpoint, Unpacker
 from deltaweights.checkpoint.samples import sample_digests
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import UsageError
-from deltaweights.export.layout import Laid, lay_out, refuse_laid_out, sees
-from deltaweights.export.tower import Tower, open_tower
-from deltaweights.hub.ids import Given, PathLike
-from deltaweights.hub.locate import HubOptions, paths_among
+from deltaweights.export.layout import ExportPlan, has_projector, plan_export, refuse_transformers_layout
+from deltaweights.export.vision_tower import VisionTower, open_vision_tower
+from deltaweights.hub.ids import ModelLocation, PathLike
+from deltaweights.hub.locate import HubOptions, local_paths
 from deltaweights.jobs.inputs import Pair, compute_dtype_of, open_pair
 from deltaweights.jobs.provenance import refuse_unverified
 from deltaweights.jobs.request import USUAL, Wanted
@@ -59,7 +59,7 @@ class Prepared:
     checkpoints: dict[str, Checkpoint]
     hashes: Hashes
     recipe: Recipe | None
-    laid: Laid
+    laid: ExportPlan
     plan: Plan
     place: Place
     unpacking: Unpacking
@@ -97,16 +97,16 @@ def tower_for(
     unpacker: Unpacker | None,
     hash_workers: int | None,
     report: Report,
-) -> Iterator[Tower | None]:
-    """Open the vision tower, if the result is to have one. Raises as ``open_tower`` does."""
+) -> Iterator[VisionTower | None]:
+    """Open the vision tower, if the result is to have one. Raises as ``open_vision_tower`` does."""
     if wanted.layout != ORIGINAL:
-        refuse_laid_out(matching, where)
-    if wanted.layout == ORIGINAL or not sees(matching):
+        refuse_transformers_layout(matching, where)
+    if wanted.layout == ORIGINAL or not has_projector(matching):
         if wanted.vision_tower is not None:
             report.warn("--vision-tower is not used: this model has no projector, so it does not see")
         yield None
         return
-    with open_tower(wanted.vision_tower, recipe, hub, unpacker, workers_of(hash_workers), report) as tower:
+    with open_vision_tower(wanted.vision_tower, recipe, hub, unpacker, workers_of(hash_workers), report) as tower:
         yield tower
 
 
@@ -117,12 +117,12 @@ def laid_out(
     wanted: Wanted,
     dtype: str,
     recipe: Recipe | None,
-    tower: Tower | None,
-) -> Laid:
-    """Return what is written in the layout that is wanted; ``dtype`` is torch's name. Raises as ``lay_out`` does."""
+    tower: VisionTower | None,
+) -> ExportPlan:
+    """Return what is written in the layout that is wanted; ``dtype`` is torch's name. Raises as ``plan_export`` does."""
     if wanted.layout == ORIGINAL:
-        return Laid(matching, {}, companions)
-    return lay_out(matching, companions, primary.directory.path, dtype, recipe, tower)
+        return ExportPlan(matching, {}, companions)
+    return plan_export(matching, companions, primary.directory.path, dtype, recipe, tower)
 
 
 def companions_of(companions: Companions) -> list[Companion]:
@@ -133,8 +133,8 @@ def companions_of(companions: Companions) -> list[Companion]:
 @contextmanager
 def prepare(
     operation: Operation,
-    base: Given,
-    primary: Given,
+    base: ModelLocation,
+    primary: ModelLocation,
     output: PathLike,
     wanted: Wanted = USUAL,
     *,
@@ -160,7 +160,7 @@ def prepare(
         raise UsageError(f"{operation.output} is an empty path", remedy="is a variable unset?")
     compute_dtype_of(wanted.compute_dtype, recipe)  # a slip of the pen need not wait for the inputs
     place = locate(output)
-    refuse_inputs(place, [*paths_among((base, primary)), *wanted.paths])
+    refuse_inputs(place, [*local_paths((base, primary)), *wanted.paths])
     if overwrite is not None:
         refuse_foreign(place, overwrite=overwrite)
     with (

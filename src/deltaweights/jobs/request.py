@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deltaweights.errors import UsageError
-from deltaweights.hub.ids import Given, PathLike
-from deltaweights.hub.locate import paths_among
+from deltaweights.hub.ids import ModelLocation, PathLike
+from deltaweights.hub.locate import local_paths
 from deltaweights.merge.plan import DTYPES, LAYOUTS, ORIGINAL
 from deltaweights.merge.shards import CONTAINERS, TORCH
 from deltaweights.util.sizes import parse_size
@@ -28,7 +28,7 @@ class Wanted:
     max_shard_size: str | int = "5GB"
     layout: str = ORIGINAL
     weights: str = "safetensors"
-    vision_tower: Given | None = None
+    vision_tower: ModelLocation | None = None
 
     def __post_init__(self) -> None:
         """Raise ``UsageError`` for what cannot be: a slip of the pen need not wait for the inputs."""
@@ -61,7 +61,7 @@ class Wanted:
     @property
     def paths(self) -> list[PathLike]:
         """Paths among what is to be read besides the inputs."""
-        return paths_among([] if self.vision_tower is None else [self.vision_tower])
+        return local_paths([] if self.vision_tower is None else [self.vision_tower])
 
 
 USUAL = Wanted()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from deltaweights.errors import CheckFailed, TargetBusy
 from deltaweights.hub.files import AGAIN, Refetched
-from deltaweights.hub.transfer import Damaged
+from deltaweights.hub.transfer import DamagedFile
 from deltaweights.inference.child import check_in_child
 from deltaweights.jobs.documents import write_documents
 from deltaweights.jobs.findings import SumFound, check_sum, judge_base, report_numbers
@@ -211,7 +211,7 @@ def _make(job: Prepared, opened: OpenStaging, settings: Settings, report: Report
         seconds["stream"] = time.monotonic() - began
         for checkpoint in job.checkpoints.values():
             checkpoint.check_unchanged()
-    except Damaged:
+    except DamagedFile:
         staging.discard()  # what was made of damaged bytes must not be found by the next run
         raise
     seconds["rest of the download"] = time.monotonic() - began - seconds["stream"]

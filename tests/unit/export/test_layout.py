@@ -33,7 +33,7 @@ from deltaweights import (
     finish_parts,
     verify,
 )
-from deltaweights.export.made import ONE, Diagonal, Zeros
+from deltaweights.export.constant_tensors import ONE, IdentitySource, ZeroSource
 from deltaweights.export.names import FIELDS, TABLE, original_name, transformers_name
 from deltaweights.manifest.digest import content_digest
 from deltaweights.report import Report
@@ -260,8 +260,8 @@ def test_an_identity_is_made_in_any_pieces(size: int, dtype: str, cuts: list[int
     made, zeros = bytearray(b"x" * count * item), bytearray(b"x" * count * item)
     for start, stop in pairwise(places):
         part = slice(start * item, stop * item)
-        Diagonal(size, dtype).read_into(memoryview(made)[part], start * item)
-        Zeros().read_into(memoryview(zeros)[part], start * item)
+        IdentitySource(size, dtype).read_into(memoryview(made)[part], start * item)
+        ZeroSource().read_into(memoryview(zeros)[part], start * item)
     kind = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[dtype]
     assert torch.equal(torch.frombuffer(made, dtype=kind).reshape(size, size), torch.eye(size, dtype=kind))
     assert not any(zeros)

@@ -27,12 +27,12 @@ from huggingface_hub.utils.sha import git_hash
 from deltaweights.cli.group import deltaweights
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput, UsageError
 from deltaweights.hub import directory as hub_directory
-from deltaweights.hub import patience as patience_module
-from deltaweights.hub.arrival import Arrival
+from deltaweights.hub import retry
 from deltaweights.hub.downloads import CONNECTIONS, MOST_RESTARTS
 from deltaweights.hub.locate import HubOptions
-from deltaweights.hub.patience import LONGEST, TRIES, Patience
-from deltaweights.hub.transfer import Damaged
+from deltaweights.hub.piece_map import PieceMap
+from deltaweights.hub.retry import LONGEST, TRIES, RetryPolicy
+from deltaweights.hub.transfer import DamagedFile
 from deltaweights.jobs.download import download
 from deltaweights.recipes import catalogue
 from tests.support.hub_answers import Hub
@@ -300,7 +300,7 @@ def test_a_damaged_file_of_the_cache(machine: Machine, hub: HubServer, folder: P
     blob.write_bytes(content)
     found = hashlib.sha256(content).hexdigest() if name == ONE else git_hash(bytes(content))
     problem = f"sha256 is {found}, the Hub states {blob.name}" if name == ONE else f"git's hash is {found}"
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(DamagedFile) as caught:
         machine.fetch(BASE, offline=True)
     assert str(caught.value) == f"{blob}: damaged in the cache: {problem}; fetch it again, without --offline"
     assert caught.value.exit_code == 5
@@ -403,7 +403,7 @@ def test_a_flipped_byte(machine: Machine, hub: HubServer, folder: Path, name: st
 def test_flipped_twice(machine: Machine, hub: HubServer, folder: Path, name: str) -> None:
     """A file that is another twice is the end, with both hashes; nothing of it stays, and the others do."""
     hub.faults.append(Fault("flip", name, at=900, times=2))
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(DamagedFile) as caught:
         machine.fetch(BASE)
     content = bytearray((folder / name).read_bytes())
     content[900] ^= 1
@@ -422,7 +422,7 @@ def test_flipped_twice(machine: Machine, hub: HubServer, folder: Path, name: str
 def test_a_stated_hash_that_is_none_of_the_file(machine: Machine, hub: HubServer, folder: Path) -> None:
     """Where the Hub states another hash than its file has, the file never gets its name."""
     hub.faults.append(Fault("hash", ONE))
-    with pytest.raises(Damaged, match="what arrived is not the file of the Hub, twice: found hash "):
+    with pytest.raises(DamagedFile, match="what arrived is not the file of the Hub, twice: found hash "):
         machine.fetch(BASE)
     assert not snapshot_file(machine, hub.push(BASE, folder), ONE).exists()
     assert not [blob for blob in machine.blobs(BASE) if blob[:60] == key(folder / ONE)[:60]]
@@ -450,7 +450,7 @@ def test_how_long_is_waited(headers: dict[str, str], expected: list[float]) -> N
             waits.append(timeout or 0.0)
             return False
 
-    patience = Patience(Stop())
+    patience = RetryPolicy(Stop())
     assert [patience.wait(headers) for _ in range(TRIES + 1)] == [True] * TRIES + [False]
     assert all(low <= found <= 1.25 * low for found, low in zip(waits, expected, strict=True))
     patience.renew()
@@ -461,7 +461,7 @@ def test_how_long_is_waited(headers: dict[str, str], expected: list[float]) -> N
 def test_a_date_to_come() -> None:
     """Retry-After may be a date, too."""
     soon = email.utils.formatdate(time.time() + 30, usegmt=True)
-    assert 27 < (patience_module._asked({"retry-after": soon}) or 0) <= 30
+    assert 27 < (retry._asked({"retry-after": soon}) or 0) <= 30
 
 
 # What goes wrong, and is the end.
@@ -565,7 +565,7 @@ def test_no_ranges_found_out_by_all_connections(
     machine: Machine, hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That all connections find out at once that there are no ranges does not use up the beginnings of the file."""
-    monkeypatch.setattr(Arrival.next_run, "__defaults__", (PIECE,))
+    monkeypatch.setattr(PieceMap.next_run, "__defaults__", (PIECE,))
     blob = machine.folder / "model.safetensors"
     blob.write_bytes(np.random.default_rng(6).bytes((CONNECTIONS + MOST_RESTARTS) * PIECE))
     hub.push("acme/large", {"model.safetensors": blob})

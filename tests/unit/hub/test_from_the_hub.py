@@ -24,7 +24,7 @@ from deltaweights.hub import directory as hub_directory
 from deltaweights.hub.files import Refetched
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.locate import Hub, HubOptions
-from deltaweights.hub.transfer import Damaged
+from deltaweights.hub.transfer import DamagedFile
 from deltaweights.jobs.apply import ApplyResult, apply_delta
 from deltaweights.jobs.check_base import check_base
 from deltaweights.jobs.convert import convert_checkpoint
@@ -387,7 +387,7 @@ def test_always_damaged_while_merging(machine: Machine, wide: Pair, kept: list[s
         machine.turn_to(hub)
         commits = serve(hub, wide)
         hub.faults.append(Fault("flip", name, repo=DELTA, at=at, times=FOREVER))
-        with pytest.raises(Damaged) as caught:
+        with pytest.raises(DamagedFile) as caught:
             apply_delta(BASE, DELTA, machine.folder / "out", max_shard_size=SHARD, report=machine.said)
     content = bytearray((wide[1] / name).read_bytes())
     stated = hashlib.sha256(content).hexdigest()
@@ -513,7 +513,7 @@ def test_a_small_file_that_is_another_while_streaming(machine: Machine, hub: Hub
     serve(hub, pair)
     hub.faults.append(Fault("flip", "config.json", at=3, times=FOREVER))
     with pytest.raises(
-        Damaged, match=r"config\.json: what arrived is not the file of the Hub: found [0-9a-f]{40}, exp"
+        DamagedFile, match=r"config\.json: what arrived is not the file of the Hub: found [0-9a-f]{40}, exp"
     ):
         apply_delta(BASE, DELTA, machine.folder / "out", hub=STREAM)
 
@@ -724,7 +724,7 @@ def test_weights_of_no_lfs_file(machine: Machine, hub: HubServer) -> None:
     folder = save(tensors, machine.folder / "plain", "safetensors", 1)
     hub.push("acme/plain", {"model.safetensors": folder / "model.safetensors", "config.json": folder / "config.json"})
     hub.faults.append(Fault("no-sha256", "model.safetensors"))
-    with pytest.raises(Damaged, match="what arrived is not the file of the Hub, twice"):
+    with pytest.raises(DamagedFile, match="what arrived is not the file of the Hub, twice"):
         machine.fetch("acme/plain")
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from deltaweights.errors import CheckFailed, InputOutputError, Mismatch, UsageError
-from deltaweights.hub.hashed import Job
+from deltaweights.hub.file_download import FileDownload
 from deltaweights.hub.locate import HubOptions
-from deltaweights.hub.rooms import DiskRoom
+from deltaweights.hub.piece_storage import DiskPieces
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.staging.folder import StagingFolder
 from tests.support.hub_client import Machine, forget_connections
@@ -96,18 +96,18 @@ def test_a_flipped_name_is_fetched_again(
     """A flip that makes a tensor's name another valid one, before hashes are known, ends with 4; the next run fetches it again."""
     at = (tmp_path / "b" / "model.safetensors").read_bytes().index(b"lm_head") + 1
     hub.faults.append(Fault("flip", "*.safetensors", repo=BASE, at=at, times=math.inf))
-    really_hash = Job.hash_on
+    really_hash = FileDownload.hash_on
 
-    def hash_later(job: Job, stop: threading.Event) -> str | None:
+    def hash_later(job: FileDownload, stop: threading.Event) -> str | None:
         if job.arrival.file.name.endswith(".safetensors"):
             stop.wait(0.01)
             return None
         return really_hash(job, stop)
 
-    monkeypatch.setattr(Job, "hash_on", hash_later)
+    monkeypatch.setattr(FileDownload, "hash_on", hash_later)
     with pytest.raises(Mismatch, match="in the delta, not in the base"):
         apply_delta(BASE, DELTA, tmp_path / "out")
-    monkeypatch.setattr(Job, "hash_on", really_hash)
+    monkeypatch.setattr(FileDownload, "hash_on", really_hash)
     hub.faults.clear()
     assert apply_delta(BASE, DELTA, tmp_path / "out").status == "merged"
 
@@ -123,7 +123,7 @@ def test_without_locks_nobody_shares_a_file(
     monkeypatch.setattr(fcntl, "flock", no_locks)
     (tmp_path / "blobs").mkdir()
     path = tmp_path / "blobs" / "abc.deltaweights.incomplete"
-    room = DiskRoom(path, 10)
+    room = DiskPieces(path, 10)
     assert room.path != path
     assert room.path.name.startswith("abc.deltaweights.")
     room.here()
@@ -140,7 +140,7 @@ def test_a_link_in_the_cache_is_not_followed(machine: Machine, tmp_path: Path) -
     victim, path = tmp_path / "victim", tmp_path / "blobs" / "abc.deltaweights.incomplete"
     victim.write_text("years")
     path.symlink_to(victim)
-    assert DiskRoom(path, 10).path == path.with_name(f"abc.deltaweights.{os.geteuid()}.incomplete")
+    assert DiskPieces(path, 10).path == path.with_name(f"abc.deltaweights.{os.geteuid()}.incomplete")
     assert victim.read_text() == "years"
 
 
@@ -148,11 +148,11 @@ def test_a_file_that_is_still_read_stays_readable(tmp_path: Path) -> None:
     """What is closed while it is used can be read and never changed again; its lock is free, and another download has it."""
     (tmp_path / "blobs").mkdir()
     path = tmp_path / "blobs" / "abc.deltaweights.incomplete"
-    room = DiskRoom(path, 4)
+    room = DiskPieces(path, 4)
     room.here()
     room.put(memoryview(b"abcd"), 0)
     room.close(used=True)
-    other = DiskRoom(path, 4)
+    other = DiskPieces(path, 4)
     out = bytearray(4)
     assert room.get(memoryview(out), 0)
     assert bytes(out) == b"abcd"

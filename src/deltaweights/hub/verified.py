@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltaweights.checkpoint.opening import SEARCH
-from deltaweights.hub.access import HubFile, Listing
+from deltaweights.hub.access import HubFile, RepoListing
 from deltaweights.report import Report
 from deltaweights.util.state import state_folder
 from deltaweights.util.text import Json, strict_json
@@ -38,7 +38,7 @@ _TOLD: weakref.WeakSet[Report] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
-class Note:
+class VerificationRecord:
     """That a file had its hash; ``holds`` says that it is still that file, unchanged.
 
     ``arrival`` is the mark of the download by which the content came, if that was one of ours.
@@ -48,19 +48,19 @@ class Note:
     arrival: str | None
 
 
-class Notes:
+class VerificationRecords:
     """The notes of this user. Without a folder for them there are none, and files are hashed in every run."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
 
-    def known(self, blob: Path, key: str, found: os.stat_result) -> Note | None:
+    def known(self, blob: Path, key: str, found: os.stat_result) -> VerificationRecord | None:
         """Return the note of the hash ``key`` of ``blob``, held against how the file was ``found`` when opened, if any."""
         note = self._read(_name(blob))
         if note is None or not isinstance(note.get("file"), dict) or note["file"].get("key") != key:
             return None
         arrival = note.get("arrival")
-        return Note(note["file"] == _mark(key, found), arrival if isinstance(arrival, str) else None)
+        return VerificationRecord(note["file"] == _mark(key, found), arrival if isinstance(arrival, str) else None)
 
     def keep(self, blob: Path, key: str, found: os.stat_result, arrival: str | None) -> None:
         """Keep that the file at ``blob``, as it was ``found``, has the hash ``key``, and the mark of the download that it came by.
@@ -71,12 +71,12 @@ class Notes:
             return
         self._write(_name(blob), {"file": _mark(key, found), "arrival": arrival})
 
-    def keep_listing(self, listing: Listing) -> None:
+    def keep_listing(self, listing: RepoListing) -> None:
         """Keep what the Hub states of a commit's files."""
         files = {file.name: [file.size, file.sha256, file.git_sha1] for file in listing.files.values()}
         self._write(_name_of(listing), {"files": files})
 
-    def as_the_hub_had_it(self, cached: Listing) -> Listing:
+    def as_the_hub_had_it(self, cached: RepoListing) -> RepoListing:
         """Return the listing that a cache gives, with each file as the Hub stated it, if it did so to this user.
 
         A snapshot's links are whoever's can write the cache: what they lead to may have its own hash, and be another file.
@@ -172,7 +172,7 @@ def _name(blob: Path) -> str:
     return hashlib.sha256(os.fsencode(os.path.abspath(blob))).hexdigest()  # noqa: PTH100  (a blob may be a link)
 
 
-def _name_of(listing: Listing) -> str:
+def _name_of(listing: RepoListing) -> str:
     return hashlib.sha256(f"{listing.repo}@{listing.commit}".encode()).hexdigest()
 
 

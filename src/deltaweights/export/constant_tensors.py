@@ -16,7 +16,7 @@ ONE = {"F16": struct.pack("<e", 1.0), "BF16": b"\x80\x3f", "F32": struct.pack("<
 
 
 @dataclass(frozen=True)
-class Diagonal:
+class IdentitySource:
     """The bytes of an identity matrix of ``size`` rows and columns; see ``ByteSource``."""
 
     size: int
@@ -31,7 +31,7 @@ class Diagonal:
 
 
 @dataclass(frozen=True)
-class Zeros:
+class ZeroSource:
     """The bytes of zeros; see ``ByteSource``."""
 
     def read_into(self, out: memoryview, start: int) -> None:
@@ -41,13 +41,13 @@ class Zeros:
 
 def identity(name: str, dtype: str, size: int) -> LazyTensor:
     """Return the identity matrix of ``size`` rows and columns."""
-    return _made(TensorSpec(name, dtype, (size, size)), Diagonal(size, dtype))
+    return _made(TensorSpec(name, dtype, (size, size)), IdentitySource(size, dtype))
 
 
 def zeros(name: str, dtype: str, size: int) -> LazyTensor:
     """Return a vector of ``size`` zeros."""
-    return _made(TensorSpec(name, dtype, (size,)), Zeros())
+    return _made(TensorSpec(name, dtype, (size,)), ZeroSource())
 
 
-def _made(spec: TensorSpec, source: Diagonal | Zeros) -> LazyTensor:
+def _made(spec: TensorSpec, source: IdentitySource | ZeroSource) -> LazyTensor:
     return LazyTensor(spec, source, Path(spec.name), Storage("", spec.name, 0, row_major(spec.shape)))

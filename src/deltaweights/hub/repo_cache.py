@@ -18,8 +18,8 @@ from pathlib import Path
 from deltaweights.checkpoint.files import read_small
 from deltaweights.checkpoint.opening import SEARCH, Outside, open_blob, opened_folder
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.hub.access import COMMIT, HubFile, Listing
-from deltaweights.hub.cache import PREFIX, SHA256
+from deltaweights.hub.access import COMMIT, HubFile, RepoListing
+from deltaweights.hub.cache_paths import PREFIX, SHA256
 from deltaweights.hub.ids import HubId
 
 MAX_REF = 1024
@@ -27,13 +27,13 @@ MAX_REF = 1024
 
 
 @dataclass(frozen=True)
-class Store:
+class RepoCache:
     """The cache's folder of one repository."""
 
     root: Path
 
     @classmethod
-    def of(cls, cache: Path, repo: str) -> Store:
+    def of(cls, cache: Path, repo: str) -> RepoCache:
         """Return the store of ``repo``."""
         return cls(cache / f"{PREFIX}{repo.replace('/', '--')}")
 
@@ -130,7 +130,7 @@ class Store:
 
     # Without the Hub.
 
-    def listing(self, wanted: HubId) -> Listing | None:
+    def listing(self, wanted: HubId) -> RepoListing | None:
         """Return what the cache has of a commit; None when it has nothing. Raises ``InputOutputError``."""
         commit = self._commit_of(wanted.revision or "main")
         if commit is None:
@@ -146,7 +146,7 @@ class Store:
                     files[entry.name] = HubFile(entry.name, blob.stat().st_size, sha256, git_sha1)
         except OSError as error:
             raise InputOutputError.from_os(error, self.snapshot(commit), "list") from error
-        return Listing(wanted.repo, commit, files)
+        return RepoListing(wanted.repo, commit, files)
 
     def _commit_of(self, revision: str) -> str | None:
         if COMMIT.fullmatch(revision):

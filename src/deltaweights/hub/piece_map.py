@@ -7,7 +7,7 @@ a piece that is given out before it is here.
 from __future__ import annotations
 
 from deltaweights.hub.access import HubFile
-from deltaweights.hub.rooms import COMING, HERE, MISSING, Room
+from deltaweights.hub.piece_storage import COMING, HERE, MISSING, PieceStorage
 
 NEAR = 8
 """Pieces between two demands that still follow each other: several workers take turns."""
@@ -16,14 +16,14 @@ RUN = 64 * 1024 * 1024
 """Most bytes that one request asks for: many connections share a file, and one that broke loses little."""
 
 
-class Arrival:
+class PieceMap:
     """The state of one file.
 
     ``ahead`` is how many pieces after the last demand may be fetched at most, None for all; where it is limited, that begins once
     demands follow each other, since samples from all over the file would have it fetched several times.
     """
 
-    def __init__(self, file: HubFile, room: Room, here: bytes = b"", ahead: int | None = None) -> None:
+    def __init__(self, file: HubFile, room: PieceStorage, here: bytes = b"", ahead: int | None = None) -> None:
         self.file, self.room, self.ahead = file, room, ahead
         self._reach = 0
         self.used: set[int] = set()

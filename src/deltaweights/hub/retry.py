@@ -24,7 +24,7 @@ EVERY = 10.0
 """Seconds between two remarks on waits: several connections wait at once."""
 
 
-class Remarks:
+class ThrottledNotes:
     """Says what is waited for, but not all the time. Safe in threads."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
@@ -40,7 +40,7 @@ class Remarks:
         self._note(text)
 
 
-class Patience:
+class RetryPolicy:
     """Waits ever longer, as often as is sensible; ``renew`` when there was progress."""
 
     def __init__(self, stop: threading.Event) -> None:

@@ -14,9 +14,9 @@ from deltaweights.checkpoint.documents import json_object
 from deltaweights.checkpoint.folder import Checkpoint, Unpacker, open_checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, Mismatch, UsageError
-from deltaweights.export.config import Vision, read_vision
+from deltaweights.export.config import VisionConfig, read_vision
 from deltaweights.export.sizes import Shape
-from deltaweights.hub.ids import Given, HubId, Source
+from deltaweights.hub.ids import HubId, ModelLocation, ModelSource
 from deltaweights.hub.locate import HubOptions, located
 from deltaweights.merge.operation import VISION_TOWER
 from deltaweights.merge.rules import Dropped
@@ -33,12 +33,12 @@ CONFIG, IMAGES, MAX_CONFIG = "config.json", "preprocessor_config.json", 1024 * 1
 
 
 @dataclass(frozen=True)
-class Tower:
+class VisionTower:
     """An open CLIP checkpoint, what of it is used, and what is not."""
 
     checkpoint: Checkpoint
     hashes: Hashes
-    vision: Vision
+    vision: VisionConfig
     tensors: dict[str, LazyTensor]
     dropped: tuple[Dropped, ...]
 
@@ -47,25 +47,25 @@ def _known(recipe: Recipe | None) -> KnownModel | None:
     return model(recipe.vision_tower) if recipe is not None and recipe.vision_tower is not None else None
 
 
-def _where(known: KnownModel | None) -> Source:
+def _where(known: KnownModel | None) -> ModelSource:
     """Return where the recipe's vision tower is. Raises ``UsageError`` when it names none."""
     if known is None:
         remedy = "give --vision-tower, for LLaVA and LLaVA-Med openai/clip-vit-large-patch14"
         raise UsageError("which vision tower belongs to this model is not known", remedy=remedy)
     if known.repo is None:
         raise UsageError(f"where {known.title} is on the Hub is not known", remedy="give --vision-tower")
-    return Source(HubId(known.repo, known.revision), (".bin",))
+    return ModelSource(HubId(known.repo, known.revision), (".bin",))
 
 
 @contextmanager
-def open_tower(
-    given: Given | None,
+def open_vision_tower(
+    given: ModelLocation | None,
     recipe: Recipe | None,
     hub: HubOptions | None,
     unpacker: Unpacker | None,
     workers: int | None,
     report: Report,
-) -> Iterator[Tower]:
+) -> Iterator[VisionTower]:
     """Open the vision tower at ``given``, or the one of ``recipe``.
 
     ``workers`` threads hash its files where nobody did. Raises ``UsageError``, ``MalformedInput``, ``InputOutputError``, and
@@ -92,7 +92,7 @@ def open_tower(
             for name, tensor in checkpoint.tensors.items()
             if name not in used
         )
-        yield Tower(checkpoint, hashes, vision, used, tuple(dropped))
+        yield VisionTower(checkpoint, hashes, vision, used, tuple(dropped))
 
 
 def _compare(checkpoint: Checkpoint, hashes: Hashes, known: KnownModel | None, report: Report, *, chosen: bool) -> None:
@@ -117,7 +117,7 @@ def _compare(checkpoint: Checkpoint, hashes: Hashes, known: KnownModel | None, r
         report.warn(f"{weights.file.path}: {problem}: {f'sha256 {sha256}' if sha256 else 'not hashed: it is streamed'}")
 
 
-def _vision(checkpoint: Checkpoint) -> Vision:
+def _vision(checkpoint: Checkpoint) -> VisionConfig:
     where = checkpoint.directory.path / CONFIG
     if checkpoint.alone or not checkpoint.directory.has(CONFIG):
         remedy = "give the folder that holds config.json and the weights"

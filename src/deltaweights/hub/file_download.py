@@ -12,28 +12,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltaweights.hub.arrival import Arrival
-from deltaweights.hub.notes import Notes
-from deltaweights.hub.rooms import DiskRoom
-from deltaweights.hub.store import Store
+from deltaweights.hub.piece_map import PieceMap
+from deltaweights.hub.piece_storage import DiskPieces
+from deltaweights.hub.repo_cache import RepoCache
 from deltaweights.hub.transfer import Transfer
+from deltaweights.hub.verified import VerificationRecords
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 
 @dataclass(eq=False)
-class Job:
+class FileDownload:
     """One file: its state, how it is fetched, and, where it is kept, what is hashed of it. Its scheduler's alone to change.
 
     ``attempts`` counts the times that it came with another hash than the Hub states, the last one ``found``; ``restarts`` how often
     it was begun anew from a server without ranges.
     """
 
-    arrival: Arrival
+    arrival: PieceMap
     transfer: Transfer
-    store: Store | None = None
-    notes: Notes | None = None
+    store: RepoCache | None = None
+    notes: VerificationRecords | None = None
     commit: str = ""
     hashed: int = 0
     attempts: int = 0
@@ -71,7 +71,7 @@ class Job:
     def put_in_place(self) -> None:
         """Give the file, which has its hash, its final name. Raises ``InputOutputError``."""
         room, key = self.arrival.room, self.arrival.file.key
-        if self.store is None or not isinstance(room, DiskRoom):
+        if self.store is None or not isinstance(room, DiskPieces):
             return
         mark = room.mark
         room.publish(self.store.blob(key))
@@ -82,7 +82,7 @@ class Job:
     def begin_anew(self) -> None:
         """Forget what came, since it is damaged. Raises ``InputOutputError``."""
         room, arrival = self.arrival.room, self.arrival
-        if isinstance(room, DiskRoom):
+        if isinstance(room, DiskPieces):
             room.clear()
         arrival.state = bytearray(arrival.count)
         arrival.generation += 1
@@ -90,5 +90,5 @@ class Job:
 
     def discard(self) -> None:
         """Remove what came. Raises ``OSError``."""
-        if isinstance(self.arrival.room, DiskRoom):
+        if isinstance(self.arrival.room, DiskPieces):
             self.arrival.room.discard()

@@ -32,7 +32,7 @@ SMALL_PIECE = 256 * 1024
 """Bytes of a piece that is kept in memory for a while."""
 
 
-class Room(Protocol):
+class PieceStorage(Protocol):
     """Where pieces are kept."""
 
     piece: int
@@ -47,7 +47,7 @@ class Room(Protocol):
         """Fill ``out`` with bytes that are here; return False when they were given up meanwhile. Raises ``InputOutputError``."""
 
 
-class DiskRoom:
+class DiskPieces:
     """A sparse file, and beside it a byte for each piece that is here, so that the next process goes on.
 
     Both are this user's, and nobody else can write them: in a cache that several share, who could might change what was hashed
@@ -138,7 +138,7 @@ class DiskRoom:
             raise InputOutputError.from_os(error, self.path, "write", "make room; what has arrived is kept") from error
 
     def finished(self, piece: int) -> list[int]:
-        """See ``Room``. The mark follows the bytes; should a power cut turn that round, the file's hash tells."""
+        """See ``PieceStorage``. The mark follows the bytes; should a power cut turn that round, the file's hash tells."""
         try:
             with self._guard:
                 if not self._closed:
@@ -249,7 +249,7 @@ def _lock(fd: int, name: str, folder: int) -> bool:
     return True
 
 
-class MemoryRoom:
+class MemoryPieces:
     """The pieces that came last; the oldest makes room."""
 
     piece = SMALL_PIECE
