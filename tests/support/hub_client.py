@@ -80,7 +80,7 @@ class Machine:
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
         patch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
-        patch.setattr(retry, "FIRST", 0.003)
+        patch.setattr(retry, "FIRST_WAIT", 0.003)
         self.said = Said()
         self.told = ""
         self.turn_to(hub)
@@ -115,12 +115,12 @@ class Machine:
 
     def ask_for_little(self, piece: int, run: int) -> None:
         """Fetch files in pieces of so many bytes, so many in a request, so that little ones have many, as large ones have."""
-        self._patch.setattr(DiskPieces, "piece", piece)
-        self._patch.setattr(PieceMap.next_run, "__defaults__", (run,))
+        self._patch.setattr(DiskPieces, "piece_size", piece)
+        self._patch.setattr(PieceMap.next_request, "__defaults__", (run,))
         self.told = (
             "from deltaweights.hub.piece_map import PieceMap; from deltaweights.hub.piece_storage import DiskPieces"
         )
-        self.told += f"; DiskPieces.piece, PieceMap.next_run.__defaults__ = {piece}, ({run},)"
+        self.told += f"; DiskPieces.piece_size, PieceMap.next_request.__defaults__ = {piece}, ({run},)"
 
     def run(self, *arguments: str | Path) -> Done:
         """Run ``deltaweights ARGUMENTS``."""

@@ -15,12 +15,12 @@ import pytest
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import CheckFailed, InputOutputError
 from deltaweights.hub import directory as hub_directory
-from deltaweights.hub.access import HubFile
 from deltaweights.hub.files import VerifiedFile
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.locate import HubOptions
-from deltaweights.hub.piece_storage import PIECE, DiskPieces
+from deltaweights.hub.piece_storage import DISK_PIECE, DiskPieces
 from deltaweights.hub.repo_cache import RepoCache
+from deltaweights.hub.repo_listing import HubFile
 from deltaweights.hub.transfer import DamagedFile
 from deltaweights.hub.verified import VerificationRecords
 from deltaweights.jobs.apply import apply_delta
@@ -246,43 +246,43 @@ def test_a_note_is_of_one_file_as_it_was(tmp_path: Path) -> None:
     """Another hash, user, device, inode, size or time makes a note none of this file."""
     blob = tmp_path / "blob"
     blob.write_bytes(b"weights")
-    notes, found = VerificationRecords(Said()), blob.stat()
+    records, found = VerificationRecords(Said()), blob.stat()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path))
-        notes.keep(blob, "key", found, "mark")
-        note = notes.known(blob, "key", found)
-        assert note is not None
-        assert (note.holds, note.arrival) == (True, "mark")
-        assert notes.known(blob, "other", found) is None
-        assert notes.known(tmp_path / "other", "key", found) is None
+        records.add(blob, "key", found, "mark")
+        record = records.find(blob, "key", found)
+        assert record is not None
+        assert (record.current, record.download_id) == (True, "mark")
+        assert records.find(blob, "other", found) is None
+        assert records.find(tmp_path / "other", "key", found) is None
         for place in (1, 2, 6):
             fields = list(found)
             fields[place] += 1
             other = os.stat_result(fields, {name: getattr(found, name) for name in ("st_mtime_ns", "st_ctime_ns")})
-            note = notes.known(blob, "key", other)
-            assert note is not None
-            assert not note.holds
+            record = records.find(blob, "key", other)
+            assert record is not None
+            assert not record.current
         for name in ("st_mtime_ns", "st_ctime_ns"):
             times = {each: getattr(found, each) + (each == name) for each in ("st_mtime_ns", "st_ctime_ns")}
-            note = notes.known(blob, "key", os.stat_result(list(found), times))
-            assert note is not None
-            assert not note.holds
+            record = records.find(blob, "key", os.stat_result(list(found), times))
+            assert record is not None
+            assert not record.current
         patch.setattr(os, "geteuid", lambda: found.st_uid + 1)
-        assert notes.known(blob, "key", found) is None
+        assert records.find(blob, "key", found) is None
 
 
 def test_a_file_that_others_may_write_is_noted_once_it_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes that follow each other closely may have one time, so that a note of the first would hold for the second."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    blob, notes = tmp_path / "blob", VerificationRecords(Said())
+    blob, records = tmp_path / "blob", VerificationRecords(Said())
     blob.write_bytes(b"weights")
     blob.chmod(0o664)
     found = blob.stat()
-    notes.keep(blob, "key", found, None)
-    assert notes.known(blob, "key", found) is None
+    records.add(blob, "key", found, None)
+    assert records.find(blob, "key", found) is None
     monkeypatch.setattr("time.time_ns", lambda: found.st_ctime_ns + 61 * 10**9)
-    notes.keep(blob, "key", found, None)
-    assert notes.known(blob, "key", found) is not None
+    records.add(blob, "key", found, None)
+    assert records.find(blob, "key", found) is not None
 
 
 # Files that others own or write.
@@ -358,7 +358,7 @@ def begun_by_others(blob: Path, size: int) -> dict[Path, bytes]:
     """Leave a download of which all pieces are said to be here; return what must stay as it is."""
     incomplete = blob.with_name(f"{blob.name}.deltaweights.incomplete")
     incomplete.write_bytes(bytes(size))
-    incomplete.with_suffix(".pieces").write_bytes(b"0" * 32 + b"\1" * (size // PIECE + 1))
+    incomplete.with_suffix(".pieces").write_bytes(b"0" * 32 + b"\1" * (size // DISK_PIECE + 1))
     for path in (incomplete, incomplete.with_suffix(".pieces")):
         path.chmod(0o666)
     return {path: path.read_bytes() for path in (incomplete, incomplete.with_suffix(".pieces"))}
@@ -395,12 +395,12 @@ def test_downloads_write_into_no_file_of_the_users(tmp_path: Path, how: str) -> 
         path.symlink_to(thesis)
     else:
         path.with_suffix(".pieces").symlink_to(thesis)
-    room = DiskPieces(path, 10)
-    room.here()
-    room.put(memoryview(b"0123456789"), 0)
-    room.finished(0)
-    room.close()
-    room.forget([0])
+    storage = DiskPieces(path, 10)
+    storage.resume()
+    storage.put(memoryview(b"0123456789"), 0)
+    storage.mark_present(0)
+    storage.close()
+    storage.mark_missing([0])
     assert thesis.read_text() == "years"
 
 
@@ -409,12 +409,12 @@ def test_marks_that_become_a_link_are_not_written(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     thesis, path = tmp_path / "thesis", tmp_path / "blobs" / "abc.deltaweights.incomplete"
     thesis.write_bytes(b"\1" * 100)
-    room = DiskPieces(path, 10)
-    room.here()
-    room.close()
+    storage = DiskPieces(path, 10)
+    storage.resume()
+    storage.close()
     path.with_suffix(".pieces").unlink()
     path.with_suffix(".pieces").symlink_to(thesis)
-    room.forget([0])
+    storage.mark_missing([0])
     assert thesis.read_bytes() == b"\1" * 100
 
 
@@ -425,19 +425,19 @@ def test_marks_that_become_a_link_are_not_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["blobs", "snapshots", "refs", "snapshot", "refs/pr"])
 def test_row82_folders_that_primary_elsewhere(tmp_path: Path, name: str) -> None:
     """Where a folder of the cache is a link, nothing is made, replaced or removed in what it leads to."""
-    store, precious, commit = RepoCache.of(tmp_path, BASE), tmp_path / "precious", "a" * 40
+    cache, precious, commit = RepoCache.of(tmp_path, BASE), tmp_path / "precious", "a" * 40
     precious.mkdir()
     for each in ("main", "1", "config.json", commit):
         (precious / each).write_text("mine")
-    link = store.snapshot(commit) if name == "snapshot" else store.root / name
+    link = cache.snapshot(commit) if name == "snapshot" else cache.root / name
     link.parent.mkdir(parents=True)
     link.symlink_to(precious)
     attempts: list[Callable[[], object]] = [
-        store.prepare,
-        lambda: store.link(commit, HubFile("config.json", 1, None, "b" * 40)),
-        lambda: store.name_commit(HubId(BASE, None), commit),
-        lambda: store.name_commit(HubId(BASE, "pr/1"), commit),
-        lambda: DiskPieces(store.incomplete("abc"), 10),
+        cache.create,
+        lambda: cache.link(commit, HubFile("config.json", 1, None, "b" * 40)),
+        lambda: cache.set_ref(HubId(BASE, None), commit),
+        lambda: cache.set_ref(HubId(BASE, "pr/1"), commit),
+        lambda: DiskPieces(cache.incomplete("abc"), 10),
     ]
     refused = 0
     for attempt in attempts:
@@ -453,13 +453,13 @@ def test_row82_folders_that_primary_elsewhere(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize("kind", ["fifo", "long"])
 def test_a_branch_that_is_no_commit(tmp_path: Path, kind: str) -> None:
     """What stands for a branch and is a FIFO, or endless, is not waited for: the cache has no such commit."""
-    store = RepoCache.of(tmp_path, BASE)
-    store.prepare()
+    cache = RepoCache.of(tmp_path, BASE)
+    cache.create()
     if kind == "fifo":
-        os.mkfifo(store.root / "refs" / "main")
+        os.mkfifo(cache.root / "refs" / "main")
     else:
-        (store.root / "refs" / "main").write_text("a" * 10_000)
-    assert store.listing(HubId(BASE, None)) is None
+        (cache.root / "refs" / "main").write_text("a" * 10_000)
+    assert cache.listing(HubId(BASE, None)) is None
 
 
 @pytest.mark.trust

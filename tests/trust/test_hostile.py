@@ -19,7 +19,7 @@ from PIL import Image
 
 from deltaweights.checkpoint.companions import state_dtype
 from deltaweights.errors import CheckFailed, MalformedInput, UsageError
-from deltaweights.hub.access import access
+from deltaweights.hub.access import configured_access
 from deltaweights.inference.prompts import LONGEST, open_images
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.listing import list_checkpoint
@@ -360,7 +360,7 @@ def test_row76_a_signature_without_end(tmp_path: Path, normal: float) -> None:
 def test_no_address_of_a_hub(endpoint: str) -> None:
     """What is no address is a mistake in the usage, and printable."""
     with pytest.raises(UsageError, match="not the address of a Hub") as caught:
-        access(endpoint=endpoint)
+        configured_access(endpoint=endpoint)
     assert str(caught.value).isprintable()
 
 

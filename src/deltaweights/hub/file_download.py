@@ -1,7 +1,6 @@
-"""One file on its way to the cache, hashed from its beginning on while its pieces come in any order.
+"""One file being downloaded to the cache, hashed from its beginning on while its pieces arrive in any order.
 
-Enters: an arrival. Leaves: its hash, once it is whole; the file under its final name. Never: a lock of its own, or a decision: the
-scheduler's are both.
+The scheduler (``Downloads``) guards this state with its own lock, and decides what happens.
 """
 
 from __future__ import annotations
@@ -24,71 +23,69 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class FileDownload:
-    """One file: its state, how it is fetched, and, where it is kept, what is hashed of it. Its scheduler's alone to change.
+    """One file: its pieces, how they are requested, and, when it is kept in a ``cache``, how much of it is hashed.
 
-    ``attempts`` counts the times that it came with another hash than the Hub states, the last one ``found``; ``restarts`` how often
-    it was begun anew from a server without ranges.
+    ``damaged`` says that it arrived once with another hash, ``found``, than the Hub states; ``restarts`` counts how often it was
+    started over from a server without ranges.
     """
 
-    arrival: PieceMap
+    pieces: PieceMap
     transfer: Transfer
-    store: RepoCache | None = None
-    notes: VerificationRecords | None = None
+    cache: RepoCache | None = None
+    records: VerificationRecords | None = None
     commit: str = ""
     hashed: int = 0
-    attempts: int = 0
+    damaged: bool = False
     restarts: int = 0
     found: str = ""
     verified: bool = False
     _digest: _Hash = field(init=False)
 
     def __post_init__(self) -> None:
-        self._digest = self.arrival.file.new_hash()
+        self._digest = self.pieces.file.new_hash()
+
+    @property
+    def disk(self) -> DiskPieces | None:
+        """The storage of the pieces, if it is on disk."""
+        return self.pieces.storage if isinstance(self.pieces.storage, DiskPieces) else None
 
     @property
     def path(self) -> Path | None:
-        """The name under which the cache will have the file; None when it is kept nowhere."""
-        return None if self.store is None else self.store.snapshot(self.commit) / self.arrival.file.name
+        """Where the cache will have the file; None when it is not kept."""
+        return None if self.cache is None else self.cache.snapshot(self.commit) / self.pieces.file.name
 
     @property
     def ready(self) -> bool:
-        """Whether the piece that is hashed next is here, or none is left."""
-        if self.store is None or self.verified or self.arrival.failed is not None:
+        """Whether the next piece to hash is present, or none is left."""
+        if self.cache is None or self.verified or self.pieces.failed is not None:
             return False
-        return self.arrival.lacks(range(self.hashed, min(self.hashed + 1, self.arrival.count))) is None
+        return self.pieces.first_absent(range(self.hashed, min(self.hashed + 1, self.pieces.count))) is None
 
     def hash_on(self, stop: threading.Event) -> str | None:
-        """Hash what is here in order; return the hash at the end of the file, None before it. Raises ``InputOutputError``."""
-        arrival, room = self.arrival, self.arrival.room
-        buffer = memoryview(bytearray(room.piece))
-        while self.hashed < arrival.count and self.ready and not stop.is_set():
-            begin, end = arrival.extent(self.hashed, self.hashed + 1)
-            room.get(buffer[: end - begin], begin)
+        """Hash the pieces that are present, in order; return the hash at the end of the file. Raises ``InputOutputError``."""
+        pieces, storage = self.pieces, self.pieces.storage
+        buffer = memoryview(bytearray(storage.piece_size))
+        while self.hashed < pieces.count and self.ready and not stop.is_set():
+            begin, end = pieces.extent(self.hashed, self.hashed + 1)
+            storage.get(buffer[: end - begin], begin)
             self._digest.update(buffer[: end - begin])
             self.hashed += 1
-        return self._digest.hexdigest() if self.hashed == arrival.count else None
+        return self._digest.hexdigest() if self.hashed == pieces.count else None
 
-    def put_in_place(self) -> None:
-        """Give the file, which has its hash, its final name. Raises ``InputOutputError``."""
-        room, key = self.arrival.room, self.arrival.file.key
-        if self.store is None or not isinstance(room, DiskPieces):
+    def publish(self) -> None:
+        """Give the verified file its final name. Raises ``InputOutputError``."""
+        disk, file = self.disk, self.pieces.file
+        if self.cache is None or disk is None:
             return
-        mark = room.mark
-        room.publish(self.store.blob(key))
-        self.store.link(self.commit, self.arrival.file)
-        if self.notes is not None:
-            self.notes.keep(self.store.blob(key), key, os.fstat(room.fd), mark)
+        download_id = disk.download_id
+        disk.publish(self.cache.blob(file.key))
+        self.cache.link(self.commit, file)
+        if self.records is not None:
+            self.records.add(self.cache.blob(file.key), file.key, os.fstat(disk.fd), download_id)
 
-    def begin_anew(self) -> None:
-        """Forget what came, since it is damaged. Raises ``InputOutputError``."""
-        room, arrival = self.arrival.room, self.arrival
-        if isinstance(room, DiskPieces):
-            room.clear()
-        arrival.state = bytearray(arrival.count)
-        arrival.generation += 1
-        self.hashed, self._digest = 0, self.arrival.file.new_hash()
-
-    def discard(self) -> None:
-        """Remove what came. Raises ``OSError``."""
-        if isinstance(self.arrival.room, DiskPieces):
-            self.arrival.room.discard()
+    def restart(self) -> None:
+        """Drop what arrived, since it is damaged. Raises ``InputOutputError``."""
+        if self.disk is not None:
+            self.disk.clear()
+        self.pieces.clear()
+        self.hashed, self._digest = 0, self.pieces.file.new_hash()

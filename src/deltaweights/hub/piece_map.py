@@ -1,98 +1,99 @@
-"""One file on its way: which pieces of it are here, and which are wanted next.
+"""Which pieces of a file being downloaded are present, and which to request next.
 
-Enters: pieces, in any order. Leaves: them again, to readers. Never: a connection; a lock of its own (the scheduler's guards it), or
-a piece that is given out before it is here.
+The scheduler (``Downloads``) guards this state with its own lock.
 """
 
 from __future__ import annotations
 
-from deltaweights.hub.access import HubFile
-from deltaweights.hub.piece_storage import COMING, HERE, MISSING, PieceStorage
+from deltaweights.hub.piece_storage import MISSING, PRESENT, REQUESTED, PieceStorage
+from deltaweights.hub.repo_listing import HubFile
 
 NEAR = 8
-"""Pieces between two demands that still follow each other: several workers take turns."""
+"""Pieces between two reads that still count as sequential: several workers take turns."""
 
-RUN = 64 * 1024 * 1024
-"""Most bytes that one request asks for: many connections share a file, and one that broke loses little."""
+MAX_REQUEST_BYTES = 64 * 1024 * 1024
+"""Many connections share a file, and one that breaks loses little."""
 
 
 class PieceMap:
     """The state of one file.
 
-    ``ahead`` is how many pieces after the last demand may be fetched at most, None for all; where it is limited, that begins once
-    demands follow each other, since samples from all over the file would have it fetched several times.
+    ``read_ahead`` limits how many pieces after the last read are requested, None for no limit. A limited read-ahead starts only
+    once reads are sequential: samples from all over the file would otherwise have it fetched several times.
     """
 
-    def __init__(self, file: HubFile, room: PieceStorage, here: bytes = b"", ahead: int | None = None) -> None:
-        self.file, self.room, self.ahead = file, room, ahead
-        self._reach = 0
-        self.used: set[int] = set()
-        self.count = -(-file.size // room.piece)
-        self.state = bytearray(here.ljust(self.count, b"\0")[: self.count])
-        self.cursor = 0
-        self.demanded = 0
-        self.sequential = False
+    def __init__(
+        self, file: HubFile, storage: PieceStorage, present: bytes = b"", read_ahead: int | None = None
+    ) -> None:
+        self.file, self.storage, self.read_ahead = file, storage, read_ahead
+        self.count = -(-file.size // storage.piece_size)
+        self.state = bytearray(present.ljust(self.count, b"\0")[: self.count])
+        self.read: set[int] = set()
+        self.cursor, self.last_read = 0, 0
+        self._window = 0
+        self.in_order = False
         self.failed: Exception | None = None
         self.generation = 0
 
     @property
-    def whole(self) -> bool:
-        """Whether all pieces are here."""
-        return self.state.count(HERE) == self.count
-
-    @property
-    def arrived(self) -> int:
-        """Bytes that are here, about."""
-        return min(self.state.count(HERE) * self.room.piece, self.file.size)
+    def bytes_present(self) -> int:
+        """Bytes that are present, to within a piece."""
+        return min(self.state.count(PRESENT) * self.storage.piece_size, self.file.size)
 
     def extent(self, first: int, last: int) -> tuple[int, int]:
         """Return where the pieces from ``first`` up to ``last`` begin and end in the file."""
-        return first * self.room.piece, min(last * self.room.piece, self.file.size)
+        return first * self.storage.piece_size, min(last * self.storage.piece_size, self.file.size)
 
-    def pieces(self, offset: int, length: int) -> range:
-        """Return the pieces in which ``length`` bytes from ``offset`` on lie."""
-        return range(offset // self.room.piece, -(-(offset + length) // self.room.piece))
+    def covering(self, offset: int, length: int) -> range:
+        """Return the pieces that hold ``length`` bytes from ``offset`` on."""
+        return range(offset // self.storage.piece_size, -(-(offset + length) // self.storage.piece_size))
 
-    def demand(self, pieces: range) -> None:
-        """Note that a reader wants ``pieces``: what follows them will likely be wanted next."""
-        follows = abs(pieces.start - self.cursor) <= NEAR
-        self._reach = min(max(NEAR, 2 * self._reach), self.ahead or 0) if follows else 0
+    def note_read(self, pieces: range) -> None:
+        """Record that a reader wants ``pieces``: the pieces after them are likely to be next."""
+        sequential = abs(pieces.start - self.cursor) <= NEAR
+        self._window = min(max(NEAR, 2 * self._window), self.read_ahead or 0) if sequential else 0
         self.cursor = pieces.stop
-        self.used.update(pieces)
+        self.read.update(pieces)
 
-    def lacks(self, pieces: range) -> int | None:
-        """Return the first of ``pieces`` that is not here."""
-        return next((piece for piece in pieces if self.state[piece] != HERE), None)
+    def first_absent(self, pieces: range) -> int | None:
+        """Return the first of ``pieces`` that is not present."""
+        return next((piece for piece in pieces if self.state[piece] != PRESENT), None)
 
-    def next_run(self, most: int = RUN) -> tuple[int, int] | None:
-        """Return the next pieces to fetch, from the last demand on, then from the beginning; None when there is nothing to do."""
-        if self.sequential:
-            return (0, self.count) if MISSING in self.state and COMING not in self.state else None
+    def next_request(self, max_bytes: int = MAX_REQUEST_BYTES) -> tuple[int, int] | None:
+        """Return the next pieces to request: after the last read, then from the beginning; None when there are none."""
+        if self.in_order:
+            return (0, self.count) if MISSING in self.state and REQUESTED not in self.state else None
         first = self.state.find(MISSING, self.cursor)
-        end = self.count if self.ahead is None else min(self.count, self.cursor + self._reach)
-        if first == -1 and self.ahead is None:
+        end = self.count if self.read_ahead is None else min(self.count, self.cursor + self._window)
+        if first == -1 and self.read_ahead is None:
             first = self.state.find(MISSING)
         if first == -1 or first >= end:
             return None
         last = first + 1
-        while last < end and last - first < most // self.room.piece and self.state[last] == MISSING:
+        while last < end and last - first < max_bytes // self.storage.piece_size and self.state[last] == MISSING:
             last += 1
         return first, last
 
-    def claim(self, first: int, last: int) -> None:
-        """Mark pieces as coming, those that are here apart."""
-        for piece in range(first, last):
-            if self.state[piece] == MISSING:
-                self.state[piece] = COMING
+    def mark_requested(self, first: int, last: int) -> None:
+        """Mark missing pieces as requested."""
+        self._change(first, last, MISSING, REQUESTED)
 
     def release(self, first: int, last: int) -> None:
-        """Mark pieces that were coming as missing again."""
-        for piece in range(first, last):
-            if self.state[piece] == COMING:
-                self.state[piece] = MISSING
+        """Mark requested pieces as missing again."""
+        self._change(first, last, REQUESTED, MISSING)
 
-    def arrive(self, piece: int) -> None:
-        """Mark a piece as here."""
-        self.state[piece] = HERE
-        for given_up in self.room.finished(piece):
-            self.state[given_up] = MISSING
+    def _change(self, first: int, last: int, old: int, new: int) -> None:
+        for piece in range(first, last):
+            if self.state[piece] == old:
+                self.state[piece] = new
+
+    def mark_present(self, piece: int) -> None:
+        """Mark a piece as present, and those the storage evicts for it as missing."""
+        self.state[piece] = PRESENT
+        for evicted in self.storage.mark_present(piece):
+            self.state[evicted] = MISSING
+
+    def clear(self) -> None:
+        """Forget all pieces, and begin the next generation of the file."""
+        self.state = bytearray(self.count)
+        self.generation += 1

@@ -1,8 +1,4 @@
-"""Where the pieces of a file are kept until it is whole, or for a while.
-
-Enters: bytes, in any order. Leaves: them again; a whole file under another name. Never: a write after it was closed, or a link that
-is followed.
-"""
+"""Where the pieces of a file are kept while it is downloaded: on disk until it is whole, or in memory for a while."""
 
 from __future__ import annotations
 
@@ -15,138 +11,131 @@ import stat
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from deltaweights.checkpoint.opening import SEARCH
 from deltaweights.errors import InputOutputError
 
-MISSING, COMING, HERE = 0, 1, 2
-"""What is known of a piece."""
+MISSING, REQUESTED, PRESENT = 0, 1, 2
+"""States of a piece."""
 
-PIECE = 1024 * 1024
-"""Bytes of a piece that is kept on disk: little enough that samples from all over a file do not fetch most of it first."""
+DISK_PIECE = 1024 * 1024
+"""Bytes. Small enough that samples from all over a file do not fetch most of it first."""
 
-SMALL_PIECE = 256 * 1024
-"""Bytes of a piece that is kept in memory for a while."""
+MEMORY_PIECE = 256 * 1024
+
+ID_LENGTH = 32
+"""Hex digits of the download's id, at the beginning of the marks file."""
+
+MAKE_ROOM = "make room; what has arrived is kept"
 
 
 class PieceStorage(Protocol):
     """Where pieces are kept."""
 
-    piece: int
+    piece_size: int
 
     def put(self, data: memoryview, offset: int) -> None:
-        """Keep bytes. Raises ``InputOutputError``."""
+        """Store bytes. Raises ``InputOutputError``."""
 
-    def finished(self, piece: int) -> list[int]:
-        """Note that a piece is here; return those that had to make room for it."""
+    def mark_present(self, piece: int) -> list[int]:
+        """Record that a piece is complete; return those evicted for it."""
 
     def get(self, out: memoryview, offset: int) -> bool:
-        """Fill ``out`` with bytes that are here; return False when they were given up meanwhile. Raises ``InputOutputError``."""
+        """Fill ``out`` with bytes that are present; return False when they were evicted. Raises ``InputOutputError``."""
 
 
 class DiskPieces:
-    """A sparse file, and beside it a byte for each piece that is here, so that the next process goes on.
+    """A sparse file, and beside it a marks file with a byte for each piece, so that the next process can resume.
 
-    Both are this user's, and nobody else can write them: in a cache that several share, who could might change what was hashed
-    before it is read. They are named in their folder as it was opened, so that they are never written elsewhere.
+    Both belong to this user, and nobody else can write them: in a shared cache, another user could change what was hashed before
+    it is read. Both are opened relative to their open folder, and links are not followed, so that nothing is written elsewhere.
     """
 
-    piece = PIECE
+    piece_size = DISK_PIECE
 
     def __init__(self, path: Path, size: int) -> None:
-        """Open what an earlier run left, or begin. Raises ``InputOutputError``; ``BlockingIOError`` when another process has it.
+        """Open what an earlier run left, or begin.
 
-        Where another user began the file, this user's has another name. Where the file system has no locks, two processes must not
-        share a file: then it is one of this process alone.
+        Where another user began the file, this user's gets another name. Where the file system has no locks, it gets a name of
+        its own too, since two processes must not share a file. Raises ``InputOutputError``, and ``BlockingIOError`` when another
+        process has the file.
         """
         self._size, self._closed, self._guard = size, False, threading.Lock()
-        # Numbers of files are given anew: these are closed by ``close`` or, if somebody still reads, when nobody can any more.
-        self._files = contextlib.ExitStack()
-        self._end = weakref.finalize(self, self._files.close)
+        # Descriptors are reused, so these are closed by ``close`` or, if somebody still reads, with the last reference.
+        self._descriptors = contextlib.ExitStack()
+        self._close_descriptors = weakref.finalize(self, self._descriptors.close)
         try:
-            self._folder = self._kept(_open_folder(path.parent))
-            self._take(path)
+            self._folder = self._keep_open(_open_folder(path.parent))
+            self._open_and_lock(path)
         except BaseException:
-            self._end()
+            self._close_descriptors()
             raise
 
-    def _take(self, path: Path) -> None:
-        """Open a file and its marks, under the first name that is not another user's, and lock it."""
+    def _open_and_lock(self, path: Path) -> None:
         for own in ("", f".{os.geteuid()}"):
             self.path = path.with_name(f"{path.stem}{own}{path.suffix}")
             self._marks = self.path.with_suffix(".pieces")
             try:
-                self.fd = self._kept(_open(self.path.name, self._folder))
-            except OSError:  # a link, or a file that others have
+                self.fd = self._keep_open(_open(self.path.name, self._folder))
+            except OSError:  # a link, or another user's file
                 continue
             if not _is_own(self.fd):
                 continue
             if not _lock(self.fd, self.path.name, self._folder):
                 break
             with contextlib.suppress(OSError):
-                self._marks_fd = self._kept(_open(self._marks.name, self._folder))
+                self._marks_fd = self._keep_open(_open(self._marks.name, self._folder))
                 if _is_own(self._marks_fd):
                     return
         self.path = path.with_name(f"{path.stem}.{secrets.token_hex(8)}{path.suffix}")
         self._marks = self.path.with_suffix(".pieces")
         try:
-            self.fd = self._kept(_open(self.path.name, self._folder, os.O_EXCL))
-            self._marks_fd = self._kept(_open(self._marks.name, self._folder, os.O_EXCL))
+            self.fd = self._keep_open(_open(self.path.name, self._folder, os.O_EXCL))
+            self._marks_fd = self._keep_open(_open(self._marks.name, self._folder, os.O_EXCL))
         except OSError as error:
             raise InputOutputError.from_os(error, self.path, "open") from error
 
-    def _kept(self, fd: int) -> int:
-        self._files.callback(os.close, fd)
+    def _keep_open(self, fd: int) -> int:
+        self._descriptors.callback(os.close, fd)
         return fd
 
-    def here(self) -> bytes:
-        """Return for each piece ``HERE`` when it is, else ``MISSING``; nothing is here in a file of another size."""
-        if os.fstat(self.fd).st_size != self._size or len(self.mark) != _MARK:
+    def resume(self) -> bytes:
+        """Return the state of each piece that an earlier run left: none is present in a file of another size."""
+        if os.fstat(self.fd).st_size != self._size or len(self.download_id) != ID_LENGTH:
             self.clear()
-        count = -(-self._size // self.piece)
-        return bytes(HERE if mark == 1 else MISSING for mark in os.pread(self._marks_fd, count, _MARK))
+        count = -(-self._size // self.piece_size)
+        return bytes(PRESENT if mark == 1 else MISSING for mark in os.pread(self._marks_fd, count, ID_LENGTH))
 
     @property
-    def mark(self) -> str:
-        """What tells this download from another of the same file."""
-        return os.pread(self._marks_fd, _MARK, 0).decode("ascii", "replace")
+    def download_id(self) -> str:
+        """Tells this download from another of the same file."""
+        return os.pread(self._marks_fd, ID_LENGTH, 0).decode("ascii", "replace")
 
     def clear(self) -> None:
         """Forget all pieces. Raises ``InputOutputError``."""
-        try:
-            with self._guard:
-                self._refuse_closed()
-                os.ftruncate(self._marks_fd, 0)
-                os.pwrite(self._marks_fd, secrets.token_hex(_MARK // 2).encode(), 0)
-                os.ftruncate(self.fd, 0)
-                os.ftruncate(self.fd, self._size)
-        except OSError as error:
-            raise InputOutputError.from_os(error, self.path, "write", "make room; what has arrived is kept") from error
+        with _writing(self.path), self._guard:
+            self._refuse_closed()
+            os.ftruncate(self._marks_fd, 0)
+            os.pwrite(self._marks_fd, secrets.token_hex(ID_LENGTH // 2).encode(), 0)
+            os.ftruncate(self.fd, 0)
+            os.ftruncate(self.fd, self._size)
 
     def put(self, data: memoryview, offset: int) -> None:
-        try:
-            with self._guard:
-                while data and not self._closed:
-                    written = os.pwrite(self.fd, data, offset)
-                    if not written:
-                        raise OSError(errno.EIO, "the disk takes no more bytes, and says no reason")  # noqa: TRY301
-                    data, offset = data[written:], offset + written
-        except OSError as error:
-            raise InputOutputError.from_os(error, self.path, "write", "make room; what has arrived is kept") from error
+        with _writing(self.path), self._guard:
+            while data and not self._closed:
+                written = os.pwrite(self.fd, data, offset)
+                if not written:
+                    raise OSError(errno.EIO, "the disk accepts no more bytes, and gives no reason")
+                data, offset = data[written:], offset + written
 
-    def finished(self, piece: int) -> list[int]:
-        """See ``PieceStorage``. The mark follows the bytes; should a power cut turn that round, the file's hash tells."""
-        try:
-            with self._guard:
-                if not self._closed:
-                    os.pwrite(self._marks_fd, b"\1", _MARK + piece)
-        except OSError as error:
-            raise InputOutputError.from_os(
-                error, self._marks, "write", "make room; what has arrived is kept"
-            ) from error
+    def mark_present(self, piece: int) -> list[int]:
+        # The mark follows the bytes; should a power cut reverse that, the file's hash shows it.
+        with _writing(self._marks), self._guard:
+            if not self._closed:
+                os.pwrite(self._marks_fd, b"\1", ID_LENGTH + piece)
         return []
 
     def get(self, out: memoryview, offset: int) -> bool:
@@ -161,7 +150,7 @@ class DiskPieces:
         return True
 
     def publish(self, blob: Path) -> None:
-        """Give the file, whole and flushed, its final name. Raises ``InputOutputError``."""
+        """Flush the complete file and give it its final name. Raises ``InputOutputError``."""
         try:
             os.fsync(self.fd)
             with self._guard:
@@ -171,18 +160,18 @@ class DiskPieces:
         except OSError as error:
             raise InputOutputError.from_os(error, blob, "put in place") from error
 
-    def forget(self, pieces: Iterable[int]) -> None:
-        """Mark ``pieces`` as missing, in a file that is closed, for the next run."""
+    def mark_missing(self, pieces: Iterable[int]) -> None:
+        """Mark ``pieces`` as missing for the next run, after ``close``."""
         with contextlib.suppress(OSError, InputOutputError), contextlib.ExitStack() as stack:
             folder = _open_folder(self._marks.parent)
             stack.callback(os.close, folder)
             marks = os.open(self._marks.name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
             stack.callback(os.close, marks)
             for piece in pieces if _is_own(marks) else ():
-                os.pwrite(marks, b"\0", _MARK + piece)
+                os.pwrite(marks, b"\0", ID_LENGTH + piece)
 
     def discard(self) -> None:
-        """Remove the file. Only before ``close``."""
+        """Remove the file and its marks, before ``close``."""
         self._remove(self.path)
         self._remove(self._marks)
 
@@ -191,21 +180,25 @@ class DiskPieces:
             os.unlink(path.name, dir_fd=self._folder)
 
     def _refuse_closed(self) -> None:
-        if self._closed:  # it may be another process's by now
+        if self._closed:  # another process may have it by now
             raise InputOutputError("the download was stopped", where=self.path, remedy="run again")
 
-    def close(self, *, used: bool = False) -> None:
-        """Leave the file to the next run; what comes late is passed over. Where it is still ``used``, it stays readable so long."""
+    def close(self, *, in_use: bool = False) -> None:
+        """Leave the file to the next run; later writes are ignored. A file that is still ``in_use`` stays readable."""
         with self._guard:
             self._closed = True
             with contextlib.suppress(OSError):
                 fcntl.flock(self.fd, fcntl.LOCK_UN)
-        if not used:
-            self._end()
+        if not in_use:
+            self._close_descriptors()
 
 
-_MARK = 32
-"""Hex digits before the bytes of the pieces."""
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputOutputError.from_os(error, path, "write", MAKE_ROOM) from error
 
 
 def _open_folder(path: Path) -> int:
@@ -213,24 +206,24 @@ def _open_folder(path: Path) -> int:
         return os.open(path, SEARCH | os.O_NOFOLLOW)
     except OSError as error:
         remedy = "choose another cache with --cache-dir or HF_HUB_CACHE"
-        raise InputOutputError.from_os(error, path, "open the folder, which must be no link", remedy) from error
+        raise InputOutputError.from_os(error, path, "open the folder, which must not be a link", remedy) from error
 
 
 def _open(name: str, folder: int, more: int = 0) -> int:
-    """Open a file, or make it, so that nobody else can write it whatever the umask. Raises ``OSError``."""
+    """Open or create a file; mode 644 keeps others from writing it whatever the umask."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | more
     return os.open(name, flags, 0o644, dir_fd=folder)
 
 
 def _is_own(fd: int) -> bool:
-    """Tell whether a file is this user's, nobody else can write it, and it has no other name: it may be one to be kept."""
+    """Return whether a file is this user's, nobody else can write it, and it has no other name, which might be one to keep."""
     about = os.fstat(fd)
-    ours = stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid()
-    return ours and not about.st_mode & 0o022 and about.st_nlink <= 1
+    own = stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid()
+    return own and not about.st_mode & 0o022 and about.st_nlink <= 1
 
 
 def _lock(fd: int, name: str, folder: int) -> bool:
-    """Lock a file, and tell whether the file system can.
+    """Lock a file; return False when the file system has no locks.
 
     Raises ``BlockingIOError`` when another process has it, or had it and has put it in place meanwhile.
     """
@@ -250,38 +243,33 @@ def _lock(fd: int, name: str, folder: int) -> bool:
 
 
 class MemoryPieces:
-    """The pieces that came last; the oldest makes room."""
+    """The ``capacity`` pieces that came last; the oldest is evicted."""
 
-    piece = SMALL_PIECE
+    piece_size = MEMORY_PIECE
 
-    def __init__(self, most: int) -> None:
-        """Keep ``most`` pieces."""
-        self._most = most
-        self._coming: dict[int, bytearray] = {}
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._partial: dict[int, bytearray] = {}
         self._pieces: OrderedDict[int, bytearray] = OrderedDict()
 
     def put(self, data: memoryview, offset: int) -> None:
         while data:
-            piece, at = divmod(offset, self.piece)
-            part = data[: self.piece - at]
-            self._coming.setdefault(piece, bytearray(self.piece))[at : at + len(part)] = part
+            piece, at = divmod(offset, self.piece_size)
+            part = data[: self.piece_size - at]
+            self._partial.setdefault(piece, bytearray(self.piece_size))[at : at + len(part)] = part
             data, offset = data[len(part) :], offset + len(part)
 
-    def finished(self, piece: int) -> list[int]:
-        self._pieces[piece] = self._coming.pop(piece)
-        return [self._pieces.popitem(last=False)[0]] if len(self._pieces) > self._most else []
+    def mark_present(self, piece: int) -> list[int]:
+        self._pieces[piece] = self._partial.pop(piece)
+        return [self._pieces.popitem(last=False)[0]] if len(self._pieces) > self._capacity else []
 
     def get(self, out: memoryview, offset: int) -> bool:
         while out:
-            piece, at = divmod(offset, self.piece)
+            piece, at = divmod(offset, self.piece_size)
             data = self._pieces.get(piece)
             if data is None:
                 return False
-            part = min(len(out), self.piece - at)
+            part = min(len(out), self.piece_size - at)
             out[:part] = memoryview(data)[at : at + part]
             out, offset = out[part:], offset + part
         return True
-
-    def close(self) -> None:
-        """Forget all."""
-        self._pieces.clear()

@@ -1,7 +1,4 @@
-"""How long to wait before a request is made again.
-
-Enters: the headers of an answer that said "later", if there was one. Leaves: the wait. Never: a wait that a stop does not end.
-"""
+"""How long to wait before a request is sent again."""
 
 from __future__ import annotations
 
@@ -13,60 +10,61 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-RETRIED = frozenset({408, 429, 500, 502, 503, 504})
-"""Answers that may be others the next time."""
+RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
-TRIES, FIRST, LONGEST = 6, 0.5, 60.0
-"""Waits in a row without a byte between them; the first one in seconds, which doubles; the longest that a server may ask for."""
+MAX_RETRIES = 6
+"""In a row without receiving a byte."""
 
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
+"""Seconds. The first wait doubles with each retry; no server can ask for more than the longest."""
 
-EVERY = 10.0
-"""Seconds between two remarks on waits: several connections wait at once."""
+NOTE_INTERVAL = 10.0
+"""Seconds between two notes on retries: several connections wait at once."""
 
 
 class ThrottledNotes:
-    """Says what is waited for, but not all the time. Safe in threads."""
+    """Passes on notes on retries, at most one in ``NOTE_INTERVAL``. Thread-safe."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
-        self._note, self._lock, self._last = note, threading.Lock(), -EVERY
+        self._note, self._lock, self._last = note, threading.Lock(), -NOTE_INTERVAL
 
-    def say(self, text: str) -> None:
-        """Pass a remark on, unless one was a moment ago."""
+    def note(self, text: str) -> None:
+        """Pass a note on, or drop it when the last one is recent."""
         with self._lock:
             now = time.monotonic()
-            if now - self._last < EVERY:
+            if now - self._last < NOTE_INTERVAL:
                 return
             self._last = now
         self._note(text)
 
 
 class RetryPolicy:
-    """Waits ever longer, as often as is sensible; ``renew`` when there was progress."""
+    """Waits with exponential backoff, or as long as the server asks; a stop ends every wait."""
 
     def __init__(self, stop: threading.Event) -> None:
-        self._stop, self._waits = stop, 0
+        self._stop, self._retries = stop, 0
 
-    def renew(self) -> None:
-        """Begin anew: something came."""
-        self._waits = 0
+    def reset(self) -> None:
+        """Start over, since there was progress."""
+        self._retries = 0
 
-    def wait(self, headers: Mapping[str, str] | None = None, tries: int | None = None) -> bool:
-        """Wait, as long as ``headers`` ask for if they do; return False when it is time to give up, or to stop."""
-        if self._waits >= (TRIES if tries is None else tries) or self._stop.is_set():
+    def wait(self, headers: Mapping[str, str] | None = None, retries: int | None = None) -> bool:
+        """Wait for the next attempt; return False when there should be none. ``headers`` are those of the response."""
+        if self._retries >= (MAX_RETRIES if retries is None else retries) or self._stop.is_set():
             return False
-        asked = _asked(headers or {})
-        # Not all at the same moment: several connections fail together.
-        grown = FIRST * 2**self._waits * (1 + random.random() / 4)  # noqa: S311  (no secret)
-        self._waits += 1
-        return not self._stop.wait(min(grown if asked is None else asked, LONGEST))
+        requested = requested_wait(headers or {})
+        # With jitter, since several connections fail together.
+        backoff = FIRST_WAIT * 2**self._retries * (1 + random.random() / 4)  # noqa: S311  (no secret)
+        self._retries += 1
+        return not self._stop.wait(min(backoff if requested is None else requested, LONGEST_WAIT))
 
 
-def _asked(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that the server asks to wait: Retry-After (RFC 9110), else the RateLimit header that the Hub sends."""
+def requested_wait(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds the server asks to wait: Retry-After (RFC 9110), else the RateLimit header that the Hub sends."""
     after = headers.get("retry-after", "").strip()
     if re.fullmatch(r"[0-9]{1,6}", after):
         return float(after)
-    with contextlib.suppress(ValueError, OverflowError):  # of a date that is none
+    with contextlib.suppress(ValueError, OverflowError):  # an impossible date
         date = email.utils.parsedate_tz(after)
         if date is not None:
             return max(0.0, email.utils.mktime_tz(date) - time.time())

@@ -16,8 +16,8 @@ from deltaweights.checkpoint.folder import Checkpoint, Unpacker, open_checkpoint
 from deltaweights.checkpoint.samples import same_weights
 from deltaweights.errors import Mismatch, UsageError
 from deltaweights.hub.cache_paths import snapshot_at
-from deltaweights.hub.ids import ModelLocation, ModelSource, PathLike
-from deltaweights.hub.locate import HubOptions, located, model_source
+from deltaweights.hub.ids import ModelLocation, ModelSource, PathLike, model_source
+from deltaweights.hub.locate import HubOptions, located
 from deltaweights.merge.operation import NewRows, Operation
 from deltaweights.merge.plan import DTYPES
 from deltaweights.merge.rules import PLAIN, Matching, Rules, match

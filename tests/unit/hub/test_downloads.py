@@ -28,10 +28,10 @@ from deltaweights.cli.group import deltaweights
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput, UsageError
 from deltaweights.hub import directory as hub_directory
 from deltaweights.hub import retry
-from deltaweights.hub.downloads import CONNECTIONS, MOST_RESTARTS
+from deltaweights.hub.downloads import CONNECTIONS, MAX_RESTARTS
 from deltaweights.hub.locate import HubOptions
 from deltaweights.hub.piece_map import PieceMap
-from deltaweights.hub.retry import LONGEST, TRIES, RetryPolicy
+from deltaweights.hub.retry import LONGEST_WAIT, MAX_RETRIES, RetryPolicy
 from deltaweights.hub.transfer import DamagedFile
 from deltaweights.jobs.download import download
 from deltaweights.recipes import catalogue
@@ -346,14 +346,16 @@ MENDED: dict[str, list[Fault]] = {
     "reset": [Fault("reset", ONE, at=2_000_000)],
     "hang-up": [Fault("hang-up", times=4)],
     "stall": [Fault("stall", ONE, at=2_000_000, seconds=60)],
-    "503 of the api": [Fault("status", on="api", times=TRIES)],
-    "503 of resolve": [Fault("status", ONE, on="resolve", times=TRIES)],
-    "503 of the file host": [Fault("status", ONE, on="files", times=TRIES)],
+    "503 of the api": [Fault("status", on="api", times=MAX_RETRIES)],
+    "503 of resolve": [Fault("status", ONE, on="resolve", times=MAX_RETRIES)],
+    "503 of the file host": [Fault("status", ONE, on="files", times=MAX_RETRIES)],
     "500, 502, 504": [Fault("status", ONE, status=status) for status in (500, 502, 504)],
-    "429, Retry-After": [Fault("status", ONE, status=429, headers={"Retry-After": "0"}, times=TRIES)],
-    "429, RateLimit": [Fault("status", on="api", status=429, headers={"RateLimit": '"api";r=0;t=0'}, times=TRIES)],
+    "429, Retry-After": [Fault("status", ONE, status=429, headers={"Retry-After": "0"}, times=MAX_RETRIES)],
+    "429, RateLimit": [
+        Fault("status", on="api", status=429, headers={"RateLimit": '"api";r=0;t=0'}, times=MAX_RETRIES)
+    ],
     "429, a date": [
-        Fault("status", ONE, status=429, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, times=TRIES)
+        Fault("status", ONE, status=429, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, times=MAX_RETRIES)
     ],
     "no ranges": [Fault("no-range", times=FOREVER)],
     "no ranges, and dropped": [Fault("no-range", ONE, times=FOREVER), Fault("drop", ONE, at=2_000_000)],
@@ -430,13 +432,13 @@ def test_a_stated_hash_that_is_none_of_the_file(machine: Machine, hub: HubServer
 
 WAITS: dict[str, tuple[dict[str, str], list[float]]] = {
     "nothing asked": ({}, [0.5, 1, 2, 4, 8, 16]),
-    "Retry-After": ({"retry-after": "7"}, [7] * TRIES),
-    "Retry-After of an hour": ({"retry-after": "3600"}, [LONGEST] * TRIES),
-    "a date that is over": ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, [0] * TRIES),
+    "Retry-After": ({"retry-after": "7"}, [7] * MAX_RETRIES),
+    "Retry-After of an hour": ({"retry-after": "3600"}, [LONGEST_WAIT] * MAX_RETRIES),
+    "a date that is over": ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, [0] * MAX_RETRIES),
     "words": ({"retry-after": "soon"}, [0.5, 1, 2, 4, 8, 16]),
-    "RateLimit, used up": ({"ratelimit": '"api";r=0;t=3'}, [3] * TRIES),
+    "RateLimit, used up": ({"ratelimit": '"api";r=0;t=3'}, [3] * MAX_RETRIES),
     "RateLimit, not used up": ({"ratelimit": '"api";r=2999;t=172'}, [0.5, 1, 2, 4, 8, 16]),
-    "both": ({"retry-after": "1", "ratelimit": '"api";r=0;t=9'}, [1] * TRIES),
+    "both": ({"retry-after": "1", "ratelimit": '"api";r=0;t=9'}, [1] * MAX_RETRIES),
 }
 
 
@@ -450,18 +452,18 @@ def test_how_long_is_waited(headers: dict[str, str], expected: list[float]) -> N
             waits.append(timeout or 0.0)
             return False
 
-    patience = RetryPolicy(Stop())
-    assert [patience.wait(headers) for _ in range(TRIES + 1)] == [True] * TRIES + [False]
+    policy = RetryPolicy(Stop())
+    assert [policy.wait(headers) for _ in range(MAX_RETRIES + 1)] == [True] * MAX_RETRIES + [False]
     assert all(low <= found <= 1.25 * low for found, low in zip(waits, expected, strict=True))
-    patience.renew()
-    assert patience.wait(headers)
+    policy.reset()
+    assert policy.wait(headers)
     assert waits[-1] <= 1.25 * expected[0]
 
 
 def test_a_date_to_come() -> None:
     """Retry-After may be a date, too."""
     soon = email.utils.formatdate(time.time() + 30, usegmt=True)
-    assert 27 < (retry._asked({"retry-after": soon}) or 0) <= 30
+    assert 27 < (retry.requested_wait({"retry-after": soon}) or 0) <= 30
 
 
 # What goes wrong, and is the end.
@@ -558,19 +560,19 @@ def test_no_ranges_and_always_dropped(machine: Machine, hub: HubServer, folder: 
     with pytest.raises(InputOutputError, match=f"^{ONE}: the server does not serve ranges; try again later$"):
         machine.fetch(BASE)
     begun = sum(request.file.endswith(ONE) and request.host == "files" for request in hub.requests)
-    assert MOST_RESTARTS < begun <= 2 * (MOST_RESTARTS + 2)
+    assert MAX_RESTARTS < begun <= 2 * (MAX_RESTARTS + 2)
 
 
 def test_no_ranges_found_out_by_all_connections(
     machine: Machine, hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That all connections find out at once that there are no ranges does not use up the beginnings of the file."""
-    monkeypatch.setattr(PieceMap.next_run, "__defaults__", (PIECE,))
+    monkeypatch.setattr(PieceMap.next_request, "__defaults__", (PIECE,))
     blob = machine.folder / "model.safetensors"
-    blob.write_bytes(np.random.default_rng(6).bytes((CONNECTIONS + MOST_RESTARTS) * PIECE))
+    blob.write_bytes(np.random.default_rng(6).bytes((CONNECTIONS + MAX_RESTARTS) * PIECE))
     hub.push("acme/large", {"model.safetensors": blob})
     hub.faults += [Fault("no-range", repo="acme/large", times=FOREVER), Fault("late", on="files", seconds=0.2, times=8)]
-    hub.faults.append(Fault("drop", repo="acme/large", at=10 * PIECE, times=MOST_RESTARTS))
+    hub.faults.append(Fault("drop", repo="acme/large", at=10 * PIECE, times=MAX_RESTARTS))
     found = machine.fetch("acme/large")
     assert (Path(found.path) / "model.safetensors").read_bytes() == blob.read_bytes()
 

@@ -687,8 +687,8 @@ def test_a_read_that_is_larger_than_what_is_kept(
     opened: Hub, hub: HubServer, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is streamed can be read at once also when it is more than is kept in memory."""
-    monkeypatch.setattr(hub_directory, "KEPT", 24)
-    monkeypatch.setattr(hub_directory, "AHEAD", 8)
+    monkeypatch.setattr(hub_directory, "CAPACITY", 24)
+    monkeypatch.setattr(hub_directory, "READ_AHEAD", 8)
     content = np.random.default_rng(9).bytes(9_000_000)
     (machine.folder / "model.safetensors").write_bytes(content)
     hub.push(BASE, {"model.safetensors": machine.folder / "model.safetensors"})

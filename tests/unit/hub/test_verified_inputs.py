@@ -99,7 +99,7 @@ def test_a_flipped_name_is_fetched_again(
     really_hash = FileDownload.hash_on
 
     def hash_later(job: FileDownload, stop: threading.Event) -> str | None:
-        if job.arrival.file.name.endswith(".safetensors"):
+        if job.pieces.file.name.endswith(".safetensors"):
             stop.wait(0.01)
             return None
         return really_hash(job, stop)
@@ -123,14 +123,14 @@ def test_without_locks_nobody_shares_a_file(
     monkeypatch.setattr(fcntl, "flock", no_locks)
     (tmp_path / "blobs").mkdir()
     path = tmp_path / "blobs" / "abc.deltaweights.incomplete"
-    room = DiskPieces(path, 10)
-    assert room.path != path
-    assert room.path.name.startswith("abc.deltaweights.")
-    room.here()
-    room.put(memoryview(b"0123456789"), 0)
-    room.close()
-    room.put(memoryview(b"xxxxxxxxxx"), 0)
-    assert room.path.read_bytes() == b"0123456789", "what comes after closing is passed over"
+    storage = DiskPieces(path, 10)
+    assert storage.path != path
+    assert storage.path.name.startswith("abc.deltaweights.")
+    storage.resume()
+    storage.put(memoryview(b"0123456789"), 0)
+    storage.close()
+    storage.put(memoryview(b"xxxxxxxxxx"), 0)
+    assert storage.path.read_bytes() == b"0123456789", "what comes after closing is passed over"
     assert machine.fetch(BASE).fetched
 
 
@@ -148,18 +148,18 @@ def test_a_file_that_is_still_read_stays_readable(tmp_path: Path) -> None:
     """What is closed while it is used can be read and never changed again; its lock is free, and another download has it."""
     (tmp_path / "blobs").mkdir()
     path = tmp_path / "blobs" / "abc.deltaweights.incomplete"
-    room = DiskPieces(path, 4)
-    room.here()
-    room.put(memoryview(b"abcd"), 0)
-    room.close(used=True)
+    storage = DiskPieces(path, 4)
+    storage.resume()
+    storage.put(memoryview(b"abcd"), 0)
+    storage.close(in_use=True)
     other = DiskPieces(path, 4)
     out = bytearray(4)
-    assert room.get(memoryview(out), 0)
+    assert storage.get(memoryview(out), 0)
     assert bytes(out) == b"abcd"
-    for change in (room.clear, lambda: room.publish(tmp_path / "blobs" / "abc")):
+    for change in (storage.clear, lambda: storage.publish(tmp_path / "blobs" / "abc")):
         with pytest.raises(InputOutputError, match="the download was stopped"):
             change()
     assert path.read_bytes() == b"abcd"
     assert not (tmp_path / "blobs" / "abc").exists()
-    room.close()
+    storage.close()
     other.close()
