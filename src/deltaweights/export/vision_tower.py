@@ -1,8 +1,4 @@
-"""The vision tower: the frozen CLIP model through which LLaVA sees, and which no delta holds.
-
-Enters: a path or an id of a CLIP checkpoint. Leaves: its vision model's tensors, lazy, and its configuration. Never: a tower whose
-sha256 nobody made or compared, or another than the one that was named taken for it in silence.
-"""
+"""The vision tower: the frozen CLIP model that LLaVA uses, and that a delta does not contain."""
 
 from __future__ import annotations
 
@@ -15,7 +11,6 @@ from deltaweights.checkpoint.folder import Checkpoint, Unpacker, open_checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, Mismatch, UsageError
 from deltaweights.export.config import VisionConfig, read_vision
-from deltaweights.export.sizes import Shape
 from deltaweights.hub.ids import HubId, ModelLocation, ModelSource
 from deltaweights.hub.locate import HubOptions, located
 from deltaweights.merge.operation import VISION_TOWER
@@ -27,34 +22,20 @@ from deltaweights.recipes.table import Table
 from deltaweights.report import Report
 
 PREFIX = "vision_model."
-"""How the names of the vision model's tensors begin in CLIP's checkpoints; the text model's, and the projections', do not."""
+"""How the vision model's tensors begin in CLIP's checkpoints; those of the text model and the projections do not."""
 
-CONFIG, IMAGES, MAX_CONFIG = "config.json", "preprocessor_config.json", 1024 * 1024
+CONFIG, IMAGES, MAX_CONFIG_BYTES = "config.json", "preprocessor_config.json", 1024 * 1024
 
 
 @dataclass(frozen=True)
 class VisionTower:
-    """An open CLIP checkpoint, what of it is used, and what is not."""
+    """An open CLIP checkpoint, the tensors of it that are used, and those that are dropped."""
 
     checkpoint: Checkpoint
     hashes: Hashes
     vision: VisionConfig
     tensors: dict[str, LazyTensor]
     dropped: tuple[Dropped, ...]
-
-
-def _known(recipe: Recipe | None) -> KnownModel | None:
-    return model(recipe.vision_tower) if recipe is not None and recipe.vision_tower is not None else None
-
-
-def _where(known: KnownModel | None) -> ModelSource:
-    """Return where the recipe's vision tower is. Raises ``UsageError`` when it names none."""
-    if known is None:
-        remedy = "give --vision-tower, for LLaVA and LLaVA-Med openai/clip-vit-large-patch14"
-        raise UsageError("which vision tower belongs to this model is not known", remedy=remedy)
-    if known.repo is None:
-        raise UsageError(f"where {known.title} is on the Hub is not known", remedy="give --vision-tower")
-    return ModelSource(HubId(known.repo, known.revision), (".bin",))
 
 
 @contextmanager
@@ -66,27 +47,24 @@ def open_vision_tower(
     workers: int | None,
     report: Report,
 ) -> Iterator[VisionTower]:
-    """Open the vision tower at ``given``, or the one of ``recipe``.
+    """Open the vision tower at ``given``, or the one that ``recipe`` names.
 
-    ``workers`` threads hash its files where nobody did. Raises ``UsageError``, ``MalformedInput``, ``InputOutputError``, and
-    ``Mismatch`` when it is not what was named, or no CLIP vision model.
+    ``workers`` threads hash its files unless the hashes are known. Raises ``UsageError``, ``MalformedInput``, ``InputOutputError``,
+    and ``Mismatch`` when it is not the one that was named, or not a CLIP vision model.
     """
-    known = _known(recipe)
-    place = given if given is not None else _where(known)
+    known = model(recipe.vision_tower) if recipe is not None and recipe.vision_tower is not None else None
+    place = given if given is not None else _source(known)
     with (
         located([(VISION_TOWER, place)], hub, report) as (at,),
         open_checkpoint(at, VISION_TOWER, unpacker, report) as checkpoint,
     ):
         for text in checkpoint.notes:
             report.warn(text)
-        unknown = any(w.file.verified_sha256 is None and not w.file.streamed for w in checkpoint.files)
-        hashes = hashes_of({VISION_TOWER: checkpoint}, workers if unknown else None, report)
-        _compare(checkpoint, hashes, known, report, chosen=given is not None)
-        vision = _vision(checkpoint)
-        tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(PREFIX)}
-        expected = dict(vision.sizes.tensors())
-        _refuse_others(checkpoint, tensors, expected)
-        used = {name: tensors[name] for name in expected}
+        unhashed = any(w.file.verified_sha256 is None and not w.file.streamed for w in checkpoint.files)
+        hashes = hashes_of({VISION_TOWER: checkpoint}, workers if unhashed else None, report)
+        _compare_hashes(checkpoint, hashes, known, report, chosen=given is not None)
+        vision = _read_config(checkpoint)
+        used = _used_tensors(checkpoint, vision)
         dropped = (
             Dropped(tensor.spec, "a buffer" if name.startswith(PREFIX) else "not of the vision model")
             for name, tensor in checkpoint.tensors.items()
@@ -95,53 +73,66 @@ def open_vision_tower(
         yield VisionTower(checkpoint, hashes, vision, used, tuple(dropped))
 
 
-def _compare(checkpoint: Checkpoint, hashes: Hashes, known: KnownModel | None, report: Report, *, chosen: bool) -> None:
-    """Hold the files' hashes against those of the tower that the recipe names: another one sees something else."""
+def _source(known: KnownModel | None) -> ModelSource:
+    """Return where the recipe's vision tower is. Raises ``UsageError`` when it names none."""
+    if known is None:
+        remedy = "give --vision-tower, for LLaVA and LLaVA-Med openai/clip-vit-large-patch14"
+        raise UsageError("the vision tower of this model is not known", remedy=remedy)
+    if known.repo is None:
+        raise UsageError(f"the Hub repository of {known.title} is not known", remedy="give --vision-tower")
+    return ModelSource(HubId(known.repo, known.revision), (".bin",))
+
+
+def _compare_hashes(
+    checkpoint: Checkpoint, hashes: Hashes, known: KnownModel | None, report: Report, *, chosen: bool
+) -> None:
+    """Compare the files with the tower that the recipe names: warn if the user chose another, else raise ``Mismatch``."""
     found = hashes.files[VISION_TOWER]
     named = {other[0].title for sha256 in found.values() if (other := known_file(sha256))}
     report.note(f"{'vision tower':15} {', '.join(named) or checkpoint.path}")
-    ours = {file.sha256 for file in known.files} if known else set()
+    if known is None:
+        return
+    expected = {file.sha256 for file in known.files}
+    problem = f"not the files of {known.title}, which the recipe names"
     for weights in checkpoint.files:
         sha256 = found.get(weights.file.path.name)
-        if known is None or sha256 in ours:
+        if sha256 in expected:
             continue
-        problem = f"not the files of {known.title}, which the recipe names"
+        actual = f"sha256 {sha256}" if sha256 is not None else "not hashed: it is streamed"
         if not chosen and sha256 is not None:
-            raise Mismatch(
-                problem,
-                where=weights.file.path,
-                found=f"sha256 {sha256}",
-                expected=" or ".join(sorted(ours)),
-                remedy="fetch it again, or give a tower of your own with --vision-tower",
-            )
-        report.warn(f"{weights.file.path}: {problem}: {f'sha256 {sha256}' if sha256 else 'not hashed: it is streamed'}")
+            right, remedy = " or ".join(sorted(expected)), "fetch it again, or give another tower with --vision-tower"
+            raise Mismatch(problem, where=weights.file.path, found=actual, expected=right, remedy=remedy)
+        report.warn(f"{weights.file.path}: {problem}: {actual}")
 
 
-def _vision(checkpoint: Checkpoint) -> VisionConfig:
-    where = checkpoint.directory.path / CONFIG
-    if checkpoint.alone or not checkpoint.directory.has(CONFIG):
-        remedy = "give the folder that holds config.json and the weights"
-        raise InputOutputError("is missing beside the vision tower's weights", where=where, remedy=remedy)
-    documents = []
-    for name in (CONFIG, IMAGES):
-        where = checkpoint.directory.path / name
-        if checkpoint.directory.has(name):
-            documents.append(
-                Table(json_object(checkpoint.directory.read_companion(name, MAX_CONFIG), where), str(where))
-            )
-    return read_vision(documents[0], documents[1] if len(documents) > 1 else None)
+def _read_config(checkpoint: Checkpoint) -> VisionConfig:
+    directory = checkpoint.directory
+    if checkpoint.alone or not directory.has(CONFIG):
+        problem, remedy = (
+            "is missing beside the vision tower's weights",
+            "give the folder of config.json and the weights",
+        )
+        raise InputOutputError(problem, where=directory.path / CONFIG, remedy=remedy)
+
+    def read(name: str) -> Table:
+        where = directory.path / name
+        return Table(json_object(directory.read_companion(name, MAX_CONFIG_BYTES), where), str(where))
+
+    return read_vision(read(CONFIG), read(IMAGES) if directory.has(IMAGES) else None)
 
 
-def _refuse_others(checkpoint: Checkpoint, tensors: dict[str, LazyTensor], expected: dict[str, Shape]) -> None:
-    """Raise ``Mismatch`` unless ``tensors`` are those that the configuration speaks of."""
+def _used_tensors(checkpoint: Checkpoint, vision: VisionConfig) -> dict[str, LazyTensor]:
+    """Return the vision model's tensors. Raises ``Mismatch`` unless they are those of its configuration."""
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(PREFIX)}
+    expected = dict(vision.sizes.tensors())
     remedy = "give a CLIP checkpoint, such as openai/clip-vit-large-patch14"
     problem = "not the vision tower that its config.json describes"
     where = f"vision tower {checkpoint.path}"
     for name, shape in expected.items():
-        found = tensors[name].spec.shape if name in tensors else None
-        if found != shape:
-            seen = "no such tensor" if found is None else str(list(found))
-            raise Mismatch(problem, where=where, tensor=name, found=seen, expected=str(list(shape)), remedy=remedy)
+        found = str(list(tensors[name].spec.shape)) if name in tensors else "no such tensor"
+        if found != str(list(shape)):
+            raise Mismatch(problem, where=where, tensor=name, found=found, expected=str(list(shape)), remedy=remedy)
     for name in tensors:
         if name not in expected and not name.endswith(".position_ids"):
-            raise Mismatch(problem, where=where, tensor=name, found="a tensor too many", remedy=remedy)
+            raise Mismatch(problem, where=where, tensor=name, found="an extra tensor", remedy=remedy)
+    return {name: tensors[name] for name in expected}

@@ -158,7 +158,7 @@ class HubDirectory(Directory):
                 storage = DiskPieces(self.cache.incomplete(file.key), file.size)
             except BlockingIOError:
                 if not announced:
-                    self._report.note(f"waiting for another process to fetch {file.name}")
+                    self._report.note(f"another process is fetching {file.name}: waiting for it")
                     announced = True
                 self._wait_for_other(file)
                 continue

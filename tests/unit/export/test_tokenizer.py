@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, LlamaTokenizer
 from transformers.convert_slow_tokenizer import generate_merges
 
 from deltaweights.errors import MalformedInput, Mismatch
-from deltaweights.export.sentencepiece import MOST_BYTES, merges_of, read_model
+from deltaweights.export.sentencepiece import MAX_BYTES, merges_of, read_model
 from deltaweights.export.tokenizer import RepairedTokenizer, repair_tokenizer
 from deltaweights.jobs.demo import NEW_TOKENS, VOCABULARY, make_pair
 from tests.support.limits import MOMENT
@@ -615,7 +615,7 @@ MALFORMED: dict[str, tuple[dict[str, bytes], str]] = {
     "cut-in-a-number": (no_model(SMALL + b"\x80"), MODEL + "the end in the middle of a number" + AGAIN),
     "long-number": (no_model(11 * b"\x80"), MODEL + "a number of more than 10 bytes" + AGAIN),
     "group": (no_model(b"\x0b"), MODEL + "a field of the wire type 3" + AGAIN),
-    "too-large": (no_model(bytes(MOST_BYTES + 1)), MODEL + "5,242,881 bytes" + AGAIN),
+    "too-large": (no_model(bytes(MAX_BYTES + 1)), MODEL + "5,242,881 bytes" + AGAIN),
     "number-for-a-piece": (no_model(field(1, 1)), MODEL + "a number in place of a message" + AGAIN),
     "number-for-a-text": (no_model(field(1, field(1, 1))), MODEL + "a piece without a text, or with a long one" + AGAIN),
     "empty-piece": (no_model(b"\n\0"), MODEL + "a piece without a text, or with a long one" + AGAIN),
@@ -805,9 +805,9 @@ def names(count: int, length: int) -> list[str]:
 
 
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
-    "fields": (lambda: b"\x30\0" * (MOST_BYTES // 2), "more than 263,144 fields"),
+    "fields": (lambda: b"\x30\0" * (MAX_BYTES // 2), "more than 263,144 fields"),
     "fields-of-a-piece": (
-        lambda: field(1, b"\x30\0" * (MOST_BYTES // 2 - 8)),
+        lambda: field(1, b"\x30\0" * (MAX_BYTES // 2 - 8)),
         "a piece without a text, or with a long one",
     ),
     "pieces": (
@@ -831,7 +831,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_a_large_file_ends_soon(bomb: Callable[[], bytes], found: str) -> None:
     """Whatever a tokenizer.model of the largest size holds, it is read or refused in seconds."""
     data = bomb()
-    assert len(data) <= MOST_BYTES
+    assert len(data) <= MAX_BYTES
     began = time.process_time()
     said = refusal(data)
     assert time.process_time() - began < MOMENT
