@@ -394,7 +394,7 @@ REFUSED: dict[str, tuple[Damage, type[DeltaweightsError], str]] = {
     "a-layer-too-deep": (
         _a_layer_too_deep,
         Mismatch,
-        "a layer that the vision tower has not: found mm_vision_select_layer -5",
+        "a layer that the vision tower does not have: found mm_vision_select_layer -5",
     ),
     "half-a-layer": (_half_a_layer, MalformedInput, "mm_vision_select_layer is not usable: found -2.5"),
     "an-unknown-activation": (
@@ -439,7 +439,7 @@ def test_options_that_contradict_each_other(published: Published, tmp_path: Path
 
 def test_a_model_that_sees_needs_a_tower(published: Published, tmp_path: Path) -> None:
     """Without a recipe and without ``--vision-tower`` nobody knows which tower it is: 2, and how to say it."""
-    with pytest.raises(UsageError, match="which vision tower belongs to this model is not known; give --vision-tower"):
+    with pytest.raises(UsageError, match="the vision tower of this model is not known; give --vision-tower"):
         apply_delta(published.base, published.delta, tmp_path / "out", layout="transformers")
 
 
