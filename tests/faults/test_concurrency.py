@@ -28,7 +28,7 @@ from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
 from deltaweights.hub import directory as hub_directory
 from deltaweights.hub import transfer
 from deltaweights.hub.access import Access
-from deltaweights.hub.directory import FetchMode, HubDirectory
+from deltaweights.hub.directory import HubDirectory
 from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.repo_listing import HubFile, RepoListing
 from deltaweights.jobs.apply import apply_delta, apply_part
@@ -510,7 +510,7 @@ def held(cache: Path, downloads: Downloads | None = None, access: Access | None 
     access = access or Access("https://hub", None, cache, offline=False)
     files = {name: HubFile(name, 1000, hashlib.sha256(name.encode() * 1000).hexdigest(), "0" * 40) for name in "xy"}
     downloads = downloads or Downloads(access, lambda _: None)
-    return HubDirectory(access, RepoListing("acme/base", "a" * 40, files), downloads, FetchMode(), Report())
+    return HubDirectory(access, RepoListing("acme/base", "a" * 40, files), downloads, Report())
 
 
 def test_a_blob_that_another_process_repaired_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.files import InputFile, LocalFile, MemoryFile
@@ -39,18 +38,11 @@ BUSY_POLL = 0.5
 """Seconds between two looks at whether another process has finished a file."""
 
 
-@dataclass(frozen=True)
-class FetchMode:
-    """``stream`` stores nothing; ``recheck`` hashes cached files again."""
-
-    stream: bool = False
-    recheck: bool = False
-
-
 class HubDirectory(Directory):
     """The files of a listing, without those whose names end with one of ``hidden``; ``path`` is its snapshot in the cache.
 
-    ``fetched`` counts the bytes that were not in the cache when their files were opened.
+    ``stream`` stores nothing; ``recheck`` hashes cached files again. ``fetched`` counts the bytes that were not in the cache when
+    their files were opened.
     """
 
     def __init__(
@@ -58,11 +50,13 @@ class HubDirectory(Directory):
         access: Access,
         listing: RepoListing,
         downloads: Downloads,
-        mode: FetchMode,
         report: Report,
         hidden: tuple[str, ...] = (),
+        *,
+        stream: bool = False,
+        recheck: bool = False,
     ) -> None:
-        self.listing, self.mode = listing, mode
+        self.listing, self.stream, self._recheck = listing, stream, recheck
         self.cache = RepoCache.of(access.cache, listing.repo)
         self.path = self.cache.snapshot(listing.commit)
         self._access, self._downloads, self._report = access, downloads, report
@@ -127,8 +121,8 @@ class HubDirectory(Directory):
 
     def open(self, name: str) -> InputFile:
         file, large = self.file(name), name.endswith(SUFFIXES)
-        cached = self._open_verified(file) if self.mode.stream else None
-        if self.mode.stream and cached is None:
+        cached = self._open_verified(file) if self.stream else None
+        if self.stream and cached is None:
             self._refuse_offline(file)
             return self._stream(file) if large else self._load(file)
         while cached is None:
@@ -219,7 +213,7 @@ class HubDirectory(Directory):
         try:
             record = self._records.find(blob, file.key, local.status)
             local.arrival = record.download_id if record is not None else None
-            if record is not None and record.current and not self.mode.recheck:
+            if record is not None and record.current and not self._recheck:
                 return local
             self._report.note(f"checking {blob.name[:12]}, {file.name}, in the cache")
             found = _hash_of(file, local.chunks())

@@ -97,8 +97,6 @@ class Downloads:
             if download.disk is not None:
                 download.disk.close(in_use=in_use)
 
-    # For readers.
-
     def read(self, download: FileDownload, out: memoryview, offset: int) -> None:
         """Fill ``out`` with the bytes of a file from ``offset`` on, once they are present. Raises ``InputOutputError``."""
         pieces = download.pieces
@@ -164,8 +162,8 @@ class Downloads:
     def first_damaged(self) -> FileDownload | None:
         """Wait for the hashes of all files that are kept; return the first that arrived damaged. Raises ``InputOutputError``."""
         with self._lock:
-            for download in [download for download in self._downloads if download.cache is not None]:
-                while not download.verified and not download.damaged:
+            for download in tuple(self._downloads):
+                while download.cache is not None and not download.verified and not download.damaged:
                     self._raise_if_over(download)
                     self._changed.wait(timeout=POLL)
                 if download.damaged:
@@ -179,8 +177,6 @@ class Downloads:
         if self._access.stop.is_set() or heard():
             raise DownloadStopped("the download was stopped", where=download.pieces.file.name)
 
-    # Connections.
-
     def _fetch_all(self, *, reserved: bool) -> None:
         while True:
             with self._lock:
@@ -190,8 +186,7 @@ class Downloads:
                     self._changed.wait()
                 if self._access.stop.is_set():
                     return
-                download, first, last = request
-                pieces = download.pieces
+                (download, first, last), pieces = request, request[0].pieces
                 pieces.mark_requested(first, last)
                 self._running[download] += 1
                 generation, in_order = pieces.generation, pieces.in_order
@@ -261,8 +256,6 @@ class Downloads:
                 download.pieces.failed = InputOutputError(
                     "the server does not serve ranges", where=where, remedy=remedy
                 )
-
-    # Hashing.
 
     def _verify_all(self) -> None:
         while True:

@@ -19,7 +19,7 @@ from deltaweights.checkpoint.layout import PARAMS, PART, find_start
 from deltaweights.checkpoint.projector import FILE as PROJECTOR
 from deltaweights.errors import InputOutputError, MalformedInput, Mismatch
 from deltaweights.hub.access import configured_access
-from deltaweights.hub.directory import FetchMode, HubDirectory
+from deltaweights.hub.directory import HubDirectory
 from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.files import Refetched
 from deltaweights.hub.ids import HubId, ModelLocation, ModelSource, PathLike, model_source
@@ -52,8 +52,7 @@ class Hub:
         self._access = configured_access(
             token=options.token, cache=options.cache_dir, offline=options.offline, note=report.note
         )
-        self._mode, self._report = FetchMode(options.stream, options.recheck), report
-        self._records = VerificationRecords(report)
+        self._options, self._report, self._records = options, report, VerificationRecords(report)
         self._downloads = Downloads(self._access, report.warn)
         self._reserved = 0
         self._opened: list[tuple[HubId, HubDirectory]] = []
@@ -62,7 +61,15 @@ class Hub:
     def open(self, wanted: HubId, hidden: Sequence[str] = ()) -> HubDirectory:
         """Return the directory of ``wanted``, without files whose names end with one of ``hidden``. Raises ``InputOutputError``."""
         listing = self._listing(wanted)
-        directory = HubDirectory(self._access, listing, self._downloads, self._mode, self._report, tuple(hidden))
+        directory = HubDirectory(
+            self._access,
+            listing,
+            self._downloads,
+            self._report,
+            tuple(hidden),
+            stream=self._options.stream,
+            recheck=self._options.recheck,
+        )
         self._opened.append((wanted, directory))
         return directory
 
@@ -83,12 +90,12 @@ class Hub:
         missing = directory.missing(names)
         begun = sum(_bytes_on_disk(directory.cache.incomplete(file.key)) for file in missing)
         total, to_fetch = sum(directory.file(name).size for name in names), sum(file.size for file in missing) - begun
-        what = "read by ranges, and not kept" if self._mode.stream else "to fetch"
+        what = "read by ranges, and not kept" if self._options.stream else "to fetch"
         files = f"{counted(len(names), 'file')}, {human_bytes(total)}; {human_bytes(max(0, to_fetch))} {what}"
         self._report.note(f"{directory.id}: {files}")
         for file in missing:
             self._report.note(f"  {human_bytes(file.size):>9}  {file.name}")
-        if not missing or self._mode.stream:
+        if not missing or self._options.stream:
             return
         directory.cache.create()
         self._reserved += to_fetch
@@ -114,8 +121,7 @@ class Hub:
         before = present()
         self._report.begin("fetching", sum(download.pieces.file.size for download in downloads) - before)
         try:
-            tick = lambda: self._report.progress(max(0, present() - before))  # noqa: E731
-            self._downloads.wait_until_verified(downloads, tick)
+            self._downloads.wait_until_verified(downloads, lambda: self._report.progress(max(0, present() - before)))
         finally:
             self._report.end()
         for directory, file in files:
@@ -141,7 +147,7 @@ class Hub:
         self._downloads.close()
         for wanted, directory in self._opened:
             used = self._used.get(directory)
-            if used and not self._access.offline and not self._mode.stream and not directory.missing(used):
+            if used and not self._access.offline and not self._options.stream and not directory.missing(used):
                 directory.cache.set_ref(wanted, directory.listing.commit)
 
 

@@ -15,7 +15,7 @@ import secrets
 import stat
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,16 +147,18 @@ class VerificationRecords:
             os.close(fd)
 
     def _note_none(self, reason: str) -> None:
-        if self._report not in _WARNED:
-            _WARNED.add(self._report)
-            self._report.note(f"cannot record verified files, so cached files are hashed in every run: {reason}")
+        text = f"cannot record verified files, so cached files are hashed in every run: {reason}"
+        self._once(self._report.note, text)
 
     def _warn_of_folder(self, path: Path, found: str) -> None:
+        problem = f"records of verified files that others can write are ignored: found {found}"
+        text = f"{path}: {problem}, expected a folder of yours with mode 700; chmod 700 it, or remove it"
+        self._once(self._report.warn, text)
+
+    def _once(self, say: Callable[[str], None], text: str) -> None:
         if self._report not in _WARNED:
             _WARNED.add(self._report)
-            problem = "records of verified files that others can write are ignored"
-            remedy = "chmod 700 it, or remove it"
-            self._report.warn(f"{path}: {problem}: found {found}, expected a folder of yours with mode 700; {remedy}")
+            say(text)
 
 
 def _folder_path() -> Path | None:
