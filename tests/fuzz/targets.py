@@ -34,7 +34,7 @@ from deltaweights.checkpoint.zipped_folder.directory import open_archive
 from deltaweights.cluster import handoff as ending
 from deltaweights.cluster.part import apply_part
 from deltaweights.errors import InputOutputError
-from deltaweights.export.config import read_seeing, read_vision
+from deltaweights.export.config import read_image_features, read_vision
 from deltaweights.export.sentencepiece import merges_of, read_model
 from deltaweights.export.tokenizer_files import read_files
 from deltaweights.hub.access import Access
@@ -193,7 +193,7 @@ def read_metas_params(data: bytes) -> None:
 def read_a_config(data: bytes) -> None:
     read_companions(Held({"config.json": data}), frozenset(), "float16", "delta", "")
     table = Table(strict_json(data), "given")
-    read_seeing(table)
+    read_image_features(table)
     read_vision(table, table)
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from deltaweights.checkpoint.companions import state_dtype
 from deltaweights.errors import CheckFailed, MalformedInput, UsageError
-from deltaweights.hub.access import access
+from deltaweights.hub.access import configured_access
 from deltaweights.inference.prompts import LONGEST, open_images
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.listing import list_checkpoint
@@ -359,16 +359,16 @@ def test_row76_a_signature_without_end(tmp_path: Path, normal: float) -> None:
 )
 def test_no_address_of_a_hub(endpoint: str) -> None:
     """What is no address is a mistake in the usage, and printable."""
-    with pytest.raises(UsageError, match="not the address of a Hub") as caught:
-        access(endpoint=endpoint)
+    with pytest.raises(UsageError, match="not a valid Hub address") as caught:
+        configured_access(endpoint=endpoint)
     assert str(caught.value).isprintable()
 
 
 ENVIRONMENTS = {
-    "a number": ({"HF_HUB_DOWNLOAD_TIMEOUT": "x"}, "a variable of huggingface_hub is not usable"),
-    "a proxy": ({"ALL_PROXY": "foo://user:secret@x"}, "the proxy's address cannot be used"),
-    "another proxy": ({"HTTPS_PROXY": "ftp://user:secret@x"}, "the proxy's address cannot be used"),
-    "an endpoint": ({"HF_ENDPOINT": "http://\x1b[31m"}, "a variable of huggingface_hub is not usable"),
+    "a number": ({"HF_HUB_DOWNLOAD_TIMEOUT": "x"}, "unusable environment variable of huggingface_hub"),
+    "a proxy": ({"ALL_PROXY": "foo://user:secret@x"}, "unusable proxy address"),
+    "another proxy": ({"HTTPS_PROXY": "ftp://user:secret@x"}, "unusable proxy address"),
+    "an endpoint": ({"HF_ENDPOINT": "http://\x1b[31m"}, "unusable environment variable of huggingface_hub"),
 }
 
 

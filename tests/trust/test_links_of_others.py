@@ -18,7 +18,7 @@ from deltaweights.checkpoint import safe_open
 from deltaweights.checkpoint.directory import LocalDirectory, OutsideLink
 from deltaweights.checkpoint.folder import open_checkpoint
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
-from deltaweights.export.tower import _vision
+from deltaweights.export.vision_tower import _read_config
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.beside import manifest_beside
 from deltaweights.manifest.folder_check import FolderCheck
@@ -195,7 +195,7 @@ def test_row80_documents_whose_values_are_copied(tmp_path: Path, secret: Path, n
         open_checkpoint(base, "vision tower") as checkpoint,
         pytest.raises(MalformedInput, match="a link that leaves the folder"),
     ):
-        _vision(checkpoint)
+        _read_config(checkpoint)
 
 
 @pytest.mark.trust

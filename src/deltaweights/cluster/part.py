@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from deltaweights.cluster.handoff import has_handoff, store_handoff
 from deltaweights.errors import InputOutputError, UsageError
-from deltaweights.hub.ids import Given, PathLike
+from deltaweights.hub.ids import ModelLocation, PathLike
 from deltaweights.jobs.apply import apply_request
 from deltaweights.jobs.planned_result import planned_result
 from deltaweights.jobs.prepare import Prepared
@@ -58,8 +58,8 @@ class PartResult:
 
 
 def apply_part(
-    base: Given | None,
-    delta: Given | None,
+    base: ModelLocation | None,
+    delta: ModelLocation | None,
     target: PathLike,
     *,
     part: str | Part,

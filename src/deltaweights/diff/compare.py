@@ -15,7 +15,7 @@ from deltaweights.checkpoint.zipped_folder.temporary_unpacker import TemporaryUn
 from deltaweights.diff.distance import NUMPY, Figures, add_up, comparable
 from deltaweights.diff.read_pairs import Pair, read_pairs
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.hub.ids import Given
+from deltaweights.hub.ids import ModelLocation
 from deltaweights.hub.locate import HubOptions, located
 from deltaweights.manifest.beside import lists_exactly, manifest_beside
 from deltaweights.manifest.manifest import MANIFEST
@@ -93,8 +93,8 @@ class DiffReport:
 
 
 def diff_checkpoints(
-    a: Given,
-    b: Given,
+    a: ModelLocation,
+    b: ModelLocation,
     *,
     workers: int | None = None,
     trust_manifests: bool = False,

@@ -13,7 +13,7 @@ from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.checkpoint.zipped_folder.temporary_unpacker import TemporaryUnpacker
 from deltaweights.errors import CheckFailed, Mismatch, UsageError
-from deltaweights.hub.ids import Given, PathLike
+from deltaweights.hub.ids import ModelLocation, PathLike
 from deltaweights.hub.locate import HubOptions
 from deltaweights.jobs.findings import doubt_of
 from deltaweights.jobs.inputs import Inputs, open_pair
@@ -76,8 +76,8 @@ OTHER_DTYPE = "try --compute-dtype, if you know in which arithmetic the delta wa
 
 
 def check_base(
-    base: Given,
-    delta: Given,
+    base: ModelLocation,
+    delta: ModelLocation,
     *,
     recipe: str | None = None,
     recipe_file: PathLike | None = None,

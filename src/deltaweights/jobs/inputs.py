@@ -9,8 +9,8 @@ from itertools import chain, repeat
 
 from deltaweights.checkpoint.folder import Checkpoint, Unpacker, open_checkpoint
 from deltaweights.errors import UsageError
-from deltaweights.hub.cache import snapshot_at
-from deltaweights.hub.ids import Source
+from deltaweights.hub.cache_paths import snapshot_at
+from deltaweights.hub.ids import ModelSource
 from deltaweights.hub.locate import located
 from deltaweights.jobs.input_checks import check_base_identity, check_delta_files, refuse_no_delta
 from deltaweights.jobs.request import InputRequest, Place, compute_dtype_of
@@ -174,10 +174,10 @@ def _identify(checkpoint: Checkpoint, hashes: Hashes, report: Report) -> Identit
 
 def _pinned(base: Place, recipe: Recipe | None) -> Place:
     """Return ``base``; if it is the recipe's repository, without the files whose hashes are not known."""
-    if not isinstance(base, Source) or recipe is None or not has_base(recipe):
+    if not isinstance(base, ModelSource) or recipe is None or not has_base(recipe):
         return base
     known = base_of(recipe)
-    return Source(base.id, known.hidden) if known.id.repo.lower() == base.id.repo.lower() else base
+    return ModelSource(base.id, known.hidden) if known.id.repo.lower() == base.id.repo.lower() else base
 
 
 def show_notice(recipe: Recipe, report: Report) -> None:
@@ -189,8 +189,12 @@ def show_notice(recipe: Recipe, report: Report) -> None:
 
 def _recipe_of_repository(delta: Place, report: Report) -> Recipe | None:
     """Return the recipe of a delta that is a repository of the Hub."""
-    name = recipe_of_repo(delta.id.repo) if isinstance(delta, Source) else None
-    return _use(name, f"{delta.id.repo} on the Hub", report) if isinstance(delta, Source) and name is not None else None
+    name = recipe_of_repo(delta.id.repo) if isinstance(delta, ModelSource) else None
+    return (
+        _use(name, f"{delta.id.repo} on the Hub", report)
+        if isinstance(delta, ModelSource) and name is not None
+        else None
+    )
 
 
 def _recipe_of_delta(delta: Checkpoint, hashes: Mapping[str, str], report: Report) -> Recipe | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.checkpoint.zipped_folder.temporary_unpacker import TemporaryUnpacker
-from deltaweights.hub.ids import Given, Source
+from deltaweights.hub.ids import ModelLocation, ModelSource
 from deltaweights.hub.locate import HubOptions, located
 from deltaweights.jobs.provenance import verified_hashes
 from deltaweights.manifest.beside import lists_exactly, stated_beside
@@ -104,7 +104,7 @@ class InspectReport:
 
 
 def inspect_checkpoint(
-    path: Given,
+    path: ModelLocation,
     *,
     hash_inputs: bool = False,
     workers: int | None = None,
@@ -133,7 +133,7 @@ def inspect_checkpoint(
         hashes, made = known.files[""], verified_hashes({"": checkpoint}, known)[""]
         stated = stated_beside(checkpoint)
         return InspectReport(
-            str(path.id) if isinstance(path, Source) else os.fspath(path),
+            str(path.id) if isinstance(path, ModelSource) else os.fspath(path),
             identify(checkpoint, hashes, read=bool(known.read), stated=lambda _: stated),
             checkpoint.container,
             model_type,

@@ -11,8 +11,8 @@ from deltaweights.checkpoint.companions import Companions
 from deltaweights.checkpoint.folder import Checkpoint, Unpacker
 from deltaweights.checkpoint.samples import sample_digests
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.export.layout import Laid, lay_out, refuse_laid_out, sees
-from deltaweights.export.tower import Tower, open_tower
+from deltaweights.export.layout import ExportPlan, has_projector, plan_export, refuse_transformers_layout
+from deltaweights.export.vision_tower import VisionTower, open_vision_tower
 from deltaweights.jobs.companions import companions_of
 from deltaweights.jobs.inputs import Inputs, open_inputs
 from deltaweights.jobs.provenance import refuse_unverified
@@ -36,8 +36,8 @@ class Prepared:
 
     request: Request
     inputs: Inputs
-    tower: Tower | None
-    laid: Laid
+    tower: VisionTower | None
+    laid: ExportPlan
     plan: Plan
     place: Place
     unpacking: Unpacking
@@ -119,31 +119,33 @@ def prepare(request: Request, report: Report) -> Iterator[Prepared]:
 
 
 @contextmanager
-def _open_tower(request: Request, inputs: Inputs, unpacker: Unpacker | None, report: Report) -> Iterator[Tower | None]:
-    """Open the vision tower, if the result has one. Raises as ``open_tower`` does."""
+def _open_tower(
+    request: Request, inputs: Inputs, unpacker: Unpacker | None, report: Report
+) -> Iterator[VisionTower | None]:
+    """Open the vision tower, if the result has one. Raises as ``open_vision_tower`` does."""
     if request.options.layout != ORIGINAL:
-        refuse_laid_out(inputs.matching, inputs.primary.path)
-    if request.options.layout == ORIGINAL or not sees(inputs.matching):
+        refuse_transformers_layout(inputs.matching, inputs.primary.path)
+    if request.options.layout == ORIGINAL or not has_projector(inputs.matching):
         if request.vision_tower is not None:
             report.warn("--vision-tower is not used: the model has no projector, so it takes no images")
         yield None
         return
-    with open_tower(
+    with open_vision_tower(
         request.vision_tower, inputs.recipe, request.inputs.hub, unpacker, request.threads, report
     ) as tower:
         yield tower
 
 
-def _lay_out(request: Request, inputs: Inputs, tower: Tower | None) -> Laid:
-    """Return names and companions in the layout of the request. Raises as ``lay_out`` does."""
+def _lay_out(request: Request, inputs: Inputs, tower: VisionTower | None) -> ExportPlan:
+    """Return names and companions in the layout of the request. Raises as ``plan_export`` does."""
     companions = companions_of(request.operation, inputs)
     if request.options.layout == ORIGINAL:
-        return Laid(inputs.matching, {}, companions)
+        return ExportPlan(inputs.matching, {}, companions)
     dtype = TORCH_NAMES[inputs.stored]
-    return lay_out(inputs.matching, companions, inputs.primary.directory.path, dtype, inputs.recipe, tower)
+    return plan_export(inputs.matching, companions, inputs.primary.directory.path, dtype, inputs.recipe, tower)
 
 
-def _plan(request: Request, inputs: Inputs, tower: Tower | None, laid: Laid) -> Plan:
+def _plan(request: Request, inputs: Inputs, tower: VisionTower | None, laid: ExportPlan) -> Plan:
     base, recipe = inputs.base, inputs.recipe
     return make_plan(
         laid.matching,

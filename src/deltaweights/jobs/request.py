@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltaweights.errors import UsageError
-from deltaweights.hub.ids import Given, PathLike, Source
-from deltaweights.hub.locate import HubOptions, source_of
+from deltaweights.hub.ids import ModelLocation, ModelSource, PathLike, model_source
+from deltaweights.hub.locate import HubOptions
 from deltaweights.jobs.options import Options
 from deltaweights.merge.choices import CONTAINERS, DTYPES, LAYOUTS, ORIGINAL, TORCH
 from deltaweights.merge.operation import Operation
@@ -20,7 +20,7 @@ from deltaweights.recipes.source import base_of, delta_of
 from deltaweights.util.sizes import parse_size
 from deltaweights.util.workers import workers_of
 
-Place = Path | Source
+Place = Path | ModelSource
 """Where a checkpoint is: a path on this machine, or a repository on the Hub."""
 
 UNSET = "is a variable unset?"
@@ -90,8 +90,8 @@ class Request:
 
 def make_request(
     operation: Operation,
-    base: Given | None,
-    primary: Given | None,
+    base: ModelLocation | None,
+    primary: ModelLocation | None,
     target: PathLike,
     options: Options,
     *,
@@ -158,13 +158,13 @@ def _shard_limit(options: Options) -> int:
     return parse_size(options.max_shard_size, "max shard size")
 
 
-def parse_place(role: str, given: Given | None) -> Place:
+def parse_place(role: str, given: ModelLocation | None) -> Place:
     """Tell a path from a repository of the Hub. Raises ``UsageError`` for an empty path, and for a malformed id."""
-    if isinstance(given, Source):
+    if isinstance(given, ModelSource):
         return given
     if given is None or not os.fspath(given):
         raise UsageError(f"{role} is an empty path", remedy=UNSET)
-    return source_of(given) or Path(given)
+    return model_source(given) or Path(given)
 
 
 def find_recipe(name: str | None, file: PathLike | None) -> Recipe | None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from deltaweights.errors import CheckFailed, TargetBusy
 from deltaweights.hub.files import AGAIN, Refetched
-from deltaweights.hub.transfer import Damaged
+from deltaweights.hub.transfer import DamagedFile
 from deltaweights.inference.child import check_in_child
 from deltaweights.jobs.documents import write_documents
 from deltaweights.jobs.findings import check_sum, judge_base, report_numbers
@@ -151,7 +151,7 @@ def _make(prepared: Prepared, opened: OpenStaging, report: Report, seconds: dict
         seconds["stream"] = time.monotonic() - began
         for checkpoint in prepared.checkpoints.values():
             checkpoint.check_unchanged()
-    except Damaged:
+    except DamagedFile:
         staging.discard()  # shards of damaged bytes must not be reused by the next run
         raise
     seconds["rest of the download"] = time.monotonic() - began - seconds["stream"]

@@ -1,8 +1,6 @@
-"""The Hub's cache, written: blobs under their hashes, and snapshots that link to them.
+"""One repository's folder in the Hub cache: blobs named by their hash, and snapshots that link to them, as ``hf`` leaves them.
 
-Enters: files of a listing, and their bytes once they are all there and have their hash. Leaves: what ``hf`` leaves, so that each
-uses what the other fetched. Never: a file under its final name that has not the hash that the Hub states, or a change in a folder
-to which somebody turned one of the cache's.
+Folders are opened step by step without following links, so that nothing is changed outside the cache.
 """
 
 from __future__ import annotations
@@ -18,23 +16,23 @@ from pathlib import Path
 from deltaweights.checkpoint.safe_open import SEARCH, LeadsOutside, open_blob, opened_folder
 from deltaweights.checkpoint.small_files import read_small
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.hub.access import COMMIT, HubFile, Listing
-from deltaweights.hub.cache import PREFIX, SHA256
+from deltaweights.hub.cache_paths import PREFIX
 from deltaweights.hub.ids import HubId
+from deltaweights.hub.repo_listing import COMMIT, SHA256, HubFile, RepoListing
 
-MAX_REF = 1024
-"""Bytes of the name of a commit, and room for a line's end."""
+MAX_REF_BYTES = 1024
+"""The name of a commit, and a line's end."""
 
 
 @dataclass(frozen=True)
-class Store:
-    """The cache's folder of one repository."""
+class RepoCache:
+    """The cache of one repository."""
 
     root: Path
 
     @classmethod
-    def of(cls, cache: Path, repo: str) -> Store:
-        """Return the store of ``repo``."""
+    def of(cls, cache: Path, repo: str) -> RepoCache:
+        """Return the folder of ``repo`` in ``cache``."""
         return cls(cache / f"{PREFIX}{repo.replace('/', '--')}")
 
     def snapshot(self, commit: str) -> Path:
@@ -42,11 +40,15 @@ class Store:
         return self.root / "snapshots" / commit
 
     def blob(self, key: str) -> Path:
-        """Return where a file's content is, once it is whole."""
+        """Return where a complete file's content is."""
         return self.root / "blobs" / key
 
+    def incomplete(self, key: str) -> Path:
+        """Return where the pieces of a file are gathered."""
+        return self.root / "blobs" / f"{key}.deltaweights.incomplete"
+
     def open_blob(self, key: str) -> int | None:
-        """Open a file's content, if it is there. Raises ``LeadsOutside`` for a link out of the cache, and ``InputOutputError``."""
+        """Open a file's content, None if absent. Raises ``LeadsOutside`` for a link out of the cache, and ``InputOutputError``."""
         blob = self.blob(key)
         try:
             if not blob.is_file():
@@ -62,7 +64,7 @@ class Store:
             raise InputOutputError.from_os(error, blob, "open") from error
 
     def has_blob(self, key: str) -> bool:
-        """Tell whether a file's content is there, and not by a link out of the cache. Raises ``InputOutputError``."""
+        """Return whether a file's content is there, and not by a link out of the cache. Raises ``InputOutputError``."""
         try:
             fd = self.open_blob(key)
         except LeadsOutside:
@@ -71,12 +73,8 @@ class Store:
             os.close(fd)
         return fd is not None
 
-    def incomplete(self, key: str) -> Path:
-        """Return where a file's content is gathered; beside it stands which pieces of it are there."""
-        return self.root / "blobs" / f"{key}.deltaweights.incomplete"
-
-    def prepare(self) -> None:
-        """Make the folders. Raises ``InputOutputError``."""
+    def create(self) -> None:
+        """Create the folders that are missing. Raises ``InputOutputError``."""
         for folder in ("blobs", "snapshots", "refs"):
             try:
                 with self._inside(folder):
@@ -87,7 +85,7 @@ class Store:
 
     @contextmanager
     def _inside(self, *names: str) -> Iterator[int]:
-        """Open a folder of the store, made where it is missing; none of ``names`` is a link. Raises ``OSError``."""
+        """Open the folder at ``names``, none of which may be a link, and create it if needed. Raises ``OSError``."""
         self.root.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             fd = os.open(self.root, SEARCH)
@@ -98,40 +96,38 @@ class Store:
                 fd = stack.enter_context(opened_folder(name, fd))
             yield fd
 
-    def name_commit(self, wanted: HubId, commit: str) -> None:
-        """Keep which commit a branch or tag is at, for those who are offline."""
+    def set_ref(self, wanted: HubId, commit: str) -> None:
+        """Record which commit a branch or tag is at, for offline use. Errors are ignored."""
         revision = wanted.revision or "main"
         if COMMIT.fullmatch(revision):
             return
         *folders, name = revision.split("/")
-        with contextlib.suppress(OSError), self._inside("refs", *folders) as folder:  # of use later only
-            made = f".{name}.{secrets.token_hex(8)}"
+        with contextlib.suppress(OSError), self._inside("refs", *folders) as folder:
+            temporary = f".{name}.{secrets.token_hex(8)}"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            with open(os.open(made, flags, 0o666, dir_fd=folder), "w") as out:
+            with open(os.open(temporary, flags, 0o666, dir_fd=folder), "w") as out:
                 out.write(commit)
-            os.replace(made, name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
 
     def link(self, commit: str, file: HubFile) -> None:
-        """Give a blob its name in a commit's snapshot. Raises ``InputOutputError``."""
+        """Link a blob under its name in a commit's snapshot. Raises ``InputOutputError``."""
         path, target = self.snapshot(commit) / file.name, f"../../blobs/{file.key}"
         try:
             with self._inside("snapshots", commit) as folder:
                 with contextlib.suppress(FileNotFoundError):
-                    if _text_of_link(file.name, folder) == target:
+                    if _link_target(file.name, folder) == target:
                         return
                     os.unlink(file.name, dir_fd=folder)
                 with contextlib.suppress(FileExistsError):  # another process was faster
                     os.symlink(target, file.name, dir_fd=folder)
         except NotADirectoryError:
             found, remedy = "something else, or a link", "remove it, or choose another cache with --cache-dir"
-            raise InputOutputError("no folder of a cache", where=path.parent, found=found, remedy=remedy) from None
+            raise InputOutputError("not a folder of a cache", where=path.parent, found=found, remedy=remedy) from None
         except OSError as error:
             raise InputOutputError.from_os(error, path, "link the file") from error
 
-    # Without the Hub.
-
-    def listing(self, wanted: HubId) -> Listing | None:
-        """Return what the cache has of a commit; None when it has nothing. Raises ``InputOutputError``."""
+    def listing(self, wanted: HubId) -> RepoListing | None:
+        """Return what the cache has of a commit, None when it has nothing. Raises ``InputOutputError``."""
         commit = self._commit_of(wanted.revision or "main")
         if commit is None:
             return None
@@ -146,22 +142,22 @@ class Store:
                     files[entry.name] = HubFile(entry.name, blob.stat().st_size, sha256, git_sha1)
         except OSError as error:
             raise InputOutputError.from_os(error, self.snapshot(commit), "list") from error
-        return Listing(wanted.repo, commit, files)
+        return RepoListing(wanted.repo, commit, files)
 
     def _commit_of(self, revision: str) -> str | None:
         if COMMIT.fullmatch(revision):
             return revision if self.snapshot(revision).is_dir() else None
         try:
-            commit = read_small(self.root / "refs" / revision, MAX_REF).decode("ascii", "replace").strip()
+            commit = read_small(self.root / "refs" / revision, MAX_REF_BYTES).decode("ascii", "replace").strip()
         except (InputOutputError, MalformedInput):
             return None
         return commit if COMMIT.fullmatch(commit) and self.snapshot(commit).is_dir() else None
 
 
-def _text_of_link(name: str, folder: int) -> str | None:
+def _link_target(name: str, folder: int) -> str | None:
     try:
         return os.readlink(name, dir_fd=folder)
     except FileNotFoundError:
         raise
-    except OSError:  # no link
+    except OSError:  # not a link
         return None

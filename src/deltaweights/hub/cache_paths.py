@@ -1,19 +1,17 @@
-"""What the paths of the Hub's cache say: ``models--ORG--NAME/{snapshots/COMMIT/FILE -> ../../blobs/HASH}``.
+"""What a path in the Hub cache says: ``models--ORG--NAME/{snapshots/COMMIT/FILE -> ../../blobs/HASH}``.
 
-Enters: paths. Leaves: the repository and commit that a folder is a snapshot of, and the sha256 under which the Hub knows a file.
-Never: a byte of a file; what a name says is what the Hub stated when the file was fetched, not what its bytes are now.
+The hash in a name is what the Hub stated when the file was fetched; it says nothing about the bytes there now.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltaweights.hub.repo_listing import SHA256
+
 PREFIX = "models--"
-SHA256 = re.compile(r"[0-9a-f]{64}")
-"""The name of a large file's blob. Small files' are git's sha1, of 40 digits."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Snapshot:
 
 
 def snapshot_at(path: Path) -> Snapshot | None:
-    """Return which snapshot ``path``, a folder or a file directly in one, belongs to; None when it is in no cache."""
+    """Return the snapshot that ``path``, its folder or a file directly in it, belongs to; None outside a cache."""
     absolute = Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow the file's link to its blob)
     for folder in (absolute, absolute.parent):
         if folder.parent.name == "snapshots":
@@ -36,7 +34,7 @@ def snapshot_at(path: Path) -> Snapshot | None:
 
 
 def stated_sha256(path: Path) -> str | None:
-    """Return the sha256 that the cache files ``path`` under; None when it is no link to a large file's blob."""
+    """Return the SHA-256 that the cache files ``path`` under; None unless it is a link to an LFS file's blob."""
     try:
         blob = Path(os.path.realpath(path))
         is_link = path.is_symlink()

@@ -1,7 +1,4 @@
-"""Tensors that are the same for every model of a size, and so stand in no file: an identity matrix, and zeros.
-
-Enters: a name, a dtype and a size. Leaves: lazy tensors, to be streamed as any other. Never: a whole matrix in memory.
-"""
+"""Tensors whose values follow from their size: an identity matrix, and zeros. They are streamed, never held whole in memory."""
 
 from __future__ import annotations
 
@@ -16,8 +13,8 @@ ONE = {"F16": struct.pack("<e", 1.0), "BF16": b"\x80\x3f", "F32": struct.pack("<
 
 
 @dataclass(frozen=True)
-class Diagonal:
-    """The bytes of an identity matrix of ``size`` rows and columns; see ``ByteSource``."""
+class IdentitySource:
+    """The bytes of an identity matrix of ``size`` rows and columns."""
 
     size: int
     dtype: str
@@ -31,8 +28,8 @@ class Diagonal:
 
 
 @dataclass(frozen=True)
-class Zeros:
-    """The bytes of zeros; see ``ByteSource``."""
+class ZeroSource:
+    """Zero bytes."""
 
     def read_into(self, out: memoryview, start: int) -> None:
         del start
@@ -40,14 +37,14 @@ class Zeros:
 
 
 def identity(name: str, dtype: str, size: int) -> LazyTensor:
-    """Return the identity matrix of ``size`` rows and columns."""
-    return _made(TensorSpec(name, dtype, (size, size)), Diagonal(size, dtype))
+    """Return an identity matrix of ``size`` rows and columns."""
+    return _lazy(TensorSpec(name, dtype, (size, size)), IdentitySource(size, dtype))
 
 
 def zeros(name: str, dtype: str, size: int) -> LazyTensor:
     """Return a vector of ``size`` zeros."""
-    return _made(TensorSpec(name, dtype, (size,)), Zeros())
+    return _lazy(TensorSpec(name, dtype, (size,)), ZeroSource())
 
 
-def _made(spec: TensorSpec, source: Diagonal | Zeros) -> LazyTensor:
+def _lazy(spec: TensorSpec, source: IdentitySource | ZeroSource) -> LazyTensor:
     return LazyTensor(spec, source, Path(spec.name), Storage("", spec.name, 0, row_major(spec.shape)))

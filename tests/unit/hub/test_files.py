@@ -1,29 +1,32 @@
-"""What was streamed is never taken for verified: by a later run, by a result that stands there, or by hashes of another reading."""
+"""Streamed files are never taken for verified; a file that arrived damaged is downloaded again."""
 
 from __future__ import annotations
 
-import fcntl
 import math
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from deltaweights.errors import CheckFailed, InputOutputError, Mismatch, UsageError
-from deltaweights.hub.hashed import Job
+from deltaweights.errors import CheckFailed, Mismatch, UsageError
+from deltaweights.hub.file_download import FileDownload
 from deltaweights.hub.locate import HubOptions
-from deltaweights.hub.rooms import DiskRoom
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.staging.folder import StagingFolder
-from tests.support.hub_client import Machine, forget_connections
+from tests.support.hub_client import Machine
 from tests.support.hub_server import Fault, HubServer
 from tests.support.pairs import base_tensors, delta_tensors, load, reference, same_bits, save
 
 BASE, DELTA = "acme/base", "acme/delta"
+
+
 STREAM = HubOptions(stream=True)
+
+
 WEIGHTS = base_tensors(layers=2, vocabulary=400, hidden=64)
+
+
 CHANGES = delta_tensors(WEIGHTS)
 
 
@@ -33,13 +36,6 @@ def hub(tmp_path: Path) -> Iterator[HubServer]:
     base, delta = (save(t, tmp_path / name, "safetensors", 1) for name, t in (("b", WEIGHTS), ("d", CHANGES)))
     with HubServer({BASE: base, DELTA: delta}) as served:
         yield served
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hub: HubServer) -> Iterator[Machine]:
-    """Return a machine that knows the Hub."""
-    yield Machine(monkeypatch, tmp_path, hub)
-    forget_connections()
 
 
 class Killed(BaseException):
@@ -96,70 +92,17 @@ def test_a_flipped_name_is_fetched_again(
     """A flip that makes a tensor's name another valid one, before hashes are known, ends with 4; the next run fetches it again."""
     at = (tmp_path / "b" / "model.safetensors").read_bytes().index(b"lm_head") + 1
     hub.faults.append(Fault("flip", "*.safetensors", repo=BASE, at=at, times=math.inf))
-    really_hash = Job.hash_on
+    really_hash = FileDownload.hash_on
 
-    def hash_later(job: Job, stop: threading.Event) -> str | None:
-        if job.arrival.file.name.endswith(".safetensors"):
+    def hash_later(job: FileDownload, stop: threading.Event) -> str | None:
+        if job.pieces.file.name.endswith(".safetensors"):
             stop.wait(0.01)
             return None
         return really_hash(job, stop)
 
-    monkeypatch.setattr(Job, "hash_on", hash_later)
+    monkeypatch.setattr(FileDownload, "hash_on", hash_later)
     with pytest.raises(Mismatch, match="in the delta, not in the base"):
         apply_delta(BASE, DELTA, tmp_path / "out")
-    monkeypatch.setattr(Job, "hash_on", really_hash)
+    monkeypatch.setattr(FileDownload, "hash_on", really_hash)
     hub.faults.clear()
     assert apply_delta(BASE, DELTA, tmp_path / "out").status == "merged"
-
-
-def test_without_locks_nobody_shares_a_file(
-    machine: Machine, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the file system has no locks, pieces are gathered under a name of the process's own."""
-
-    def no_locks(fd: int, how: int) -> None:
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    (tmp_path / "blobs").mkdir()
-    path = tmp_path / "blobs" / "abc.deltaweights.incomplete"
-    room = DiskRoom(path, 10)
-    assert room.path != path
-    assert room.path.name.startswith("abc.deltaweights.")
-    room.here()
-    room.put(memoryview(b"0123456789"), 0)
-    room.close()
-    room.put(memoryview(b"xxxxxxxxxx"), 0)
-    assert room.path.read_bytes() == b"0123456789", "what comes after closing is passed over"
-    assert machine.fetch(BASE).fetched
-
-
-def test_a_link_in_the_cache_is_not_followed(machine: Machine, tmp_path: Path) -> None:
-    """A link that was planted where pieces are gathered is passed over, and what it leads to stays as it is."""
-    (tmp_path / "blobs").mkdir()
-    victim, path = tmp_path / "victim", tmp_path / "blobs" / "abc.deltaweights.incomplete"
-    victim.write_text("years")
-    path.symlink_to(victim)
-    assert DiskRoom(path, 10).path == path.with_name(f"abc.deltaweights.{os.geteuid()}.incomplete")
-    assert victim.read_text() == "years"
-
-
-def test_a_file_that_is_still_read_stays_readable(tmp_path: Path) -> None:
-    """What is closed while it is used can be read and never changed again; its lock is free, and another download has it."""
-    (tmp_path / "blobs").mkdir()
-    path = tmp_path / "blobs" / "abc.deltaweights.incomplete"
-    room = DiskRoom(path, 4)
-    room.here()
-    room.put(memoryview(b"abcd"), 0)
-    room.close(used=True)
-    other = DiskRoom(path, 4)
-    out = bytearray(4)
-    assert room.get(memoryview(out), 0)
-    assert bytes(out) == b"abcd"
-    for change in (room.clear, lambda: room.publish(tmp_path / "blobs" / "abc")):
-        with pytest.raises(InputOutputError, match="the download was stopped"):
-            change()
-    assert path.read_bytes() == b"abcd"
-    assert not (tmp_path / "blobs" / "abc").exists()
-    room.close()
-    other.close()

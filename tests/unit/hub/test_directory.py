@@ -1,12 +1,10 @@
-"""What is made of models of the Hub is what is made of the same folders: fetched before, meanwhile, or streamed."""
+"""Models of the Hub give what the same folders give: fetched before, during the job, or streamed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
-import signal
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,64 +17,35 @@ import torch
 from deltaweights.checkpoint.directory import LocalDirectory
 from deltaweights.cli.group import deltaweights
 from deltaweights.diff.compare import diff_checkpoints
-from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
+from deltaweights.errors import CheckFailed, InputOutputError, TargetBusy
 from deltaweights.hub import directory as hub_directory
-from deltaweights.hub.files import Refetched
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.locate import Hub, HubOptions
-from deltaweights.hub.transfer import Damaged
-from deltaweights.jobs.apply import ApplyResult, apply_delta
+from deltaweights.hub.transfer import DamagedFile
+from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.check_base import check_base
 from deltaweights.jobs.convert import convert_checkpoint
 from deltaweights.jobs.inspect import inspect_checkpoint
 from deltaweights.jobs.make import make_delta
 from deltaweights.manifest.verify import verify
-from deltaweights.staging.folder import StagingFolder
-from tests.support.hub_client import Machine, forget_connections, wait_for
+from tests.support.hub_client import Machine
+from tests.support.hub_pair import (
+    BASE,
+    DELTA,
+    STREAM,
+    Pair,
+    arrived,
+    local,
+    make,
+    results,
+    serve,
+    weights_of,
+)
 from tests.support.hub_server import Fault, HubServer
-from tests.support.limits import PATIENCE
 from tests.support.meta import save_meta
-from tests.support.pairs import Tensors, base_tensors, delta_tensors, load, same_bits, save
+from tests.support.pairs import base_tensors, delta_tensors, load, same_bits, save
 
-BASE, DELTA = "acme/base", "acme/delta"
-FOREVER = math.inf
-STREAM = HubOptions(stream=True)
 UNVERIFIED = "not cryptographically verified"
-
-Pair = tuple[Path, Path]
-
-
-def make(folder: Path, base: Tensors, delta: Tensors, container: str, shards: int) -> Pair:
-    """Save a pair, with a tokenizer in both."""
-    made = save(base, folder / "base", container, shards), save(delta, folder / "delta", container, shards)
-    for number, path in enumerate(made):
-        (path / "tokenizer.model").write_bytes(bytes(range(100 + number)))
-    return made
-
-
-@pytest.fixture(scope="session", params=["torch-1", "torch-2", "safetensors-1", "safetensors-2"])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Make a tiny pair in each format, of one shard and of several."""
-    container, shards = request.param.split("-")
-    base = base_tensors()
-    return make(tmp_path_factory.mktemp("pair"), base, delta_tensors(base), container, int(shards))
-
-
-@pytest.fixture(scope="session", params=["torch", "safetensors"])
-def large(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Make a pair of which each file has many pieces, some 4 MB each."""
-    return make_large(tmp_path_factory.mktemp("large"), request.param)
-
-
-@pytest.fixture(scope="session")
-def large_torch(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Make a pair as above, in torch's format."""
-    return make_large(tmp_path_factory.mktemp("large_torch"), "torch")
-
-
-def make_large(folder: Path, container: str) -> Pair:
-    base = base_tensors(layers=3, vocabulary=2000, hidden=256)
-    return make(folder, base, delta_tensors(base), container, 2)
 
 
 @pytest.fixture
@@ -86,44 +55,9 @@ def hub() -> Iterator[HubServer]:
         yield served
 
 
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hub: HubServer) -> Iterator[Machine]:
-    """Return a machine that knows the Hub."""
-    yield Machine(monkeypatch, tmp_path, hub)
-    forget_connections()
-
-
-def serve(hub: HubServer, pair: Pair) -> dict[str, str]:
-    """Let the Hub have a pair; return the commits by role."""
-    return {role: hub.push(f"acme/{role}", path) for role, path in zip(("base", "delta"), pair, strict=True)}
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    """Return the files of a result that do not say where its inputs are from."""
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return {name: data for name, data in files.items() if name not in {"manifest.json", "SHA256SUMS", "README.md"}}
-
-
 def manifest_of(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
     return found
-
-
-def local(pair: Pair, target: Path, **options: Any) -> ApplyResult:
-    """Merge the folders themselves."""
-    return apply_delta(*pair, target, **options)
-
-
-def arrived(hub: HubServer) -> int:
-    """Return how many bytes of weights were sent."""
-    return sum(count for name, count in hub.sent.items() if name.endswith((".bin", ".safetensors")))
-
-
-def weights_of(pair: Pair) -> int:
-    return sum(p.stat().st_size for folder in pair for p in folder.iterdir() if p.suffix in {".bin", ".safetensors"})
-
-
-# The same result.
 
 
 def test_apply_from_the_hub(machine: Machine, hub: HubServer, pair: Pair) -> None:
@@ -292,9 +226,6 @@ def test_diff_from_the_hub(machine: Machine, hub: HubServer, large: Pair) -> Non
         assert found.tensors == diff_checkpoints(*large).tensors
 
 
-# What is required.
-
-
 def test_require_verified(machine: Machine, hub: HubServer, pair: Pair) -> None:
     """--require-verified refuses what is streamed, and folders that nobody hashed; what is fetched it lets pass."""
     commits = serve(hub, pair)
@@ -310,235 +241,6 @@ def test_require_verified(machine: Machine, hub: HubServer, pair: Pair) -> None:
     assert not (machine.folder / "out").exists()
     apply_delta(BASE, DELTA, machine.folder / "out", require_verified=True)
     assert apply_delta(*pair, machine.folder / "hashed", require_verified=True, hash_inputs=True).status == "merged"
-
-
-# What goes wrong on the way.
-
-
-def shard_of(folder: Path, number: int = 0) -> str:
-    return sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".safetensors"})[number]
-
-
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999], ids=["first byte", "header", "weights", "end"])
-def test_a_flipped_byte_while_merging(machine: Machine, hub: HubServer, pair: Pair, share: float) -> None:
-    """A byte that is another on its way, wherever, is found out; the merge is begun anew once, and is right in the end."""
-    serve(hub, pair)
-    expected = local(pair, machine.folder / "local")
-    name = shard_of(pair[1])
-    at = int(share * (pair[1] / name).stat().st_size)
-    hub.faults.append(Fault("flip", name, repo=DELTA, at=at))
-    found = apply_delta(BASE, DELTA, machine.folder / "out", report=machine.said)
-    assert found.content_digest == expected.content_digest
-    assert results(machine.folder / "out") == results(machine.folder / "local")
-    assert any("what arrived has hash" in warning for warning in machine.said.warnings)
-    assert verify(machine.folder / "out").ok
-
-
-@pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the names of the shards that are finished from now on."""
-    names: list[str] = []
-    real = StagingFolder.keep
-
-    def keep(self: StagingFolder, fragment: Any) -> None:
-        names.append(fragment.file)
-        real(self, fragment)
-
-    monkeypatch.setattr(StagingFolder, "keep", keep)
-    return names
-
-
-def last_weights(folder: Path) -> tuple[str, int]:
-    """Return a file and a place in it, in the last tensor of the plan, of which no sample is taken."""
-    name = shard_of(folder, -1)
-    return name, (folder / name).stat().st_size * 9 // 10
-
-
-RATE, PIECE, RUN, SHARD = 20e6, 1 << 16, 1 << 19, "6MB"
-"""Bytes per second, of a piece, of a request, and of a shard, at which merge and download overlap also where files are small."""
-
-
-@pytest.fixture(scope="session", params=["torch", pytest.param("safetensors", marks=pytest.mark.slow)])
-def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Make a pair of four tensors of 5 MB, so that most of them is no sample."""
-    return make_wide(tmp_path_factory.mktemp("wide"), request.param)
-
-
-@pytest.fixture(scope="session")
-def wide_torch(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Make a pair as above, in torch's format."""
-    return make_wide(tmp_path_factory.mktemp("wide_torch"), "torch")
-
-
-def make_wide(folder: Path, container: str) -> Pair:
-    torch.manual_seed(3)
-    names = [f"model.layers.{layer}.mlp.up_proj.weight" for layer in range(4)]
-    base, delta = ({name: (torch.randn(2048, 1280) * size).half() for name in names} for size in (0.02, 4e-4))
-    return make(folder, base, delta, container, 1)
-
-
-def test_always_damaged_while_merging(machine: Machine, wide: Pair, kept: list[str]) -> None:
-    """A file that comes damaged again and again is 5, with both hashes; nothing is published, no shard made of it is used later."""
-    machine.ask_for_little(PIECE, RUN)
-    expected = local(wide, machine.folder / "local", max_shard_size=SHARD)
-    kept.clear()
-    name, at = last_weights(wide[1])
-    with HubServer(rate=RATE) as hub:
-        machine.turn_to(hub)
-        commits = serve(hub, wide)
-        hub.faults.append(Fault("flip", name, repo=DELTA, at=at, times=FOREVER))
-        with pytest.raises(Damaged) as caught:
-            apply_delta(BASE, DELTA, machine.folder / "out", max_shard_size=SHARD, report=machine.said)
-    content = bytearray((wide[1] / name).read_bytes())
-    stated = hashlib.sha256(content).hexdigest()
-    content[at] ^= 1
-    where = machine.repository(DELTA) / "snapshots" / commits["delta"] / name
-    found = f"found hash {hashlib.sha256(content).hexdigest()}, expected {stated}"
-    assert str(caught.value).startswith(f"{where}: ")
-    assert found in str(caught.value)
-    assert caught.value.exit_code == 5
-    assert kept, "shards were made while the file was still arriving"
-    assert not (machine.folder / "out").exists()
-    assert not where.exists()
-    with HubServer() as hub:
-        machine.turn_to(hub)
-        serve(hub, wide)
-        kept.clear()
-        again = apply_delta(BASE, DELTA, machine.folder / "out", max_shard_size=SHARD)
-    assert again.content_digest == expected.content_digest
-    assert len(kept) == again.shards
-
-
-def test_damaged_once_while_merging(machine: Machine, wide: Pair, kept: list[str]) -> None:
-    """Shards that were made of damaged bytes are made again, and the result is right."""
-    machine.ask_for_little(PIECE, RUN)
-    expected = local(wide, machine.folder / "local", max_shard_size=SHARD)
-    kept.clear()
-    name, at = last_weights(wide[1])
-    with HubServer(rate=RATE) as hub:
-        machine.turn_to(hub)
-        serve(hub, wide)
-        hub.faults.append(Fault("flip", name, repo=DELTA, at=at))
-        found = apply_delta(BASE, DELTA, machine.folder / "out", max_shard_size=SHARD, report=machine.said)
-    assert found.content_digest == expected.content_digest
-    assert len(kept) > found.shards
-    assert any(warning.endswith("begun anew") for warning in machine.said.warnings)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
-def test_interrupted_while_merging(machine: Machine, wide_torch: Pair, number: signal.Signals) -> None:
-    """A merge from the Hub that was killed is finished by the same command: finished shards and what arrived are used."""
-    machine.ask_for_little(PIECE, RUN)
-    expected = local(wide_torch, machine.folder / "local", max_shard_size=SHARD)
-    target = machine.folder / "out"
-    command: list[str | Path] = [
-        "apply",
-        "--base",
-        BASE,
-        "--delta",
-        DELTA,
-        "--target",
-        target,
-        "--max-shard-size",
-        SHARD,
-        "--json",
-    ]
-    fragments = machine.folder / ".out.deltaweights/fragments"
-    with HubServer(rate=RATE) as hub:
-        machine.turn_to(hub)
-        serve(hub, wide_torch)
-        with machine.start(*command, "-q") as process:
-            wait_for(lambda: len(list(fragments.glob("*.json"))) >= 1, process)
-            process.send_signal(number)
-            _, err = process.communicate(timeout=PATIENCE)
-        first = arrived(hub)
-    if number == signal.SIGINT:
-        assert process.returncode == 130
-        assert err == "deltaweights: error: interrupted; the same command goes on from what is finished\n"
-    assert first < weights_of(wide_torch)
-    with HubServer() as hub:
-        machine.turn_to(hub)
-        serve(hub, wide_torch)
-        done = machine.run(*command)
-        assert done.returncode == 0, done.stderr
-        assert arrived(hub) < weights_of(wide_torch) - first + 6 * (1 << 20)
-    assert " shards are finished already" in done.stderr
-    assert json.loads(done.stdout)["content_digest"] == expected.content_digest
-    assert results(target) == results(machine.folder / "local")
-
-
-def test_no_ranges(machine: Machine, hub: HubServer, large: Pair) -> None:
-    """A server that ignores Range is merged from all the same; --stream cannot, and says so (5)."""
-    serve(hub, large)
-    expected = local(large, machine.folder / "local")
-    hub.faults.append(Fault("no-range", times=FOREVER))
-    found = apply_delta(BASE, DELTA, machine.folder / "out")
-    assert found.content_digest == expected.content_digest
-    shutil.rmtree(machine.cache)
-    with pytest.raises(InputOutputError) as caught:
-        apply_delta(BASE, DELTA, machine.folder / "streamed", hub=STREAM)
-    assert str(caught.value).endswith(": the server does not serve ranges; run without --stream")
-    assert caught.value.exit_code == 5
-    assert not (machine.folder / "streamed").exists()
-
-
-@pytest.mark.parametrize("options", [HubOptions(), STREAM], ids=["fetched", "streamed"])
-def test_all_sorts_of_faults(machine: Machine, hub: HubServer, large: Pair, options: HubOptions) -> None:
-    """Drops, resets, 503 and 429, expired addresses and short bodies in the middle of a merge leave the same result."""
-    serve(hub, large)
-    expected = local(large, machine.folder / "local")
-    for number in (0, 1):
-        name = shard_of(large[0], number)
-        for kind, at in (("drop", 500_000), ("reset", 1_200_000), ("short", 2_000_000), ("drop", 2_500_000)):
-            hub.faults.append(Fault(kind, name, at=at, times=2))  # type: ignore[arg-type]
-        hub.faults.append(Fault("status", name, on="files"))
-        hub.faults.append(Fault("status", name, status=429, headers={"Retry-After": "0"}))
-        hub.faults.append(Fault("expire", name, times=2))
-    found = apply_delta(BASE, DELTA, machine.folder / "out", hub=options)
-    assert found.content_digest == expected.content_digest
-
-
-def test_streamed_bytes_that_are_others(machine: Machine, hub: HubServer, large_torch: Pair) -> None:
-    """Of a streamed torch file a damaged byte of weights is found by the CRC-32 that the file records (3); nothing is published."""
-    serve(hub, large_torch)
-    name, at = last_weights(large_torch[1])
-    hub.faults.append(Fault("flip", name, repo=DELTA, at=at, times=FOREVER))
-    with pytest.raises(MalformedInput, match="stored bytes are damaged: found CRC-32 "):
-        apply_delta(BASE, DELTA, machine.folder / "out", hub=STREAM)
-    assert not (machine.folder / "out").exists()
-
-
-def test_a_small_file_that_is_another_while_streaming(machine: Machine, hub: HubServer, pair: Pair) -> None:
-    """A configuration is held against its hash also when nothing is kept."""
-    serve(hub, pair)
-    hub.faults.append(Fault("flip", "config.json", at=3, times=FOREVER))
-    with pytest.raises(
-        Damaged, match=r"config\.json: what arrived is not the file of the Hub: found [0-9a-f]{40}, exp"
-    ):
-        apply_delta(BASE, DELTA, machine.folder / "out", hub=STREAM)
-
-
-def test_a_malformed_file_is_malformed(machine: Machine, hub: HubServer, pair: Pair) -> None:
-    """A file that breaks its format and has the hash that the Hub states is malformed (3), not damaged on its way."""
-    folder = machine.folder / "broken"
-    shutil.copytree(pair[1], folder)
-    weights = folder / shard_of(folder)
-    weights.write_bytes(b"\xff" * 1000)
-    serve(hub, (pair[0], folder))
-    with pytest.raises(MalformedInput):
-        apply_delta(BASE, DELTA, machine.folder / "out")
-    assert hashlib.sha256(weights.read_bytes()).hexdigest() in machine.blobs(DELTA)
-
-
-def test_other_commands_say_what_was_damaged(machine: Machine, hub: HubServer, large_torch: Pair) -> None:
-    """What only compares does not begin anew: it says what was damaged, and the next run is right."""
-    serve(hub, large_torch)
-    name, at = last_weights(large_torch[0])
-    hub.faults.append(Fault("flip", name, repo=BASE, at=at))
-    with pytest.raises((Refetched, MalformedInput)) as caught:
-        diff_checkpoints(BASE, large_torch[0])
-    assert isinstance(caught.value, Refetched)
-    assert diff_checkpoints(BASE, large_torch[0]).identical
 
 
 def test_a_repository_that_is_missing(machine: Machine, hub: HubServer, pair: Pair) -> None:
@@ -562,9 +264,9 @@ def test_a_full_disk(machine: Machine, hub: HubServer, pair: Pair, monkeypatch: 
     assert arrived(hub) == 0
 
 
-# Recipes.
-
 HEAD = 'format = "deltaweights-recipe"\nversion = 1\n'
+
+
 SHAPES = "[shapes]\nhidden_size = 32\nintermediate_size = 92\nlayers = 2\nheads = 4\nbase_rows = 48\ndelta_rows = 52\n"
 
 
@@ -646,9 +348,6 @@ def test_a_delta_is_recognised_by_its_repository(machine: Machine, hub: HubServe
     assert machine.said.requests_at[machine.said.notes[1]] == 0
 
 
-# Paths and ids.
-
-
 def test_an_existing_path_wins(machine: Machine, hub: HubServer, tiny: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """What exists on this machine is a path; after hf:// it is an id."""
     hub.push(BASE, tiny[1])
@@ -672,9 +371,6 @@ def test_a_target_that_is_called_as_an_id(
         apply_delta(tiny[0], DELTA, tiny[0] / "out")
 
 
-# The directory.
-
-
 @pytest.fixture
 def opened(machine: Machine, hub: HubServer) -> Iterator[Hub]:
     """Open the Hub without keeping anything."""
@@ -687,8 +383,8 @@ def test_a_read_that_is_larger_than_what_is_kept(
     opened: Hub, hub: HubServer, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is streamed can be read at once also when it is more than is kept in memory."""
-    monkeypatch.setattr(hub_directory, "KEPT", 24)
-    monkeypatch.setattr(hub_directory, "AHEAD", 8)
+    monkeypatch.setattr(hub_directory, "CAPACITY", 24)
+    monkeypatch.setattr(hub_directory, "READ_AHEAD", 8)
     content = np.random.default_rng(9).bytes(9_000_000)
     (machine.folder / "model.safetensors").write_bytes(content)
     hub.push(BASE, {"model.safetensors": machine.folder / "model.safetensors"})
@@ -724,7 +420,7 @@ def test_weights_of_no_lfs_file(machine: Machine, hub: HubServer) -> None:
     folder = save(tensors, machine.folder / "plain", "safetensors", 1)
     hub.push("acme/plain", {"model.safetensors": folder / "model.safetensors", "config.json": folder / "config.json"})
     hub.faults.append(Fault("no-sha256", "model.safetensors"))
-    with pytest.raises(Damaged, match="what arrived is not the file of the Hub, twice"):
+    with pytest.raises(DamagedFile, match="downloaded twice, damaged both times"):
         machine.fetch("acme/plain")
 
 
