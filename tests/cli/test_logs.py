@@ -46,12 +46,12 @@ SHARDS = ("--max-shard-size", "400")
 
 SLOWLY = """\
 import time
-from deltaweights.merge.lane import Lane
-digest = Lane.digest_file
+from deltaweights.merge.open_shard import OpenShard
+digest = OpenShard.digest_file
 def slowly(*arguments):
     time.sleep(0.15)
     digest(*arguments)
-Lane.digest_file = slowly
+OpenShard.digest_file = slowly
 """
 
 

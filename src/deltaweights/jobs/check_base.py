@@ -22,10 +22,10 @@ from deltaweights.jobs.findings import doubt_of
 from deltaweights.jobs.inputs import Pair, compute_dtype_of, find_recipe, open_pair
 from deltaweights.manifest.findings import ProofRecord
 from deltaweights.manifest.tally import Proof
-from deltaweights.merge.arithmetic import Kernels, Task, Workbench
+from deltaweights.merge.arithmetic import BlockCombiner, Kernels, Task
+from deltaweights.merge.base_proof import MIN_EVIDENCE, Verdict
 from deltaweights.merge.blocks import Block, blocks_of
 from deltaweights.merge.device import check_device, kernels_on
-from deltaweights.merge.evidence import LEAST_EVIDENCE, Verdict
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import DTYPES, PlannedTensor
 from deltaweights.merge.record import proof_of
@@ -71,7 +71,7 @@ class BaseReport:
         raise CheckFailed(doubt_of(self.proof), where=self.base, remedy=remedy)
 
 
-ENOUGH = f"at least {LEAST_EVIDENCE:,}"
+ENOUGH = f"at least {MIN_EVIDENCE:,}"
 OTHER_BASE = "use the base that the delta was made from"
 OTHER_DTYPE = "try --compute-dtype, if you know in which arithmetic the delta was computed"
 
@@ -132,10 +132,10 @@ def _prove(
     lock, proofs = threading.Lock(), dict[str, Proof]()
     inputs = pair.base.tensors, pair.primary.tensors
 
-    def make_bench() -> Workbench:
-        return Workbench(make_kernels(), Task(Operation.APPLY, compute, compute, check=True), BLOCK)
+    def make_bench() -> BlockCombiner:
+        return BlockCombiner(make_kernels(), Task(Operation.APPLY, compute, compute, check=True), BLOCK)
 
-    def prove(bench: Workbench, job: _Job | LazyTensor) -> Iterator[int]:
+    def prove(bench: BlockCombiner, job: _Job | LazyTensor) -> Iterator[int]:
         if isinstance(job, LazyTensor):
             yield from proving(job)
             return

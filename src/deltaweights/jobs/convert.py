@@ -35,7 +35,7 @@ from deltaweights.manifest.beside import lists_exactly, stated_beside
 from deltaweights.merge.document_sizes import refuse_unreadable
 from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.plan import DTYPES, TRANSFORMERS, Options, make_plan
-from deltaweights.merge.rules import Matching, copies
+from deltaweights.merge.rules import Matching, copy_all
 from deltaweights.recipes.catalogue import load
 from deltaweights.recipes.hashes import hashes_of
 from deltaweights.recipes.identity import identify
@@ -175,7 +175,7 @@ def prepare_copy(
         located([(role, given)], hub, report) as (at,),
         open_checkpoint(at, role, unpacking, report) as source,
     ):
-        matching = copies(source.tensors, operation)
+        matching = copy_all(source.tensors, operation)
         for text in source.notes:
             report.warn(text)
         hashes = hashes_of({role: source}, hash_workers, report)
@@ -197,14 +197,15 @@ def prepare_copy(
                 notice += _carried(source)
             companions = _companions(source, matching, TORCH_NAMES[stored], notice, ours=manifest is not None)
             laid = laid_out(matching, companions, source, wanted, TORCH_NAMES[stored], recipe, tower)
+            inputs = {role: record_of(source, matching.dropped_primary)}
+            if tower:
+                inputs[VISION_TOWER] = record_of(tower.checkpoint, tower.dropped)
             plan = make_plan(
                 laid.matching,
                 Options(compute, stored, wanted.limit, wanted.layout, wanted.container),
-                None,
-                record_of(source, matching.dropped_primary),
+                inputs,
                 companions_of(laid.companions),
                 operation,
-                tower=record_of(tower.checkpoint, tower.dropped) if tower else None,
             )
             refuse_unreadable(plan, str(source.path))
             checkpoints = {role: source} | ({VISION_TOWER: tower.checkpoint} if tower else {})

@@ -20,7 +20,7 @@ from deltaweights.hub.ids import Given, PathLike, Source
 from deltaweights.hub.locate import HubOptions, located, source_of
 from deltaweights.merge.operation import NewRows, Operation
 from deltaweights.merge.plan import DTYPES
-from deltaweights.merge.rules import PLAIN, Matching, Rules, match
+from deltaweights.merge.rules import LLAVA_RULES, Matching, MatchRules, match_tensors
 from deltaweights.recipes.catalogue import load, load_file, recipe_of_archive, recipe_of_file, recipe_of_repo
 from deltaweights.recipes.expected_shapes import refuse_others
 from deltaweights.recipes.hashes import Hashes, hashes_of
@@ -112,10 +112,10 @@ def open_pair(
         hashes = hashes_of(inputs, hash_workers, report)
         if recipe is None and operation is Operation.APPLY:
             recipe = _recognised(of_primary, hashes.files[of_primary.role], report)
-        rules = PLAIN if recipe is None else Rules(recipe.delta_only, NewRows(recipe.new_rows))
+        rules = LLAVA_RULES if recipe is None else MatchRules(recipe.delta_only, NewRows(recipe.new_rows))
         if recipe is not None:
             refuse_others(recipe, of_base, of_primary)
-        matching = match(of_base.tensors, of_primary.tensors, operation, rules)
+        matching = match_tensors(of_base.tensors, of_primary.tensors, operation, rules)
         for text in (*of_base.notes, *of_primary.notes, *matching.warnings):
             report.warn(text)
         pair = Pair(of_base, of_primary, hashes, matching, recipe)

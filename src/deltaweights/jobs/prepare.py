@@ -184,6 +184,12 @@ def prepare(
         laid = laid_out(
             pair.matching, _companions(pair, operation, stored), pair.primary, wanted, stored, pair.recipe, tower
         )
+        inputs = {
+            "base": record_of(pair.base, pair.matching.dropped_base),
+            operation.primary: record_of(pair.primary, pair.matching.dropped_primary),
+        }
+        if tower:
+            inputs[VISION_TOWER] = record_of(tower.checkpoint, tower.dropped)
         job = Prepared(
             {"base": pair.base, operation.primary: pair.primary} | ({VISION_TOWER: tower.checkpoint} if tower else {}),
             pair.hashes | tower.hashes if tower else pair.hashes,
@@ -192,13 +198,11 @@ def prepare(
             make_plan(
                 laid.matching,
                 Options(DTYPES[compute], DTYPES[stored], wanted.limit, wanted.layout, wanted.container),
-                record_of(pair.base, pair.matching.dropped_base),
-                record_of(pair.primary, pair.matching.dropped_primary),
+                inputs,
                 companions_of(laid.companions),
                 operation,
                 check=check,
                 recipe=_recipe_record(pair.recipe),
-                tower=record_of(tower.checkpoint, tower.dropped) if tower else None,
             ),
             place,
             unpacking,

@@ -28,7 +28,7 @@ def stream_shards(
 ) -> float:
     """Write shards into ``folder``, ``keep`` each one's fragment, and return the seconds that the disk was waited for."""
     prove_unread(job)
-    base = job.checkpoints["base"].tensors if job.plan.base else {}
+    base = job.checkpoints["base"].tensors if "base" in job.plan.inputs else {}
     stream = Stream(job.plan, base, job.primarys, folder, keep, resources, report)
     report.begin(job.plan.operation.value.doing, sum(shard.nbytes for shard in missing))
     try:

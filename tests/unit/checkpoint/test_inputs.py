@@ -34,7 +34,7 @@ from deltaweights.jobs.make import make_delta
 from deltaweights.jobs.prepare import prepare
 from deltaweights.jobs.request import Wanted
 from deltaweights.manifest.verify import verify
-from deltaweights.merge.evidence import OTHER, SUSPICIONS
+from deltaweights.merge.base_proof import LIKELY_CAUSES, OTHER_CAUSE
 from deltaweights.merge.operation import Operation
 from deltaweights.report import Report
 from deltaweights.staging.place import Place, locate
@@ -1157,10 +1157,10 @@ def unrelated() -> Tensors:
 
 
 WRONG_BASES: dict[str, tuple[Callable[[], Tensors], str]] = {
-    "damaged": (damaged, SUSPICIONS[0].text),
-    "rounded": (lambda: {n: t.bfloat16().to(t.dtype) for n, t in LARGE.items()}, SUSPICIONS[1].text),
-    "sibling": (lambda: noisy(0.02), SUSPICIONS[2].text),
-    "unrelated": (unrelated, SUSPICIONS[3].text),
+    "damaged": (damaged, LIKELY_CAUSES[0][1]),
+    "rounded": (lambda: {n: t.bfloat16().to(t.dtype) for n, t in LARGE.items()}, LIKELY_CAUSES[1][1]),
+    "sibling": (lambda: noisy(0.02), LIKELY_CAUSES[2][1]),
+    "unrelated": (unrelated, LIKELY_CAUSES[3][1]),
 }
 
 
@@ -1263,7 +1263,7 @@ def test_check_base_of_another_arithmetic(run: Run, tmp_path: Path) -> None:
     done = check(run, base, delta, "-q")
     assert (done.returncode, done.stdout) == (6, shown(counts))
     assert done.stderr == (
-        f"deltaweights: error: base: the base cannot be proved: {what_does_not_come_back(counts, tensors, OTHER)}; "
+        f"deltaweights: error: base: the base cannot be proved: {what_does_not_come_back(counts, tensors, OTHER_CAUSE)}; "
         "try --compute-dtype, if you know in which arithmetic the delta was computed\n"
     )
     whole = save(exact, tmp_path / "whole")

@@ -21,11 +21,11 @@ from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.make import MakeResult, make_delta
 from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.manifest.verify import verify
-from deltaweights.merge.arithmetic import Kernels, Task, Workbench
+from deltaweights.merge.arithmetic import BlockCombiner, Kernels, Task
 from deltaweights.merge.blocks import Run as Meeting
-from deltaweights.merge.kernels_cpu import ProcessorKernels
+from deltaweights.merge.kernels_cpu import CpuKernels
 from deltaweights.merge.operation import Fate, Operation
-from deltaweights.merge.rules import DELTA_ONLY, GROWN, match
+from deltaweights.merge.rules import DELTA_ONLY, GROWN, match_tensors
 from deltaweights.staging.place import locate
 from tests.conftest import Run
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
@@ -103,7 +103,7 @@ def test_strange_numbers_and_mixed_dtypes_are_the_references(
 ) -> None:
     """NaN, infinities, subnormals, ties, mixed dtypes: the reference's difference and an exact count, by both sets of kernels."""
     if engine == "torch":
-        monkeypatch.setattr("deltaweights.merge.kernels_cpu.ProcessorKernels", _never_proven())
+        monkeypatch.setattr("deltaweights.merge.kernels_cpu.CpuKernels", _never_proven())
     base, target = SMALL(), tuned_tensors(SMALL(), torch.float32, 0.01)
     for number, dtype in enumerate(DTYPES):
         patterns = every_or_random(dtype, seed=number)
@@ -130,8 +130,8 @@ def test_strange_numbers_and_mixed_dtypes_are_the_references(
     assert result.inexact == {name: count for name, count in counts.items() if count}
 
 
-def _never_proven() -> type[ProcessorKernels]:
-    class Unproven(ProcessorKernels):
+def _never_proven() -> type[CpuKernels]:
+    class Unproven(CpuKernels):
         def add(self, one: Any, other: Any, out: Any) -> None:
             """Leave ``out`` as it is."""
 
@@ -274,12 +274,12 @@ def test_the_rules_of_make_are_those_of_apply_backwards(
 ) -> None:
     """Whatever can be made can be applied to the same base, with the opposite fates, and the other way round."""
     try:
-        made = match(lazy(base), lazy(primary), Operation.MAKE)
+        made = match_tensors(lazy(base), lazy(primary), Operation.MAKE)
     except Mismatch:
         with pytest.raises(Mismatch):
-            match(lazy(base), lazy(primary), Operation.APPLY)
+            match_tensors(lazy(base), lazy(primary), Operation.APPLY)
         return
-    applied = match(lazy(base), lazy(primary), Operation.APPLY)
+    applied = match_tensors(lazy(base), lazy(primary), Operation.APPLY)
     assert [(m.primary, m.base, INVERSE[m.fate]) for m in made.matches] == [
         (m.primary, m.base, m.fate) for m in applied.matches
     ]
@@ -298,8 +298,8 @@ def test_weights_within_a_factor_of_two_of_their_base_always_come_back(seed: int
     step = random.integers(-(1 << digits), 1 << digits, 4096)
     target = np.clip(base + step, 0, top)
     sign = random.integers(0, 2, 4096) << (8 * size - 1)
-    kernels: Kernels = ProcessorKernels()
-    bench = Workbench(kernels, Task(Operation.MAKE, dtype, dtype, check=True), 4096)
+    kernels: Kernels = CpuKernels()
+    bench = BlockCombiner(kernels, Task(Operation.MAKE, dtype, dtype, check=True), 4096)
     bench.primary[: 4096 * size] = (target | sign).astype(kind).tobytes()
     bench.base[: 4096 * size] = (base | sign).astype(kind).tobytes()
     outcome = bench.combine(4096, dtype, dtype, (Meeting(0, 4096, 0),))

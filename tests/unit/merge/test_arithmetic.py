@@ -12,12 +12,12 @@ import torch
 
 from deltaweights.errors import InputOutputError
 from deltaweights.merge import device
-from deltaweights.merge.arithmetic import Array, Kernels, Task, Workbench
+from deltaweights.merge.arithmetic import Array, BlockCombiner, Kernels, Task
 from deltaweights.merge.blocks import Run
-from deltaweights.merge.kernels_cpu import ProcessorKernels
+from deltaweights.merge.kernels_cpu import CpuKernels
 from deltaweights.merge.kernels_torch import TorchKernels
-from deltaweights.merge.known_answers import KNOWN, answers, proven
 from deltaweights.merge.operation import Operation
+from deltaweights.merge.self_test import EXPECTED_DIGEST, passes_self_test, results_digest
 from tests.support.limits import LONG, PATIENCE
 from tests.support.pairs import base_tensors, delta_tensors, same_bits, save
 from tests.unit.merge.test_exactness import DTYPES, SMALL, every_or_random, files_of, merge, of_bits, strange_pair
@@ -38,7 +38,7 @@ def torch_kernels() -> TorchKernels:
 
 def test_the_known_answers_are_torchs() -> None:
     """What both sets of kernels are compared with at every start is what torch gives."""
-    assert answers(torch_kernels()) == KNOWN
+    assert results_digest(torch_kernels()) == EXPECTED_DIGEST
 
 
 WITHOUT = """
@@ -53,9 +53,9 @@ for name in sys.argv[1:]:
 def test_every_kind_of_processor_gives_the_known_answers(left_out: tuple[str, ...]) -> None:
     """The kernels that an older processor would be given prove themselves, too."""
     program = f"""{WITHOUT}
-from deltaweights.merge.kernels_cpu import ProcessorKernels
-from deltaweights.merge.known_answers import proven
-print(proven(ProcessorKernels()))
+from deltaweights.merge.kernels_cpu import CpuKernels
+from deltaweights.merge.self_test import passes_self_test
+print(passes_self_test(CpuKernels()))
 """
     done = subprocess.run(
         [sys.executable, "-c", program, *left_out], capture_output=True, text=True, check=True, timeout=PATIENCE
@@ -65,15 +65,15 @@ print(proven(ProcessorKernels()))
 
 EVERY_SUM = """
 import numpy as np, torch
-from deltaweights.merge.kernels_cpu import ProcessorKernels
+from deltaweights.merge.kernels_cpu import CpuKernels
 from deltaweights.merge.kernels_torch import TORCH_DTYPES
-kernels = ProcessorKernels()
+kernels = CpuKernels()
 torch.set_num_threads(1)
 rows = 64
 one, other, total = (kernels.buffer(rows * 131072) for _ in range(3))
 np.frombuffer(one, np.uint16)[:] = np.tile(np.arange(65536, dtype=np.uint16), rows)
 others = np.frombuffer(other, np.uint16)
-arrays = [kernels.over(buffer, DTYPE) for buffer in (one, other, total)]
+arrays = [kernels.as_array(buffer, DTYPE) for buffer in (one, other, total)]
 tensors = [torch.frombuffer(buffer, dtype=TORCH_DTYPES[DTYPE]) for buffer in (one, other, total)]
 expected = torch.empty_like(tensors[0])
 compute, by_torch = {"add": (kernels.add, torch.add), "subtract": (kernels.subtract, torch.sub)}[OPERATION]
@@ -125,14 +125,14 @@ def test_a_processor_that_rounds_otherwise_is_found_out_and_torch_stands_in(
 ) -> None:
     """Kernels with one wrong bit in one sum do not prove themselves; the merge is done by torch, and right."""
 
-    class Wrong(ProcessorKernels):
+    class Wrong(CpuKernels):
         def add(self, one: Array, other: Array, out: Array) -> None:
             super().add(one, other, out)
             if out.dtype == "float16":
-                numkong.astype(self.over(memoryview(bytearray(2)), "F16"), "float16", out=out[4711:4712])
+                numkong.astype(self.as_array(memoryview(bytearray(2)), "F16"), "float16", out=out[4711:4712])
 
-    assert not proven(Wrong())
-    monkeypatch.setattr("deltaweights.merge.kernels_cpu.ProcessorKernels", Wrong)
+    assert not passes_self_test(Wrong())
+    monkeypatch.setattr("deltaweights.merge.kernels_cpu.CpuKernels", Wrong)
     with device.kernels_on("cpu") as make:
         assert isinstance(make(), TorchKernels)
     base = SMALL()
@@ -160,7 +160,7 @@ def test_a_device_that_needs_torch_says_so(tmp_path: Path, arguments: tuple[str,
 
 def test_without_torch_nobody_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where ours do not prove themselves and torch is not installed, the run ends with 5 and says what to install."""
-    monkeypatch.setattr("deltaweights.merge.device.proven", lambda _: False)
+    monkeypatch.setattr("deltaweights.merge.device.passes_self_test", lambda _: False)
     monkeypatch.delitem(sys.modules, "deltaweights.merge.kernels_torch")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(InputOutputError, match=r"does not round.*pip install torch"), device.kernels_on("cpu"):
@@ -169,7 +169,7 @@ def test_without_torch_nobody_stands_in(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_torch_that_rounds_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where torch does not give the known answers either, the run ends with one line."""
-    monkeypatch.setattr("deltaweights.merge.device.proven", lambda _: False)
+    monkeypatch.setattr("deltaweights.merge.device.passes_self_test", lambda _: False)
     with pytest.raises(InputOutputError, match="does not round"), device.kernels_on("cpu"):
         pass
 
@@ -189,12 +189,12 @@ def test_both_sets_of_kernels_write_the_same_files(
     save(base, tmp_path / "base")
     save(delta, tmp_path / "delta")
     ours = merge(tmp_path, "ours", compute_dtype=compute, dtype=stored)
-    monkeypatch.setattr("deltaweights.merge.kernels_cpu.ProcessorKernels", _Unproven)
+    monkeypatch.setattr("deltaweights.merge.kernels_cpu.CpuKernels", _Unproven)
     by_torch = merge(tmp_path, "by-torch", compute_dtype=compute, dtype=stored)
     assert files_of(ours.folder) == files_of(by_torch.folder)
 
 
-class _Unproven(ProcessorKernels):
+class _Unproven(CpuKernels):
     """Kernels that no proof accepts."""
 
     def add(self, one: Array, other: Array, out: Array) -> None:
@@ -223,8 +223,8 @@ def test_a_merge_on_the_processor_needs_no_torch(tmp_path: Path) -> None:
     assert files_of(tmp_path / "target") == files_of(merge(tmp_path, "with-torch").folder)
 
 
-@pytest.mark.parametrize("make", [ProcessorKernels, torch_kernels], ids=["ours", "torch"])
-def test_a_cast_keeps_nan(make: type[ProcessorKernels]) -> None:
+@pytest.mark.parametrize("make", [CpuKernels, torch_kernels], ids=["ours", "torch"])
+def test_a_cast_keeps_nan(make: type[CpuKernels]) -> None:
     """No NaN becomes a number, whatever its payload, in any cast of float16, float32 and float64 (some roundings lose them)."""
     kernels: Kernels = make()
     patterns = {
@@ -235,7 +235,7 @@ def test_a_cast_keeps_nan(make: type[ProcessorKernels]) -> None:
     for dtype, words in patterns.items():
         for wanted, torch_dtype in DTYPES_BY_CODE.items():
             size = {"F16": 2, "F32": 4, "F64": 8}[dtype]
-            bench = Workbench(kernels, Task(Operation.APPLY, wanted, wanted), len(words))
+            bench = BlockCombiner(kernels, Task(Operation.APPLY, wanted, wanted), len(words))
             bench.primary[: len(words) * size] = b"".join(word.to_bytes(size, "little") for word in words)
             result = bench.combine(len(words), dtype, None, ())
             assert result.tally.nonfinite == len(words), f"{dtype} to {wanted}"
@@ -246,11 +246,11 @@ def test_a_cast_keeps_nan(make: type[ProcessorKernels]) -> None:
 DTYPES_BY_CODE = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
-@pytest.mark.parametrize("make", [ProcessorKernels, torch_kernels], ids=["ours", "torch"])
-def test_kernels_leave_their_inputs_alone(make: type[ProcessorKernels]) -> None:
+@pytest.mark.parametrize("make", [CpuKernels, torch_kernels], ids=["ours", "torch"])
+def test_kernels_leave_their_inputs_alone(make: type[CpuKernels]) -> None:
     """The bytes that were read are what is digested afterwards: a sum, a cast or a NaN does not change them."""
     base, delta = strange_pair("float16")
-    bench = Workbench(make(), Task(Operation.APPLY, "BF16", "F16"), len(base))
+    bench = BlockCombiner(make(), Task(Operation.APPLY, "BF16", "F16"), len(base))
     before = [tensor.view(torch.uint8).numpy().tobytes() for tensor in (base, delta)]
     size = len(before[0])
     bench.base[:size], bench.primary[:size] = before

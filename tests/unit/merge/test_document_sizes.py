@@ -86,7 +86,7 @@ def test_no_fragment_passes_its_bound() -> None:
     empty, one, two = (
         "".join(Fragment("plan1:x", "x", FileRecord(1, "y"), (record,) * count).pieces()) for count in range(3)
     )
-    size = document_sizes.Size(0, 0)
+    size = document_sizes.DocumentSize(0, 0)
     size.add(record.name, document_sizes.FRAGMENT_ROW, commas=18, objects=1, lists=2)
     assert len(two.encode()) - len(one.encode()) <= size.bytes
     for sign, count in ((",", size.commas), ("{", size.objects), ("[", size.lists)):
@@ -111,13 +111,13 @@ def test_what_is_as_large_as_it_may_be_passes(tmp_path: Path, monkeypatch: pytes
     """The header is held against its limit to the byte and the sign."""
     base, delta = pair_of([f"{number}.w" for number in range(40)], tmp_path, 1)
     (shard,) = plan_of(base, delta, limit=10**9).shards
-    header = shard.frame.between(0, ())[8:]
+    header = shard.frame.bytes_before(0, ())[8:]
     exact = Limit(len(header), header.count(b"{"), header.count(b"["), header.count(b","))
     monkeypatch.setattr(document_sizes, "HEADER", exact)
-    assert document_sizes._header_is_read(shard)
+    assert document_sizes._header_is_readable(shard)
     for smaller in ("size", "objects", "lists", "commas"):
         monkeypatch.setattr(document_sizes, "HEADER", replace(exact, **{smaller: getattr(exact, smaller) - 1}))
-        assert not document_sizes._header_is_read(shard), smaller
+        assert not document_sizes._header_is_readable(shard), smaller
 
 
 # Reading.

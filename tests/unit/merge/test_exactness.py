@@ -26,7 +26,7 @@ from deltaweights.jobs.apply import ApplyResult, apply_delta
 from deltaweights.jobs.prepare import prepare
 from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.merge import stream
-from deltaweights.merge.arithmetic import Kernels, Task, Workbench
+from deltaweights.merge.arithmetic import BlockCombiner, Kernels, Task
 from deltaweights.merge.operation import Operation
 from deltaweights.staging.place import locate
 from deltaweights.util.text import compact_pieces
@@ -187,14 +187,14 @@ def test_the_block_size_of_these_tests_reaches_the_workers(tmp_path: Path) -> No
     """The way in which these tests set the block size works: the workbench is made for that many elements."""
     seen: list[int] = []
 
-    class Spy(Workbench):
+    class Spy(BlockCombiner):
         def __init__(self, kernels: Kernels, task: Task, block: int) -> None:
             seen.append(block)
             super().__init__(kernels, task, block)
 
     base = SMALL()
     with pytest.MonkeyPatch.context() as patch, blocks_of(37):
-        patch.setattr(stream, "Workbench", Spy)
+        patch.setattr(stream, "BlockCombiner", Spy)
         merge_tensors(tmp_path, base, delta_tensors(base), workers=3)
     assert seen == [37, 37, 37]
 

@@ -32,12 +32,12 @@ from deltaweights.manifest.findings import Findings, ProofRecord
 from deltaweights.manifest.manifest import Fragment, TensorRecord
 from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.manifest.tally import Proof, Tally
-from deltaweights.merge.arithmetic import Kernels, Task, Workbench
+from deltaweights.merge.arithmetic import BlockCombiner, Kernels, Task
+from deltaweights.merge.base_proof import likely_cause, untested, verdict
 from deltaweights.merge.blocks import Run as Meeting
-from deltaweights.merge.evidence import suspicion, untested, verdict
-from deltaweights.merge.floats import RoundTrip
-from deltaweights.merge.kernels_cpu import ProcessorKernels
-from deltaweights.merge.kernels_torch import TorchKernels, single_threaded
+from deltaweights.merge.floats import RoundTripCounter
+from deltaweights.merge.kernels_cpu import CpuKernels
+from deltaweights.merge.kernels_torch import TorchKernels, torch_workers
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.record import proof_of as record_of
 from deltaweights.recipes.recipe import Recipe, parse_recipe
@@ -77,7 +77,7 @@ def torch_kernels() -> TorchKernels:
     return TorchKernels(torch.device("cpu"))
 
 
-ENGINES: dict[str, Callable[[], Kernels]] = {"ours": ProcessorKernels, "torch": torch_kernels}
+ENGINES: dict[str, Callable[[], Kernels]] = {"ours": CpuKernels, "torch": torch_kernels}
 
 
 class Told(Report):
@@ -192,7 +192,7 @@ EVERY = np.arange(1 << 16, dtype=np.uint16)
 def arrays(kernels: Kernels, count: int, dtype: str) -> tuple[list[Any], list[Any]]:
     """Return five arrays of the kernels (base, target, delta, sum, difference), and the same memory as unsigned integers."""
     buffers = [kernels.buffer(count * SIZE[dtype]) for _ in range(5)]
-    return [kernels.over(each, dtype) for each in buffers], [
+    return [kernels.as_array(each, dtype) for each in buffers], [
         np.frombuffer(each, f"<u{SIZE[dtype]}") for each in buffers
     ]
 
@@ -211,7 +211,7 @@ def test_every_difference_within_one_exponent_step_is_exact(dtype: str, count: i
     gaps = np.arange(-step, step + 1).astype(np.uint16)
     whole, words = arrays(kernels, rows * len(gaps), dtype)
     found = Proof()
-    with single_threaded():
+    with torch_workers():
         for first in range(0, len(bases), rows):
             base = np.repeat(bases[first : first + rows], len(gaps))
             target = base + np.tile(gaps, len(base) // len(gaps))
@@ -224,7 +224,7 @@ def test_every_difference_within_one_exponent_step_is_exact(dtype: str, count: i
             exact = widen(target, name) - widen(base, name)  # in float64, which has room for it
             assert np.array_equal(widen(words[2][: len(base)], name), exact)
             assert np.array_equal(widen(words[3][: len(base)], name), widen(target, name))
-            found += kernels.prove(of_base, delta, total, finite=True)
+            found += kernels.prove_base(of_base, delta, total, finite=True)
     negative_zeros = step + 1
     assert (found.weights, found.region, found.violations) == (count, count - negative_zeros, 0)
 
@@ -242,7 +242,7 @@ def test_no_delta_of_its_base_ever_violates_the_law(dtype: str, in_region: int, 
     have the sign of its base: a negative base of at most one step meets a target of +0 or -0 in 2,050 pairs.
     """
     step, rows = STEP[dtype], 16
-    kernels, round_trip = ProcessorKernels(), RoundTrip(dtype, rows << 16)
+    kernels, round_trip = CpuKernels(), RoundTripCounter(dtype, rows << 16)
     (base, target, delta, total, difference), words = arrays(kernels, rows << 16, dtype)
     words[1][:] = np.tile(EVERY, rows)
     memory = [memoryview(words[at]).cast("B") for at in (0, 2, 3, 4)]
@@ -302,7 +302,7 @@ DtypeAndPairs = st.sampled_from([*NAMES]).flatmap(lambda dtype: st.tuples(st.jus
 @settings(deadline=None, max_examples=300)
 @given(drawn=DtypeAndPairs, shift=st.integers(0, 3))
 def test_the_round_trip_is_counted_as_it_is_defined(drawn: tuple[str, list[tuple[int, int]]], shift: int) -> None:
-    """``RoundTrip``, our kernels and torch's count what the definition says, number by number, wherever a block begins."""
+    """``RoundTripCounter``, our kernels and torch's count what the definition says, number by number, wherever a block begins."""
     dtype, pairs = drawn
     base, delta = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     total = [total_of(b, d, dtype) for b, d in pairs]
@@ -311,15 +311,15 @@ def test_the_round_trip_is_counted_as_it_is_defined(drawn: tuple[str, list[tuple
     back = [nearest(number(t, dtype) - number(b, dtype), dtype) for t, b in zip(total, base, strict=True)]
     blocks = [memoryview(packed(words, dtype)) for words in (base, delta, total, back)]
     for flag in {False, finite}:
-        assert RoundTrip(dtype, len(pairs) + 5).count(*blocks, finite=flag) == wanted
+        assert RoundTripCounter(dtype, len(pairs) + 5).count(*blocks, finite=flag) == wanted
         for engine, make_kernels in ENGINES.items():
             kernels = make_kernels()
             blocks_there = []
             for words in (base, delta, total):
                 buffer = kernels.buffer((shift + len(pairs)) * SIZE[dtype])
                 buffer[shift * SIZE[dtype] :] = packed(words, dtype)
-                blocks_there.append(kernels.over(buffer, dtype)[shift:])
-            assert kernels.prove(*blocks_there, finite=flag) == wanted, engine
+                blocks_there.append(kernels.as_array(buffer, dtype)[shift:])
+            assert kernels.prove_base(*blocks_there, finite=flag) == wanted, engine
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -334,13 +334,13 @@ def test_one_instance_proves_in_several_dtypes(engine: str) -> None:
         (of_base, of_delta, of_total, *_), words = arrays(kernels, length, dtype)
         for there, here in zip(words, (base, delta, total), strict=False):
             there[:] = here
-        assert kernels.prove(of_base, of_delta, of_total, finite=True) == proof_of(base, delta, dtype)
+        assert kernels.prove_base(of_base, of_delta, of_total, finite=True) == proof_of(base, delta, dtype)
 
 
 def test_our_kernels_refuse_two_dtypes_in_one_sum() -> None:
     """The library would write numbers of 4 bytes into room for as many of 2."""
-    kernels = ProcessorKernels()
-    wide, narrow = kernels.room(64, "F32"), kernels.room(64, "F16")
+    kernels = CpuKernels()
+    wide, narrow = kernels.scratch(64, "F32"), kernels.scratch(64, "F16")
     for compute in (kernels.add, kernels.subtract):
         for operands in ((wide, wide, narrow), (narrow, wide, wide), (wide, narrow, wide)):
             with pytest.raises(TypeError, match="arrays of float"):
@@ -383,7 +383,7 @@ def test_counts_are_the_reference_s_in_blocks_of_any_size(
     dtype, pairs = drawn
     meets = data.draw(st.lists(st.booleans(), min_size=len(pairs), max_size=len(pairs)) | st.just([True] * len(pairs)))
     block = data.draw(st.integers(1, len(pairs)))
-    bench = Workbench(ENGINES[engine](), Task(Operation.APPLY, dtype, stored, check=True), block)
+    bench = BlockCombiner(ENGINES[engine](), Task(Operation.APPLY, dtype, stored, check=True), block)
     found = Tally(proof=Proof())
     for first in range(0, len(pairs), block):
         part, met = pairs[first : first + block], meets[first : first + block]
@@ -563,7 +563,7 @@ def test_the_table_of_the_round_trip(tmp_path: Path, model: Model, case: str) ->
 def test_up_to_which_share_of_a_million_violations_what_is_likely(violations: int, likely: str) -> None:
     """The shares at which one suspicion gives way to the next; another verdict comes with the last alone."""
     proof = Proof(weights=2_000_000, region=1_000_000, violations=violations, evidence=900_000)
-    assert suspicion(proof) == likely
+    assert likely_cause(proof) == likely
     assert verdict({"w": proof}).value == ("another arithmetic" if likely == OTHER else "violated")
 
 

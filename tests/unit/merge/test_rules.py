@@ -35,7 +35,7 @@ from deltaweights.merge.plan import (
     fates,
     make_plan,
 )
-from deltaweights.merge.rules import FLOATS, Dropped, Match, Matching, match
+from deltaweights.merge.rules import FLOATS, Dropped, Match, Matching, match_tensors
 from deltaweights.merge.shards import safetensors_header, shard_cuts
 from deltaweights.util.text import compact_pieces, natural_key
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, save
@@ -104,7 +104,7 @@ def test_fates_of_a_llava_med_pair() -> None:
     base = base_of(llama())
     delta = delta_of(llama(32004) | {PROJECTOR: (4096, 1024), PROJECTOR_BIAS: (4096,)})
     buffers = [f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in (0, 1)]
-    matching = match(base, delta)
+    matching = match_tensors(base, delta)
     assert {found.primary.name: found.fate for found in matching.matches} == {
         EMBEDDING: Fate.ADD_BLOCK,
         HEAD: Fate.ADD_BLOCK,
@@ -125,7 +125,7 @@ def test_fates_of_a_llava_med_pair() -> None:
 @pytest.mark.parametrize("dtype", sorted(FLOATS))
 def test_dtypes_may_differ(dtype: str) -> None:
     """Base and delta may be of two different floating-point dtypes."""
-    assert fate_of(match(base_of({"w": (3,)}, dtype), delta_of({"w": (3,)})), "w") is Fate.ADD
+    assert fate_of(match_tensors(base_of({"w": (3,)}, dtype), delta_of({"w": (3,)})), "w") is Fate.ADD
 
 
 @pytest.mark.parametrize(
@@ -141,13 +141,13 @@ def test_dtypes_may_differ(dtype: str) -> None:
 @pytest.mark.parametrize("name", [EMBEDDING, HEAD])
 def test_grown(name: str, base: tuple[int, ...], delta: tuple[int, ...], fate: Fate) -> None:
     """A base embedding or head that is larger in no dimension is added into the delta's top-left block."""
-    assert fate_of(match(base_of({name: base}), delta_of({name: delta})), name) is fate
+    assert fate_of(match_tensors(base_of({name: base}), delta_of({name: delta})), name) is fate
 
 
 def test_tied_base_tensor_is_dropped() -> None:
     """A base tensor without a delta is dropped, by its twin's name, when it is a second name of a storage that is used."""
     base = base_of({"a.weight": (3, 4), "b.weight": (3, 4)}, storages={"b.weight": "a.weight"})
-    matching = match(base, delta_of({"a.weight": (3, 4)}))
+    matching = match_tensors(base, delta_of({"a.weight": (3, 4)}))
     assert (Dropped(base["b.weight"].spec, "tied to a.weight"),) == matching.dropped_base
 
 
@@ -160,7 +160,9 @@ def test_base_tensor_that_is_not_tied_is_refused(shape: tuple[int, ...], storage
     """A base tensor without a delta is never dropped when its values are not in the result under another name."""
     shapes = {"a.weight": (3, 4), "b.weight": shape, "x.rotary_emb.inv_freq": (3, 4)}
     with pytest.raises(Mismatch, match=r"b\.weight: is in the base, not in the delta"):
-        match(base_of(shapes, storages=storages), delta_of({"a.weight": (3, 4), "x.rotary_emb.inv_freq": (3, 4)}))
+        match_tensors(
+            base_of(shapes, storages=storages), delta_of({"a.weight": (3, 4), "x.rotary_emb.inv_freq": (3, 4)})
+        )
 
 
 # Refusals.
@@ -169,7 +171,7 @@ def test_base_tensor_that_is_not_tied_is_refused(shape: tuple[int, ...], storage
 def refusal(base: dict[str, LazyTensor], delta: dict[str, LazyTensor]) -> str:
     """Return the message with which a pair is refused."""
     with pytest.raises(Mismatch) as caught:
-        match(base, delta)
+        match_tensors(base, delta)
     return str(caught.value)
 
 
@@ -324,7 +326,7 @@ def test_refuses(base: dict[str, LazyTensor], delta: dict[str, LazyTensor], part
 )
 def test_warns(base: Shapes, delta: Shapes, warning: str) -> None:
     """A base that fits by its shapes but looks fine-tuned is merged with a warning that says what it is, and what to use."""
-    (found,) = match(base_of(base), delta_of(delta)).warnings
+    (found,) = match_tensors(base_of(base), delta_of(delta)).warnings
     assert warning in found
     assert ORIGINAL in found
 
@@ -374,7 +376,7 @@ def legal_pairs(draw: st.DrawFn) -> tuple[dict[str, LazyTensor], dict[str, LazyT
 def test_every_tensor_has_exactly_one_fate(pair: tuple[dict[str, LazyTensor], dict[str, LazyTensor]]) -> None:
     """For any legal pair, every tensor of both inputs stands exactly once among the matches and the dropped."""
     base, delta = pair
-    matching = match(base, delta)
+    matching = match_tensors(base, delta)
     of_delta = [found.primary for found in matching.matches] + [item.spec for item in matching.dropped_primary]
     of_base = [found.base for found in matching.matches if found.base] + [item.spec for item in matching.dropped_base]
     for given_tensors, seen in ((base, of_base), (delta, of_delta)):
@@ -477,8 +479,8 @@ def record(shapes: Shapes) -> InputRecord:
 
 
 def plan_of(shapes: Shapes, options: Options | None = None) -> tuple[Shard, ...]:
-    matching = match(base_of(shapes), delta_of(shapes))
-    return make_plan(matching, options or Options(), record(shapes), record(shapes), []).shards
+    matching = match_tensors(base_of(shapes), delta_of(shapes))
+    return make_plan(matching, options or Options(), {"base": record(shapes), "delta": record(shapes)}, []).shards
 
 
 def test_header_golden() -> None:
@@ -515,7 +517,7 @@ def test_shards_are_safetensors_files(shapes: Shapes, limit: int, dtype: str) ->
     shards = plan_of(shapes, Options("F16", dtype, limit))
     assert sorted(shapes, key=natural_key) == [t.spec.name for shard in shards for t in shard.tensors]
     for number, shard in enumerate(shards, start=1):
-        header = shard.frame.between(0, ())
+        header = shard.frame.bytes_before(0, ())
         content = header + os.urandom(shard.nbytes)
         items = dict(deserialize(content))  # type: ignore[no-untyped-call]
         assert {t.spec.name for t in shard.tensors} == items.keys()
@@ -534,21 +536,21 @@ def test_plan_counts_fates() -> None:
     """The plan counts every fate, the dropped of both inputs together."""
     base = base_of(llama())
     delta = delta_of(llama(32004) | {PROJECTOR: (4096, 1024)})
-    matching = match(base, delta)
+    matching = match_tensors(base, delta)
     dropped_base, dropped_primary = (
         replace(record({}), dropped=items) for items in (matching.dropped_base, matching.dropped_primary)
     )
-    plan = make_plan(matching, Options(), dropped_base, dropped_primary, [])
+    plan = make_plan(matching, Options(), {"base": dropped_base, "delta": dropped_primary}, [])
     assert fates(plan) == {"add": 3, "add_block": 2, "copy": 1, "dropped": 4}
     assert sum(shard.nbytes for shard in plan.shards) == plan.nbytes
 
 
 def test_companions_are_sorted() -> None:
     """The order in which companions are found does not change the plan."""
-    matching = match(base_of({"w": (1,)}), delta_of({"w": (1,)}))
+    matching = match_tensors(base_of({"w": (1,)}), delta_of({"w": (1,)}))
     companions = [Companion(name, 1, "00") for name in "cab"]
     plans = {
-        make_plan(matching, Options(), record({}), record({}), order).identity
+        make_plan(matching, Options(), {"base": record({}), "delta": record({})}, order).identity
         for order in (companions, companions[::-1])
     }
     assert len(plans) == 1
@@ -572,9 +574,11 @@ RECORDS = {
 @pytest.mark.parametrize("other", RECORDS.values(), ids=RECORDS)
 def test_plan_identity_follows_every_field(other: InputRecord) -> None:
     """Each single field of what is recorded of an input changes the identity, on the base's side and on the delta's."""
-    matching = match(base_of({"w": (1,)}), delta_of({"w": (1,)}))
+    matching = match_tensors(base_of({"w": (1,)}), delta_of({"w": (1,)}))
     sides = [(RECORD, RECORD), (other, RECORD), (RECORD, other)]
-    assert len({make_plan(matching, Options(), *side, []).identity for side in sides}) == 3
+    assert (
+        len({make_plan(matching, Options(), {"base": side[0], "delta": side[1]}, []).identity for side in sides}) == 3
+    )
 
 
 # The plan's identity, from real files.
@@ -777,5 +781,5 @@ def test_blocks_tile_the_shard(shapes: list[tuple[int, ...]], size: int, dtype: 
     assert list(range(len(blocks))) == [block.number for block in blocks]
     assert [False] * (len(blocks) - 1) + [True] == [block.last_of_shard for block in blocks]
     names = [tensor.spec.name for tensor in placed]
-    assert names == [block.tensor.spec.name for block in blocks if block.first_of_tensor]
+    assert names == [block.tensor.spec.name for block in blocks if block.start == 0]
     assert names == [block.tensor.spec.name for block in blocks if block.last_of_tensor]
