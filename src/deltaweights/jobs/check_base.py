@@ -20,11 +20,11 @@ from deltaweights.jobs.inputs import Inputs, open_pair
 from deltaweights.jobs.request import InputRequest, compute_dtype_of, find_recipe, parse_place
 from deltaweights.manifest.findings import ProofRecord
 from deltaweights.manifest.tally import Proof
-from deltaweights.merge.arithmetic import Kernels, Task, Workbench
+from deltaweights.merge.arithmetic import BlockCombiner, Kernels, Task
+from deltaweights.merge.base_proof import MIN_EVIDENCE, Verdict
 from deltaweights.merge.blocks import Block, blocks_of
 from deltaweights.merge.choices import TORCH_NAMES
 from deltaweights.merge.device import check_device, kernels_on
-from deltaweights.merge.evidence import LEAST_EVIDENCE, Verdict
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import PlannedTensor
 from deltaweights.merge.record import proof_of
@@ -70,7 +70,7 @@ class BaseReport:
         raise CheckFailed(doubt_of(self.proof), where=self.base, remedy=remedy)
 
 
-ENOUGH = f"at least {LEAST_EVIDENCE:,}"
+ENOUGH = f"at least {MIN_EVIDENCE:,}"
 OTHER_BASE = "use the base that the delta was made from"
 OTHER_DTYPE = "try --compute-dtype, if you know in which arithmetic the delta was computed"
 
@@ -192,10 +192,10 @@ def _prove(reading: _Reading, make_kernels: Callable[[], Kernels], workers: int,
     inputs, compute = reading.inputs, reading.inputs.compute
     tensors = reading.base.tensors, inputs.primary.tensors
 
-    def make_bench() -> Workbench:
-        return Workbench(make_kernels(), Task(Operation.APPLY, compute, compute, check=True), BLOCK)
+    def make_bench() -> BlockCombiner:
+        return BlockCombiner(make_kernels(), Task(Operation.APPLY, compute, compute, check=True), BLOCK)
 
-    def prove(bench: Workbench, batch: _Batch | LazyTensor) -> Iterator[int]:
+    def prove(bench: BlockCombiner, batch: _Batch | LazyTensor) -> Iterator[int]:
         if isinstance(batch, LazyTensor):
             yield from verify_in_pieces(batch)
             return

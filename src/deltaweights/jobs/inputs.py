@@ -18,7 +18,7 @@ from deltaweights.manifest.beside import lists_exactly, stated_beside
 from deltaweights.manifest.parsed import Manifest
 from deltaweights.merge.choices import DTYPES, TORCH_NAMES
 from deltaweights.merge.operation import NewRows, Operation
-from deltaweights.merge.rules import PLAIN, Matching, Rules, copies, match
+from deltaweights.merge.rules import LLAVA_RULES, Matching, MatchRules, copy_all, match_tensors
 from deltaweights.recipes.catalogue import load, recipe_of_archive, recipe_of_file, recipe_of_repo
 from deltaweights.recipes.expected_shapes import refuse_others
 from deltaweights.recipes.hashes import Hashes, hashes_of
@@ -84,11 +84,11 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
         hashes = hashes_of({base.role: base, primary.role: primary}, request.hash_workers, report)
         if recipe is None and operation is Operation.APPLY:
             recipe = _recipe_of_delta(primary, hashes.files[primary.role], report)
-        rules = PLAIN
+        rules = LLAVA_RULES
         if recipe is not None:
             refuse_others(recipe, base, primary)
-            rules = Rules(recipe.delta_only, NewRows(recipe.new_rows))
-        matching = match(base.tensors, primary.tensors, operation, rules)
+            rules = MatchRules(recipe.delta_only, NewRows(recipe.new_rows))
+        matching = match_tensors(base.tensors, primary.tensors, operation, rules)
         for text in (*base.notes, *primary.notes, *matching.warnings):
             report.warn(text)
         compute = compute_dtype_of(request.compute_dtype, recipe)
@@ -120,7 +120,7 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
         located([(role, request.primary)], request.hub, report) as (at,),
         open_checkpoint(at, role, unpacker, report) as source,
     ):
-        matching = copies(source.tensors, request.operation)
+        matching = copy_all(source.tensors, request.operation)
         for text in source.notes:
             report.warn(text)
         hashes = hashes_of({role: source}, request.hash_workers, report)

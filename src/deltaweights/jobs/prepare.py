@@ -146,17 +146,19 @@ def _lay_out(request: Request, inputs: Inputs, tower: VisionTower | None) -> Exp
 
 
 def _plan(request: Request, inputs: Inputs, tower: VisionTower | None, laid: ExportPlan) -> Plan:
-    base, recipe = inputs.base, inputs.recipe
+    base, recipe, matching = inputs.base, inputs.recipe, inputs.matching
+    records = {"base": record_of(base, matching.dropped_base)} if base is not None else {}
+    records[request.operation.primary] = record_of(inputs.primary, matching.dropped_primary)
+    if tower is not None:
+        records[VISION_TOWER] = record_of(tower.checkpoint, tower.dropped)
     return make_plan(
         laid.matching,
         Options(inputs.compute, inputs.stored, request.shard_limit, request.options.layout, request.container),
-        record_of(base, inputs.matching.dropped_base) if base is not None else None,
-        record_of(inputs.primary, inputs.matching.dropped_primary),
+        records,
         [Companion(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in laid.companions.files.items()],
         request.operation,
         check=base is not None and request.options.prove,
         recipe=RecipeRecord(recipe.name, recipe.digest, recipe.checks is not None) if base and recipe else None,
-        tower=record_of(tower.checkpoint, tower.dropped) if tower else None,
     )
 
 

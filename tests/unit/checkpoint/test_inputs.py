@@ -32,7 +32,7 @@ from deltaweights.jobs.convert import convert_checkpoint
 from deltaweights.jobs.inspect import inspect_checkpoint
 from deltaweights.jobs.make import make_delta
 from deltaweights.manifest.verify import verify
-from deltaweights.merge.evidence import OTHER, SUSPICIONS
+from deltaweights.merge.base_proof import LIKELY_CAUSES, OTHER_CAUSE
 from deltaweights.report import Report
 from deltaweights.staging.place import Place, locate
 from tests.conftest import Run
@@ -398,7 +398,7 @@ def test_row67_interrupted(plain: Path, archives: tuple[Path, Path], tmp_path: P
     """On SIGINT a run ends with 130 and one line that says how to go on; whole unpacked files stay, unfinished ones do not."""
     place = locate(tmp_path / "out")
     done = cut_off(where, left, "SIGINT", *apply_arguments(archives, place.target), "-q")
-    assert line_of(done, 130) == "interrupted; the same command goes on from what is finished"
+    assert line_of(done, 130) == "interrupted; run the same command again to continue"
     staged = marks_below(place.unpacked)
     assert not any(name.endswith(".part") for name in staged)
     assert len(staged) == 10 if where == "merging" else 5 <= len(staged) < 10
@@ -1155,10 +1155,10 @@ def unrelated() -> Tensors:
 
 
 WRONG_BASES: dict[str, tuple[Callable[[], Tensors], str]] = {
-    "damaged": (damaged, SUSPICIONS[0].text),
-    "rounded": (lambda: {n: t.bfloat16().to(t.dtype) for n, t in LARGE.items()}, SUSPICIONS[1].text),
-    "sibling": (lambda: noisy(0.02), SUSPICIONS[2].text),
-    "unrelated": (unrelated, SUSPICIONS[3].text),
+    "damaged": (damaged, LIKELY_CAUSES[0][1]),
+    "rounded": (lambda: {n: t.bfloat16().to(t.dtype) for n, t in LARGE.items()}, LIKELY_CAUSES[1][1]),
+    "sibling": (lambda: noisy(0.02), LIKELY_CAUSES[2][1]),
+    "unrelated": (unrelated, LIKELY_CAUSES[3][1]),
 }
 
 
@@ -1261,7 +1261,7 @@ def test_check_base_of_another_arithmetic(run: Run, tmp_path: Path) -> None:
     done = check(run, base, delta, "-q")
     assert (done.returncode, done.stdout) == (6, shown(counts))
     assert done.stderr == (
-        f"deltaweights: error: base: the base cannot be proved: {what_does_not_come_back(counts, tensors, OTHER)}; "
+        f"deltaweights: error: base: the base cannot be proved: {what_does_not_come_back(counts, tensors, OTHER_CAUSE)}; "
         "try --compute-dtype, if you know in which arithmetic the delta was computed\n"
     )
     whole = save(exact, tmp_path / "whole")

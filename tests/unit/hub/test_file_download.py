@@ -155,7 +155,7 @@ def test_damaged_once_while_merging(machine: Machine, wide: Pair, kept: list[str
         found = apply_delta(BASE, DELTA, machine.folder / "out", max_shard_size=SHARD, report=machine.said)
     assert found.content_digest == expected.content_digest
     assert len(kept) > found.shards
-    assert any(warning.endswith("begun anew") for warning in machine.said.warnings)
+    assert any(warning.endswith("starting again") for warning in machine.said.warnings)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
@@ -187,7 +187,7 @@ def test_interrupted_while_merging(machine: Machine, wide_torch: Pair, number: s
         first = arrived(hub)
     if number == signal.SIGINT:
         assert process.returncode == 130
-        assert err == "deltaweights: error: interrupted; the same command goes on from what is finished\n"
+        assert err == "deltaweights: error: interrupted; run the same command again to continue\n"
     assert first < weights_of(wide_torch)
     with HubServer() as hub:
         machine.turn_to(hub)

@@ -56,11 +56,11 @@ def put_together(frame: TorchFrame, contents: Sequence[bytes]) -> bytes:
     file = bytearray()
     crcs: list[int] = []
     for index, content in enumerate(contents):
-        file += frame.between(index, crcs)
+        file += frame.bytes_before(index, crcs)
         assert len(file) == frame.offsets[index]
         file += content
         crcs.append(zlib.crc32(content))
-    file += frame.between(len(contents), crcs)
+    file += frame.bytes_before(len(contents), crcs)
     assert len(file) == frame.size
     return bytes(file)
 
@@ -226,7 +226,7 @@ def write_sparse(path: Path, spec: TensorSpec, crc: int) -> TorchFrame:
     with path.open("wb") as file:
         end = 0
         for index, tensor in enumerate([*specs, None]):
-            assert os.pwrite(file.fileno(), between := frame.between(index, crcs), end) == len(between)
+            assert os.pwrite(file.fileno(), between := frame.bytes_before(index, crcs), end) == len(between)
             if tensor is not None:
                 end = frame.offsets[index] + tensor.nbytes
                 if tensor is not spec:

@@ -37,7 +37,7 @@ BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
-GOES_ON = "; the same command goes on from what is finished"
+GOES_ON = "; run the same command again to continue"
 
 
 def run_with(program: str, *arguments: str | Path, **options: object) -> Done:
