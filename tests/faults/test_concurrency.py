@@ -399,10 +399,10 @@ def test_a_part_that_ends_keeps_what_others_finished(pair: Pair, tmp_path: Path)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OpenStaging, "worth_keeping", looked)
-        ending.__exit__(None, None, None)
+        ending.release()
     assert seen == []  # who is not alone does not even look
     assert place.root.exists()
-    running.__exit__(None, None, None)
+    running.release()
     assert not place.root.exists()
 
 
@@ -410,7 +410,7 @@ def test_a_part_waits_for_one_that_ends(pair: Pair, tmp_path: Path) -> None:
     """One that holds the lock alone for a moment is waited for, not refused."""
     target = tmp_path / "out"
     lock = StagingLock(locate_target(target))
-    timer = threading.Timer(0.3, lambda: lock.__exit__(None, None, None))
+    timer = threading.Timer(0.3, lock.release)
     timer.start()
     assert apply_part(*pair, target, part="1/2", max_shard_size=SIZE).status == "finished"
     timer.join()

@@ -205,13 +205,13 @@ def read_a_tokenizer(data: bytes) -> None:
 
 def read_an_ending(data: bytes) -> None:
     place = locate_target(scratch() / "staged" / "out")
-    make_staging(place).ending.write_bytes(data)
+    (make_staging(place).root / "ending.json").write_bytes(data)
     under_lock(place, ending.load_handoff)
 
 
 def read_a_journal(data: bytes) -> None:
     place = locate_target(scratch() / "staged" / "out")
-    make_staging(place).plan.write_text('{"identity":"plan1:test","arrivals":{}}')
+    (make_staging(place).root / "plan.json").write_text('{"identity":"plan1:test","arrivals":{}}')
     place.journal.write_bytes(data)
     under_lock(place, read_journal)
 
@@ -359,7 +359,7 @@ def ending_of_a_part() -> bytes:
     target = folder / f"{scratch().name}-parted"
     save(base, folder / f"{scratch().name}-base", "safetensors", 1)
     apply_part(folder / f"{scratch().name}-base", checkpoint(), target, part="1/2", max_shard_size="1KB")
-    return locate_target(target).ending.read_bytes()
+    return (locate_target(target).root / "ending.json").read_bytes()
 
 
 TARGETS: dict[str, Target] = {

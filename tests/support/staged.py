@@ -53,7 +53,7 @@ def stage_result(place: TargetLocation, result: Path) -> str:
     make_staging(place)
     shutil.move(result, place.shards)
     manifest = parse_manifest((place.shards / MANIFEST).read_bytes())
-    place.plan.write_text(f'{plan_header(manifest.plan).decode()}"arrivals":{{}}}}')
+    (place.root / "plan.json").write_text(f'{plan_header(manifest.plan).decode()}"arrivals":{{}}}}')
     place.fragments.mkdir()
     for name in set(manifest.places.values()):
         record = FileRecord(manifest.files[name].size, manifest.files[name].sha256)

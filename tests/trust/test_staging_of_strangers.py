@@ -478,7 +478,7 @@ def test_links_among_what_a_part_left(pair: Pair, tmp_path: Path, precious: Path
     place = locate_target(tmp_path / "out")
     for part in ("1/2", "2/2"):
         apply_part(*pair, place.target, part=part)
-    config = place.companions / "config.json"
+    config = place.root / "companions" / "config.json"
     config.unlink()
     config.symlink_to(precious / "id_rsa")
     with pytest.raises(InputOutputError, match=r"config\.json: cannot read"):
@@ -492,7 +492,7 @@ def test_a_fifo_in_staging(pair: Pair, tmp_path: Path, where: str) -> None:
     place = make_staging(locate_target(tmp_path / "out"))
     place.fragments.mkdir()
     if where != "plan.json":
-        place.plan.write_text("{}")
+        (place.root / "plan.json").write_text("{}")
     os.mkfifo(place.root / where)
     assert apply_delta(*pair, place.target).status == "merged"
 

@@ -15,9 +15,8 @@ from deltaweights.hub.ids import PathLike
 from deltaweights.jobs.run import Done, Published, Settings, conclude, published_of
 from deltaweights.merge.plan import Plan
 from deltaweights.report import Report
-from deltaweights.staging.location import TargetLocation, locate_target
+from deltaweights.staging.location import PARTS, TargetLocation, locate_target
 from deltaweights.staging.lock import StagingLock
-from deltaweights.staging.open_staging import PARTS
 from deltaweights.staging.publish import clear_staging, recover_publication
 from deltaweights.staging.staged_shards import StagedShards
 from deltaweights.staging.target_state import TargetState, published_result

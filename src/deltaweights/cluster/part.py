@@ -27,8 +27,8 @@ from deltaweights.merge.device import check_device
 from deltaweights.merge.parts import Part, share_of
 from deltaweights.merge.plan import Shard
 from deltaweights.report import Report
+from deltaweights.staging.location import PARTS
 from deltaweights.staging.lock import PATIENCE, StagingLock
-from deltaweights.staging.open_staging import PARTS
 from deltaweights.staging.publish import recover_publication
 from deltaweights.staging.staged_shards import StagedShards
 from deltaweights.staging.target_state import TargetState

@@ -227,7 +227,7 @@ def conclude(
     seconds: dict[str, float],
 ) -> Done:
     """Judge what was found, write what stands beside the weights, and publish. Raises what ``apply_delta`` raises."""
-    plan, place, records = planned.plan, staging.staging.place, records_of(fragments)
+    plan, place, records = planned.plan, staging.staging.location, records_of(fragments)
     findings = findings_of(records, allowed=settings.allow_unproved_base and planned.stated)
     _judge(plan, findings, settings, report, stated=planned.stated)
     published_sum = check_sum(records.values(), planned.recipe, report)

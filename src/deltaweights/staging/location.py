@@ -1,7 +1,4 @@
-"""Where a result will stand, and where it is built until then.
-
-Enters: the path that the user named. Leaves: a ``Place``. Never: a change to the disk.
-"""
+"""Where a result will be published, and where it is built until then."""
 
 from __future__ import annotations
 
@@ -12,13 +9,24 @@ from pathlib import Path
 
 from deltaweights.errors import TargetBusy
 
+# The names in a staging directory.
+SHARDS = "shards"  # the folder that becomes the target
+FRAGMENTS = "fragments"  # records of finished shards
+PARTS = "parts"  # where parts of a job write unfinished shards, each in a folder of its own
+UNPACKED = "unpacked"  # inputs that came in archives
+COMPANIONS = "companions"  # files to publish beside the weights, for the process that finishes the parts of a job
+ENDING = "ending.json"  # what the documents will say, for the same
+PLAN = "plan.json"  # the plan that staging belongs to
+JOURNAL = "publishing.json"  # what is being published, and what it replaces
+REPLACED = "replaced"  # the old target, while it is being replaced
+
 INSIDE = ".deltaweights"
-"""The name of a staging folder inside its target."""
+"""The name of a staging directory inside its target."""
 
 
 @dataclass(frozen=True)
 class TargetLocation:
-    """``target`` is the folder to publish, ``root`` the staging folder. With ``inside``, ``root`` is in ``target``."""
+    """``target`` is the folder to publish, ``root`` the staging directory, which is in ``target`` if ``inside``."""
 
     target: Path
     root: Path
@@ -26,66 +34,46 @@ class TargetLocation:
 
     @property
     def shards(self) -> Path:
-        """The folder that becomes the target."""
-        return self.root / "shards"
+        """The path of ``SHARDS``."""
+        return self.root / SHARDS
 
     @property
     def fragments(self) -> Path:
-        """The folder of the records of finished shards."""
-        return self.root / "fragments"
-
-    @property
-    def plan(self) -> Path:
-        """The plan that staging belongs to."""
-        return self.root / "plan.json"
+        """The path of ``FRAGMENTS``."""
+        return self.root / FRAGMENTS
 
     @property
     def unpacked(self) -> Path:
-        """Where inputs are unpacked that came in archives."""
-        return self.root / "unpacked"
-
-    @property
-    def ending(self) -> Path:
-        """What the documents will say, for whoever finishes what parts have made."""
-        return self.root / "ending.json"
-
-    @property
-    def companions(self) -> Path:
-        """The files that will stand beside the weights, for the same."""
-        return self.root / "companions"
-
-    @property
-    def workrooms(self) -> Path:
-        """Where parts write their shards until they are whole, each in a folder of its own."""
-        return self.root / "parts"
+        """The path of ``UNPACKED``."""
+        return self.root / UNPACKED
 
     @property
     def journal(self) -> Path:
-        """What is being published, and what it replaces."""
-        return self.root / "publishing.json"
+        """The path of ``JOURNAL``."""
+        return self.root / JOURNAL
 
     def publication_begun(self) -> bool:
-        """Tell whether a publication was begun, and perhaps cut off."""
+        """Return whether a publication was started, and perhaps cut off."""
         return os.path.lexists(self.journal)
 
     def worth_keeping(self) -> bool:
-        """Tell whether staging holds a finished shard, an unpacked input, or a publication that was begun."""
+        """Return whether staging holds a finished shard, an unpacked input, or a publication that was started."""
         try:
             finished = self.fragments.exists() and any(self.fragments.iterdir())
             return finished or self.unpacked.exists() or self.journal.exists()
-        except OSError:  # of another user's, which whoever takes the lock will refuse
+        except OSError:  # another user's, which is refused when the lock is taken
             return True
 
     def refuse_opened(self, opened: Iterable[Path]) -> None:
-        """Raise ``TargetBusy`` when the target holds one of the files that were ``opened``, unpacked ones apart."""
+        """Raise ``TargetBusy`` when the target holds one of the ``opened`` files, other than unpacked ones."""
         refuse_inputs(self, [path for path in opened if not path.is_relative_to(self.unpacked)])
 
 
 def locate_target(target: str | os.PathLike[str]) -> TargetLocation:
-    """Return the place for ``target``: staging beside it, or inside it where a rename cannot publish it.
+    """Return the location of ``target``, with staging beside it, or inside it where a rename cannot publish it.
 
-    That is so when it is a mount point, when its parent cannot be written, and when it is the working folder of this process.
-    Staging that an earlier run has begun, in either place, is where this one goes on: one target has one lock.
+    The latter is so when the target is a mount point, its parent is not writable, or it is the current working directory.
+    Staging that an earlier run started, in either place, is used again: one target has one lock.
     """
     path = Path(os.path.realpath(os.path.expanduser(target)))  # noqa: PTH111  (Path's own raises when there is no such user)
     beside = TargetLocation(path, path.parent / f".{path.name}.deltaweights", inside=False)
@@ -98,14 +86,14 @@ def locate_target(target: str | os.PathLike[str]) -> TargetLocation:
     return beside
 
 
-def refuse_inputs(place: TargetLocation, inputs: Iterable[str | os.PathLike[str]]) -> None:
+def refuse_inputs(location: TargetLocation, inputs: Iterable[str | os.PathLike[str]]) -> None:
     """Raise ``TargetBusy`` when the target is one of ``inputs`` (folders and weights files), inside one, or holds one."""
     for given in inputs:
         source = Path(os.path.realpath(os.path.expanduser(given)))  # noqa: PTH111  (see above)
-        if place.target.is_relative_to(source) or source.is_relative_to(place.target):
+        if location.target.is_relative_to(source) or source.is_relative_to(location.target):
             raise TargetBusy(
                 "output and input overlap",
-                where=place.target,
+                where=location.target,
                 found=f"input {source}",
                 remedy="choose another output folder",
             )

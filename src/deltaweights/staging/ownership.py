@@ -1,7 +1,8 @@
-"""What tells a staging folder that this user's runs made for a target from a copy, an archive's or somebody else's.
+"""The record in a staging directory that proves that this user's runs made it for this target.
 
-Owner and permissions travel in archives. So staging holds a code over its target that only this user's key gives. Where there is
-no state folder to keep a key in, it holds the number of its own inode, which whoever makes archives has to guess.
+Owner and permissions survive archiving, so an unpacked copy has them, too. The record therefore holds a MAC of the target under a
+key that only this user has. Where there is no state folder to keep a key in, it holds the inode number of staging, which an
+archive's author would have to guess.
 """
 
 from __future__ import annotations
@@ -15,36 +16,37 @@ from deltaweights.util.state import user_key
 from deltaweights.util.text import Json, compact_json, strict_json
 
 OWNERSHIP = "staging.json"
-"""The name of the file."""
+"""The name of the record's file."""
 
-MOST_OF_A_SEAL = 1000
+MAX_OWNERSHIP = 1000
+"""Bytes of a record."""
 
 VERSION = 1
 
 
-def new_ownership_record(place: TargetLocation, inode: int) -> bytes:
-    """Return the seal of staging that is made now."""
+def new_ownership_record(location: TargetLocation, inode: int) -> bytes:
+    """Return the record of a new staging directory with this inode number."""
     key, nonce = user_key(), secrets.token_hex(16)
-    proof = {"inode": inode} if key is None else {"nonce": nonce, "code": _code(key, nonce, place)}
+    proof = {"inode": inode} if key is None else {"nonce": nonce, "code": _code(key, nonce, location)}
     return compact_json({"version": VERSION, **proof}).encode()
 
 
-def is_ownership_record(data: bytes, place: TargetLocation, inode: int) -> bool:
-    """Tell whether ``data`` is the seal of staging that this user made for ``place``."""
+def is_ownership_record(data: bytes, location: TargetLocation, inode: int) -> bool:
+    """Return whether ``data`` is the record of staging that this user made for ``location``."""
     try:
-        seal: Json = strict_json(data)
+        record: Json = strict_json(data)
     except ValueError:
         return False
-    if not isinstance(seal, dict) or seal.get("version") != VERSION:
+    if not isinstance(record, dict) or record.get("version") != VERSION:
         return False
-    key, nonce, code = user_key(), seal.get("nonce"), seal.get("code")
+    key, nonce, code = user_key(), record.get("nonce"), record.get("code")
     if key is None:
-        return seal.get("inode") == inode
+        return record.get("inode") == inode
     if not isinstance(nonce, str) or not isinstance(code, str):
         return False
-    return hmac.compare_digest(code.encode(), _code(key, nonce, place).encode())
+    return hmac.compare_digest(code.encode(), _code(key, nonce, location).encode())
 
 
-def _code(key: bytes, nonce: str, place: TargetLocation) -> str:
-    said = compact_json(["deltaweights staging", nonce, place.target.name, place.inside])
-    return hmac.new(key, said.encode(), hashlib.sha256).hexdigest()
+def _code(key: bytes, nonce: str, location: TargetLocation) -> str:
+    message = compact_json(["deltaweights staging", nonce, location.target.name, location.inside])
+    return hmac.new(key, message.encode(), hashlib.sha256).hexdigest()

@@ -194,7 +194,7 @@ def test_a_killed_part_is_done_again(tiny: Pair, whole: tuple[Path, ApplyResult]
     target = tmp_path / "out"
     place = locate_target(target)
     part(tiny, target, "1/2")
-    room = place.workrooms / "elsewhere-1"
+    room = place.root / "parts" / "elsewhere-1"
     room.mkdir(parents=True)
     (room / "model-00001-of-00012.safetensors").write_bytes(b"half")
     (place.fragments / "x.json.elsewhere.1.new").write_bytes(b"half")
@@ -281,7 +281,7 @@ def test_a_damaged_ending_is_no_job(tiny: Pair, tmp_path: Path) -> None:
     """What a part left for whoever finishes is held against the plan's identity: another shard size in it is found (3)."""
     target = tmp_path / "out"
     part(tiny, target, "1/1")
-    ending = locate_target(target).ending
+    ending = locate_target(target).root / "ending.json"
     document = json.loads(ending.read_text())
     document["rest"]["plan"]["options"]["max_shard_size"] += 1
     ending.write_text(json.dumps(document))

@@ -126,7 +126,7 @@ def test_what_is_as_large_as_it_may_be_passes(tmp_path: Path, monkeypatch: pytes
 def tree(reader: JsonReader, levels: int) -> object:
     """Read a value the way that manifests are read: member by member as far as ``levels`` go."""
     reader._skip_space()
-    sign = reader._text[reader._at : reader._at + 1]
+    sign = reader._text[reader._position : reader._position + 1]
     if levels and sign == "{":
         return {key: tree(reader, levels - 1) for key in reader.members()}
     if levels and sign == "[":
