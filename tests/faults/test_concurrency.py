@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from deltaweights.cluster import part as parts
 from deltaweights.cluster.finish import finish_parts
-from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
+from deltaweights.errors import InputOutputError, TargetBusy
 from deltaweights.hub import directory as hub_directory
 from deltaweights.hub import transfer
 from deltaweights.hub.access import Access, HubFile, Listing
@@ -45,8 +45,8 @@ from deltaweights.util.interruption import Interrupted
 from deltaweights.util.open_folder import OpenFolder
 from tests.support.limits import PATIENCE
 from tests.support.many import make_many, names_of
+from tests.support.merges import files_of, finish, names_in, small_pair
 from tests.support.staged import make_staging
-from tests.unit.staging.test_staging import files_of, finish, names_in, small_pair
 
 SIZE = 2500
 
@@ -325,26 +325,6 @@ def test_another_place_that_is_found_under_the_lock(tmp_path: Path, monkeypatch:
     with pytest.raises(TargetBusy, match="begun to build this folder elsewhere"):
         StagingLock(inside)
     assert names_in(target) == []
-
-
-def test_a_folder_that_is_removed_while_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A staging folder that another run removes between two looks at it is made again."""
-    mkdir, left = os.mkdir, [2]
-
-    def racing(name: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
-        left[0] -= 1
-        if left[0] >= 0:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        mkdir(name, mode, dir_fd=dir_fd)
-
-    with OpenFolder.at(tmp_path) as folder:
-        monkeypatch.setattr(os, "mkdir", racing)
-        folder.make("made").close()
-        monkeypatch.undo()
-        assert (tmp_path / "made").is_dir()
-        (tmp_path / "file").touch()
-        with pytest.raises(MalformedInput, match="file: not a folder: found something else"):
-            folder.make("file")
 
 
 # Parts.

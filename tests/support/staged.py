@@ -18,6 +18,7 @@ from deltaweights.staging.publish import MOVED_LAST, recover_publication
 from deltaweights.staging.staged_shards import plan_header
 from deltaweights.staging.target_contents import contents_of
 from deltaweights.util.open_folder import OpenFolder
+from tests.support.merges import Files, files_of
 
 
 def beside(target: Path) -> TargetLocation:
@@ -77,3 +78,24 @@ def moves(place: TargetLocation) -> list[str]:
     """Return the names that a publication inside the target moves, in order."""
     names = json.loads(place.journal.read_text())["new"]
     return sorted(names, key=lambda name: (MOVED_LAST.index(name) + 1 if name in MOVED_LAST else 0, name))
+
+
+def staged_swap(target: Path, results: tuple[Path, Path], *, steps: int) -> tuple[TargetLocation, Files, Files]:
+    """Build what a swap of two steps leaves that dies after so many of them; return its place, and the files of old and new."""
+    old, new = files_of(results[0]), files_of(results[1])
+    place = beside(target)
+    shutil.move(results[0], target)
+    plan = stage_result(place, results[1])
+    write_journal(place, plan)
+    if steps > 0:
+        target.rename(place.root / "replaced")
+    if steps > 1:
+        place.shards.rename(target)
+    return place, old, new
+
+
+def interrupt_inside(place: TargetLocation, source: Path, moved: int) -> None:
+    """Build what a publication inside the target leaves that dies after so many moves."""
+    write_journal(place, stage_result(place, source))
+    for name in moves(place)[:moved]:
+        (place.shards / name).rename(place.target / name)

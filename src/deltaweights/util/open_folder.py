@@ -110,9 +110,12 @@ class OpenFolder:
 
     def begins(self, name: str, head: bytes) -> bool:
         """Return whether ``name`` is a regular file that begins with ``head``."""
-        with os_errors_as_ours(self.path / name, "read"), suppress(FileNotFoundError):
-            with open(self.open(name), "rb") as file:
-                return stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.read(len(head)) == head
+        with (
+            os_errors_as_ours(self.path / name, "read"),
+            suppress(FileNotFoundError),
+            open(self.open(name), "rb") as file,
+        ):
+            return stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.read(len(head)) == head
         return False
 
     # Writing.

@@ -13,7 +13,7 @@ from deltaweights.jobs.apply import apply_delta
 from deltaweights.report import Report
 from deltaweights.staging.location import locate_target
 from tests.conftest import Run
-from tests.unit.staging.test_staging import files_of
+from tests.support.merges import files_of
 
 Pair = tuple[Path, Path]
 

@@ -14,10 +14,8 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Generator
 from pathlib import Path
 from random import Random
-from typing import cast
 
 import pytest
 
@@ -25,10 +23,8 @@ from deltaweights.jobs.apply import apply_delta
 from deltaweights.staging.location import locate_target
 from deltaweights.util import interruption
 from deltaweights.util.interruption import Interrupted, check
-from deltaweights.util.workers import WorkerPool
-from tests.faults.sweep import files_of
 from tests.support.limits import PATIENCE
-from tests.unit.staging.test_staging import names_in, small_pair
+from tests.support.merges import files_of, names_in, small_pair
 
 Pair = tuple[Path, Path]
 Done = subprocess.CompletedProcess[str]
@@ -157,35 +153,6 @@ def test_a_handler_leaves_no_lock_taken(number: signal.Signals) -> None:
 
 
 # A program that uses the package, where Ctrl-C is Python's own exception.
-
-
-def test_ctrl_c_in_a_program_that_uses_us_stops_the_crew() -> None:
-    """KeyboardInterrupt, raised as any function of Python's returns that took a lock, reaches the caller; all workers end."""
-    began = threading.Event()
-
-    def work() -> None:
-        began.set()
-        while not crew.stopped:
-            time.sleep(0.001)
-
-    def raise_in_conditions(frame: object, event: str, _argument: object) -> None:
-        code = getattr(frame, "f_code")  # noqa: B009  (frames have no type here)
-        if event == "return" and code.co_name == "__enter__" and code.co_filename == threading.__file__:
-            raise KeyboardInterrupt
-
-    crew = WorkerPool(work, 2)
-    running = cast(Generator[None, None, None], crew.run())
-    next(running)
-    assert began.wait(PATIENCE)
-    sys.setprofile(raise_in_conditions)  # from here on, in this thread, entering a condition breaks off
-    try:
-        next(running)
-        running.close()
-    finally:
-        sys.setprofile(None)
-    for thread in crew._threads:
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
 
 
 def test_downloads_enter_their_lock_itself() -> None:
