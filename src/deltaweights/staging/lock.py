@@ -8,6 +8,7 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from deltaweights.checkpoint.files import read_small
@@ -39,13 +40,20 @@ class StagingLock:
     a file that names its holder takes the place of an exclusive one; it stays behind when the process is killed.
     """
 
-    def __init__(self, location: TargetLocation, *, shared: bool = False, patience: float = 0) -> None:
+    def __init__(
+        self,
+        location: TargetLocation,
+        *,
+        shared: bool = False,
+        patience: float = 0,
+        locate: Callable[[Path], TargetLocation] = locate_target,
+    ) -> None:
         """Take the lock; ``staging`` is what it holds.
 
         Raises ``TargetBusy`` when another run has it for ``patience`` seconds, or stages elsewhere; ``MalformedInput`` when staging
         is not ours; ``InputOutputError``.
         """
-        self._location, self._shared = location, shared
+        self._location, self._shared, self._locate = location, shared, locate
         self._has_holder_file = False
         self._fd = -1
         self.note: str | None = None
@@ -81,7 +89,7 @@ class StagingLock:
         return acquired
 
     def _refuse_other_location(self) -> None:
-        found = locate_target(self._location.target)
+        found = self._locate(self._location.target)
         if found != self._location and found.root.exists():
             problem = "another run has begun to build this folder elsewhere"
             raise TargetBusy(problem, where=self._location.target, remedy="wait for it to end, and run again")

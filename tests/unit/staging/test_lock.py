@@ -16,7 +16,8 @@ from deltaweights.errors import TargetBusy
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.staging.clean import clean
 from deltaweights.staging.location import locate_target
-from deltaweights.staging.lock import StagingLock
+from deltaweights.staging.lock import NOTE, StagingLock
+from tests.support.errors import refused
 from tests.support.limits import PATIENCE
 from tests.support.merges import (
     Notes,
@@ -40,16 +41,17 @@ def test_row69_a_second_run_on_the_same_target_is_refused_while_the_first_lives(
     with caught_in_the_middle(apply_command(*large_pair, target), locate_target(target)) as process:
         second = finish(apply_command(*large_pair, target, "--quiet"))
         cleaning = finish([sys.executable, "-m", "deltaweights", "clean", str(target)])
-        with pytest.raises(TargetBusy) as caught:
+        with refused(TargetBusy, problem=BUSY):
             apply_delta(*large_pair, target, max_shard_size="1MB", overwrite=True)
         process.send_signal(signal.SIGCONT)
         assert process.wait(timeout=PATIENCE) == 0
-    for refused in (second, cleaning):
-        assert refused.returncode == caught.value.exit_code == 7
-        assert refused.stderr.count("\n") == 1
-        assert "another run is writing to this folder" in refused.stderr
+    for done in (second, cleaning):
+        assert (done.returncode, done.stderr.count("\n")) == (7, 1)
+        assert BUSY in done.stderr
     assert files_of(target) == uninterrupted
 
+
+BUSY = "another run is writing to this folder"
 
 HOLD = """
 import fcntl, os, sys
@@ -68,9 +70,9 @@ def test_a_lock_lasts_as_long_as_the_process_that_holds_it(tmp_path: Path) -> No
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(TargetBusy, match="another run is writing to this folder"):
+        with refused(TargetBusy, problem=BUSY, where=place.root):
             merge_small(base, delta, place.target)
-        with pytest.raises(TargetBusy):
+        with refused(TargetBusy, problem=BUSY):
             clean(place.target)
         holder.kill()
     assert (place.root / "lock").exists()
@@ -93,8 +95,7 @@ def test_row69_a_file_system_without_locks_is_said(
     monkeypatch.setattr(fcntl, "flock", flock)
     notes = Notes()
     target = Path(merge_small(base, delta, tmp_path / "merged", report=notes).target)
-    said = "this file system has no locks: make sure that no other run writes to this folder"
-    assert notes.texts.count(said) == 1
+    assert notes.texts.count(NOTE) == 1
     assert files_of(target) == expected
     assert not locate_target(target).root.exists()
 
@@ -104,7 +105,7 @@ def test_the_lock_is_taken_anew_when_its_file_was_removed(tmp_path: Path) -> Non
     place = locate_target(tmp_path / "merged")
     with StagingLock(place):
         (place.root / "lock").unlink()
-        with StagingLock(place), pytest.raises(TargetBusy):
+        with StagingLock(place), refused(TargetBusy, problem=BUSY):
             StagingLock(place)
 
 

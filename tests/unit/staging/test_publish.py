@@ -19,6 +19,7 @@ from deltaweights.staging.clean import clean
 from deltaweights.staging.location import TargetLocation, locate_target
 from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.publish import publish
+from tests.support.errors import refused
 from tests.support.merges import Files, Pair, files_of, finish, merge_small, names_in, small_pair
 from tests.support.staged import beside, interrupt_inside, make_staging, recovered, stage_result, staged_swap, within
 
@@ -72,9 +73,8 @@ def test_foreign_files_in_the_middle_of_a_swap_lose_no_model(tmp_path: Path, res
     place, old, new = staged_swap(tmp_path / "merged", results, steps=1)
     place.target.mkdir()
     (place.target / "thesis.tex").write_text("years")
-    with pytest.raises(TargetBusy, match="something else appeared") as caught:
+    with refused(TargetBusy, problem="something else appeared there during the run", where=place.target):
         clean(place.target)
-    assert caught.value.exit_code == 7
     assert (files_of(place.root / "replaced"), files_of(place.shards)) == (old, new)
     assert names_in(place.target) == ["thesis.tex"]
 
@@ -98,10 +98,9 @@ def test_a_swap_whose_folders_are_others_is_refused(tmp_path: Path, results: tup
     (place.root / folder / "thesis.tex").write_text("years")
     if folder == "shards":
         shutil.rmtree(place.root / "replaced")
-    with pytest.raises(
-        (MalformedInput, TargetBusy), match=r"not those that it names|not a checkpoint: found thesis\.tex"
-    ):
+    with pytest.raises((MalformedInput, TargetBusy)) as caught:
         clean(place.target)
+    assert caught.value.found in {"thesis.tex", ", ".join(names_in(place.root))}
     assert names_in(place.root / folder) == ["thesis.tex"]
 
 

@@ -33,7 +33,7 @@ def test_counts_have_a_plural() -> None:
 def test_natural_order() -> None:
     """Numbers in names compare as numbers, however long; ties are broken by the name."""
     names = ["a", "a.01", "a.1", "a.2", "a.10", "a.10.b", f"a.{'9' * 5000}", "b"]
-    assert sorted(names[::-1], key=natural_key) == names
+    assert sorted(set(names), key=natural_key) == names
 
 
 # Writing.
