@@ -159,10 +159,10 @@ def test_a_holder_that_was_killed(
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
 def test_a_holder_file_that_is_no_file(pair: Pair, tmp_path: Path, make: Callable[[Path], object]) -> None:
     """A FIFO, folder or link under its name is refused, and not waited for."""
-    place = make_staging(locate_target(tmp_path / "out"))
-    make(place.root / "owner")
-    with refused(TargetBusy, where=place.root, found="its owner"):
-        apply_delta(*pair, place.target)
+    location = make_staging(locate_target(tmp_path / "out"))
+    make(location.root / "owner")
+    with refused(TargetBusy, where=location.root, found="its owner"):
+        apply_delta(*pair, location.target)
 
 
 @pytest.mark.usefixtures("no_locks")
@@ -375,8 +375,8 @@ def test_parts_do_not_undo_each_others_recovery(
 def test_a_part_that_ends_keeps_what_others_finished(pair: Pair, tmp_path: Path) -> None:
     """A part without shards that ends while another one is running removes nothing."""
     target = tmp_path / "out"
-    place = locate_target(target)
-    ending, running = StagingLock(place, shared=True), StagingLock(place, shared=True)
+    location = locate_target(target)
+    ending, running = StagingLock(location, shared=True), StagingLock(location, shared=True)
     worth, seen = OpenStaging.worth_keeping, []
 
     def looked(self: OpenStaging) -> bool:
@@ -387,9 +387,9 @@ def test_a_part_that_ends_keeps_what_others_finished(pair: Pair, tmp_path: Path)
         patch.setattr(OpenStaging, "worth_keeping", looked)
         ending.release()
     assert seen == []  # a part that is not the last does not even look
-    assert place.root.exists()
+    assert location.root.exists()
     running.release()
-    assert not place.root.exists()
+    assert not location.root.exists()
 
 
 def test_a_part_waits_for_one_that_ends(pair: Pair, tmp_path: Path) -> None:
@@ -478,9 +478,9 @@ def test_finish_of_what_was_discarded_meanwhile(pair: Pair, tmp_path: Path, monk
     from deltaweights.cluster import finish as finishing  # noqa: PLC0415
 
     class Late(StagingLock):
-        def __init__(self, place: TargetLocation) -> None:
+        def __init__(self, location: TargetLocation) -> None:
             clean(target)
-            super().__init__(place)
+            super().__init__(location)
 
     monkeypatch.setattr(finishing, "StagingLock", Late)
     with refused(InputOutputError, problem="no part of a merge here", where=target):

@@ -77,36 +77,36 @@ def inodes_and_times(folder: Path) -> dict[str, tuple[int, int]]:
 
 @contextlib.contextmanager
 def caught_in_the_middle(
-    command: list[str], place: TargetLocation, **options: object
+    command: list[str], location: TargetLocation, **options: object
 ) -> Iterator[subprocess.Popen[str]]:
     """Start a merge, and stop it (SIGSTOP) when some shards are finished and others are not."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
     try:
         deadline = time.monotonic() + PATIENCE
-        while not finished_shards(place):
+        while not finished_shards(location):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.001)
         process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
-        assert 0 < len(finished_shards(place)) < SHARDS
+        assert 0 < len(finished_shards(location)) < SHARDS
         yield process
     finally:
         process.kill()
         process.communicate()
 
 
-def finished_shards(place: TargetLocation) -> set[str]:
+def finished_shards(location: TargetLocation) -> set[str]:
     """Return the names of the shards that have a fragment."""
-    return {path.stem for path in place.fragments.glob("*.json")} if place.fragments.exists() else set()
+    return {path.stem for path in location.fragments.glob("*.json")} if location.fragments.exists() else set()
 
 
-def kill_in_the_middle(command: list[str], place: TargetLocation) -> dict[str, tuple[int, int]]:
+def kill_in_the_middle(command: list[str], location: TargetLocation) -> dict[str, tuple[int, int]]:
     """Kill a merge (SIGKILL) in the middle; return the marks of the shards that it had finished."""
-    with caught_in_the_middle(command, place) as process:
+    with caught_in_the_middle(command, location) as process:
         process.kill()
         assert process.wait() == -signal.SIGKILL
-    return {name: mark for name, mark in inodes_and_times(place.shards).items() if name in finished_shards(place)}
+    return {name: mark for name, mark in inodes_and_times(location.shards).items() if name in finished_shards(location)}
 
 
 def small_pair(folder: Path, seed: int = 0) -> Pair:

@@ -52,16 +52,16 @@ def precious(tmp_path: Path) -> Path:
     return folder
 
 
-def plant(place: TargetLocation, files: dict[str, str], *, mode: int = 0o700, owned: bool = False) -> None:
+def plant(location: TargetLocation, files: dict[str, str], *, mode: int = 0o700, owned: bool = False) -> None:
     """Create a staging folder that this program did not make; if ``owned``, one with a valid ownership record."""
-    place.root.mkdir(mode=mode, parents=True)
-    place.root.chmod(mode)
+    location.root.mkdir(mode=mode, parents=True)
+    location.root.chmod(mode)
     for name, text in files.items():
-        path = place.root / name
+        path = location.root / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     if owned:
-        make_staging(place)
+        make_staging(location)
 
 
 JOURNALS: dict[str, object] = {
@@ -79,8 +79,8 @@ RUNS: dict[str, Callable[[Pair, Path], object]] = {
 
 
 @pytest.fixture(params=["beside", "inside"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> TargetLocation:
-    """Make a folder of the user's as the target, and return its place with staging beside it and inside it."""
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> TargetLocation:
+    """Make a folder of the user's as the target, and return its location with staging beside it and inside it."""
     target = tmp_path / "out"
     (target / "thesis").mkdir(parents=True)
     (target / "thesis" / "chapter.tex").write_text("years")
@@ -99,7 +99,7 @@ def tree_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("journal", JOURNALS.values(), ids=JOURNALS)
 @pytest.mark.parametrize("mode", [0o700, 0o755])
 def test_row78_planted_staging_removes_and_publishes_nothing(
-    pair: Pair, place: TargetLocation, mode: int, journal: object, run: Callable[[Pair, Path], object]
+    pair: Pair, location: TargetLocation, mode: int, journal: object, run: Callable[[Pair, Path], object]
 ) -> None:
     """A staging folder that came with a download, its journal and its script: every command ends with 3, or 7 as without it."""
     files = {
@@ -107,11 +107,11 @@ def test_row78_planted_staging_removes_and_publishes_nothing(
         "publishing.json": json.dumps(journal),
         "shards/run.py": "evil",
     }
-    plant(place, files, mode=mode)
-    before = tree_of(place.target)
+    plant(location, files, mode=mode)
+    before = tree_of(location.target)
     with pytest.raises((MalformedInput, TargetBusy)) as caught:
-        run(pair, place.target)
-    assert tree_of(place.target) == before
+        run(pair, location.target)
+    assert tree_of(location.target) == before
     if isinstance(caught.value, MalformedInput):
         assert caught.value.problem == NOT_OURS
 
@@ -120,10 +120,10 @@ def test_row78_planted_staging_removes_and_publishes_nothing(
 @pytest.mark.parametrize("run", [RUNS["apply"], RUNS["part"], RUNS["clean"]], ids=["apply", "part", "clean"])
 @pytest.mark.parametrize("remove", ["tax.pdf", "thesis", "../tax.pdf", "run.py"])
 def test_row78_journals_name_files_of_results_alone(
-    pair: Pair, place: TargetLocation, remove: str, run: Callable[[Pair, Path], object]
+    pair: Pair, location: TargetLocation, remove: str, run: Callable[[Pair, Path], object]
 ) -> None:
     """A journal in staging that looks like ours moves and removes only files that a result may have."""
-    found = place.target / remove
+    found = location.target / remove
     mark = [found.stat().st_ino, found.stat().st_size, found.stat().st_mtime_ns] if found.exists() else [1, 2, 3]
     journal = {"version": 2, "plan": "plan1:a", "new": {}, "old": {remove: mark}}
     files = {
@@ -131,11 +131,11 @@ def test_row78_journals_name_files_of_results_alone(
         "publishing.json": json.dumps(journal),
         "shards/run.py": "evil",
     }
-    plant(place, files, owned=True)
-    before = tree_of(place.target)
+    plant(location, files, owned=True)
+    before = tree_of(location.target)
     with pytest.raises((MalformedInput, TargetBusy)):
-        run(pair, place.target)
-    assert tree_of(place.target) == before
+        run(pair, location.target)
+    assert tree_of(location.target) == before
 
 
 @pytest.mark.trust
@@ -148,11 +148,11 @@ def test_row78_what_a_journal_names_must_be_as_it_says(
     target = tmp_path / "out"
     target.mkdir()
     monkeypatch.chdir(target)
-    place = within(target)
+    location = within(target)
     mine = target / "config.json"
     mine.write_text("old")
-    plan = stage_result(place, result)
-    write_journal(place, plan)
+    plan = stage_result(location, result)
+    write_journal(location, plan)
     if fault == "marks":
         mine.unlink()
         mine.write_text("mine, and new")
@@ -160,9 +160,9 @@ def test_row78_what_a_journal_names_must_be_as_it_says(
         mine.unlink()
         (mine / "thesis").mkdir(parents=True)
     elif fault == "unfinished":
-        (place.shards / "tokenizer_config.json").write_text("{}")
+        (location.shards / "tokenizer_config.json").write_text("{}")
     else:
-        write_journal(place, "plan1:a")
+        write_journal(location, "plan1:a")
     before = tree_of(target)
     for run in (RUNS["apply"], RUNS["clean"]):
         with pytest.raises((MalformedInput, TargetBusy)):
@@ -182,10 +182,10 @@ def test_row79_links_in_staging(
 ) -> None:
     """A link in staging ends every run with 3 or 5, and nothing happens to what it leads to."""
     before, target = files_of(precious), tmp_path / "out"
-    place = locate_target(target)
-    plant(place, {"plan.json": '{"identity": "x"}'}, owned=owned)
-    (place.root / name).unlink(missing_ok=True)
-    (place.root / name).symlink_to(precious)
+    location = locate_target(target)
+    plant(location, {"plan.json": '{"identity": "x"}'}, owned=owned)
+    (location.root / name).unlink(missing_ok=True)
+    (location.root / name).symlink_to(precious)
     with pytest.raises((MalformedInput, InputOutputError)):
         run(pair, target)
     assert files_of(precious) == before
@@ -239,12 +239,12 @@ def test_row79_staging_of_another_user(
     pair: Pair, common: Path, mode: str, run: Callable[[Pair, Path], object]
 ) -> None:
     """A staging folder of another user is not used, whatever its permissions, and stays as it is."""
-    place = locate_target(common / "out")
-    as_nobody("mkdir", "-m", mode, place.root)
+    location = locate_target(common / "out")
+    as_nobody("mkdir", "-m", mode, location.root)
     with refused(MalformedInput, problem=NOT_OURS, found=f"a folder of user 65534 with permissions {mode}"):
-        run(pair, place.target)
-    assert list(place.root.iterdir()) == []
-    assert not place.target.exists()
+        run(pair, location.target)
+    assert list(location.root.iterdir()) == []
+    assert not location.target.exists()
 
 
 class When(Report):
@@ -275,35 +275,35 @@ def test_row79_staging_that_is_swapped_for_a_link(
     pair: Pair, common: Path, precious: Path, *, at_end: bool, overwrite: bool
 ) -> None:
     """When somebody swaps staging for a link during a run, the run continues in the folder that it opened."""
-    place = locate_target(common / "out")
+    location = locate_target(common / "out")
     if overwrite:
-        apply_delta(*pair, place.target, dtype="float32")
+        apply_delta(*pair, location.target, dtype="float32")
     (precious / "shards").mkdir()
     (precious / "shards" / "model.safetensors").write_text("of another model")
     before = tree_of(precious)
 
     def swap() -> None:
-        place.root.rename(common / "aside")
-        place.root.symlink_to(precious)
+        location.root.rename(common / "aside")
+        location.root.symlink_to(precious)
 
-    result = apply_delta(*pair, place.target, overwrite=overwrite, report=When(swap, at_end=at_end))
+    result = apply_delta(*pair, location.target, overwrite=overwrite, report=When(swap, at_end=at_end))
     assert tree_of(precious) == before
-    assert not place.target.is_symlink()
-    assert verify(place.target, expect=result.content_digest).ok
+    assert not location.target.is_symlink()
+    assert verify(location.target, expect=result.content_digest).ok
 
 
 @pytest.mark.trust
 def test_row79_staging_that_is_swapped_for_a_folder(pair: Pair, common: Path, precious: Path) -> None:
     """When somebody swaps staging for a folder, the files in that are not published."""
-    place = locate_target(common / "out")
+    location = locate_target(common / "out")
 
     def swap() -> None:
-        place.root.rename(common / "aside")
-        shutil.copytree(precious, place.root / "shards")
+        location.root.rename(common / "aside")
+        shutil.copytree(precious, location.root / "shards")
 
-    apply_delta(*pair, place.target, report=When(swap, at_end=True))
-    assert not (place.target / "id_rsa").exists()
-    assert verify(place.target).ok
+    apply_delta(*pair, location.target, report=When(swap, at_end=True))
+    assert not (location.target / "id_rsa").exists()
+    assert verify(location.target).ok
 
 
 @pytest.mark.trust
@@ -335,46 +335,46 @@ def test_row79_another_model_that_is_moved_into_the_targets_place(
 @pytest.mark.trust
 def test_row79_a_second_name_of_a_file_elsewhere(pair: Pair, tmp_path: Path, precious: Path) -> None:
     """Files in staging are replaced, never overwritten in place: they may be hard links to files elsewhere."""
-    place = locate_target(tmp_path / "out")
-    plant(place, {}, owned=True)
+    location = locate_target(tmp_path / "out")
+    plant(location, {}, owned=True)
     for name in ("shards/config.json", "shards/model.safetensors", "plan.json", "fragments/model.safetensors.json"):
-        (place.root / name).parent.mkdir(exist_ok=True)
-        (place.root / name).hardlink_to(precious / "id_rsa")
+        (location.root / name).parent.mkdir(exist_ok=True)
+        (location.root / name).hardlink_to(precious / "id_rsa")
     before = files_of(precious)
-    apply_delta(*pair, place.target)
+    apply_delta(*pair, location.target)
     assert files_of(precious) == before
-    assert verify(place.target).ok
+    assert verify(location.target).ok
 
 
 @AS_ROOT
 @pytest.mark.trust
 def test_row79_a_probe_that_is_swapped(pair: Pair, common: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a parent that others may write to, no new folder is compared with: they could swap it for one of their own."""
-    place = locate_target(common / "out")
-    as_nobody("mkdir", "-m", "755", place.root)
+    location = locate_target(common / "out")
+    as_nobody("mkdir", "-m", "755", location.root)
     mkdir = os.mkdir
 
     def made(name: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
         mkdir(name, mode, dir_fd=dir_fd)
-        if name.startswith(f"{place.root.name}."):
+        if name.startswith(f"{location.root.name}."):
             os.chown(name, 65534, 65534, dir_fd=dir_fd)
             os.chmod(common / name, 0o755)  # noqa: PTH101, S103
 
     monkeypatch.setattr(os, "mkdir", made)
     with refused(MalformedInput, problem=NOT_OURS, found="a folder of user 65534 with permissions 755"):
-        apply_delta(*pair, place.target)
+        apply_delta(*pair, location.target)
 
 
 @pytest.mark.trust
 def test_row79_a_file_system_without_permissions(pair: Pair, common: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where permissions cannot be set (WSL's drives, memory cards), this user's staging is used all the same."""
-    place = make_staging(locate_target(common / "out"))
-    place.root.chmod(0o777)
+    location = make_staging(locate_target(common / "out"))
+    location.root.chmod(0o777)
     with refused(MalformedInput, found=f"a folder of user {os.geteuid()} with permissions 777"):
-        clean(place.target)
-    assert stat.S_IMODE(place.root.stat().st_mode) == 0o777
+        clean(location.target)
+    assert stat.S_IMODE(location.root.stat().st_mode) == 0o777
     monkeypatch.setattr(os, "fchmod", lambda *_: None)
-    assert apply_delta(*pair, place.target).status == "merged"
+    assert apply_delta(*pair, location.target).status == "merged"
 
 
 @pytest.mark.trust
@@ -383,21 +383,21 @@ def test_row78_ownership_records_of_others(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Staging whose ownership record is for another target, made with another key, or has a guessed inode, is refused."""
-    place = locate_target(tmp_path / "out")
+    location = locate_target(tmp_path / "out")
     if how == "of another target":
-        make_staging(beside(tmp_path / "other")).root.rename(place.root)
+        make_staging(beside(tmp_path / "other")).root.rename(location.root)
     elif how == "of another user":
         with monkeypatch.context() as patch:
             patch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-            make_staging(place)
+            make_staging(location)
     else:
-        place.root.mkdir(0o700)
-        record = {"version": 1, "inode": place.root.stat().st_ino}
-        (place.root / "staging.json").write_text(json.dumps(record))
-    place.shards.mkdir()
-    with refused(MalformedInput, problem=NOT_OURS, where=place.root):
-        clean(place.target)
-    assert place.shards.exists()
+        location.root.mkdir(0o700)
+        record = {"version": 1, "inode": location.root.stat().st_ino}
+        (location.root / "staging.json").write_text(json.dumps(record))
+    location.shards.mkdir()
+    with refused(MalformedInput, problem=NOT_OURS, where=location.root):
+        clean(location.target)
+    assert location.shards.exists()
 
 
 @pytest.mark.trust
@@ -407,9 +407,9 @@ def test_row79_without_a_state_folder_the_inode_proves_ownership(
     """Where no key can be kept, staging of an interrupted run is still used, and a copy of it is not."""
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.delenv("HOME")
-    place = make_staging(locate_target(tmp_path / "out"))
-    shutil.copytree(place.root, tmp_path / ".copy.deltaweights")
-    assert apply_delta(*pair, place.target).status == "merged"
+    location = make_staging(locate_target(tmp_path / "out"))
+    shutil.copytree(location.root, tmp_path / ".copy.deltaweights")
+    assert apply_delta(*pair, location.target).status == "merged"
     with refused(MalformedInput, problem=NOT_OURS):
         clean(tmp_path / "copy")
 
@@ -469,37 +469,37 @@ def test_row78_a_folder_with_the_name_of_a_file_is_not_overwritten(pair: Pair, t
 def test_a_link_where_archives_are_unpacked(pair: Pair, tmp_path: Path, precious: Path) -> None:
     """An archive is not unpacked through a link."""
     archive = archive_of(pair[1], DEFLATED)
-    place = make_staging(locate_target(tmp_path / "out"))
-    place.unpacked.mkdir()
-    (place.unpacked / "delta").symlink_to(precious)
+    location = make_staging(locate_target(tmp_path / "out"))
+    location.unpacked.mkdir()
+    (location.unpacked / "delta").symlink_to(precious)
     before = files_of(precious)
-    with refused(MalformedInput, where=place.unpacked / "delta", found="a link"):
-        apply_delta(pair[0], archive, place.target)
+    with refused(MalformedInput, where=location.unpacked / "delta", found="a link"):
+        apply_delta(pair[0], archive, location.target)
     assert files_of(precious) == before
 
 
 def test_links_among_what_a_part_left(pair: Pair, tmp_path: Path, precious: Path) -> None:
     """The files to publish beside the weights are not read through a link."""
-    place = locate_target(tmp_path / "out")
+    location = locate_target(tmp_path / "out")
     for part in ("1/2", "2/2"):
-        apply_part(*pair, place.target, part=part)
-    config = place.root / "companions" / "config.json"
+        apply_part(*pair, location.target, part=part)
+    config = location.root / "companions" / "config.json"
     config.unlink()
     config.symlink_to(precious / "id_rsa")
     with refused(InputOutputError, where=config):
-        finish_parts(place.target)
-    assert not place.target.exists()
+        finish_parts(location.target)
+    assert not location.target.exists()
 
 
 @pytest.mark.parametrize("where", ["plan.json", "fragments/model.safetensors.json"])
 def test_a_fifo_in_staging(pair: Pair, tmp_path: Path, where: str) -> None:
     """A FIFO in place of one of our documents is ignored, and not waited for."""
-    place = make_staging(locate_target(tmp_path / "out"))
-    place.fragments.mkdir()
+    location = make_staging(locate_target(tmp_path / "out"))
+    location.fragments.mkdir()
     if where != "plan.json":
-        (place.root / "plan.json").write_text("{}")
-    os.mkfifo(place.root / where)
-    assert apply_delta(*pair, place.target).status == "merged"
+        (location.root / "plan.json").write_text("{}")
+    os.mkfifo(location.root / where)
+    assert apply_delta(*pair, location.target).status == "merged"
 
 
 FIELDS: dict[str, Callable[[dict[str, object]], object]] = {
@@ -518,16 +518,16 @@ def test_fragments_with_other_kinds_of_values(
     pair: Pair, tmp_path: Path, change: Callable[[dict[str, object]], object]
 ) -> None:
     """A fragment with fields of other types is not accepted, and its shard is made again."""
-    place = locate_target(tmp_path / "out")
+    location = locate_target(tmp_path / "out")
     for part in ("1/2", "2/2"):
-        apply_part(*pair, place.target, part=part)
-    (path,) = place.fragments.iterdir()
+        apply_part(*pair, location.target, part=part)
+    (path,) = location.fragments.iterdir()
     document = json.loads(path.read_bytes())
     change(document)
     path.write_text(json.dumps(document))
     with pytest.raises(ValueError, match="fragment"):
         Fragment.from_bytes(path.read_bytes())
-    assert apply_part(*pair, place.target, part="1/2").made == ("model.safetensors",)
+    assert apply_part(*pair, location.target, part="1/2").made == ("model.safetensors",)
 
 
 def test_a_tokenizer_that_is_a_link(tmp_path: Path, precious: Path) -> None:

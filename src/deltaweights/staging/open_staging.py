@@ -10,7 +10,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy, os_errors_as_ours
 from deltaweights.staging.location import FRAGMENTS, JOURNAL, REPLACED, UNPACKED, TargetLocation
@@ -108,16 +108,12 @@ class OpenStaging:
 
     @contextmanager
     def folder(self, *names: str) -> Iterator[OpenFolder]:
-        """Open a folder in staging, created if necessary; a second name is that of a folder in the first."""
-        folder = self.root.make(names[0])
-        try:
-            for name in names[1:]:
-                inner = folder.make(name)
-                folder.close()
-                folder = inner
+        """Open a folder in staging, or one in another, created if necessary."""
+        with ExitStack() as stack:
+            folder = self.root
+            for name in names:
+                folder = stack.enter_context(folder.make(name))
             yield folder
-        finally:
-            folder.close()
 
     def keep_open(self, name: str) -> OpenFolder:
         """Open the folder ``name``, created if necessary, until staging is closed."""

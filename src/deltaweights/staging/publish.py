@@ -126,7 +126,7 @@ def _undo_swap(staging: OpenStaging, journal: Journal, error: BaseException) -> 
             root.remove(JOURNAL)
     except (InputOutputError, TargetBusy) as failed:
         where = root.path / (REPLACED if root.look(REPLACED) else SHARDS)
-        remedy = f"move it to where it belongs: it is not what stood at {target}"
+        remedy = f"move it back to where it belongs: it is not the old {target}"
         raise TargetBusy(f"cannot be put back: {failed}", where=where, remedy=remedy) from error
 
 
@@ -152,7 +152,7 @@ def _finish_swap(staging: OpenStaging, journal: Journal) -> str | None:
         return None
     elif _holds(staging, SHARDS, journal.is_old) and not root.look(REPLACED):
         root.remove(SHARDS)
-        done = "removed what a replacement left that was cut off"
+        done = "removed what a replacement that was cut off had left"
     elif _holds(staging, REPLACED, journal.is_old) and not root.look(SHARDS):
         if staging.contents():
             root.remove(REPLACED)

@@ -68,7 +68,7 @@ class StagedShards:
         document = {"identity": plan.identity, "arrivals": {}, **plan.document}
         existed = not staging.root.write_once(PLAN, in_chunks(compact_pieces(document)))
         if existed and not _belongs_to(staging.root, plan, {}):
-            remedy = "use the inputs and options of the other parts, or give their work up: deltaweights clean"
+            remedy = "use the inputs and options of the other parts, or discard their work with deltaweights clean"
             raise TargetBusy("staging holds another plan", where=staging.root.path, remedy=remedy)
         staged = cls(staging)
         return staged, staged.finished(plan, shards)

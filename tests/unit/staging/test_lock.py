@@ -65,19 +65,19 @@ sys.stdin.read()
 def test_a_lock_lasts_as_long_as_the_process_that_holds_it(tmp_path: Path) -> None:
     """A lock that another process holds is respected; once that process is killed, its lock file is no obstacle."""
     base, delta = small_pair(tmp_path)
-    place = make_staging(locate_target(tmp_path / "merged"))
-    command = [sys.executable, "-c", HOLD, str(place.root / "lock")]
+    location = make_staging(locate_target(tmp_path / "merged"))
+    command = [sys.executable, "-c", HOLD, str(location.root / "lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with refused(TargetBusy, problem=BUSY, where=place.root):
-            merge_small(base, delta, place.target)
+        with refused(TargetBusy, problem=BUSY, where=location.root):
+            merge_small(base, delta, location.target)
         with refused(TargetBusy, problem=BUSY):
-            clean(place.target)
+            clean(location.target)
         holder.kill()
-    assert (place.root / "lock").exists()
-    assert merge_small(base, delta, place.target).status == "merged"
-    assert not place.root.exists()
+    assert (location.root / "lock").exists()
+    assert merge_small(base, delta, location.target).status == "merged"
+    assert not location.root.exists()
 
 
 @pytest.mark.trust
@@ -102,17 +102,17 @@ def test_row69_a_file_system_without_locks_is_said(
 
 def test_the_lock_is_taken_anew_when_its_file_was_removed(tmp_path: Path) -> None:
     """A lock on a file that an ending run has unlinked in between counts for nothing: two runs never hold it together."""
-    place = locate_target(tmp_path / "merged")
-    with StagingLock(place):
-        (place.root / "lock").unlink()
-        with StagingLock(place), refused(TargetBusy, problem=BUSY):
-            StagingLock(place)
+    location = locate_target(tmp_path / "merged")
+    with StagingLock(location):
+        (location.root / "lock").unlink()
+        with StagingLock(location), refused(TargetBusy, problem=BUSY):
+            StagingLock(location)
 
 
 def test_the_lock_file_is_locked_while_a_run_lives(tmp_path: Path) -> None:
     """The lock is one that any tool can ask for (flock), and it is free when the run has ended."""
-    place = locate_target(tmp_path / "merged")
-    with StagingLock(place), (place.root / "lock").open() as lock, pytest.raises(BlockingIOError):
+    location = locate_target(tmp_path / "merged")
+    with StagingLock(location), (location.root / "lock").open() as lock, pytest.raises(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with StagingLock(place):
+    with StagingLock(location):
         pass

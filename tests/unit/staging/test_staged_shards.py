@@ -93,14 +93,14 @@ def test_staging_of_another_plan_is_discarded(
     staged: tuple[TargetLocation, Pair, dict[str, bytes]], tmp_path: Path
 ) -> None:
     """What is left of a run with other options is removed: its shards, its fragments, and whatever lay between them."""
-    place, pair, _ = staged
-    (place.shards / "stray").write_text("?")
+    location, pair, _ = staged
+    (location.shards / "stray").write_text("?")
     notes = Notes()
-    merge_small(*pair, place.target, dtype="float32", report=notes)
+    merge_small(*pair, location.target, dtype="float32", report=notes)
     assert "staging held another plan (other inputs or options): it was discarded" in notes.texts
     expected = merge_small(*pair, tmp_path / "of float32", dtype="float32")
-    assert files_of(place.target) == files_of(Path(expected.target))
-    assert not place.root.exists()
+    assert files_of(location.target) == files_of(Path(expected.target))
+    assert not location.root.exists()
 
 
 @pytest.mark.parametrize("harm", ["cut", "link", "fragment of another file", "fragment that is no JSON", "no fragment"])
@@ -108,24 +108,24 @@ def test_only_whole_shards_with_their_own_fragment_are_reused(
     staged: tuple[TargetLocation, Pair, dict[str, bytes]], tmp_path: Path, harm: str
 ) -> None:
     """A staged shard that was cut, swapped for a link, or lacks a fragment of its own is made again, and no other is."""
-    place, pair, expected = staged
-    marks = inodes_and_times(place.shards)
+    location, pair, expected = staged
+    marks = inodes_and_times(location.shards)
     name, other = sorted(marks)[:2]
-    shard, fragment = place.shards / name, place.fragments / f"{name}.json"
-    (place.shards / "stray").write_text("?")
+    shard, fragment = location.shards / name, location.fragments / f"{name}.json"
+    (location.shards / "stray").write_text("?")
     if harm == "cut":
         os.truncate(shard, shard.stat().st_size - 1)
     elif harm == "link":
         shard.rename(tmp_path / "elsewhere")
         shard.symlink_to(tmp_path / "elsewhere")
     elif harm == "fragment of another file":
-        fragment.write_bytes((place.fragments / f"{other}.json").read_bytes())
+        fragment.write_bytes((location.fragments / f"{other}.json").read_bytes())
     elif harm == "fragment that is no JSON":
         fragment.write_text("{")
     else:
         fragment.unlink()
-    merge_small(*pair, place.target)
-    assert files_of(place.target) == expected
-    assert not (place.target / name).is_symlink()
-    found = inodes_and_times(place.target)
+    merge_small(*pair, location.target)
+    assert files_of(location.target) == expected
+    assert not (location.target / name).is_symlink()
+    found = inodes_and_times(location.target)
     assert [shard for shard, mark in marks.items() if found[shard] != mark] == [name]
