@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import cast
 import pytest
 
 from deltaweights.errors import InputOutputError, UsageError
+from deltaweights.hub import downloads
 from deltaweights.report import Report
 from deltaweights.util.workers import WorkerPool, default_workers, resolve_workers, run_parallel
 from tests.support.errors import refused
@@ -102,7 +104,7 @@ def test_threads_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("given", [0, -1])
 def test_there_is_at_least_one_worker(given: int) -> None:
-    """Fewer are a mistake of the caller's; None stands for the default."""
+    """Fewer are a usage error; None means the default."""
     assert (resolve_workers(3), resolve_workers(None)) == (3, default_workers())
     assert 2 <= default_workers() <= 8
     with refused(UsageError, found=given):
@@ -136,3 +138,10 @@ def test_ctrl_c_in_a_program_that_uses_the_package_stops_all_workers() -> None:
     for thread in pool._threads:
         thread.join(PATIENCE)
         assert not thread.is_alive()
+
+
+def test_downloads_take_their_lock_in_c_too() -> None:
+    """A reader of a download enters the lock, not its condition, so that Ctrl-C cannot leave it taken."""
+    source = inspect.getsource(downloads)
+    assert "with self._lock:" in source
+    assert "with self._changed" not in source
