@@ -10,14 +10,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deltaweights.jobs.apply import apply_delta
 from tests.support import hang
 from tests.support.limits import PATIENCE
+from tests.support.merges import Files, Pair, files_of, finish, make_large_pair
 from tests.support.pairs import make_pair
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -60,6 +62,41 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool | None:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Make a LLaVA-Med-like base and delta, as sharded torch files, for tests that only read them."""
     return make_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="session")
+def large_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Make a pair whose merge takes long enough to be interrupted, for tests that only read it."""
+    return make_large_pair(tmp_path_factory.mktemp("large"))
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(large_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """Return the files of an uninterrupted merge of the large pair."""
+    target = tmp_path_factory.mktemp("uninterrupted") / "merged"
+    apply_delta(*large_pair, target, max_shard_size="1MB")
+    return files_of(target)
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mount a tmpfs of so many megabytes at a folder of ``tmp_path``; skip where that is not allowed."""
+    mounted: list[Path] = []
+
+    def make(name: str, megabytes: int, option: str = "") -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        options = f"size={megabytes}m{option}"
+        done = finish(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)])
+        if done.returncode and "remount" not in option:
+            pytest.skip(f"cannot mount a tmpfs here: {done.stderr.strip()}")
+        assert done.returncode == 0, done.stderr
+        mounted.append(folder)
+        return folder
+
+    yield make
+    for folder in set(mounted):
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture

@@ -21,24 +21,11 @@ from random import Random
 import pytest
 
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.staging.place import locate
+from deltaweights.staging.location import locate_target
 from tests.faults.injection import KILL, OPENS, READS, WRITES, Call, command, is_lie, is_possible
 from tests.faults.sweep import OF_SIGNALS, SCENARIOS, Run, Scenario, fault, make_inputs, sweep
 from tests.support.limits import PATIENCE
-from tests.unit.staging.test_staging import (
-    Pair,
-    apply_command,
-    files_of,
-    finish,
-    finished_shards,
-    large,
-    mount,
-    names_in,
-    small_pair,
-    uninterrupted,
-)
-
-__all__ = ["large", "mount", "uninterrupted"]
+from tests.support.merges import Pair, apply_command, files_of, finish, finished_shards, names_in, small_pair
 
 TRACED = pytest.mark.skipif(not is_possible(), reason="strace is not there, or may not trace")
 
@@ -154,11 +141,13 @@ def test_row65_short_writes_are_carried_on(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.trust
 @pytest.mark.parametrize("seed", range(10), ids=lambda seed: f"row67-{seed}")
-def test_a_signal_at_a_random_time(large: Pair, uninterrupted: dict[str, bytes], tmp_path: Path, seed: int) -> None:
+def test_a_signal_at_a_random_time(
+    large_pair: Pair, uninterrupted: dict[str, bytes], tmp_path: Path, seed: int
+) -> None:
     """SIGINT and SIGTERM at any time: one line and the signal's code, or a whole result; the next run finishes it."""
     number, code = [(signal.SIGINT, 130), (signal.SIGTERM, 143)][seed % 2]
     target = tmp_path / "out"
-    command = apply_command(*large, target, "--quiet")
+    command = apply_command(*large_pair, target, "--quiet")
     began = time.monotonic()
     assert finish(command).returncode == 0
     shutil.rmtree(target)
@@ -173,8 +162,10 @@ def test_a_signal_at_a_random_time(large: Pair, uninterrupted: dict[str, bytes],
         assert err.startswith("deltaweights: error: ")
         assert err.count("\n") == 1
     assert not target.exists() or files_of(target) == uninterrupted
-    if locate(target).shards.exists():
-        assert {path.name for path in locate(target).shards.glob("*.safetensors")} == finished_shards(locate(target))
+    if locate_target(target).shards.exists():
+        assert {path.name for path in locate_target(target).shards.glob("*.safetensors")} == finished_shards(
+            locate_target(target)
+        )
     assert finish(command).returncode == 0
     assert files_of(target) == uninterrupted
     assert names_in(tmp_path) == ["out"]
@@ -300,11 +291,11 @@ def little_memory() -> Iterator[Callable[[int], Path]]:
 
 @pytest.mark.trust
 def test_row70_little_memory(
-    large: Pair, uninterrupted: dict[str, bytes], tmp_path: Path, little_memory: Callable[[int], Path]
+    large_pair: Pair, uninterrupted: dict[str, bytes], tmp_path: Path, little_memory: Callable[[int], Path]
 ) -> None:
     """With 64 MB of memory for everything, the system's cache of files included, a merge of 240 MB of files completes."""
     processes = little_memory(64 * 2**20)
     within = ["sh", "-c", f'echo $$ > {processes} && exec "$@"', "sh"]
-    done = finish([*within, *apply_command(*large, tmp_path / "out", "--quiet")])
+    done = finish([*within, *apply_command(*large_pair, tmp_path / "out", "--quiet")])
     assert done.returncode == 0, done.stderr
     assert files_of(tmp_path / "out") == uninterrupted

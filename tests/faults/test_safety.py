@@ -15,7 +15,8 @@ from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.manifest import MANIFEST, SUMS
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
-from deltaweights.staging.place import locate
+from deltaweights.staging.location import locate_target
+from tests.support.errors import refused
 from tests.support.pairs import base_tensors, make_pair, save
 
 Pair = tuple[Path, Path]
@@ -30,18 +31,18 @@ def test_content_that_appears_during_the_run_is_not_replaced(pair: Pair, tmp_pat
         def begin(self, doing: str, total: int) -> None:
             (target / "thesis.tex").write_text("years")
 
-    with pytest.raises(TargetBusy, match=r"found thesis\.tex"):
+    with refused(TargetBusy, found="thesis.tex"):
         apply_delta(*pair, target, report=Meddler())
     assert [path.name for path in target.iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.parametrize("stranger", [".git", "src", "thesis.tex"])
 def test_overwrite_keeps_off_folders_with_other_things(pair: Pair, tmp_path: Path, stranger: str) -> None:
-    """With overwrite, a checkpoint that something else stands beside is refused, naming it, and nothing is lost."""
+    """With overwrite, a checkpoint with other files beside it is refused, naming one, and nothing is lost."""
     target = tmp_path / "merged"
     apply_delta(*pair, target)
     (target / stranger).mkdir()
-    with pytest.raises(TargetBusy, match=f"found {stranger}"):
+    with refused(TargetBusy, found=stranger):
         apply_delta(*pair, target, overwrite=True, dtype="float32")
     assert (target / stranger).exists()
 
@@ -51,7 +52,7 @@ def test_overwrite_never_takes_the_base_behind_links(tmp_path: Path) -> None:
     base, delta = make_pair(tmp_path, "safetensors", 1)
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "model.safetensors").symlink_to(base / "model.safetensors")
-    with pytest.raises(TargetBusy, match="output and input overlap"):
+    with refused(TargetBusy, problem="output and input overlap"):
         apply_delta(tmp_path / "links", delta, base, overwrite=True)
     assert (base / "model.safetensors").exists()
 
@@ -67,7 +68,7 @@ def test_a_damaged_finished_shard_is_made_again(pair: Pair, tmp_path: Path) -> N
 
     with pytest.raises(KeyboardInterrupt):
         apply_delta(*pair, target, max_shard_size="20KB", report=StopAtEnd())
-    shard = sorted(locate(target).shards.iterdir())[0]
+    shard = sorted(locate_target(target).shards.iterdir())[0]
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
@@ -88,7 +89,7 @@ def test_companions_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
         == b"{}"
     )
     (snapshot / "LICENSE").symlink_to(tmp_path / "secret")
-    with pytest.raises(MalformedInput, match="a link that leaves the folder"):
+    with refused(MalformedInput, problem="a link that leaves the folder"):
         read_companions(LocalDirectory(snapshot), frozenset(), "float16", "delta", "notice")
 
 
@@ -129,12 +130,12 @@ def test_one_target_has_one_lock(pair: Pair, tmp_path: Path, monkeypatch: pytest
     """Staging that was begun beside the target is found from inside it, so that two runs cannot pass each other."""
     target = tmp_path / "merged"
     target.mkdir()
-    outside = locate(target)
+    outside = locate_target(target)
     outside.root.mkdir()
     monkeypatch.chdir(target)
-    assert locate(".") == outside
+    assert locate_target(".") == outside
     outside.root.rmdir()
-    assert locate(".").inside
+    assert locate_target(".").inside
 
 
 def test_weights_that_no_tensor_is_in_do_not_verify(pair: Pair, tmp_path: Path) -> None:

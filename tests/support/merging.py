@@ -16,7 +16,7 @@ from deltaweights.jobs.apply import ApplyResult, apply_delta
 from deltaweights.manifest.manifest import Fragment
 from deltaweights.merge import stream
 from deltaweights.report import Report
-from deltaweights.staging.folder import StagingFolder
+from deltaweights.staging.staged_shards import StagedShards
 from tests.support.pairs import Tensors, base_tensors, load, save
 
 
@@ -125,13 +125,13 @@ class Killed(BaseException):
 @contextmanager
 def killed_after(finished: int) -> Iterator[None]:
     """Let runs die when so many shards are finished."""
-    number, really_keep = count(), StagingFolder.keep
+    number, really_keep = count(), StagedShards.keep
 
-    def keep(self: StagingFolder, fragment: Fragment) -> None:
+    def keep(self: StagedShards, fragment: Fragment) -> None:
         if next(number) >= finished:
             raise Killed
         really_keep(self, fragment)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StagingFolder, "keep", keep)
+        patch.setattr(StagedShards, "keep", keep)
         yield

@@ -28,7 +28,6 @@ from deltaweights.signing.bundle import Bundle, pae, parse_bundle
 from deltaweights.signing.folder import read_signature, sign_folder
 from deltaweights.signing.keys import load_private
 from deltaweights.util.limits import MANIFEST
-from deltaweights.util.text import MOST_FOREIGN, strict_json
 from tests.conftest import Run
 from tests.support.limits import PATIENCE
 from tests.support.pairs import make_pair
@@ -265,19 +264,6 @@ def test_only_the_dtype_at_the_top_changes(
 
 
 # Memory.
-
-BIG: dict[str, tuple[bytes, str]] = {
-    "lists": (b"[" + b"[]," * 500_000 + b"0]", "more than 440,000 lists"),
-    "not ASCII": ("🙂".encode() + b" " * MOST_FOREIGN, "not all of them ASCII"),
-    "commas": (b"[" + b"0," * 2_000_000 + b"0]", "1,100,000 commas"),
-}
-
-
-@pytest.mark.parametrize(("data", "says"), BIG.values(), ids=BIG)
-def test_documents_that_would_fill_the_memory(data: bytes, says: str) -> None:
-    """What would take many times its size in memory is refused before it is parsed."""
-    with pytest.raises(ValueError, match=says):
-        strict_json(data)
 
 
 def licences(folder: Path, names: list[str], size: int) -> list[str | Path]:

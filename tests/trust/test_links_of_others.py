@@ -26,6 +26,7 @@ from deltaweights.manifest.manifest import MANIFEST
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
 from tests.faults.test_concurrency import pair
+from tests.support.errors import refused
 from tests.support.other_user import OTHER, common_folder, give_to_other, needs_other_user, start_as_other
 from tests.support.pairs import make_pair
 from tests.trust.harness import Case, case, hold, merging, run_command
@@ -193,7 +194,7 @@ def test_row80_documents_whose_values_are_copied(tmp_path: Path, secret: Path, n
     (base / name).symlink_to(secret)
     with (
         open_checkpoint(base, "vision tower") as checkpoint,
-        pytest.raises(MalformedInput, match="a link that leaves the folder"),
+        refused(MalformedInput, problem="a link that leaves the folder"),
     ):
         _read_config(checkpoint)
 
@@ -205,7 +206,7 @@ def test_row80_a_manifest_elsewhere(tmp_path: Path, secret: Path) -> None:
     (base / MANIFEST).symlink_to(secret)
     with (
         open_checkpoint(base, "merged") as checkpoint,
-        pytest.raises(MalformedInput, match="a link that leaves the folder"),
+        refused(MalformedInput, problem="a link that leaves the folder"),
     ):
         manifest_beside(checkpoint)
 
@@ -419,7 +420,7 @@ def test_row81_what_is_no_file_is_not_opened(given: Path, monkeypatch: pytest.Mo
         return fd
 
     monkeypatch.setattr(os, "open", note)
-    with pytest.raises(MalformedInput, match=f"not a regular file: found {kind}"):
+    with refused(MalformedInput, problem="not a regular file", found=kind):
         LocalDirectory(given).open("x")
     if safe_open.SEARCH & getattr(os, "O_PATH", 0):
         assert not opened

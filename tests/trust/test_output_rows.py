@@ -1,7 +1,6 @@
 """Rows 69 and 72 to 75 of the table: targets that are inputs, and results that were tampered with.
 
-Of the other faults of the output are ``tests/unit/staging/test_staging.py`` and ``tests/faults/test_faults.py``, of signatures
-``tests/unit/signing/test_signing.py``.
+Other faults of the output are tested in ``tests/unit/staging`` and ``tests/faults``, signatures in ``tests/unit/signing``.
 """
 
 from __future__ import annotations

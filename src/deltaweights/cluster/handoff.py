@@ -10,8 +10,8 @@ from deltaweights.manifest.manifest import plain_name
 from deltaweights.merge.frame import frame_of
 from deltaweights.merge.plan import Plan, PlannedTensor, Shard
 from deltaweights.recipes.recipe import Recipe
-from deltaweights.staging.opened import COMPANIONS, ENDING, OpenStaging
-from deltaweights.staging.place import Place
+from deltaweights.staging.location import COMPANIONS, ENDING, TargetLocation
+from deltaweights.staging.open_staging import OpenStaging
 from deltaweights.util.codec import decode, encode
 from deltaweights.util.limits import ENDING as HANDOFF_LIMIT
 from deltaweights.util.text import Json, compact_json, refuse_excess, strict_json
@@ -90,9 +90,9 @@ def load_handoff(staging: OpenStaging) -> PlannedResult:
     )
 
 
-def has_handoff(place: Place) -> bool:
+def has_handoff(place: TargetLocation) -> bool:
     """Return whether a part left its handoff here. Raises ``InputOutputError`` when that cannot be told."""
     try:
-        return place.ending.exists()
+        return (place.root / ENDING).exists()
     except OSError as error:
-        raise InputOutputError.from_os(error, place.ending, "look for it") from error
+        raise InputOutputError.from_os(error, place.root / ENDING, "look for it") from error

@@ -18,7 +18,7 @@ from deltaweights.manifest.manifest import MANIFEST
 from deltaweights.merge.rules import is_buffer
 from deltaweights.report import Report
 from deltaweights.util.text import natural_key
-from deltaweights.util.workers import workers_of
+from deltaweights.util.workers import resolve_workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def diff_checkpoints(
     ``MalformedInput`` when a file breaks its format or does not match a checksum that it records, ``UsageError`` when ``workers``
     is less than 1.
     """
-    count, report = workers_of(workers), report or Report()
+    count, report = resolve_workers(workers), report or Report()
     with (
         TemporaryUnpacker() as scratch,
         located([("first checkpoint", a), ("second checkpoint", b)], hub, report) as (one_at, other_at),

@@ -11,7 +11,7 @@ from deltaweights.checkpoint.checksums import refuse_damage, verify_in_pieces
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.diff.distance import BlockComparer, Figures, comparable
 from deltaweights.report import Report
-from deltaweights.util.workers import share_out
+from deltaweights.util.workers import run_parallel
 
 BLOCK = 1 << 19
 """Bytes per block and side: both are still in a core's cache when they are compared; with smaller blocks, workers would wait for
@@ -110,13 +110,13 @@ def compare_pairs(pairs: Sequence[TensorPair], loose: Sequence[LazyTensor], work
     wholes = [_Range(pair, 0, pair.one.spec.count) for pair in pairs if comparable(*pair.dtypes)]
     jobs: Iterator[_Range | LazyTensor] = chain(loose, _jobs(wholes))
     total = sum(whole.nbytes for whole in wholes) + sum(tensor.spec.nbytes for tensor in loose)
-    share_out(jobs, _Worker, _Worker.read, workers=workers, report=report, doing="comparing", total=total)
+    run_parallel(jobs, _Worker, _Worker.read, workers=workers, report=report, doing="comparing", total=total)
     # Mostly a tensor differs in no block or in all: reading some blocks again for the norm costs less than measuring all at once.
     differing = (whole for whole in wholes if whole.pair.parts)
     again = [block for whole in differing for block in whole.blocks() if block.start not in block.pair.parts]
     if again:
         total = sum(block.nbytes for block in again)
-        share_out(
+        run_parallel(
             iter(again), _Worker, _Worker.add_norm, workers=workers, report=report, doing="measuring", total=total
         )
 

@@ -21,7 +21,7 @@ from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.repo_listing import COMMIT, RepoListing, parse_files
 from deltaweights.hub.retry import MAX_RETRIES, RETRIED_STATUSES, RetryPolicy, ThrottledNotes
-from deltaweights.util.interruption import aside
+from deltaweights.util.interruption import run_in_side_thread
 from deltaweights.util.text import Json, strict_json
 
 MAX_RESPONSE_BYTES = 32 * 1024 * 1024
@@ -119,7 +119,7 @@ class Access:
         """Ask the Hub for the commit of ``wanted`` and its files. Raises ``InputOutputError``."""
         revision = quote(wanted.revision or "main", safe="")
         url = f"{self.endpoint}/api/models/{wanted.repo}/revision/{revision}?blobs=true"
-        answer = aside(lambda: self._get_json(url, wanted))
+        answer = run_in_side_thread(lambda: self._get_json(url, wanted))
         try:
             commit, files = answer["sha"], parse_files(answer["siblings"])
         except (LookupError, TypeError, AttributeError) as error:

@@ -17,7 +17,7 @@ from deltaweights.hub.repo_cache import RepoCache
 from deltaweights.hub.repo_listing import RepoListing
 from deltaweights.hub.transfer import DamagedFile, DownloadStopped, RangesIgnored, Transfer
 from deltaweights.hub.verified import VerificationRecords
-from deltaweights.util.interruption import POLL, check, heard
+from deltaweights.util.interruption import POLL, check, signalled
 
 CONNECTIONS, RESERVED = 8, 2
 """Requests at a time, and how many of them serve only what a reader is waiting for."""
@@ -174,7 +174,7 @@ class Downloads:
         check()
         if download.pieces.failed is not None:
             raise download.pieces.failed
-        if self._access.stop.is_set() or heard():
+        if self._access.stop.is_set() or signalled():
             raise DownloadStopped("the download was stopped", where=download.pieces.file.name)
 
     def _fetch_all(self, *, reserved: bool) -> None:

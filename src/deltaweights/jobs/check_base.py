@@ -31,7 +31,7 @@ from deltaweights.merge.record import proof_of
 from deltaweights.merge.stream import BLOCK, read_block
 from deltaweights.report import Report
 from deltaweights.util.text import natural_key
-from deltaweights.util.workers import share_out, workers_of
+from deltaweights.util.workers import resolve_workers, run_parallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def check_base(
     report = Report() if report is None else report
     if not 0 < sample <= 1:
         raise UsageError("sample is not a share", found=sample, expected="more than 0, at most 1")
-    count, named = workers_of(workers), find_recipe(recipe, recipe_file)
+    count, named = resolve_workers(workers), find_recipe(recipe, recipe_file)
     compute_dtype_of(compute_dtype, named)
     check_device(device)
     if sample < 1:
@@ -219,6 +219,6 @@ def _prove(reading: _Reading, make_kernels: Callable[[], Kernels], workers: int,
 
     total = sum(batch.nbytes for batch in reading.batches) + sum(tensor.spec.nbytes for tensor in reading.loose)
     todo: Iterator[_Batch | LazyTensor] = chain(reading.loose, reading.batches)
-    share_out(todo, make_bench, prove, workers=workers, report=report, doing="checking the base", total=total)
+    run_parallel(todo, make_bench, prove, workers=workers, report=report, doing="checking the base", total=total)
     names = (match.primary.name for match in inputs.matching.matches)
     return {name: proofs[name] for name in names if name in proofs}

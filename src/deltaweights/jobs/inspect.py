@@ -21,7 +21,7 @@ from deltaweights.recipes.identity import Identity, config_of, identify
 from deltaweights.report import Report
 from deltaweights.util.name_groups import NameGroup, group_names
 from deltaweights.util.text import natural_key
-from deltaweights.util.workers import workers_of
+from deltaweights.util.workers import resolve_workers
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def inspect_checkpoint(
             by_dtype[tensor.spec.dtype].append(tensor)
         model_type, architectures = _config(checkpoint)
         weights = [tensor for tensor in tensors if not is_buffer(tensor.spec.name)]
-        known = hashes_of({"": checkpoint}, workers_of(workers) if hash_inputs else None, report)
+        known = hashes_of({"": checkpoint}, resolve_workers(workers) if hash_inputs else None, report)
         hashes, made = known.files[""], verified_hashes({"": checkpoint}, known)[""]
         stated = stated_beside(checkpoint)
         return InspectReport(

@@ -25,9 +25,9 @@ from deltaweights.merge.rules import Dropped
 from deltaweights.recipes.hashes import Hashes
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
-from deltaweights.staging.contents import refuse_foreign
-from deltaweights.staging.place import Place, locate, refuse_inputs
-from deltaweights.staging.unpacking import Unpacking
+from deltaweights.staging.location import TargetLocation, locate_target, refuse_inputs
+from deltaweights.staging.target_contents import refuse_foreign_content
+from deltaweights.staging.unpacking import StagingUnpacker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,8 @@ class Prepared:
     tower: VisionTower | None
     laid: ExportPlan
     plan: Plan
-    place: Place
-    unpacking: Unpacking
+    place: TargetLocation
+    unpacking: StagingUnpacker
 
     @property
     def checkpoints(self) -> Mapping[str, Checkpoint]:
@@ -90,11 +90,11 @@ def prepare(request: Request, report: Report) -> Iterator[Prepared]:
     ``InputOutputError``, ``CheckFailed`` (``require_verified``), and ``TargetBusy`` when output and input overlap, or the target
     holds something else.
     """
-    place = locate(request.target)
+    place = locate_target(request.target)
     refuse_inputs(place, request.paths)
     if not request.dry_run:
-        refuse_foreign(place, overwrite=request.options.overwrite)
-    with Unpacking(place) as unpacking:
+        refuse_foreign_content(place, overwrite=request.options.overwrite)
+    with StagingUnpacker(place) as unpacking:
         unpacker = None if request.part is not None else unpacking
         with (
             open_inputs(request.inputs, unpacker, report) as inputs,

@@ -18,7 +18,7 @@ from deltaweights.recipes.catalogue import load, load_file
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.recipes.source import base_of, delta_of
 from deltaweights.util.sizes import parse_size
-from deltaweights.util.workers import workers_of
+from deltaweights.util.workers import resolve_workers
 
 Place = Path | ModelSource
 """Where a checkpoint is: a path on this machine, or a repository on the Hub."""
@@ -64,7 +64,7 @@ class Request:
     @property
     def threads(self) -> int:
         """How many workers there are, whatever the tensors' sizes."""
-        return workers_of(self.options.workers)
+        return resolve_workers(self.options.workers)
 
     @property
     def resources(self) -> Resources:
@@ -121,7 +121,7 @@ def make_request(
         dtype=options.dtype,
         # A dry run keeps nothing: headers and samples are a small part of a model.
         hub=replace(hub, stream=True) if dry_run and not options.hash_inputs else hub,
-        hash_workers=workers_of(options.workers) if options.hash_inputs else None,
+        hash_workers=resolve_workers(options.workers) if options.hash_inputs else None,
         allow_other_base=options.allow_unproved_base,
     )
     tower = options.vision_tower
@@ -151,7 +151,7 @@ def check_options(options: Options) -> None:
         remedy = "give --layout transformers, or leave --vision-tower out"
         raise UsageError("the original layout has no vision tower", remedy=remedy)
     _shard_limit(options)
-    workers_of(options.workers)
+    resolve_workers(options.workers)
 
 
 def _shard_limit(options: Options) -> int:

@@ -28,12 +28,12 @@ from deltaweights.merge.operation import VISION_TOWER
 from deltaweights.merge.plan import Plan
 from deltaweights.merge.record import findings_of, records_of
 from deltaweights.report import Report
-from deltaweights.staging.folder import StagingFolder
-from deltaweights.staging.opened import OpenStaging
-from deltaweights.staging.publish import forget, publish, recover
+from deltaweights.staging.open_staging import OpenStaging
+from deltaweights.staging.publish import clear_staging, publish, recover_publication
 from deltaweights.staging.read_back import read_back
-from deltaweights.staging.standing import Target
-from deltaweights.util.workers import workers_of
+from deltaweights.staging.staged_shards import StagedShards
+from deltaweights.staging.target_state import TargetState
+from deltaweights.util.workers import resolve_workers
 
 T = TypeVar("T")
 
@@ -61,11 +61,11 @@ def run(prepared: Prepared, report: Report, began: float) -> Published:
     hashing = prepared.hashes.seconds
     seconds = {"prepare": time.monotonic() - began - hashing, "hash inputs": hashing}
     place, options = prepared.place, prepared.request.options
-    target = Target(place, prepared.plan.identity)
+    target = TargetState(place, prepared.plan.identity)
     outcome = None if prepared.unpacking.holds_the_lock else _already_complete(prepared, target)
     if outcome is None or place.root.exists():
         with prepared.unpacking.locked() as lock:
-            for text in (lock.note, recover(lock.staging)):
+            for text in (lock.note, recover_publication(lock.staging)):
                 if text:
                     report.note(text)
             # The run that held the lock before us may have published this very plan.
@@ -74,7 +74,7 @@ def run(prepared: Prepared, report: Report, began: float) -> Published:
                 lock.staging.refuse_content(overwrite=options.overwrite)
                 outcome = _make(prepared, lock.staging, report, seconds)
             else:
-                forget(lock.staging)
+                clear_staging(lock.staging)
     if outcome.status == ALREADY_COMPLETE:
         report.note(
             "the result of these inputs is already there, as far as headers and samples tell; remove it to make it again"
@@ -88,13 +88,13 @@ def run(prepared: Prepared, report: Report, began: float) -> Published:
     return published(prepared.plan, prepared.recipe, outcome, seconds)
 
 
-def _already_complete(prepared: Prepared, target: Target) -> Outcome | None:
+def _already_complete(prepared: Prepared, target: TargetState) -> Outcome | None:
     """Return what is in the target if it is the result of this plan and verifies; None if it is something else.
 
     Raises ``TargetBusy`` when it is the result of this plan, damaged, and may not be replaced.
     """
     options, where = prepared.request.options, prepared.place.target
-    there = target.published()
+    there = target.published_result()
     if there is None:
         return None
     manifest, check = there
@@ -131,7 +131,7 @@ def _make(prepared: Prepared, opened: OpenStaging, report: Report, seconds: dict
     began = time.monotonic()
     check_device(request.options.device)
     seconds["load arithmetic"] = time.monotonic() - began
-    staging, fragments, discarded = StagingFolder.prepare(opened, plan, marks_of(prepared.checkpoints))
+    staging, fragments, discarded = StagedShards.prepare(opened, plan, marks_of(prepared.checkpoints))
     if discarded:
         report.note("staging held another plan (other inputs or options): it was discarded")
     if fragments:
@@ -160,27 +160,27 @@ def _make(prepared: Prepared, opened: OpenStaging, report: Report, seconds: dict
 
 def publish_result(
     planned: PlannedResult,
-    staging: StagingFolder,
+    staging: StagedShards,
     fragments: Mapping[str, Fragment],
     options: Options,
     report: Report,
     seconds: dict[str, float],
 ) -> Outcome:
     """Judge what was found in finished shards, write the documents beside them, and publish. Raises what ``apply_delta`` raises."""
-    plan, place, records = planned.plan, staging.staging.place, records_of(fragments)
+    plan, place, records = planned.plan, staging.staging.location, records_of(fragments)
     findings = findings_of(records, allowed=options.allow_unproved_base and planned.stated)
     _judge(plan, findings, options, report, stated=planned.stated)
     published_sum = check_sum(records.values(), planned.recipe, report)
     if options.read_back:
         began = time.monotonic()
-        read_back(staging, fragments, workers_of(options.workers), report)
+        read_back(staging, fragments, resolve_workers(options.workers), report)
         seconds["read back"] = time.monotonic() - began
     began = time.monotonic()
     digest, manifest_sha256 = write_documents(planned, staging.shards, fragments, findings)
     if options.check:
         check_in_child(place.shards, place.target, report)
         staging.staging.refuse_moved()  # the check opened the folder by its name
-    staging.refuse_touched(fragments)
+    staging.refuse_modified(fragments)
     publish(staging.staging, plan.identity, overwrite=options.overwrite)
     seconds["publish"] = time.monotonic() - began
     return Outcome(

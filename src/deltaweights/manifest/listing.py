@@ -20,7 +20,7 @@ from deltaweights.manifest.reading import Found, read
 from deltaweights.manifest.weights import job_of, open_listed
 from deltaweights.report import Report
 from deltaweights.util.text import Json, in_chunks, natural_key
-from deltaweights.util.workers import workers_of
+from deltaweights.util.workers import resolve_workers
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ def list_checkpoint(
     with open_listed(root) as checkpoint:
         for note in checkpoint.notes:
             report.warn(note)
-        found = read(job_of(checkpoint, names, compare=True, links=entries.links), _fail, workers_of(workers), report)
+        found = read(
+            job_of(checkpoint, names, compare=True, links=entries.links), _fail, resolve_workers(workers), report
+        )
         checkpoint.check_unchanged()
         result = _result(checkpoint, names, found, entries)
     document = b"".join(in_chunks(manifest_pieces(result, {})))

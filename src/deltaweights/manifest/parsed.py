@@ -131,7 +131,7 @@ def _read_result(reader: JsonReader) -> dict[str, Any]:
         elif key in COUNTS:
             found[key] = _read_sizes(reader)
         elif key == "uniform":
-            found[key] = {name: [reader.kept(role) for role in reader.value()] for name in reader.members()}
+            found[key] = {name: [reader.interned(role) for role in reader.value()] for name in reader.members()}
         elif key == "proof":
             found[key] = _read_proof(reader)
         elif key == "folders":
@@ -157,10 +157,10 @@ def _read_tensors(reader: JsonReader) -> _Tensors:
         digest = _text(tensor["digest"])
         if len(digest) > MOST_DIGEST:
             raise ValueError(f"{digest!r:.40} is not a digest")
-        found.rows[_tensor_name(name)] = reader.kept(tensor["dtype"]), tuple(map(size, tensor["shape"])), digest
-        found.places[name] = reader.kept(plain_name(tensor["file"]))
+        found.rows[_tensor_name(name)] = reader.interned(tensor["dtype"]), tuple(map(size, tensor["shape"])), digest
+        found.places[name] = reader.interned(plain_name(tensor["file"]))
         if tensor.get("fate") not in ADDED:
-            found.originals[name] = reader.kept(_tensor_name(tensor.get("source", name)))
+            found.originals[name] = reader.interned(_tensor_name(tensor.get("source", name)))
     return found
 
 
@@ -174,7 +174,7 @@ def _read_proof(reader: JsonReader) -> dict[str, Any]:
         if key == "tensors":
             found[key] = _read_sizes(reader)
         elif key == "untested":
-            found[key] = [reader.kept(reader.value()) for _ in reader.items()]
+            found[key] = [reader.interned(reader.value()) for _ in reader.items()]
         else:
             found[key] = reader.value()
     return found

@@ -17,7 +17,7 @@ from deltaweights.merge.arithmetic import BlockResult
 from deltaweights.merge.blocks import Block
 from deltaweights.merge.plan import PlannedTensor, Shard
 from deltaweights.merge.writer import ShardWriter
-from deltaweights.util.workers import Crew
+from deltaweights.util.workers import WorkerPool
 
 
 class RunStopped(Exception):
@@ -27,7 +27,7 @@ class RunStopped(Exception):
 class InOrder:
     """Admits blocks 0, 1, 2, ... to a section of code one at a time, in that order."""
 
-    def __init__(self, pool: Crew) -> None:
+    def __init__(self, pool: WorkerPool) -> None:
         self._pool = pool
         self._next = 0
         self._moved = threading.Condition()
@@ -38,7 +38,7 @@ class InOrder:
         if self._next != number:
             with self._moved:
                 while self._next != number:
-                    if self._pool.is_off:
+                    if self._pool.stopped:
                         raise RunStopped
                     self._moved.wait(timeout=0.1)
         yield
@@ -97,7 +97,7 @@ class OpenShard:
         writer: ShardWriter,
         base: Mapping[str, LazyTensor],
         primary: Mapping[str, LazyTensor],
-        pool: Crew,
+        pool: WorkerPool,
     ) -> None:
         self.planned, self.writer = planned, writer
         self.tensor_order, self.file_order = InOrder(pool), InOrder(pool)

@@ -18,7 +18,7 @@ from deltaweights.merge.frame import Frame, frame_of
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.rules import Dropped, Match, Matching
 from deltaweights.merge.shards import shard_cuts, shard_name
-from deltaweights.util.text import Json, Members, natural_key
+from deltaweights.util.text import Json, LazyObject, natural_key
 
 FORMAT, VERSION = "deltaweights-plan", 2
 
@@ -104,7 +104,7 @@ class InputRecord:
     dropped: tuple[Dropped, ...]
 
     def document(self) -> dict[str, Json]:
-        """Return the record as JSON, of ``Members``."""
+        """Return the record as JSON, of lazy objects."""
 
         def tensors() -> Iterator[tuple[str, Json]]:
             for spec, sample in zip(self.tensors, self.samples, strict=True):
@@ -113,7 +113,7 @@ class InputRecord:
         return {
             "container": self.container,
             "files": [vars(file) for file in self.files],
-            "tensors": Members(tensors),
+            "tensors": LazyObject(tensors),
             "dropped": {dropped.spec.name: dropped.reason for dropped in self.dropped},
         }
 
@@ -154,7 +154,7 @@ class Plan:
 
     @property
     def document(self) -> dict[str, Json]:
-        """The plan as JSON, of ``Members``. Two plans with equal documents give the same bytes from unchanged inputs."""
+        """The plan as JSON, of lazy objects. Two plans with equal documents give the same bytes from unchanged inputs."""
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -192,13 +192,13 @@ class Plan:
         return [tensor for shard in self.shards for tensor in shard.tensors]
 
 
-def _tensors_of(shard: Shard) -> Members:
+def _tensors_of(shard: Shard) -> LazyObject:
     def members() -> Iterator[tuple[str, Json]]:
         for tensor in shard.tensors:
             spec, fate = tensor.spec, tensor.match.fate.value
             yield spec.name, {"dtype": spec.dtype, "shape": list(spec.shape), "fate": fate, "offset": tensor.offset}
 
-    return Members(members)
+    return LazyObject(members)
 
 
 def make_plan(

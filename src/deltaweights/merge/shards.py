@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.merge.choices import SAFETENSORS, TORCH
-from deltaweights.util.text import Json, Members, compact_pieces, in_chunks
+from deltaweights.util.text import Json, LazyObject, compact_pieces, in_chunks
 
 SAFETENSORS, TORCH = "safetensors", "torch"
 CONTAINERS = {"safetensors": SAFETENSORS, "bin": TORCH}
@@ -73,6 +73,6 @@ def safetensors_header(specs: Iterable[TensorSpec]) -> bytes:
             yield spec.name, {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, end]}
             offset = end
 
-    text = b"".join(in_chunks(compact_pieces(Members(entries))))
+    text = b"".join(in_chunks(compact_pieces(LazyObject(entries))))
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

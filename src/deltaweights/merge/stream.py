@@ -23,7 +23,7 @@ from deltaweights.merge.plan import Plan, PlannedTensor, Shard
 from deltaweights.merge.writer import ShardWriter
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
-from deltaweights.util.workers import Crew, default_workers
+from deltaweights.util.workers import WorkerPool, default_workers
 
 BLOCK = 1 << 18
 """Elements per block: 512 KiB of float16, which stay in a core's own cache until they are digested and written. Blocks twice as
@@ -83,7 +83,7 @@ class Stream:
         self._new_rows = new_row_operands(tensors, self._base, self._plan.options.compute_dtype, self._resources.block)
         self._blocks = self._blocks_in_turn(shards, max(1, workers // WORKERS_PER_SHARD))
         with kernels_on(self._resources.device) as make_kernels:
-            self._pool = Crew(lambda: self._work(make_kernels), workers)
+            self._pool = WorkerPool(lambda: self._work(make_kernels), workers)
             try:
                 for _ in self._pool.run():
                     yield sum(shard.done for shard in self._opened)
@@ -110,7 +110,7 @@ class Stream:
 
     def _next_block(self) -> tuple[OpenShard, Block] | None:
         with self._lock:
-            if self._pool.is_off:
+            if self._pool.stopped:
                 raise RunStopped
             return next(self._blocks, None)
 

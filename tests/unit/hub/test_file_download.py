@@ -21,7 +21,7 @@ from deltaweights.hub.locate import HubOptions
 from deltaweights.hub.transfer import DamagedFile
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.verify import verify
-from deltaweights.staging.folder import StagingFolder
+from deltaweights.staging.staged_shards import StagedShards
 from tests.support.hub_client import Machine, wait_for
 from tests.support.hub_pair import (
     BASE,
@@ -71,13 +71,13 @@ def test_a_flipped_byte_while_merging(machine: Machine, hub: HubServer, pair: Pa
 def kept(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the names of the shards that are finished from now on."""
     names: list[str] = []
-    real = StagingFolder.keep
+    real = StagedShards.keep
 
-    def keep(self: StagingFolder, fragment: Any) -> None:
+    def keep(self: StagedShards, fragment: Any) -> None:
         names.append(fragment.file)
         real(self, fragment)
 
-    monkeypatch.setattr(StagingFolder, "keep", keep)
+    monkeypatch.setattr(StagedShards, "keep", keep)
     return names
 
 

@@ -14,7 +14,7 @@ import torch
 from deltaweights.errors import CheckFailed
 from deltaweights.jobs.make import make_delta
 from deltaweights.manifest.findings import Findings
-from deltaweights.staging.place import locate
+from deltaweights.staging.location import locate_target
 from tests.support.base_pairs import moved
 from tests.support.float_bits import words_of
 from tests.support.merging import (
@@ -42,7 +42,7 @@ def test_strict_refuses_before_publishing_and_the_next_run_goes_on(tmp_path: Pat
         merge_tensors(tmp_path, base, delta, strict=True, max_shard_size=2500)
     assert caught.value.exit_code == 6
     assert not (tmp_path / "merged").exists()
-    place = locate(tmp_path / "merged")
+    place = locate_target(tmp_path / "merged")
     staged = {path.name: path.stat().st_ino for path in place.shards.glob("*.safetensors")}
     assert len(staged) >= 4
     merged = merge_and_load(tmp_path, max_shard_size=2500)

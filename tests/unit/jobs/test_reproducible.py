@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from deltaweights.errors import CheckFailed
-from deltaweights.staging.place import locate
+from deltaweights.staging.location import locate_target
 from deltaweights.util.text import compact_pieces
 from tests.support.base_pairs import wrong_pair
 from tests.support.limits import PATIENCE
@@ -105,7 +105,7 @@ def test_the_manifest_does_not_depend_on_the_order_in_which_shards_were_finished
     assert len(whole.result.nonfinite) >= 4
     with pytest.raises(CheckFailed):
         merge_and_load(tmp_path, "resumed", max_shard_size=2500, strict=True)
-    place = locate(tmp_path / "resumed")
+    place = locate_target(tmp_path / "resumed")
     first = sorted(place.fragments.iterdir())[0]
     first.unlink()
     resumed = merge_and_load(tmp_path, "resumed", max_shard_size=2500)

@@ -15,7 +15,7 @@ from deltaweights.jobs.check_base import check_base
 from deltaweights.jobs.findings import judge_base, proof_line
 from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.merge.record import proof_of
-from deltaweights.staging.place import locate
+from deltaweights.staging.location import locate_target
 from tests.conftest import Run
 from tests.support.base_pairs import (
     HOLES,
@@ -91,7 +91,7 @@ def test_where_it_is_stated_a_wrong_base_is_refused_before_anything_is_published
         merge(tmp_path, **options)
     assert caught.value.exit_code == 4
     assert not (tmp_path / "merged").exists()
-    staged = {path.name: path.stat().st_ino for path in locate(tmp_path / "merged").shards.iterdir()}
+    staged = {path.name: path.stat().st_ino for path in locate_target(tmp_path / "merged").shards.iterdir()}
     assert len(staged) >= 4
     result, told = merge(tmp_path, allow_unproved_base=True, **options)
     assert result.status == "merged"
@@ -104,7 +104,7 @@ def test_where_it_is_stated_a_wrong_base_is_refused_before_anything_is_published
     assert f"{len(staged)} of {len(staged)} shards are finished already" in told.notes
     assert {path.name: path.stat().st_ino for path in (tmp_path / "merged").glob("*.safetensors")} == staged
     assert list(manifest_of(tmp_path / "merged")["proof"].items())[-1] == ("allowed", True)
-    assert not locate(tmp_path / "merged").root.exists()
+    assert not locate_target(tmp_path / "merged").root.exists()
 
 
 def test_what_stands_there_is_judged_again(tmp_path: Path) -> None:

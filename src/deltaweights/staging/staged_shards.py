@@ -1,44 +1,44 @@
-"""The staging folder: one plan at a time, and what a killed run finished.
-
-Enters: staging that is locked, and a plan. Leaves: fragments of shards that need not be made again. Never: a shard of another plan,
-or one that was not flushed before its fragment.
-"""
+"""The shards of one plan in a staging directory, and which of them an earlier run finished."""
 
 from __future__ import annotations
 
 import stat
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from deltaweights.checkpoint.files import LocalFile
-from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
+from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy, os_errors_as_ours
 from deltaweights.manifest.manifest import Fragment
 from deltaweights.merge.plan import Plan, Shard
-from deltaweights.staging.contents import Mark, mark_of
-from deltaweights.staging.opened import COMPANIONS, ENDING, FRAGMENTS, PLAN, SHARDS, OpenStaging
+from deltaweights.staging.location import COMPANIONS, ENDING, FRAGMENTS, PLAN, SHARDS
+from deltaweights.staging.open_staging import OpenStaging
+from deltaweights.staging.target_contents import FileStamp, stamp_of
 from deltaweights.util.limits import FRAGMENT
 from deltaweights.util.open_folder import OpenFolder
 from deltaweights.util.text import compact_json, compact_pieces, in_chunks
 
 
-class StagingFolder:
-    """The contents of locked staging, its folders of shards and of their fragments held open."""
+class StagedShards:
+    """The folders of shards and of their fragments, in locked staging.
+
+    A fragment is written after its shard was flushed, so a shard with a fragment is finished.
+    """
 
     def __init__(self, staging: OpenStaging) -> None:
-        """Open the folders ``shards`` and ``fragments``, made when they are not there, for as long as ``staging`` is open."""
+        """Open or create both folders; they stay open as long as ``staging``."""
         self.staging = staging
         self.shards = staging.keep_open(SHARDS)
         self.fragments = staging.keep_open(FRAGMENTS)
-        self._marks: dict[str, Mark | None] = {}
+        self._stamps: dict[str, FileStamp | None] = {}
 
     @classmethod
     def prepare(
         cls, staging: OpenStaging, plan: Plan, arrivals: Mapping[str, str]
-    ) -> tuple[StagingFolder, dict[str, Fragment], bool]:
+    ) -> tuple[StagedShards, dict[str, Fragment], bool]:
         """Make staging ready for ``plan``; return it, the fragments to reuse by shard, and whether another plan's were discarded.
 
-        ``arrivals`` are marks by input file, of downloads and of what was streamed: shards that were made of bytes which nobody had
-        compared yet are of use only to a run that has the very same bytes, or compares none either.
+        ``arrivals`` are marks of downloaded and streamed input files. Shards made of bytes that had not been verified yet are
+        reused only by a run that has the very same bytes, or that verifies none either.
         """
         root = staging.root
         stale = not _belongs_to(root, plan, arrivals)
@@ -48,95 +48,90 @@ class StagingFolder:
                 root.remove(leftover)
         document = {"identity": plan.identity, "arrivals": dict(arrivals), **plan.document}
         root.replace(PLAN, in_chunks(compact_pieces(document)))  # first: fragments without a plan are worth nothing
-        folder = cls(staging)
-        fragments = folder.finished(plan, plan.shards)
-        kept = {*fragments, *(f"{shard}.json" for shard in fragments)}
-        for opened in (folder.shards, folder.fragments):
-            for name in set(opened.names()) - kept:
-                opened.remove(name)
-            opened.flush()
-        return folder, fragments, discarded
+        staged = cls(staging)
+        fragments = staged.finished(plan, plan.shards)
+        kept = {*fragments, *map(_fragment_name, fragments)}
+        for folder in (staged.shards, staged.fragments):
+            for name in set(folder.names()) - kept:
+                folder.remove(name)
+            folder.flush()
+        return staged, fragments, discarded
 
     @classmethod
     def join(
         cls, staging: OpenStaging, plan: Plan, shards: Sequence[Shard]
-    ) -> tuple[StagingFolder, dict[str, Fragment]]:
+    ) -> tuple[StagedShards, dict[str, Fragment]]:
         """Make staging ready for ``shards`` of ``plan``, beside other parts; return it and the fragments of finished ones.
 
-        Raises ``TargetBusy`` when another plan's work is there: parts of two plans never mix.
+        Raises ``TargetBusy`` when staging holds another plan: parts of two plans never mix.
         """
         document = {"identity": plan.identity, "arrivals": {}, **plan.document}
-        there = not staging.root.write_once(PLAN, in_chunks(compact_pieces(document)))
-        if there and not _belongs_to(staging.root, plan, {}):
-            remedy = "use the inputs and options of the other parts, or give their work up: deltaweights clean"
+        existed = not staging.root.write_once(PLAN, in_chunks(compact_pieces(document)))
+        if existed and not _belongs_to(staging.root, plan, {}):
+            remedy = "use the inputs and options of the other parts, or discard their work with deltaweights clean"
             raise TargetBusy("staging holds another plan", where=staging.root.path, remedy=remedy)
-        folder = cls(staging)
-        return folder, folder.finished(plan, shards)
+        staged = cls(staging)
+        return staged, staged.finished(plan, shards)
 
-    def keep_from(self, source: OpenFolder, fragment: Fragment) -> None:
-        """Record a shard that is on the disk in ``source``, and put it in its place; what another part put there is the same."""
+    def adopt(self, source: OpenFolder, fragment: Fragment) -> None:
+        """Move a flushed shard here from ``source``, and record it; another part's shard of that name has the same bytes."""
         source.rename(fragment.file, self.shards, fragment.file)
         self.keep(fragment)
 
     def keep(self, fragment: Fragment) -> None:
-        """Record a shard that is on the disk."""
+        """Record a flushed shard as finished."""
         self.shards.flush()
-        self._marks[fragment.file] = self._mark(fragment.file)
+        self._stamps[fragment.file] = self._stamp(fragment.file)
         self.fragments.replace(_fragment_name(fragment.file), in_chunks(fragment.pieces()))
 
-    def refuse_touched(self, shards: Mapping[str, Fragment]) -> None:
-        """Raise ``TargetBusy`` when a shard is not what it was when it was finished, or found finished.
+    def refuse_modified(self, shards: Mapping[str, Fragment]) -> None:
+        """Raise ``TargetBusy`` when a shard was modified since it was finished, or found finished.
 
-        Costs a look at each; it is what is left to notice another run by, where locks are none or hold on one machine only. One
-        that looks otherwise is read: not every file system keeps the numbers of its files.
+        This notices another run where there are no locks, or they hold on one machine only. It costs an ``lstat`` each; a shard
+        whose stamp differs is read, because some file systems renumber their files.
         """
         for shard, fragment in shards.items():
-            mark = self._mark(shard)
-            if mark is None or (mark != self._marks.get(shard) and self.sha256(shard) != fragment.record.sha256):
+            stamp = self._stamp(shard)
+            if stamp is None or (stamp != self._stamps.get(shard) and self.sha256(shard) != fragment.record.sha256):
                 remedy = "let one run at a time write there, and run again"
                 raise TargetBusy("another run has written to this shard", where=self.shards.path / shard, remedy=remedy)
 
     def open(self, shard: str) -> LocalFile:
         """Open a shard for reading. Raises ``InputOutputError``."""
         path = self.shards.path / shard
-        try:
+        with os_errors_as_ours(path, "open"):
             return LocalFile(path, self.shards.open(shard))
-        except OSError as error:
-            raise InputOutputError.from_os(error, path, "open") from error
 
     def sha256(self, shard: str) -> str:
         """Return the sha256 of a shard. Raises ``InputOutputError``."""
-        file = self.open(shard)
-        try:
+        with closing(self.open(shard)) as file:
             return file.sha256()
-        finally:
-            file.close()
 
-    def _mark(self, shard: str) -> Mark | None:
+    def _stamp(self, shard: str) -> FileStamp | None:
         found = self.shards.look(shard)
-        return None if found is None else mark_of(found)
+        return None if found is None else stamp_of(found)
 
-    def forget(self, shard: str) -> None:
-        """Have a shard made again: its record is gone."""
+    def drop_fragment(self, shard: str) -> None:
+        """Remove the record of a shard, so that it is made again."""
         self.fragments.remove(_fragment_name(shard))
 
     def discard(self) -> None:
-        """Remove what was made, since it is worth nothing."""
+        """Remove all shards and their records."""
         for name in (PLAN, SHARDS, FRAGMENTS):
             self.staging.root.remove(name)
 
     def finished(self, plan: Plan, shards: Sequence[Shard], *, read: bool = True) -> dict[str, Fragment]:
-        """Return the fragments of those ``shards`` of ``plan`` that are there and, if ``read``, have the recorded sha256."""
+        """Return the fragments of those ``shards`` of ``plan`` that are complete and, if ``read``, have the recorded sha256."""
         finished = {}
         for shard in shards:
             with suppress(InputOutputError, MalformedInput, OSError, ValueError):
                 fragment = Fragment.from_bytes(self.fragments.read(_fragment_name(shard.file), FRAGMENT.size))
-                if self._is_whole(shard, fragment, plan, read=read):
+                if self._is_complete(shard, fragment, plan, read=read):
                     finished[shard.file] = fragment
-                    self._marks[shard.file] = self._mark(shard.file)
+                    self._stamps[shard.file] = self._stamp(shard.file)
         return finished
 
-    def _is_whole(self, shard: Shard, fragment: Fragment, plan: Plan, *, read: bool) -> bool:
+    def _is_complete(self, shard: Shard, fragment: Fragment, plan: Plan, *, read: bool) -> bool:
         found = self.shards.look(shard.file)
         if found is None or not stat.S_ISREG(found.st_mode) or not found.st_size == fragment.record.size == shard.size:
             return False
@@ -152,12 +147,12 @@ def _fragment_name(shard: str) -> str:
 
 def _belongs_to(root: OpenFolder, plan: Plan, arrivals: Mapping[str, str]) -> bool:
     try:
-        return root.begins(PLAN, head_of_plan(plan.identity, arrivals))
+        return root.begins(PLAN, plan_header(plan.identity, arrivals))
     except (InputOutputError, MalformedInput):
         return False
 
 
-def head_of_plan(identity: str, arrivals: Mapping[str, str] | None = None) -> bytes:
-    """Return how the document of a plan in staging begins: all of it that is ever read, since its identity tells the rest."""
+def plan_header(identity: str, arrivals: Mapping[str, str] | None = None) -> bytes:
+    """Return how the file of a plan begins; nothing else of it is read, because the identity covers the rest."""
     head = {"identity": identity} if arrivals is None else {"identity": identity, "arrivals": dict(arrivals)}
     return f"{compact_json(head)[:-1]},".encode()
