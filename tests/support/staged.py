@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from deltaweights.manifest.manifest import MANIFEST, FileRecord, Fragment
-from deltaweights.manifest.parsed import parse_manifest
+from deltaweights.manifest.parse import parse_manifest
+from deltaweights.manifest.records import MANIFEST, FileRecord, Fragment
 from deltaweights.staging.contents import contents_of
 from deltaweights.staging.folder import head_of_plan
 from deltaweights.staging.journal import marks_of

@@ -20,9 +20,9 @@ from deltaweights.checkpoint.folder import open_checkpoint
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 from deltaweights.export.tower import _vision
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.manifest.beside import manifest_beside
 from deltaweights.manifest.folder_check import FolderCheck
-from deltaweights.manifest.manifest import MANIFEST
+from deltaweights.manifest.input_manifest import manifest_of
+from deltaweights.manifest.records import MANIFEST
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
 from tests.faults.test_concurrency import pair
@@ -207,7 +207,7 @@ def test_row80_a_manifest_elsewhere(tmp_path: Path, secret: Path) -> None:
         open_checkpoint(base, "merged") as checkpoint,
         pytest.raises(MalformedInput, match="a link that leaves the folder"),
     ):
-        manifest_beside(checkpoint)
+        manifest_of(checkpoint)
 
 
 @pytest.mark.trust

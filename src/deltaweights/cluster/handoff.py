@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.jobs.planned_result import PlannedResult, Texts
-from deltaweights.manifest.manifest import plain_name
+from deltaweights.manifest.records import plain_name
 from deltaweights.merge.frame import frame_of
 from deltaweights.merge.plan import Plan, PlannedTensor, Shard
 from deltaweights.recipes.recipe import Recipe

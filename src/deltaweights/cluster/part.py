@@ -22,7 +22,7 @@ from deltaweights.jobs.provenance import is_streamed
 from deltaweights.jobs.run import Settings, begun_anew
 from deltaweights.jobs.stream import stream_shards
 from deltaweights.jobs.summary import check_space, say
-from deltaweights.manifest.manifest import Fragment
+from deltaweights.manifest.records import Fragment
 from deltaweights.merge.device import check_device
 from deltaweights.merge.parts import Part, share_of
 from deltaweights.merge.plan import Shard

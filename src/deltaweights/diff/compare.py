@@ -17,8 +17,8 @@ from deltaweights.diff.read_pairs import Pair, read_pairs
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.hub.ids import Given
 from deltaweights.hub.locate import HubOptions, located
-from deltaweights.manifest.beside import lists_exactly, manifest_beside
-from deltaweights.manifest.manifest import MANIFEST
+from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of
+from deltaweights.manifest.records import MANIFEST
 from deltaweights.merge.rules import is_buffer
 from deltaweights.report import Report
 from deltaweights.util.text import natural_key
@@ -215,8 +215,8 @@ def _stated_digests(one: Checkpoint, other: Checkpoint, report: Report) -> tuple
 
 
 def _digests_of(checkpoint: Checkpoint) -> dict[str, str]:
-    manifest = manifest_beside(checkpoint)
-    if not lists_exactly(manifest, checkpoint):
+    manifest = manifest_of(checkpoint)
+    if not lists_same_tensors(manifest, checkpoint):
         problem = "manifest is of other tensors than those that are here"
         remedy = "compare the tensors themselves: without --trust-manifests"
         raise MalformedInput(problem, where=checkpoint.directory.path / MANIFEST, remedy=remedy)

@@ -16,8 +16,8 @@ from string import Template
 
 from deltaweights.errors import UsageError
 from deltaweights.recipes import table as forms
-from deltaweights.recipes.document import read_document
 from deltaweights.recipes.table import Table, candidates
+from deltaweights.recipes.toml_document import parse_toml
 
 DATA = "conversations.toml"
 
@@ -129,7 +129,7 @@ class Conversation:
 @cache
 def conversations() -> dict[str, Conversation]:
     """Return all known conversations by name, in the order of conversations.toml."""
-    document = read_document(files("deltaweights.export").joinpath(DATA).read_bytes(), DATA)
+    document = parse_toml(files("deltaweights.export").joinpath(DATA).read_bytes(), DATA)
     top = Table(document, DATA)
     return {name: _conversation(top.table(name, KEYS)) for name in top}
 

@@ -20,7 +20,7 @@ from deltaweights.hub.ids import Given, HubId, Source
 from deltaweights.hub.locate import HubOptions, located
 from deltaweights.merge.operation import VISION_TOWER
 from deltaweights.merge.rules import Dropped
-from deltaweights.recipes.hashes import Hashes, hashes_of
+from deltaweights.recipes.input_hashes import InputHashes, collect_hashes
 from deltaweights.recipes.models import KnownModel, known_file, model
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.recipes.table import Table
@@ -37,7 +37,7 @@ class Tower:
     """An open CLIP checkpoint, what of it is used, and what is not."""
 
     checkpoint: Checkpoint
-    hashes: Hashes
+    hashes: InputHashes
     vision: Vision
     tensors: dict[str, LazyTensor]
     dropped: tuple[Dropped, ...]
@@ -80,7 +80,7 @@ def open_tower(
         for text in checkpoint.notes:
             report.warn(text)
         unknown = any(w.file.verified_sha256 is None and not w.file.streamed for w in checkpoint.files)
-        hashes = hashes_of({VISION_TOWER: checkpoint}, workers if unknown else None, report)
+        hashes = collect_hashes({VISION_TOWER: checkpoint}, workers if unknown else None, report)
         _compare(checkpoint, hashes, known, report, chosen=given is not None)
         vision = _vision(checkpoint)
         tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(PREFIX)}
@@ -95,7 +95,9 @@ def open_tower(
         yield Tower(checkpoint, hashes, vision, used, tuple(dropped))
 
 
-def _compare(checkpoint: Checkpoint, hashes: Hashes, known: KnownModel | None, report: Report, *, chosen: bool) -> None:
+def _compare(
+    checkpoint: Checkpoint, hashes: InputHashes, known: KnownModel | None, report: Report, *, chosen: bool
+) -> None:
     """Hold the files' hashes against those of the tower that the recipe names: another one sees something else."""
     found = hashes.files[VISION_TOWER]
     named = {other[0].title for sha256 in found.values() if (other := known_file(sha256))}

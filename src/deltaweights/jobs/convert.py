@@ -31,14 +31,14 @@ from deltaweights.jobs.inputs import find_recipe, show_notice
 from deltaweights.jobs.prepare import Prepared, companions_of, laid_out, notice_of, record_of, tower_for
 from deltaweights.jobs.request import USUAL, Wanted
 from deltaweights.jobs.run import Published, Settings, perform
-from deltaweights.manifest.beside import lists_exactly, stated_beside
+from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any
 from deltaweights.merge.document_sizes import refuse_unreadable
 from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.plan import DTYPES, TRANSFORMERS, Options, make_plan
 from deltaweights.merge.rules import Matching, copies
 from deltaweights.recipes.catalogue import load
-from deltaweights.recipes.hashes import hashes_of
-from deltaweights.recipes.identity import identify
+from deltaweights.recipes.identify import identify
+from deltaweights.recipes.input_hashes import collect_hashes
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
 from deltaweights.staging.contents import refuse_foreign
@@ -178,12 +178,12 @@ def prepare_copy(
         matching = copies(source.tensors, operation)
         for text in source.notes:
             report.warn(text)
-        hashes = hashes_of({role: source}, hash_workers, report)
-        stated = stated_beside(source)
+        hashes = collect_hashes({role: source}, hash_workers, report)
+        stated = manifest_of_if_any(source)
         identity = identify(source, hashes.files[role], read=role in hashes.read, stated=lambda _: stated)
         report.note(f"{role:15} {identity.text}")
         # That which speaks of exactly these tensors; it is held against their bytes when they were read.
-        manifest = stated if stated is not None and lists_exactly(stated, source) else None
+        manifest = stated if stated is not None and lists_same_tensors(stated, source) else None
         if recipe is None and manifest is not None and manifest.recipe:
             recipe = _named(manifest.recipe, report)
         stored = DTYPES[wanted.dtype] if wanted.dtype is not None else _dtype_of(matching)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from deltaweights.errors import CheckFailed, Mismatch
 from deltaweights.manifest.findings import Findings, ProofRecord
-from deltaweights.manifest.manifest import TensorRecord
+from deltaweights.manifest.records import TensorRecord
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge.evidence import LEAST_EVIDENCE, Verdict, suspicion
 from deltaweights.merge.operation import Operation

@@ -22,12 +22,12 @@ from deltaweights.merge.operation import NewRows, Operation
 from deltaweights.merge.plan import DTYPES
 from deltaweights.merge.rules import PLAIN, Matching, Rules, match
 from deltaweights.recipes.catalogue import load, load_file, recipe_of_archive, recipe_of_file, recipe_of_repo
-from deltaweights.recipes.expected_shapes import refuse_others
-from deltaweights.recipes.hashes import Hashes, hashes_of
-from deltaweights.recipes.identity import AS_LARGE, Identity, generation_of_config, identify, size_of_delta
+from deltaweights.recipes.hub_sources import base_source, delta_source, has_base_source
+from deltaweights.recipes.identify import AS_LARGE, Identity, generation_of_config, identify, relative_scale
+from deltaweights.recipes.input_hashes import InputHashes, collect_hashes
 from deltaweights.recipes.models import known_file, model
+from deltaweights.recipes.pair_check import check_pair
 from deltaweights.recipes.recipe import Recipe
-from deltaweights.recipes.source import base_of, delta_of, has_base
 from deltaweights.report import Report
 
 
@@ -37,7 +37,7 @@ class Pair:
 
     base: Checkpoint
     primary: Checkpoint
-    hashes: Hashes
+    hashes: InputHashes
     matching: Matching
     recipe: Recipe | None
 
@@ -63,9 +63,9 @@ def sources_of(recipe: Recipe | None, base: Given | None, delta: Given | None) -
     Raises ``UsageError`` when that is not known, ``InputOutputError`` when it is a repository without weights.
     """
     if base is None:
-        base = base_of(_needed(recipe, "base"))
+        base = base_source(_needed(recipe, "base"))
     if delta is None:
-        delta = delta_of(_needed(recipe, "delta"))
+        delta = delta_source(_needed(recipe, "delta"))
     return base, delta
 
 
@@ -109,12 +109,12 @@ def open_pair(
         open_checkpoint(primary_at, operation.primary, unpacker, report) as of_primary,
     ):
         inputs = {of_base.role: of_base, of_primary.role: of_primary}
-        hashes = hashes_of(inputs, hash_workers, report)
+        hashes = collect_hashes(inputs, hash_workers, report)
         if recipe is None and operation is Operation.APPLY:
             recipe = _recognised(of_primary, hashes.files[of_primary.role], report)
         rules = PLAIN if recipe is None else Rules(recipe.delta_only, NewRows(recipe.new_rows))
         if recipe is not None:
-            refuse_others(recipe, of_base, of_primary)
+            check_pair(recipe, of_base, of_primary)
         matching = match(of_base.tensors, of_primary.tensors, operation, rules)
         for text in (*of_base.notes, *of_primary.notes, *matching.warnings):
             report.warn(text)
@@ -133,9 +133,9 @@ def open_pair(
 def _pinned(role: str, place: Given, recipe: Recipe | None) -> Given:
     """Return ``place``; of a repository that the recipe has its base from, without the files whose hashes are not known."""
     source = place if isinstance(place, Source) else source_of(place)
-    if role != "base" or source is None or recipe is None or not has_base(recipe):
+    if role != "base" or source is None or recipe is None or not has_base_source(recipe):
         return source or place
-    known = base_of(recipe)
+    known = base_source(recipe)
     return Source(source.id, known.hidden) if known.id.repo.lower() == source.id.repo.lower() else source
 
 
@@ -241,7 +241,7 @@ def _doubt(pair: Pair, operation: Operation, report: Report, *, allow: bool | No
         return
     if operation is not Operation.APPLY:
         return
-    share = size_of_delta(pair.base.tensors, primary.tensors)
+    share = relative_scale(pair.base.tensors, primary.tensors)
     if share is None or share < AS_LARGE:
         return
     found = f"weights {share:.2g} times as large as the base's"

@@ -39,7 +39,7 @@ from deltaweights.merge.plan import (
     make_plan,
 )
 from deltaweights.merge.rules import Dropped, Matching
-from deltaweights.recipes.hashes import Hashes
+from deltaweights.recipes.input_hashes import InputHashes
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
 from deltaweights.staging.contents import refuse_foreign
@@ -57,7 +57,7 @@ class Prepared:
     """
 
     checkpoints: dict[str, Checkpoint]
-    hashes: Hashes
+    hashes: InputHashes
     recipe: Recipe | None
     laid: Laid
     plan: Plan

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import CheckFailed
-from deltaweights.recipes.hashes import Hashes
+from deltaweights.recipes.input_hashes import InputHashes
 
 UNVERIFIED = "not cryptographically verified"
 """Said of inputs that were streamed: bytes in another order than the file's cannot be held against its hash."""
@@ -27,7 +27,7 @@ def is_streamed(checkpoint: Checkpoint) -> bool:
     return any(weights.file.streamed for weights in checkpoint.files)
 
 
-def refuse_unverified(checkpoints: Checkpoints, hashes: Hashes) -> None:
+def refuse_unverified(checkpoints: Checkpoints, hashes: InputHashes) -> None:
     """Raise ``CheckFailed`` unless the sha256 of every weights file was compared with the Hub's, or made."""
     for role, checkpoint in checkpoints.items():
         for weights in checkpoint.files:
@@ -46,7 +46,7 @@ def marks_of(checkpoints: Checkpoints) -> dict[str, str]:
     }
 
 
-def verified_hashes(checkpoints: Checkpoints, hashes: Hashes) -> Mapping[str, Mapping[str, str]]:
+def verified_hashes(checkpoints: Checkpoints, hashes: InputHashes) -> Mapping[str, Mapping[str, str]]:
     """Return the sha256 of files, by role and name, that were made in this run, or that the files were compared with."""
     return {
         role: hashes.files[role]

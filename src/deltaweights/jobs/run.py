@@ -23,8 +23,8 @@ from deltaweights.jobs.provenance import UNVERIFIED, marks_of
 from deltaweights.jobs.stream import stream_shards
 from deltaweights.jobs.summary import check_space, say
 from deltaweights.manifest.findings import Findings
-from deltaweights.manifest.manifest import Fragment
-from deltaweights.manifest.verify import verify_rest
+from deltaweights.manifest.records import Fragment
+from deltaweights.manifest.verify import finish_verify
 from deltaweights.merge.device import check_device
 from deltaweights.merge.operation import VISION_TOWER
 from deltaweights.merge.plan import Plan, fates
@@ -179,7 +179,7 @@ def _already_complete(job: Prepared, target: Target, settings: Settings) -> Done
             found=f"no sha256 of input {manifest.unverified[0]}",
             remedy="make it anew with --overwrite",
         )
-    found = verify_rest(check, expect=manifest.content_digest)
+    found = finish_verify(check, expect=manifest.content_digest)
     if settings.overwrite and not found.ok:
         return None
     if not found.ok or found.manifest_sha256 is None:

@@ -15,13 +15,13 @@ from deltaweights.checkpoint.layout import PART
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest import content_digest, digested
-from deltaweights.manifest.entries import Entries, names_in, scan, unsigned_in
-from deltaweights.manifest.manifest import MANIFEST, SUMS, FileRecord, sums_bytes
-from deltaweights.manifest.parsed import LISTING, Manifest, original_digest, parse_manifest
-from deltaweights.manifest.problems import CONTENT, FILE, TENSOR, Problem, VerifyReport
-from deltaweights.manifest.reading import Found, Job, TensorRow, read
-from deltaweights.manifest.signed import Signed, hold_signed
-from deltaweights.manifest.weights import SPREAD, job_of, open_listed, open_written
+from deltaweights.manifest.digest_files import Found, Job, TensorRow, read
+from deltaweights.manifest.folder_entries import FolderEntries, name_inside, scan, unsigned_entries
+from deltaweights.manifest.open_weights import SPREAD, open_for_listing, open_result_weights, request_for
+from deltaweights.manifest.parse import LISTING, Manifest, original_digest, parse_manifest
+from deltaweights.manifest.records import MANIFEST, SUMS, FileRecord, sums_bytes
+from deltaweights.manifest.signed_files import SignedFiles, hold_signed
+from deltaweights.manifest.verify_report import CONTENT, FILE, TENSOR, Problem, VerifyReport
 from deltaweights.report import Report
 from deltaweights.util import limits
 
@@ -37,7 +37,7 @@ class FolderCheck:
 
     def __init__(self, root: Path, kept: Path | None) -> None:
         self.root, self.kept = root, kept
-        self.entries: Entries = scan(root, "verify")
+        self.entries: FolderEntries = scan(root, "verify")
         self.manifest: Manifest | None = None
         self.record: FileRecord | None = None
         self._problems: list[Problem] = []
@@ -88,7 +88,7 @@ class FolderCheck:
     def overlooked(self) -> set[str]:
         """The names of manifests and sums that are there but do not count."""
         of_ours = set() if self.own else {SUMS} if self.kept is None else {MANIFEST, SUMS}
-        return self.entries.readable & (of_ours | names_in(self.root, self.kept))
+        return self.entries.readable & (of_ours | name_inside(self.root, self.kept))
 
     # The manifest.
 
@@ -220,10 +220,12 @@ class FolderCheck:
     def _job(self, names: list[str], stack: ExitStack) -> Job:
         """Open the weights, and return the reading of all files and tensors; weights that are unsound are left out."""
         if not self.listing:
-            job = open_written(self.root, names, self.fail, stack, self._links)
+            job = open_result_weights(self.root, names, self.fail, stack, self._links)
         else:
             try:
-                job = job_of(stack.enter_context(open_listed(self.root)), names, compare=False, links=self._links)
+                job = request_for(
+                    stack.enter_context(open_for_listing(self.root)), names, compare=False, links=self._links
+                )
             except (InputOutputError, MalformedInput) as error:
                 self.fail(str(self.root), f"weights cannot be verified: {error}", about=CONTENT)
                 return Job(self.root, names, links=self._links)
@@ -260,20 +262,20 @@ class FolderCheck:
             digests[SUMS] = hashlib.sha256(sums).hexdigest()
         return digests
 
-    def hold_signed(self, signed: Signed, found: Found) -> None:
+    def hold_signed(self, signed: SignedFiles, found: Found) -> None:
         """Hold the files that were read against a signature."""
         files = self.digests({name: record.sha256 for name, record in found.files.items()})
         unread = dict.fromkeys(self.there - set(files), "of a file that was not read")
         if self.listing:
             self.fail(self.title, "a signature vouches for results, not for listings of other folders")
-        for name, kind in unsigned_in(self.root).items():
+        for name, kind in unsigned_entries(self.root).items():
             self.fail(name, "is not signed", kind)
         known = {problem.file for problem in self._problems}
         self._problems += [each for each in hold_signed(signed, unread | files) if each.file not in known]
 
     def report(self, digest: str | None, *, recomputed: bool) -> VerifyReport:
         """Return all that was found."""
-        overlooked = sorted(self.overlooked - names_in(self.root, self.kept))
+        overlooked = sorted(self.overlooked - name_inside(self.root, self.kept))
         listed = {self.title, *self.records} | ({SUMS} if self.own and self.manifest else set())
         return VerifyReport(
             str(self.root),

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
 from deltaweights.errors import printable
-from deltaweights.manifest.problems import CONTENT, FILE, VerifyReport
+from deltaweights.manifest.verify_report import CONTENT, FILE, VerifyReport
 
 SUITE = "deltaweights verify"
 

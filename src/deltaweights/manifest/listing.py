@@ -14,10 +14,10 @@ from pathlib import Path
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import MalformedInput
 from deltaweights.manifest.digest import content_digest
-from deltaweights.manifest.entries import Entries, names_in, scan
-from deltaweights.manifest.manifest import MANIFEST, SUMS, manifest_pieces, plain_name
-from deltaweights.manifest.reading import Found, read
-from deltaweights.manifest.weights import job_of, open_listed
+from deltaweights.manifest.digest_files import Found, read
+from deltaweights.manifest.folder_entries import FolderEntries, name_inside, scan
+from deltaweights.manifest.open_weights import open_for_listing, request_for
+from deltaweights.manifest.records import MANIFEST, SUMS, manifest_pieces, plain_name
 from deltaweights.report import Report
 from deltaweights.util.text import Json, in_chunks, natural_key
 from deltaweights.util.workers import workers_of
@@ -53,12 +53,14 @@ def list_checkpoint(
     """
     root, report = Path(folder), report or Report()
     entries = scan(root, "list")
-    names = sorted(entries.readable - {MANIFEST, SUMS} - names_in(root, apart))
+    names = sorted(entries.readable - {MANIFEST, SUMS} - name_inside(root, apart))
     _refuse_unlisted(root, names, entries)
-    with open_listed(root) as checkpoint:
+    with open_for_listing(root) as checkpoint:
         for note in checkpoint.notes:
             report.warn(note)
-        found = read(job_of(checkpoint, names, compare=True, links=entries.links), _fail, workers_of(workers), report)
+        found = read(
+            request_for(checkpoint, names, compare=True, links=entries.links), _fail, workers_of(workers), report
+        )
         checkpoint.check_unchanged()
         result = _result(checkpoint, names, found, entries)
     document = b"".join(in_chunks(manifest_pieces(result, {})))
@@ -75,7 +77,7 @@ def list_checkpoint(
     )
 
 
-def _refuse_unlisted(root: Path, names: Iterable[str], entries: Entries) -> None:
+def _refuse_unlisted(root: Path, names: Iterable[str], entries: FolderEntries) -> None:
     for name, kind in entries.others.items():
         raise MalformedInput("cannot be listed", where=root / name, found=kind, expected="files", remedy="remove it")
     for name in names:
@@ -89,7 +91,7 @@ def _fail(_name: str, error: Exception) -> None:
     raise error
 
 
-def _result(checkpoint: Checkpoint, names: list[str], found: Found, entries: Entries) -> dict[str, Json]:
+def _result(checkpoint: Checkpoint, names: list[str], found: Found, entries: FolderEntries) -> dict[str, Json]:
     specs = {name: tensor.spec for name, tensor in checkpoint.tensors.items()}
     folders = {"folders": sorted(entries.folders)} if entries.folders else {}
     return {

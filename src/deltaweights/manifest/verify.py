@@ -11,11 +11,11 @@ from pathlib import Path
 
 from deltaweights.errors import InputOutputError, MalformedInput, UsageError
 from deltaweights.manifest.digest import content_digest
-from deltaweights.manifest.entries import unsigned_in
 from deltaweights.manifest.folder_check import FolderCheck
-from deltaweights.manifest.parsed import Manifest
-from deltaweights.manifest.problems import CONTENT, VerifyReport
-from deltaweights.manifest.signed import Signed
+from deltaweights.manifest.folder_entries import unsigned_entries
+from deltaweights.manifest.parse import Manifest
+from deltaweights.manifest.signed_files import SignedFiles
+from deltaweights.manifest.verify_report import CONTENT, VerifyReport
 from deltaweights.report import Report
 from deltaweights.util.workers import workers_of
 
@@ -26,7 +26,7 @@ def verify(
     expect: str | None = None,
     expect_manifest: str | None = None,
     manifest: str | os.PathLike[str] | None = None,
-    signed: Signed | None = None,
+    signed: SignedFiles | None = None,
     workers: int | None = None,
     report: Report | None = None,
 ) -> VerifyReport:
@@ -42,14 +42,14 @@ def verify(
     _check_pins(expect, expect_manifest)
     check = FolderCheck(Path(folder), None if manifest is None else Path(manifest))
     check.read_manifest(expect_manifest)
-    return verify_rest(check, expect=expect, signed=signed, workers=workers, report=report)
+    return finish_verify(check, expect=expect, signed=signed, workers=workers, report=report)
 
 
-def verify_rest(
+def finish_verify(
     check: FolderCheck,
     *,
     expect: str | None,
-    signed: Signed | None = None,
+    signed: SignedFiles | None = None,
     workers: int | None = None,
     report: Report | None = None,
 ) -> VerifyReport:
@@ -69,7 +69,7 @@ def verify_rest(
 
 
 def standing(folder: Path) -> tuple[Manifest, FolderCheck] | None:
-    """Return the manifest of ``folder``, and the check that ``verify_rest`` ends; None when there is none that can be read."""
+    """Return the manifest of ``folder``, and the check that ``finish_verify`` ends; None when there is none that can be read."""
     try:
         check = FolderCheck(folder, None)
         check.read_manifest(None)
@@ -88,7 +88,7 @@ def listed(folder: Path) -> tuple[Manifest, dict[str, str]]:
     check.hold_names()
     if check.listing:
         check.fail(check.title, "a listing of a folder, not the manifest of a result: only results are signed")
-    for name, kind in unsigned_in(folder).items():
+    for name, kind in unsigned_entries(folder).items():
         check.fail(name, "cannot be signed", kind)
     for name in check.there & set(check.records):
         check.has_size(name)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from deltaweights.checkpoint.checksums import refuse_damage
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.manifest.digest import Hasher, tensor_digest, tensor_hasher
-from deltaweights.manifest.manifest import Fragment, TensorRecord
+from deltaweights.manifest.records import Fragment, TensorRecord
 from deltaweights.manifest.tally import Tally
 from deltaweights.merge.arithmetic import Outcome
 from deltaweights.merge.blocks import Block

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from deltaweights.errors import InputOutputError, MalformedInput, UsageError
 from deltaweights.recipes import table as forms
-from deltaweights.recipes.document import MAX_SIZE, Document, overlay, read_document
 from deltaweights.recipes.models import models
 from deltaweights.recipes.recipe import Recipe, check_head, parse_recipe
 from deltaweights.recipes.table import Table, candidates
+from deltaweights.recipes.toml_document import MAX_SIZE, TomlDocument, overlay, parse_toml
 from deltaweights.util.text import natural_key
 
 SUFFIX = ".toml"
@@ -48,7 +48,7 @@ def load_file(path: str | os.PathLike[str], over: str | None = None) -> Recipe:
     called ``over``, or the file extends another one.
     """
     where = os.fspath(path)
-    document = read_document(_read(Path(path)), where)
+    document = parse_toml(_read(Path(path)), where)
     check_head(document, where)
     extends = Table(document, where).text("extends", forms.NAME)
     if over is not None:
@@ -97,7 +97,7 @@ def recipe_of_archive(file_name: str) -> str | None:
     return next((name for name in _names() if file_name in load(name).delta.archives), None)
 
 
-def _document(name: str) -> Document:
+def _document(name: str) -> TomlDocument:
     if name not in _names():
         raise UsageError(
             "no recipe has this name",
@@ -106,10 +106,10 @@ def _document(name: str) -> Document:
             remedy="`deltaweights recipes` lists them",
         )
     data = files("deltaweights.recipes").joinpath("data", f"{name}{SUFFIX}").read_bytes()
-    return read_document(data, f"recipe {name}")
+    return parse_toml(data, f"recipe {name}")
 
 
-def _checked(document: Document, where: str) -> Recipe:
+def _checked(document: TomlDocument, where: str) -> Recipe:
     recipe = parse_recipe(document, where)
     keys = [known.key for known in models()]
     if recipe.base_model is not None and recipe.base_model not in keys:

@@ -12,9 +12,9 @@ from importlib.resources import files
 
 from deltaweights.errors import UsageError
 from deltaweights.recipes import table as forms
-from deltaweights.recipes.document import read_document
 from deltaweights.recipes.recipe import FileHash, Shapes, check_head, read_hashes, read_shapes
 from deltaweights.recipes.table import Table, candidates
+from deltaweights.recipes.toml_document import parse_toml
 
 FORMAT = "deltaweights-models"
 
@@ -54,7 +54,7 @@ class KnownModel:
 @cache
 def models() -> tuple[KnownModel, ...]:
     """Return all known models, in the order of models.toml."""
-    document = read_document(files("deltaweights.recipes").joinpath("models.toml").read_bytes(), "models.toml")
+    document = parse_toml(files("deltaweights.recipes").joinpath("models.toml").read_bytes(), "models.toml")
     check_head(document, "models.toml", FORMAT)
     listed = Table(document, "models.toml", keys=("format", "version", "models")).table("models")
     return tuple(_model(key, listed) for key in listed)

@@ -15,8 +15,8 @@ from blake3 import blake3
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.errors import MalformedInput
 from deltaweights.recipes import table as forms
-from deltaweights.recipes.document import Document
 from deltaweights.recipes.table import Table
+from deltaweights.recipes.toml_document import TomlDocument
 
 FORMAT, VERSION = "deltaweights-recipe", 1
 
@@ -121,7 +121,7 @@ class Recipe:
     tokens: Mapping[str, int] = field(default_factory=dict)
 
 
-def check_head(document: Document, where: str, expected: str = FORMAT) -> None:
+def check_head(document: TomlDocument, where: str, expected: str = FORMAT) -> None:
     """Raise ``MalformedInput`` unless ``document`` says that it is of the ``expected`` format, in the version that is read here."""
     top = Table(document, where)
     top.require("format", "version")
@@ -137,7 +137,7 @@ def check_head(document: Document, where: str, expected: str = FORMAT) -> None:
         )
 
 
-def parse_recipe(document: Document, where: str) -> Recipe:
+def parse_recipe(document: TomlDocument, where: str) -> Recipe:
     """Return the recipe in ``document``, in which ``extends`` is resolved; ``where`` is for messages.
 
     Raises ``MalformedInput`` when a key is unknown, missing or of the wrong kind.

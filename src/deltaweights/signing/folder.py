@@ -14,8 +14,8 @@ from pathlib import Path
 
 from deltaweights.checkpoint.files import read_small
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
-from deltaweights.manifest.entries import UNSIGNED
-from deltaweights.manifest.signed import Signed
+from deltaweights.manifest.folder_entries import UNSIGNED
+from deltaweights.manifest.signed_files import SignedFiles
 from deltaweights.manifest.verify import listed
 from deltaweights.signing.bundle import Bundle, pae, parse_bundle
 from deltaweights.signing.keys import load_private, load_public
@@ -74,7 +74,7 @@ def read_signature(
     folder: str | os.PathLike[str],
     public_key: str | os.PathLike[str],
     signature: str | os.PathLike[str] | None = None,
-) -> Signed:
+) -> SignedFiles:
     """Return what ``signature`` (``folder/model.sig`` unless given) vouches for, if ``public_key`` says it is right.
 
     Raises ``CheckFailed`` when there is none, it is by another key or was tampered with; and what reading the key raises.
@@ -94,7 +94,7 @@ def read_signature(
         found, expected = (f"key {bundle.key}", key.name) if other else (None, None)
         raise CheckFailed(problem, where=path, found=found, expected=expected, remedy=remedy)
     try:
-        return Signed(key.name, parse_statement(bundle.payload))
+        return SignedFiles(key.name, parse_statement(bundle.payload))
     except ValueError as error:
         raise CheckFailed(
             "the signed statement is not one of a model", where=path, found=error, remedy=remedy

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
-from deltaweights.manifest.manifest import Fragment
+from deltaweights.manifest.records import Fragment
 from deltaweights.merge.plan import Plan, Shard
 from deltaweights.staging.contents import Mark, mark_of
 from deltaweights.staging.opened import COMPANIONS, ENDING, FRAGMENTS, PLAN, SHARDS, OpenStaging

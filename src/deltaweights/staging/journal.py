@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deltaweights.errors import MalformedInput
-from deltaweights.manifest.manifest import plain_name
+from deltaweights.manifest.records import plain_name
 from deltaweights.staging.contents import Contents, Mark, contents_of, is_hub_metadata, mark_of, may_stand_in_a_result
 from deltaweights.staging.folder import head_of_plan
 from deltaweights.staging.opened import JOURNAL, PLAN, OpenStaging

@@ -13,8 +13,8 @@ import stat
 from collections.abc import Callable
 
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
-from deltaweights.manifest.manifest import MANIFEST, SUMS, Fragment
-from deltaweights.manifest.parsed import Manifest, parse_manifest
+from deltaweights.manifest.parse import Manifest, parse_manifest
+from deltaweights.manifest.records import MANIFEST, SUMS, Fragment
 from deltaweights.merge.shards import NAMES, index_name
 from deltaweights.staging.contents import contents_of, mark_of, refuse_content
 from deltaweights.staging.journal import Journal, marks_of, read_journal

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 
 from deltaweights.manifest.folder_check import FolderCheck
-from deltaweights.manifest.manifest import MANIFEST
-from deltaweights.manifest.parsed import Manifest
+from deltaweights.manifest.parse import Manifest
+from deltaweights.manifest.records import MANIFEST
 from deltaweights.manifest.verify import standing
 from deltaweights.staging.contents import Mark, mark_of
 from deltaweights.staging.place import Place

@@ -17,7 +17,7 @@ from deltaweights.errors import MalformedInput
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.prepare import prepare
 from deltaweights.jobs.request import Wanted
-from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord
+from deltaweights.manifest.records import FileRecord, Fragment, TensorRecord
 from deltaweights.manifest.tally import Proof, Tally
 from deltaweights.merge import document_sizes
 from deltaweights.merge.operation import Operation

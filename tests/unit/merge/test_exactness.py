@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from deltaweights.errors import CheckFailed
 from deltaweights.jobs.apply import ApplyResult, apply_delta
 from deltaweights.jobs.prepare import prepare
-from deltaweights.manifest.parsed import parse_manifest
+from deltaweights.manifest.parse import parse_manifest
 from deltaweights.merge import stream
 from deltaweights.merge.arithmetic import Kernels, Task, Workbench
 from deltaweights.merge.operation import Operation

@@ -29,8 +29,8 @@ from deltaweights.jobs.check_base import check_base
 from deltaweights.jobs.findings import SumFound, check_sum, judge_base, proof_line
 from deltaweights.jobs.make import make_delta
 from deltaweights.manifest.findings import Findings, ProofRecord
-from deltaweights.manifest.manifest import Fragment, TensorRecord
-from deltaweights.manifest.parsed import parse_manifest
+from deltaweights.manifest.parse import parse_manifest
+from deltaweights.manifest.records import Fragment, TensorRecord
 from deltaweights.manifest.tally import Proof, Tally
 from deltaweights.merge.arithmetic import Kernels, Task, Workbench
 from deltaweights.merge.blocks import Run as Meeting

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from deltaweights.errors import CheckFailed, MalformedInput, TargetBusy, UsageError
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.manifest.manifest import SUMS
-from deltaweights.manifest.signed import Signed
+from deltaweights.manifest.records import SUMS
+from deltaweights.manifest.signed_files import SignedFiles
 from deltaweights.manifest.verify import verify
 from deltaweights.signing.bundle import Bundle, pae, parse_bundle
 from deltaweights.signing.folder import read_signature, sign_folder
@@ -228,7 +228,7 @@ def test_a_file_that_nobody_signed_is_extra(merged: Path, keys: tuple[Path, Path
     sign_folder(result, private)
     signed = read_signature(result, public)
     digests = {name: digest for name, digest in signed.digests.items() if name != "config.json"}
-    report = verify(result, signed=Signed(signed.key, digests))
+    report = verify(result, signed=SignedFiles(signed.key, digests))
     assert [str(problem) for problem in report.problems] == ["config.json: is not signed: found an extra file"]
 
 

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.manifest.manifest import INDEX, MANIFEST, SUMS
+from deltaweights.manifest.records import INDEX, MANIFEST, SUMS
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
 from deltaweights.staging import publish as publishing

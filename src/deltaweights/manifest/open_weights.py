@@ -20,8 +20,8 @@ from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.checkpoint.weights_file import WeightsFile
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.manifest.problems import FILE, TENSOR
-from deltaweights.manifest.reading import Job, apart
+from deltaweights.manifest.digest_files import Job, apart
+from deltaweights.manifest.verify_report import FILE, TENSOR
 
 OPENERS = {".safetensors": open_safetensors, ".bin": open_torch_file}
 """What reads the weights files that we write."""
@@ -41,7 +41,7 @@ class Fail(Protocol):
         """Add the problem."""
 
 
-def open_listed(root: Path) -> Checkpoint:
+def open_for_listing(root: Path) -> Checkpoint:
     """Open the checkpoint in ``root``, which may also be the only weights file there, whatever its name.
 
     Raises as ``open_checkpoint`` does, and ``MalformedInput`` when its tensors show the stored bytes far too often.
@@ -60,7 +60,7 @@ def open_listed(root: Path) -> Checkpoint:
     return checkpoint
 
 
-def job_of(checkpoint: Checkpoint, names: Iterable[str], *, compare: bool, links: Collection[str]) -> Job:
+def request_for(checkpoint: Checkpoint, names: Iterable[str], *, compare: bool, links: Collection[str]) -> Job:
     """Return the reading of the files ``names`` of a checkpoint's folder, and of all its tensors."""
     names = frozenset(names)
     return Job(
@@ -74,7 +74,7 @@ def job_of(checkpoint: Checkpoint, names: Iterable[str], *, compare: bool, links
     )
 
 
-def open_written(root: Path, names: list[str], fail: Fail, stack: ExitStack, links: Collection[str]) -> Job:
+def open_result_weights(root: Path, names: list[str], fail: Fail, stack: ExitStack, links: Collection[str]) -> Job:
     """Open those of the files ``names`` that hold weights, to be closed by ``stack``; return the reading of all files.
 
     Of the names, ``links`` may be links.

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import DeltaweightsError
-from deltaweights.manifest.beside import lists_exactly, stated_beside
-from deltaweights.manifest.parsed import Manifest
+from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any
+from deltaweights.manifest.parse import Manifest
 from deltaweights.recipes.catalogue import load, recipe_of_file
-from deltaweights.recipes.likely_reason import FINE_TUNED_ROWS, hidden_size, layers, rows
+from deltaweights.recipes.mismatch_hints import FINE_TUNED_ROWS, hidden_size, layers, rows
 from deltaweights.recipes.models import FORMS, KnownModel, known_file, models
 from deltaweights.util.text import Json, counted, strict_json
 
@@ -58,7 +58,7 @@ def identify(
     hashes: Mapping[str, str],
     *,
     read: bool,
-    stated: Callable[[Checkpoint], Manifest | None] = stated_beside,
+    stated: Callable[[Checkpoint], Manifest | None] = manifest_of_if_any,
 ) -> Identity:
     """Return what ``checkpoint`` is; ``hashes`` are sha256 by file name, ``read`` from the files or stated by the Hub's cache.
 
@@ -95,7 +95,7 @@ def _by_hashes(checkpoint: Checkpoint, hashes: Mapping[str, str], *, read: bool)
 
 def _by_manifest(checkpoint: Checkpoint, manifest: Manifest | None) -> str | None:
     """Return what the manifest says that deltaweights made of it, if it is one of ours; it is not verified here."""
-    if manifest is None or not lists_exactly(manifest, checkpoint):
+    if manifest is None or not lists_same_tensors(manifest, checkpoint):
         return None
     by = f" by recipe {manifest.recipe}" if manifest.recipe else ""
     what = {
@@ -158,7 +158,7 @@ def typical_weight(tensors: Iterable[LazyTensor]) -> float | None:
     return statistics.median(squares) ** 0.5 if squares else None
 
 
-def size_of_delta(base: Mapping[str, LazyTensor], delta: Mapping[str, LazyTensor]) -> float | None:
+def relative_scale(base: Mapping[str, LazyTensor], delta: Mapping[str, LazyTensor]) -> float | None:
     """Return how large a delta's weights are, measured by its base's: the median of sampled matrices; None when unknown."""
     shares = []
     for tensor in _some(tensor for name, tensor in delta.items() if name in base):

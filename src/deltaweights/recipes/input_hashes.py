@@ -21,26 +21,26 @@ KEEP = "leave one of --stream and --hash-inputs out"
 
 
 @dataclass(frozen=True)
-class Hashes:
+class InputHashes:
     """The sha256 of weights files by role and file name: of the roles in ``read`` made in so many ``seconds``, else as stated."""
 
     files: dict[str, dict[str, str]]
     read: frozenset[str] = frozenset()
     seconds: float = 0.0
 
-    def __or__(self, other: Hashes) -> Hashes:
+    def __or__(self, other: InputHashes) -> InputHashes:
         """Return the hashes of both, which have no role in common."""
-        return Hashes({**self.files, **other.files}, self.read | other.read, self.seconds + other.seconds)
+        return InputHashes({**self.files, **other.files}, self.read | other.read, self.seconds + other.seconds)
 
 
-def hashes_of(checkpoints: Mapping[str, Checkpoint], workers: int | None, report: Report) -> Hashes:
+def collect_hashes(checkpoints: Mapping[str, Checkpoint], workers: int | None, report: Report) -> InputHashes:
     """Return the sha256 of all weights files, made by ``workers`` threads; when None, those that the Hub's cache states.
 
     Warns of files that are not what the cache states. Raises ``InputOutputError`` when one cannot be read, ``UsageError`` when
     one is streamed.
     """
     if workers is None:
-        return Hashes({role: _stated(checkpoint) for role, checkpoint in checkpoints.items()})
+        return InputHashes({role: _stated(checkpoint) for role, checkpoint in checkpoints.items()})
     if any(weights.file.streamed for checkpoint in checkpoints.values() for weights in checkpoint.files):
         # A hash of one reading says nothing of the next.
         raise UsageError("--hash-inputs has nothing to hash", found="inputs that are kept nowhere", remedy=KEEP)
@@ -51,7 +51,7 @@ def hashes_of(checkpoints: Mapping[str, Checkpoint], workers: int | None, report
             if made[role][name] != stated:
                 damage = f"sha256 is {made[role][name]}, the Hub's cache states {stated}: damaged; fetch it again"
                 report.warn(f"{checkpoint.directory.path / name}: {damage}")
-    return Hashes(made, read=frozenset(made), seconds=time.monotonic() - began)
+    return InputHashes(made, read=frozenset(made), seconds=time.monotonic() - began)
 
 
 def _stated(checkpoint: Checkpoint) -> dict[str, str]:

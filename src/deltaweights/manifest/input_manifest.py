@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.manifest.manifest import MANIFEST
-from deltaweights.manifest.parsed import Manifest, parse_manifest
+from deltaweights.manifest.parse import Manifest, parse_manifest
+from deltaweights.manifest.records import MANIFEST
 from deltaweights.util import limits
 
 
-def manifest_beside(checkpoint: Checkpoint) -> Manifest:
+def manifest_of(checkpoint: Checkpoint) -> Manifest:
     """Return the manifest in the checkpoint's folder.
 
     Raises ``InputOutputError`` when there is none, ``MalformedInput`` when it is no manifest, or says nothing of a file that
@@ -28,15 +28,15 @@ def manifest_beside(checkpoint: Checkpoint) -> Manifest:
         raise MalformedInput("not a manifest", where=where, found=error, remedy=remedy) from None
 
 
-def stated_beside(checkpoint: Checkpoint) -> Manifest | None:
+def manifest_of_if_any(checkpoint: Checkpoint) -> Manifest | None:
     """Return the manifest in the checkpoint's folder, None when there is none that can be read."""
     try:
-        return manifest_beside(checkpoint)
+        return manifest_of(checkpoint)
     except (InputOutputError, MalformedInput):
         return None
 
 
-def lists_exactly(manifest: Manifest, checkpoint: Checkpoint) -> bool:
+def lists_same_tensors(manifest: Manifest, checkpoint: Checkpoint) -> bool:
     """Tell whether the manifest lists the checkpoint's tensors, and no others, each with its dtype, shape and file."""
     return {name: (*row[:2], manifest.places[name]) for name, row in manifest.tensors.items()} == {
         name: (tensor.spec.dtype, tensor.spec.shape, tensor.file) for name, tensor in checkpoint.tensors.items()

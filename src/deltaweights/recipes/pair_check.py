@@ -9,7 +9,7 @@ from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.projector import FILE as PROJECTOR_FILE
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.errors import Mismatch
-from deltaweights.recipes.likely_reason import EMBEDDING, REMEDY, layers
+from deltaweights.recipes.mismatch_hints import EMBEDDING, REMEDY, layers
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.util.text import counted
 
@@ -17,7 +17,7 @@ HEAD = "lm_head.weight"
 GATE = "model.layers.0.mlp.gate_proj.weight"
 
 
-def refuse_others(recipe: Recipe, base: Checkpoint, delta: Checkpoint) -> None:
+def check_pair(recipe: Recipe, base: Checkpoint, delta: Checkpoint) -> None:
     """Raise ``Mismatch`` when base or delta have other sizes than ``recipe`` states, or the delta lacks what it requires."""
     for name in recipe.required:
         if name not in delta.tensors:

@@ -22,7 +22,7 @@ UNSIGNED = PERMITTED | {".git", ".gitattributes", ".github", ".gitignore"}
 
 
 @dataclass
-class Entries:
+class FolderEntries:
     """The names in a folder, but for those that may stand beside any checkpoint.
 
     ``files`` are regular files, ``links`` are links to such, ``folders`` are folders and links to such. ``others`` says of all
@@ -46,9 +46,9 @@ class Entries:
         return {name: "a link" if (root / name).is_symlink() else kind for name, kind in sorted(found.items())}
 
 
-def scan(root: Path, doing: str) -> Entries:
+def scan(root: Path, doing: str) -> FolderEntries:
     """Look at the names in ``root``, to do with it what messages say. Raises ``InputOutputError``."""
-    entries = Entries()
+    entries = FolderEntries()
     try:
         names = sorted(entry.name for entry in os.scandir(root))
     except OSError as error:
@@ -71,7 +71,7 @@ def scan(root: Path, doing: str) -> Entries:
     return entries
 
 
-def unsigned_in(root: Path) -> dict[str, str]:
+def unsigned_entries(root: Path) -> dict[str, str]:
     """Return the names in ``root`` that ``scan`` passes over and a signature must not, and what each is.
 
     Raises ``InputOutputError``.
@@ -85,6 +85,6 @@ def unsigned_in(root: Path) -> dict[str, str]:
     return {entry.name: "an extra file" for entry in passed if entry.name not in UNSIGNED} | links
 
 
-def names_in(root: Path, path: Path | None) -> set[str]:
+def name_inside(root: Path, path: Path | None) -> set[str]:
     """Return the name of ``path`` when it is one in ``root``."""
     return {path.name} if path is not None and path.parent.resolve() == root.resolve() else set()

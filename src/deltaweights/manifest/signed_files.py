@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from deltaweights.manifest.problems import Problem
+from deltaweights.manifest.verify_report import Problem
 
 
 @dataclass(frozen=True)
-class Signed:
+class SignedFiles:
     """What a signature that was proved right vouches for: sha256 (hex) by file name. ``key`` is the sha256 of the key's PEM."""
 
     key: str
     digests: Mapping[str, str]
 
 
-def hold_signed(signed: Signed, found: Mapping[str, str]) -> Iterator[Problem]:
+def hold_signed(signed: SignedFiles, found: Mapping[str, str]) -> Iterator[Problem]:
     """Yield what differs between the signed files and those that were ``found``, sha256 by name."""
     for name in sorted(set(signed.digests) | set(found)):
         if name not in found:

@@ -70,7 +70,7 @@ def likely_reason(base: Specs, primary: Specs, role: str) -> str:
     return f"base and {role} are likely not a pair; {remedy}"
 
 
-def suspicion(base: Specs, delta: Specs) -> tuple[str, ...]:
+def pair_warnings(base: Specs, delta: Specs) -> tuple[str, ...]:
     """Return warnings about a pair that fits by its shapes, though a published delta would not belong on such a base."""
     warnings = []
     base_rows = rows(base)

@@ -16,7 +16,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Document = dict[str, Any]
+TomlDocument = dict[str, Any]
 """What TOML can represent: strings, numbers, booleans, dates, lists and tables."""
 
 MAX_SIZE = 1024 * 1024
@@ -26,7 +26,7 @@ MOST_DOTS = 2000
 """A dotted key of 20,000 parts takes the parser seconds and gigabytes; a recipe has some hundred dots, prose included."""
 
 
-def read_document(data: bytes, where: str) -> Document:
+def parse_toml(data: bytes, where: str) -> TomlDocument:
     """Parse one TOML document; ``where`` is for messages.
 
     Raises ``MalformedInput`` for more than ``MAX_SIZE`` bytes, what is not UTF-8, what is not TOML, a key that is given twice, and
@@ -65,7 +65,7 @@ def read_document(data: bytes, where: str) -> Document:
     raise MalformedInput("not TOML", where=where, found=fault, remedy="correct it there")
 
 
-def overlay(below: Document, above: Document) -> Document:
+def overlay(below: TomlDocument, above: TomlDocument) -> TomlDocument:
     """Return ``below`` with the keys of ``above`` in their place; where both have a table, with the keys of that table."""
     both = {key: {**below[key], **above[key]} for key in below if _is_table(below[key]) and _is_table(above.get(key))}
     return {**below, **above, **both}

@@ -13,7 +13,7 @@ from typing import Any
 from deltaweights.checkpoint.tensors import name_fault
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.findings import Findings, size
-from deltaweights.manifest.manifest import (
+from deltaweights.manifest.records import (
     MANIFEST,
     MANIFEST_FORMAT,
     SUMS,

@@ -17,7 +17,7 @@ from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.checkpoint.weights_file import ContiguousSource
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest import tensor_digest, tensor_hasher
-from deltaweights.manifest.manifest import FileRecord
+from deltaweights.manifest.records import FileRecord
 from deltaweights.report import Report
 from deltaweights.util.workers import share_out
 

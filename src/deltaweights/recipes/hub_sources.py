@@ -16,12 +16,12 @@ FULL_COMMIT = 40
 SAFETENSORS = (".safetensors", ".safetensors.index.json")
 
 
-def has_base(recipe: Recipe) -> bool:
+def has_base_source(recipe: Recipe) -> bool:
     """Tell whether it is known where the base is."""
     return recipe.base_model is not None and model(recipe.base_model).repo is not None
 
 
-def base_of(recipe: Recipe) -> Source:
+def base_source(recipe: Recipe) -> Source:
     """Return where the base is: of its two formats the one of which the hashes of all files are known.
 
     Raises ``UsageError`` when nobody said where it is.
@@ -33,7 +33,7 @@ def base_of(recipe: Recipe) -> Source:
     return Source(HubId(known.repo, known.revision), SAFETENSORS if pinned else ())
 
 
-def delta_of(recipe: Recipe) -> Source:
+def delta_source(recipe: Recipe) -> Source:
     """Return where the delta is. Raises ``UsageError`` when nobody said, ``InputOutputError`` when there are no weights there."""
     delta = recipe.delta
     if delta.repo is None:
