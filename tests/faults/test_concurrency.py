@@ -37,10 +37,10 @@ from deltaweights.signing import folder as signing
 from deltaweights.staging import lock as locks
 from deltaweights.staging import publish as publishing
 from deltaweights.staging.clean import clean
-from deltaweights.staging.contents import Contents
+from deltaweights.staging.location import TargetLocation, locate_target
 from deltaweights.staging.lock import StagingLock
-from deltaweights.staging.opened import OpenStaging
-from deltaweights.staging.place import Place, locate
+from deltaweights.staging.open_staging import OpenStaging
+from deltaweights.staging.target_contents import Contents
 from deltaweights.util.interruption import Interrupted
 from deltaweights.util.open_folder import OpenFolder
 from tests.support.limits import PATIENCE
@@ -119,7 +119,7 @@ def test_an_owner_stands_for_a_lock(pair: Pair, tmp_path: Path, expected: dict[s
 
     apply_delta(*pair, target, max_shard_size=SIZE, report=At(others))
     assert len(refused) == 3
-    owner = locate(target).root / "owner"
+    owner = locate_target(target).root / "owner"
     for message in refused:
         assert f"found process {os.getpid()} of " in message
         assert message.endswith(f"wait for it to end; if that process is gone, remove {owner}")
@@ -139,7 +139,7 @@ def test_an_owner_that_was_killed(
         raise Killed
 
     killed(monkeypatch, lambda: apply_delta(*pair, target, max_shard_size=SIZE, report=At(die)))
-    owner = locate(target).root / "owner"
+    owner = locate_target(target).root / "owner"
     with subprocess.Popen(["true"]) as dead:
         dead.wait()
     owner.write_text(owner.read_text().replace(f"process {os.getpid()} ", f"process {dead.pid} "))
@@ -157,7 +157,7 @@ def test_an_owner_that_was_killed(
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
 def test_an_owner_that_is_no_file(pair: Pair, tmp_path: Path, make: Callable[[Path], object]) -> None:
     """Whatever stands there, it is not waited for."""
-    place = make_staging(locate(tmp_path / "out"))
+    place = make_staging(locate_target(tmp_path / "out"))
     make(place.root / "owner")
     with pytest.raises(TargetBusy, match="found its owner; wait for it to end"):
         apply_delta(*pair, place.target)
@@ -168,7 +168,7 @@ def test_an_owner_whose_lock_was_removed(pair: Pair, tmp_path: Path, monkeypatch
     """A run that finds that the lock it opened was removed meanwhile begins again, and is not kept out by itself."""
     current, answers = StagingLock._is_current, [False, True, True]
     monkeypatch.setattr(StagingLock, "_is_current", lambda lock: current(lock) and answers.pop(0))
-    with StagingLock(locate(tmp_path / "out")):
+    with StagingLock(locate_target(tmp_path / "out")):
         assert answers == [True]
     assert names_in(tmp_path) == ["inputs"]
 
@@ -179,7 +179,7 @@ def test_a_shard_that_another_run_touched_is_not_published(
 ) -> None:
     """Where locks cannot be trusted, a shard that is not the finished file any more ends the run with 7; the next one goes on."""
     target = tmp_path / "out"
-    shard = locate(target).shards / "model-00002-of-00005.safetensors"
+    shard = locate_target(target).shards / "model-00002-of-00005.safetensors"
 
     def touch() -> None:
         data = shard.read_bytes()
@@ -201,7 +201,7 @@ def test_a_shard_that_another_run_touched_is_not_published(
 def test_a_shard_that_only_looks_otherwise_is_published(pair: Pair, tmp_path: Path, expected: dict[str, bytes]) -> None:
     """A file of the same bytes under another number, as some file systems number them anew, is the shard that it was."""
     target = tmp_path / "out"
-    shard = locate(target).shards / "model-00002-of-00005.safetensors"
+    shard = locate_target(target).shards / "model-00002-of-00005.safetensors"
 
     def touch() -> None:
         data = shard.read_bytes()
@@ -285,7 +285,7 @@ def test_a_signal_between_plan_and_exchange(
     if back == "put back":
         with pytest.raises(Interrupted):
             apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
-        before = {path.name: path.stat().st_ino for path in locate(target).shards.glob("*.safetensors")}
+        before = {path.name: path.stat().st_ino for path in locate_target(target).shards.glob("*.safetensors")}
         monkeypatch.setattr(OpenFolder, "exchange", whole)
         apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
         assert files_of(target) == expected
@@ -298,14 +298,14 @@ def test_a_signal_between_plan_and_exchange(
     for _ in range(2):
         with pytest.raises(TargetBusy, match=r"not a checkpoint: found thesis\.tex"):
             apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
-        assert (locate(target).shards / "thesis.tex").read_text() == "mine"
+        assert (locate_target(target).shards / "thesis.tex").read_text() == "mine"
 
 
 def test_one_target_is_built_in_one_place(pair: Pair, tmp_path: Path, expected: dict[str, bytes]) -> None:
     """A run that would stage inside the target, where another stages beside it, ends with 7, and leaves nothing in its way."""
     target = tmp_path / "out"
     target.mkdir()
-    inside = Place(target, target / ".deltaweights", inside=True)
+    inside = TargetLocation(target, target / ".deltaweights", inside=True)
 
     def other() -> None:
         with pytest.raises(TargetBusy, match="begun to build this folder elsewhere"):
@@ -319,9 +319,9 @@ def test_another_place_that_is_found_under_the_lock(tmp_path: Path, monkeypatch:
     """The place is compared once more under the lock; what was made for it is gone after the refusal."""
     target = tmp_path / "out"
     target.mkdir()
-    inside, beside = Place(target, target / ".deltaweights", inside=True), locate(target)
+    inside, beside = TargetLocation(target, target / ".deltaweights", inside=True), locate_target(target)
     answers = [inside, replace(beside, root=tmp_path)]
-    monkeypatch.setattr(locks, "locate", lambda _: answers.pop(0))
+    monkeypatch.setattr(locks, "locate_target", lambda _: answers.pop(0))
     with pytest.raises(TargetBusy, match="begun to build this folder elsewhere"):
         StagingLock(inside)
     assert names_in(target) == []
@@ -362,7 +362,7 @@ def test_parts_do_not_undo_each_others_recovery(
     target = tmp_path / "out"
     target.mkdir()
     monkeypatch.chdir(target)
-    move, left = OpenFolder.move_new, [3]
+    move, left = OpenFolder.move_if_absent, [3]
 
     def dying(folder: OpenFolder, name: str, to: OpenFolder, new: str) -> bool:
         left[0] -= to.path == target
@@ -370,12 +370,12 @@ def test_parts_do_not_undo_each_others_recovery(
             raise Killed
         return move(folder, name, to, new)
 
-    monkeypatch.setattr(OpenFolder, "move_new", dying)
+    monkeypatch.setattr(OpenFolder, "move_if_absent", dying)
     killed(monkeypatch, lambda: apply_delta(*pair, target, max_shard_size=SIZE))
-    monkeypatch.setattr(OpenFolder, "move_new", move)
-    assert locate(target).journal.exists()
+    monkeypatch.setattr(OpenFolder, "move_if_absent", move)
+    assert locate_target(target).journal.exists()
     monkeypatch.setattr(parts, "PATIENCE", 0.2)
-    with StagingLock(locate(target), shared=True), pytest.raises(TargetBusy, match="another run is writing"):
+    with StagingLock(locate_target(target), shared=True), pytest.raises(TargetBusy, match="another run is writing"):
         apply_part(*pair, target, part="1/2", max_shard_size=SIZE)
     both = [threading.Thread(target=both_parts, args=(pair, target)) for _ in range(4)]
     monkeypatch.setattr(parts, "PATIENCE", 20)
@@ -389,7 +389,7 @@ def test_parts_do_not_undo_each_others_recovery(
 def test_a_part_that_ends_keeps_what_others_finished(pair: Pair, tmp_path: Path) -> None:
     """A part without shards that ends while another one finishes its first leaves all as it is."""
     target = tmp_path / "out"
-    place = locate(target)
+    place = locate_target(target)
     ending, running = StagingLock(place, shared=True), StagingLock(place, shared=True)
     worth, seen = OpenStaging.worth_keeping, []
 
@@ -409,7 +409,7 @@ def test_a_part_that_ends_keeps_what_others_finished(pair: Pair, tmp_path: Path)
 def test_a_part_waits_for_one_that_ends(pair: Pair, tmp_path: Path) -> None:
     """One that holds the lock alone for a moment is waited for, not refused."""
     target = tmp_path / "out"
-    lock = StagingLock(locate(target))
+    lock = StagingLock(locate_target(target))
     timer = threading.Timer(0.3, lambda: lock.__exit__(None, None, None))
     timer.start()
     assert apply_part(*pair, target, part="1/2", max_shard_size=SIZE).status == "finished"
@@ -456,7 +456,7 @@ def test_finish_that_is_killed_after_the_exchange(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(publishing, "forget", die)
+        patch.setattr(publishing, "clear_staging", die)
         killed(monkeypatch, lambda: finish_parts(target, overwrite=True))
     assert files_of(target) == expected
     shutil.move(target, tmp_path / "moved")
@@ -478,7 +478,7 @@ def test_finish_after_a_finish_that_was_killed(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(publishing, "forget", die)
+        patch.setattr(publishing, "clear_staging", die)
         killed(monkeypatch, lambda: finish_parts(target))
     assert finish_parts(target) is None
     assert files_of(target) == expected
@@ -492,7 +492,7 @@ def test_finish_of_what_was_given_up_meanwhile(pair: Pair, tmp_path: Path, monke
     from deltaweights.cluster import finish as finishing  # noqa: PLC0415
 
     class Late(StagingLock):
-        def __init__(self, place: Place) -> None:
+        def __init__(self, place: TargetLocation) -> None:
             clean(target)
             super().__init__(place)
 

@@ -21,7 +21,7 @@ from random import Random
 import pytest
 
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.staging.place import locate
+from deltaweights.staging.location import locate_target
 from tests.faults.injection import KILL, OPENS, READS, WRITES, Call, command, is_lie, is_possible
 from tests.faults.sweep import OF_SIGNALS, SCENARIOS, Run, Scenario, fault, make_inputs, sweep
 from tests.support.limits import PATIENCE
@@ -173,8 +173,10 @@ def test_a_signal_at_a_random_time(large: Pair, uninterrupted: dict[str, bytes],
         assert err.startswith("deltaweights: error: ")
         assert err.count("\n") == 1
     assert not target.exists() or files_of(target) == uninterrupted
-    if locate(target).shards.exists():
-        assert {path.name for path in locate(target).shards.glob("*.safetensors")} == finished_shards(locate(target))
+    if locate_target(target).shards.exists():
+        assert {path.name for path in locate_target(target).shards.glob("*.safetensors")} == finished_shards(
+            locate_target(target)
+        )
     assert finish(command).returncode == 0
     assert files_of(target) == uninterrupted
     assert names_in(tmp_path) == ["out"]

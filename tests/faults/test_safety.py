@@ -15,7 +15,7 @@ from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.records import MANIFEST, SUMS
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
-from deltaweights.staging.place import locate
+from deltaweights.staging.location import locate_target
 from tests.support.pairs import base_tensors, make_pair, save
 
 Pair = tuple[Path, Path]
@@ -67,7 +67,7 @@ def test_a_damaged_finished_shard_is_made_again(pair: Pair, tmp_path: Path) -> N
 
     with pytest.raises(KeyboardInterrupt):
         apply_delta(*pair, target, max_shard_size="20KB", report=StopAtEnd())
-    shard = sorted(locate(target).shards.iterdir())[0]
+    shard = sorted(locate_target(target).shards.iterdir())[0]
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
@@ -129,12 +129,12 @@ def test_one_target_has_one_lock(pair: Pair, tmp_path: Path, monkeypatch: pytest
     """Staging that was begun beside the target is found from inside it, so that two runs cannot pass each other."""
     target = tmp_path / "merged"
     target.mkdir()
-    outside = locate(target)
+    outside = locate_target(target)
     outside.root.mkdir()
     monkeypatch.chdir(target)
-    assert locate(".") == outside
+    assert locate_target(".") == outside
     outside.root.rmdir()
-    assert locate(".").inside
+    assert locate_target(".").inside
 
 
 def test_weights_that_no_tensor_is_in_do_not_verify(pair: Pair, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ from deltaweights.report import Report
 from deltaweights.signing.bundle import Bundle, pae, parse_bundle
 from deltaweights.signing.statement import parse_statement, statement_bytes
 from deltaweights.staging.journal import read_journal
-from deltaweights.staging.place import locate
+from deltaweights.staging.location import locate_target
 from deltaweights.util.open_folder import OpenFolder
 from deltaweights.util.text import strict_json
 from tests.support.pairs import base_tensors, delta_tensors, save
@@ -204,13 +204,13 @@ def read_a_tokenizer(data: bytes) -> None:
 
 
 def read_an_ending(data: bytes) -> None:
-    place = locate(scratch() / "staged" / "out")
+    place = locate_target(scratch() / "staged" / "out")
     make_staging(place).ending.write_bytes(data)
     under_lock(place, ending.load_handoff)
 
 
 def read_a_journal(data: bytes) -> None:
-    place = locate(scratch() / "staged" / "out")
+    place = locate_target(scratch() / "staged" / "out")
     make_staging(place).plan.write_text('{"identity":"plan1:test","arrivals":{}}')
     place.journal.write_bytes(data)
     under_lock(place, read_journal)
@@ -359,7 +359,7 @@ def ending_of_a_part() -> bytes:
     target = folder / f"{scratch().name}-parted"
     save(base, folder / f"{scratch().name}-base", "safetensors", 1)
     apply_part(folder / f"{scratch().name}-base", checkpoint(), target, part="1/2", max_shard_size="1KB")
-    return locate(target).ending.read_bytes()
+    return locate_target(target).ending.read_bytes()
 
 
 TARGETS: dict[str, Target] = {

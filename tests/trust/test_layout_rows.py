@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deltaweights.staging.place import locate
+from deltaweights.staging.location import locate_target
 from tests.support.limits import PATIENCE
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
 from tests.trust.harness import TARGET, Case, Make, case, hold, merging, run_command
@@ -232,7 +232,7 @@ def test_an_input_that_changes_during_the_run(large: Pair, tmp_path: Path, role:
     path = inputs[role] / SINGLE
     target = tmp_path / "out"
     with caught_in_the_middle(
-        apply_command(inputs["base"], inputs["delta"], target, "--quiet"), locate(target)
+        apply_command(inputs["base"], inputs["delta"], target, "--quiet"), locate_target(target)
     ) as process:
         if how == "row61-cut":
             os.truncate(path, 1000)

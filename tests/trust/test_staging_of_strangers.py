@@ -20,7 +20,7 @@ from deltaweights.manifest.records import Fragment
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
 from deltaweights.staging.clean import clean
-from deltaweights.staging.place import Place, locate
+from deltaweights.staging.location import TargetLocation, locate_target
 from deltaweights.util.open_folder import OpenFolder
 from deltaweights.util.text import readable_json, strict_json
 from tests.faults.test_concurrency import pair
@@ -47,7 +47,7 @@ def precious(tmp_path: Path) -> Path:
     return folder
 
 
-def plant(place: Place, files: dict[str, str], *, mode: int = 0o700, sealed: bool = False) -> None:
+def plant(place: TargetLocation, files: dict[str, str], *, mode: int = 0o700, sealed: bool = False) -> None:
     """Put a staging folder there that this program did not make; with ``sealed``, one that it would take for its own."""
     place.root.mkdir(mode=mode, parents=True)
     place.root.chmod(mode)
@@ -74,7 +74,7 @@ RUNS: dict[str, Callable[[Pair, Path], object]] = {
 
 
 @pytest.fixture(params=["beside", "inside"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> TargetLocation:
     """Make a folder of the user's as the target, and return its place with staging beside it and inside it."""
     target = tmp_path / "out"
     (target / "thesis").mkdir(parents=True)
@@ -94,7 +94,7 @@ def tree_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("journal", JOURNALS.values(), ids=JOURNALS)
 @pytest.mark.parametrize("mode", [0o700, 0o755])
 def test_row78_planted_staging_removes_and_publishes_nothing(
-    pair: Pair, place: Place, mode: int, journal: object, run: Callable[[Pair, Path], object]
+    pair: Pair, place: TargetLocation, mode: int, journal: object, run: Callable[[Pair, Path], object]
 ) -> None:
     """A staging folder that came with a download, its journal and its script: every command ends with 3, or 7 as without it."""
     files = {
@@ -115,7 +115,7 @@ def test_row78_planted_staging_removes_and_publishes_nothing(
 @pytest.mark.parametrize("run", [RUNS["apply"], RUNS["part"], RUNS["clean"]], ids=["apply", "part", "clean"])
 @pytest.mark.parametrize("remove", ["tax.pdf", "thesis", "../tax.pdf", "run.py"])
 def test_row78_journals_name_files_of_results_alone(
-    pair: Pair, place: Place, remove: str, run: Callable[[Pair, Path], object]
+    pair: Pair, place: TargetLocation, remove: str, run: Callable[[Pair, Path], object]
 ) -> None:
     """A journal in staging that looks like ours removes and moves nothing but files of a result."""
     found = place.target / remove
@@ -177,7 +177,7 @@ def test_row79_links_in_staging(
 ) -> None:
     """A link in staging ends every run with 3 or 5, and nothing happens to what it leads to."""
     before, target = files_of(precious), tmp_path / "out"
-    place = locate(target)
+    place = locate_target(target)
     plant(place, {"plan.json": '{"identity": "x"}'}, sealed=sealed)
     (place.root / name).unlink(missing_ok=True)
     (place.root / name).symlink_to(precious)
@@ -195,7 +195,7 @@ def test_row79_staging_that_is_a_link(
     """So does staging itself."""
     before, target = files_of(precious), tmp_path / "out"
     precious.chmod(0o700)
-    locate(target).root.symlink_to(precious)
+    locate_target(target).root.symlink_to(precious)
     with pytest.raises(MalformedInput, match="staging is not ours"):
         run(pair, target)
     assert files_of(precious) == before
@@ -234,7 +234,7 @@ def test_row79_staging_of_another_user(
     pair: Pair, common: Path, mode: str, run: Callable[[Pair, Path], object]
 ) -> None:
     """A staging folder of another user is not used, whatever its permissions, and stays as it is."""
-    place = locate(common / "out")
+    place = locate_target(common / "out")
     as_nobody("mkdir", "-m", mode, place.root)
     with pytest.raises(MalformedInput, match="staging is not ours: found a folder of user 65534"):
         run(pair, place.target)
@@ -270,7 +270,7 @@ def test_row79_staging_that_is_swapped_for_a_link(
     pair: Pair, common: Path, precious: Path, *, at_end: bool, overwrite: bool
 ) -> None:
     """Who may rename in the parent swaps staging for a link while a run works: it goes on in the folder that it opened."""
-    place = locate(common / "out")
+    place = locate_target(common / "out")
     if overwrite:
         apply_delta(*pair, place.target, dtype="float32")
     (precious / "shards").mkdir()
@@ -290,7 +290,7 @@ def test_row79_staging_that_is_swapped_for_a_link(
 @pytest.mark.trust
 def test_row79_staging_that_is_swapped_for_a_folder(pair: Pair, common: Path, precious: Path) -> None:
     """Swapped for a folder of the swapper's own, its files are not published."""
-    place = locate(common / "out")
+    place = locate_target(common / "out")
 
     def swap() -> None:
         place.root.rename(common / "aside")
@@ -330,7 +330,7 @@ def test_row79_another_model_that_is_moved_into_the_targets_place(
 @pytest.mark.trust
 def test_row79_a_second_name_of_a_file_elsewhere(pair: Pair, tmp_path: Path, precious: Path) -> None:
     """What lies in staging under a name that is written is replaced, not written to: it may have a second name elsewhere."""
-    place = locate(tmp_path / "out")
+    place = locate_target(tmp_path / "out")
     plant(place, {}, sealed=True)
     for name in ("shards/config.json", "shards/model.safetensors", "plan.json", "fragments/model.safetensors.json"):
         (place.root / name).parent.mkdir(exist_ok=True)
@@ -345,7 +345,7 @@ def test_row79_a_second_name_of_a_file_elsewhere(pair: Pair, tmp_path: Path, pre
 @pytest.mark.trust
 def test_row79_a_probe_that_is_swapped(pair: Pair, common: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where others may rename, what a new folder looks like is not asked: they could have it look as their own does."""
-    place = locate(common / "out")
+    place = locate_target(common / "out")
     as_nobody("mkdir", "-m", "755", place.root)
     mkdir = os.mkdir
 
@@ -363,7 +363,7 @@ def test_row79_a_probe_that_is_swapped(pair: Pair, common: Path, monkeypatch: py
 @pytest.mark.trust
 def test_row79_a_file_system_without_permissions(pair: Pair, common: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where every folder is open to all, and stays so, staging of this user is used: WSL's drives, memory cards."""
-    place = make_staging(locate(common / "out"))
+    place = make_staging(locate_target(common / "out"))
     place.root.chmod(0o777)
     with pytest.raises(MalformedInput, match="staging is not ours: found a folder of user"):
         clean(place.target)
@@ -378,7 +378,7 @@ def test_row78_seals_that_are_not_for_this_target(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Staging that is sealed for another target, with another key, or by an inode that was guessed, is nobody's to use."""
-    place = locate(tmp_path / "out")
+    place = locate_target(tmp_path / "out")
     if how == "of another target":
         make_staging(beside(tmp_path / "other")).root.rename(place.root)
     elif how == "of another user":
@@ -402,7 +402,7 @@ def test_row79_without_a_state_folder_the_inode_is_the_seal(
     """Where no key can be kept, staging of a run that was cut off is used all the same, and a copy of it is not."""
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.delenv("HOME")
-    place = make_staging(locate(tmp_path / "out"))
+    place = make_staging(locate_target(tmp_path / "out"))
     shutil.copytree(place.root, tmp_path / ".copy.deltaweights")
     assert apply_delta(*pair, place.target).status == "merged"
     with pytest.raises(MalformedInput, match="staging is not ours"):
@@ -464,7 +464,7 @@ def test_row78_a_folder_with_the_name_of_a_file_is_not_overwritten(pair: Pair, t
 def test_a_link_where_archives_are_unpacked(pair: Pair, tmp_path: Path, precious: Path) -> None:
     """What comes in an archive is not unpacked elsewhere."""
     archive = archive_of(pair[1], DEFLATED)
-    place = make_staging(locate(tmp_path / "out"))
+    place = make_staging(locate_target(tmp_path / "out"))
     place.unpacked.mkdir()
     (place.unpacked / "delta").symlink_to(precious)
     before = files_of(precious)
@@ -475,7 +475,7 @@ def test_a_link_where_archives_are_unpacked(pair: Pair, tmp_path: Path, precious
 
 def test_links_among_what_a_part_left(pair: Pair, tmp_path: Path, precious: Path) -> None:
     """What stands beside the weights is not read from elsewhere."""
-    place = locate(tmp_path / "out")
+    place = locate_target(tmp_path / "out")
     for part in ("1/2", "2/2"):
         apply_part(*pair, place.target, part=part)
     config = place.companions / "config.json"
@@ -489,7 +489,7 @@ def test_links_among_what_a_part_left(pair: Pair, tmp_path: Path, precious: Path
 @pytest.mark.parametrize("where", ["plan.json", "fragments/model.safetensors.json"])
 def test_a_fifo_in_staging(pair: Pair, tmp_path: Path, where: str) -> None:
     """A FIFO in place of a document of ours is no document of ours, and is not waited for."""
-    place = make_staging(locate(tmp_path / "out"))
+    place = make_staging(locate_target(tmp_path / "out"))
     place.fragments.mkdir()
     if where != "plan.json":
         place.plan.write_text("{}")
@@ -513,7 +513,7 @@ def test_fragments_with_other_kinds_of_values(
     pair: Pair, tmp_path: Path, change: Callable[[dict[str, object]], object]
 ) -> None:
     """A fragment whose fields are not what they should be is no fragment: its shard is made anew."""
-    place = locate(tmp_path / "out")
+    place = locate_target(tmp_path / "out")
     for part in ("1/2", "2/2"):
         apply_part(*pair, place.target, part=part)
     (path,) = place.fragments.iterdir()

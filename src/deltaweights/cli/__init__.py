@@ -37,17 +37,19 @@ def _start(module: str, command: str, name: str) -> NoReturn:
     except KeyboardInterrupt:
         os._exit(130)
     code = _run(module, command, name)
-    interruption.settle()
+    interruption.ignore_signals()
     streams = sys.modules.get("deltaweights.cli.streams")
     if streams is not None:
         streams.drop_unwritten()
-    if interruption.heard():  # without the interpreter's end, which a library that was imported by half may not survive
+    if (
+        interruption.signalled()
+    ):  # without the interpreter's end, which a library that was imported by half may not survive
         os._exit(code)
     sys.exit(code)
 
 
 def _run(module: str, command: str, name: str) -> int:
-    from deltaweights.util.interruption import Interrupted, count  # noqa: PLC0415  (see above)
+    from deltaweights.util.interruption import Interrupted, force_quit_on_repeat  # noqa: PLC0415  (see above)
 
     try:
         import gc  # noqa: PLC0415  (see above)
@@ -56,7 +58,7 @@ def _run(module: str, command: str, name: str) -> int:
         from deltaweights.cli.streams import open_standard_streams  # noqa: PLC0415
 
         open_standard_streams()
-        count()
+        force_quit_on_repeat()
         from deltaweights.cli.run import run  # noqa: PLC0415
 
         gc.disable()  # headers of 10,000 tensors are walked a tenth faster, and nothing here makes garbage in circles

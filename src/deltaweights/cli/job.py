@@ -21,7 +21,7 @@ from deltaweights.cli.options import hub_of, part_of, recipe_of
 from deltaweights.cli.outcome import plan_lines, print_finished, print_outcome, print_published
 from deltaweights.cluster.launch import is_launched
 from deltaweights.errors import UsageError
-from deltaweights.util.interruption import Interrupted, obeyed
+from deltaweights.util.interruption import Interrupted, signal_first
 from deltaweights.util.text import counted
 
 if TYPE_CHECKING:
@@ -196,9 +196,9 @@ def _wanted(options: dict[str, Any], *names: str, **others: Any) -> Wanted:
 
 
 def _hash_workers(options: dict[str, Any]) -> int | None:
-    from deltaweights.util.workers import workers_of  # noqa: PLC0415  (see above)
+    from deltaweights.util.workers import resolve_workers  # noqa: PLC0415  (see above)
 
-    return workers_of(options["workers"]) if options["hash_inputs"] else None
+    return resolve_workers(options["workers"]) if options["hash_inputs"] else None
 
 
 def _run(
@@ -214,17 +214,17 @@ def _run(
     **options: Any,
 ) -> None:
     from deltaweights.jobs.summary import describe, say  # noqa: PLC0415  (see above)
-    from deltaweights.util.workers import workers_of  # noqa: PLC0415
+    from deltaweights.util.workers import resolve_workers  # noqa: PLC0415
 
     report = report_for(name, quiet=quiet)
     if dry_run:
         with plan(report=report) as job:
             say(job, report)
-            outcome = describe(job, workers_of(options["workers"]), options.get("device", "cpu"))
+            outcome = describe(job, resolve_workers(options["workers"]), options.get("device", "cpu"))
         print_outcome(outcome, plan_lines(outcome, output), as_json=as_json)
         return
     try:
-        with obeyed():
+        with signal_first():
             published = do(report=report, **options)
     except Interrupted as error:
         raise Interrupted(error.number, "the same command goes on from what is finished") from None

@@ -15,12 +15,12 @@ from deltaweights.hub.ids import PathLike
 from deltaweights.jobs.run import Done, Published, Settings, conclude, published_of
 from deltaweights.merge.plan import Plan
 from deltaweights.report import Report
-from deltaweights.staging.folder import StagingFolder
+from deltaweights.staging.location import TargetLocation, locate_target
 from deltaweights.staging.lock import StagingLock
-from deltaweights.staging.opened import PARTS
-from deltaweights.staging.place import Place, locate
-from deltaweights.staging.publish import forget, recover
-from deltaweights.staging.standing import Target, published
+from deltaweights.staging.open_staging import PARTS
+from deltaweights.staging.publish import clear_staging, recover_publication
+from deltaweights.staging.staged_shards import StagedShards
+from deltaweights.staging.target_state import TargetState, published_result
 from deltaweights.util.text import counted
 
 
@@ -50,25 +50,25 @@ def finish_parts(
     """
     began = time.monotonic()
     report = Report() if report is None else report
-    place = locate(target)
+    place = locate_target(target)
     settings = Settings("cpu", None, overwrite, strict, allow_unproved_base, check=check, read_back=read_back)
     if not has_handoff(place) and not place.publication_begun():
         _refuse_nothing(place)
         return None
     seconds: dict[str, float] = {}
     with StagingLock(place) as lock:
-        for text in (lock.note, recover(lock.staging)):
+        for text in (lock.note, recover_publication(lock.staging)):
             if text:
                 report.note(text)
         if not has_handoff(place):  # what was cut off was the publication
             _refuse_nothing(place)
             return None
         planned = load_handoff(lock.staging)
-        if Target(place, planned.plan.identity).published() is not None:
-            forget(lock.staging)
+        if TargetState(place, planned.plan.identity).published_result() is not None:
+            clear_staging(lock.staging)
             return None
         lock.staging.refuse_content(overwrite=overwrite)
-        staging = StagingFolder(lock.staging)
+        staging = StagedShards(lock.staging)
         fragments = staging.finished(planned.plan, planned.plan.shards, read=False)
         _refuse_missing(planned.plan, set(fragments), place)
         lock.staging.root.remove(PARTS)
@@ -79,14 +79,14 @@ def finish_parts(
     return FinishResult(target=str(place.target), **vars(published_of(planned.plan, planned.recipe, done, seconds)))
 
 
-def _refuse_nothing(place: Place) -> None:
+def _refuse_nothing(place: TargetLocation) -> None:
     """Raise ``InputOutputError`` unless a result of ours is published already."""
-    if published(place) is None:
+    if published_result(place) is None:
         remedy = "run the parts first: deltaweights apply ... --part 1/N"
         raise InputOutputError("no part of a merge here", where=place.target, remedy=remedy)
 
 
-def _refuse_missing(plan: Plan, finished: set[str], place: Place) -> None:
+def _refuse_missing(plan: Plan, finished: set[str], place: TargetLocation) -> None:
     missing = [shard.file for shard in plan.shards if shard.file not in finished]
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -10,8 +10,8 @@ from deltaweights.manifest.records import plain_name
 from deltaweights.merge.frame import frame_of
 from deltaweights.merge.plan import Plan, PlannedTensor, Shard
 from deltaweights.recipes.recipe import Recipe
-from deltaweights.staging.opened import COMPANIONS, ENDING, OpenStaging
-from deltaweights.staging.place import Place
+from deltaweights.staging.location import TargetLocation
+from deltaweights.staging.open_staging import COMPANIONS, ENDING, OpenStaging
 from deltaweights.util.codec import decode, encode
 from deltaweights.util.limits import ENDING as ENDING_LIMIT
 from deltaweights.util.text import Json, compact_json, refuse_excess, strict_json
@@ -83,7 +83,7 @@ def load_handoff(staging: OpenStaging) -> PlannedResult:
     )
 
 
-def has_handoff(place: Place) -> bool:
+def has_handoff(place: TargetLocation) -> bool:
     """Return whether a part left its handoff here. Raises ``InputOutputError`` when that cannot be told."""
     try:
         return place.ending.exists()

@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from deltaweights.errors import UsageError
 from deltaweights.merge.parts import Part
-from deltaweights.util.interruption import aside, heard
+from deltaweights.util.interruption import run_in_side_thread, signalled
 
 LONGEST = timedelta(days=7)
 """How long one process waits for the others: shards are uneven, and the library's half an hour is no time for a slow disk."""
@@ -55,7 +55,7 @@ def rank(device: str) -> Iterator[Rank]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # how many threads torch takes is of no concern: it computes nothing here
         # Without ``cpu``, on a machine without a GPU, every process would be told that it is the only one.
-        state = aside(lambda: PartialState(cpu=on_cpu, timeout=LONGEST))
+        state = run_in_side_thread(lambda: PartialState(cpu=on_cpu, timeout=LONGEST))
     world = int(os.environ["WORLD_SIZE"])
     if state.num_processes != world:
         raise UsageError(
@@ -69,8 +69,8 @@ def rank(device: str) -> Iterator[Rank]:
             Part(state.process_index + 1, world),
             "cpu" if on_cpu else f"cuda:{state.local_process_index}",
             state.is_main_process,
-            lambda: aside(state.wait_for_everyone),
+            lambda: run_in_side_thread(state.wait_for_everyone),
         )
     finally:
-        if not heard():  # it would wait for whoever waits for the others
+        if not signalled():  # it would wait for whoever waits for the others
             state.destroy_process_group()

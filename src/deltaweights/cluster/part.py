@@ -27,11 +27,11 @@ from deltaweights.merge.device import check_device
 from deltaweights.merge.parts import Part, share_of
 from deltaweights.merge.plan import Shard
 from deltaweights.report import Report
-from deltaweights.staging.folder import StagingFolder
 from deltaweights.staging.lock import PATIENCE, StagingLock
-from deltaweights.staging.opened import PARTS
-from deltaweights.staging.publish import recover
-from deltaweights.staging.standing import Target
+from deltaweights.staging.open_staging import PARTS
+from deltaweights.staging.publish import recover_publication
+from deltaweights.staging.staged_shards import StagedShards
+from deltaweights.staging.target_state import TargetState
 
 PUBLISHED = "already complete"
 
@@ -82,8 +82,8 @@ def run_part(job: Prepared, part: Part, settings: Settings, report: Report, bega
     """
     say(job, report)
     mine = share_of(job.plan.shards, part)
-    target = Target(job.place, job.plan.identity)
-    if target.published() is not None:
+    target = TargetState(job.place, job.plan.identity)
+    if target.published_result() is not None:
         report.note("the result of this plan is published already")
         return _result(job, part, mine, [], PUBLISHED, len(job.plan.shards), began)
     _wait_for_inputs(job)
@@ -91,13 +91,13 @@ def run_part(job: Prepared, part: Part, settings: Settings, report: Report, bega
     if job.place.publication_begun():
         # Alone: two that go on with one publication would undo each other's steps.
         with StagingLock(job.place, patience=PATIENCE) as lock:
-            _note(recover(lock.staging), report)
+            _note(recover_publication(lock.staging), report)
     with StagingLock(job.place, shared=True, patience=PATIENCE) as lock:
         _note(lock.note, report)
-        if target.published() is not None:  # while this part prepared
+        if target.published_result() is not None:  # while this part prepared
             return _result(job, part, mine, [], PUBLISHED, len(job.plan.shards), began)
         lock.staging.refuse_content(overwrite=settings.overwrite)
-        staging, fragments = StagingFolder.join(lock.staging, job.plan, mine)
+        staging, fragments = StagedShards.join(lock.staging, job.plan, mine)
         for done in fragments.values():
             report.shard_reused(done.file, done.record.size, done.record.sha256)
         if not has_handoff(job.place):
@@ -127,13 +127,13 @@ def _wait_for_inputs(job: Prepared) -> None:
 
 
 def _make(
-    job: Prepared, missing: Sequence[Shard], staging: StagingFolder, settings: Settings, report: Report
+    job: Prepared, missing: Sequence[Shard], staging: StagedShards, settings: Settings, report: Report
 ) -> list[str]:
     """Make shards in a folder of this process, and move each to the others once it is whole; return their names."""
     made: list[str] = []
 
     def keep(fragment: Fragment) -> None:
-        staging.keep_from(folder, fragment)
+        staging.adopt(folder, fragment)
         made.append(fragment.file)
 
     own = secrets.token_hex(8)  # a folder that no other part has, on this machine or another

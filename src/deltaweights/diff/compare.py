@@ -22,7 +22,7 @@ from deltaweights.manifest.records import MANIFEST
 from deltaweights.merge.rules import is_buffer
 from deltaweights.report import Report
 from deltaweights.util.text import natural_key
-from deltaweights.util.workers import workers_of
+from deltaweights.util.workers import resolve_workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ def diff_checkpoints(
     ``MalformedInput`` when a file breaks its format or its bytes are not those that it records a checksum of, ``UsageError`` when
     no worker may work.
     """
-    count, report = workers_of(workers), report or Report()
+    count, report = resolve_workers(workers), report or Report()
     with (
         Scratch() as scratch,
         located([("first checkpoint", a), ("second checkpoint", b)], hub, report) as (one_at, other_at),

@@ -15,7 +15,7 @@ from deltaweights.checkpoint.checksums import proving, refuse_damage
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.diff.distance import Figures, Gauge, comparable
 from deltaweights.report import Report
-from deltaweights.util.workers import share_out
+from deltaweights.util.workers import run_parallel
 
 BLOCK = 1 << 19
 """Bytes per block and side: both are still in a core's cache when they are compared; in smaller ones, workers would wait for each
@@ -113,13 +113,13 @@ def read_pairs(pairs: Sequence[Pair], loose: Sequence[LazyTensor], workers: int,
     pairs = [pair for pair in pairs if comparable(*pair.dtypes)]
     jobs: Iterator[_Job | LazyTensor] = chain(loose, _jobs(pairs))
     total = sum(pair.one.spec.nbytes for pair in pairs) + sum(tensor.spec.nbytes for tensor in loose)
-    share_out(jobs, _Desk, _Desk.do, workers=workers, report=report, doing="comparing", total=total)
+    run_parallel(jobs, _Desk, _Desk.do, workers=workers, report=report, doing="comparing", total=total)
     # Tensors mostly differ in no block or in all: to read some again, for the norm, takes less than to weigh all at once.
     differing = (_Job(pair, 0, pair.one.spec.count) for pair in pairs if pair.parts)
     again = [block for job in differing for block in job.blocks() if block.start not in block.pair.parts]
     if again:
         total = sum(job.nbytes for job in again)
-        share_out(iter(again), _Desk, _Desk.weigh, workers=workers, report=report, doing="measuring", total=total)
+        run_parallel(iter(again), _Desk, _Desk.weigh, workers=workers, report=report, doing="measuring", total=total)
 
 
 def _jobs(pairs: Iterable[Pair]) -> Iterator[_Job]:

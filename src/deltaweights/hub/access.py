@@ -22,7 +22,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.patience import RETRIED, TRIES, Patience, Remarks
-from deltaweights.util.interruption import aside
+from deltaweights.util.interruption import run_in_side_thread
 from deltaweights.util.text import Json, strict_json
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Access:
         """Ask the Hub for the commit of ``wanted`` and its files. Raises ``InputOutputError``."""
         revision = quote(wanted.revision or "main", safe="")
         address = f"{self.endpoint}/api/models/{wanted.repo}/revision/{revision}?blobs=true"
-        answer = aside(lambda: self._ask(address, wanted))
+        answer = run_in_side_thread(lambda: self._ask(address, wanted))
         try:
             commit, siblings = answer["sha"], answer["siblings"]
             files = [file for entry in siblings if (file := _file(entry)) is not None]

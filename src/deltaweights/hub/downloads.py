@@ -20,7 +20,7 @@ from deltaweights.hub.notes import Notes
 from deltaweights.hub.rooms import COMING, HERE, MISSING, DiskRoom
 from deltaweights.hub.store import Store
 from deltaweights.hub.transfer import Damaged, RangesIgnored, Stopped, Transfer
-from deltaweights.util.interruption import POLL, check, heard
+from deltaweights.util.interruption import POLL, check, signalled
 
 CONNECTIONS, RESERVED = 8, 2
 """Requests at a time, and those of them that only fetch what a reader waits for."""
@@ -178,7 +178,7 @@ class Downloads:
         check()
         if job.arrival.failed is not None:
             raise job.arrival.failed
-        if self._access.stop.is_set() or heard():
+        if self._access.stop.is_set() or signalled():
             raise Stopped("the download was stopped", where=job.arrival.file.name)
 
     # Fetching.

@@ -34,7 +34,7 @@ from deltaweights.inference.memory import Memory, Placement, cache_bytes, check_
 from deltaweights.inference.prompts import GREETING, QUESTION, Prompt, make_prompt, open_images
 from deltaweights.merge.rules import is_buffer
 from deltaweights.report import Report
-from deltaweights.util.interruption import aside
+from deltaweights.util.interruption import run_in_side_thread
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
@@ -99,7 +99,7 @@ def answer(
                 )
             report.note(f"loading {human_bytes(need.weights)} of weights as {weights}")
             with TemporaryDirectory(prefix="deltaweights-", ignore_cleanup_errors=True) as offload, refusals():
-                return aside(
+                return run_in_side_thread(
                     lambda: _generate(
                         _load(held, model_class, config, weights, placement, offload), asked, max_new_tokens
                     )

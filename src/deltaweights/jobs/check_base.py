@@ -32,7 +32,7 @@ from deltaweights.merge.record import proof_of
 from deltaweights.merge.stream import BLOCK, read_block
 from deltaweights.report import Report
 from deltaweights.util.text import natural_key
-from deltaweights.util.workers import share_out, workers_of
+from deltaweights.util.workers import resolve_workers, run_parallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def check_base(
     report = Report() if report is None else report
     if not 0 < sample <= 1:
         raise UsageError("sample is not a share", found=sample, expected="more than 0, at most 1")
-    count, named = workers_of(workers), find_recipe(recipe, recipe_file)
+    count, named = resolve_workers(workers), find_recipe(recipe, recipe_file)
     compute_dtype_of(compute_dtype, named)
     check_device(device)
     if sample < 1:
@@ -165,7 +165,7 @@ def _prove(
     total = sum((block.stop - block.start) * block.tensor.match.primary.item_size for block in blocks)
     total += sum(tensor.spec.nbytes for tensor in loose)
     todo: Iterator[_Job | LazyTensor] = chain(loose, jobs)
-    share_out(todo, make_bench, prove, workers=workers, report=report, doing="checking the base", total=total)
+    run_parallel(todo, make_bench, prove, workers=workers, report=report, doing="checking the base", total=total)
     return {
         match.primary.name: proofs[match.primary.name]
         for match in pair.matching.matches

@@ -41,9 +41,9 @@ from deltaweights.recipes.identify import identify
 from deltaweights.recipes.input_hashes import collect_hashes
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
-from deltaweights.staging.contents import refuse_foreign
-from deltaweights.staging.place import locate, refuse_inputs
-from deltaweights.staging.unpacking import Unpacking
+from deltaweights.staging.location import locate_target, refuse_inputs
+from deltaweights.staging.target_contents import refuse_foreign_content
+from deltaweights.staging.unpacking import StagingUnpacker
 
 MAX_NOTICE = 64 * 1024
 
@@ -166,12 +166,12 @@ def prepare_copy(
     for name, path in ((role, given), ("target", target)):
         if not isinstance(path, Source) and not os.fspath(path):
             raise UsageError(f"{name} is an empty path", remedy="is a variable unset?")
-    place = locate(target)
+    place = locate_target(target)
     refuse_inputs(place, [*paths_among([given]), *wanted.paths])
     if overwrite is not None:
-        refuse_foreign(place, overwrite=overwrite)
+        refuse_foreign_content(place, overwrite=overwrite)
     with (
-        Unpacking(place) as unpacking,
+        StagingUnpacker(place) as unpacking,
         located([(role, given)], hub, report) as (at,),
         open_checkpoint(at, role, unpacking, report) as source,
     ):

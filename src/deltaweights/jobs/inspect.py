@@ -25,7 +25,7 @@ from deltaweights.recipes.input_hashes import collect_hashes
 from deltaweights.report import Report
 from deltaweights.util.name_groups import NameGroup, group_names
 from deltaweights.util.text import natural_key
-from deltaweights.util.workers import workers_of
+from deltaweights.util.workers import resolve_workers
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def inspect_checkpoint(
             by_dtype[tensor.spec.dtype].append(tensor)
         model_type, architectures = _config(checkpoint)
         weights = [tensor for tensor in tensors if not is_buffer(tensor.spec.name)]
-        known = collect_hashes({"": checkpoint}, workers_of(workers) if hash_inputs else None, report)
+        known = collect_hashes({"": checkpoint}, resolve_workers(workers) if hash_inputs else None, report)
         hashes, made = known.files[""], verified_hashes({"": checkpoint}, known)[""]
         stated = manifest_of_if_any(checkpoint)
         return InspectReport(

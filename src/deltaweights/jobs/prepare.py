@@ -42,10 +42,10 @@ from deltaweights.merge.rules import Dropped, Matching
 from deltaweights.recipes.input_hashes import InputHashes
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
-from deltaweights.staging.contents import refuse_foreign
-from deltaweights.staging.place import Place, locate, refuse_inputs
-from deltaweights.staging.unpacking import Unpacking
-from deltaweights.util.workers import workers_of
+from deltaweights.staging.location import TargetLocation, locate_target, refuse_inputs
+from deltaweights.staging.target_contents import refuse_foreign_content
+from deltaweights.staging.unpacking import StagingUnpacker
+from deltaweights.util.workers import resolve_workers
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Prepared:
     recipe: Recipe | None
     laid: Laid
     plan: Plan
-    place: Place
-    unpacking: Unpacking
+    place: TargetLocation
+    unpacking: StagingUnpacker
     expected: str | None = None
     parents: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -106,7 +106,7 @@ def tower_for(
             report.warn("--vision-tower is not used: this model has no projector, so it does not see")
         yield None
         return
-    with open_tower(wanted.vision_tower, recipe, hub, unpacker, workers_of(hash_workers), report) as tower:
+    with open_tower(wanted.vision_tower, recipe, hub, unpacker, resolve_workers(hash_workers), report) as tower:
         yield tower
 
 
@@ -159,12 +159,12 @@ def prepare(
     if not os.fspath(output):
         raise UsageError(f"{operation.output} is an empty path", remedy="is a variable unset?")
     compute_dtype_of(wanted.compute_dtype, recipe)  # a slip of the pen need not wait for the inputs
-    place = locate(output)
+    place = locate_target(output)
     refuse_inputs(place, [*paths_among((base, primary)), *wanted.paths])
     if overwrite is not None:
-        refuse_foreign(place, overwrite=overwrite)
+        refuse_foreign_content(place, overwrite=overwrite)
     with (
-        Unpacking(place) as unpacking,
+        StagingUnpacker(place) as unpacking,
         nullcontext(None if parted else unpacking) as unpacker,
         open_pair(
             operation,

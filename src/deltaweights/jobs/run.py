@@ -32,12 +32,12 @@ from deltaweights.merge.record import findings_of, records_of
 from deltaweights.merge.stream import Resources
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
-from deltaweights.staging.folder import StagingFolder
-from deltaweights.staging.opened import OpenStaging
-from deltaweights.staging.publish import forget, publish, recover
+from deltaweights.staging.open_staging import OpenStaging
+from deltaweights.staging.publish import clear_staging, publish, recover_publication
 from deltaweights.staging.read_back import read_back
-from deltaweights.staging.standing import Target
-from deltaweights.util.workers import workers_of
+from deltaweights.staging.staged_shards import StagedShards
+from deltaweights.staging.target_state import TargetState
+from deltaweights.util.workers import resolve_workers
 
 ALREADY_COMPLETE = "already complete"
 
@@ -81,12 +81,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raise ``UsageError`` when nobody may work."""
-        workers_of(self.workers)
+        resolve_workers(self.workers)
 
     @property
     def threads(self) -> int:
         """How many workers there are, whatever the tensors' sizes."""
-        return workers_of(self.workers)
+        return resolve_workers(self.workers)
 
     @property
     def resources(self) -> Resources:
@@ -122,11 +122,11 @@ def run(job: Prepared, settings: Settings, report: Report, began: float) -> Publ
     """
     say(job, report)
     seconds = {"prepare": time.monotonic() - began - job.hashes.seconds, "hash inputs": job.hashes.seconds}
-    target = Target(job.place, job.plan.identity)
+    target = TargetState(job.place, job.plan.identity)
     done = None if job.unpacking.holds_the_lock else _already_complete(job, target, settings)
     if done is None or job.place.root.exists():
         with job.unpacking.locked() as lock:
-            for text in (lock.note, recover(lock.staging)):
+            for text in (lock.note, recover_publication(lock.staging)):
                 if text:
                     report.note(text)
             # The run that held the lock before us may have published this very plan.
@@ -135,7 +135,7 @@ def run(job: Prepared, settings: Settings, report: Report, began: float) -> Publ
                 lock.staging.refuse_content(overwrite=settings.overwrite)
                 done = _make(job, lock.staging, settings, report, seconds)
             else:
-                forget(lock.staging)
+                clear_staging(lock.staging)
     if done.status == ALREADY_COMPLETE:
         report.note(
             "what is there is the result of these inputs, as far as their headers and samples tell; remove it to make it anew"
@@ -161,12 +161,12 @@ class Done:
     streamed: bool = False
 
 
-def _already_complete(job: Prepared, target: Target, settings: Settings) -> Done | None:
+def _already_complete(job: Prepared, target: TargetState, settings: Settings) -> Done | None:
     """Return what stands there if it is the result of this plan and verifies; None if it is something else.
 
     Raises ``TargetBusy`` when it is the result of this plan, damaged, and may not be replaced.
     """
-    there = target.published()
+    there = target.published_result()
     if there is None:
         return None
     manifest, check = there
@@ -197,7 +197,7 @@ def _make(job: Prepared, opened: OpenStaging, settings: Settings, report: Report
     began = time.monotonic()
     check_device(settings.device)
     seconds["load arithmetic"] = time.monotonic() - began
-    staging, fragments, discarded = StagingFolder.prepare(opened, job.plan, marks_of(job.checkpoints))
+    staging, fragments, discarded = StagedShards.prepare(opened, job.plan, marks_of(job.checkpoints))
     if discarded:
         report.note("staging held another plan (other inputs or options): it was discarded")
     if fragments:
@@ -220,7 +220,7 @@ def _make(job: Prepared, opened: OpenStaging, settings: Settings, report: Report
 
 def conclude(
     planned: PlannedResult,
-    staging: StagingFolder,
+    staging: StagedShards,
     fragments: Mapping[str, Fragment],
     settings: Settings,
     report: Report,
@@ -240,7 +240,7 @@ def conclude(
     if settings.check:
         check_in_child(place.shards, place.target, report)
         staging.staging.refuse_moved()  # the check went by the name
-    staging.refuse_touched(fragments)
+    staging.refuse_modified(fragments)
     publish(staging.staging, plan.identity, overwrite=settings.overwrite)
     seconds["publish"] = time.monotonic() - began
     return Done(plan.operation.value.status, digest, manifest_sha256, findings, published_sum, planned.streamed)
@@ -248,7 +248,7 @@ def conclude(
 
 def _stream(
     job: Prepared,
-    staging: StagingFolder,
+    staging: StagedShards,
     fragments: dict[str, Fragment],
     settings: Settings,
     report: Report,

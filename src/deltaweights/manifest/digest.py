@@ -42,7 +42,7 @@ def digested(chunks: Iterable[bytes | memoryview], hasher: Hasher) -> Iterator[b
 
 
 def json_digest(prefix: str, value: object) -> str:
-    """Return ``prefix``, a colon, and the BLAKE3 of the compact JSON of ``value``, which may hold ``Members``."""
+    """Return ``prefix``, a colon, and the BLAKE3 of the compact JSON of ``value``, which may hold lazy objects."""
     hasher = blake3()
     for chunk in in_chunks(compact_pieces(value)):
         hasher.update(chunk)

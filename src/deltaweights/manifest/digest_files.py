@@ -19,7 +19,7 @@ from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest import tensor_digest, tensor_hasher
 from deltaweights.manifest.records import FileRecord
 from deltaweights.report import Report
-from deltaweights.util.workers import share_out
+from deltaweights.util.workers import run_parallel
 
 TensorRow = tuple[str, tuple[int, ...], str]
 """Dtype, shape and digest of a tensor."""
@@ -95,7 +95,7 @@ def read(job: Job, failed: Failed, workers: int, report: Report) -> Found:
             failed(task[0], error)
 
     total = sum(size for _, size, _ in tasks)
-    share_out(iter(tasks), _no_desk, do, workers=workers, report=report, doing="reading", total=total)
+    run_parallel(iter(tasks), _no_desk, do, workers=workers, report=report, doing="reading", total=total)
     return found
 
 

@@ -20,7 +20,7 @@ from deltaweights.manifest.open_weights import open_for_listing, request_for
 from deltaweights.manifest.records import MANIFEST, SUMS, manifest_pieces, plain_name
 from deltaweights.report import Report
 from deltaweights.util.text import Json, in_chunks, natural_key
-from deltaweights.util.workers import workers_of
+from deltaweights.util.workers import resolve_workers
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def list_checkpoint(
         for note in checkpoint.notes:
             report.warn(note)
         found = read(
-            request_for(checkpoint, names, compare=True, links=entries.links), _fail, workers_of(workers), report
+            request_for(checkpoint, names, compare=True, links=entries.links), _fail, resolve_workers(workers), report
         )
         checkpoint.check_unchanged()
         result = _result(checkpoint, names, found, entries)

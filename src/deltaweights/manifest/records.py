@@ -14,7 +14,7 @@ from typing import Any
 from deltaweights.manifest.tally import Tally
 from deltaweights.util import limits
 from deltaweights.util.json_reader import JsonReader
-from deltaweights.util.text import Items, Json, natural_key, readable_pieces
+from deltaweights.util.text import Json, LazyList, natural_key, readable_pieces
 
 MANIFEST, SUMS, INDEX = "manifest.json", "SHA256SUMS", "model.safetensors.index.json"
 
@@ -84,7 +84,7 @@ class Fragment:
                 "plan": self.plan,
                 "file": self.file,
                 **vars(self.record),
-                "tensors": Items(lambda: (tensor.document() for tensor in self.tensors)),
+                "tensors": LazyList(lambda: (tensor.document() for tensor in self.tensors)),
             }
         )
 

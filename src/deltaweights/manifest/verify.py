@@ -17,7 +17,7 @@ from deltaweights.manifest.parse import Manifest
 from deltaweights.manifest.signed_files import SignedFiles
 from deltaweights.manifest.verify_report import CONTENT, VerifyReport
 from deltaweights.report import Report
-from deltaweights.util.workers import workers_of
+from deltaweights.util.workers import resolve_workers
 
 
 def verify(
@@ -55,7 +55,7 @@ def finish_verify(
 ) -> VerifyReport:
     """Do what ``verify`` does once the manifest is read, which may be large. Raises as ``verify`` does."""
     check.hold_names()
-    found = check.read_bytes(workers_of(workers), report or Report(), with_tensors=expect is not None)
+    found = check.read_bytes(resolve_workers(workers), report or Report(), with_tensors=expect is not None)
     digest = check.manifest.content_digest if check.manifest else None
     recomputed = expect is not None and check.manifest is not None
     if recomputed:

@@ -21,7 +21,7 @@ from deltaweights.merge.arithmetic import Outcome
 from deltaweights.merge.blocks import Block
 from deltaweights.merge.plan import Shard
 from deltaweights.merge.writer import ShardWriter
-from deltaweights.util.workers import Crew
+from deltaweights.util.workers import WorkerPool
 
 
 class Stopped(Exception):
@@ -31,7 +31,7 @@ class Stopped(Exception):
 class Turns:
     """Lets the holders of numbers 0, 1, 2, ... pass one after the other."""
 
-    def __init__(self, crew: Crew) -> None:
+    def __init__(self, crew: WorkerPool) -> None:
         self._crew = crew
         self._next = 0
         self._moved = threading.Condition()
@@ -42,7 +42,7 @@ class Turns:
         if self._next != number:
             with self._moved:
                 while self._next != number:
-                    if self._crew.is_off:
+                    if self._crew.stopped:
                         raise Stopped
                     self._moved.wait(timeout=0.1)
         yield
@@ -83,7 +83,7 @@ class Lane:
         writer: ShardWriter,
         base: Mapping[str, LazyTensor],
         primary: Mapping[str, LazyTensor],
-        crew: Crew,
+        crew: WorkerPool,
     ) -> None:
         self.shard = shard
         self.writer = writer

@@ -18,7 +18,7 @@ from deltaweights.merge.frame import Frame, frame_of
 from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.rules import Dropped, Match, Matching
 from deltaweights.merge.shards import SAFETENSORS, shard_cuts, shard_name
-from deltaweights.util.text import Json, Members, natural_key
+from deltaweights.util.text import Json, LazyObject, natural_key
 
 FORMAT, VERSION = "deltaweights-plan", 2
 
@@ -142,7 +142,7 @@ class Plan:
 
     @property
     def document(self) -> dict[str, Json]:
-        """The plan as JSON, of ``Members``; from inputs that are what it says, two with one document give the same bytes."""
+        """The plan as JSON, of ``LazyObject``; from inputs that are what it says, two with one document give the same bytes."""
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -189,13 +189,13 @@ class Plan:
         return [tensor for shard in self.shards for tensor in shard.tensors]
 
 
-def _tensors_of(shard: Shard) -> Members:
+def _tensors_of(shard: Shard) -> LazyObject:
     def members() -> Iterator[tuple[str, Json]]:
         for tensor in shard.tensors:
             spec, fate = tensor.spec, tensor.match.fate.value
             yield spec.name, {"dtype": spec.dtype, "shape": list(spec.shape), "fate": fate, "offset": tensor.offset}
 
-    return Members(members)
+    return LazyObject(members)
 
 
 def _input_document(record: InputRecord) -> dict[str, Json]:
@@ -206,7 +206,7 @@ def _input_document(record: InputRecord) -> dict[str, Json]:
     return {
         "container": record.container,
         "files": [vars(file) for file in record.files],
-        "tensors": Members(tensors),
+        "tensors": LazyObject(tensors),
         "dropped": {dropped.spec.name: dropped.reason for dropped in record.dropped},
     }
 

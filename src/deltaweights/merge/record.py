@@ -14,7 +14,7 @@ from deltaweights.manifest.records import FileRecord, Fragment, TensorRecord, ma
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge.evidence import Verdict, untested, verdict
 from deltaweights.merge.plan import ORIGINAL, InputRecord, Plan
-from deltaweights.util.text import Json, Members
+from deltaweights.util.text import Json, LazyObject
 
 
 def records_of(fragments: Mapping[str, Fragment]) -> dict[str, TensorRecord]:
@@ -145,7 +145,7 @@ def merge_manifest(
         **({"recipe": {"name": plan.recipe.name, "digest": plan.recipe.digest}} if plan.recipe else {}),
         **findings.document(),
         "files": {name: vars(files[name]) for name in sorted(files)},
-        "tensors": Members(tensors),
+        "tensors": LazyObject(tensors),
     }
     inputs: Json = {
         "plan": plan.identity,
@@ -185,5 +185,5 @@ def _input(role: str, record: InputRecord, digests: Digests, sha256: Mapping[str
             }
             for dropped in record.dropped
         },
-        "tensors": Members(tensors),
+        "tensors": LazyObject(tensors),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from deltaweights.checkpoint.tensors import TensorSpec
-from deltaweights.util.text import Json, Members, compact_pieces, in_chunks
+from deltaweights.util.text import Json, LazyObject, compact_pieces, in_chunks
 
 SAFETENSORS, TORCH = "safetensors", "torch"
 CONTAINERS = {"safetensors": SAFETENSORS, "bin": TORCH}
@@ -66,7 +66,7 @@ def safetensors_header(specs: Iterable[TensorSpec]) -> bytes:
 
     ``__metadata__`` is exactly ``{"format":"pt"}``: the library keeps it in a hash map, so more keys would have no fixed order.
     """
-    text = b"".join(in_chunks(compact_pieces(Members(lambda: _entries(specs)))))
+    text = b"".join(in_chunks(compact_pieces(LazyObject(lambda: _entries(specs)))))
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

@@ -24,7 +24,7 @@ from deltaweights.merge.plan import Plan, PlannedTensor, Shard
 from deltaweights.merge.writer import ShardWriter
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
-from deltaweights.util.workers import Crew, default_workers
+from deltaweights.util.workers import WorkerPool, default_workers
 
 BLOCK = 1 << 18
 """Elements per block: 512 KiB of float16, so that a block is still in a core's own cache when it is digested and written. Twice as
@@ -80,7 +80,7 @@ class Stream:
         self._new_rows = new_rows_of(tensors, self._base, self._plan.options.compute_dtype, self._resources.block)
         self._feed = self._blocks(shards)
         with kernels_on(self._resources.device) as make_kernels:
-            self._crew = Crew(lambda: self._work_unless_stopped(make_kernels), self._workers)
+            self._crew = WorkerPool(lambda: self._work_unless_stopped(make_kernels), self._workers)
             try:
                 for _ in self._crew.run():
                     yield sum(lane.done for lane in self._lanes)
@@ -128,7 +128,7 @@ class Stream:
 
     def _next(self) -> tuple[Lane, Block] | None:
         with self._lock:
-            if self._crew.is_off:
+            if self._crew.stopped:
                 raise Stopped
             return next(self._feed, None)
 

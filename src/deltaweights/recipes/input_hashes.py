@@ -15,7 +15,7 @@ from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import UsageError
 from deltaweights.hub.cache import stated_sha256
 from deltaweights.report import Report
-from deltaweights.util.workers import share_out
+from deltaweights.util.workers import run_parallel
 
 KEEP = "leave one of --stream and --hash-inputs out"
 
@@ -77,7 +77,7 @@ def _made(checkpoints: Mapping[str, Checkpoint], workers: int, report: Report) -
 
     largest_first = iter(sorted(files, key=lambda item: -item[1].size))
     total = sum(file.size for _, file in files)
-    share_out(
+    run_parallel(
         largest_first, _no_desk, hash_one, workers=workers, report=report, doing="hashing the inputs", total=total
     )
     return hashes

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 
+from deltaweights.staging.location import locate_target
 from deltaweights.staging.lock import StagingLock
-from deltaweights.staging.place import locate
-from deltaweights.staging.publish import forget, recover
+from deltaweights.staging.publish import clear_staging, recover_publication
 
 
 def clean(target: str | os.PathLike[str]) -> list[str]:
@@ -17,10 +17,10 @@ def clean(target: str | os.PathLike[str]) -> list[str]:
 
     Raises ``TargetBusy`` when a run is using it, ``MalformedInput`` when it is not ours, ``InputOutputError``.
     """
-    place = locate(target)
+    place = locate_target(target)
     if not os.path.lexists(place.root):
         return [f"nothing to clean for {place.target}"]
     with StagingLock(place) as lock:
-        done = recover(lock.staging)
-        forget(lock.staging)
+        done = recover_publication(lock.staging)
+        clear_staging(lock.staging)
     return [*([done] if done else []), f"removed {place.root}"]

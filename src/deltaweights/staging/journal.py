@@ -12,10 +12,17 @@ from dataclasses import dataclass
 
 from deltaweights.errors import MalformedInput
 from deltaweights.manifest.records import plain_name
-from deltaweights.staging.contents import Contents, Mark, contents_of, is_hub_metadata, mark_of, may_stand_in_a_result
-from deltaweights.staging.folder import head_of_plan
-from deltaweights.staging.opened import JOURNAL, PLAN, OpenStaging
-from deltaweights.staging.place import Place
+from deltaweights.staging.location import TargetLocation
+from deltaweights.staging.open_staging import JOURNAL, PLAN, OpenStaging
+from deltaweights.staging.staged_shards import plan_header
+from deltaweights.staging.target_contents import (
+    Contents,
+    FileStamp,
+    contents_of,
+    is_hub_metadata,
+    is_result_file,
+    stamp_of,
+)
 from deltaweights.util.limits import JOURNAL as JOURNAL_LIMIT
 from deltaweights.util.open_folder import OpenFolder
 from deltaweights.util.text import Json, readable_json, strict_json
@@ -23,7 +30,7 @@ from deltaweights.util.text import Json, readable_json, strict_json
 VERSION = 2
 
 
-Marks = Mapping[str, Mark]
+Stamps = Mapping[str, FileStamp]
 """Files by their names."""
 
 
@@ -32,8 +39,8 @@ class Journal:
     """The publication of the result of ``plan``: the files of the ``new`` model, and of the ``old`` one in the target."""
 
     plan: str
-    new: Marks
-    old: Marks
+    new: Stamps
+    old: Stamps
 
     def write(self, staging: OpenStaging) -> None:
         """Put the journal into staging. Raises ``InputOutputError``."""
@@ -43,25 +50,25 @@ class Journal:
         }
         staging.root.replace(JOURNAL, readable_json({"version": VERSION, "plan": self.plan, **lists}))
 
-    def is_new(self, folder: OpenFolder, place: Place) -> bool:
+    def is_new(self, folder: OpenFolder, place: TargetLocation) -> bool:
         """Tell whether ``folder`` is the new model, complete."""
         contents = contents_of(folder, place)
-        return not _folders(contents) and marks_of(contents) == self.new
+        return not _folders(contents) and stamps_of(contents) == self.new
 
-    def is_old(self, folder: OpenFolder, place: Place) -> bool:
+    def is_old(self, folder: OpenFolder, place: TargetLocation) -> bool:
         """Tell whether ``folder`` is the old model, or what a removal that was cut off left of it."""
         contents = contents_of(folder, place)
         metadata = all(is_hub_metadata(folder, name) for name in _folders(contents))
-        return metadata and marks_of(contents).items() <= self.old.items()
+        return metadata and stamps_of(contents).items() <= self.old.items()
 
 
 def _folders(contents: Contents) -> list[str]:
     return [name for name, found in contents.items() if stat.S_ISDIR(found.st_mode)]
 
 
-def marks_of(contents: Contents) -> dict[str, Mark]:
+def stamps_of(contents: Contents) -> dict[str, FileStamp]:
     """Return the marks of the files among ``contents``, folders left out."""
-    return {name: mark_of(found) for name, found in contents.items() if not stat.S_ISDIR(found.st_mode)}
+    return {name: stamp_of(found) for name, found in contents.items() if not stat.S_ISDIR(found.st_mode)}
 
 
 def read_journal(staging: OpenStaging) -> Journal | None:
@@ -73,7 +80,7 @@ def read_journal(staging: OpenStaging) -> Journal | None:
         return None
     try:
         journal = _parsed(staging.root.read(JOURNAL, JOURNAL_LIMIT.size))
-        fault = None if staging.root.begins(PLAN, head_of_plan(journal.plan)) else "one of another plan"
+        fault = None if staging.root.begins(PLAN, plan_header(journal.plan)) else "one of another plan"
     except (MalformedInput, ValueError, TypeError, LookupError, AttributeError) as error:
         fault = str(error)
     if fault is not None:
@@ -90,11 +97,11 @@ def _parsed(data: bytes) -> Journal:
     return Journal(str(document["plan"]), _marks(document["new"]), _marks(document["old"]))
 
 
-def _marks(document: Json) -> dict[str, Mark]:
+def _marks(document: Json) -> dict[str, FileStamp]:
     return {_name(name): (int(inode), int(size), int(time)) for name, (inode, size, time) in document.items()}
 
 
 def _name(name: object) -> str:
-    if not may_stand_in_a_result(plain_name(name)):
+    if not is_result_file(plain_name(name)):
         raise ValueError(f"{name!r:.80} is no file of a result")
     return plain_name(name)

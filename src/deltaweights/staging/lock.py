@@ -17,9 +17,9 @@ from types import TracebackType
 
 from deltaweights.checkpoint.files import read_small
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
-from deltaweights.staging.opened import OpenStaging
-from deltaweights.staging.place import Place, locate
-from deltaweights.staging.seal import SEAL
+from deltaweights.staging.location import TargetLocation, locate_target
+from deltaweights.staging.open_staging import OpenStaging
+from deltaweights.staging.ownership import OWNERSHIP
 from deltaweights.util.interruption import check
 
 PATIENCE = 5.0
@@ -44,7 +44,7 @@ class StagingLock:
     no locks, a file that names its ``owner`` stands for one that is held alone; that one stays when the process is killed.
     """
 
-    def __init__(self, place: Place, *, shared: bool = False, patience: float = 0) -> None:
+    def __init__(self, place: TargetLocation, *, shared: bool = False, patience: float = 0) -> None:
         """Take the lock; ``staging`` is what it holds.
 
         Raises ``TargetBusy`` when another run has it for ``patience`` seconds, or stages elsewhere; ``MalformedInput`` when staging
@@ -90,7 +90,7 @@ class StagingLock:
         return False
 
     def _refuse_other_place(self) -> None:
-        found = locate(self._place.target)
+        found = locate_target(self._place.target)
         if found != self._place and found.root.exists():
             problem = "another run has begun to build this folder elsewhere"
             raise TargetBusy(problem, where=self._place.target, remedy="wait for it to end, and run again")
@@ -211,7 +211,7 @@ class StagingLock:
     def _discard(self) -> None:
         """Remove everything, the seal and the lock last: as long as the lock is there, no other run begins to work here."""
         root = self.staging.root
-        for name in sorted(set(root.names()) - {LOCK, OWNER}, key=SEAL.__eq__):
+        for name in sorted(set(root.names()) - {LOCK, OWNER}, key=OWNERSHIP.__eq__):
             root.remove(name)
         os.unlink(LOCK, dir_fd=root.fd)
 

@@ -16,9 +16,9 @@ from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
 from deltaweights.manifest.parse import Manifest, parse_manifest
 from deltaweights.manifest.records import MANIFEST, SUMS, Fragment
 from deltaweights.merge.shards import NAMES, index_name
-from deltaweights.staging.contents import contents_of, mark_of, refuse_content
-from deltaweights.staging.journal import Journal, marks_of, read_journal
-from deltaweights.staging.opened import (
+from deltaweights.staging.journal import Journal, read_journal, stamps_of
+from deltaweights.staging.location import TargetLocation
+from deltaweights.staging.open_staging import (
     COMPANIONS,
     ENDING,
     FRAGMENTS,
@@ -30,12 +30,12 @@ from deltaweights.staging.opened import (
     UNPACKED,
     OpenStaging,
 )
-from deltaweights.staging.place import Place
+from deltaweights.staging.target_contents import contents_of, refuse_content, stamp_of
 from deltaweights.util.limits import FRAGMENT
 from deltaweights.util.limits import MANIFEST as MANIFEST_LIMIT
 from deltaweights.util.open_folder import OpenFolder
 
-LAST = (*map(index_name, NAMES), MANIFEST, SUMS)
+MOVED_LAST = (*map(index_name, NAMES), MANIFEST, SUMS)
 """Moved last when files are moved one by one: until they are there, no check takes the folder for whole."""
 
 
@@ -51,7 +51,7 @@ def publish(staging: OpenStaging, plan: str, *, overwrite: bool) -> None:
     contents = staging.refuse_content(overwrite=overwrite)
     with staging.folder(SHARDS) as shards:
         shards.flush()
-        journal = Journal(plan, marks_of(contents_of(shards, staging.place)), marks_of(contents))
+        journal = Journal(plan, stamps_of(contents_of(shards, staging.place)), stamps_of(contents))
     if staging.place.inside:
         journal.write(staging)
         _move_in(staging, journal)
@@ -60,21 +60,21 @@ def publish(staging: OpenStaging, plan: str, *, overwrite: bool) -> None:
         _swap(staging, journal)
     else:
         _rename_onto_nothing(staging, SHARDS)
-    forget(staging)
+    clear_staging(staging)
 
 
 def _turn(name: str) -> tuple[int, str]:
-    return (LAST.index(name) + 1 if name in LAST else 0), name
+    return (MOVED_LAST.index(name) + 1 if name in MOVED_LAST else 0), name
 
 
-def forget(staging: OpenStaging) -> None:
+def clear_staging(staging: OpenStaging) -> None:
     """Make staging worthless, so that whoever holds its lock removes it."""
     # The journal when nothing is left that is worth keeping, and the plan that it names after it.
     for name in (ENDING, FRAGMENTS, COMPANIONS, UNPACKED, PARTS, JOURNAL, PLAN):
         staging.root.remove(name)
 
 
-def recover(staging: OpenStaging) -> str | None:
+def recover_publication(staging: OpenStaging) -> str | None:
     """Finish a publication that was cut off; return what was done, or None.
 
     Raises ``MalformedInput`` when the journal is not one that ``publish`` wrote, or the files are not those that it speaks of, and
@@ -86,7 +86,7 @@ def recover(staging: OpenStaging) -> str | None:
     if staging.place.inside:
         _refuse_unfinished(staging, journal)
         _move_in(staging, journal)
-        forget(staging)
+        clear_staging(staging)
         return "finished a publication that was cut off"
     return _finish_swap(staging, journal)
 
@@ -170,11 +170,11 @@ def _finish_swap(staging: OpenStaging, journal: Journal) -> str | None:
             _refuse_no_checkpoint(staging, SHARDS)  # it says what is no part of a model
         problem = "a replacement was cut off, and its folders are not those that it names"
         raise MalformedInput(problem, where=root.path, found=", ".join(root.names()), remedy=KEEP)
-    forget(staging)
+    clear_staging(staging)
     return done
 
 
-def _is(staging: OpenStaging, name: str, kind: Callable[[OpenFolder, Place], bool]) -> bool:
+def _is(staging: OpenStaging, name: str, kind: Callable[[OpenFolder, TargetLocation], bool]) -> bool:
     """Tell whether the folder ``name`` in staging is there, and of a ``kind``."""
     if staging.root.look(name) is None:
         return False
@@ -204,32 +204,32 @@ def _move_in(staging: OpenStaging, journal: Journal) -> None:
     with staging.folder(SHARDS) as shards, staging.folder(REPLACED) as old, staging.target() as target:
         if target is None:
             raise InputOutputError("the target is gone", where=staging.place.target, remedy="run again")
-        for name, mark in marks_of(contents_of(old, staging.place)).items():
+        for name, mark in stamps_of(contents_of(old, staging.place)).items():
             if mark == journal.old.get(name):
                 old.remove(name)  # moved out by a run that was killed then
         staged = sorted(set(shards.names()) & journal.new.keys(), key=_turn)
         for name in staged:
             found = target.look(name)
-            if found is not None and mark_of(found) not in {journal.old.get(name), journal.new[name]}:
+            if found is not None and stamp_of(found) not in {journal.old.get(name), journal.new[name]}:
                 raise _appeared(target, name)
-        for name in [*reversed(LAST), *journal.old]:  # manifest and sums first: they would vouch for a mixture
+        for name in [*reversed(MOVED_LAST), *journal.old]:  # manifest and sums first: they would vouch for a mixture
             _move_out(target, old, name, journal)
         for name in staged:
             found = target.look(name)
-            if found is not None and mark_of(found) == journal.new[name]:
+            if found is not None and stamp_of(found) == journal.new[name]:
                 shards.remove(name)  # moved, but for this
-            elif not shards.move_new(name, target, name):
+            elif not shards.move_if_absent(name, target, name):
                 raise _appeared(target, name)
 
 
 def _move_out(target: OpenFolder, old: OpenFolder, name: str, journal: Journal) -> None:
     """Remove the file ``name`` of the old model, by way of staging: whoever may write in the target cannot swap it there."""
     found = target.look(name)
-    if found is None or stat.S_ISDIR(found.st_mode) or mark_of(found) != journal.old.get(name):
+    if found is None or stat.S_ISDIR(found.st_mode) or stamp_of(found) != journal.old.get(name):
         return
     target.rename(name, old, name)
     moved = old.look(name)
-    if moved is None or mark_of(moved) != journal.old[name]:
+    if moved is None or stamp_of(moved) != journal.old[name]:
         try:
             old.rename(name, target, name)
         except InputOutputError as error:
@@ -266,7 +266,7 @@ def _refuse_unfinished(staging: OpenStaging, journal: Journal) -> None:
 def _is_finished(name: str, shards: OpenFolder, fragments: OpenFolder, manifest: Manifest, journal: Journal) -> bool:
     """Tell whether a file has what the manifest records; of a shard, whose bytes are many, its fragment is asked."""
     found, record = shards.look(name), manifest.files[name]
-    if found is None or mark_of(found) != journal.new.get(name) or found.st_size != record.size:
+    if found is None or stamp_of(found) != journal.new.get(name) or found.st_size != record.size:
         return False
     if name not in manifest.places.values():
         return hashlib.sha256(shards.read(name, record.size)).hexdigest() == record.sha256

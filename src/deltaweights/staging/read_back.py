@@ -15,11 +15,11 @@ from deltaweights.errors import InputOutputError
 from deltaweights.manifest.digest_files import digest_file
 from deltaweights.manifest.records import Fragment
 from deltaweights.report import Report
-from deltaweights.staging.folder import StagingFolder
-from deltaweights.util.workers import share_out
+from deltaweights.staging.staged_shards import StagedShards
+from deltaweights.util.workers import run_parallel
 
 
-def read_back(staging: StagingFolder, fragments: Mapping[str, Fragment], workers: int, report: Report) -> None:
+def read_back(staging: StagedShards, fragments: Mapping[str, Fragment], workers: int, report: Report) -> None:
     """Hash the shards of ``fragments`` anew with ``workers`` threads, and hold them against what was written.
 
     Raises ``InputOutputError`` for a shard that is not what was written; its fragment is gone then, so that the next run makes
@@ -44,7 +44,7 @@ def read_back(staging: StagingFolder, fragments: Mapping[str, Fragment], workers
             )
 
     total = sum(fragment.record.size for fragment in fragments.values())
-    share_out(
+    run_parallel(
         iter(fragments.values()), _no_desk, hash_one, workers=workers, report=report, doing="reading", total=total
     )
 

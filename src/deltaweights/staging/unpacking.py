@@ -12,20 +12,20 @@ from types import TracebackType
 
 from deltaweights.checkpoint.archived.unpack import NoRoom
 from deltaweights.errors import InputOutputError
+from deltaweights.staging.location import TargetLocation
 from deltaweights.staging.lock import StagingLock
-from deltaweights.staging.opened import UNPACKED
-from deltaweights.staging.place import Place
+from deltaweights.staging.open_staging import UNPACKED
 from deltaweights.util.interruption import Interrupted
 from deltaweights.util.open_folder import OpenFolder
 
 
-class Unpacking:
+class StagingUnpacker:
     """An ``Unpacker`` whose folders lie in staging; it holds staging's lock from the first on."""
 
     copies = 2
     """See ``Unpacker``: the result, about as large, comes to lie on the same disk."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: TargetLocation) -> None:
         self._place = place
         self._lock: StagingLock | None = None
         self._found = False
@@ -52,7 +52,7 @@ class Unpacking:
         with StagingLock(self._place) as lock:
             yield lock
 
-    def __enter__(self) -> Unpacking:
+    def __enter__(self) -> StagingUnpacker:
         return self
 
     def __exit__(

@@ -30,7 +30,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL = 0.1
 """Seconds after which whoever waits looks whether a signal came."""
 
-IMPATIENT, WITHIN = 3, 2.0
+FORCE_QUIT_SIGNALS, FORCE_QUIT_SECONDS = 3, 2.0
 """So many signals within so many seconds end the process at once, whatever it is doing."""
 
 
@@ -46,7 +46,7 @@ class Interrupted(BaseException):
         self.number, self.exit_code = number, 128 + number
 
 
-class _Ear:
+class _Signals:
     """What was heard: ``first`` is the first signal's number; ``main`` the thread that ``check`` ends, None if nobody listens."""
 
     first: int | None = None
@@ -60,11 +60,11 @@ def listen() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and background jobs of scripts have it
             signal.signal(number, _note)
-    _Ear.main = threading.get_ident()
+    _Signals.main = threading.get_ident()
     sys.meta_path.insert(0, _Imports())  # torch, which takes seconds, is not loaded to its end
 
 
-def count() -> None:
+def force_quit_on_repeat() -> None:
     """Have a thread count signals: it hears them also while the main one is held up by the system, or by code in C."""
     try:
         reader, writer = os.pipe()
@@ -75,33 +75,33 @@ def count() -> None:
         return
 
 
-def settle() -> None:
+def ignore_signals() -> None:
     """From now on ignore signals: how the process ends is decided."""
-    _Ear.settled = True
+    _Signals.settled = True
     for number in SIGNALS:
         if signal.getsignal(number) is _note:
             signal.signal(number, signal.SIG_IGN)
 
 
-def heard() -> bool:
+def signalled() -> bool:
     """Tell whether a signal came: what waits in a worker's thread ends then, for whatever reason it likes."""
-    return _Ear.first is not None
+    return _Signals.first is not None
 
 
 def check() -> None:
     """Raise ``Interrupted`` in the main thread when a signal came; do nothing while that is on its way up already."""
-    if _Ear.first is None or _Ear.settled or threading.get_ident() != _Ear.main:
+    if _Signals.first is None or _Signals.settled or threading.get_ident() != _Signals.main:
         return
     error = sys.exc_info()[1]
     while error is not None:
         if isinstance(error, Interrupted):
             return
         error = error.__context__
-    raise Interrupted(_Ear.first)
+    raise Interrupted(_Signals.first)
 
 
 @contextmanager
-def obeyed() -> Iterator[None]:
+def signal_first() -> Iterator[None]:
     """Raise ``Interrupted`` for whatever else is raised after a signal, which may have reached a child or a worker first."""
     try:
         yield
@@ -110,39 +110,39 @@ def obeyed() -> Iterator[None]:
         raise
 
 
-def aside(do: Callable[[], Result]) -> Result:
+def run_in_side_thread(do: Callable[[], Result]) -> Result:
     """Return what ``do`` returns; it is called in another thread, always the same, so that this one hears signals meanwhile.
 
     For what holds up its thread in code of others. When a signal comes it is left behind, and ends with the process.
     """
-    if threading.get_ident() != _Ear.main:
+    if threading.get_ident() != _Signals.main:
         return do()
     from concurrent.futures import ThreadPoolExecutor, wait  # noqa: PLC0415  (who waits for others)
 
-    if _Ear.pool is None:
-        _Ear.pool = ThreadPoolExecutor(1)
-    future = _Ear.pool.submit(do)
+    if _Signals.pool is None:
+        _Signals.pool = ThreadPoolExecutor(1)
+    future = _Signals.pool.submit(do)
     while wait([future], timeout=POLL).not_done:
         check()
-    with obeyed():
+    with signal_first():
         return future.result()
 
 
 def _note(number: int, _frame: FrameType | None) -> None:
-    if _Ear.first is None:
-        _Ear.first = number
+    if _Signals.first is None:
+        _Signals.first = number
 
 
 def _count(reader: int) -> None:
-    times: deque[float] = deque(maxlen=IMPATIENT)
+    times: deque[float] = deque(maxlen=FORCE_QUIT_SIGNALS)
     while True:
         for number in os.read(reader, 64):
             if number not in SIGNALS:
                 continue
             _note(number, None)
             times.append(time.monotonic())
-            if len(times) == IMPATIENT and times[-1] - times[0] <= WITHIN:
-                os._exit(128 + (_Ear.first or number))
+            if len(times) == FORCE_QUIT_SIGNALS and times[-1] - times[0] <= FORCE_QUIT_SECONDS:
+                os._exit(128 + (_Signals.first or number))
 
 
 class _Imports:

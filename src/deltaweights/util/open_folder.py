@@ -186,11 +186,11 @@ class OpenFolder:
         temporary = _own_name(name)
         try:
             self.write(temporary, data, mode)
-            return self.move_new(temporary, self, name)
+            return self.move_if_absent(temporary, self, name)
         finally:
             self.remove(temporary)
 
-    def move_new(self, name: str, to: OpenFolder, new: str) -> bool:
+    def move_if_absent(self, name: str, to: OpenFolder, new: str) -> bool:
         """Move the file ``name`` to the folder ``to`` under the name ``new``, unless something is there: then return False.
 
         A run that is killed in between leaves the file under both names.

@@ -43,7 +43,7 @@ def natural_key(name: str) -> tuple[list[object], str]:
     return key, name
 
 
-class Members:
+class LazyObject:
     """An object of a document that is too large to be held: its members are made while it is written, anew each time.
 
     Where it is written for people, their values are objects that hold no others.
@@ -56,7 +56,7 @@ class Members:
         return iter(self._make())
 
 
-class Items:
+class LazyList:
     """The same for a list of objects, which hold no others."""
 
     def __init__(self, make: Callable[[], Iterable[Json]]) -> None:
@@ -76,12 +76,12 @@ CHUNK = 1 << 16
 """Characters of a document that are written at once."""
 
 BATCH = 1000
-"""Members that are written at once: enough that most of the time goes into writing them, too few to fill memory."""
+"""LazyObject that are written at once: enough that most of the time goes into writing them, too few to fill memory."""
 
 
 def compact_pieces(value: Json) -> Iterator[str]:
-    """Yield ``compact_json`` of a value that may hold ``Members``, in pieces."""
-    if isinstance(value, Members):
+    """Yield ``compact_json`` of a value that may hold ``LazyObject``, in pieces."""
+    if isinstance(value, LazyObject):
         members, sign = iter(value), "{"
         while batch := dict(itertools.islice(members, BATCH)):
             yield f"{sign}{compact_json(batch)[1:-1]}"
@@ -142,7 +142,7 @@ MOST_LEVELS = 200
 
 def _find_holders(value: Json, holders: set[int], levels: int) -> bool:
     """Tell whether ``value`` is an object or holds one, having put what lists and objects below it do into ``holders``."""
-    if isinstance(value, Members | Items):
+    if isinstance(value, LazyObject | LazyList):
         return True
     if not isinstance(value, dict | list):
         return False
@@ -160,11 +160,11 @@ def _find_holders(value: Json, holders: set[int], levels: int) -> bool:
 
 def _indented(value: Json, indent: str, holders: Set[int]) -> Iterator[str]:
     check()
-    made = isinstance(value, Members | Items)
+    made = isinstance(value, LazyObject | LazyList)
     if not made and id(value) not in holders and not (isinstance(value, dict) and len(value) > 8):
         yield _SPACED.encode(value)
         return
-    is_list = isinstance(value, Items | list)
+    is_list = isinstance(value, LazyList | list)
     begin, end = "[]" if is_list else "{}"
     deeper, sign = f"{indent}  ", f"{begin}\n"
     for item in value.items() if isinstance(value, dict) else value:

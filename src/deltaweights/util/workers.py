@@ -15,13 +15,13 @@ from typing import TypeVar
 
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.report import Report
-from deltaweights.util.interruption import POLL, check, heard
+from deltaweights.util.interruption import POLL, check, signalled
 
 Desk = TypeVar("Desk")
 Job = TypeVar("Job")
 
 
-class Crew:
+class WorkerPool:
     """Threads that all do the same work, each until it returns; the work looks at ``is_off`` between two steps, and ends then.
 
     In a program that uses us, Ctrl-C may raise an exception in the main thread between any two steps. So that one here waits at a
@@ -37,9 +37,9 @@ class Crew:
         self._news: SimpleQueue[None] = SimpleQueue()
 
     @property
-    def is_off(self) -> bool:
+    def stopped(self) -> bool:
         """Whether there is nothing more to be done: one of them failed, whoever waits was interrupted, or a signal came."""
-        return self._off or heard()
+        return self._off or signalled()
 
     def run(self) -> Iterator[None]:
         """Work; yield about ten times a second. However this is left, nobody is at work any more.
@@ -93,7 +93,7 @@ def _start(thread: threading.Thread) -> None:
         raise InputOutputError(f"cannot start a worker: {error}", remedy="run with fewer --workers") from error
 
 
-def share_out(
+def run_parallel(
     jobs: Iterator[Job],
     make_desk: Callable[[], Desk],
     do: Callable[[Desk, Job], Iterable[int]],
@@ -113,7 +113,7 @@ def share_out(
     def work() -> None:
         nonlocal done
         desk = make_desk()
-        while not crew.is_off:
+        while not crew.stopped:
             with lock:
                 job = next(jobs, None)
             if job is None:
@@ -121,10 +121,10 @@ def share_out(
             for nbytes in do(desk, job):
                 with lock:
                     done += nbytes
-                if crew.is_off:
+                if crew.stopped:
                     return
 
-    crew = Crew(work, workers)
+    crew = WorkerPool(work, workers)
     report.begin(doing, total)
     try:
         for _ in crew.run():
@@ -134,7 +134,7 @@ def share_out(
         report.end()
 
 
-def workers_of(given: int | None) -> int:
+def resolve_workers(given: int | None) -> int:
     """Return the number of workers asked for, or ``default_workers``. Raises ``UsageError`` when none may work."""
     if given is not None and given < 1:
         raise UsageError("no workers", found=given, expected="at least 1")

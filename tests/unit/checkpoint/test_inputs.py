@@ -37,7 +37,7 @@ from deltaweights.manifest.verify import verify
 from deltaweights.merge.evidence import OTHER, SUSPICIONS
 from deltaweights.merge.operation import Operation
 from deltaweights.report import Report
-from deltaweights.staging.place import Place, locate
+from deltaweights.staging.location import TargetLocation, locate_target
 from tests.conftest import Run
 from tests.support.limits import PATIENCE
 from tests.support.meta import save_meta
@@ -259,7 +259,7 @@ MEMBERS = {
 def test_what_is_unpacked(plain: Path, tmp_path: Path, method: int) -> None:
     """Of a stored archive nothing is unpacked; of a deflated one its files are in staging while they are read, and then gone."""
     base = archive_of(save(BASE, tmp_path / "base"), method)
-    place = locate(tmp_path / "out")
+    place = locate_target(tmp_path / "out")
     report = Watch(place.root)
     merge(base, plain / "delta", place.target, report=report)
     unpacked = {f"unpacked/base/{name}" for name in MEMBERS}
@@ -342,7 +342,7 @@ def marks_below(folder: Path) -> dict[str, tuple[int, int]]:
 class Marks(Report):
     """Keeps the marks of what is unpacked when the stream begins."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: TargetLocation) -> None:
         self.marks: dict[str, tuple[int, int]] = {}
         self.notes: list[str] = []
         self._place = place
@@ -357,7 +357,7 @@ class Marks(Report):
         self.notes.append(text)
 
 
-def goes_on(plain: Path, archives: tuple[Path, Path], place: Place) -> Marks:
+def goes_on(plain: Path, archives: tuple[Path, Path], place: TargetLocation) -> Marks:
     """Run the merge again after it was cut off; check that it gives the same files, writes none again, and leaves no staging."""
     left = {name: mark for name, mark in marks_below(place.unpacked).items() if not name.endswith(".part")}
     report = Marks(place)
@@ -372,7 +372,7 @@ def goes_on(plain: Path, archives: tuple[Path, Path], place: Place) -> Marks:
 @pytest.mark.parametrize("left", [0, 5, 13, 26, 40])
 def test_row66_killed_while_unpacking(plain: Path, archives: tuple[Path, Path], tmp_path: Path, left: int) -> None:
     """Killed (SIGKILL) at any piece of either archive, the same command finishes, and unpacks nothing again that was whole."""
-    place = locate(tmp_path / "out")
+    place = locate_target(tmp_path / "out")
     done = cut_off("unpacking", left, "SIGKILL", *apply_arguments(archives, place.target))
     assert done.returncode == -signal.SIGKILL
     assert place.unpacked.exists()
@@ -384,7 +384,7 @@ def test_row66_killed_while_unpacking(plain: Path, archives: tuple[Path, Path], 
 @pytest.mark.parametrize("left", [0, 17, 38])
 def test_row66_killed_while_merging(plain: Path, archives: tuple[Path, Path], tmp_path: Path, left: int) -> None:
     """Killed at any block of the stream, the same command reuses what is unpacked, and the shards that were finished."""
-    place = locate(tmp_path / "out")
+    place = locate_target(tmp_path / "out")
     done = cut_off("merging", left, "SIGKILL", *apply_arguments(archives, place.target), "--workers", "1")
     assert done.returncode == -signal.SIGKILL
     assert len(marks_below(place.unpacked)) == 10
@@ -398,7 +398,7 @@ def test_row66_killed_while_merging(plain: Path, archives: tuple[Path, Path], tm
 @pytest.mark.parametrize(("where", "left"), [("unpacking", 40), ("merging", 15)])
 def test_row67_interrupted(plain: Path, archives: tuple[Path, Path], tmp_path: Path, where: str, left: int) -> None:
     """On SIGINT a run ends with 130 and one line that says how to go on; whole unpacked files stay, unfinished ones do not."""
-    place = locate(tmp_path / "out")
+    place = locate_target(tmp_path / "out")
     done = cut_off(where, left, "SIGINT", *apply_arguments(archives, place.target), "-q")
     assert line_of(done, 130) == "interrupted; the same command goes on from what is finished"
     staged = marks_below(place.unpacked)
@@ -422,7 +422,7 @@ def stopped(command: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 def test_a_second_run_while_one_unpacks(plain: Path, archives: tuple[Path, Path], run: Run, tmp_path: Path) -> None:
     """While a run unpacks, another for the same target ends with 7, archive or not, and so does a clean-up; the first finishes."""
-    place = locate(tmp_path / "out")
+    place = locate_target(tmp_path / "out")
     with stopped(cut_command("unpacking", 20, "SIGSTOP", *apply_arguments(archives, place.target))) as process:
         before = marks_below(place.root)
         folders = ("apply", "--base", plain / "base", "--delta", plain / "delta", "--target", place.target, "-q")
@@ -448,17 +448,17 @@ def test_row58_a_refusal_leaves_no_staging(archives: tuple[Path, Path], tmp_path
     """Archives that do not fit each other are refused with 4, and gigabytes that were unpacked for it are gone."""
     wrong = wrong_delta(tmp_path)
     before = tree_of(tmp_path)
-    report = Watch(locate(tmp_path / "out").root)
+    report = Watch(locate_target(tmp_path / "out").root)
     with pytest.raises(Mismatch, match=r"layers\.9\.mlp\.up_proj\.weight: is in the delta"):
         merge(archives[0], wrong, tmp_path / "out", report=report)
     assert "unpacking" in report.seen
     assert before == tree_of(tmp_path)
-    assert not locate(tmp_path / "out").root.exists()
+    assert not locate_target(tmp_path / "out").root.exists()
 
 
 def test_row58_a_refusal_clears_what_a_killed_run_left(archives: tuple[Path, Path], tmp_path: Path) -> None:
     """What a killed run unpacked is gone, too, when the next run is refused."""
-    place = locate(tmp_path / "out")
+    place = locate_target(tmp_path / "out")
     cut_off("unpacking", 40, "SIGKILL", *apply_arguments(archives, place.target))
     wrong = wrong_delta(tmp_path)
     assert place.unpacked.exists()
@@ -537,7 +537,7 @@ def test_row62_no_room_keeps_what_a_killed_run_left(
     plain: Path, archives: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What an earlier run unpacked stays when there is no room for more, and the next run goes on with it."""
-    place = locate(tmp_path / "out")
+    place = locate_target(tmp_path / "out")
     cut_off("unpacking", 40, "SIGKILL", *apply_arguments(archives, place.target))
     before = {name for name in marks_below(place.unpacked) if not name.endswith(".part")}
     assert before
@@ -635,7 +635,7 @@ def test_a_dry_run_leaves_nothing(archives: tuple[Path, Path], run: Run, tmp_pat
 
 def test_a_dry_run_keeps_what_a_killed_run_unpacked(archives: tuple[Path, Path], tmp_path: Path) -> None:
     """A dry run between a killed run and the next takes nothing away that the next would reuse."""
-    place = locate(tmp_path / "out")
+    place = locate_target(tmp_path / "out")
     cut_off("merging", 17, "SIGKILL", *apply_arguments(archives, place.target))
     before = marks_below(place.unpacked)
     assert len(before) == 10
@@ -1010,7 +1010,7 @@ def test_row66_convert_that_is_killed_goes_on(tmp_path: Path, left: int) -> None
     convert_checkpoint(archive, tmp_path / "expected", max_shard_size=9000)
     arguments = ("convert", "--base", archive, "--target", tmp_path / "hf", "--max-shard-size", "9000")
     assert cut_off("merging", left, "SIGKILL", *arguments).returncode == -signal.SIGKILL
-    place, report = locate(tmp_path / "hf"), Notes()
+    place, report = locate_target(tmp_path / "hf"), Notes()
     finished = len(list(place.fragments.iterdir()))
     convert_checkpoint(archive, tmp_path / "hf", max_shard_size=9000, report=report)
     assert tree_of(tmp_path / "hf") == tree_of(tmp_path / "expected")

@@ -41,8 +41,8 @@ from deltaweights.merge.parts import Part, parse_part, share_of
 from deltaweights.merge.plan import Options, Shard
 from deltaweights.merge.torch_frame import TorchFrame
 from deltaweights.recipes.recipe import Recipe
+from deltaweights.staging.location import locate_target
 from deltaweights.staging.lock import StagingLock
-from deltaweights.staging.place import locate
 from deltaweights.util.codec import decode, encode
 from tests.support.limits import PATIENCE
 from tests.support.pairs import base_tensors, delta_tensors, save
@@ -143,7 +143,7 @@ def test_a_part_again_makes_nothing(tiny: Pair, tmp_path: Path) -> None:
     target = tmp_path / "out"
     first = part(tiny, target, "1/2")
     assert part(tiny, target, "1/2").made == ()
-    shards = locate(target).shards
+    shards = locate_target(target).shards
     (shards / first.shards[0]).unlink()
     data = bytearray((shards / first.shards[1]).read_bytes())
     data[-1] ^= 1
@@ -155,27 +155,27 @@ def test_parts_of_two_plans_never_mix(tiny: Pair, tmp_path: Path) -> None:
     """A part with other options or inputs is refused while another plan's work is there (7), and clean gives that up."""
     target = tmp_path / "out"
     part(tiny, target, "1/2")
-    before = files_of(locate(target).shards)
+    before = files_of(locate_target(target).shards)
     for options in ({"dtype": "float32"}, {"prove": False}):
         with pytest.raises(TargetBusy, match=r"staging holds another plan.*deltaweights clean"):
             part(tiny, target, "2/2", **options)
     other = save(delta_tensors(base_tensors(), seed=9), tmp_path / "other")
     with pytest.raises(TargetBusy, match="staging holds another plan"):
         part((tiny[0], other), target, "2/2")
-    assert files_of(locate(target).shards) == before
+    assert files_of(locate_target(target).shards) == before
 
 
 def test_finish_waits_for_nobody(tiny: Pair, tmp_path: Path) -> None:
     """While a part holds staging, finish and a merge by one process end with 7; other parts go on."""
     target = tmp_path / "out"
     part(tiny, target, "1/2")
-    with StagingLock(locate(target), shared=True):
+    with StagingLock(locate_target(target), shared=True):
         with pytest.raises(TargetBusy, match="another run is writing"):
             finish_parts(target)
         with pytest.raises(TargetBusy, match="another run is writing"):
             apply_delta(*tiny, target, max_shard_size=SIZE)
         part(tiny, target, "2/2")
-    with StagingLock(locate(target)), pytest.raises(TargetBusy, match="another run is writing"):
+    with StagingLock(locate_target(target)), pytest.raises(TargetBusy, match="another run is writing"):
         part(tiny, target, "2/2")
     assert finish_parts(target) is not None
 
@@ -192,7 +192,7 @@ def test_one_process_takes_over_what_parts_made(tiny: Pair, whole: tuple[Path, A
 def test_a_killed_part_is_done_again(tiny: Pair, whole: tuple[Path, ApplyResult], tmp_path: Path) -> None:
     """A part that was killed with a shard half written leaves that in a room of its own; finish removes all traces."""
     target = tmp_path / "out"
-    place = locate(target)
+    place = locate_target(target)
     part(tiny, target, "1/2")
     room = place.workrooms / "elsewhere-1"
     room.mkdir(parents=True)
@@ -229,15 +229,15 @@ def test_a_part_killed_at_any_time(
     target = tmp_path / "out"
     program = (
         "import os, signal, sys, time\n"
-        "from deltaweights.cluster.part import StagingFolder\n"
-        "keep, kept = StagingFolder.keep_from, []\n"
+        "from deltaweights.cluster.part import StagedShards\n"
+        "keep, kept = StagedShards.adopt, []\n"
         "def count(self, folder, fragment):\n"
         "    keep(self, folder, fragment)\n"
         "    kept.append(fragment)\n"
         "    if len(kept) == 2:\n"
         f"        os.kill(os.getpid(), {int(number)})\n"
         "        time.sleep(0.5)\n"  # until the main thread, which is told of it, has run
-        "StagingFolder.keep_from = count\n"
+        "StagedShards.adopt = count\n"
         "from deltaweights.cli import main\n"
         "main()\n"
     )
@@ -247,7 +247,7 @@ def test_a_part_killed_at_any_time(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == (143 if number is signal.SIGTERM else -9), done.stderr
-    assert len(list(locate(target).fragments.glob("*.json"))) >= 2
+    assert len(list(locate_target(target).fragments.glob("*.json"))) >= 2
     again = part(tiny, target, "1/1")
     assert 0 < len(again.made) < len(again.shards)
     finish_parts(target)
@@ -281,7 +281,7 @@ def test_a_damaged_ending_is_no_job(tiny: Pair, tmp_path: Path) -> None:
     """What a part left for whoever finishes is held against the plan's identity: another shard size in it is found (3)."""
     target = tmp_path / "out"
     part(tiny, target, "1/1")
-    ending = locate(target).ending
+    ending = locate_target(target).ending
     document = json.loads(ending.read_text())
     document["rest"]["plan"]["options"]["max_shard_size"] += 1
     ending.write_text(json.dumps(document))
@@ -330,7 +330,7 @@ def test_a_part_is_read_as_it_is_written(number: int, more: int) -> None:
 
 def test_an_ending_comes_back_as_it_was(tiny: Pair, tmp_path: Path) -> None:
     """What a part leaves in staging, plan, recipe, companions and all, is read back equal, for every recipe of the package."""
-    place = locate(tmp_path / "out")
+    place = locate_target(tmp_path / "out")
     with prepare(Operation.APPLY, *tiny, tmp_path / "out", Wanted(max_shard_size=SIZE), check=True) as job:
         ending = planned_result(job)
     for name in (None, "llava-med-7b", "alpaca-7b", "vicuna-7b-v0", "llava-13b-v0"):
@@ -398,7 +398,7 @@ def test_launched_processes_share_the_shards(
 
 def test_a_rank_that_fails_ends_the_others(tiny: Pair, tmp_path: Path) -> None:
     """When one process fails, its one line of error is shown, and all end at once, not when a timeout strikes."""
-    with StagingLock(locate(tmp_path / "out")):
+    with StagingLock(locate_target(tmp_path / "out")):
         began = time.monotonic()
         done = launched(tiny, tmp_path / "out", *TORCHRUN)
     assert done.returncode != 0
@@ -438,7 +438,7 @@ def test_streams_and_parts(tiny: Pair, tmp_path: Path) -> None:
     with pytest.raises((InputOutputError, MalformedInput)) as caught:
         part((tiny[0], Path(archive)), tmp_path / "out", "1/2", hub=HubOptions())
     assert "\n" not in str(caught.value)
-    assert not locate(tmp_path / "out").root.exists()
+    assert not locate_target(tmp_path / "out").root.exists()
 
 
 def test_two_parts_begin_at_once(tiny: Pair, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from deltaweights.jobs.convert import convert_checkpoint
 from deltaweights.jobs.inspect import inspect_checkpoint
 from deltaweights.jobs.make import make_delta
 from deltaweights.manifest.verify import verify
-from deltaweights.staging.folder import StagingFolder
+from deltaweights.staging.staged_shards import StagedShards
 from tests.support.hub_client import Machine, forget_connections, wait_for
 from tests.support.hub_server import Fault, HubServer
 from tests.support.limits import PATIENCE
@@ -338,13 +338,13 @@ def test_a_flipped_byte_while_merging(machine: Machine, hub: HubServer, pair: Pa
 def kept(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the names of the shards that are finished from now on."""
     names: list[str] = []
-    real = StagingFolder.keep
+    real = StagedShards.keep
 
-    def keep(self: StagingFolder, fragment: Any) -> None:
+    def keep(self: StagedShards, fragment: Any) -> None:
         names.append(fragment.file)
         real(self, fragment)
 
-    monkeypatch.setattr(StagingFolder, "keep", keep)
+    monkeypatch.setattr(StagedShards, "keep", keep)
     return names
 
 

@@ -16,7 +16,7 @@ from deltaweights.hub.hashed import Job
 from deltaweights.hub.locate import HubOptions
 from deltaweights.hub.rooms import DiskRoom
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.staging.folder import StagingFolder
+from deltaweights.staging.staged_shards import StagedShards
 from tests.support.hub_client import Machine, forget_connections
 from tests.support.hub_server import Fault, HubServer
 from tests.support.pairs import base_tensors, delta_tensors, load, reference, same_bits, save
@@ -51,18 +51,18 @@ def test_streamed_shards_are_no_use_to_a_run_that_stores(
 ) -> None:
     """Shards that were made of streamed, damaged bytes before a kill are made anew by a run that compares hashes."""
     hub.faults.append(Fault("flip", "*.safetensors", repo=BASE, at=60_000))
-    kept, really_keep = [], StagingFolder.keep
+    kept, really_keep = [], StagedShards.keep
 
-    def keep(folder: StagingFolder, fragment: object) -> None:
+    def keep(folder: StagedShards, fragment: object) -> None:
         really_keep(folder, fragment)  # type: ignore[arg-type]
         kept.append(fragment)
         if len(kept) == 3:
             raise Killed
 
-    monkeypatch.setattr(StagingFolder, "keep", keep)
+    monkeypatch.setattr(StagedShards, "keep", keep)
     with pytest.raises(Killed):
         apply_delta(BASE, DELTA, tmp_path / "out", hub=STREAM, max_shard_size=60_000, workers=2)
-    monkeypatch.setattr(StagingFolder, "keep", really_keep)
+    monkeypatch.setattr(StagedShards, "keep", really_keep)
     result = apply_delta(
         BASE, DELTA, tmp_path / "out", max_shard_size=60_000, require_verified=True, report=machine.said
     )

@@ -26,7 +26,7 @@ from deltaweights.merge.blocks import Run as Meeting
 from deltaweights.merge.kernels_cpu import ProcessorKernels
 from deltaweights.merge.operation import Fate, Operation
 from deltaweights.merge.rules import DELTA_ONLY, GROWN, match
-from deltaweights.staging.place import locate
+from deltaweights.staging.location import locate_target
 from tests.conftest import Run
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
 from tests.unit.merge.test_exactness import DTYPES, SMALL, blocks_of, every_or_random, files_of, of_bits, strange_pair
@@ -199,7 +199,7 @@ def test_a_run_that_goes_on_keeps_the_counts_of_finished_shards(tmp_path: Path) 
     whole = make(tmp_path, "whole", max_shard_size=2500)
     with pytest.raises(CheckFailed):
         make(tmp_path, max_shard_size=2500, strict=True)
-    fragments = sorted(locate(tmp_path / "made").fragments.iterdir())
+    fragments = sorted(locate_target(tmp_path / "made").fragments.iterdir())
     assert len(fragments) >= 3
     fragments[0].unlink()
     again = make(tmp_path, max_shard_size=2500)

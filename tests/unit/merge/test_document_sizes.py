@@ -25,7 +25,7 @@ from deltaweights.merge.plan import Plan
 from deltaweights.util import limits
 from deltaweights.util.json_reader import JsonReader
 from deltaweights.util.limits import MANIFEST, MOST_VALUE, Limit
-from deltaweights.util.text import Items, Members, compact_json, compact_pieces, readable_json, strict_json
+from deltaweights.util.text import LazyList, LazyObject, compact_json, compact_pieces, readable_json, strict_json
 from tests.support.pairs import Tensors, save
 
 NAMES = ("w", "слой.{}", 'a"\\{,[', "x" * 300, "😀.weight")
@@ -241,7 +241,7 @@ def test_refuses_values_and_counts_without_end(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_pieces_are_the_document(members: dict[str, dict[str, int]]) -> None:
     """What is made while it is written has the bytes of what is written at once, compact and readable."""
-    lazy = {"a": [Members(members.items)], "b": Items(members.values), "c": {"d": Members(dict)}}
+    lazy = {"a": [LazyObject(members.items)], "b": LazyList(members.values), "c": {"d": LazyObject(dict)}}
     whole = {"a": [members], "b": list(members.values()), "c": {"d": {}}}
     assert "".join(compact_pieces({key: lazy[key] for key in "ac"})) == compact_json({key: whole[key] for key in "ac"})
     assert readable_json(lazy) == readable_json(whole)

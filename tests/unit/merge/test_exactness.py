@@ -28,7 +28,7 @@ from deltaweights.manifest.parse import parse_manifest
 from deltaweights.merge import stream
 from deltaweights.merge.arithmetic import Kernels, Task, Workbench
 from deltaweights.merge.operation import Operation
-from deltaweights.staging.place import locate
+from deltaweights.staging.location import locate_target
 from deltaweights.util.text import compact_pieces
 from tests.support.limits import PATIENCE
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
@@ -350,7 +350,7 @@ def test_the_manifest_does_not_depend_on_the_order_in_which_shards_were_finished
     assert len(whole.result.nonfinite) >= 4
     with pytest.raises(CheckFailed):
         merge(tmp_path, "resumed", max_shard_size=2500, strict=True)
-    place = locate(tmp_path / "resumed")
+    place = locate_target(tmp_path / "resumed")
     first = sorted(place.fragments.iterdir())[0]
     first.unlink()
     resumed = merge(tmp_path, "resumed", max_shard_size=2500)
@@ -493,7 +493,7 @@ def test_strict_refuses_before_publishing_and_the_next_run_goes_on(tmp_path: Pat
         merge_tensors(tmp_path, base, delta, strict=True, max_shard_size=2500)
     assert caught.value.exit_code == 6
     assert not (tmp_path / "merged").exists()
-    place = locate(tmp_path / "merged")
+    place = locate_target(tmp_path / "merged")
     staged = {path.name: path.stat().st_ino for path in place.shards.glob("*.safetensors")}
     assert len(staged) >= 4
     merged = merge(tmp_path, max_shard_size=2500)

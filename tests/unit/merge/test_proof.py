@@ -42,8 +42,8 @@ from deltaweights.merge.operation import Operation
 from deltaweights.merge.record import proof_of as record_of
 from deltaweights.recipes.recipe import Recipe, parse_recipe
 from deltaweights.report import Report
-from deltaweights.staging.folder import StagingFolder
-from deltaweights.staging.place import locate
+from deltaweights.staging.location import locate_target
+from deltaweights.staging.staged_shards import StagedShards
 from tests.conftest import Run
 from tests.support.pairs import GROWN, Tensors, base_tensors, delta_tensors, load, same_bits, save
 from tests.unit.merge.test_exactness import (
@@ -795,7 +795,7 @@ def test_where_it_is_stated_a_wrong_base_is_refused_before_anything_is_published
         merge(tmp_path, **options)
     assert caught.value.exit_code == 4
     assert not (tmp_path / "merged").exists()
-    staged = {path.name: path.stat().st_ino for path in locate(tmp_path / "merged").shards.iterdir()}
+    staged = {path.name: path.stat().st_ino for path in locate_target(tmp_path / "merged").shards.iterdir()}
     assert len(staged) >= 4
     result, told = merge(tmp_path, allow_unproved_base=True, **options)
     assert result.status == "merged"
@@ -808,7 +808,7 @@ def test_where_it_is_stated_a_wrong_base_is_refused_before_anything_is_published
     assert f"{len(staged)} of {len(staged)} shards are finished already" in told.notes
     assert {path.name: path.stat().st_ino for path in (tmp_path / "merged").glob("*.safetensors")} == staged
     assert list(manifest_of(tmp_path / "merged")["proof"].items())[-1] == ("allowed", True)
-    assert not locate(tmp_path / "merged").root.exists()
+    assert not locate_target(tmp_path / "merged").root.exists()
 
 
 def test_what_stands_there_is_judged_again(tmp_path: Path) -> None:
@@ -1085,15 +1085,15 @@ class Killed(BaseException):
 @contextmanager
 def killed_after(finished: int) -> Iterator[None]:
     """Let runs die when so many shards are finished."""
-    number, really_keep = count(), StagingFolder.keep
+    number, really_keep = count(), StagedShards.keep
 
-    def keep(self: StagingFolder, fragment: Fragment) -> None:
+    def keep(self: StagedShards, fragment: Fragment) -> None:
         if next(number) >= finished:
             raise Killed
         really_keep(self, fragment)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StagingFolder, "keep", keep)
+        patch.setattr(StagedShards, "keep", keep)
         yield
 
 

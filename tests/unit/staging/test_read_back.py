@@ -11,7 +11,7 @@ from deltaweights.cluster.finish import finish_parts
 from deltaweights.errors import InputOutputError
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.report import Report
-from deltaweights.staging.place import locate
+from deltaweights.staging.location import locate_target
 from tests.conftest import Run
 from tests.unit.staging.test_staging import files_of
 
@@ -26,7 +26,7 @@ class Spoil(Report):
 
     def end(self) -> None:
         """Do it once, at the end of the stream."""
-        shards = sorted(locate(self._target).shards.iterdir())
+        shards = sorted(locate_target(self._target).shards.iterdir())
         if shards and not (self._target.parent / "spoiled").exists():
             (self._target.parent / "spoiled").touch()
             data = bytearray(shards[0].read_bytes())
@@ -83,7 +83,7 @@ def test_finish_reads_back_and_removes_the_record(pair: Pair, run: Run, tmp_path
     target = tmp_path / "merged"
     part = ["apply", "--base", base, "--delta", delta, "--target", target, "--part", "1/1", "--quiet"]
     assert run(*part).returncode == 0
-    shard = sorted(locate(target).shards.iterdir())[0]
+    shard = sorted(locate_target(target).shards.iterdir())[0]
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)

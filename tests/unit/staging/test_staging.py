@@ -31,8 +31,8 @@ from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
 from deltaweights.staging import publish as publishing
 from deltaweights.staging.clean import clean
+from deltaweights.staging.location import TargetLocation, locate_target
 from deltaweights.staging.lock import StagingLock
-from deltaweights.staging.place import Place, locate
 from deltaweights.staging.publish import publish
 from deltaweights.util.open_folder import OpenFolder
 from tests.support.limits import AT_ONCE, PATIENCE
@@ -101,7 +101,9 @@ def marks_of(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @contextlib.contextmanager
-def caught_in_the_middle(command: list[str], place: Place, **options: object) -> Iterator[subprocess.Popen[str]]:
+def caught_in_the_middle(
+    command: list[str], place: TargetLocation, **options: object
+) -> Iterator[subprocess.Popen[str]]:
     """Start a merge, and stop it (SIGSTOP) when some shards are finished and others are not."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
     try:
@@ -119,12 +121,12 @@ def caught_in_the_middle(command: list[str], place: Place, **options: object) ->
         process.communicate()
 
 
-def finished_shards(place: Place) -> set[str]:
+def finished_shards(place: TargetLocation) -> set[str]:
     """Return the names of the shards that have a fragment."""
     return {path.stem for path in place.fragments.glob("*.json")} if place.fragments.exists() else set()
 
 
-def kill_in_the_middle(command: list[str], place: Place) -> dict[str, tuple[int, int]]:
+def kill_in_the_middle(command: list[str], place: TargetLocation) -> dict[str, tuple[int, int]]:
     """Kill a merge (SIGKILL) in the middle; return the marks of the shards that it had finished."""
     with caught_in_the_middle(command, place) as process:
         process.kill()
@@ -164,7 +166,7 @@ def test_row66_a_killed_run_is_finished_by_the_same_command(
     """After kill -9 nothing has the target's name; the same command reuses the finished shards and gives the same bytes."""
     target = tmp_path / "merged"
     command = apply_command(*large, target)
-    finished = kill_in_the_middle(command, locate(target))
+    finished = kill_in_the_middle(command, locate_target(target))
     assert not target.exists()
     again = finish(command)
     assert again.returncode == 0, again.stderr
@@ -177,7 +179,7 @@ def test_row66_a_killed_run_is_finished_by_the_same_command(
 def test_another_base_of_the_same_shape_reuses_nothing(large: Pair, tmp_path: Path) -> None:
     """Staging of a killed run with one base is not taken for that of another base with the same names and shapes."""
     target = tmp_path / "merged"
-    finished = kill_in_the_middle(apply_command(*large, target), locate(target))
+    finished = kill_in_the_middle(apply_command(*large, target), locate_target(target))
     other = large_part(tmp_path / "other", {name: tensor.flip(0) for name, tensor in load(large[0]).items()})
     notes = Notes()
     apply_delta(other, large[1], target, max_shard_size="1MB", report=notes)
@@ -195,7 +197,7 @@ def test_row67_an_interrupted_run_ends_at_once_and_tidily(
     """On SIGTERM and SIGINT a run ends at once with one line; finished shards stay, unfinished ones do not."""
     target = tmp_path / "merged"
     command = apply_command(*large, target, "--quiet")
-    with caught_in_the_middle(command, locate(target)) as process:
+    with caught_in_the_middle(command, locate_target(target)) as process:
         process.send_signal(number)
         process.send_signal(signal.SIGCONT)
         began = time.monotonic()
@@ -205,8 +207,8 @@ def test_row67_an_interrupted_run_ends_at_once_and_tidily(
     assert stderr.startswith("deltaweights: error: ")
     assert stderr.count("\n") == 1
     assert not target.exists()
-    staged = marks_of(locate(target).shards)
-    assert set(staged) == finished_shards(locate(target))
+    staged = marks_of(locate_target(target).shards)
+    assert set(staged) == finished_shards(locate_target(target))
     assert 0 < len(staged) < SHARDS
     assert finish(command).returncode == 0
     assert files_of(target) == uninterrupted
@@ -222,7 +224,7 @@ def test_row69_a_second_run_on_the_same_target_is_refused_while_the_first_lives(
 ) -> None:
     """While a run works on a target, another run and a clean-up end with 7 and one line, and the first finishes unharmed."""
     target = tmp_path / "merged"
-    with caught_in_the_middle(apply_command(*large, target), locate(target)) as process:
+    with caught_in_the_middle(apply_command(*large, target), locate_target(target)) as process:
         second = finish(apply_command(*large, target, "--quiet"))
         cleaning = finish([sys.executable, "-m", "deltaweights", "clean", str(target)])
         with pytest.raises(TargetBusy) as caught:
@@ -248,7 +250,7 @@ sys.stdin.read()
 def test_a_lock_lasts_as_long_as_the_process_that_holds_it(tmp_path: Path) -> None:
     """A lock that another process holds is respected; once that process is killed, its lock file is no obstacle."""
     base, delta = small_pair(tmp_path)
-    place = make_staging(locate(tmp_path / "merged"))
+    place = make_staging(locate_target(tmp_path / "merged"))
     command = [sys.executable, "-c", HOLD, str(place.root / "lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
@@ -281,12 +283,12 @@ def test_row69_a_file_system_without_locks_is_said(
     said = "this file system has no locks: make sure that no other run writes to this folder"
     assert notes.texts.count(said) == 1
     assert files_of(target) == expected
-    assert not locate(target).root.exists()
+    assert not locate_target(target).root.exists()
 
 
 def test_the_lock_is_taken_anew_when_its_file_was_removed(tmp_path: Path) -> None:
     """A lock on a file that an ending run has unlinked in between counts for nothing: two runs never hold it together."""
-    place = locate(tmp_path / "merged")
+    place = locate_target(tmp_path / "merged")
     with StagingLock(place):
         (place.root / "lock").unlink()
         with StagingLock(place), pytest.raises(TargetBusy):
@@ -304,7 +306,7 @@ def test_a_complete_target_is_left_as_it_is(tmp_path: Path) -> None:
         assert again.content_digest == first.content_digest
         assert again.manifest_sha256 == first.manifest_sha256
         assert marks_of(tmp_path / "merged") == marks
-        assert not locate(tmp_path / "merged").root.exists()
+        assert not locate_target(tmp_path / "merged").root.exists()
 
 
 def test_the_command_says_already_complete(pair: Pair, tmp_path: Path) -> None:
@@ -387,7 +389,7 @@ def test_overwrite_replaces_a_checkpoint(tmp_path: Path) -> None:
     result = merge_small(base, delta, target, overwrite=True)
     assert result.status == "merged"
     assert files_of(target) == files_of(Path(merge_small(base, delta, tmp_path / "fresh").target))
-    assert not locate(target).root.exists()
+    assert not locate_target(target).root.exists()
 
 
 def test_overwrite_refuses_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
@@ -429,7 +431,7 @@ def results(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "old", tmp_path / "new"
 
 
-def staged_swap(target: Path, results: tuple[Path, Path], *, steps: int) -> tuple[Place, Files, Files]:
+def staged_swap(target: Path, results: tuple[Path, Path], *, steps: int) -> tuple[TargetLocation, Files, Files]:
     """Build what a swap of two steps leaves that dies after so many of them; return its place, and the files of old and new."""
     old, new = files_of(results[0]), files_of(results[1])
     place = beside(target)
@@ -529,7 +531,7 @@ KILL = """
 import os, signal, sys
 from pathlib import Path
 from deltaweights.staging.lock import StagingLock
-from deltaweights.staging.place import Place
+from deltaweights.staging.location import TargetLocation
 from deltaweights.staging.publish import publish
 from deltaweights.util.open_folder import OpenFolder
 
@@ -545,7 +547,7 @@ def hook(event, arguments):
         if left < 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-place = Place(target, root, inside)
+place = TargetLocation(target, root, inside)
 with StagingLock(place) as lock:
     sys.addaudithook(hook)
     publish(lock.staging, sys.argv[5], overwrite=True)
@@ -623,10 +625,10 @@ apply_delta(*sys.argv[1:4], max_shard_size=2500, overwrite=True)
 
 
 @pytest.fixture
-def exchanged(tmp_path: Path) -> tuple[Place, Pair, dict[str, bytes]]:
+def exchanged(tmp_path: Path) -> tuple[TargetLocation, Pair, dict[str, bytes]]:
     """Kill an overwriting run right after the exchange; return its place, its pair, and the files it should give."""
     old, new = small_pair(tmp_path, 1), small_pair(tmp_path, 2)
-    place = locate(tmp_path / "merged")
+    place = locate_target(tmp_path / "merged")
     merge_small(*old, place.target)
     expected = files_of(Path(merge_small(*new, tmp_path / "expected").target))
     command = [sys.executable, "-c", DIE_AFTER_THE_EXCHANGE, str(new[0]), str(new[1]), str(place.target)]
@@ -637,7 +639,7 @@ def exchanged(tmp_path: Path) -> tuple[Place, Pair, dict[str, bytes]]:
 
 
 def test_the_old_model_in_staging_is_never_taken_for_finished_shards(
-    exchanged: tuple[Place, Pair, dict[str, bytes]],
+    exchanged: tuple[TargetLocation, Pair, dict[str, bytes]],
 ) -> None:
     """When the target is deleted after a death right after the exchange, the next run makes the new model from its inputs."""
     place, new, expected = exchanged
@@ -647,7 +649,9 @@ def test_the_old_model_in_staging_is_never_taken_for_finished_shards(
     assert not place.root.exists()
 
 
-def test_the_next_run_removes_the_old_model_from_staging(exchanged: tuple[Place, Pair, dict[str, bytes]]) -> None:
+def test_the_next_run_removes_the_old_model_from_staging(
+    exchanged: tuple[TargetLocation, Pair, dict[str, bytes]],
+) -> None:
     """After a death right after the exchange, the same command finds the target complete and removes what is left beside it."""
     place, new, expected = exchanged
     assert merge_small(*new, place.target, overwrite=True).status == "already complete"
@@ -685,7 +689,7 @@ def test_a_mount_point_is_staged_inside(tmp_path: Path, mount: Callable[..., Pat
     expected = files_of(Path(merge_small(base, delta, tmp_path / "expected").target))
     target = mount("merged", 64)
     device = target.stat().st_dev
-    assert locate(target) == within(target)
+    assert locate_target(target) == within(target)
     assert merge_small(base, delta, target).status == "merged"
     assert files_of(target) == expected
     assert target.stat().st_dev == device
@@ -726,7 +730,7 @@ def closed_parent(tmp_path: Path) -> Iterator[Path]:
 def test_a_target_in_a_closed_parent_is_staged_inside(tmp_path: Path, closed_parent: Path) -> None:
     """A folder whose parent cannot be written is filled from inside; one that is not there yet is an error of input/output."""
     base, delta = small_pair(tmp_path)
-    assert locate(closed_parent / "merged").inside
+    assert locate_target(closed_parent / "merged").inside
     assert merge_small(base, delta, closed_parent / "merged").status == "merged"
     assert verify(closed_parent / "merged").ok
     with pytest.raises(InputOutputError) as caught:
@@ -754,7 +758,7 @@ def test_inside_the_index_manifest_and_sums_come_last(tmp_path: Path, results: t
         recording = False
     assert sorted(moved) == sorted(expected)
     assert moved[-3:] == [INDEX, MANIFEST, SUMS]
-    assert publishing.LAST == (INDEX, "pytorch_model.bin.index.json", MANIFEST, SUMS)
+    assert publishing.MOVED_LAST == (INDEX, "pytorch_model.bin.index.json", MANIFEST, SUMS)
     assert files_of(place.target) == expected
 
 
@@ -776,7 +780,7 @@ def test_an_interrupted_publication_inside_is_finished_by_the_next_run(
     assert verify(target).ok
 
 
-def interrupt_inside(place: Place, source: Path, moved: int) -> None:
+def interrupt_inside(place: TargetLocation, source: Path, moved: int) -> None:
     """Build what a publication inside the target leaves that dies after so many moves."""
     write_journal(place, stage_result(place, source))
     for name in moves(place)[:moved]:
@@ -820,7 +824,7 @@ def test_row62_a_full_disk_ends_the_run_and_room_lets_it_go_on(
     disk = mount("disk", 100)
     target = disk / "merged"
     command = apply_command(*large, target, "--quiet")
-    with caught_in_the_middle(command, locate(target)) as process:
+    with caught_in_the_middle(command, locate_target(target)) as process:
         free = os.statvfs(disk)
         with (disk / "filler").open("wb") as filler:
             os.posix_fallocate(filler.fileno(), 0, free.f_bavail * free.f_frsize)
@@ -831,7 +835,9 @@ def test_row62_a_full_disk_ends_the_run_and_room_lets_it_go_on(
     assert os.strerror(errno.ENOSPC) in stderr
     assert not target.exists()
     finished = {
-        name: mark for name, mark in marks_of(locate(target).shards).items() if name in finished_shards(locate(target))
+        name: mark
+        for name, mark in marks_of(locate_target(target).shards).items()
+        if name in finished_shards(locate_target(target))
     }
     assert finished
     refused = finish(command)
@@ -851,7 +857,7 @@ def test_row62_too_small_a_disk_is_refused_at_once(large: Pair, tmp_path: Path, 
         apply_delta(*large, disk / "merged")
     assert caught.value.exit_code == 5
     assert not (disk / "merged").exists()
-    assert not locate(disk / "merged").root.exists()
+    assert not locate_target(disk / "merged").root.exists()
 
 
 @pytest.mark.trust
@@ -864,7 +870,7 @@ def test_row63_a_limit_on_file_size_is_an_error_of_input_output(large: Pair, tmp
     assert done.stderr.count("\n") == 1
     assert os.strerror(errno.EFBIG) in done.stderr
     assert not target.exists()
-    assert not locate(target).root.exists()
+    assert not locate_target(target).root.exists()
 
 
 # The rest.
@@ -885,20 +891,22 @@ def test_row71_the_umask_is_honoured(tmp_path: Path, umask: int, of_files: int, 
 
 
 @pytest.fixture
-def staged(tmp_path: Path) -> tuple[Place, Pair, dict[str, bytes]]:
+def staged(tmp_path: Path) -> tuple[TargetLocation, Pair, dict[str, bytes]]:
     """Leave all shards of a pair in staging, since the run was strict; return the place, the pair, the files it should give."""
     tensors = base_tensors(layers=1, vocabulary=20, hidden=16)
     delta = delta_tensors(tensors)
     delta["model.norm.weight"][0] = torch.nan
     pair = save(tensors, tmp_path / "base"), save(delta, tmp_path / "delta")
-    place = locate(tmp_path / "merged")
+    place = locate_target(tmp_path / "merged")
     with pytest.raises(CheckFailed):
         merge_small(*pair, place.target, strict=True)
     assert len(finished_shards(place)) >= 4
     return place, pair, files_of(Path(merge_small(*pair, tmp_path / "expected").target))
 
 
-def test_staging_of_another_plan_is_discarded(staged: tuple[Place, Pair, dict[str, bytes]], tmp_path: Path) -> None:
+def test_staging_of_another_plan_is_discarded(
+    staged: tuple[TargetLocation, Pair, dict[str, bytes]], tmp_path: Path
+) -> None:
     """What is left of a run with other options is removed: its shards, its fragments, and whatever lay between them."""
     place, pair, _ = staged
     (place.shards / "stray").write_text("?")
@@ -912,7 +920,7 @@ def test_staging_of_another_plan_is_discarded(staged: tuple[Place, Pair, dict[st
 
 @pytest.mark.parametrize("harm", ["cut", "link", "fragment of another file", "fragment that is no JSON", "no fragment"])
 def test_only_whole_shards_with_their_own_fragment_are_reused(
-    staged: tuple[Place, Pair, dict[str, bytes]], tmp_path: Path, harm: str
+    staged: tuple[TargetLocation, Pair, dict[str, bytes]], tmp_path: Path, harm: str
 ) -> None:
     """A staged shard that was cut, swapped for a link, or lacks a fragment of its own is made again, and no other is."""
     place, pair, expected = staged
@@ -944,10 +952,10 @@ def test_only_whole_shards_with_their_own_fragment_are_reused(
 def test_clean_removes_what_a_killed_run_left(large: Pair, tmp_path: Path) -> None:
     """``clean`` removes abandoned staging and nothing else, and says what it did."""
     target = tmp_path / "merged"
-    kill_in_the_middle(apply_command(*large, target), locate(target))
+    kill_in_the_middle(apply_command(*large, target), locate_target(target))
     done = finish([sys.executable, "-m", "deltaweights", "clean", str(target)])
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"removed {locate(target).root}" in done.stdout
+    assert f"removed {locate_target(target).root}" in done.stdout
     assert names_in(tmp_path) == []
     assert clean(target) == [f"nothing to clean for {target}"]
 
@@ -957,10 +965,10 @@ def test_clean_leaves_a_complete_target_alone(tmp_path: Path) -> None:
     base, delta = small_pair(tmp_path)
     target = Path(merge_small(base, delta, tmp_path / "merged").target)
     marks = marks_of(target)
-    make_staging(locate(target))
+    make_staging(locate_target(target))
     clean(target)
     assert marks_of(target) == marks
-    assert not locate(target).root.exists()
+    assert not locate_target(target).root.exists()
 
 
 def test_clean_finishes_a_publication_that_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -983,7 +991,7 @@ def test_clean_finishes_a_publication_that_was_cut_off(tmp_path: Path, monkeypat
 
 def test_the_lock_file_is_locked_while_a_run_lives(tmp_path: Path) -> None:
     """The lock is one that any tool can ask for (flock), and it is free when the run has ended."""
-    place = locate(tmp_path / "merged")
+    place = locate_target(tmp_path / "merged")
     with StagingLock(place), (place.root / "lock").open() as lock, pytest.raises(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with StagingLock(place):

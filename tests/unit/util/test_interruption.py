@@ -22,10 +22,10 @@ from typing import cast
 import pytest
 
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.staging.place import locate
+from deltaweights.staging.location import locate_target
 from deltaweights.util import interruption
 from deltaweights.util.interruption import Interrupted, check
-from deltaweights.util.workers import Crew
+from deltaweights.util.workers import WorkerPool
 from tests.faults.sweep import files_of
 from tests.support.limits import PATIENCE
 from tests.unit.staging.test_staging import names_in, small_pair
@@ -71,8 +71,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have SIGTERM noted in this process, as a command has that listens in this thread."""
-    monkeypatch.setattr(interruption._Ear, "first", signal.SIGTERM)
-    monkeypatch.setattr(interruption._Ear, "main", threading.get_ident())
+    monkeypatch.setattr(interruption._Signals, "first", signal.SIGTERM)
+    monkeypatch.setattr(interruption._Signals, "main", threading.get_ident())
 
 
 # The flag.
@@ -87,7 +87,7 @@ def test_nothing_happens_where_nobody_listens() -> None:
     """In a program that uses the package no handler is ours, and no check ends anything."""
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     check()
-    assert interruption.aside(threading.get_ident) == threading.get_ident()
+    assert interruption.run_in_side_thread(threading.get_ident) == threading.get_ident()
 
 
 def test_a_check_ends_the_main_thread_alone(heard: None) -> None:
@@ -126,7 +126,7 @@ def test_what_tidies_up_is_not_ended(heard: None) -> None:
 
 def test_what_breaks_of_a_signal_is_not_told(heard: None) -> None:
     """A child or a worker that a signal reached first is no error of theirs."""
-    with pytest.raises(Interrupted), interruption.obeyed():
+    with pytest.raises(Interrupted), interruption.signal_first():
         raise OSError("broken by the signal")
 
 
@@ -165,7 +165,7 @@ def test_ctrl_c_in_a_program_that_uses_us_stops_the_crew() -> None:
 
     def work() -> None:
         began.set()
-        while not crew.is_off:
+        while not crew.stopped:
             time.sleep(0.001)
 
     def raise_in_conditions(frame: object, event: str, _argument: object) -> None:
@@ -173,7 +173,7 @@ def test_ctrl_c_in_a_program_that_uses_us_stops_the_crew() -> None:
         if event == "return" and code.co_name == "__enter__" and code.co_filename == threading.__file__:
             raise KeyboardInterrupt
 
-    crew = Crew(work, 2)
+    crew = WorkerPool(work, 2)
     running = cast(Generator[None, None, None], crew.run())
     next(running)
     assert began.wait(PATIENCE)
@@ -292,7 +292,7 @@ def test_row83_a_second_one_while_the_first_is_told(pair: Pair, tmp_path: Path, 
         return leave(*arguments)
     Console.fail, StagingLock.__exit__ = fail_and_send, send_and_leave
     from deltaweights.util import interruption
-    interruption.WITHIN = 0.0  # three within two seconds would end it at once
+    interruption.FORCE_QUIT_SECONDS = 0.0  # three within two seconds would end it at once
     from deltaweights.merge import stream
     read = stream.read_block
     stream.read_block = lambda *given: (send({int(number)}), read(*given))[1]
@@ -334,7 +334,7 @@ def test_the_third_ends_at_once(number: signal.Signals, wait: str) -> None:
 import os, sys
 from deltaweights.util import interruption
 interruption.listen()
-interruption.count()
+interruption.force_quit_on_repeat()
 print("begun", flush=True)
 {WAITS[wait]}
 """
@@ -346,10 +346,10 @@ print("begun", flush=True)
 @pytest.mark.parametrize(
     "wait",
     [
-        "interruption.aside(lambda: time.sleep(600))",
+        "interruption.run_in_side_thread(lambda: time.sleep(600))",
         "finished(['-c', 'import time; time.sleep(600)'], 'start')",
         "sys.stdout.write('much ' * 1_000_000)",
-        "list(Crew(work, 2).run())",
+        "list(WorkerPool(work, 2).run())",
     ],
     ids=["a call of others", "a child", "a pipe that nobody reads", "workers"],
 )
@@ -360,10 +360,10 @@ import os, sys, time
 from deltaweights import cli
 from deltaweights.util import interruption
 from deltaweights.inference.process import finished
-from deltaweights.util.workers import Crew
+from deltaweights.util.workers import WorkerPool
 import click
 def work():
-    while not interruption.heard():
+    while not interruption.signalled():
         time.sleep(0.01)
 @click.command()
 def command():
@@ -472,7 +472,7 @@ def weather(seed: int, inputs: Path, place: Path) -> None:
     assert len(errors) <= 1
     if code > 128:
         assert not errors or re.search("error: (interrupted|terminated)", errors[0])
-        assert errors or count >= interruption.IMPATIENT
+        assert errors or count >= interruption.FORCE_QUIT_SIGNALS
     there = files_of(target) if target.exists() else None
     code, _, err = storm(arguments, [], [])
     assert code == 0, err
@@ -484,7 +484,7 @@ def weather(seed: int, inputs: Path, place: Path) -> None:
         assert code == 0, err
     assert there is None or there == files_of(target)
     assert names_in(place) == ["out"]
-    assert not locate(target).root.exists()
+    assert not locate_target(target).root.exists()
 
 
 @pytest.mark.trust

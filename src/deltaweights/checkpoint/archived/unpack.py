@@ -21,7 +21,7 @@ from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
 from deltaweights.util.sizes import human_bytes
-from deltaweights.util.workers import share_out
+from deltaweights.util.workers import run_parallel
 
 WORKERS = 2
 """Members that are unpacked at a time: a deflate stream can only be read in order, by one core."""
@@ -62,7 +62,7 @@ def unpack(
     jobs = iter(sorted(members.items(), key=lambda item: -item[1].size))
     total = sum(member.size for member in members.values())
     try:
-        share_out(jobs, lambda: None, unpack_one, workers=WORKERS, report=report, doing="unpacking", total=total)
+        run_parallel(jobs, lambda: None, unpack_one, workers=WORKERS, report=report, doing="unpacking", total=total)
         file.check_unchanged()
     except MalformedInput:
         for name in members:

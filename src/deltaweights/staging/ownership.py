@@ -10,11 +10,11 @@ import hashlib
 import hmac
 import secrets
 
-from deltaweights.staging.place import Place
+from deltaweights.staging.location import TargetLocation
 from deltaweights.util.state import user_key
 from deltaweights.util.text import Json, compact_json, strict_json
 
-SEAL = "staging.json"
+OWNERSHIP = "staging.json"
 """The name of the file."""
 
 MOST_OF_A_SEAL = 1000
@@ -22,14 +22,14 @@ MOST_OF_A_SEAL = 1000
 VERSION = 1
 
 
-def new_seal(place: Place, inode: int) -> bytes:
+def new_ownership_record(place: TargetLocation, inode: int) -> bytes:
     """Return the seal of staging that is made now."""
     key, nonce = user_key(), secrets.token_hex(16)
     proof = {"inode": inode} if key is None else {"nonce": nonce, "code": _code(key, nonce, place)}
     return compact_json({"version": VERSION, **proof}).encode()
 
 
-def is_sealed(data: bytes, place: Place, inode: int) -> bool:
+def is_ownership_record(data: bytes, place: TargetLocation, inode: int) -> bool:
     """Tell whether ``data`` is the seal of staging that this user made for ``place``."""
     try:
         seal: Json = strict_json(data)
@@ -45,6 +45,6 @@ def is_sealed(data: bytes, place: Place, inode: int) -> bool:
     return hmac.compare_digest(code.encode(), _code(key, nonce, place).encode())
 
 
-def _code(key: bytes, nonce: str, place: Place) -> str:
+def _code(key: bytes, nonce: str, place: TargetLocation) -> str:
     said = compact_json(["deltaweights staging", nonce, place.target.name, place.inside])
     return hmac.new(key, said.encode(), hashlib.sha256).hexdigest()

@@ -12,7 +12,7 @@ from deltaweights.checkpoint.companions import COPIED, LEGAL, NOTICE_NAME, READM
 from deltaweights.checkpoint.layout import WEIGHTS
 from deltaweights.errors import InputOutputError, TargetBusy
 from deltaweights.manifest.records import INDEX, MANIFEST, SUMS
-from deltaweights.staging.place import Place
+from deltaweights.staging.location import TargetLocation
 from deltaweights.util.open_folder import OpenFolder
 
 REPLACEABLE = COPIED | {
@@ -39,21 +39,21 @@ OF_LOCAL_DIR = frozenset({"download", "upload", ".gitignore", "CACHEDIR.TAG"})
 Contents = Mapping[str, os.stat_result]
 """What the system says of each name in a folder, links themselves and not where they lead."""
 
-Mark = tuple[int, int, int]
+FileStamp = tuple[int, int, int]
 """Inode, size and time of modification (ns): what tells a file from another one that was put in its place."""
 
 
-def may_stand_in_a_result(name: str) -> bool:
+def is_result_file(name: str) -> bool:
     """Tell whether ``name`` is one that a file of a checkpoint may have."""
     return name in REPLACEABLE or WEIGHTS.fullmatch(name) is not None or LEGAL.fullmatch(name) is not None
 
 
-def mark_of(found: os.stat_result) -> Mark:
+def stamp_of(found: os.stat_result) -> FileStamp:
     """Return the mark of a file."""
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def contents_of(folder: OpenFolder, place: Place) -> dict[str, os.stat_result]:
+def contents_of(folder: OpenFolder, place: TargetLocation) -> dict[str, os.stat_result]:
     """Return what stands in ``folder``, staging and what belongs to the disk left out. Raises ``InputOutputError``."""
     # A mount point, where ``lost+found`` is the system's, is staged inside; elsewhere it is somebody's folder.
     passed_over = {"lost+found", place.root.name} if place.inside else set[str]()
@@ -61,7 +61,7 @@ def contents_of(folder: OpenFolder, place: Place) -> dict[str, os.stat_result]:
     return {name: found for name, found in looks.items() if found is not None}
 
 
-def contents_at(place: Place) -> dict[str, os.stat_result]:
+def contents_at(place: TargetLocation) -> dict[str, os.stat_result]:
     """Return what stands in the target of ``place``, nothing when it is not there; a file is its own content.
 
     For a look before anything is locked. Raises ``InputOutputError``.
@@ -104,7 +104,7 @@ def _some(names: Mapping[str, object] | list[str]) -> str:
 
 def _may_be_replaced(folder: OpenFolder, name: str, found: os.stat_result) -> bool:
     """Tell whether ``name`` is a file of a checkpoint, and really a file: a folder of that name holds something of the user's."""
-    return is_hub_metadata(folder, name) if stat.S_ISDIR(found.st_mode) else may_stand_in_a_result(name)
+    return is_hub_metadata(folder, name) if stat.S_ISDIR(found.st_mode) else is_result_file(name)
 
 
 def is_hub_metadata(folder: OpenFolder, name: str) -> bool:
@@ -120,7 +120,7 @@ def is_hub_metadata(folder: OpenFolder, name: str) -> bool:
             return set(inner.names()) <= OF_LOCAL_DIR
 
 
-def refuse_foreign(place: Place, *, overwrite: bool) -> None:
+def refuse_foreign_content(place: TargetLocation, *, overwrite: bool) -> None:
     """Raise ``TargetBusy`` when what stands in the target is certainly no result of ours, and may not be replaced.
 
     Cheap, so that nobody waits for inputs to be unpacked or hashed to hear it.

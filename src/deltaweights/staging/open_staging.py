@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
-from deltaweights.staging.contents import Contents, contents_of, refuse_content
-from deltaweights.staging.place import Place
-from deltaweights.staging.seal import MOST_OF_A_SEAL, SEAL, is_sealed, new_seal
+from deltaweights.staging.location import TargetLocation
+from deltaweights.staging.ownership import MOST_OF_A_SEAL, OWNERSHIP, is_ownership_record, new_ownership_record
+from deltaweights.staging.target_contents import Contents, contents_of, refuse_content
 from deltaweights.util.disk import make_folder
 from deltaweights.util.open_folder import OpenFolder
 
@@ -37,7 +37,7 @@ PLAN, ENDING, JOURNAL = "plan.json", "ending.json", "publishing.json"
 class OpenStaging:
     """The staging folder ``root``, and the folder ``holder`` in which it is: the target itself, or the target's parent."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: TargetLocation) -> None:
         """Open staging, made when it is not there.
 
         Raises ``MalformedInput`` when it is not ours: a link, another user's, or open to others; ``InputOutputError``.
@@ -89,10 +89,10 @@ class OpenStaging:
         """
         names = set(self.root.names()) - {"lock", "owner"}
         inode = self.root.status().st_ino
-        if not names - {name for name in names if name.startswith(SEAL)}:
-            self.root.write_once(SEAL, new_seal(self.place, inode))
+        if not names - {name for name in names if name.startswith(OWNERSHIP)}:
+            self.root.write_once(OWNERSHIP, new_ownership_record(self.place, inode))
         try:
-            sealed = is_sealed(self.root.read(SEAL, MOST_OF_A_SEAL), self.place, inode)
+            sealed = is_ownership_record(self.root.read(OWNERSHIP, MOST_OF_A_SEAL), self.place, inode)
         except (InputOutputError, MalformedInput):
             sealed = False
         if not sealed:
@@ -225,6 +225,6 @@ def _new_folder_in(holder: OpenFolder, name: str) -> os.stat_result:
         raise InputOutputError.from_os(error, holder.path, "make a folder") from error
 
 
-def _not_ours(place: Place, found: str) -> MalformedInput:
+def _not_ours(place: TargetLocation, found: str) -> MalformedInput:
     remedy = "see what it is, and remove it"
     return MalformedInput("staging is not ours", where=place.root, found=found, remedy=remedy)

@@ -17,7 +17,7 @@ INSIDE = ".deltaweights"
 
 
 @dataclass(frozen=True)
-class Place:
+class TargetLocation:
     """``target`` is the folder to publish, ``root`` the staging folder. With ``inside``, ``root`` is in ``target``."""
 
     target: Path
@@ -81,15 +81,15 @@ class Place:
         refuse_inputs(self, [path for path in opened if not path.is_relative_to(self.unpacked)])
 
 
-def locate(target: str | os.PathLike[str]) -> Place:
+def locate_target(target: str | os.PathLike[str]) -> TargetLocation:
     """Return the place for ``target``: staging beside it, or inside it where a rename cannot publish it.
 
     That is so when it is a mount point, when its parent cannot be written, and when it is the working folder of this process.
     Staging that an earlier run has begun, in either place, is where this one goes on: one target has one lock.
     """
     path = Path(os.path.realpath(os.path.expanduser(target)))  # noqa: PTH111  (Path's own raises when there is no such user)
-    beside = Place(path, path.parent / f".{path.name}.deltaweights", inside=False)
-    inside = Place(path, path / INSIDE, inside=True)
+    beside = TargetLocation(path, path.parent / f".{path.name}.deltaweights", inside=False)
+    inside = TargetLocation(path, path / INSIDE, inside=True)
     if not path.is_dir() or beside.root.exists():
         return beside
     parent_is_closed = not os.access(path.parent, os.W_OK | os.X_OK)
@@ -98,7 +98,7 @@ def locate(target: str | os.PathLike[str]) -> Place:
     return beside
 
 
-def refuse_inputs(place: Place, inputs: Iterable[str | os.PathLike[str]]) -> None:
+def refuse_inputs(place: TargetLocation, inputs: Iterable[str | os.PathLike[str]]) -> None:
     """Raise ``TargetBusy`` when the target is one of ``inputs`` (folders and weights files), inside one, or holds one."""
     for given in inputs:
         source = Path(os.path.realpath(os.path.expanduser(given)))  # noqa: PTH111  (see above)

@@ -14,14 +14,14 @@ from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
 from deltaweights.manifest.records import Fragment
 from deltaweights.merge.plan import Plan, Shard
-from deltaweights.staging.contents import Mark, mark_of
-from deltaweights.staging.opened import COMPANIONS, ENDING, FRAGMENTS, PLAN, SHARDS, OpenStaging
+from deltaweights.staging.open_staging import COMPANIONS, ENDING, FRAGMENTS, PLAN, SHARDS, OpenStaging
+from deltaweights.staging.target_contents import FileStamp, stamp_of
 from deltaweights.util.limits import FRAGMENT
 from deltaweights.util.open_folder import OpenFolder
 from deltaweights.util.text import compact_json, compact_pieces, in_chunks
 
 
-class StagingFolder:
+class StagedShards:
     """The contents of locked staging, its folders of shards and of their fragments held open."""
 
     def __init__(self, staging: OpenStaging) -> None:
@@ -29,12 +29,12 @@ class StagingFolder:
         self.staging = staging
         self.shards = staging.keep_open(SHARDS)
         self.fragments = staging.keep_open(FRAGMENTS)
-        self._marks: dict[str, Mark | None] = {}
+        self._marks: dict[str, FileStamp | None] = {}
 
     @classmethod
     def prepare(
         cls, staging: OpenStaging, plan: Plan, arrivals: Mapping[str, str]
-    ) -> tuple[StagingFolder, dict[str, Fragment], bool]:
+    ) -> tuple[StagedShards, dict[str, Fragment], bool]:
         """Make staging ready for ``plan``; return it, the fragments to reuse by shard, and whether another plan's were discarded.
 
         ``arrivals`` are marks by input file, of downloads and of what was streamed: shards that were made of bytes which nobody had
@@ -60,7 +60,7 @@ class StagingFolder:
     @classmethod
     def join(
         cls, staging: OpenStaging, plan: Plan, shards: Sequence[Shard]
-    ) -> tuple[StagingFolder, dict[str, Fragment]]:
+    ) -> tuple[StagedShards, dict[str, Fragment]]:
         """Make staging ready for ``shards`` of ``plan``, beside other parts; return it and the fragments of finished ones.
 
         Raises ``TargetBusy`` when another plan's work is there: parts of two plans never mix.
@@ -73,7 +73,7 @@ class StagingFolder:
         folder = cls(staging)
         return folder, folder.finished(plan, shards)
 
-    def keep_from(self, source: OpenFolder, fragment: Fragment) -> None:
+    def adopt(self, source: OpenFolder, fragment: Fragment) -> None:
         """Record a shard that is on the disk in ``source``, and put it in its place; what another part put there is the same."""
         source.rename(fragment.file, self.shards, fragment.file)
         self.keep(fragment)
@@ -84,7 +84,7 @@ class StagingFolder:
         self._marks[fragment.file] = self._mark(fragment.file)
         self.fragments.replace(_fragment_name(fragment.file), in_chunks(fragment.pieces()))
 
-    def refuse_touched(self, shards: Mapping[str, Fragment]) -> None:
+    def refuse_modified(self, shards: Mapping[str, Fragment]) -> None:
         """Raise ``TargetBusy`` when a shard is not what it was when it was finished, or found finished.
 
         Costs a look at each; it is what is left to notice another run by, where locks are none or hold on one machine only. One
@@ -112,9 +112,9 @@ class StagingFolder:
         finally:
             file.close()
 
-    def _mark(self, shard: str) -> Mark | None:
+    def _mark(self, shard: str) -> FileStamp | None:
         found = self.shards.look(shard)
-        return None if found is None else mark_of(found)
+        return None if found is None else stamp_of(found)
 
     def forget(self, shard: str) -> None:
         """Have a shard made again: its record is gone."""
@@ -152,12 +152,12 @@ def _fragment_name(shard: str) -> str:
 
 def _belongs_to(root: OpenFolder, plan: Plan, arrivals: Mapping[str, str]) -> bool:
     try:
-        return root.begins(PLAN, head_of_plan(plan.identity, arrivals))
+        return root.begins(PLAN, plan_header(plan.identity, arrivals))
     except (InputOutputError, MalformedInput):
         return False
 
 
-def head_of_plan(identity: str, arrivals: Mapping[str, str] | None = None) -> bytes:
+def plan_header(identity: str, arrivals: Mapping[str, str] | None = None) -> bytes:
     """Return how the document of a plan in staging begins: all of it that is ever read, since its identity tells the rest."""
     head = {"identity": identity} if arrivals is None else {"identity": identity, "arrivals": dict(arrivals)}
     return f"{compact_json(head)[:-1]},".encode()
