@@ -32,7 +32,7 @@ from deltaweights.util.text import MOST_FOREIGN, strict_json
 from tests.conftest import Run
 from tests.support.limits import PATIENCE
 from tests.support.pairs import make_pair
-from tests.support.signing_keys import make_key, merged, result, stock_verifies
+from tests.support.signing import make_key, merged, result, stock_verifies
 from tests.trust.harness import TARGET, assert_one_line, case, hold, run_command
 
 __all__ = ["merged", "result"]

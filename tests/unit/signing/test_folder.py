@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,11 +21,11 @@ from deltaweights.signing.folder import read_signature, sign_folder
 from deltaweights.signing.keys import load_private
 from tests.conftest import Run
 from tests.support.errors import refused
-from tests.support.limits import PATIENCE
 from tests.support.pairs import delta_tensors, load, make_pair, save
-from tests.support.signing_keys import make_key
+from tests.support.signing import make_key, merged, result, stock, stock_verifies
 
-Pair = tuple[Path, Path]
+__all__ = ["merged", "result"]  # fixtures
+
 CURVES = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
 
 
@@ -35,32 +33,6 @@ CURVES = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R
 def keys(tmp_path: Path) -> tuple[Path, Path]:
     """Return a private and a public key."""
     return make_key(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def merged(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a result of several shards; tests must not change it."""
-    target = tmp_path_factory.mktemp("signing") / "merged"
-    apply_delta(*pair, target, max_shard_size="60KB")
-    return target
-
-
-@pytest.fixture
-def result(merged: Path, tmp_path: Path) -> Path:
-    """Return a copy of a result, to be signed and changed."""
-    return Path(shutil.copytree(merged, tmp_path / "result"))
-
-
-def stock(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m model_signing ARGUMENTS``."""
-    command = [sys.executable, "-W", "ignore", "-m", "model_signing", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
-
-
-def stock_verifies(folder: Path, public: Path) -> bool:
-    """Return whether the reference implementation accepts the signature in a folder."""
-    done = stock("verify", "key", folder, "--signature", folder / "model.sig", "--public_key", public)
-    return done.returncode == 0
 
 
 @pytest.mark.trust

@@ -14,7 +14,7 @@ from deltaweights.errors import MalformedInput, UsageError
 from deltaweights.signing.keys import EXPECTED, load_private, load_public
 from tests.support.errors import refused
 from tests.support.limits import PATIENCE
-from tests.support.signing_keys import make_key
+from tests.support.signing import make_key
 
 PEM = serialization.Encoding.PEM
 
