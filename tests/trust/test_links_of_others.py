@@ -220,7 +220,7 @@ def test_row80_a_flip_while_a_result_is_verified(
     target = tmp_path / "out"
     digest = apply_delta(*pair, target).content_digest
     (tmp_path / "elsewhere").mkdir()
-    really = FolderCheck.has_size
+    really = FolderCheck.compare_size
 
     def has_size(check: FolderCheck, file: str) -> bool:
         result = really(check, file)
@@ -229,7 +229,7 @@ def test_row80_a_flip_while_a_result_is_verified(
             (target / name).symlink_to(tmp_path / "elsewhere" / name)
         return result
 
-    monkeypatch.setattr(FolderCheck, "has_size", has_size)
+    monkeypatch.setattr(FolderCheck, "compare_size", has_size)
     found = verify(target, expect=digest if expect else None)
     assert f"{name}: cannot be verified: {target / name}: not a regular file: found a link" in str(found.problems[0])
 

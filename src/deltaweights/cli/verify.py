@@ -13,9 +13,9 @@ import click
 from deltaweights.cli.log_report import keep_result, log_format_option, report_for
 from deltaweights.cli.results import print_json
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError, printable
+from deltaweights.manifest.folder_check import SignedFiles
 from deltaweights.manifest.folder_entries import name_inside
 from deltaweights.manifest.junit import junit_bytes, junit_of_error
-from deltaweights.manifest.signed_files import SignedFiles
 from deltaweights.manifest.verify import verify
 from deltaweights.manifest.verify_report import VerifyReport
 from deltaweights.util.open_folder import replace_file

@@ -1,7 +1,4 @@
-"""What stands in a folder, before anything of it is read.
-
-Enters: a folder. Leaves: its names, sorted by what they stand for. Never: an open file.
-"""
+"""The names in a folder and what each is, without opening any file."""
 
 from __future__ import annotations
 
@@ -13,20 +10,19 @@ from pathlib import Path
 from deltaweights.errors import InputOutputError
 
 PERMITTED = frozenset({"model.sig", ".cache", "lost+found", ".deltaweights"})
-"""What may stand beside our files: a signature, the Hub client's cache, what ext4 puts at the root of a disk, staging of a run that
-replaces the model or was killed when it had; and ``.git*``."""
-
+"""What may be beside our files, as may ``.git*``: a signature, the Hub client's cache, ext4's folder at the root of a disk, and
+staging of a run that replaces the model, or was killed while it did."""
 
 UNSIGNED = PERMITTED | {".git", ".gitattributes", ".github", ".gitignore"}
-"""What a signature does not vouch for, as OpenSSF Model Signing has it: no link, and no other name that begins with ``.git``."""
+"""What a signature does not cover, as in OpenSSF Model Signing. Links and other names that begin with ``.git`` are covered."""
 
 
 @dataclass
 class FolderEntries:
-    """The names in a folder, but for those that may stand beside any checkpoint.
+    """The names in a folder, except for those that are permitted beside any checkpoint.
 
-    ``files`` are regular files, ``links`` are links to such, ``folders`` are folders and links to such. ``others`` says of all
-    the rest what it is.
+    ``files`` are regular files, ``links`` are links to regular files, ``folders`` are folders and links to folders. ``others``
+    maps every other name to a description.
     """
 
     files: set[str] = field(default_factory=set)
@@ -36,27 +32,22 @@ class FolderEntries:
 
     @property
     def readable(self) -> set[str]:
-        """What can be read as a file, be it by a link, as in the Hub's cache."""
+        """Files and links to files, as in the Hub's cache."""
         return self.files | self.links
 
-    def odd(self, root: Path) -> dict[str, str]:
-        """Return what is no regular file itself, and what it is instead."""
-        folders = dict.fromkeys(self.folders, "a folder")
-        found = folders | dict.fromkeys(self.links, "a link") | self.others
+    def irregular(self, root: Path) -> dict[str, str]:
+        """Return every name that is not itself a regular file, with a description."""
+        found = dict.fromkeys(self.folders, "a folder") | dict.fromkeys(self.links, "a link") | self.others
         return {name: "a link" if (root / name).is_symlink() else kind for name, kind in sorted(found.items())}
 
 
-def scan(root: Path, doing: str) -> FolderEntries:
-    """Look at the names in ``root``, to do with it what messages say. Raises ``InputOutputError``."""
+def scan_folder(root: Path, action: str) -> FolderEntries:
+    """List the names in ``root``; ``action`` is for messages ("verify"). Raises ``InputOutputError``."""
     entries = FolderEntries()
-    try:
-        names = sorted(entry.name for entry in os.scandir(root))
-    except OSError as error:
-        raise InputOutputError.from_os(error, root, doing, "give the folder of a checkpoint") from error
-    for name in names:
-        if name in PERMITTED or name.startswith(".git"):
+    for entry in _scan(root, action, "give the folder of a checkpoint"):
+        name, path = entry.name, root / entry.name
+        if _is_permitted(name):
             continue
-        path = root / name
         try:
             is_link = stat.S_ISLNK(path.lstat().st_mode)
             mode = path.stat().st_mode if not is_link or path.exists() else 0
@@ -72,19 +63,26 @@ def scan(root: Path, doing: str) -> FolderEntries:
 
 
 def unsigned_entries(root: Path) -> dict[str, str]:
-    """Return the names in ``root`` that ``scan`` passes over and a signature must not, and what each is.
+    """Return the names in ``root`` that ``scan_folder`` passes over and a signature must cover, with a description.
 
     Raises ``InputOutputError``.
     """
-    try:
-        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputOutputError.from_os(error, root, "look at") from error
-    passed = [entry for entry in entries if entry.name in PERMITTED or entry.name.startswith(".git")]
-    links = {entry.name: "a link" for entry in passed if entry.is_symlink()}
-    return {entry.name: "an extra file" for entry in passed if entry.name not in UNSIGNED} | links
+    permitted = [entry for entry in _scan(root, "look at") if _is_permitted(entry.name)]
+    links = {entry.name: "a link" for entry in permitted if entry.is_symlink()}
+    return {entry.name: "an extra file" for entry in permitted if entry.name not in UNSIGNED} | links
 
 
 def name_inside(root: Path, path: Path | None) -> set[str]:
-    """Return the name of ``path`` when it is one in ``root``."""
+    """Return the name of ``path`` if it is directly in ``root``, else nothing."""
     return {path.name} if path is not None and path.parent.resolve() == root.resolve() else set()
+
+
+def _is_permitted(name: str) -> bool:
+    return name in PERMITTED or name.startswith(".git")
+
+
+def _scan(root: Path, action: str, remedy: str | None = None) -> list[os.DirEntry[str]]:
+    try:
+        return sorted(os.scandir(root), key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputOutputError.from_os(error, root, action, remedy) from error

@@ -1,7 +1,4 @@
-"""The manifest that stands beside a checkpoint's weights, taken at its word.
-
-Enters: an open checkpoint. Leaves: what its manifest.json states. Never: a byte of weights, or a digest that was made anew.
-"""
+"""The manifest in the folder of a checkpoint that is an input. Its claims are read, not verified."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ from deltaweights.util import limits
 def manifest_of(checkpoint: Checkpoint) -> Manifest:
     """Return the manifest in the checkpoint's folder.
 
-    Raises ``InputOutputError`` when there is none, ``MalformedInput`` when it is no manifest, or says nothing of a file that
-    only lies beside its checkpoint.
+    Raises ``InputOutputError`` when there is none, ``MalformedInput`` when it is malformed, or when the checkpoint is a single
+    file, so that the manifest in its folder may be of other files.
     """
     if checkpoint.alone:
-        problem = "a manifest says nothing of a file beside its checkpoint"
+        problem = "a manifest says nothing about a file that was given without its folder"
         raise MalformedInput(problem, where=checkpoint.path, remedy="give the folder")
     try:
         return parse_manifest(checkpoint.directory.read_companion(MANIFEST, limits.MANIFEST.size))
@@ -29,7 +26,7 @@ def manifest_of(checkpoint: Checkpoint) -> Manifest:
 
 
 def manifest_of_if_any(checkpoint: Checkpoint) -> Manifest | None:
-    """Return the manifest in the checkpoint's folder, None when there is none that can be read."""
+    """Return the manifest in the checkpoint's folder, or None when there is none that can be read."""
     try:
         return manifest_of(checkpoint)
     except (InputOutputError, MalformedInput):
@@ -37,7 +34,7 @@ def manifest_of_if_any(checkpoint: Checkpoint) -> Manifest | None:
 
 
 def lists_same_tensors(manifest: Manifest, checkpoint: Checkpoint) -> bool:
-    """Tell whether the manifest lists the checkpoint's tensors, and no others, each with its dtype, shape and file."""
-    return {name: (*row[:2], manifest.places[name]) for name, row in manifest.tensors.items()} == {
-        name: (tensor.spec.dtype, tensor.spec.shape, tensor.file) for name, tensor in checkpoint.tensors.items()
-    }
+    """Return whether manifest and checkpoint have the same tensors, each with the same dtype, shape and file."""
+    stated = {name: (dtype, shape, manifest.places[name]) for name, (dtype, shape, _) in manifest.tensors.items()}
+    actual = {name: (each.spec.dtype, each.spec.shape, each.file) for name, each in checkpoint.tensors.items()}
+    return stated == actual

@@ -1,14 +1,10 @@
-"""The tensors in a folder's files: in one that we wrote, each in a range of its own; in one of anybody's, wherever they are.
-
-Enters: a folder. Leaves: open files with their lazy tensors, as a ``Job`` of reading them all. Never: a byte of weights.
-"""
+"""Open the weights in a folder to digest their tensors: those of one of our results, or of any checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
 
 from deltaweights.checkpoint.directory import LocalDirectory
 from deltaweights.checkpoint.files import InputFile, LocalFile
@@ -20,66 +16,71 @@ from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.checkpoint.weights_file import WeightsFile
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.manifest.digest_files import Job, apart
-from deltaweights.manifest.verify_report import FILE, TENSOR
+from deltaweights.manifest.digest_files import DigestRequest, assign_to_files
+from deltaweights.manifest.verify_report import TENSOR
 
 OPENERS = {".safetensors": open_safetensors, ".bin": open_torch_file}
-"""What reads the weights files that we write."""
+"""What opens the weights files that we write, by suffix."""
 
 SPREAD = "consolidated.*.pth"
-"""What stands for a file where a tensor is spread over all parts of Meta's (see ``LazyTensor.file``)."""
+"""The "file" of a tensor that is spread over all parts of Meta's format (see ``LazyTensor.file``)."""
 
-MOST_SHOWN = 8
-"""How often the tensors of a checkpoint may show its files' bytes. Tied weights and views show some twice; a hostile file of a
-megabyte could ask for a petabyte."""
+MAX_SHOWN = 8
+"""How often, on average, the tensors of a checkpoint may show the bytes of its files. Tied weights and views show some twice; a
+hostile file of a megabyte could have tensors of a petabyte."""
 
 
-class Fail(Protocol):
-    """Takes a problem: the name of what has it, and what it is."""
-
-    def __call__(self, name: str, problem: str, *, about: str = FILE) -> None:
-        """Add the problem."""
+AddProblem = Callable[..., None]
+"""``FolderCheck.add_problem``."""
 
 
 def open_for_listing(root: Path) -> Checkpoint:
-    """Open the checkpoint in ``root``, which may also be the only weights file there, whatever its name.
+    """Open the checkpoint in ``root``, which may also be a single weights file of any name.
 
-    Raises as ``open_checkpoint`` does, and ``MalformedInput`` when its tensors show the stored bytes far too often.
+    Raises the errors of ``open_checkpoint``, and ``MalformedInput`` when its tensors show the stored bytes too often.
     """
     names = LocalDirectory(root).names()
     weights = [name for name in names if Path(name).suffix in SUFFIXES]
-    alone = len(weights) == 1 and not PART.fullmatch(weights[0]) and not set(names) & set(STARTS)
-    checkpoint = open_checkpoint(root / weights[0] if alone else root, "checkpoint")
-    shown = sum(tensor.spec.nbytes for tensor in checkpoint.tensors.values())
-    stored = sum(weights.file.size for weights in checkpoint.files)
-    if shown > MOST_SHOWN * stored:
-        checkpoint.__exit__(None, None, None)
-        found, expected = f"{shown} bytes of tensors", f"at most {MOST_SHOWN} times the {stored} bytes of the files"
-        problem, remedy = "tensors show the same bytes far too often", "do not use these weights"
-        raise MalformedInput(problem, where=root, found=found, expected=expected, remedy=remedy)
-    return checkpoint
+    is_single = len(weights) == 1 and not PART.fullmatch(weights[0]) and not set(names) & set(STARTS)
+    with ExitStack() as stack:
+        checkpoint = stack.enter_context(open_checkpoint(root / weights[0] if is_single else root, "checkpoint"))
+        shown = sum(tensor.spec.nbytes for tensor in checkpoint.tensors.values())
+        stored = sum(each.file.size for each in checkpoint.files)
+        if shown > MAX_SHOWN * stored:
+            raise MalformedInput(
+                "tensors show the same bytes too often",
+                where=root,
+                found=f"{shown} bytes of tensors",
+                expected=f"at most {MAX_SHOWN} times the {stored} bytes of the files",
+                remedy="do not use these weights",
+            )
+        stack.pop_all()  # the caller closes the checkpoint
+        return checkpoint
 
 
-def request_for(checkpoint: Checkpoint, names: Iterable[str], *, compare: bool, links: Collection[str]) -> Job:
-    """Return the reading of the files ``names`` of a checkpoint's folder, and of all its tensors."""
+def request_for(
+    checkpoint: Checkpoint, names: Iterable[str], *, verify_checksums: bool, links: Collection[str]
+) -> DigestRequest:
+    """Return the request to digest the files ``names`` of a checkpoint's folder, and all its tensors."""
     names = frozenset(names)
-    return Job(
-        checkpoint.directory.path,
-        names,
-        {weights.file.path.name: weights.file for weights in checkpoint.files if weights.file.path.name in names},
-        checkpoint.tensors.values(),
-        [tensor for weights in checkpoint.files for tensor in weights.loose],
-        compare,
-        links,
+    return DigestRequest(
+        root=checkpoint.directory.path,
+        names=names,
+        opened={each.file.path.name: each.file for each in checkpoint.files if each.file.path.name in names},
+        tensors=checkpoint.tensors.values(),
+        loose=[tensor for each in checkpoint.files for tensor in each.loose],
+        verify_checksums=verify_checksums,
+        links=links,
     )
 
 
-def open_result_weights(root: Path, names: list[str], fail: Fail, stack: ExitStack, links: Collection[str]) -> Job:
-    """Open those of the files ``names`` that hold weights, to be closed by ``stack``; return the reading of all files.
+def open_result_weights(
+    root: Path, names: list[str], add_problem: AddProblem, stack: ExitStack, links: Collection[str]
+) -> DigestRequest:
+    """Open the weights among the files ``names`` of a result, for ``stack`` to close; return the request to digest all files.
 
-    Of the names, ``links`` may be links.
-
-    Weights that are unsound, or not as we write them, are told to ``fail``, and left out.
+    Only ``links`` may be symbolic links. Malformed weights, and weights that we would not have written, are reported to
+    ``add_problem`` and left out.
     """
     opened: dict[str, InputFile] = {}
     tensors: dict[str, LazyTensor] = {}
@@ -88,24 +89,27 @@ def open_result_weights(root: Path, names: list[str], fail: Fail, stack: ExitSta
         opener = OPENERS.get(Path(name).suffix)
         try:
             if opener is not None:
-                weights = opener(LocalFile(root / name, follow=name in links))  # closes the file when it fails
+                weights = opener(LocalFile(root / name, follow=name in links))  # closes the file if it raises
                 stack.callback(weights.file.close)
-                _refuse_shared(weights)
+                _refuse_overlaps(weights)
                 opened[name] = weights.file
                 for tensor in sorted(tensors.keys() & weights.tensors.keys()):
-                    fail(tensor, "is in two weights files", about=TENSOR)
+                    add_problem(tensor, "is in two weights files", about=TENSOR)
                 tensors |= weights.tensors
             sound.append(name)
         except (InputOutputError, MalformedInput) as error:
-            fail(name, f"cannot be verified: {error}")
-    return Job(root, sound, opened, tensors.values(), links=links)
+            add_problem(name, f"cannot be verified: {error}")
+    return DigestRequest(root, sound, opened, tensors.values(), links=links)
 
 
-def _refuse_shared(weights: WeightsFile) -> None:
-    """Raise ``MalformedInput`` unless each tensor is a range of the file of its own, as in all that we write."""
-    name = weights.file.path.name
-    for tensor, place in apart(weights.tensors.values(), {id(weights.file): name}):
-        if place is None:
-            problem, expected = "shares bytes with another, or is not in one piece", "bytes of its own, in order"
-            name, remedy = tensor.spec.name, "the file was tampered with: get it again"
-            raise MalformedInput(problem, where=tensor.path, tensor=name, expected=expected, remedy=remedy)
+def _refuse_overlaps(weights: WeightsFile) -> None:
+    """Raise ``MalformedInput`` unless each tensor is a range of its own, as in all files that we write."""
+    for tensor, file in assign_to_files(weights.tensors.values(), {id(weights.file): weights.file.path.name}):
+        if file is None:
+            raise MalformedInput(
+                "shares bytes with another, or is not in one piece",
+                where=tensor.path,
+                tensor=tensor.spec.name,
+                expected="bytes of its own, in order",
+                remedy="the file was tampered with: get it again",
+            )

@@ -1,11 +1,8 @@
-"""What verification found, in words and as values.
-
-Enters: findings. Leaves: lines for people, a report for programs, an error. Never: a look at a file.
-"""
+"""The result of a verification, as values and as text."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from deltaweights.errors import CheckFailed, printable
 
@@ -15,7 +12,7 @@ FILE, TENSOR, CONTENT = "file", "tensor", "content digest"
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is not as it should be. ``file`` names it: a file, a tensor, or, of the content digest, the folder."""
+    """One thing that is wrong. ``file`` names a file, a tensor, or, for the content digest, the folder."""
 
     file: str
     problem: str
@@ -24,15 +21,15 @@ class Problem:
     about: str = FILE
 
     def __str__(self) -> str:
-        facts = [f"found {self.found}"] * bool(self.found) + [f"expected {self.expected}"] * bool(self.expected)
-        return printable(f"{self.file}: {self.problem}" + (": " + ", ".join(facts) if facts else ""))
+        facts = [f"{what} {fact}" for what, fact in (("found", self.found), ("expected", self.expected)) if fact]
+        return printable(": ".join([self.file, self.problem, *([", ".join(facts)] if facts else [])]))
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What verification found. ``content_digest`` is what the manifest states, or, if ``recomputed``, what the bytes give.
+    """The result of a verification. ``content_digest`` is the manifest's or, if ``recomputed``, that of the bytes.
 
-    ``listed`` names all files that should be as the manifest says, and what says so; ``notes`` tell what was not looked at.
+    ``listed`` names the files that were checked, the manifest included; ``notes`` say what was ignored.
     """
 
     target: str
@@ -41,17 +38,17 @@ class VerifyReport:
     manifest_sha256: str | None
     files: int
     bytes: int
-    problems: tuple[Problem, ...] = field(default=())
+    problems: tuple[Problem, ...] = ()
     listed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether everything is as it should be."""
+        """Whether there is no problem."""
         return not self.problems
 
     def raise_if_failed(self) -> None:
-        """Raise ``CheckFailed`` with the first problem when there is one."""
+        """Raise ``CheckFailed`` with the first problem, if there is one."""
         if self.problems:
             more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
             raise CheckFailed(f"{self.problems[0]}{more}", where=self.target)

@@ -12,9 +12,8 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from deltaweights.checkpoint.checksums import refuse_damage
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.manifest.digest import Hasher, tensor_digest, tensor_hasher
+from deltaweights.manifest.digest import Hasher, SourceDigest, tensor_digest, tensor_hasher
 from deltaweights.manifest.records import Fragment, TensorRecord
 from deltaweights.manifest.tally import Tally
 from deltaweights.merge.arithmetic import Outcome
@@ -49,26 +48,6 @@ class Turns:
         with self._moved:
             self._next += 1
             self._moved.notify_all()
-
-
-class SourceDigest:
-    """BLAKE3 of a source tensor's bytes, and their checksum where the container recorded one."""
-
-    def __init__(self, tensor: LazyTensor) -> None:
-        self._tensor = tensor
-        self._hasher = tensor_hasher()
-        self._stored = tensor.checksum.start() if tensor.checksum else None
-
-    def update(self, data: memoryview) -> None:
-        """Add the next bytes of the tensor."""
-        self._hasher.update(data)
-        if self._stored is not None:
-            self._stored.update(data)
-
-    def finish(self) -> str:
-        """Return the tensor digest. Raises ``MalformedInput`` when the bytes are not those that the container recorded."""
-        refuse_damage(self._tensor, self._stored)
-        return tensor_digest(self._hasher)
 
 
 class Lane:

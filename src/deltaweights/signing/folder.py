@@ -11,9 +11,9 @@ from pathlib import Path
 
 from deltaweights.checkpoint.files import read_small
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy, UsageError
+from deltaweights.manifest.folder_check import SignedFiles
 from deltaweights.manifest.folder_entries import UNSIGNED
-from deltaweights.manifest.signed_files import SignedFiles
-from deltaweights.manifest.verify import listed
+from deltaweights.manifest.verify import digests_to_sign
 from deltaweights.signing.bundle import Bundle, pae, parse_bundle
 from deltaweights.signing.statement import parse_statement, statement_bytes
 from deltaweights.util.limits import BUNDLE
@@ -56,7 +56,7 @@ def sign_folder(
         raise CheckFailed(problem, where=path, expected=SIGNATURE, remedy="write it there, or outside of the folder")
     _check_replaceable(path)
     _remove_leftovers(path)
-    manifest, digests = listed(root)
+    manifest, digests = digests_to_sign(root)
     payload = statement_bytes(manifest.content_digest, digests, UNSIGNED)
     replace_file(path, Bundle(payload, key.sign(pae(payload)), key.public.name).to_bytes())
     return SignResult(

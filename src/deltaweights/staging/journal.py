@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deltaweights.errors import MalformedInput
-from deltaweights.manifest.records import plain_name
+from deltaweights.manifest.records import check_file_name
 from deltaweights.staging.location import TargetLocation
 from deltaweights.staging.open_staging import JOURNAL, PLAN, OpenStaging
 from deltaweights.staging.staged_shards import plan_header
@@ -102,6 +102,6 @@ def _marks(document: Json) -> dict[str, FileStamp]:
 
 
 def _name(name: object) -> str:
-    if not is_result_file(plain_name(name)):
+    if not is_result_file(check_file_name(name)):
         raise ValueError(f"{name!r:.80} is no file of a result")
-    return plain_name(name)
+    return check_file_name(name)

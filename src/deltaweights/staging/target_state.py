@@ -11,14 +11,14 @@ import os
 from deltaweights.manifest.folder_check import FolderCheck
 from deltaweights.manifest.parse import Manifest
 from deltaweights.manifest.records import MANIFEST
-from deltaweights.manifest.verify import standing
+from deltaweights.manifest.verify import open_result
 from deltaweights.staging.location import TargetLocation
 from deltaweights.staging.target_contents import FileStamp, stamp_of
 
 
 def published_result(place: TargetLocation) -> tuple[Manifest, FolderCheck] | None:
     """Return the manifest of what stands in the target, and its check; None when it is no finished result of ours."""
-    return None if place.journal.exists() else standing(place.target)
+    return None if place.journal.exists() else open_result(place.target)
 
 
 class TargetState:

@@ -609,7 +609,7 @@ def test_the_record_names_what_is_untested_where_there_is_something() -> None:
     )
     assert (holed.verdict, holed.document()["untested"]) == ("partial", ["b2", "b10"])
     for record in (whole, holed):
-        assert ProofRecord.of(json.loads(json.dumps(record.document()))) == record
+        assert ProofRecord.from_document(json.loads(json.dumps(record.document()))) == record
 
 
 UNLIKE = Proof(weights=4096, region=10, violations=0, evidence=10)
