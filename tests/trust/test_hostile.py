@@ -292,9 +292,9 @@ def licences(folder: Path, names: list[str], size: int) -> list[str | Path]:
 @pytest.mark.trust
 def test_row47_companions_without_end(tmp_path: Path, normal: float) -> None:
     """Texts that are larger than any, and names that differ in their case alone, are refused."""
-    large = case(lambda folder: licences(folder, ["LICENSE"], 60 * 2**20), 3, "LICENSE: too long for what it is")
+    large = case(lambda folder: licences(folder, ["LICENSE"], 60 * 2**20), 3, "LICENSE: file is too long")
     twins = case(
-        lambda folder: licences(folder, ["LICENSE", "License"], 10), 3, "two files of one name, where case does not"
+        lambda folder: licences(folder, ["LICENSE", "License"], 10), 3, "two files whose names differ only in case"
     )
     for number, subject in enumerate((large, twins)):
         hold(subject, tmp_path / str(number), normal)
@@ -348,7 +348,7 @@ def test_row76_a_signature_without_end(tmp_path: Path, normal: float) -> None:
         (folder / "out" / "model.sig").write_bytes(base64.b64encode(bytes(45 * 2**20)))
         return ["verify", folder / "out", "--public-key", make_key(folder)[1]]
 
-    hold(case(make, 6, "model.sig: too long for what it is"), tmp_path, normal)
+    hold(case(make, 6, "model.sig: file is too long"), tmp_path, normal)
 
 
 # The environment.

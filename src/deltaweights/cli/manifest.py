@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from deltaweights.checkpoint.files import read_small
+from deltaweights.checkpoint.small_files import read_small
 from deltaweights.cli.options import json_option, quiet_option
 from deltaweights.cli.results import print_document, print_json
 from deltaweights.cli.terminal import TerminalReport

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from deltaweights.checkpoint.archived.scratch import Scratch
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.tensors import TensorSpec
+from deltaweights.checkpoint.zipped_folder.temporary_unpacker import TemporaryUnpacker
 from deltaweights.diff.distance import NUMPY, Figures, add_up, comparable
 from deltaweights.diff.read_pairs import Pair, read_pairs
 from deltaweights.errors import InputOutputError, MalformedInput
@@ -110,7 +110,7 @@ def diff_checkpoints(
     """
     count, report = resolve_workers(workers), report or Report()
     with (
-        Scratch() as scratch,
+        TemporaryUnpacker() as scratch,
         located([("first checkpoint", a), ("second checkpoint", b)], hub, report) as (one_at, other_at),
         open_checkpoint(one_at, "first checkpoint", scratch, report) as one,
         open_checkpoint(other_at, "second checkpoint", scratch, report) as other,
@@ -124,7 +124,9 @@ def diff_checkpoints(
             if name in other.tensors and tensor.spec.shape == other.tensors[name].spec.shape
         }
         if digests is None:
-            loose = [tensor for checkpoint in (one, other) for file in checkpoint.files for tensor in file.loose]
+            loose = [
+                tensor for checkpoint in (one, other) for file in checkpoint.files for tensor in file.extra_checksums
+            ]
             read_pairs(list(pairs.values()), loose, count, report)
             differing = {
                 name: _outcome(pair) for name, pair in pairs.items() if pair.parts or pair.dtypes[0] != pair.dtypes[1]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
 
-from deltaweights.checkpoint.checksums import proving, refuse_damage
+from deltaweights.checkpoint.checksums import refuse_damage, verify_in_pieces
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.diff.distance import Figures, Gauge, comparable
 from deltaweights.report import Report
@@ -71,7 +71,7 @@ class _Desk:
 
     def do(self, job: _Job | LazyTensor) -> Iterator[int]:
         """Compare what there is to compare of a pair, or of loose bytes; yield how many bytes that were, now and then."""
-        return proving(job) if isinstance(job, LazyTensor) else self.compare(job)
+        return verify_in_pieces(job) if isinstance(job, LazyTensor) else self.compare(job)
 
     def compare(self, job: _Job) -> Iterator[int]:
         """Find out whether blocks differ, and, if so, how far; yield the bytes of each."""

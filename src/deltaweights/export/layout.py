@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltaweights.checkpoint.companions import Companions
-from deltaweights.checkpoint.documents import json_object
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
+from deltaweights.checkpoint.small_files import json_object
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import MalformedInput, Mismatch
 from deltaweights.export.config import SPECIAL, Seeing, llava_config, read_seeing, text_config

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaweights.checkpoint.documents import refuse_another
+from deltaweights.checkpoint.small_files import refuse_wrong_content
 from deltaweights.errors import MalformedInput
 from deltaweights.util.text import counted
 
@@ -84,7 +84,7 @@ class SentencePieceModel:
 
 def read_model(data: bytes, where: Path) -> SentencePieceModel:
     """Return what ``data``, the content of ``where``, says. Raises ``MalformedInput`` when it is no sentencepiece model."""
-    refuse_another(data, where)
+    refuse_wrong_content(data, where)
     try:
         return _model(data)
     except ValueError as error:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaweights.checkpoint.documents import json_object
+from deltaweights.checkpoint.small_files import json_object
 from deltaweights.errors import MalformedInput, Mismatch
 from deltaweights.export.added_tokens import Source, decoder_entries, full_source, plain_source
 from deltaweights.export.sentencepiece import merges_of, read_model

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from deltaweights.checkpoint.documents import json_object
 from deltaweights.checkpoint.folder import Checkpoint, Unpacker, open_checkpoint
+from deltaweights.checkpoint.small_files import json_object
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, Mismatch, UsageError
 from deltaweights.export.config import Vision, read_vision
@@ -121,7 +121,7 @@ def _compare(
 
 def _vision(checkpoint: Checkpoint) -> Vision:
     where = checkpoint.directory.path / CONFIG
-    if checkpoint.alone or not checkpoint.directory.has(CONFIG):
+    if checkpoint.is_lone_file or not checkpoint.directory.has(CONFIG):
         remedy = "give the folder that holds config.json and the weights"
         raise InputOutputError("is missing beside the vision tower's weights", where=where, remedy=remedy)
     documents = []

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.directory import Directory
+from deltaweights.checkpoint.file_type import HEAD_BYTES
 from deltaweights.checkpoint.files import InputFile, LocalFile, MemoryFile
 from deltaweights.checkpoint.index import SUFFIXES
-from deltaweights.checkpoint.opening import Outside
-from deltaweights.checkpoint.sniff import HEAD_BYTES
+from deltaweights.checkpoint.safe_open import LeadsOutside
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.hub.access import Access, HubFile, Listing
 from deltaweights.hub.arrival import Arrival
@@ -101,7 +101,7 @@ class HubDirectory(Directory):
     def head(self, name: str) -> bytes:
         """See ``Directory``. Of a file that is not here, no more is fetched: it may be of the format that is not used."""
         file = self.file(name)
-        with contextlib.suppress(Outside):
+        with contextlib.suppress(LeadsOutside):
             fd = self.store.open_blob(file.key)
             if fd is not None:
                 with contextlib.closing(LocalFile(self.store.blob(file.key), fd)) as local:
@@ -206,7 +206,7 @@ class HubDirectory(Directory):
         blob = self.store.blob(file.key)
         try:
             fd = self.store.open_blob(file.key)
-        except Outside:
+        except LeadsOutside:
             problem = "damaged in the cache: a link out of it"
             if self._access.offline:
                 raise Damaged(problem, where=blob, remedy="fetch it again, without --offline") from None

@@ -49,12 +49,12 @@ class ArrivingFile(InputFile):
         finally:  # also where reading failed, since the file was emptied meanwhile
             self._check_generation()
 
-    def expect(self, places: Iterable[tuple[int, int]]) -> None:
+    def prefetch(self, places: Iterable[tuple[int, int]]) -> None:
         inside = [(offset, min(length, self.size - offset)) for offset, length in places if 0 <= offset < self.size]
         self._downloads.expect(self._job, inside)
 
     @property
-    def to_come(self) -> int:
+    def pending_bytes(self) -> int:
         return self.size - self._job.arrival.arrived if self._job.store is not None else 0
 
     def check_unchanged(self) -> None:
@@ -79,5 +79,5 @@ class VerifiedFile(LocalFile):
 
     def __init__(self, blob: Path, name: Path, sha256: str | None, fd: int | None = None) -> None:
         super().__init__(blob, fd)
-        self.hash_counts()
+        self.rely_on_hash()
         self.path, self.verified_sha256 = name, sha256

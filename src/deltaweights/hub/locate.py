@@ -16,7 +16,7 @@ from pathlib import Path
 from deltaweights.checkpoint.companions import COPIED, LEGAL, README
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.index import read_index
-from deltaweights.checkpoint.layout import PARAMS, PART, find_start
+from deltaweights.checkpoint.layout import META_PART, PARAMS, find_main_file
 from deltaweights.checkpoint.projector import FILE as PROJECTOR
 from deltaweights.errors import InputOutputError, MalformedInput, Mismatch
 from deltaweights.hub.access import Access, Listing, access
@@ -155,10 +155,10 @@ def needed(directory: Directory, role: str) -> list[str]:
 
     Raises ``MalformedInput`` when there are no weights.
     """
-    start, names = find_start(directory, role).name, directory.names()
+    start, names = find_main_file(directory, role).name, directory.names()
     used = {start, *(name for name in names if name in COPIED or LEGAL.fullmatch(name) or name in {README, PROJECTOR})}
     if start == PARAMS:
-        used |= {name for name in names if PART.fullmatch(name)}
+        used |= {name for name in names if META_PART.fullmatch(name)}
     elif start.endswith(".index.json"):
         index = read_index(directory, start)
         index.refuse_missing(directory)

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deltaweights.checkpoint.opening import SEARCH
+from deltaweights.checkpoint.safe_open import SEARCH
 from deltaweights.hub.access import HubFile, Listing
 from deltaweights.report import Report
 from deltaweights.util.state import state_folder

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from deltaweights.checkpoint.opening import SEARCH
+from deltaweights.checkpoint.safe_open import SEARCH
 from deltaweights.errors import InputOutputError
 
 MISSING, COMING, HERE = 0, 1, 2

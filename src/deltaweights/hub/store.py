@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaweights.checkpoint.files import read_small
-from deltaweights.checkpoint.opening import SEARCH, Outside, open_blob, opened_folder
+from deltaweights.checkpoint.safe_open import SEARCH, LeadsOutside, open_blob, opened_folder
+from deltaweights.checkpoint.small_files import read_small
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.hub.access import COMMIT, HubFile, Listing
 from deltaweights.hub.cache import PREFIX, SHA256
@@ -46,7 +46,7 @@ class Store:
         return self.root / "blobs" / key
 
     def open_blob(self, key: str) -> int | None:
-        """Open a file's content, if it is there. Raises ``Outside`` for a link out of the cache, and ``InputOutputError``."""
+        """Open a file's content, if it is there. Raises ``LeadsOutside`` for a link out of the cache, and ``InputOutputError``."""
         blob = self.blob(key)
         try:
             if not blob.is_file():
@@ -65,7 +65,7 @@ class Store:
         """Tell whether a file's content is there, and not by a link out of the cache. Raises ``InputOutputError``."""
         try:
             fd = self.open_blob(key)
-        except Outside:
+        except LeadsOutside:
             return False
         if fd is not None:
             os.close(fd)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from math import ceil
 
-from deltaweights.checkpoint.archived.scratch import Scratch
-from deltaweights.checkpoint.checksums import proving, refuse_damage
+from deltaweights.checkpoint.checksums import refuse_damage, verify_in_pieces
 from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.checkpoint.zipped_folder.temporary_unpacker import TemporaryUnpacker
 from deltaweights.errors import CheckFailed, Mismatch, UsageError
 from deltaweights.hub.ids import Given, PathLike
 from deltaweights.hub.locate import HubOptions
@@ -104,7 +104,7 @@ def check_base(
     if sample < 1:
         hub = replace(hub or HubOptions(), stream=True)  # for a share, nobody need fetch the whole
     with (
-        Scratch() as scratch,
+        TemporaryUnpacker() as scratch,
         open_pair(
             Operation.APPLY, base, delta, recipe=named, hub=hub, allow=None, unpacker=scratch, report=report
         ) as pair,
@@ -137,7 +137,7 @@ def _prove(
 
     def prove(bench: Workbench, job: _Job | LazyTensor) -> Iterator[int]:
         if isinstance(job, LazyTensor):
-            yield from proving(job)
+            yield from verify_in_pieces(job)
             return
         sums = [(tensor, tensor.checksum.start()) if tensor and tensor.checksum else None for tensor in job.whole]
         for block in job.blocks:
@@ -159,7 +159,9 @@ def _prove(
 
     jobs = [_Job((block,)) for block in _sampled(_blocks(pair), sample)] if sample < 1 else list(_jobs(pair))
     loose = (
-        [] if sample < 1 else [each for held in (pair.base, pair.primary) for file in held.files for each in file.loose]
+        []
+        if sample < 1
+        else [each for held in (pair.base, pair.primary) for file in held.files for each in file.extra_checksums]
     )
     blocks = (block for job in jobs for block in job.blocks)
     total = sum((block.stop - block.start) * block.tensor.match.primary.item_size for block in blocks)

@@ -22,8 +22,8 @@ from deltaweights.checkpoint.companions import (
     read_companions,
 )
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
-from deltaweights.checkpoint.meta.config import meta_companions
-from deltaweights.checkpoint.meta.llama import CONTAINER
+from deltaweights.checkpoint.meta_llama.hf_config import meta_companions
+from deltaweights.checkpoint.meta_llama.weights import CONTAINER
 from deltaweights.errors import InputOutputError, MalformedInput, UsageError
 from deltaweights.hub.ids import Given, PathLike, Source
 from deltaweights.hub.locate import HubOptions, located, paths_among
@@ -261,6 +261,6 @@ def _companions(source: Checkpoint, matching: Matching, dtype: str, notice: str,
         specs = {match.primary.name: match.primary for match in matching.matches}
         files = meta_companions(source.directory, specs, dtype)
         return Companions({NOTICE_NAME: notice.encode(), **files}, ())
-    if source.alone:
+    if source.is_lone_file:
         return Companions({NOTICE_NAME: notice.encode()}, ())
     return read_companions(source.directory, source.names, dtype, source.role, notice, ours=ours)

@@ -12,9 +12,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from deltaweights.checkpoint.archived.scratch import Scratch
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.checkpoint.zipped_folder.temporary_unpacker import TemporaryUnpacker
 from deltaweights.hub.ids import Given, Source
 from deltaweights.hub.locate import HubOptions, located
 from deltaweights.jobs.provenance import verified_hashes
@@ -122,7 +122,7 @@ def inspect_checkpoint(
     hub = replace(hub or HubOptions(), stream=not hash_inputs)  # headers and samples are little of a model
     report = report or Report()
     with (
-        Scratch() as scratch,
+        TemporaryUnpacker() as scratch,
         located([("checkpoint", path)], hub, report) as (at,),
         open_checkpoint(at, "checkpoint", scratch, report) as checkpoint,
     ):

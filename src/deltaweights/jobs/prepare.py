@@ -218,7 +218,7 @@ def notice_of(ours: str, recipe: Recipe | None) -> str:
 def _companions(pair: Pair, operation: Operation, stored: str) -> Companions:
     """Return what travels with the weights; the recipe's notice is added to our own."""
     notice = notice_of(NOTICE if operation is Operation.APPLY else NOTICE_OF_A_DELTA, pair.recipe)
-    if pair.primary.alone:
+    if pair.primary.is_lone_file:
         return Companions({NOTICE_NAME: notice.encode()}, ())
     return read_companions(pair.primary.directory, pair.primary.names, stored, operation.primary, notice)
 

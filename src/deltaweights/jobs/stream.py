@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from deltaweights.checkpoint.checksums import prove
+from deltaweights.checkpoint.checksums import verify_checksum
 from deltaweights.jobs.prepare import Prepared
 from deltaweights.manifest.records import Fragment
 from deltaweights.merge.operation import VISION_TOWER
@@ -44,7 +44,7 @@ def prove_unread(job: Prepared) -> None:
     for role, record in job.plan.inputs.items():
         checkpoint = job.checkpoints[role]
         for weights in checkpoint.files:
-            for loose in weights.loose:
-                prove(loose)
+            for loose in weights.extra_checksums:
+                verify_checksum(loose)
         for dropped in record.dropped if role != VISION_TOWER else ():  # CLIP's other half is of no concern
-            prove(checkpoint.tensors[dropped.spec.name])
+            verify_checksum(checkpoint.tensors[dropped.spec.name])

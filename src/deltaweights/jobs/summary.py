@@ -54,7 +54,7 @@ def say(job: Prepared, report: Report) -> None:
         left = job.companions.left_behind
         others = f" and {len(left) - 8} more" if len(left) > 8 else ""
         report.note(f"not copied from the {role_of_primary}: {', '.join(left[:8])}{others}")
-    if job.primary.alone:
+    if job.primary.is_lone_file:
         report.note(f"the {role_of_primary} is a single file: no configuration or tokenizer is copied")
     for change in job.companions.changes:
         report.note(change)
@@ -77,7 +77,7 @@ def _to_come(job: Prepared) -> int:
     """Return the bytes of inputs that will still be written to the disk of the result."""
     device = _device_of(job.place.root)
     return sum(
-        weights.file.to_come
+        weights.file.pending_bytes
         for checkpoint in job.checkpoints.values()
         if _device_of(checkpoint.directory.path) == device
         for weights in checkpoint.files

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from deltaweights.checkpoint.checksums import proving
+from deltaweights.checkpoint.checksums import verify_in_pieces
 from deltaweights.checkpoint.files import CHUNK, InputFile, LocalFile
-from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.checkpoint.weights_file import ContiguousSource
+from deltaweights.checkpoint.tensors import ContiguousSource, LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest import SourceDigest
 from deltaweights.manifest.parse import TensorRow
@@ -28,14 +27,14 @@ class DigestRequest:
     """The files ``names`` of ``root``, and the ``tensors`` in them.
 
     ``opened`` are the files that are open already; of the others, only ``links`` may be symbolic links. With ``verify_checksums``,
-    tensors and ``loose`` bytes (see ``WeightsFile``) are compared with the checksums that the files record.
+    tensors and ``extra_checksums`` (see ``WeightsFile``) are compared with the checksums that the files record.
     """
 
     root: Path
     names: Iterable[str]
     opened: Mapping[str, InputFile] = field(default_factory=dict)
     tensors: Iterable[LazyTensor] = ()
-    loose: Iterable[LazyTensor] = ()
+    extra_checksums: Iterable[LazyTensor] = ()
     verify_checksums: bool = False
     links: Collection[str] = ()
 
@@ -86,7 +85,9 @@ def digest_all(request: DigestRequest, on_error: OnError, workers: int, report: 
     tasks.sort(key=lambda task: (-task.nbytes, task.name))
     tasks += [_Task(tensor.spec.name, tensor.spec.nbytes, read_tensor(tensor)) for tensor in scattered]
     if request.verify_checksums:
-        tasks += [_Task(tensor.file, tensor.spec.nbytes, proving(tensor)) for tensor in request.loose]
+        tasks += [
+            _Task(tensor.file, tensor.spec.nbytes, verify_in_pieces(tensor)) for tensor in request.extra_checksums
+        ]
 
     def run(_state: None, task: _Task) -> Iterator[int]:
         try:

@@ -8,8 +8,9 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaweights.checkpoint.files import LocalFile, read_small, refuse_long
-from deltaweights.checkpoint.layout import PART
+from deltaweights.checkpoint.files import LocalFile
+from deltaweights.checkpoint.layout import META_PART
+from deltaweights.checkpoint.small_files import read_small, refuse_long
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest import content_digest, digested
@@ -181,7 +182,7 @@ class FolderCheck:
         A listing may have others, such as torch files beside safetensors, or code. Some of its tensors may be spread over files.
         """
         stated = set(manifest.places.values())
-        if SPREAD in stated and any(map(PART.fullmatch, manifest.files)):
+        if SPREAD in stated and any(map(META_PART.fullmatch, manifest.files)):
             stated.remove(SPREAD)
         loadable = set() if self.is_listing else {name for name in manifest.files if Path(name).suffix in LOADABLE}
         for name in sorted(stated | loadable):

@@ -15,7 +15,7 @@ def manifest_of(checkpoint: Checkpoint) -> Manifest:
     Raises ``InputOutputError`` when there is none, ``MalformedInput`` when it is malformed, or when the checkpoint is a single
     file, so that the manifest in its folder may be of other files.
     """
-    if checkpoint.alone:
+    if checkpoint.is_lone_file:
         problem = "a manifest says nothing about a file that was given without its folder"
         raise MalformedInput(problem, where=checkpoint.path, remedy="give the folder")
     try:

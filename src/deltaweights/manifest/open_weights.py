@@ -10,11 +10,10 @@ from deltaweights.checkpoint.directory import LocalDirectory
 from deltaweights.checkpoint.files import InputFile, LocalFile
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.index import SUFFIXES
-from deltaweights.checkpoint.layout import PART, STARTS
-from deltaweights.checkpoint.pickled.torch_file import open_torch_file
+from deltaweights.checkpoint.layout import MAIN_FILES, META_PART
 from deltaweights.checkpoint.safetensors_file import open_safetensors
-from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.checkpoint.weights_file import WeightsFile
+from deltaweights.checkpoint.tensors import LazyTensor, WeightsFile
+from deltaweights.checkpoint.torch_format.torch_file import open_torch_file
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest_files import DigestRequest, assign_to_files
 from deltaweights.manifest.verify_report import TENSOR
@@ -41,7 +40,7 @@ def open_for_listing(root: Path) -> Checkpoint:
     """
     names = LocalDirectory(root).names()
     weights = [name for name in names if Path(name).suffix in SUFFIXES]
-    is_single = len(weights) == 1 and not PART.fullmatch(weights[0]) and not set(names) & set(STARTS)
+    is_single = len(weights) == 1 and not META_PART.fullmatch(weights[0]) and not set(names) & set(MAIN_FILES)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(root / weights[0] if is_single else root, "checkpoint"))
         shown = sum(tensor.spec.nbytes for tensor in checkpoint.tensors.values())
@@ -68,7 +67,7 @@ def request_for(
         names=names,
         opened={each.file.path.name: each.file for each in checkpoint.files if each.file.path.name in names},
         tensors=checkpoint.tensors.values(),
-        loose=[tensor for each in checkpoint.files for tensor in each.loose],
+        extra_checksums=[tensor for each in checkpoint.files for tensor in each.extra_checksums],
         verify_checksums=verify_checksums,
         links=links,
     )

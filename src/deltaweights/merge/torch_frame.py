@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.tensors import TensorSpec
-from deltaweights.checkpoint.zipped.entries import MARK32
-from deltaweights.checkpoint.zipped.rules import DESCRIPTOR_FOLLOWS, STORED, TORCH_ALIGNMENT, UTF8, ZIP64
+from deltaweights.checkpoint.zip_format.central_directory import MARK32
+from deltaweights.checkpoint.zip_format.rules import DESCRIPTOR_FOLLOWS, STORED, TORCH_ALIGNMENT, UTF8, ZIP64
 from deltaweights.merge.torch_pickle import state_dict_pickle
 
 ALIGNMENT = 64

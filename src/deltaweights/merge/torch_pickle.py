@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from deltaweights.checkpoint.pickled.tables import GLOBALS, StorageType
 from deltaweights.checkpoint.tensors import TensorSpec, row_major
+from deltaweights.checkpoint.torch_format.pickled_types import GLOBALS, StorageType
 
 _STORAGES = {kind.dtype: name for name, kind in GLOBALS.items() if isinstance(kind, StorageType) and kind.dtype}
 """Module and name of the storage class of each dtype that has one: what we write is what we read."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from deltaweights.checkpoint.files import read_small
+from deltaweights.checkpoint.small_files import read_small
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy, UsageError
 from deltaweights.manifest.folder_check import SignedFiles
 from deltaweights.manifest.folder_entries import UNSIGNED

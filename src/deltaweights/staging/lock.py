@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from deltaweights.checkpoint.files import read_small
+from deltaweights.checkpoint.small_files import read_small
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
 from deltaweights.staging.location import TargetLocation, locate_target
 from deltaweights.staging.open_staging import OpenStaging

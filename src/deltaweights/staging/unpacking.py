@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-from deltaweights.checkpoint.archived.unpack import NoRoom
+from deltaweights.checkpoint.zipped_folder.unpack import NotEnoughDisk
 from deltaweights.errors import InputOutputError
 from deltaweights.staging.location import TargetLocation
 from deltaweights.staging.lock import StagingLock
@@ -61,7 +61,7 @@ class StagingUnpacker:
         if self._lock is None:
             return
         # What was cut off goes on where it was, also after a dry run; after a refusal, gigabytes in a hidden folder are a trap.
-        if kind is None or kind is NoRoom:
+        if kind is None or kind is NotEnoughDisk:
             keep = self._found
         else:
             keep = issubclass(kind, (Interrupted, KeyboardInterrupt, InputOutputError))

@@ -273,8 +273,8 @@ def test_what_is_unpacked(plain: Path, tmp_path: Path, method: int) -> None:
 
 CUT = """
 import itertools, os, signal, sys, time
-from deltaweights.checkpoint.archived import unpack
-from deltaweights.checkpoint.zipped import contents as zip_contents
+from deltaweights.checkpoint.zipped_folder import unpack
+from deltaweights.checkpoint.zip_format import member_content
 from deltaweights.cli import main
 from deltaweights.merge import stream
 
@@ -289,13 +289,13 @@ def tick():
             time.sleep(0.5)  # until the main thread, which handles it, has told the workers
 
 if where == "unpacking":
-    zip_contents.PIECE = 4096
-    whole = unpack.contents
-    def contents(file, member):
+    member_content.PIECE = 4096
+    whole = unpack.read_member
+    def read_member(file, member):
         for piece in whole(file, member):
             tick()
             yield piece
-    unpack.contents = contents
+    unpack.read_member = read_member
 else:
     read = stream.read_block
     def read_block(*arguments):
@@ -784,7 +784,7 @@ def test_a_file_that_is_no_projector(plain: Path, tmp_path: Path, tensors: Tenso
         merge(plain / "base", delta, tmp_path / "out")
     assert str(caught.value) == (
         f"{delta / 'mm_projector.bin'}: not a projector: found {found}, "
-        "expected model.mm_projector.weight and model.mm_projector.bias; take it away if it does not belong to the checkpoint"
+        "expected model.mm_projector.weight and model.mm_projector.bias; remove it if it does not belong to the checkpoint"
     )
     assert names_in(tmp_path) == ["delta"]
 

@@ -1,8 +1,4 @@
-"""What a pickle of tensors may name, and what the names stand for.
-
-Enters: nothing. Leaves: the values that the pickle machine works with, and the exact table of globals. Never: the functions and
-classes themselves.
-"""
+"""The values that a pickle of tensors is made of, and the globals that it may name. None of them is imported or called."""
 
 from __future__ import annotations
 
@@ -13,9 +9,9 @@ from deltaweights.checkpoint.tensors import ITEM_SIZES
 
 @dataclass(frozen=True, slots=True)
 class TensorView:
-    """One tensor: the elements of storage ``storage`` that begin at element ``offset`` and lie ``strides`` apart.
+    """One tensor: a view of the storage with the key ``storage``; ``offset`` and ``strides`` are in elements.
 
-    ``dtype`` is safetensors' name; ``storage_nbytes`` is the size that the pickle claims for the whole storage.
+    ``dtype`` is the safetensors name; ``storage_nbytes`` is the size that the pickle states for the whole storage.
     """
 
     storage: str
@@ -27,8 +23,8 @@ class TensorView:
 
 
 @dataclass(frozen=True, slots=True)
-class Storage:
-    """A storage that the pickle refers to, and how many elements of its kind it claims for it."""
+class PickledStorage:
+    """A storage that the pickle refers to; ``count`` is the number of elements that it states."""
 
     key: str
     kind: StorageType
@@ -49,20 +45,20 @@ class StorageType:
 
     @property
     def item_size(self) -> int:
-        """Bytes per element, as the storage is counted."""
+        """Bytes per counted element."""
         return 1 if self.dtype is None else ITEM_SIZES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """One of torch's dtypes, by safetensors' name for it."""
+    """One of torch's dtypes, by its safetensors name."""
 
     dtype: str
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function that rebuilds something."""
+    """A function that the pickle may call; ``StateDictUnpickler`` has its own implementation."""
 
     name: str
 

@@ -1,9 +1,4 @@
-"""The files of a zipped checkpoint, written out.
-
-Enters: an open archive, the members to write, and a folder of ours. Leaves: each member under its plain name, complete and with
-the CRC-32 that the archive records. Never: an unfinished file under a final name, a link followed, a file written again that is
-there already, or more bytes than were recorded.
-"""
+"""Unpack the members of a zipped checkpoint into a folder of ours."""
 
 from __future__ import annotations
 
@@ -15,8 +10,8 @@ import zlib
 from collections.abc import Generator, Iterator, Mapping
 
 from deltaweights.checkpoint.files import InputFile, LocalFile
-from deltaweights.checkpoint.zipped.archive import Member
-from deltaweights.checkpoint.zipped.contents import contents
+from deltaweights.checkpoint.zip_format.archive import Member
+from deltaweights.checkpoint.zip_format.member_content import read_member
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
@@ -24,29 +19,30 @@ from deltaweights.util.sizes import human_bytes
 from deltaweights.util.workers import run_parallel
 
 WORKERS = 2
-"""Members that are unpacked at a time: a deflate stream can only be read in order, by one core."""
+"""Members unpacked at a time: a deflate stream can only be read in order, by one core."""
 
 UNFINISHED = ".part"
-"""Ends the names of files that are being written; no file of a checkpoint has such a name."""
+"""Suffix of files being written; no file of a checkpoint has it."""
 
-KEPT = "what is unpacked is kept: make room or mend the disk, then run the same command again"
+KEPT = "what is unpacked is kept: make room or repair the disk, then run the same command again"
 
 
-class NoRoom(InputOutputError):
-    """The disk is too small for what would be unpacked, and nothing was."""
+class NotEnoughDisk(InputOutputError):
+    """The disk is too small to unpack into, and nothing was written."""
 
 
 def unpack(
     file: InputFile, members: Mapping[str, Member], folder: OpenFolder, report: Report, copies: Mapping[str, int]
 ) -> None:
-    """Write ``members`` of the archive ``file`` into ``folder``, which exists and is ours: what else is in it is removed.
+    """Write ``members`` of the archive ``file`` into ``folder``, which is ours: other files in it are removed.
 
-    ``copies`` says of which members the disk must have room for more than one copy, such as for a result that is about as large.
-    A file that has a member's size and CRC-32 is kept; a run that ends early, for whatever reason, so leaves the next one less to
-    do. Only an archive that turns out to be damaged leaves nothing. Raises ``MalformedInput`` then, ``NoRoom`` when the disk is too
-    small, and ``InputOutputError`` when it refuses, or the archive cannot be read or changes meanwhile.
+    ``copies`` says for which members the disk must have room for more than one copy, such as for a result of
+    about the same size. A file that already has its member's size and CRC-32 is kept, so a run that was cut off
+    leaves less to do for the next one. A damaged archive leaves no files behind.
+    Raises ``MalformedInput`` when the archive is damaged, ``NotEnoughDisk``, and ``InputOutputError`` when the
+    disk refuses a write, or the archive cannot be read or changes meanwhile.
     """
-    present = _tidy(folder, members)
+    present = _remove_others(folder, members)
     missing = members.keys() - present
     _check_space(folder, sum(members[name].size * copies.get(name, 1) for name in missing))
 
@@ -66,18 +62,18 @@ def unpack(
         file.check_unchanged()
     except MalformedInput:
         for name in members:
-            with contextlib.suppress(InputOutputError):  # the refusal is what is to be told
+            with contextlib.suppress(InputOutputError):  # the damage is the error to report
                 folder.remove(name)
         raise
 
 
-def _tidy(folder: OpenFolder, members: Mapping[str, Member]) -> set[str]:
-    """Remove what is not a member, or has not a member's size; return the names of what is left."""
+def _remove_others(folder: OpenFolder, members: Mapping[str, Member]) -> set[str]:
+    """Remove all files but members of the right size; return the names that are left."""
     looks = {name: found for name in folder.names() if (found := folder.look(name)) is not None}
     for name, found in looks.items():
         if stat.S_ISDIR(found.st_mode):
             problem = "a folder where only unpacked files should be"
-            raise InputOutputError(problem, where=folder.path / name, remedy="see what it is, and remove it")
+            raise InputOutputError(problem, where=folder.path / name, remedy="check what it is, and remove it")
     present = set()
     for name, found in looks.items():
         member = members.get(name)
@@ -92,9 +88,9 @@ def _check_space(folder: OpenFolder, needed: int) -> None:
     try:
         free = shutil.disk_usage(folder.fd).free
     except OSError as error:
-        raise InputOutputError.from_os(error, folder.path, "look at the disk") from error
+        raise InputOutputError.from_os(error, folder.path, "measure the free disk") from error
     if free < needed:
-        raise NoRoom(
+        raise NotEnoughDisk(
             "not enough free disk to unpack the archive",
             where=folder.path,
             found=f"{human_bytes(free)} free",
@@ -104,7 +100,7 @@ def _check_space(folder: OpenFolder, needed: int) -> None:
 
 
 def _is_whole(folder: OpenFolder, name: str, member: Member) -> Generator[int, None, bool]:
-    """Tell whether the file of the right size that is there has the right CRC-32, too; yield the bytes that were read."""
+    """Return whether a file of the right size also has the right CRC-32; yield the size of each piece read."""
     crc, path = 0, folder.path / name
     try:
         file = LocalFile(path, folder.open(name))
@@ -120,17 +116,17 @@ def _is_whole(folder: OpenFolder, name: str, member: Member) -> Generator[int, N
 
 
 def _write(file: InputFile, member: Member, folder: OpenFolder, name: str) -> Iterator[int]:
-    """Write a member under its final name once it is whole; yield the bytes that were written."""
+    """Write a member, and give it its final name once it is whole; yield the size of each piece written."""
     unfinished = f"{name}{UNFINISHED}"
     try:
-        folder.remove(name)  # not at the end: there may be room for one of the two
+        folder.remove(name)  # before writing: the disk may have room for only one of the two
         with open(folder.create(unfinished), "wb", buffering=0) as out:
-            for piece in contents(file, member):
+            for piece in read_member(file, member):
                 yield len(piece)
                 rest = piece
                 while rest:
                     rest = rest[out.write(rest) :]
-            # A write may fail as late as here. (What a power cut undoes all the same, the next run's CRC-32 shows.)
+            # A write error may show only here. (What a power cut undoes nevertheless, the next run's CRC-32 check finds.)
             os.fsync(out.fileno())
         os.rename(unfinished, name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
     except BaseException as error:

@@ -1,15 +1,11 @@
-"""The end of a zip archive, where its central directory is said to be.
-
-Enters: an open file and the rules for it. Leaves: place, size and count of the central directory, once all end records agree on
-them. Never: bytes before or after the archive, or a choice between two end records.
-"""
+"""The end records of a zip archive, which say where its central directory is."""
 
 from __future__ import annotations
 
 import struct
 
-from deltaweights.checkpoint.sniff import HEAD_BYTES, looks_like_safetensors, what_is_it
-from deltaweights.checkpoint.zipped.rules import Zip
+from deltaweights.checkpoint.file_type import HEAD_BYTES, detect_file_type, looks_like_safetensors
+from deltaweights.checkpoint.zip_format.rules import ZipInput
 from deltaweights.errors import MalformedInput
 
 _END = struct.Struct("<4s4H2LH")
@@ -17,11 +13,14 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
 
 _MARK16, _MARK32 = 0xFFFF, 0xFFFFFFFF
-"""A field with all bits set says: see the zip64 record."""
+"""A field with all bits set refers to the zip64 record."""
 
 
-def find_directory(archive: Zip) -> tuple[int, int, int]:
-    """Return offset, bytes and count of members of the central directory. Raises ``MalformedInput``, ``InputOutputError``."""
+def find_directory(archive: ZipInput) -> tuple[int, int, int]:
+    """Return offset, bytes and member count of the central directory, on which all end records must agree.
+
+    Raises ``MalformedInput``, also for bytes before or after the archive, and ``InputOutputError``.
+    """
     file, rules = archive.file, archive.rules
     at = _find_end(archive)
     _, disk, start_disk, count_here, count, size, offset, _ = _END.unpack(file.read(at, _END.size))
@@ -35,19 +34,19 @@ def find_directory(archive: Zip) -> tuple[int, int, int]:
                 raise archive.refuse("the zip's end record and its zip64 end record disagree", narrow, wide)
         disk, start_disk, count_here, count, size, offset = wide
     if disk or start_disk:
-        raise archive.refuse("part of a zip over several disks", remedy="join the parts first")
+        raise _multi_disk(archive)
     if count_here != count:
-        raise archive.refuse("the zip's counts of members disagree", count_here, count)
+        raise archive.refuse("the zip's member counts disagree", count_here, count)
     if count > rules.most_members:
         raise archive.refuse("too many members in the zip", count, f"at most {rules.most_members}")
     if size > rules.most_directory:
         raise archive.refuse("oversized zip central directory", f"{size} bytes", f"at most {rules.most_directory}")
-    _expect_place(archive, "central directory", before_end - size, offset)
+    _check_place(archive, "central directory", before_end - size, offset)
     return offset, size, count
 
 
-def _find_end(archive: Zip) -> int:
-    """Return where the end record stands: last in the file, but for a comment of just the length that it says."""
+def _find_end(archive: ZipInput) -> int:
+    """Return the offset of the end record: last in the file, except for a comment of exactly the stated length."""
     file = archive.file
     at = file.size - _END.size
     end = file.read(at, _END.size) if at >= 0 else b""
@@ -60,27 +59,31 @@ def _find_end(archive: Zip) -> int:
     raise _no_end_record(archive)
 
 
-def _last_end(archive: Zip) -> tuple[bytes, int]:
-    """Return as much of the file's end as may hold an end record and a comment, and where the last such record begins, or -1."""
+def _last_end(archive: ZipInput) -> tuple[bytes, int]:
+    """Return the part of the file that can hold an end record and a comment, and where in it the last end record is, or -1."""
     length = min(archive.file.size, _END.size + _MARK16)
     tail = archive.file.read(archive.file.size - length, length)
     return tail, tail.rfind(b"PK\5\6", 0, max(0, length - _END.size + 4))
 
 
-def _read_end64(archive: Zip, at: int, locator: bytes) -> tuple[int, tuple[int, ...]]:
-    """Return where the zip64 end record begins, and disk, start disk, count here, count, size, offset from it."""
+def _read_end64(archive: ZipInput, at: int, locator: bytes) -> tuple[int, tuple[int, ...]]:
+    """Return the offset of the zip64 end record, and its disk, start disk, count here, count, size and offset."""
     _, disk, offset, disks = _LOCATOR.unpack(locator)
     if disk or disks != 1:
-        raise archive.refuse("part of a zip over several disks", remedy="join the parts first")
-    _expect_place(archive, "zip64 end record", at - _END64.size, offset)
+        raise _multi_disk(archive)
+    _check_place(archive, "zip64 end record", at - _END64.size, offset)
     signature, length, _, _, *wide = _END64.unpack(archive.file.read(offset, _END64.size))
     if signature != b"PK\6\6" or length != _END64.size - 12:  # the length counts neither signature nor itself
         found, expected = f"{signature!r} with {length} bytes", "b'PK\\x06\\x06' with 44"
-        raise archive.refuse("false zip64 end record", found, expected)
+        raise archive.refuse("invalid zip64 end record", found, expected)
     return offset, tuple(wide)
 
 
-def _expect_place(archive: Zip, what: str, actual: int, recorded: int) -> None:
+def _multi_disk(archive: ZipInput) -> MalformedInput:
+    return archive.refuse("part of a multi-disk zip", remedy="join the parts first")
+
+
+def _check_place(archive: ZipInput, what: str, actual: int, recorded: int) -> None:
     if recorded == actual >= 0:
         return
     if 0 <= recorded < actual:
@@ -90,11 +93,11 @@ def _expect_place(archive: Zip, what: str, actual: int, recorded: int) -> None:
     raise archive.refuse(problem, f"{what} at byte {actual}", f"at byte {recorded}")
 
 
-def _no_end_record(archive: Zip) -> MalformedInput:
-    """Say why no archive ends where the file ends."""
+def _no_end_record(archive: ZipInput) -> MalformedInput:
+    """Return the error that says why no archive ends where the file ends."""
     file, problem = archive.file, f"not {archive.rules.what}"
     head = file.read(0, min(file.size, HEAD_BYTES))
-    kind = ("a safetensors file", "name it .safetensors") if looks_like_safetensors(head) else what_is_it(head)
+    kind = ("a safetensors file", "name it .safetensors") if looks_like_safetensors(head) else detect_file_type(head)
     if kind is not None and not head.startswith(b"PK\3\4"):
         return archive.refuse(problem, kind[0], remedy=kind[1])
     tail, place = _last_end(archive)
@@ -105,4 +108,4 @@ def _no_end_record(archive: Zip) -> MalformedInput:
     if kind is not None:
         remedy = "download it again, in full"
         return archive.refuse("truncated: the zip has no end record", f"{file.size} bytes", remedy=remedy)
-    return archive.refuse(problem, f"{head[:8]!r} at its start", "b'PK\\x03\\x04'", "see what it is")
+    return archive.refuse(problem, f"{head[:8]!r} at its start", "b'PK\\x03\\x04'", "check what it is")

@@ -1,9 +1,4 @@
-"""One file that ``torch.save`` wrote: its records, read and checked.
-
-Enters: an open file. Leaves: a ``WeightsFile`` whose tensors lie inside storages that are there in full, each used by a tensor,
-with the CRC-32 that the archive records for them; for a file in the legacy format, ``torch_legacy`` does the work. Never: torch,
-a byte of weights, or a member whose use is not known.
-"""
+"""Open a file that ``torch.save`` wrote: check its records, and list its tensors."""
 
 from __future__ import annotations
 
@@ -13,16 +8,15 @@ from dataclasses import replace
 
 from blake3 import blake3
 
-from deltaweights.checkpoint.checksums import Crc32, cover_whole
+from deltaweights.checkpoint.checksums import Crc32, with_whole_file_checksum
+from deltaweights.checkpoint.file_type import LEGACY_TORCH
 from deltaweights.checkpoint.files import InputFile
-from deltaweights.checkpoint.pickled.reader import MAX_PICKLE, read_state_dict
-from deltaweights.checkpoint.pickled.tables import TensorView
-from deltaweights.checkpoint.pickled.torch_legacy import read_legacy
-from deltaweights.checkpoint.pickled.views import source_of
-from deltaweights.checkpoint.sniff import LEGACY_TORCH
-from deltaweights.checkpoint.tensors import ITEM_SIZES, LazyTensor, Storage, TensorSpec
-from deltaweights.checkpoint.weights_file import ContiguousSource, WeightsFile
-from deltaweights.checkpoint.zipped.archive import Archive, Member, read_archive
+from deltaweights.checkpoint.tensors import ContiguousSource, LazyTensor, WeightsFile, stored_bytes
+from deltaweights.checkpoint.torch_format.legacy import read_legacy
+from deltaweights.checkpoint.torch_format.pickled_types import TensorView
+from deltaweights.checkpoint.torch_format.state_dict import MAX_PICKLE, read_state_dict
+from deltaweights.checkpoint.torch_format.strided import view_tensor
+from deltaweights.checkpoint.zip_format.archive import Archive, Member, read_archive
 from deltaweights.errors import MalformedInput
 
 NO_CHECKSUMS = "records no checksums, so damage to its weights cannot be noticed"
@@ -32,35 +26,36 @@ MAX_SMALL = 1024
 
 _PICKLE = "data.pkl"
 _SMALL = ("byteorder", "version", ".format_version", ".storage_alignment", ".data/serialization_id")
-"""Members that say something about the file; older versions of torch write fewer of them."""
+"""Members that describe the file; older versions of torch write fewer of them."""
 
 _STORAGE = "data/"
 
-_AGAIN = "the file is damaged or was tampered with: download it again"
+_DOWNLOAD_AGAIN = "the file is damaged or was tampered with: download it again"
 
 
 def open_torch_file(file: InputFile) -> WeightsFile:
-    """Read the records of ``file``, which is closed when that fails.
+    """Read the records of ``file``, and close it if that fails.
 
-    Raises ``MalformedInput`` when the file breaks a rule of the format or needs more than a dict of tensors, ``InputOutputError``
+    Raises ``MalformedInput`` when the file breaks a rule of the format or is not a dict of tensors, ``InputOutputError``
     when it cannot be read.
     """
     try:
         is_legacy = file.read(0, min(file.size, len(LEGACY_TORCH))) == LEGACY_TORCH
-        weights = cover_whole(read_legacy(file) if is_legacy else _Reader(file, read_archive(file)).weights())
+        weights = read_legacy(file) if is_legacy else _ZipReader(file, read_archive(file)).weights()
+        weights = with_whole_file_checksum(weights)
     except BaseException:
         file.close()
         raise
     return weights if "crc32" in weights.checks else replace(weights, notes=(NO_CHECKSUMS,))
 
 
-class _Reader:
-    """Puts the archive's members and the pickle's tensors together."""
+class _ZipReader:
+    """Matches the archive's members with the pickle's tensors; every member must be accounted for."""
 
     def __init__(self, file: InputFile, archive: Archive) -> None:
         self.file = file
         self.directory = archive.directory
-        # An empty member's true CRC is zero; a pickle is never empty, and its CRC is not zero but by design.
+        # An empty member's CRC is zero; a pickle is never empty, and its CRC is zero only by design.
         self.has_checksums = any(member.crc32 for member in archive.members)
         self.members = self.below_root(archive)
 
@@ -71,23 +66,20 @@ class _Reader:
         storages = {name: self.storage_of(name, view) for name, view in views.items()}
         self.check_all_used(storages.values())
         tensors = {name: self.tensor(name, view, storages[name]) for name, view in views.items()}
-        digest = blake3(self.directory)
-        digest.update(pickle)
-        return WeightsFile(
-            self.file,
-            "torch",
-            f"blake3:{digest.hexdigest()}",
-            tensors,
-            ("header", "crc32") if self.has_checksums else ("header",),
-            tuple(self.loose(tensors, storages)) if self.has_checksums else (),
-        )
+        hasher = blake3(self.directory)
+        hasher.update(pickle)
+        weights = WeightsFile(self.file, "torch", f"blake3:{hasher.hexdigest()}", tensors)
+        if not self.has_checksums:
+            return weights
+        extra = tuple(self.extra_checksums(tensors, storages))
+        return replace(weights, checks=("header", "crc32"), extra_checksums=extra)
 
     def refuse(
         self,
         problem: str,
         found: object = None,
         expected: object = None,
-        remedy: str = _AGAIN,
+        remedy: str = _DOWNLOAD_AGAIN,
         tensor: str | None = None,
     ) -> MalformedInput:
         return MalformedInput(
@@ -97,7 +89,7 @@ class _Reader:
     # Members.
 
     def below_root(self, archive: Archive) -> dict[str, Member]:
-        """Return the members by their names without the archive's one folder, which torch names after the file."""
+        """Return the members by their names below the archive's one folder, which torch names after the file."""
         members: dict[str, Member] = {}
         roots = {member.name.partition("/")[0] for member in archive.members}
         if len(roots) > 1:
@@ -110,7 +102,7 @@ class _Reader:
         return members
 
     def check_roles(self) -> None:
-        """Refuse what is no dict of tensors by its members alone, and check those that are small."""
+        """Refuse what cannot be a dict of tensors by its members alone, and check the small members."""
         for name in self.members:
             if name == "constants.pkl" or name.startswith("code/"):
                 raise self.refuse(
@@ -119,7 +111,8 @@ class _Reader:
             if name not in {_PICKLE, *_SMALL} and not name.startswith(_STORAGE):
                 raise self.refuse("a member that torch.save does not write", self.members[name].name)
         if _PICKLE not in self.members:
-            raise self.refuse(f"no {_PICKLE} in the archive", f"{len(self.members)} members", remedy="see what it is")
+            found = f"{len(self.members)} members"
+            raise self.refuse(f"no {_PICKLE} in the archive", found, remedy="check what it is")
         small = {name: self.read_small(name, MAX_SMALL) for name in _SMALL if name in self.members}
         order = small.get("byteorder", b"little")
         if order != b"little":
@@ -144,37 +137,23 @@ class _Reader:
         if member is None:
             raise self.refuse(f"storage {view.storage} is missing from the archive", tensor=name)
         if member.size != view.storage_nbytes:
-            raise self.refuse(
-                f"storage {view.storage} has not the size that its record says",
-                f"{member.size} bytes",
-                view.storage_nbytes,
-                tensor=name,
-            )
+            problem = f"storage {view.storage} does not have the size in its record"
+            raise self.refuse(problem, f"{member.size} bytes", view.storage_nbytes, tensor=name)
         return member
 
     def check_all_used(self, used: Iterable[Member]) -> None:
-        idle = {member for name, member in self.members.items() if name.startswith(_STORAGE)} - set(used)
-        if idle:
-            names = sorted(member.name for member in idle)
+        unused = {member for name, member in self.members.items() if name.startswith(_STORAGE)} - set(used)
+        if unused:
+            names = sorted(member.name for member in unused)
             raise self.refuse("storages that no tensor uses", ", ".join(names[:4]) + (", ..." if names[4:] else ""))
 
     def tensor(self, name: str, view: TensorView, member: Member) -> LazyTensor:
-        spec = TensorSpec(name, view.dtype, view.shape)
-        item_size = ITEM_SIZES[view.dtype]
-        source = source_of(self.file, member.offset + view.offset * item_size, item_size, view.shape, view.strides)
-        whole = isinstance(source, ContiguousSource) and spec.nbytes == member.size
-        return LazyTensor(
-            spec,
-            source,
-            self.file.path,
-            Storage(self.file.path.name, view.storage, view.offset, view.strides),
-            Crc32(member.crc32) if whole and self.has_checksums else None,
-        )
+        tensor = view_tensor(self.file, name, view, member.offset)
+        is_whole_storage = isinstance(tensor.source, ContiguousSource) and tensor.spec.nbytes == member.size
+        return replace(tensor, checksum=Crc32(member.crc32)) if is_whole_storage and self.has_checksums else tensor
 
-    def loose(self, tensors: dict[str, LazyTensor], storages: dict[str, Member]) -> Iterator[LazyTensor]:
-        """Return the storages, in the order of the file, whose checksum no tensor's bytes can prove."""
-        proven = {storages[name] for name, tensor in tensors.items() if tensor.checksum is not None}
-        for member in sorted(set(storages.values()) - proven, key=lambda member: member.offset):
-            spec, source = TensorSpec(member.name, "U8", (member.size,)), ContiguousSource(self.file, member.offset)
-            storage = Storage(self.file.path.name, member.name, 0, (1,))
-            yield LazyTensor(spec, source, self.file.path, storage, Crc32(member.crc32))
+    def extra_checksums(self, tensors: dict[str, LazyTensor], storages: dict[str, Member]) -> Iterator[LazyTensor]:
+        """Return the storages, in the order of the file, whose checksum is not that of a tensor."""
+        covered = {storages[name] for name, tensor in tensors.items() if tensor.checksum is not None}
+        for member in sorted(set(storages.values()) - covered, key=lambda member: member.offset):
+            yield stored_bytes(self.file, member.name, member.offset, member.size, Crc32(member.crc32))

@@ -1,8 +1,4 @@
-"""Tensors that are views: rows, columns and transposes of stored bytes.
-
-Enters: the shape and strides that a file states. Leaves: a byte source that delivers the view in row-major order, with one read
-per run of neighbours. Never: the whole view, or the whole storage, in memory.
-"""
+"""Byte sources for strided views of stored bytes: rows, columns, transposes."""
 
 from __future__ import annotations
 
@@ -13,14 +9,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deltaweights.checkpoint.files import InputFile
-from deltaweights.checkpoint.weights_file import ContiguousSource
+from deltaweights.checkpoint.tensors import ITEM_SIZES, ContiguousSource, LazyTensor, Storage, TensorSpec
+from deltaweights.checkpoint.torch_format.pickled_types import TensorView
 
 
 @dataclass(frozen=True)
 class StridedSource:
     """A view with arbitrary positive strides over the bytes at ``offset``, such as the transpose of a stored tensor.
 
-    ``strides`` count elements. Memory: the caller's buffer and one run of elements.
+    ``strides`` are in elements. Needs memory for one run of adjacent elements besides the caller's buffer.
     """
 
     file: InputFile
@@ -35,11 +32,11 @@ class StridedSource:
         self._gather(cells, first, first + len(cells), 0, 0)
 
     def _gather(self, out: memoryview, start: int, stop: int, axis: int, origin: int) -> None:
-        """Put elements ``[start, stop)`` of the sub-view ``axis:`` that begins at element ``origin`` into ``out``."""
+        """Put elements ``[start, stop)`` of the sub-view ``axis:``, which begins at element ``origin``, into ``out``."""
         if start == stop:
             return
         if axis == len(self.shape):
-            self._run(out, origin)
+            self._read_run(out, origin)
             return
         inner = math.prod(self.shape[axis + 1 :])
         row, skip = divmod(start, inner)
@@ -52,7 +49,7 @@ class StridedSource:
         if rows and self.strides[axis] == 1:
             # Neighbours along this axis are neighbours in the file: one read per column, not one per element.
             for column, place in enumerate(_places(self.shape[axis + 1 :], self.strides[axis + 1 :])):
-                self._run(out[column : rows * inner : inner], origin + row + place)
+                self._read_run(out[column : rows * inner : inner], origin + row + place)
         else:
             for k in range(rows):
                 place = origin + (row + k) * self.strides[axis]
@@ -60,15 +57,15 @@ class StridedSource:
         rest = out[rows * inner :]
         self._gather(rest, 0, len(rest), axis + 1, origin + (row + rows) * self.strides[axis])
 
-    def _run(self, out: memoryview, element: int) -> None:
-        """Fill ``out`` with the elements that stand one after the other from ``element`` on."""
+    def _read_run(self, out: memoryview, element: int) -> None:
+        """Fill ``out`` with the adjacent elements from ``element`` on."""
         run = bytearray(len(out) * self.item_size)
         self.file.read_into(memoryview(run), self.offset + element * self.item_size)
         out[:] = memoryview(run).cast(_CELLS[self.item_size])
 
 
 _CELLS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
-"""The memoryview format that moves an element of so many bytes whole."""
+"""The memoryview format for each element size."""
 
 
 def _places(shape: Sequence[int], strides: Sequence[int]) -> Iterator[int]:
@@ -77,10 +74,10 @@ def _places(shape: Sequence[int], strides: Sequence[int]) -> Iterator[int]:
     return (sum(index) for index in itertools.product(*steps))
 
 
-def source_of(
+def view_source(
     file: InputFile, offset: int, item_size: int, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> ContiguousSource | StridedSource:
-    """Return the simplest source for a view: axes of length one are dropped, and neighbours that form one run are merged."""
+    """Return the simplest source for a view: axes of length one are dropped, and adjacent axes without gaps are merged."""
     axes: list[tuple[int, int]] = []
     for length, stride in zip(shape, strides, strict=True):
         if length == 1:
@@ -92,3 +89,11 @@ def source_of(
     if not axes or math.prod(shape) == 0 or (len(axes) == 1 and axes[0][1] == 1):
         return ContiguousSource(file, offset)
     return StridedSource(file, offset, item_size, tuple(n for n, _ in axes), tuple(s for _, s in axes))
+
+
+def view_tensor(file: InputFile, name: str, view: TensorView, storage_offset: int) -> LazyTensor:
+    """Return the tensor ``name``, a view of the storage that begins at ``storage_offset`` of ``file``."""
+    item_size = ITEM_SIZES[view.dtype]
+    source = view_source(file, storage_offset + view.offset * item_size, item_size, view.shape, view.strides)
+    storage = Storage(file.path.name, view.storage, view.offset, view.strides)
+    return LazyTensor(TensorSpec(name, view.dtype, view.shape), source, file.path, storage)

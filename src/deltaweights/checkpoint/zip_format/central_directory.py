@@ -1,8 +1,4 @@
-"""What a zip's central directory says of each member.
-
-Enters: an archive whose end records are sound. Leaves: an entry per member with a name of its own that is safe to look at. Never:
-a local header, or a member's bytes.
-"""
+"""The central directory of a zip archive: what it says of each member."""
 
 from __future__ import annotations
 
@@ -13,12 +9,12 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from deltaweights.checkpoint.zipped.end import find_directory
-from deltaweights.checkpoint.zipped.rules import DEFLATED, METHODS, STORED, UTF8, ZIP64, Zip
+from deltaweights.checkpoint.zip_format.end_record import find_directory
+from deltaweights.checkpoint.zip_format.rules import DEFLATED, METHODS, STORED, UTF8, ZIP64, ZipInput
 from deltaweights.errors import MalformedInput
 
 MARK32 = 0xFFFFFFFF
-"""A field with all bits set says: see the zip64 field."""
+"""A field with all bits set refers to the zip64 field."""
 
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 
@@ -32,12 +28,12 @@ _OTHER_METHODS = {9: "deflate64", 12: "bzip2", 14: "LZMA", 93: "zstd", 95: "xz",
 _UNICODE_PATH = 0x7075
 
 _UNIX = {3, 19}
-"""Makers (Unix, macOS) that put a file's mode into the upper half of its external attributes."""
+"""Systems (Unix, macOS) that store a file's mode in the upper half of its external attributes."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What the central directory says of one member: ``packed`` bytes stand for ``size``; ``offset`` is its local header's."""
+class CentralEntry:
+    """The entry of one member; ``offset`` is that of its local header, ``packed`` the stored or compressed size."""
 
     raw_name: bytes
     name: str
@@ -51,42 +47,41 @@ class Entry:
 
 @dataclass(frozen=True)
 class CentralDirectory:
-    """The entries in the order of their local headers, the directory byte for byte, and where it begins in the file."""
+    """The entries in the order of their local headers, the directory's own bytes, and its offset in the file."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[CentralEntry, ...]
     data: bytes
     offset: int
 
 
-def read_directory(archive: Zip) -> CentralDirectory:
-    """Read end records and central directory. Raises ``MalformedInput`` for any that break the rules, ``InputOutputError``."""
+def read_directory(archive: ZipInput) -> CentralDirectory:
+    """Read end records and central directory. Raises ``MalformedInput`` when one breaks the rules, ``InputOutputError``."""
     offset, size, count = find_directory(archive)
     data = archive.file.read(offset, size)
     entries = sorted(_entries(archive, data, count), key=lambda entry: entry.offset)
     return CentralDirectory(tuple(entries), data, offset)
 
 
-def _entries(archive: Zip, directory: bytes, count: int) -> Iterator[Entry]:
-    at = seen = 0
+def _entries(archive: ZipInput, directory: bytes, count: int) -> Iterator[CentralEntry]:
+    at = 0
     names: set[str] = set()
     while at < len(directory):
-        entry, at = _entry(archive, directory, at)
-        seen += 1
+        entry, at = _read_entry(archive, directory, at)
         if entry.name in names:
             raise archive.refuse("duplicate member in the zip", entry.name)
         names.add(entry.name)
         yield entry
-    if seen != count:
-        raise archive.refuse("the zip's counts of members disagree", f"{seen} in the central directory", count)
+    if len(names) != count:
+        raise archive.refuse("the zip's member counts disagree", f"{len(names)} in the central directory", count)
 
 
-def _entry(archive: Zip, directory: bytes, at: int) -> tuple[Entry, int]:
+def _read_entry(archive: ZipInput, directory: bytes, at: int) -> tuple[CentralEntry, int]:
     """Return the entry at ``at`` and where the next one begins."""
-    problem = f"false zip central directory at its byte {at}"
+    problem = f"invalid zip central directory at its byte {at}"
     if not directory.startswith(b"PK\1\2", at) or at + _CENTRAL.size > len(directory):
         raise archive.refuse(problem, directory[at : at + 4], "b'PK\\x01\\x02'")
     fields = _CENTRAL.unpack_from(directory, at)
-    made, flags, method, crc32, external = fields[1], fields[3], fields[4], fields[7], fields[15]
+    made_by, flags, method, crc32, external = fields[1], fields[3], fields[4], fields[7], fields[15]
     packed, size, name_length, extra_length, comment_length, disk, offset = *fields[8:14], fields[16]
     begin = at + _CENTRAL.size
     end = begin + name_length + extra_length
@@ -95,25 +90,25 @@ def _entry(archive: Zip, directory: bytes, at: int) -> tuple[Entry, int]:
     raw_name = directory[begin : begin + name_length]
     name = _safe_name(archive, raw_name, flags)
     _check_method(archive, name, flags, method)
-    _check_kind(archive, name, made, external)
+    _check_kind(archive, name, made_by, external)
     wide = extra_fields(archive, name, raw_name, directory[begin + name_length : end]).get(ZIP64, b"")
-    marked = sum(value == MARK32 for value in (size, packed, offset))
+    marked = [size, packed, offset].count(MARK32)
     if len(wide) != 8 * marked:
-        raise archive.refuse(f"false zip64 field of zip member {name}", f"{len(wide)} bytes", 8 * marked)
+        raise archive.refuse(f"invalid zip64 field of zip member {name}", f"{len(wide)} bytes", 8 * marked)
     values = iter(struct.unpack(f"<{marked}Q", wide))
     size, packed, offset = (next(values) if value == MARK32 else value for value in (size, packed, offset))
     _check_sizes(archive, name, method, packed, size)
-    return Entry(raw_name, name, flags, method, crc32, packed, size, offset), end
+    return CentralEntry(raw_name, name, flags, method, crc32, packed, size, offset), end
 
 
-def _safe_name(archive: Zip, raw: bytes, flags: int) -> str:
+def _safe_name(archive: ZipInput, raw: bytes, flags: int) -> str:
     try:
         name = raw.decode("utf-8" if flags & UTF8 else archive.rules.unflagged)
     except UnicodeDecodeError:
         raise archive.refuse("the name of a zip member is not UTF-8", raw[:80]) from None
     path = name.removesuffix("/") if archive.rules.folders else name
     if (
-        {"", ".", ".."} & set(path.split("/"))  # also: absolute, or a folder where none may be
+        {"", ".", ".."} & set(path.split("/"))  # covers absolute paths, and folders where none are allowed
         or "\\" in name
         or re.search("[\x00-\x1f\x7f-\x9f]", name)
     ):
@@ -121,46 +116,44 @@ def _safe_name(archive: Zip, raw: bytes, flags: int) -> str:
     return name
 
 
-def _check_method(archive: Zip, name: str, flags: int, method: int) -> None:
+def _check_method(archive: ZipInput, name: str, flags: int, method: int) -> None:
     rules = archive.rules
     if flags & _ENCRYPTED or method == _WINZIP_ENCRYPTED:
         raise _encrypted(archive, name)
     if method not in rules.methods:
         how = f" with {_OTHER_METHODS[method]}" if method in _OTHER_METHODS else ""
-        found, expected = (
-            METHODS.get(method, f"method {method}"),
-            " or ".join(METHODS[known] for known in rules.methods),
-        )
+        found = METHODS.get(method, f"method {method}")
+        expected = " or ".join(METHODS[known] for known in rules.methods)
         problem = f"zip member {name} is compressed{how}{rules.objection}"
         raise archive.refuse(problem, found, expected, rules.instead)
     if flags & ~rules.flags:
         raise archive.refuse(f"zip member {name} has flags that {rules.writer} does not write", f"{flags:#06x}")
 
 
-def _encrypted(archive: Zip, name: str) -> MalformedInput:
+def _encrypted(archive: ZipInput, name: str) -> MalformedInput:
     return archive.refuse(f"zip member {name} is encrypted", remedy="decrypt it first")
 
 
-def _check_kind(archive: Zip, name: str, made: int, external: int) -> None:
-    """Refuse links and devices; a mode without a type, as Python writes it, says nothing."""
+def _check_kind(archive: ZipInput, name: str, made_by: int, external: int) -> None:
+    """Refuse links and devices. Python writes a mode without a file type, which is accepted."""
     kind = stat.S_IFMT(external >> 16)
-    if made >> 8 in _UNIX and kind not in {0, stat.S_IFDIR if name.endswith("/") else stat.S_IFREG}:
+    if made_by >> 8 in _UNIX and kind not in {0, stat.S_IFDIR if name.endswith("/") else stat.S_IFREG}:
         kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder", stat.S_IFREG: "a file"}
         expected = "a folder" if name.endswith("/") else "a file"
         raise archive.refuse(f"zip member {name} is of another kind", kinds.get(kind, "a device"), expected)
 
 
-def _check_sizes(archive: Zip, name: str, method: int, packed: int, size: int) -> None:
-    # What cannot be compressed grows by less than an eighth and some bytes, in zlib's most wasteful setting (deflateBound).
+def _check_sizes(archive: ZipInput, name: str, method: int, packed: int, size: int) -> None:
+    # Incompressible data grows by less than an eighth and some bytes, in zlib's most wasteful setting (deflateBound).
     most = size + size // 8 + 64 if method == DEFLATED else size
     if packed > most or (method == STORED and packed < size) or (size and name.endswith("/")):
-        raise archive.refuse(f"false sizes of zip member {name}", f"{packed} bytes {METHODS[method]}", size)
+        raise archive.refuse(f"impossible sizes of zip member {name}", f"{packed} bytes {METHODS[method]}", size)
 
 
-def extra_fields(archive: Zip, name: str, raw_name: bytes, blob: bytes) -> dict[int, bytes]:
+def extra_fields(archive: ZipInput, name: str, raw_name: bytes, blob: bytes) -> dict[int, bytes]:
     """Return the extra fields in ``blob`` by kind.
 
-    Raises ``MalformedInput`` for those that the rules leave out, or that change what the member is.
+    Raises ``MalformedInput`` for fields that the rules do not allow, or that change what the member is.
     """
     fields: dict[int, bytes] = {}
     at = 0
@@ -171,7 +164,7 @@ def extra_fields(archive: Zip, name: str, raw_name: bytes, blob: bytes) -> dict[
         at += 4
         known = archive.rules.extras is None or kind in archive.rules.extras
         if not known or kind in fields or at + length > len(blob):
-            raise archive.refuse(f"false extra field of zip member {name}", f"{kind:#06x} of {length} bytes")
+            raise archive.refuse(f"invalid extra field of zip member {name}", f"{kind:#06x} of {length} bytes")
         fields[kind] = blob[at : at + length]
         at += length
     if _ENCRYPTION & fields.keys():

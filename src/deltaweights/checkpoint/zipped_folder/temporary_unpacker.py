@@ -1,7 +1,4 @@
-"""A folder for what must be unpacked to be looked at.
-
-Enters: nothing. Leaves: folders, and nothing once the work is done. Never: a folder that is made before it is needed.
-"""
+"""Temporary folders for archives that are unpacked only to be read."""
 
 from __future__ import annotations
 
@@ -15,17 +12,16 @@ from deltaweights.errors import InputOutputError
 from deltaweights.util.open_folder import OpenFolder
 
 
-class Scratch:
-    """An ``Unpacker`` whose folders lie where temporary files do (``TMPDIR``), and are gone at the end."""
+class TemporaryUnpacker:
+    """An ``Unpacker`` whose folders are made on demand in ``TMPDIR``, and removed at the end."""
 
     copies = 1
-    """See ``Unpacker``: what is looked at has no result."""
 
     def __init__(self) -> None:
         self._root: Path | None = None
 
     def folder(self, role: str) -> OpenFolder:
-        """See ``Unpacker``. Raises ``InputOutputError``."""
+        """Make the folder for the checkpoint of that role. Raises ``InputOutputError``."""
         try:
             if self._root is None:
                 self._root = Path(tempfile.mkdtemp(prefix="deltaweights-"))
@@ -35,7 +31,7 @@ class Scratch:
             raise InputOutputError.from_os(error, tempfile.gettempdir(), "make a folder to unpack in") from error
         return OpenFolder.at(path, follow=False)
 
-    def __enter__(self) -> Scratch:
+    def __enter__(self) -> TemporaryUnpacker:
         return self
 
     def __exit__(

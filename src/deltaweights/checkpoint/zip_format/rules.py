@@ -1,9 +1,6 @@
-"""What a zip archive may hold, by who makes it.
+"""What a zip archive may contain, depending on what writes it.
 
-Enters: nothing. Leaves: two sets of rules, for torch's files and for zipped folders, and refusals that say what to do about either.
-Never: a record read.
-
-Source of the numbers: PKWARE's APPNOTE.TXT 6.3.10, 4.4.4 (flags), 4.4.5 (methods), 4.5.2 and 4.6.1 (extra fields).
+The numbers are from PKWARE's APPNOTE.TXT 6.3.10: 4.4.4 (flags), 4.4.5 (methods), 4.5.2 and 4.6.1 (extra fields).
 """
 
 from __future__ import annotations
@@ -22,13 +19,13 @@ ZIP64, TIMES, OWNER, TORCH_ALIGNMENT = 0x0001, 0x5455, 0x7875, 0x4246
 
 
 @dataclass(frozen=True)
-class Rules:
+class ZipRules:
     """What the records of an archive may say.
 
-    ``what`` is the archive in words and ``writer`` its maker; ``remedy`` is for a record that breaks a rule. ``objection`` says why
-    a compressed member is refused, ``instead`` what to do about it. ``flags`` and ``extras`` (None: all but those that change what
-    a member is) may stand beside a member; ``folders`` and a ``comment`` may be there; ``unflagged`` is the encoding of names that
-    no flag says to be UTF-8.
+    ``what`` names such an archive and ``writer`` what writes it; ``remedy`` is for a record that breaks a rule.
+    ``objection`` says why a compressed member is refused, ``instead`` what to do about it. ``flags`` and
+    ``extras`` are the allowed flags and extra fields of a member (None: all extra fields but those that change
+    what the member is). ``unflagged`` is the encoding of names without the UTF-8 flag.
     """
 
     what: str
@@ -46,7 +43,7 @@ class Rules:
     most_directory: int
 
 
-TORCH = Rules(
+TORCH_ZIP = ZipRules(
     what="a file that torch.save wrote",
     writer="torch.save",
     remedy="the file is damaged or was tampered with: download it again",
@@ -62,7 +59,7 @@ TORCH = Rules(
     most_directory=64 * 2**20,  # torch writes about 60 bytes per tensor
 )
 
-EITHER = Rules(
+ANY_ZIP = ZipRules(
     what="a zip archive",
     writer="a usual tool",
     remedy="the archive is damaged or unusual: download it again, or unpack it and give the folder",
@@ -74,25 +71,25 @@ EITHER = Rules(
     unflagged="utf-8",  # as Info-ZIP and macOS write them
     folders=True,
     comment=True,
-    most_members=TORCH.most_members,
-    most_directory=TORCH.most_directory,
+    most_members=TORCH_ZIP.most_members,
+    most_directory=TORCH_ZIP.most_directory,
 )
-"""For an archive that may be either."""
+"""For an archive that may be a file of torch or a zipped folder."""
 
-CHECKPOINT = replace(EITHER, most_members=10_000, most_directory=16 * 2**20)
-"""For a zipped folder, as Info-ZIP, Python, 7-Zip, macOS and Windows make it."""
+FOLDER_ZIP = replace(ANY_ZIP, most_members=10_000, most_directory=16 * 2**20)
+"""For a zipped folder, as Info-ZIP, Python, 7-Zip, macOS and Windows write it."""
 
 
 @dataclass(frozen=True)
-class Zip:
+class ZipInput:
     """A file that is read as an archive, and the rules for it."""
 
     file: InputFile
-    rules: Rules
+    rules: ZipRules
 
     def refuse(
         self, problem: str, found: object = None, expected: object = None, remedy: str | None = None
     ) -> MalformedInput:
-        """Return the refusal of the archive for ``problem``."""
+        """Return the error to raise for ``problem``."""
         remedy = self.rules.remedy if remedy is None else remedy
         return MalformedInput(problem, where=self.file.path, found=found, expected=expected, remedy=remedy)

@@ -1,8 +1,4 @@
-"""Files opened relative to an open folder, so that what was looked at is what is read.
-
-Enters: an open folder, and a name in it. Leaves: a descriptor. Never: a path that is resolved first and opened afterwards: whoever
-owns the folder could change it in between.
-"""
+"""Open files relative to an open folder, so that no path can be swapped between a check and its use."""
 
 from __future__ import annotations
 
@@ -14,39 +10,39 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-"""Without O_NONBLOCK, opening a FIFO that nobody writes to would wait for ever."""
+"""Without O_NONBLOCK, opening a FIFO without a writer would block for ever."""
 
 SEARCH = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 """For a folder in which names are looked up. On Linux it need not be readable."""
 
-MOST_LINKS, MOST_LEVELS = 16, 64
-"""Links from a name to its file, and folders between it and the one that it must be in."""
+MAX_LINKS, MAX_LEVELS = 16, 64
+"""Links from a name to its file, and folders between it and the folder that it must be in."""
+
+MAX_LINKS_OUTSIDE = 40
+"""The same limit as Linux."""
+
+PATH_ONLY: int | None = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC if hasattr(os, "O_PATH") else None
+"""To hold a link or a device without opening it. On Linux only."""
 
 
-MOST_LINKS_OUTSIDE = 40
-"""As the system has it."""
-
-LOOK: int | None = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC if hasattr(os, "O_PATH") else None
-"""To hold what has a name, a link itself or a device, without opening it. On Linux only."""
-
-
-class Outside(Exception):
+class LeadsOutside(Exception):
     """A link leads out of the folder, and not into the blobs of the Hub's cache."""
 
 
-class LinkOfOthers(Exception):
-    """A link on the way to a file was made by somebody else than this user, root and the file's owner."""
+class ForeignLink(Exception):
+    """A link on the way to a file belongs neither to this user, nor to root, nor to the file's owner."""
 
 
-class NotRegular(Exception):
-    """A link leads to no regular file, but to what ``args[0]`` says."""
+class NotRegularFile(Exception):
+    """A link leads to something other than a regular file; ``args[0]`` says what."""
 
 
 def open_inside(folder: int, name: str) -> int:
     """Open the file ``name`` of the open ``folder`` for reading; links may lead to files in it, or to blobs of the Hub's cache.
 
-    Each link's text is read once, the folder that it names is opened and, as an open folder, compared with those that are allowed;
-    the file is then opened in there, and never by another link. Raises ``Outside`` and ``OSError``.
+    The text of each link is read once, the folder that it names is opened, and the open folder is compared
+    with the allowed ones; the file is then opened in it without following another link.
+    Raises ``LeadsOutside`` and ``OSError``.
     """
     return _open_by_links(
         folder, name, lambda before, place: _is_in(folder, place) or _is_of_cache(folder, before, place)
@@ -54,7 +50,10 @@ def open_inside(folder: int, name: str) -> int:
 
 
 def open_blob(blobs: int, name: str) -> int:
-    """Open the file ``name`` of the Hub cache's ``blobs``; a link may lead to what models share. Raises as ``open_inside`` does."""
+    """Open the file ``name`` of the Hub cache's ``blobs``; a link may lead to blobs shared by all models.
+
+    Raises ``LeadsOutside`` and ``OSError``.
+    """
     here = os.fstat(blobs)
     return _open_by_links(
         blobs, name, lambda _, place: os.path.samestat(os.fstat(place), here) or _is_shared(blobs, place)
@@ -62,10 +61,10 @@ def open_blob(blobs: int, name: str) -> int:
 
 
 def _open_by_links(folder: int, name: str, allows: Callable[[int, int], bool]) -> int:
-    """Open a file through links that ``allows`` the step from the folder of a link to the one that it names."""
+    """Open a file, following links for which ``allows(folder of the link, folder that it names)`` is true."""
     with ExitStack() as stack:
         place = folder
-        for _ in range(MOST_LINKS):
+        for _ in range(MAX_LINKS):
             try:
                 return os.open(name, READ | os.O_NOFOLLOW, dir_fd=place)
             except OSError as error:
@@ -74,27 +73,28 @@ def _open_by_links(folder: int, name: str, allows: Callable[[int, int], bool]) -
             try:
                 head, tail = os.path.split(os.readlink(name, dir_fd=place))
             except OSError as error:
-                if error.errno == errno.EINVAL:  # no link any more
+                if error.errno == errno.EINVAL:  # no longer a link
                     continue
                 raise
             before, place = place, os.open(head or ".", SEARCH, dir_fd=place)
             stack.callback(os.close, place)
             if not allows(before, place):
-                raise Outside
+                raise LeadsOutside
             name = tail or "."
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
 def open_outside(folder: int, name: str) -> tuple[int, bool]:
-    """Open the regular file that ``name`` of the open ``folder`` leads to, wherever it is.
+    """Open the regular file that ``name`` in the open ``folder`` leads to, wherever it is.
 
-    Returns the descriptor, and whether somebody else made a link on the way: neither this user nor root. Such a link counts only
-    when it leads to a file of whoever made it: else it would have us read for him what he may not. The file's mode does not tell,
-    as a folder above it may be closed. Nothing is opened for reading before that is known.
+    Returns the descriptor, and whether a link on the way belongs to another user than this one and root.
+    Such a link is accepted only if it leads to a file of its own owner: otherwise its owner could make us
+    read a file for them that they may not read. The file's mode does not settle that, since a folder above
+    it may be closed. Nothing is opened for reading before this is known.
 
-    Raises ``LinkOfOthers``, ``NotRegular`` and ``OSError``.
+    Raises ``ForeignLink``, ``NotRegularFile`` and ``OSError``.
     """
-    makers: list[int] = []
+    owners: list[int] = []
     parts, place = [name], folder  # the next part is the last of the list
     with ExitStack() as stack:
         while parts:
@@ -109,73 +109,77 @@ def open_outside(folder: int, name: str) -> tuple[int, bool]:
                 stack.callback(os.close, entered)
                 place = entered
                 continue
-            with _held(part, place) as (held, about):
+            with _hold(part, place) as (held, about):
                 if not stat.S_ISLNK(about.st_mode):
                     if parts:
                         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-                    by_others = set(makers) - {0, os.geteuid()}
-                    if by_others - {about.st_uid}:
-                        raise LinkOfOthers
-                    return _opened_as_held(held, about, part, place), bool(by_others)
-                makers.append(about.st_uid)
-                if len(makers) > MOST_LINKS_OUTSIDE:
+                    others = set(owners) - {0, os.geteuid()}
+                    if others - {about.st_uid}:
+                        raise ForeignLink
+                    return _open_held(held, about, part, place), bool(others)
+                owners.append(about.st_uid)
+                if len(owners) > MAX_LINKS_OUTSIDE:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-                parts += reversed(_parts(_text_of(held, about, part, place)))
-    raise NotRegular(kind_of(stat.S_IFDIR))
+                parts += reversed(_path_parts(_link_text(held, about, part, place)))
+    raise NotRegularFile(file_kind(stat.S_IFDIR))
 
 
-def _parts(path: str) -> list[str]:
-    """Return the names of a path one by one: the root first, if it begins there, and "." last where a folder is asked for."""
-    root, end = ["/"] * path.startswith("/"), ["."] * path.endswith("/")
-    return root + [part for part in path.split("/") if part] + end
+def _path_parts(path: str) -> list[str]:
+    """Return the names in a path: "/" first if it is absolute, "." last if it ends in a slash (it must be a folder)."""
+    parts = [part for part in path.split("/") if part]
+    if path.startswith("/"):
+        parts.insert(0, "/")
+    if path.endswith("/"):
+        parts.append(".")
+    return parts
 
 
 @contextmanager
-def _held(name: str, place: int) -> Iterator[tuple[int | None, os.stat_result]]:
-    """Hold what is no folder, without opening it: yield its descriptor, None where the system has no such, and its status."""
-    if LOOK is None:
+def _hold(name: str, place: int) -> Iterator[tuple[int | None, os.stat_result]]:
+    """Hold something that is not a folder without opening it: yield its O_PATH descriptor (None without O_PATH) and its status."""
+    if PATH_ONLY is None:
         yield None, os.stat(name, dir_fd=place, follow_symlinks=False)
         return
-    held = os.open(name, LOOK, dir_fd=place)
+    held = os.open(name, PATH_ONLY, dir_fd=place)
     try:
         yield held, os.fstat(held)
     finally:
         os.close(held)
 
 
-def _text_of(held: int | None, about: os.stat_result, name: str, place: int) -> str:
-    """Return the text of a link. Raises ``OSError``, also when it may be another link than the one that was looked at."""
+def _link_text(held: int | None, about: os.stat_result, name: str, place: int) -> str:
+    """Return the text of a link. Raises ``OSError``, also when it was replaced since ``about`` was read."""
     if held is not None:
         return os.readlink("", dir_fd=held)
     text = os.readlink(name, dir_fd=place)
-    _refuse_another(about, os.stat(name, dir_fd=place, follow_symlinks=False))
+    _refuse_replaced(about, os.stat(name, dir_fd=place, follow_symlinks=False))
     return text
 
 
-def _opened_as_held(held: int | None, about: os.stat_result, name: str, place: int) -> int:
-    """Open for reading what was looked at. Raises ``NotRegular``, and ``OSError``, also when it is another file by now."""
+def _open_held(held: int | None, about: os.stat_result, name: str, place: int) -> int:
+    """Open for reading. Raises ``NotRegularFile``, and ``OSError``, also when the file was replaced since ``about`` was read."""
     if not stat.S_ISREG(about.st_mode):
-        raise NotRegular(kind_of(about.st_mode))
+        raise NotRegularFile(file_kind(about.st_mode))
     if held is not None:
         with suppress(FileNotFoundError):  # no /proc
             return os.open(f"/proc/self/fd/{held}", READ)
     fd = os.open(name, READ | os.O_NOFOLLOW, dir_fd=place)
     try:
-        _refuse_another(about, os.fstat(fd))
+        _refuse_replaced(about, os.fstat(fd))
     except OSError:
         os.close(fd)
         raise
     return fd
 
 
-def _refuse_another(before: os.stat_result, now: os.stat_result) -> None:
-    """Raise ``OSError`` unless both are of one file that nobody gave another name, owner or content in between."""
+def _refuse_replaced(before: os.stat_result, now: os.stat_result) -> None:
+    """Raise ``OSError`` unless both are the same file, not renamed, chowned or modified in between."""
     if not os.path.samestat(before, now) or (before.st_uid, before.st_ctime_ns) != (now.st_uid, now.st_ctime_ns):
         raise OSError(errno.EAGAIN, "it is being changed")
 
 
-def where_led(path: Path) -> str:
-    """Return where a path leads just now, for messages."""
+def link_target(path: Path) -> str:
+    """Return where a path leads at the moment, for messages."""
     try:
         return os.path.realpath(path)
     except OSError:  # it is being changed
@@ -183,10 +187,10 @@ def where_led(path: Path) -> str:
 
 
 def _is_in(folder: int, place: int) -> bool:
-    """Tell whether the open folder ``place`` is ``folder``, or in it."""
+    """Return whether the open folder ``place`` is ``folder``, or in it."""
     wanted = os.fstat(folder)
     with ExitStack() as stack, suppress(OSError):
-        for _ in range(MOST_LEVELS):
+        for _ in range(MAX_LEVELS):
             here = os.fstat(place)
             if os.path.samestat(here, wanted):
                 return True
@@ -198,10 +202,10 @@ def _is_in(folder: int, place: int) -> bool:
 
 
 def _is_of_cache(folder: int, before: int, place: int) -> bool:
-    """Tell whether ``place``, named by a link in ``before``, is where the cache that ``folder`` is a snapshot of has its blobs.
+    """Return whether ``place``, named by a link in ``before``, holds the blobs of the cache that ``folder`` is a snapshot of.
 
-    That is ``models--ORG--NAME/{snapshots/COMMIT/NAME -> ../../blobs/HASH}``; where blobs are shared, ``HASH`` is itself a link to
-    ``../../blobs/PREFIX/HASH``, for all models of the cache.
+    The layout is ``models--ORG--NAME/{snapshots/COMMIT/NAME -> ../../blobs/HASH}``; where blobs are shared by
+    all models of the cache, ``HASH`` is itself a link to ``../../blobs/PREFIX/HASH``.
     """
     for blobs in _blobs_beside(folder):
         here = os.fstat(place)
@@ -213,7 +217,7 @@ def _is_of_cache(folder: int, before: int, place: int) -> bool:
 
 
 def _is_shared(blobs: int, place: int) -> bool:
-    """Tell whether ``place`` is a folder of the blobs that all models of the cache share."""
+    """Return whether ``place`` is a folder of the blobs shared by all models of the cache."""
     with suppress(OSError):
         shared = os.stat("../../blobs", dir_fd=blobs, follow_symlinks=False)
         return os.path.samestat(os.stat("..", dir_fd=place), shared)
@@ -221,7 +225,7 @@ def _is_shared(blobs: int, place: int) -> bool:
 
 
 def _blobs_beside(folder: int) -> Iterator[int]:
-    """Yield the open blobs of the cache that ``folder``, a snapshot or a folder in one, belongs to, if it does."""
+    """Yield the open blobs folder of the cache in which ``folder`` is a snapshot, or a folder in one."""
     for up in ("..", "../..", "../../.."):
         with suppress(OSError):
             snapshots = os.stat(f"{up}/../snapshots", dir_fd=folder, follow_symlinks=False)
@@ -232,7 +236,7 @@ def _blobs_beside(folder: int) -> Iterator[int]:
 
 @contextmanager
 def opened_folder(path: str | Path, inside: int | None = None) -> Iterator[int]:
-    """Open a folder that is no link, for the time of the context. Raises ``OSError``."""
+    """Open a folder, which must not be a symbolic link, for the time of the context. Raises ``OSError``."""
     fd = os.open(path, SEARCH | os.O_NOFOLLOW, dir_fd=inside)
     try:
         yield fd
@@ -240,15 +244,15 @@ def opened_folder(path: str | Path, inside: int | None = None) -> Iterator[int]:
         os.close(fd)
 
 
-def kind_of(mode: int) -> str:
-    """Return what is no regular file, in words."""
-    for is_kind, name in (
-        (stat.S_ISDIR, "a folder"),
-        (stat.S_ISFIFO, "a FIFO"),
-        (stat.S_ISSOCK, "a socket"),
-        (stat.S_ISCHR, "a device"),
-        (stat.S_ISBLK, "a device"),
-    ):
-        if is_kind(mode):
-            return name
-    return "a special file"
+_FILE_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def file_kind(mode: int) -> str:
+    """Return in words what something other than a regular file is."""
+    return _FILE_KINDS.get(stat.S_IFMT(mode), "a special file")
