@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 from deltaweights.errors import Mismatch
 from deltaweights.export.sizes import TextSizes, VisionSizes
-from deltaweights.recipes import table as forms
-from deltaweights.recipes.table import Table
+from deltaweights.recipes.table import LINE, Table
 from deltaweights.util.text import Json
 
 MOST, MOST_LAYERS = 1_000_000, 1_000
@@ -50,7 +49,7 @@ class Seeing:
 
 def read_seeing(config: Table) -> Seeing:
     """Return what LLaVA's code of 2023 reads of config.json. Raises ``MalformedInput``, and ``Mismatch`` for what it cannot be."""
-    feature = config.text("mm_vision_select_feature", forms.LINE)
+    feature = config.text("mm_vision_select_feature", LINE)
     if feature not in {None, "patch"}:
         remedy = "use --layout original"
         raise Mismatch(
@@ -74,7 +73,7 @@ def text_config(
 
     ``heads`` is how many a recipe knows, None where there is none that knows. Raises ``MalformedInput`` and ``Mismatch``.
     """
-    kind = config.text("model_type", forms.LINE)
+    kind = config.text("model_type", LINE)
     if kind not in {None, *FAMILY}:
         problem, remedy = "not a LLaMA: layout transformers knows no other model", "use --layout original"
         raise Mismatch(

@@ -15,8 +15,7 @@ from importlib.resources import files
 from string import Template
 
 from deltaweights.errors import UsageError
-from deltaweights.recipes import table as forms
-from deltaweights.recipes.table import Table, candidates
+from deltaweights.recipes.table import LINE, TEXT, URL, Table, candidates
 from deltaweights.recipes.toml_document import parse_toml
 
 DATA = "conversations.toml"
@@ -186,26 +185,26 @@ def _conversation(table: Table) -> Conversation:
     table.require("title", "sources", "after_system", "user", "assistant", "stop", "forms")
     opened = table.table("forms")
     return Conversation(
-        table.text("title", forms.LINE) or "",
-        table.texts("sources", forms.URL) or (),
+        table.text("title", LINE) or "",
+        table.texts("sources", URL) or (),
         table.flag("images", default=False),
-        table.text("after_system", forms.TEXT) or "",
+        table.text("after_system", TEXT) or "",
         _around(table, "user"),
         _around(table, "assistant"),
-        table.text("generation", forms.TEXT) or "",
-        table.texts("stop", forms.LINE) or (),
+        table.text("generation", TEXT) or "",
+        table.texts("stop", LINE) or (),
         table.flag("single", default=False),
         {name: _form(opened.table(name, ("system", "turns"))) for name in opened},
     )
 
 
 def _around(table: Table, key: str) -> tuple[str, str]:
-    before, after = table.texts(key, forms.TEXT) or ("", "")
+    before, after = table.texts(key, TEXT) or ("", "")
     return before, after
 
 
 def _form(table: Table) -> Form:
-    return Form(table.text("system", forms.TEXT) or "", table.texts("turns", forms.TEXT) or ())
+    return Form(table.text("system", TEXT) or "", table.texts("turns", TEXT) or ())
 
 
 def _opening(known: Conversation, opened: Form) -> str:

@@ -23,11 +23,12 @@ from deltaweights.merge.plan import DTYPES
 from deltaweights.merge.rules import PLAIN, Matching, Rules, match
 from deltaweights.recipes.catalogue import load, load_file, recipe_of_archive, recipe_of_file, recipe_of_repo
 from deltaweights.recipes.hub_sources import base_source, delta_source, has_base_source
-from deltaweights.recipes.identify import AS_LARGE, Identity, generation_of_config, identify, relative_scale
+from deltaweights.recipes.identify import Identity, generation_of_config, identify
 from deltaweights.recipes.input_hashes import InputHashes, collect_hashes
 from deltaweights.recipes.models import known_file, model
 from deltaweights.recipes.pair_check import check_pair
 from deltaweights.recipes.recipe import Recipe
+from deltaweights.recipes.weight_scale import AS_LARGE, relative_scale
 from deltaweights.report import Report
 
 

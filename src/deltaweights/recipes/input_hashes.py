@@ -1,11 +1,7 @@
-"""The sha256 of whole input files: made in a pass of its own, in the order of each file, or as the Hub's cache states them.
-
-Enters: open checkpoints. Leaves: hashes by role and file name. Never: a pass that nobody asked for.
-"""
+"""The sha256 of whole input files: computed in a pass of its own, or as stated by the Hub's cache."""
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,74 +10,63 @@ from deltaweights.checkpoint.files import InputFile
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import UsageError
 from deltaweights.hub.cache import stated_sha256
+from deltaweights.manifest.digest_files import digest_file
 from deltaweights.report import Report
 from deltaweights.util.workers import run_parallel
 
-KEEP = "leave one of --stream and --hash-inputs out"
+REMEDY = "leave one of --stream and --hash-inputs out"
 
 
 @dataclass(frozen=True)
 class InputHashes:
-    """The sha256 of weights files by role and file name: of the roles in ``read`` made in so many ``seconds``, else as stated."""
+    """The sha256 of weights files by role and file name: computed in ``seconds`` for the roles in ``read``, else as stated."""
 
     files: dict[str, dict[str, str]]
     read: frozenset[str] = frozenset()
     seconds: float = 0.0
 
     def __or__(self, other: InputHashes) -> InputHashes:
-        """Return the hashes of both, which have no role in common."""
+        """Combine the hashes of different roles."""
         return InputHashes({**self.files, **other.files}, self.read | other.read, self.seconds + other.seconds)
 
 
 def collect_hashes(checkpoints: Mapping[str, Checkpoint], workers: int | None, report: Report) -> InputHashes:
-    """Return the sha256 of all weights files, made by ``workers`` threads; when None, those that the Hub's cache states.
+    """Return the sha256 of all weights files, computed by ``workers`` threads; if None, those that the Hub's cache states.
 
-    Warns of files that are not what the cache states. Raises ``InputOutputError`` when one cannot be read, ``UsageError`` when
-    one is streamed.
+    Warns about files that differ from what the cache states. Raises ``InputOutputError`` when a file cannot be read,
+    ``UsageError`` when it is streamed.
     """
     if workers is None:
         return InputHashes({role: _stated(checkpoint) for role, checkpoint in checkpoints.items()})
     if any(weights.file.streamed for checkpoint in checkpoints.values() for weights in checkpoint.files):
-        # A hash of one reading says nothing of the next.
-        raise UsageError("--hash-inputs has nothing to hash", found="inputs that are kept nowhere", remedy=KEEP)
+        # The next reading may give other bytes than the one that was hashed.
+        raise UsageError("--hash-inputs has nothing to hash", found="streamed inputs", remedy=REMEDY)
     began = time.monotonic()
-    made = _made(checkpoints, workers, report)
+    computed = _compute(checkpoints, workers, report)
     for role, checkpoint in checkpoints.items():
         for name, stated in _stated(checkpoint).items():
-            if made[role][name] != stated:
-                damage = f"sha256 is {made[role][name]}, the Hub's cache states {stated}: damaged; fetch it again"
+            if computed[role][name] != stated:
+                damage = f"sha256 is {computed[role][name]}, the Hub's cache states {stated}: damaged; fetch it again"
                 report.warn(f"{checkpoint.directory.path / name}: {damage}")
-    return InputHashes(made, read=frozenset(made), seconds=time.monotonic() - began)
+    return InputHashes(computed, read=frozenset(computed), seconds=time.monotonic() - began)
 
 
 def _stated(checkpoint: Checkpoint) -> dict[str, str]:
-    stated = {
-        weights.file.path.name: weights.file.verified_sha256 or stated_sha256(weights.file.path)
-        for weights in checkpoint.files
-    }
+    files = [weights.file for weights in checkpoint.files]
+    stated = {file.path.name: file.verified_sha256 or stated_sha256(file.path) for file in files}
     return {name: sha256 for name, sha256 in stated.items() if sha256 is not None}
 
 
-def _made(checkpoints: Mapping[str, Checkpoint], workers: int, report: Report) -> dict[str, dict[str, str]]:
+def _compute(checkpoints: Mapping[str, Checkpoint], workers: int, report: Report) -> dict[str, dict[str, str]]:
     hashes: dict[str, dict[str, str]] = {role: {} for role in checkpoints}
     files = [(role, weights.file) for role, checkpoint in checkpoints.items() for weights in checkpoint.files]
+    files.sort(key=lambda item: -item[1].size)
 
-    def hash_one(_: None, job: tuple[str, InputFile]) -> Iterator[int]:
-        role, file = job
+    def hash_one(_state: None, item: tuple[str, InputFile]) -> Iterator[int]:
+        role, file = item
         file.rely_on_hash()
-        digest = hashlib.sha256()
-        for chunk in file.chunks():
-            digest.update(chunk)
-            yield len(chunk)
-        hashes[role][file.path.name] = digest.hexdigest()
+        hashes[role][file.path.name], _ = yield from digest_file(file)
 
-    largest_first = iter(sorted(files, key=lambda item: -item[1].size))
-    total = sum(file.size for _, file in files)
-    run_parallel(
-        largest_first, _no_desk, hash_one, workers=workers, report=report, doing="hashing the inputs", total=total
-    )
+    total, doing = sum(file.size for _, file in files), "hashing the inputs"
+    run_parallel(iter(files), lambda: None, hash_one, workers=workers, report=report, doing=doing, total=total)
     return hashes
-
-
-def _no_desk() -> None:
-    """Hashing needs no room of its own."""

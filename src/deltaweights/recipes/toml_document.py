@@ -1,8 +1,4 @@
-"""TOML documents, read strictly and laid over each other.
-
-Enters: the bytes of a file that a stranger may have written. Leaves: a dictionary, or ``MalformedInput``. Never: a duplicate key
-that wins in silence, or a document that takes the parser seconds.
-"""
+"""Strict and bounded parsing of TOML documents from strangers, and laying one over another."""
 
 from __future__ import annotations
 
@@ -17,59 +13,47 @@ else:
     import tomli as tomllib
 
 TomlDocument = dict[str, Any]
-"""What TOML can represent: strings, numbers, booleans, dates, lists and tables."""
 
 MAX_SIZE = 1024 * 1024
-"""A recipe has some kilobytes."""
+"""Bytes of a recipe; real ones have a few kilobytes."""
 
-MOST_DOTS = 2000
-"""A dotted key of 20,000 parts takes the parser seconds and gigabytes; a recipe has some hundred dots, prose included."""
+MAX_DOTS = 2000
+"""A dotted key of 20,000 parts takes the parser seconds and gigabytes. Real recipes have a few hundred dots, prose included."""
 
 
 def parse_toml(data: bytes, where: str) -> TomlDocument:
-    """Parse one TOML document; ``where`` is for messages.
+    """Parse a TOML document; ``where`` is for messages.
 
-    Raises ``MalformedInput`` for more than ``MAX_SIZE`` bytes, what is not UTF-8, what is not TOML, a key that is given twice, and
-    more than ``MOST_DOTS`` dots.
+    Raises ``MalformedInput`` for more than ``MAX_SIZE`` bytes or ``MAX_DOTS`` dots, invalid UTF-8 or TOML, and duplicate keys.
     """
     if len(data) > MAX_SIZE:
-        raise MalformedInput(
-            "too long for a recipe",
-            where=where,
-            found=f"more than {MAX_SIZE:,} bytes",
-            remedy="give the recipe, not the weights",
-        )
+        found, remedy = f"more than {MAX_SIZE:,} bytes", "give the recipe, not the weights"
+        raise MalformedInput("too long for a recipe", where=where, found=found, remedy=remedy)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
+        found = f"byte 0x{data[error.start]:02x} at {error.start}"
+        raise MalformedInput("not UTF-8", where=where, found=found, remedy="save it as UTF-8") from None
+    dots = text.count(".")
+    if dots > MAX_DOTS:
+        expected = f"at most {MAX_DOTS}"
         raise MalformedInput(
-            "not UTF-8",
-            where=where,
-            found=f"byte 0x{data[error.start]:02x} at {error.start}",
-            remedy="save it as UTF-8",
-        ) from None
-    if text.count(".") > MOST_DOTS:
-        raise MalformedInput(
-            "too many dots for a recipe",
-            where=where,
-            found=text.count("."),
-            expected=f"at most {MOST_DOTS}",
-            remedy="shorten it",
+            "too many dots for a recipe", where=where, found=dots, expected=expected, remedy="shorten it"
         )
     try:
         return tomllib.loads(text)
     except RecursionError:
         fault = "nested too deeply"
-    except ValueError as error:  # also a number of thousands of digits, and the 31st of February
+    except ValueError as error:  # not only TOMLDecodeError: also for a number of thousands of digits, or February 31
         fault = str(error)
     raise MalformedInput("not TOML", where=where, found=fault, remedy="correct it there")
 
 
 def overlay(below: TomlDocument, above: TomlDocument) -> TomlDocument:
-    """Return ``below`` with the keys of ``above`` in their place; where both have a table, with the keys of that table."""
-    both = {key: {**below[key], **above[key]} for key in below if _is_table(below[key]) and _is_table(above.get(key))}
-    return {**below, **above, **both}
-
-
-def _is_table(value: object) -> bool:
-    return isinstance(value, dict)
+    """Return ``below`` with the keys of ``above`` replaced; tables that are in both are merged in the same way, one level deep."""
+    tables = {
+        key: {**below[key], **above[key]}
+        for key in below
+        if isinstance(below[key], dict) and isinstance(above.get(key), dict)
+    }
+    return {**below, **above, **tables}

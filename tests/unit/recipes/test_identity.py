@@ -32,8 +32,9 @@ from deltaweights.jobs.check_base import check_base
 from deltaweights.jobs.convert import convert_checkpoint
 from deltaweights.jobs.inspect import inspect_checkpoint
 from deltaweights.jobs.make import make_delta
-from deltaweights.recipes.identify import SMALL, Identity
+from deltaweights.recipes.identify import Identity
 from deltaweights.recipes.models import KnownFile, KnownModel, model
+from deltaweights.recipes.weight_scale import SMALL
 from deltaweights.report import Report
 from tests.conftest import Run
 from tests.support.meta import save_meta
