@@ -31,8 +31,8 @@ from deltaweights.util.limits import MANIFEST
 from tests.conftest import Run
 from tests.support.limits import PATIENCE
 from tests.support.pairs import make_pair
+from tests.support.signing import make_key, merged, result, stock_verifies
 from tests.trust.harness import TARGET, assert_one_line, case, hold, run_command
-from tests.unit.signing.test_signing import make_key, merged, result, stock_verifies
 
 __all__ = ["merged", "result"]
 

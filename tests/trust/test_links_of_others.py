@@ -20,9 +20,9 @@ from deltaweights.checkpoint.folder import open_checkpoint
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 from deltaweights.export.vision_tower import _read_config
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.manifest.beside import manifest_beside
 from deltaweights.manifest.folder_check import FolderCheck
-from deltaweights.manifest.manifest import MANIFEST
+from deltaweights.manifest.input_manifest import manifest_of
+from deltaweights.manifest.records import MANIFEST
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
 from tests.faults.test_concurrency import pair
@@ -208,7 +208,7 @@ def test_row80_a_manifest_elsewhere(tmp_path: Path, secret: Path) -> None:
         open_checkpoint(base, "merged") as checkpoint,
         refused(MalformedInput, problem="a link that leaves the folder"),
     ):
-        manifest_beside(checkpoint)
+        manifest_of(checkpoint)
 
 
 @pytest.mark.trust
@@ -221,7 +221,7 @@ def test_row80_a_flip_while_a_result_is_verified(
     target = tmp_path / "out"
     digest = apply_delta(*pair, target).content_digest
     (tmp_path / "elsewhere").mkdir()
-    really = FolderCheck.has_size
+    really = FolderCheck.compare_size
 
     def has_size(check: FolderCheck, file: str) -> bool:
         result = really(check, file)
@@ -230,7 +230,7 @@ def test_row80_a_flip_while_a_result_is_verified(
             (target / name).symlink_to(tmp_path / "elsewhere" / name)
         return result
 
-    monkeypatch.setattr(FolderCheck, "has_size", has_size)
+    monkeypatch.setattr(FolderCheck, "compare_size", has_size)
     found = verify(target, expect=digest if expect else None)
     assert f"{name}: cannot be verified: {target / name}: not a regular file: found a link" in str(found.problems[0])
 

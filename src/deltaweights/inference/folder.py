@@ -16,8 +16,8 @@ from deltaweights.checkpoint.folder import open_checkpoint
 from deltaweights.checkpoint.small_files import json_object
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.manifest.manifest import MANIFEST
-from deltaweights.manifest.parsed import parse_manifest
+from deltaweights.manifest.parse import parse_manifest
+from deltaweights.manifest.records import MANIFEST
 from deltaweights.util.limits import MANIFEST as LIMIT
 from deltaweights.util.text import Json
 

@@ -21,8 +21,8 @@ from deltaweights.jobs.result import ALREADY_COMPLETE, Outcome, Published, publi
 from deltaweights.jobs.stream import stream_shards
 from deltaweights.jobs.summary import check_space, report_plan
 from deltaweights.manifest.findings import Findings
-from deltaweights.manifest.manifest import Fragment
-from deltaweights.manifest.verify import verify_rest
+from deltaweights.manifest.records import Fragment
+from deltaweights.manifest.verify import finish_verify
 from deltaweights.merge.device import check_device
 from deltaweights.merge.operation import VISION_TOWER
 from deltaweights.merge.plan import Plan
@@ -107,7 +107,7 @@ def _already_complete(prepared: Prepared, target: TargetState) -> Outcome | None
             found=f"no sha256 of input {manifest.unverified[0]}",
             remedy="make it again with --overwrite",
         )
-    found = verify_rest(check, expect=manifest.content_digest)
+    found = finish_verify(check, expect=manifest.content_digest)
     if options.overwrite and not found.ok:
         return None
     if not found.ok or found.manifest_sha256 is None:

@@ -635,7 +635,7 @@ def test_the_result_of_another_recipe_is_other_content(run: Run, tmp_path: Path)
 # Recognised by where it is, or by its hashes.
 
 OTHER = {name: str(number) * 64 for number, name in enumerate(LLAVA_MED)}
-"""Hashes that no recipe lists, of files of the names that LLaVA-Med's have."""
+"""InputHashes that no recipe lists, of files of the names that LLaVA-Med's have."""
 
 RECOGNISED = {
     "by-its-repository": ("microsoft--llava-med-7b-delta", OTHER),
@@ -711,7 +711,7 @@ def alpaca_by_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     tiny = catalogue.load_file(pair.recipe)
     files = {hashlib.sha256(path.read_bytes()).hexdigest(): pair.name for path in (tmp_path / "delta").glob("*.bin")}
     monkeypatch.setattr("deltaweights.jobs.inputs.load", {pair.name: tiny}.__getitem__)
-    for module in ("jobs.inputs", "recipes.identity"):
+    for module in ("jobs.inputs", "recipes.identify"):
         monkeypatch.setattr(f"deltaweights.{module}.recipe_of_file", files.get)
     return pair
 

@@ -32,8 +32,9 @@ from deltaweights.jobs.check_base import check_base
 from deltaweights.jobs.convert import convert_checkpoint
 from deltaweights.jobs.inspect import inspect_checkpoint
 from deltaweights.jobs.make import make_delta
-from deltaweights.recipes.identity import SMALL, Identity
+from deltaweights.recipes.identify import Identity
 from deltaweights.recipes.models import KnownFile, KnownModel, model
+from deltaweights.recipes.weight_scale import SMALL
 from deltaweights.report import Report
 from tests.conftest import Run
 from tests.support.meta import save_meta
@@ -126,9 +127,9 @@ class Known:
 def known(monkeypatch: pytest.MonkeyPatch) -> Known:
     """Know nothing but what the test makes known."""
     made = Known()
-    for place in ("recipes.identity", "jobs.input_checks"):
-        monkeypatch.setattr(f"deltaweights.{place}.known_file", made.models.get)
-    monkeypatch.setattr("deltaweights.recipes.identity.recipe_of_file", made.recipes.get)
+    for user in ("recipes.identify", "jobs.inputs"):
+        monkeypatch.setattr(f"deltaweights.{user}.known_file", made.models.get)
+    monkeypatch.setattr("deltaweights.recipes.identify.recipe_of_file", made.recipes.get)
     monkeypatch.setattr("deltaweights.jobs.inputs.recipe_of_file", made.recipes.get)
     return made
 
@@ -331,7 +332,7 @@ def test_without_a_known_base_no_hash_is_unlisted(tmp_path: Path, known: Known, 
 
 
 def test_without_hashes_nothing_is_known(tmp_path: Path, known: Known, recipe: Path) -> None:
-    """Hashes are made when they are asked for: without them the same base is only shapes and numbers."""
+    """InputHashes are made when they are asked for: without them the same base is only shapes and numbers."""
     base, delta = another_base(tmp_path, known)
     report = Notes()
     apply_delta(base, delta, tmp_path / "out", recipe_file=recipe, report=report)

@@ -1,7 +1,4 @@
-"""Whether a pair has the sizes that its recipe states, and the delta all that it must have.
-
-Enters: a recipe, and two open checkpoints. Leaves: nothing, or ``Mismatch``. Never: a byte of weights.
-"""
+"""Check that base and delta have the sizes in the recipe, and that the delta is complete."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.projector import FILE as PROJECTOR_FILE
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.errors import Mismatch
-from deltaweights.recipes.likely_reason import EMBEDDING, REMEDY, layers
+from deltaweights.recipes.mismatch_hints import EMBEDDING, REMEDY, layers
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.util.text import counted
 
@@ -17,8 +14,8 @@ HEAD = "lm_head.weight"
 GATE = "model.layers.0.mlp.gate_proj.weight"
 
 
-def refuse_others(recipe: Recipe, base: Checkpoint, delta: Checkpoint) -> None:
-    """Raise ``Mismatch`` when base or delta have other sizes than ``recipe`` states, or the delta lacks what it requires."""
+def check_pair(recipe: Recipe, base: Checkpoint, delta: Checkpoint) -> None:
+    """Raise ``Mismatch`` when base or delta have other sizes than the recipe, or the delta lacks a required tensor."""
     for name in recipe.required:
         if name not in delta.tensors:
             raise Mismatch(
@@ -39,19 +36,18 @@ def refuse_others(recipe: Recipe, base: Checkpoint, delta: Checkpoint) -> None:
             shape = checkpoint.tensors[name].spec.shape if name in checkpoint.tensors else ()
             if expected is not None and len(shape) == 2 and shape[axis] != expected:
                 raise _mismatch(recipe, checkpoint, f"{shape[axis]} {what}", expected, name)
-        found = layers({name: tensor.spec for name, tensor in checkpoint.tensors.items()})
+        found = layers(checkpoint.tensors)
         if shapes.layers is not None and found != shapes.layers:
             raise _mismatch(recipe, checkpoint, counted(found, "layer"), shapes.layers, None)
 
 
 def _mismatch(recipe: Recipe, checkpoint: Checkpoint, found: str, expected: int, tensor: str | None) -> Mismatch:
     role = checkpoint.role
-    remedy = REMEDY if role == "base" else "use the delta that the recipe names, or another recipe"
     return Mismatch(
         f"not the {role} of recipe {recipe.name}",
         where=f"{role} {checkpoint.path}",
         tensor=tensor,
         found=found,
         expected=expected,
-        remedy=remedy,
+        remedy=REMEDY if role == "base" else "use the delta that the recipe names, or another recipe",
     )

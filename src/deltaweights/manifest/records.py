@@ -1,7 +1,6 @@
-"""The records of what was written: fragments, index, manifest and SHA256SUMS. Frozen: docs/manifest-format.md.
+"""The documents that are written: fragments, index, manifest and SHA256SUMS. Frozen: docs/manifest-format.md.
 
-Enters: values that were digested while they were written. Leaves: the bytes of the documents, and documents parsed and checked.
-Never: an open file, or anything that depends on the machine, the path or the time.
+They do not depend on the machine, the path or the time.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """Digests of one result tensor and of what it was made of; ``base`` is None when it was copied.
+    """Digests of one result tensor and its inputs; ``base`` is None when it was copied.
 
-    ``delta`` is the digest of the delta, or of the target that a delta is made from. ``uniform`` names those of "result", "base"
-    and "lead" that are matrices of one and the same number throughout.
+    ``delta`` is the digest of the delta, or of the target that a delta is made from. ``uniform`` lists those of "result", "base"
+    and "lead" that are matrices whose elements are all the same number.
     """
 
     name: str
@@ -53,17 +52,15 @@ class TensorRecord:
         return digests | self.tally.document() | ({"uniform": list(self.uniform)} if self.uniform else {})
 
     @classmethod
-    def of(cls, document: Mapping[str, Json]) -> TensorRecord:
-        """Return what ``document`` gave. Raises ``KeyError`` and ``TypeError`` when it is something else."""
+    def from_document(cls, document: Mapping[str, Json]) -> TensorRecord:
+        """Reverse ``document``. Raises ``KeyError`` or ``TypeError`` when it is malformed."""
         rest = dict(document)
         uniform = tuple(rest.pop("uniform", ()))
         name, digest, base, delta = (rest.pop(key) for key in ("name", "digest", "base", "delta"))
-        digests = (digest, delta) if base is None else (digest, delta, base)
-        if not isinstance(name, str) or not all(
-            isinstance(text, str) and text.isascii() for text in (*digests, *uniform)
-        ):
+        texts = [digest, delta, *uniform, *([] if base is None else [base])]
+        if not isinstance(name, str) or not all(map(_is_ascii, texts)):
             raise TypeError("a tensor's record")
-        return cls(name, digest, base, delta, Tally.of(rest), uniform)
+        return cls(name, digest, base, delta, Tally.from_document(rest), uniform)
 
 
 @dataclass(frozen=True)
@@ -90,27 +87,31 @@ class Fragment:
 
     @classmethod
     def from_bytes(cls, document: Document) -> Fragment:
-        """Parse a fragment. Raises ``ValueError`` when it is not one."""
+        """Parse a fragment. Raises ``ValueError`` when it is malformed."""
         reader = JsonReader(document, limits.FRAGMENT)
         found: dict[str, Any] = {}
         try:
             for key in reader.members():
                 if key == "tensors":
-                    found[key] = tuple(TensorRecord.of(reader.value()) for _ in reader.items())
+                    found[key] = tuple(TensorRecord.from_document(reader.value()) for _ in reader.items())
                 else:
                     found[key] = reader.value()
             reader.end()
             check_format(found, FRAGMENT_FORMAT)
-            texts, size = [found[key] for key in ("plan", "file", "sha256")], found["size"]
-            if not all(isinstance(text, str) and text.isascii() for text in texts) or type(size) is not int:
-                raise ValueError("fragment with another record than one of a shard")
-            return cls(found["plan"], found["file"], FileRecord(size, found["sha256"]), found["tensors"])
+            plan, file, sha256, size = (found[key] for key in ("plan", "file", "sha256", "size"))
+            if not all(map(_is_ascii, (plan, file, sha256))) or type(size) is not int:
+                raise ValueError("fragment with a malformed file record")
+            return cls(plan, file, FileRecord(size, sha256), found["tensors"])
         except (KeyError, TypeError) as error:
-            raise ValueError(f"fragment lacks or misnames a field: {error}") from None
+            raise ValueError(f"fragment lacks a field, or has a wrong one: {error}") from None
+
+
+def _is_ascii(value: Json) -> bool:
+    return isinstance(value, str) and value.isascii()
 
 
 def check_format(found: Mapping[str, Json], expected: str) -> None:
-    """Raise ``ValueError`` when a document is of another format or version."""
+    """Raise ``ValueError`` when a document has another format or version."""
     if found.get("format") != expected:
         raise ValueError(f"not a {expected} document")
     if type(found.get("version")) is not int or found["version"] != VERSION:
@@ -124,22 +125,19 @@ def index_bytes(weight_map: Mapping[str, str], total_size: int, total_parameters
     return (json.dumps({"metadata": metadata, "weight_map": ordered}, ensure_ascii=False, indent=2) + "\n").encode()
 
 
-def sums_bytes(files: Mapping[str, FileRecord], manifest: str) -> bytes:
-    """Return ``SHA256SUMS`` for ``files`` and the manifest, whose sha256 is ``manifest``.
-
-    A line ``HASH  NAME`` each, sorted by the bytes of the name.
-    """
-    hashes = {name: record.sha256 for name, record in files.items()} | {MANIFEST: manifest}
+def sums_bytes(files: Mapping[str, FileRecord], manifest_sha256: str) -> bytes:
+    """Return ``SHA256SUMS`` for ``files`` and the manifest: a line ``HASH  NAME`` each, sorted by the bytes of the name."""
+    hashes = {name: record.sha256 for name, record in files.items()} | {MANIFEST: manifest_sha256}
     return "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes, key=str.encode)).encode()
 
 
 def manifest_pieces(result: Json, inputs: Json) -> Iterator[str]:
-    """Yield ``manifest.json`` for its two parts."""
+    """Yield ``manifest.json`` with these two parts."""
     return readable_pieces({"format": MANIFEST_FORMAT, "version": VERSION, "result": result, "inputs": inputs})
 
 
-def plain_name(name: Json) -> str:
-    """Return ``name`` if it can neither leave the folder nor break a line of SHA256SUMS. Raises ``ValueError``."""
+def check_file_name(name: Json) -> str:
+    """Return ``name`` if it can neither leave its folder nor break a line of SHA256SUMS. Raises ``ValueError``."""
     if not isinstance(name, str) or name in {"", ".", ".."} or "/" in name or "\\" in name or not name.isprintable():
         raise ValueError(f"{name!r:.80} is not a plain file name")
     return name
