@@ -20,7 +20,7 @@ from PIL import Image
 from deltaweights.checkpoint.companions import state_dtype
 from deltaweights.errors import CheckFailed, MalformedInput, UsageError
 from deltaweights.hub.access import access
-from deltaweights.inference.prompts import LONGEST, open_images
+from deltaweights.inference.prompts import MAX_ASPECT_RATIO, open_images
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.listing import list_checkpoint
 from deltaweights.manifest.verify import verify
@@ -424,7 +424,9 @@ def test_only_images_are_images(tmp_path: Path) -> None:
         open_images([tmp_path / "photo.png"])
 
 
-@pytest.mark.parametrize(("width", "height"), [(7747, 7746), (9500, 9500), (LONGEST * 10 + 1, 10), (1, LONGEST + 1)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(7747, 7746), (9500, 9500), (MAX_ASPECT_RATIO * 10 + 1, 10), (1, MAX_ASPECT_RATIO + 1)]
+)
 def test_images_that_would_fill_the_memory(tmp_path: Path, width: int, height: int) -> None:
     """They are refused by their size, before they are decoded."""
     Image.new("1", (width, height)).save(tmp_path / "x.png")

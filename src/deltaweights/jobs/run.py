@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from deltaweights.errors import CheckFailed, TargetBusy
 from deltaweights.hub.files import AGAIN, Refetched
 from deltaweights.hub.transfer import Damaged
-from deltaweights.inference.child import check_in_child
+from deltaweights.inference.check_process import check_in_subprocess
 from deltaweights.jobs.documents import write_documents
 from deltaweights.jobs.findings import SumFound, check_sum, judge_base, report_numbers
 from deltaweights.jobs.planned_result import PlannedResult, planned_result
@@ -144,7 +144,7 @@ def run(job: Prepared, settings: Settings, report: Report, began: float) -> Publ
             report.warn("the manifest that is there stays as it is: --hash-inputs adds nothing to it")
         _judge(job.plan, done.findings, settings, report, stated=job.stated)
         if settings.check:
-            check_in_child(job.place.target, job.place.target, report)
+            check_in_subprocess(job.place.target, job.place.target, report)
     seconds["total"] = time.monotonic() - began
     return published_of(job.plan, job.recipe, done, seconds)
 
@@ -238,7 +238,7 @@ def conclude(
     began = time.monotonic()
     digest, manifest_sha256 = write_documents(planned, staging.shards, fragments, findings)
     if settings.check:
-        check_in_child(place.shards, place.target, report)
+        check_in_subprocess(place.shards, place.target, report)
         staging.staging.refuse_moved()  # the check went by the name
     staging.refuse_touched(fragments)
     publish(staging.staging, plan.identity, overwrite=settings.overwrite)
