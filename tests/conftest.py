@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from tests.support import hang
-from tests.support.limits import PATIENCE
+from tests.support.fork_server import heavy_server
+from tests.support.fork_server import run as forked
 from tests.support.pairs import make_pair
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -70,12 +71,10 @@ def run() -> Run:
         *arguments: str | Path, cwd: Path | None = None, program: str = "deltaweights"
     ) -> subprocess.CompletedProcess[str]:
         entry = {"deltaweights": "main", "apply-delta": "apply_delta", "make-delta": "make_delta"}[program]
-        command = [sys.executable, "-c", f"from deltaweights.cli import {entry}; {entry}()", *map(str, arguments)]
+        how = ["-c", f"from deltaweights.cli import {entry}; {entry}()"]
         if program == "deltaweights":
-            command[1:3] = ["-m", "deltaweights"]
-        environment = os.environ | {"COLUMNS": "200"}
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment, cwd=cwd
-        )
+            how = ["-m", "deltaweights"]
+        server = heavy_server() if arguments[:1] in {("check",), ("try",)} else None
+        return forked([sys.executable, *how, *arguments], cwd=cwd, env=os.environ | {"COLUMNS": "200"}, server=server)
 
     return run_command
