@@ -133,14 +133,15 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     server: ForkServer | None = None,
+    **options: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``[sys.executable, "-m" or "-c", ...]`` as ``subprocess.run`` would with captured text: in a fork if possible."""
+    """Run a command as ``subprocess.run`` would, and capture its text; in a fork if it is this Python with -m or -c."""
     line = [str(each) for each in command]
     variables = dict(os.environ if env is None else env)
     server = server or light_server()
-    if line[:2] not in ([sys.executable, "-m"], [sys.executable, "-c"]) or not server.takes(variables):
+    if options or line[:2] not in ([sys.executable, "-m"], [sys.executable, "-c"]) or not server.takes(variables):
         return subprocess.run(
-            line, capture_output=True, text=True, timeout=PATIENCE, check=False, env=variables, cwd=cwd
+            line, capture_output=True, text=True, timeout=PATIENCE, check=False, env=variables, cwd=cwd, **options
         )
     return server.run(line[1:], cwd or Path.cwd(), variables)
 

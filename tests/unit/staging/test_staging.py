@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +36,7 @@ from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.place import Place, locate
 from deltaweights.staging.publish import publish
 from deltaweights.util.open_folder import OpenFolder
+from tests.support.fork_server import run as forked
 from tests.support.limits import AT_ONCE, PATIENCE
 from tests.support.pairs import base_tensors, delta_tensors, load, reference, same_bits, save
 from tests.support.staged import beside, make_staging, moves, recovered, stage_result, within, write_journal
@@ -52,9 +54,9 @@ def apply_command(base: Path, delta: Path, target: Path | str, *more: str) -> li
     return [sys.executable, "-m", "deltaweights", "apply", *places, "--max-shard-size", "1MB", *more]
 
 
-def finish(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+def finish(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, **options)  # type: ignore[call-overload,no-any-return]
+    return forked(command, **options)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 from random import Random
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -27,6 +27,7 @@ from deltaweights.util import interruption
 from deltaweights.util.interruption import Interrupted, check
 from deltaweights.util.workers import Crew
 from tests.faults.sweep import files_of
+from tests.support.fork_server import run as forked
 from tests.support.limits import PATIENCE
 from tests.unit.staging.test_staging import names_in, small_pair
 
@@ -40,12 +41,17 @@ WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 GOES_ON = "; the same command goes on from what is finished"
 
 
-def run_with(program: str, *arguments: str | Path, **options: object) -> Done:
-    """Run ``deltaweights ARGUMENTS`` after ``program``, in which ``send(number)`` sends this very process a signal."""
+def run_with(program: str, *arguments: str | Path, fork: bool = True, **options: Any) -> Done:
+    """Run ``deltaweights ARGUMENTS`` after ``program``, in which ``send(number)`` sends this very process a signal.
+
+    With ``fork`` False a new interpreter runs it, in which no module is loaded.
+    """
     start = "import os, signal, sys, time\nsend = lambda number: os.kill(os.getpid(), number)\n"
     end = "\nfrom deltaweights.cli import main\nmain()\n"
     command = [sys.executable, "-c", start + textwrap.dedent(program) + end, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, **options)  # type: ignore[call-overload,no-any-return]
+    if fork:
+        return forked(command, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, **options)
 
 
 def assert_told(done: Done, number: signal.Signals, more: str = "") -> None:
@@ -190,7 +196,7 @@ def test_ctrl_c_in_a_program_that_uses_us_stops_the_crew() -> None:
 
 def test_downloads_enter_their_lock_itself() -> None:
     """A reader of a download takes the lock in C, not through its condition, where Ctrl-C could leave it taken."""
-    source = Path(interruption.__file__).with_name("hub") / "downloads.py"
+    source = Path(interruption.__file__).parents[1] / "hub" / "downloads.py"
     assert "with self._lock:" in source.read_text()
     assert "with self._changed" not in source.read_text()
 
@@ -246,7 +252,7 @@ def test_while_something_is_imported(pair: Pair, tmp_path: Path, number: signal.
         sys.meta_path.insert(0, Sender)
     interruption.listen = listen_and_send
     """
-    done = run_with(program, *arguments_of(pair, tmp_path / "out"))
+    done = run_with(program, *arguments_of(pair, tmp_path / "out"), fork=False)
     assert_told(done, number, done.stderr.removesuffix("\n").partition(WORDS[number])[2])
     assert names_in(tmp_path) == []
 
