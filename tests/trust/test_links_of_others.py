@@ -269,7 +269,7 @@ def links(tmp_path: Path) -> Iterator[tuple[Path, Path, Path]]:
 def test_row81_links_out_of_the_input_are_said(links: tuple[Path, Path, Path], tmp_path: Path) -> None:
     """They are followed, as clusters have it; that is said once, and no path gets into the result."""
     base, delta, real = links
-    outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", tmp_path / "out"], tmp_path)
+    outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", tmp_path / "out"])
     assert outcome.code == 0, outcome.err
     first = min(path.name for path in real.iterdir() if "model" in path.name)
     assert outcome.err.count("out of the folder") == 1
@@ -293,7 +293,7 @@ def test_row81_links_that_somebody_else_made(links: tuple[Path, Path, Path], tmp
     before = (real / name).read_bytes()
     (real / name).write_text(json.dumps({"weight_map": {"token": SECRET.decode()}}))
     (real / name).chmod(mode)
-    outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", tmp_path / "out"], tmp_path)
+    outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", tmp_path / "out"])
     assert outcome.code == 3
     remedy = "give the folder that it leads to, or make the link yourself"
     assert f"{base / name}: {OF_OTHERS}{real / name}; {remedy}" in outcome.err

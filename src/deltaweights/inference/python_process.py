@@ -1,8 +1,4 @@
-"""Another process of ours, waited for.
-
-Enters: the arguments of a Python of ours, and its stdin. Leaves: its exit code, and what it wrote. Never: a wait that a signal does
-not end, or a process that outlives it.
-"""
+"""Runs another Python process of this package and waits for it; a signal ends both."""
 
 from __future__ import annotations
 
@@ -15,18 +11,18 @@ import deltaweights.errors
 from deltaweights.errors import InputOutputError
 from deltaweights.util.interruption import POLL, check
 
-PATIENCE = 10.0
-"""Seconds that a process has to end by itself when it is told to."""
+TERMINATION_SECONDS = 10.0
+"""How long a process may take to end after SIGTERM, before it is killed."""
 
 
-def finished(
+def run_python(
     arguments: list[str], doing: str, *, stdin: str = "", env: Mapping[str, str] | None = None
 ) -> tuple[int, str, str]:
-    """Run this Python with ``arguments``; return exit code, stdout and stderr. However this is left, the process has ended then.
+    """Run this Python with ``arguments``; return exit code, stdout and stderr. The process never outlives this call.
 
-    Raises ``InputOutputError`` when it cannot be started, which it is for ``doing``.
+    ``doing`` is for the message. Raises ``InputOutputError`` when the process cannot be started.
     """
-    # From the folder of the package: what stands where the user does, or in a model's folder, is never imported.
+    # Run in the package's parent folder, so that nothing is imported from the user's or a model's folder.
     home, pipe = Path(deltaweights.errors.__file__).parents[1], subprocess.PIPE
     try:
         process = subprocess.Popen(
@@ -36,12 +32,12 @@ def finished(
         raise InputOutputError.from_os(error, sys.executable, doing) from error
     with process:
         try:
-            given: str | None = stdin
+            pending: str | None = stdin
             while True:
                 try:
-                    output, errors = process.communicate(given, timeout=POLL)
+                    output, errors = process.communicate(pending, timeout=POLL)
                 except subprocess.TimeoutExpired:
-                    given = None  # it has been taken
+                    pending = None  # communicate keeps what it could not write yet
                     check()
                 else:
                     check()  # a terminal's Ctrl-C reaches both
@@ -49,7 +45,7 @@ def finished(
         except BaseException:
             process.terminate()
             try:
-                process.wait(PATIENCE)
+                process.wait(TERMINATION_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
             raise
