@@ -30,7 +30,7 @@ KINDS = {
     "merge": _MERGE,
     "export": _MERGE,
     "delta": _Kind("Delta weights: target - base, tensor by tensor; of no use without the base.", "Target", "adapter"),
-    "copy": _Kind("Converted weights: those of the source, in another form.", "ModelSource", None),
+    "copy": _Kind("Converted weights: those of the source, in another form.", "Source", None),
 }
 """What it is; what its other input is called; the Hub's word for its relation to ``base_model``, of which none fits a copy."""
 
