@@ -100,7 +100,7 @@ LLAVA_ENTRY = """\
   year = {2023}, eprint = {2304.08485}, archivePrefix = {arXiv}}"""
 VICUNA_ENTRY = """\
 @misc{vicuna2023,
-  title = {Vicuna: An Open-ModelSource Chatbot Impressing {GPT-4} with 90\\%* {ChatGPT} Quality},
+  title = {Vicuna: An Open-Source Chatbot Impressing {GPT-4} with 90\\%* {ChatGPT} Quality},
   author = {Chiang, Wei-Lin and Li, Zhuohan and Lin, Zi and Sheng, Ying and Wu, Zhanghao and Zhang, Hao and Zheng, Lianmin and
             Zhuang, Siyuan and Zhuang, Yonghao and Gonzalez, Joseph E. and Stoica, Ion and Xing, Eric P.},
   year = {2023}, url = {https://lmsys.org/blog/2023-03-30-vicuna/}}"""
