@@ -18,6 +18,7 @@ from pathlib import Path
 from deltaweights.checkpoint.checksums import Crc32
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.layout import META_PART, PARAMS
+from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.meta_llama.joined import (
     RotaryRows,
     RotaryRowsChecksum,
@@ -116,13 +117,9 @@ def _check_heads(directory: Directory, params: Params, frequencies: LazyTensor) 
     wk would be put in the wrong order.
     """
     if frequencies.spec.count != params.head_dim // 2:
-        raise MalformedInput(
-            "n_heads does not fit the weights",
-            where=directory.path / PARAMS,
-            found=f"{params.head_dim // 2} rotary frequencies by n_heads {params.n_heads}",
-            expected=f"{frequencies.spec.count}, as {frequencies.spec.name} of {frequencies.file} has",
-            remedy=FETCH_AGAIN,
-        )
+        found = f"{params.head_dim // 2} rotary frequencies by n_heads {params.n_heads}"
+        expected = f"{frequencies.spec.count}, as {frequencies.spec.name} of {frequencies.file} has"
+        raise MalformedAt(directory.path / PARAMS, FETCH_AGAIN)("n_heads does not fit the weights", found, expected)
 
 
 def _expected_tensors(files: Sequence[WeightsFile], params: Params) -> Iterator[_MetaTensor]:
@@ -179,8 +176,7 @@ def _whole(whole: _MetaTensor, parts: Sequence[LazyTensor], head: int, path: Pat
     """Join the parts of a tensor."""
     dtypes = {part.spec.dtype for part in parts}
     if len(dtypes) > 1:
-        found = " and ".join(sorted(dtypes))
-        raise MalformedInput("parts disagree", where=path, tensor=whole.meta, found=found, remedy=FETCH_AGAIN)
+        raise MalformedAt(path, FETCH_AGAIN)("parts disagree", " and ".join(sorted(dtypes)), tensor=whole.meta)
     spec = TensorSpec(whole.name, parts[0].spec.dtype, whole.shape)
     if whole.split is Split.ROTARY_ROWS:
         parts = [_in_rotary_order(part, head) for part in parts]
@@ -215,14 +211,8 @@ def _refuse_different_copies(parts: Sequence[LazyTensor]) -> None:
     first, *others = parts
     for part in others:
         if _content(part) != _content(first):
-            raise MalformedInput(
-                "parts disagree",
-                where=part.path,
-                tensor=part.spec.name,
-                found="other values",
-                expected=f"those of {first.file}",
-                remedy=FETCH_AGAIN,
-            )
+            malformed = MalformedAt(part.path, FETCH_AGAIN)
+            raise malformed("parts disagree", "other values", f"those of {first.file}", tensor=part.spec.name)
 
 
 def _content(tensor: LazyTensor) -> bytes:
@@ -234,6 +224,4 @@ def _content(tensor: LazyTensor) -> bytes:
 def _misfit(
     weights: WeightsFile, tensor: str, problem: str, found: object = None, expected: object = None
 ) -> MalformedInput:
-    return MalformedInput(
-        problem, where=weights.file.path, tensor=tensor, found=found, expected=expected, remedy=FETCH_AGAIN
-    )
+    return MalformedAt(weights.file.path, FETCH_AGAIN)(problem, found, expected, tensor=tensor)
