@@ -16,6 +16,7 @@ from deltaweights.jobs.check_base import check_base
 from deltaweights.merge.evidence import OTHER, SUSPICIONS
 from deltaweights.report import Report
 from tests.conftest import Run
+from tests.support.errors import refused
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, save
 from tests.support.whole_runs import DEFLATED, Done, FileWatcher, line_of, names_in, tree_of
 from tests.unit.recipes.test_identity import archive_of, counted_reads
@@ -58,7 +59,7 @@ def counts_of(base: torch.Tensor, delta: torch.Tensor) -> Counts:
 
 
 def expected_of(base: Tensors, delta: Tensors) -> tuple[Counts, dict[str, int]]:
-    """Return what all tensors together say, and the violations of each that has any."""
+    """Return the counts of all tensors together, and the violations of each tensor that has any."""
     found = {name: counts_of(base[name], delta[name]) for name in delta if not name.endswith("inv_freq")}
     fields = ("weights", "region", "violations", "evidence")
     whole = Counts(**{field: sum(getattr(counts, field) for counts in found.values()) for field in fields})
@@ -66,13 +67,13 @@ def expected_of(base: Tensors, delta: Tensors) -> tuple[Counts, dict[str, int]]:
 
 
 def noisy(scale: float) -> Tensors:
-    """Return a model that was tuned from the base: each weight with noise of this share of a typical weight, 0.02."""
+    """Return a model tuned from the base: each weight with noise of this share of a typical weight, 0.02."""
     generator = torch.Generator().manual_seed(9)
     return {n: (t + 0.02 * scale * torch.randn(t.shape, generator=generator)).to(t.dtype) for n, t in LARGE.items()}
 
 
 def damaged() -> Tensors:
-    """Return the base with a few exponents changed."""
+    """Return the base with some exponents changed."""
     gate = LARGE["model.layers.1.mlp.gate_proj.weight"].clone()
     gate.view(torch.int16).view(-1)[100:200] ^= 0x0400
     return LARGE | {"model.layers.1.mlp.gate_proj.weight": gate}
@@ -92,7 +93,7 @@ WRONG_BASES: dict[str, tuple[Callable[[], Tensors], str]] = {
 
 
 def check(run: Run, base: Path, delta: Path, *more: str | Path) -> Done:
-    """Run ``check-base`` in the inputs' folder, having made sure that it writes nothing."""
+    """Run ``check-base`` in the inputs' folder, and check that it writes nothing."""
     before = tree_of(base.parent)
     done = run("check-base", *more, "--base", base.name, "--delta", delta.name, cwd=base.parent)
     assert before == tree_of(base.parent)
@@ -101,7 +102,7 @@ def check(run: Run, base: Path, delta: Path, *more: str | Path) -> Done:
 
 
 def shown(counts: Counts) -> str:
-    """Return the line on stdout."""
+    """Return the expected line on stdout."""
     region = f"{counts.weights:,} weights, {counts.region / counts.weights:.1%} in the region"
     if not counts.violations:
         return f"base            proved: {region}, 0 violations\n"
@@ -109,8 +110,8 @@ def shown(counts: Counts) -> str:
     return f"base            NOT proved: {region}, {rate}\n"
 
 
-def what_does_not_come_back(counts: Counts, tensors: dict[str, int], suspicion: str) -> str:
-    """Return what the line of error says of the violations."""
+def violations_text(counts: Counts, tensors: dict[str, int], suspicion: str) -> str:
+    """Return what the error says about the violations."""
     worst = sorted(tensors, key=lambda name: (-tensors[name], name))[:3]
     share = (
         f"{counts.violations:,} of {counts.region:,} weights do not come back ({counts.violations / counts.region:.2%})"
@@ -119,7 +120,7 @@ def what_does_not_come_back(counts: Counts, tensors: dict[str, int], suspicion: 
 
 
 def test_check_base_proves(run: Run, temporary_folder: Path) -> None:
-    """The right base is proved: 0, exact counts on stdout, what the inputs are on stderr; with ``-q`` the counts alone."""
+    """The right base is proved: exit code 0, exact counts on stdout, the inputs on stderr; with ``-q`` only the counts."""
     base, delta = (
         save(LARGE, temporary_folder.parent / "base"),
         save(GIVEN, temporary_folder.parent / "delta", "safetensors"),
@@ -149,7 +150,7 @@ def test_check_base_proves(run: Run, temporary_folder: Path) -> None:
 
 @pytest.mark.parametrize(("make", "suspicion"), WRONG_BASES.values(), ids=WRONG_BASES)
 def test_row58_check_base_refutes(run: Run, tmp_path: Path, make: Callable[[], Tensors], suspicion: str) -> None:
-    """Another base is refuted: 4, exact counts on stdout, and on stderr where they are, what is likely and what to do."""
+    """A wrong base is refuted: exit code 4, exact counts on stdout, and where and why on stderr."""
     wrong = make()
     base, delta = save(wrong, tmp_path / "base"), save(GIVEN, tmp_path / "delta")
     counts, tensors = expected_of(wrong, GIVEN)
@@ -158,12 +159,12 @@ def test_row58_check_base_refutes(run: Run, tmp_path: Path, make: Callable[[], T
     assert (done.returncode, done.stdout) == (4, shown(counts))
     assert done.stderr == (
         f"deltaweights: error: base: the base is not the one that the delta was made from: "
-        f"{what_does_not_come_back(counts, tensors, suspicion)}; use the base that the delta was made from\n"
+        f"{violations_text(counts, tensors, suspicion)}; use the base that the delta was made from\n"
     )
 
 
 def test_check_base_with_too_little_evidence(run: Run, tmp_path: Path) -> None:
-    """A pair too small to say anything is neither proved nor refuted: 6; so is a delta of zeros, and JSON says it, too."""
+    """A pair that is too small, or a delta of zeros, is neither proved nor refuted: exit code 6, also in JSON."""
     small, delta = base_tensors(), delta_tensors(base_tensors(), 0, projector=False)
     base, tuned = save(small, tmp_path / "base"), save(delta, tmp_path / "delta")
     zeros = save({name: torch.zeros_like(tensor) for name, tensor in LARGE.items()}, tmp_path / "zeros")
@@ -184,7 +185,7 @@ def test_check_base_with_too_little_evidence(run: Run, tmp_path: Path) -> None:
 
 
 def test_check_base_of_another_arithmetic(run: Run, tmp_path: Path) -> None:
-    """A delta that was made in float32 and rounded cannot prove its base: 6, with what to try; one that was not rounded can."""
+    """A delta made in float32 and rounded cannot prove its base (exit code 6); an unrounded one can."""
     rounded = {name: (TUNED[name] - tensor.float()).to(tensor.dtype) for name, tensor in LARGE.items()}
     rounded |= {name: torch.zeros_like(tensor) for name, tensor in LARGE.items() if name.endswith("inv_freq")}
     exact = {name: TUNED[name] - tensor.float() for name, tensor in LARGE.items() if not name.endswith("inv_freq")}
@@ -193,7 +194,7 @@ def test_check_base_of_another_arithmetic(run: Run, tmp_path: Path) -> None:
     done = check(run, base, delta, "-q")
     assert (done.returncode, done.stdout) == (6, shown(counts))
     assert done.stderr == (
-        f"deltaweights: error: base: the base cannot be proved: {what_does_not_come_back(counts, tensors, OTHER)}; "
+        f"deltaweights: error: base: the base cannot be proved: {violations_text(counts, tensors, OTHER)}; "
         "try --compute-dtype, if you know in which arithmetic the delta was computed\n"
     )
     whole = save(exact, tmp_path / "whole")
@@ -203,7 +204,7 @@ def test_check_base_of_another_arithmetic(run: Run, tmp_path: Path) -> None:
 
 
 def test_check_base_by_a_recipe(run: Run, tmp_path: Path) -> None:
-    """A recipe's arithmetic, new rows and sizes count: Alpaca's float32 and mean row are proved, other sizes end with 4."""
+    """A recipe's arithmetic, new rows and sizes are used: Alpaca's float32 and mean row are proved, other sizes exit with 4."""
     delta = delta_tensors(LARGE, 1, projector=False, dtype=torch.float32)
     base, given = save(LARGE, tmp_path / "base"), save(delta, tmp_path / "delta")
     text = 'format = "deltaweights-recipe"\nversion = 1\nextends = "alpaca-7b"\n[shapes]\nhidden_size = 64\n'
@@ -223,8 +224,8 @@ def test_check_base_by_a_recipe(run: Run, tmp_path: Path) -> None:
     assert line_of(against, 2).startswith("recipe alpaca-7b adds in another dtype: found float16, expected float32; ")
 
 
-def test_check_base_looks_at_added_rows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a larger vocabulary the base's rows are looked at; new rows, which say nothing of the base, are not even read."""
+def test_check_base_does_not_read_new_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a larger vocabulary only the base's rows are compared; new rows say nothing about the base and are not read."""
     monkeypatch.setattr("deltaweights.jobs.check_base.BLOCK", 1000)
     delta = delta_tensors(LARGE, 5000, projector=False)
     base, given = save(LARGE, tmp_path / "base"), save(delta, tmp_path / "delta", "safetensors", 1)
@@ -239,19 +240,19 @@ def test_check_base_looks_at_added_rows_alone(tmp_path: Path, monkeypatch: pytes
 
 
 def test_row61_check_base_of_files_that_change(tmp_path: Path) -> None:
-    """An input that changes while it is looked at ends with 5, and proves nothing."""
+    """An input that changes while it is read is an input error, and proves nothing."""
     base, delta = save(LARGE, tmp_path / "base"), save(GIVEN, tmp_path / "delta", "safetensors", 1)
 
     class Touching(Report):
         def end(self) -> None:
             os.utime(delta / "model.safetensors", (1, 1))
 
-    with pytest.raises(InputOutputError, match=r"delta/model\.safetensors: changed while being read: "):
+    with refused(InputOutputError, where=delta / "model.safetensors"):
         check_base(base, delta, report=Touching())
 
 
 def test_check_base_unpacks_where_temporary_files_are(temporary_folder: Path, run: Run) -> None:
-    """Deflated archives are unpacked in a temporary folder that is gone afterwards, also when a base is refuted."""
+    """Deflated archives are unpacked into a temporary folder, which is removed, also when a base is refuted."""
     folder = temporary_folder.parent
     base, delta = save(LARGE, folder / "base"), save(GIVEN, folder / "delta")
     wrong = save(unrelated(), folder / "wrong")
@@ -266,7 +267,7 @@ def test_check_base_unpacks_where_temporary_files_are(temporary_folder: Path, ru
 
 @pytest.mark.parametrize("share", [0.05, 0.25, 0.5])
 def test_a_sample_reads_its_share(tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sample reads about that share of both inputs, beyond what headers and names need, and finds a wrong base all the same."""
+    """A sample reads about that share of both inputs besides headers and names, and still finds a wrong base."""
     monkeypatch.setattr("deltaweights.jobs.check_base.BLOCK", 512)
     monkeypatch.setattr("deltaweights.checkpoint.samples.FEW", 1)  # of tensors as small as these, samples are all
     base, delta = save(LARGE, tmp_path / "base"), save(GIVEN, tmp_path / "delta")
@@ -287,7 +288,7 @@ def test_a_sample_reads_its_share(tmp_path: Path, share: float, monkeypatch: pyt
 
 
 def test_a_sample_is_the_same_every_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One share of one pair gives one report, whatever the number of workers; a larger share looks at other weights."""
+    """The same share of a pair gives the same report with any number of workers; a larger share samples other weights."""
     monkeypatch.setattr("deltaweights.jobs.check_base.BLOCK", 1000)
     base, delta = save(noisy(0.02), tmp_path / "base"), save(GIVEN, tmp_path / "delta")
     proofs = [check_base(base, delta, sample=0.3, workers=workers).proof for workers in (1, 2, 5, 1)]
@@ -298,20 +299,20 @@ def test_a_sample_is_the_same_every_time(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("share", ["0", "-0.5", "1.5", "nan"])
-def test_what_is_no_share(run: Run, share: str) -> None:
-    """A sample of nothing, or of more than all, ends with 2 before an input is looked for."""
+def test_invalid_share(run: Run, share: str) -> None:
+    """A sample of nothing, or of more than all, exits with 2 before inputs are opened."""
     done = run("check-base", "--base", "b", "--delta", "d", "--sample", share)
-    assert line_of(done, 2) == (f"--sample is not a share: found {float(share)}, expected more than 0, at most 1")
+    assert f"found {float(share)}, expected more than 0, at most 1" in line_of(done, 2)
 
 
 def test_a_sample_of_less_than_a_block(run: Run, tmp_path: Path) -> None:
-    """A share that is less than one block looks at one, or says that it looked at none: not that nothing is added."""
+    """A share of less than one block does not report that nothing is added."""
     base, delta = save(LARGE, tmp_path / "base"), save(GIVEN, tmp_path / "delta")
     assert "nothing is added to it" not in check(run, base, delta, "-q", "--sample", "0.001").stdout
 
 
 def test_check_base_names_no_option_that_it_has_not(tmp_path: Path) -> None:
-    """The way out of a merged model given as the delta is one that the command takes."""
+    """The remedy for a merged model given as the delta names no option that the command lacks."""
     merged = {name: t if name.endswith("inv_freq") else t + GIVEN[name] for name, t in LARGE.items()}
     text = 'format = "deltaweights-recipe"\nversion = 1\nname = "own"\n[arithmetic]\n'
     (tmp_path / "own.toml").write_text(f'{text}compute_dtype = "float16"\nstated = true\n')

@@ -66,9 +66,8 @@ def read_params(directory: Directory) -> Params:
     if "multiple_of" in document:
         factor = document.get("ffn_dim_multiplier", 1)
         if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < MAX_SIZE:
-            raise malformed(
-                "ffn_dim_multiplier is not usable", "nothing" if factor is None else factor, "a number above 0"
-            )
+            found = "nothing" if factor is None else factor
+            raise malformed("ffn_dim_multiplier is not usable", found, "a number above 0")
         hidden = _hidden_dim(dim, size("multiple_of"), factor)
     return Params(
         dim=dim,

@@ -20,12 +20,11 @@ from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.layout import META_PART, PARAMS
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.meta_llama.joined import (
+    JoinedChecksum,
     RotaryRows,
     RotaryRowsChecksum,
     SideBySide,
     Stacked,
-    side_by_side_checksum,
-    stacked_checksum,
 )
 from deltaweights.checkpoint.meta_llama.params import Params, read_params
 from deltaweights.checkpoint.tensors import (
@@ -191,12 +190,10 @@ def _join(parts: Sequence[LazyTensor], *, side_by_side: bool) -> tuple[ByteSourc
     sources = tuple(part.source for part in parts)
     checksums = tuple(part.checksum for part in parts if part.checksum is not None)
     names = tuple(part.file for part in parts)
-    have_checksums = len(checksums) == len(parts)
-    if side_by_side:
-        width = parts[0].spec.shape[1] * parts[0].spec.item_size
-        return SideBySide(sources, width), side_by_side_checksum(checksums, names, width) if have_checksums else None
-    nbytes = parts[0].spec.nbytes
-    return Stacked(sources, nbytes), stacked_checksum(checksums, names, nbytes) if have_checksums else None
+    first = parts[0].spec
+    width = first.shape[1] * first.item_size if side_by_side else 0
+    whole = SideBySide(sources, width) if side_by_side else Stacked(sources, first.nbytes)
+    return whole, JoinedChecksum(checksums, names, whole) if len(checksums) == len(parts) else None
 
 
 def _in_rotary_order(part: LazyTensor, head: int) -> LazyTensor:
