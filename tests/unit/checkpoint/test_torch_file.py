@@ -297,7 +297,7 @@ ARCHIVES: dict[str, tuple[bytes, str]] = {
     "row29-half": (SOUND[: len(SOUND) // 2], "truncated: the zip has no end record"),
     "row29-git-lfs": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
-        "found a git-LFS pointer; run git lfs",
+        "found a git-LFS pointer",
     ),
     "row29-html": (b"\n<!DOCTYPE html><html>", "found an HTML page"),
     "row29-safetensors": (b"\x08" + bytes(7) + b"{}      ", "found a safetensors file"),
