@@ -322,7 +322,7 @@ def test_row81_links_to_files_of_whoever_made_them(links: tuple[Path, Path, Path
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Look at what has a name by a descriptor, where the system has such, and as where it has not."""
     if request.param == "by-name":
-        monkeypatch.setattr(safe_open, "LOOK", None)
+        monkeypatch.setattr(safe_open, "PATH_ONLY", None)
     elif safe_open.PATH_ONLY is None:
         pytest.skip("the system cannot hold what it does not open")
     return str(request.param)

@@ -80,7 +80,7 @@ def test_a_streamed_result_that_stands_there_is_not_verified(machine: Machine, t
 
 
 def test_streamed_inputs_are_not_hashed(machine: Machine, hub: HubServer, tmp_path: Path) -> None:
-    """Hashes of one reading say nothing of the next: ``hash_inputs`` of what is kept nowhere is refused (2)."""
+    """InputHashes of one reading say nothing of the next: ``hash_inputs`` of what is kept nowhere is refused (2)."""
     with pytest.raises(UsageError, match="--hash-inputs has nothing to hash"):
         apply_delta(BASE, DELTA, tmp_path / "out", hub=STREAM, hash_inputs=True, require_verified=True)
     assert not (tmp_path / "out").exists()

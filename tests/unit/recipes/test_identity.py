@@ -332,7 +332,7 @@ def test_without_a_known_base_no_hash_is_unlisted(tmp_path: Path, known: Known, 
 
 
 def test_without_hashes_nothing_is_known(tmp_path: Path, known: Known, recipe: Path) -> None:
-    """Hashes are made when they are asked for: without them the same base is only shapes and numbers."""
+    """InputHashes are made when they are asked for: without them the same base is only shapes and numbers."""
     base, delta = another_base(tmp_path, known)
     report = Notes()
     apply_delta(base, delta, tmp_path / "out", recipe_file=recipe, report=report)
