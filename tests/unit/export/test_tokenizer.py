@@ -133,7 +133,7 @@ def test_ids_are_those_of_2023(tmp_path: Path, model_type: str | None) -> None:
 
 
 def test_the_rule_of_2023_gives_these_ids() -> None:
-    """What the other tests compare with, sentencepiece stretch by stretch, is what transformers 4.28 did."""
+    """The reference of the other tests, sentencepiece stretch by stretch, equals transformers 4.28."""
     assert {text: [1, *original_ids(SMALL, text)] for text in GOLDEN} == GOLDEN
 
 
@@ -161,7 +161,7 @@ def test_any_text_has_the_ids_of_sentencepiece(folder: Path, text: str) -> None:
 @example(text="  two spaces  ")
 @settings(max_examples=200, deadline=None)
 def test_any_text_comes_back(folder: Path, text: str) -> None:
-    """Decoding the ids of a text without special tokens gives the text; but ``▁``, which means a space."""
+    """Decoding a text's ids without special tokens gives the text, except for ``▁``, which means a space."""
     assume(not any(token in text for token in ("<unk>", "<s>", "</s>", *NEW)))
     tokenizer = loaded(folder)
     assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
@@ -176,7 +176,7 @@ def test_image_tokens_stay_out_of_answers(folder: Path) -> None:
 
 
 def test_the_library_s_own_class_finds_the_same_tokens(folder: Path) -> None:
-    """Those who ask for LlamaTokenizer get the prompt's ids, too, though that class builds everything but the vocabulary anew."""
+    """LlamaTokenizer, which rebuilds everything but the vocabulary, gives the prompt's ids too."""
     tokenizer = LlamaTokenizer.from_pretrained(folder)
     assert tokenizer(PROMPT).input_ids == [1, *original_ids(trained(), PROMPT)]
     assert len(tokenizer) == 604
@@ -193,7 +193,7 @@ def test_a_padded_batch_has_the_pad_token_on_the_stated_side(folder: Path) -> No
 
 @pytest.mark.parametrize("text", ["", "a", PROMPT, " a <im_start> b </s> c "])
 def test_saving_keeps_ids(folder: Path, tmp_path: Path, text: str) -> None:
-    """A tokenizer that was loaded and saved gives a text the same ids, as often as that is done."""
+    """Loading and saving a tokenizer, even twice, does not change ids."""
     expected = loaded(folder)(text).input_ids
     source = folder
     for number in range(2):
@@ -210,7 +210,7 @@ def test_saving_keeps_ids(folder: Path, tmp_path: Path, text: str) -> None:
 
 
 def test_every_token_is_at_its_id(folder: Path) -> None:
-    """Length, special tokens and added tokens of the loaded tokenizer are what ``Tokens`` says."""
+    """Length, special tokens and added tokens of the loaded tokenizer are those of ``TokenIds``."""
     tokens, tokenizer = repaired(published(trained())).tokens, loaded(folder)
     assert (tokens.bos, tokens.eos, tokens.unk, tokens.pad, tokens.size) == (1, 2, 0, 600, 604)
     assert list(tokens.added.items()) == [("[PAD]", 600), ("<im_patch>", 601), ("<im_start>", 602), ("<im_end>", 603)]
@@ -277,7 +277,7 @@ def test_the_bytes_are_the_same_everywhere() -> None:
 
 
 def test_a_repaired_tokenizer_needs_no_repair() -> None:
-    """Repairing the result changes no byte, and says nothing."""
+    """Repairing the result changes nothing, and notes nothing."""
     once = repaired(published(), stop_strings=["###"])
     twice = repaired(once.files, stop_strings=["###"])
     assert twice.files == once.files
@@ -309,7 +309,7 @@ def test_pieces_are_those_of_sentencepiece() -> None:
 
 
 def test_pieces_without_a_rank_of_their_own() -> None:
-    """Scores, not ids, say what is joined first; LLaMA's runs of spaces have low ids and the lowest score of all."""
+    """Scores, not ids, decide the order of merges; LLaMA's runs of spaces have low ids and the lowest score."""
     pieces = [*FIRST, ("▁▁", -1e9, NORMAL), ("▁a", -1.0, NORMAL), ("▁", -2.0, NORMAL), ("a", -3.0, NORMAL)]
     model = written(pieces)
     tokenizer = Tokenizer.from_str(repaired({"tokenizer.model": model}).files["tokenizer.json"].decode())
@@ -390,7 +390,7 @@ REPAIRS: dict[str, tuple[dict[str, bytes], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize(("files", "notes"), REPAIRS.values(), ids=REPAIRS)
 def test_what_the_files_say_is_put_right(files: dict[str, bytes], notes: tuple[str, ...]) -> None:
-    """Every known variant becomes the same tokenizer, and every repair is told."""
+    """Every known variant becomes the same tokenizer, and every repair is noted."""
     tokenizer = repaired(files, SIZE + 4)
     right = repaired(published())
     assert tokenizer.files | {"tokenizer_config.json": b""} == right.files | {"tokenizer_config.json": b""}
@@ -404,14 +404,14 @@ def test_what_the_files_say_is_put_right(files: dict[str, bytes], notes: tuple[s
     ("length", "kept"), [(512, 512), (2048, 2048), (10**6, 10**6), (10**6 + 1, 2048), (0, 2048), (True, 2048)]
 )
 def test_a_length_that_a_model_can_have_is_kept(length: int, kept: int) -> None:
-    """model_max_length stays when it is one, and is LLaMA's 2048 when it stands for any length."""
+    """A plausible model_max_length is kept; otherwise it is LLaMA's 2048."""
     tokenizer = repaired(changed(published(), "tokenizer_config.json", model_max_length=length))
     assert read(tokenizer, "tokenizer_config.json")["model_max_length"] == kept
 
 
 @pytest.mark.parametrize(("side", "kept"), [("left", "left"), ("right", "right"), (["right"], None), (None, None)])
 def test_the_padding_side_is_kept(side: Any, kept: str | None) -> None:
-    """padding_side stays when it is one of the two."""
+    """A valid padding_side is kept."""
     tokenizer = repaired(changed(published(), "tokenizer_config.json", padding_side=side))
     assert read(tokenizer, "tokenizer_config.json").get("padding_side") == kept
 
@@ -431,7 +431,7 @@ def test_a_token_without_a_row_is_left_out() -> None:
 
 
 def test_many_tokens_without_a_row_are_one_line() -> None:
-    """A line names 8 tokens, and counts the others."""
+    """A note names 8 tokens, and counts the others."""
     tokenizer = repaired(published(new=[f"<{number}>" for number in range(20)]), SIZE)
     assert tokenizer.notes[0] == (
         "dropped, without a row of the embedding: <0>, <1>, <2>, <3>, <4>, <5>, <6>, <7> and 12 others"
@@ -447,7 +447,7 @@ def test_a_tokenizer_without_added_tokens() -> None:
 
 
 def test_tokens_of_a_recipe_are_used_where_files_name_none() -> None:
-    """What the files lack, the recipe gives, whole or in part; the result is the same."""
+    """The recipe supplies tokens that the files lack; the result is the same."""
     known = {content: SIZE + place for place, content in enumerate(NEW)}
     right = repaired(published())
     for files in (
@@ -463,7 +463,7 @@ def test_tokens_of_a_recipe_are_used_where_files_name_none() -> None:
 
 
 def test_rows_without_a_token_are_told() -> None:
-    """An embedding may have more rows than there are tokens: a line says how many."""
+    """Rows of the embedding without a token are counted in a note."""
     assert repaired(published(), SIZE + 5).notes[-1] == "1 row of the embedding without a token"
     assert repaired(published(), SIZE + 64).notes[-1] == "60 rows of the embedding without a token"
 
@@ -515,7 +515,7 @@ DOCUMENTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 
 @pytest.mark.parametrize(("change", "note"), DOCUMENTS.values(), ids=DOCUMENTS)
 def test_a_tokenizer_json_is_repaired(change: Callable[[dict[str, Any]], None], note: str) -> None:
-    """What a tokenizer.json does wrong is put right and told, and 256 image tokens in a row are found."""
+    """A faulty tokenizer.json is repaired with a note, and 256 image tokens in a row are matched."""
     tokenizer = repaired(with_document(change))
     assert tokenizer.notes == (note,)
     encoded = Tokenizer.from_str(tokenizer.files["tokenizer.json"].decode()).encode(PROMPT)
@@ -536,7 +536,7 @@ def test_a_processor_among_others_is_kept() -> None:
 
 
 def test_flags_that_a_file_states_are_kept() -> None:
-    """Whether white space beside a token goes is the file's to say: tokenizer.json's first, then tokenizer_config.json's."""
+    """Stated flags are kept, those of tokenizer.json before those of tokenizer_config.json."""
     files = repaired(published()).files
     config = json.loads(files["tokenizer_config.json"])
     config["added_tokens_decoder"][str(SIZE + 3)]["lstrip"] = False
@@ -693,14 +693,14 @@ MALFORMED: dict[str, tuple[dict[str, bytes], str]] = {
 
 @pytest.mark.parametrize(("files", "message"), MALFORMED.values(), ids=MALFORMED)
 def test_malformed_files_are_refused(files: dict[str, bytes], message: str) -> None:
-    """A file that breaks its format's rules, or that cannot be converted exactly, is one line that names it."""
+    """A malformed file, or one that cannot be converted exactly, is refused."""
     with pytest.raises(MalformedInput) as error:
         repaired(files, SIZE + 9)
     assert str(error.value) == message
 
 
 def test_deep_nesting_is_refused() -> None:
-    """A tokenizer.json that nobody could write again ends in a line."""
+    """A tokenizer.json that is nested too deeply to be written is refused."""
 
     def deep(document: dict[str, Any]) -> None:
         document["post_processor"] = None
@@ -771,7 +771,7 @@ MISMATCHED: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("files", "options", "message"), MISMATCHED.values(), ids=MISMATCHED)
 def test_contradictions_are_refused(files: dict[str, bytes], options: dict[str, Any], message: str) -> None:
-    """Files, recipe and rows that contradict each other are one line that names both."""
+    """Files, recipe and rows that contradict each other are refused."""
     with pytest.raises(Mismatch) as error:
         repaired(files, **options)
     assert str(error.value) == message
@@ -792,7 +792,7 @@ def refusal(data: bytes) -> str:
 @given(st.data())
 @settings(max_examples=300, deadline=None)
 def test_damage_never_ends_in_a_traceback(data: st.DataObject) -> None:
-    """A tokenizer.model that is cut or changed is read, or refused in one line."""
+    """A damaged tokenizer.model is read, or refused in one printable line."""
     damaged = bytearray(SMALL[: data.draw(st.integers(1, len(SMALL)))])
     for place in data.draw(st.lists(st.integers(0, len(damaged) - 1), max_size=5)):
         damaged[place] = data.draw(st.integers(0, 255))
@@ -829,7 +829,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
 
 @pytest.mark.parametrize(("bomb", "found"), BOMBS.values(), ids=BOMBS)
 def test_a_large_file_ends_soon(bomb: Callable[[], bytes], found: str) -> None:
-    """Whatever a tokenizer.model of the largest size holds, it is read or refused in seconds."""
+    """A tokenizer.model of the maximum size is read, or refused with the right reason."""
     data = bomb()
     assert len(data) <= MAX_BYTES
     began = time.process_time()

@@ -56,7 +56,7 @@ NOT_A_HUB: dict[str, Any] = {
 
 @pytest.mark.parametrize("value", NOT_A_HUB.values(), ids=NOT_A_HUB.keys())
 def test_answers_of_no_hub(machine: Machine, hub: HubServer, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """JSON that is no listing is one line with 5: it is no Hub that answers, or there are no weights in what it lists."""
+    """JSON that is not a usable listing is refused."""
     monkeypatch.setattr(Hub, "_info", lambda *_: as_json(value))
     with pytest.raises(DeltaweightsError) as caught:
         machine.fetch(BASE)
@@ -65,7 +65,7 @@ def test_answers_of_no_hub(machine: Machine, hub: HubServer, value: object, monk
 
 
 def test_a_page_instead_of_an_answer(machine: Machine, hub: HubServer) -> None:
-    """An endpoint that answers 200 with a page is no Hub: 5."""
+    """An endpoint that answers 200 with a page is refused."""
     hub.faults.append(Fault("status", on="api", status=200))
     with pytest.raises(InputOutputError) as caught:
         machine.fetch(BASE)
@@ -74,7 +74,7 @@ def test_a_page_instead_of_an_answer(machine: Machine, hub: HubServer) -> None:
 
 @pytest.mark.parametrize("commit", ["main", "", "../../..", "0" * 39])
 def test_a_commit_that_is_none(machine: Machine, hub: HubServer, commit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the Hub names as the commit becomes a folder's name only when it is 40 hex digits."""
+    """The commit that the Hub names becomes a folder's name only if it is 40 hex digits."""
     monkeypatch.setattr(Hub, "_info", lambda *_: as_json({"id": BASE, "sha": commit, "siblings": []}))
     with pytest.raises(InputOutputError, match=f"^hf://{BASE}: the Hub named no valid commit: found {commit}"):
         machine.fetch(BASE)
@@ -82,7 +82,7 @@ def test_a_commit_that_is_none(machine: Machine, hub: HubServer, commit: str, mo
 
 
 def test_the_token_stays_at_the_hub(machine: Machine, folder: Path) -> None:
-    """The token goes to the Hub alone: neither to the file host nor to where a redirect leads."""
+    """The token is sent to the Hub only, not to the file host or the target of a redirect."""
     with HubServer({BASE: folder}, gated=[BASE], tokens={GOOD: {BASE}}) as hub:
         machine.turn_to(hub)
         hub.faults.append(Fault("redirect", TWO, on="resolve"))
@@ -158,7 +158,7 @@ def test_refused(machine: Machine, folder: Path, model: str, token: str | None, 
 
 @pytest.mark.parametrize("token", ["hf_one\nline", "hf one", "hf_\u00fc"])
 def test_a_token_that_is_none(machine: Machine, hub: HubServer, token: str) -> None:
-    """A token with characters that none has is refused without being shown."""
+    """A token with invalid characters is refused without being shown."""
     with pytest.raises(UsageError) as caught:
         machine.fetch(BASE, token=token)
     assert str(caught.value) == "the Hub token contains invalid characters; check --token and HF_TOKEN"
@@ -172,7 +172,7 @@ def closed_port() -> int:
 
 
 def test_no_network(machine: Machine, hub: HubServer, folder: Path) -> None:
-    """Where nobody answers it says so; what is in the cache can be used with --offline."""
+    """An unreachable Hub is reported; the cache can be used with --offline."""
     address = f"http://127.0.0.1:{closed_port()}"
     files = machine.fetch(BASE).files
     machine.turn_to(address)

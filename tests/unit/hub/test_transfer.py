@@ -47,7 +47,7 @@ MENDED: dict[str, list[Fault]] = {
 
 @pytest.mark.parametrize("faults", MENDED.values(), ids=MENDED.keys())
 def test_mended_on_the_way(machine: Machine, hub: HubServer, folder: Path, faults: list[Fault]) -> None:
-    """What breaks off, is late, is refused for a while, or serves no ranges, leaves the same files in the end."""
+    """Broken, late or temporarily refused connections, and a server without ranges, give the same files."""
     hub.faults.extend(faults)
     commit = machine.fetch(BASE).commit
     assert all(fault.served for fault in faults)
@@ -56,7 +56,7 @@ def test_mended_on_the_way(machine: Machine, hub: HubServer, folder: Path, fault
 
 
 def test_a_dropped_connection_goes_on_where_it_was(machine: Machine, hub: HubServer, folder: Path) -> None:
-    """After a drop no byte is asked for twice, but for what one chunk had."""
+    """After a drop, at most one chunk is requested again."""
     hub.faults.append(Fault("drop", ONE, at=2_000_000))
     machine.fetch(BASE)
     ranges = [request.range for request in hub.requests if request.file.endswith(ONE) and request.host == "files"]
@@ -136,7 +136,7 @@ ENDS: dict[str, tuple[Fault, str]] = {
 
 @pytest.mark.parametrize(("fault", "message"), ENDS.values(), ids=ENDS.keys())
 def test_the_end(machine: Machine, hub: HubServer, folder: Path, fault: Fault, message: str) -> None:
-    """What the Hub lies about, and what does not get better, ends in one line with 5, and leaves nothing under a final name."""
+    """False metadata and lasting errors end the download with 5, and nothing damaged is published."""
     commit = hub.push(BASE, folder)
     if "Location" in fault.headers:
         fault.headers = {"Location": str(fault.headers["Location"]).replace("COMMIT", commit)}
