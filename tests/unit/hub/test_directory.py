@@ -28,6 +28,7 @@ from deltaweights.jobs.convert import convert_checkpoint
 from deltaweights.jobs.inspect import inspect_checkpoint
 from deltaweights.jobs.make import make_delta
 from deltaweights.manifest.verify import verify
+from tests.support.errors import refused
 from tests.support.hub_client import Machine
 from tests.support.hub_pair import (
     BASE,
@@ -233,11 +234,9 @@ def test_require_verified(machine: Machine, hub: HubServer, pair: Pair) -> None:
         apply_delta(BASE, DELTA, machine.folder / "out", hub=STREAM, require_verified=True)
     first = next(path for path in sorted(pair[0].iterdir()) if path.suffix in {".bin", ".safetensors"}).name
     where = machine.repository(BASE) / "snapshots" / commits["base"] / first
-    assert str(caught.value) == f"{where}: {UNVERIFIED}; leave --stream out"
-    assert caught.value.exit_code == 6
-    with pytest.raises(CheckFailed) as caught:
+    assert (caught.value.where, caught.value.remedy) == (where, "leave --stream out")
+    with refused(CheckFailed, where=pair[0] / first, remedy="give --hash-inputs, or an id of the Hub"):
         apply_delta(pair[0], DELTA, machine.folder / "out", require_verified=True)
-    assert str(caught.value) == f"{pair[0] / first}: {UNVERIFIED}; give --hash-inputs, or an id of the Hub"
     assert not (machine.folder / "out").exists()
     apply_delta(BASE, DELTA, machine.folder / "out", require_verified=True)
     assert apply_delta(*pair, machine.folder / "hashed", require_verified=True, hash_inputs=True).status == "merged"
@@ -257,10 +256,8 @@ def test_a_full_disk(machine: Machine, hub: HubServer, pair: Pair, monkeypatch: 
     serve(hub, pair)
     usage = shutil.disk_usage(machine.folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=16_800_000))
-    with pytest.raises(InputOutputError) as caught:
+    with refused(InputOutputError, problem="not enough free disk for the download", found="16.8 MB free"):
         apply_delta(BASE, DELTA, machine.folder / "out")
-    assert ": not enough free disk for the download: found 16.8 MB free, expected " in str(caught.value)
-    assert str(caught.value).endswith("choose another place with --cache-dir, or keep nothing with --stream")
     assert arrived(hub) == 0
 
 
@@ -367,7 +364,7 @@ def test_a_target_that_is_called_as_an_id(
     monkeypatch.chdir(machine.folder)
     assert apply_delta(BASE, DELTA, BASE).status == "merged"
     assert convert_checkpoint(DELTA, "acme/delta", dtype="float16").status == "converted"
-    with pytest.raises(TargetBusy, match=r": output and input overlap: "):
+    with pytest.raises(TargetBusy):
         apply_delta(tiny[0], DELTA, tiny[0] / "out")
 
 
@@ -399,7 +396,7 @@ def test_hints_outside_the_file(opened: Hub, hub: HubServer, machine: Machine) -
     file = opened.open(HubId(BASE)).open("model.safetensors")
     file.expect([(10**15, 10), (-5, 3), (990, 10**15), (0, 0)])
     assert file.read(990, 10) == b"x" * 10
-    with pytest.raises(InputOutputError, match="ends too early: found 1000 bytes; fetch it again"):
+    with refused(InputOutputError, where=file.path, found="1000 bytes"):
         file.read(990, 11)
 
 
@@ -410,7 +407,7 @@ def test_the_first_bytes_are_those_of_the_file(opened: Hub, hub: HubServer, tiny
     assert there.names() == here.names()
     assert {name: there.head(name) for name in there.names()} == {name: here.head(name) for name in here.names()}
     assert not there.has("nothing")
-    with pytest.raises(InputOutputError, match=f"^hf://{BASE}@[0-9a-f]{{40}}/nothing: no such file$"):
+    with refused(InputOutputError, where=f"{there.id}/nothing", problem="no such file"):
         there.open("nothing")
 
 
@@ -420,7 +417,7 @@ def test_weights_of_no_lfs_file(machine: Machine, hub: HubServer) -> None:
     folder = save(tensors, machine.folder / "plain", "safetensors", 1)
     hub.push("acme/plain", {"model.safetensors": folder / "model.safetensors", "config.json": folder / "config.json"})
     hub.faults.append(Fault("no-sha256", "model.safetensors"))
-    with pytest.raises(DamagedFile, match="downloaded twice, damaged both times"):
+    with pytest.raises(DamagedFile):
         machine.fetch("acme/plain")
 
 

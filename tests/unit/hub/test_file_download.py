@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils.sha import git_hash
 
 from deltaweights.diff.compare import diff_checkpoints
 from deltaweights.errors import InputOutputError, MalformedInput
@@ -22,6 +23,7 @@ from deltaweights.hub.transfer import DamagedFile
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.verify import verify
 from deltaweights.staging.folder import StagingFolder
+from tests.support.errors import refused
 from tests.support.hub_client import Machine, wait_for
 from tests.support.hub_pair import (
     BASE,
@@ -126,10 +128,8 @@ def test_always_damaged_while_merging(machine: Machine, wide: Pair, kept: list[s
     stated = hashlib.sha256(content).hexdigest()
     content[at] ^= 1
     where = machine.repository(DELTA) / "snapshots" / commits["delta"] / name
-    found = f"found hash {hashlib.sha256(content).hexdigest()}, expected {stated}"
-    assert str(caught.value).startswith(f"{where}: ")
-    assert found in str(caught.value)
-    assert caught.value.exit_code == 5
+    error, found = caught.value, f"hash {hashlib.sha256(content).hexdigest()}"
+    assert (error.where, error.found, error.expected) == (where, found, stated)
     assert kept, "shards were made while the file was still arriving"
     assert not (machine.folder / "out").exists()
     assert not where.exists()
@@ -208,10 +208,8 @@ def test_no_ranges(machine: Machine, hub: HubServer, large: Pair) -> None:
     found = apply_delta(BASE, DELTA, machine.folder / "out")
     assert found.content_digest == expected.content_digest
     shutil.rmtree(machine.cache)
-    with pytest.raises(InputOutputError) as caught:
+    with refused(InputOutputError, problem="the server does not serve ranges", remedy="run without --stream"):
         apply_delta(BASE, DELTA, machine.folder / "streamed", hub=STREAM)
-    assert str(caught.value).endswith(": the server does not serve ranges; run without --stream")
-    assert caught.value.exit_code == 5
     assert not (machine.folder / "streamed").exists()
 
 
@@ -236,7 +234,7 @@ def test_streamed_bytes_that_are_others(machine: Machine, hub: HubServer, large_
     serve(hub, large_torch)
     name, at = last_weights(large_torch[1])
     hub.faults.append(Fault("flip", name, repo=DELTA, at=at, times=FOREVER))
-    with pytest.raises(MalformedInput, match="stored bytes are damaged: found CRC-32 "):
+    with pytest.raises(MalformedInput, match="CRC-32"):
         apply_delta(BASE, DELTA, machine.folder / "out", hub=STREAM)
     assert not (machine.folder / "out").exists()
 
@@ -245,7 +243,7 @@ def test_a_small_file_that_is_another_while_streaming(machine: Machine, hub: Hub
     """A small file is verified even when streaming."""
     serve(hub, pair)
     hub.faults.append(Fault("flip", "config.json", at=3, times=FOREVER))
-    with pytest.raises(DamagedFile, match=r"config\.json: arrived damaged: found [0-9a-f]{40}, exp"):
+    with refused(DamagedFile, problem="arrived damaged", expected=git_hash((pair[0] / "config.json").read_bytes())):
         apply_delta(BASE, DELTA, machine.folder / "out", hub=STREAM)
 
 

@@ -17,6 +17,7 @@ from deltaweights.hub.cache_paths import snapshot_at, stated_sha256
 from deltaweights.hub.ids import HubId, ModelSource, hub_id, model_source
 from deltaweights.hub.locate import local_paths
 from deltaweights.hub.repo_cache import RepoCache
+from tests.support.errors import refused
 
 COMMIT = "8416d3fefb0cb3ff5775a7b13c1692d10ff1aa16"
 
@@ -89,9 +90,8 @@ def test_paths(text: str) -> None:
 )
 def test_what_hf_forces_must_be_an_id(text: str) -> None:
     """After hf://, anything but an id is refused."""
-    with pytest.raises(UsageError) as caught:
+    with refused(UsageError, found=f"hf://{text}", expected="hf://ORG/NAME or hf://ORG/NAME@REVISION"):
         hub_id(f"hf://{text}")
-    assert str(caught.value) == f"not a Hub id: found hf://{text}, expected hf://ORG/NAME or hf://ORG/NAME@REVISION"
 
 
 def test_what_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from deltaweights.errors import InputOutputError, MalformedInput, UsageError
 from deltaweights.hub.locate import HubOptions
 from deltaweights.jobs.download import download
 from deltaweights.recipes import catalogue
+from tests.support.errors import refused
 from tests.support.hub_checkpoint import (
     BASE,
     INDEX,
@@ -70,9 +71,7 @@ def test_include(machine: Machine, hub: HubServer, folder: Path) -> None:
     assert_whole(machine, folder, found.commit, ("config.json", INDEX, "optimizer.pt"))
     assert list(found.files) == ["config.json", INDEX, "optimizer.pt"]
     assert sent(hub, ONE) == 0
-    with pytest.raises(
-        UsageError, match=r"^no file matches: found \*\.gguf, expected LICENSE, README\.md, config\.json, "
-    ):
+    with refused(UsageError, problem="no file matches", found="*.gguf"):
         machine.fetch(BASE, "*.gguf")
 
 
@@ -146,54 +145,34 @@ def test_json(machine: Machine, hub: HubServer, folder: Path) -> None:
 def test_no_weights(machine: Machine, hub: HubServer, folder: Path) -> None:
     """A repository without weights is refused before anything is downloaded, unless --include names files."""
     commit = hub.push("acme/words", {"README.md": folder / "README.md"})
-    with pytest.raises(MalformedInput) as caught:
+    where = machine.repository("acme/words") / "snapshots" / commit
+    with refused(MalformedInput, where=where, problem="no weights here", found="README.md"):
         machine.fetch("acme/words")
-    assert str(caught.value).startswith(
-        f"{machine.repository('acme/words') / 'snapshots' / commit}: no weights here: found README.md, expected "
-    )
     assert hub.sent["acme/words/README.md"] == 0
     assert list(machine.fetch("acme/words", "*").files) == ["README.md"]
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (
-            "acme/base/x",
-            "not a Hub id: found acme/base/x, expected ORG/NAME, ORG/NAME@REVISION, or the name of a recipe",
-        ),
-        ("acme/../x", "not a Hub id: found acme/../x, expected ORG/NAME, ORG/NAME@REVISION, or the name of a recipe"),
-        ("acme/", "not a Hub id: found acme/, expected ORG/NAME, ORG/NAME@REVISION, or the name of a recipe"),
-        (
-            "acme/b@a..b",
-            "not a Hub id: found acme/b@a..b, expected ORG/NAME, ORG/NAME@REVISION, or the name of a recipe",
-        ),
-        ("hf://", "not a Hub id: found hf://, expected hf://ORG/NAME or hf://ORG/NAME@REVISION"),
-        ("hf://a/b/c", "not a Hub id: found hf://a/b/c, expected hf://ORG/NAME or hf://ORG/NAME@REVISION"),
-        ("llava-med", "no recipe has this name: found llava-med, expected "),
-    ],
+    "model", ["acme/base/x", "acme/../x", "acme/", "acme/b@a..b", "hf://", "hf://a/b/c", "llava-med"]
 )
-def test_a_malformed_id(machine: Machine, hub: HubServer, model: str, message: str) -> None:
+def test_a_malformed_id(machine: Machine, hub: HubServer, model: str) -> None:
     """What is neither an id nor a recipe's name is refused (2) without a request."""
-    with pytest.raises(UsageError) as caught:
+    with refused(UsageError, found=model):
         deltaweights.main(["download", model], standalone_mode=False)
-    assert str(caught.value).startswith(message)
-    assert (caught.value.exit_code, hub.requests) == (2, [])
+    assert hub.requests == []
 
 
 def test_offline(machine: Machine, hub: HubServer, folder: Path) -> None:
     """Offline, nothing is requested: a missing or incomplete cache is an error."""
-    remedy = "leave --offline out, or fetch it first: deltaweights download"
-    with pytest.raises(InputOutputError) as caught:
+    with refused(InputOutputError, where=f"hf://{BASE}", problem="not in the cache", found=machine.cache):
         machine.fetch(BASE, offline=True)
-    assert str(caught.value) == f"hf://{BASE}: not in the cache: found {machine.cache}; {remedy}"
     assert hub.requests == []
     commit = machine.fetch(BASE, "*.json", "*.model").commit
     asked = len(hub.requests)
-    with pytest.raises(MalformedInput, match=r"index names shards that are not there|missing"):
+    with pytest.raises(MalformedInput):
         machine.fetch(BASE, offline=True)
     assert list(machine.fetch(f"{BASE}@{commit}", "*.model", offline=True).files) == ["tokenizer.model"]
-    with pytest.raises(InputOutputError, match=rf"^hf://{BASE}@v1: not in the cache: "):
+    with refused(InputOutputError, where=f"hf://{BASE}@v1", problem="not in the cache"):
         machine.fetch(f"{BASE}@v1", offline=True)
     assert len(hub.requests) == asked
 
@@ -210,21 +189,17 @@ def test_a_full_disk_is_told_before(machine: Machine, hub: HubServer, monkeypatc
     """Insufficient disk space is reported before weights are requested."""
     usage = shutil.disk_usage(machine.folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20_000_000))
-    with pytest.raises(InputOutputError) as caught:
+    with refused(InputOutputError, where=machine.repository(BASE), found="20 MB free", expected="21.4 MB"):
         machine.fetch(BASE)
-    where = machine.repository(BASE)
-    remedy = "make room, choose another place with --cache-dir, or keep nothing with --stream"
-    problem = "not enough free disk for the download: found 20 MB free, expected 21.4 MB"
-    assert str(caught.value) == f"{where}: {problem}; {remedy}"
     assert sent(hub, ONE) == 0
 
 
 def test_options_without_sense(machine: Machine, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A download with --stream, and of a local path, is refused."""
-    with pytest.raises(UsageError, match=r"^a download that keeps nothing; leave stream out$"):
+    with pytest.raises(UsageError):
         download(BASE, options=HubOptions(stream=True))
     (machine.folder / "acme/base").mkdir(parents=True)
     monkeypatch.chdir(machine.folder)
-    with pytest.raises(UsageError, match=f"^not a Hub id: found {BASE}, expected "):
+    with refused(UsageError, found=BASE):
         machine.fetch(BASE)
     assert machine.fetch(f"hf://{BASE}").repo == BASE
