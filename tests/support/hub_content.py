@@ -1,8 +1,4 @@
-"""What the loopback Hub (tests/support/hub_server.py) holds: repositories, their revisions, and their files' hashes.
-
-Enters: folders, or names and the files that stand for them. Leaves: commits, and the entries of listings as the Hub words them.
-Never: requests, faults; a file's bytes are read for its hashes only.
-"""
+"""Content of the loopback Hub (tests/support/hub_server.py): repositories, their revisions, and their files' hashes."""
 
 from __future__ import annotations
 
@@ -19,14 +15,14 @@ LFS_SIZE = 1 << 20
 """Larger files are LFS files whatever their name."""
 
 Files = Path | Mapping[str, Path]
-"""A folder, or the file for each name; names are taken as they are, hostile ones, too."""
+"""A folder, or the file for each name; names are used as they are, hostile ones too."""
 
 Entry = dict[str, Any]
 """An object of the Hub's JSON."""
 
 
 class Refusal(Exception):
-    """An answer that is an error, as the Hub gives it: status, X-Error-Code ("" for none), X-Error-Message."""
+    """An error response: status, X-Error-Code ("" for none), X-Error-Message."""
 
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(status, code, message)
@@ -46,12 +42,12 @@ class Hashes:
         return str(path.resolve()), status.st_size, status.st_mtime_ns
 
     def state(self, path: Path, sha256: str) -> None:
-        """Take a file's sha256 as it is given."""
+        """Set a file's sha256."""
         with self._lock:
             self._known[self._key(path)] = sha256
 
     def sha256(self, path: Path) -> str:
-        """Return a file's sha256, computed if it is not known."""
+        """Return a file's sha256, computed if unknown."""
         key = self._key(path)
         with self._lock:
             known = self._known.get(key)
@@ -66,13 +62,13 @@ class Hashes:
         return known
 
     def load(self, file: Path) -> None:
-        """Take what ``save`` has written; a missing file says nothing."""
+        """Load what ``save`` has written, if anything."""
         if file.exists():
             with self._lock:
                 self._known |= {(name, size, time): found for name, size, time, found in json.loads(file.read_text())}
 
     def save(self, file: Path) -> None:
-        """Write what is known."""
+        """Save all known hashes."""
         with self._lock:
             file.write_text(json.dumps([[*key, sha256] for key, sha256 in self._known.items()]))
 
@@ -155,7 +151,7 @@ class Repository:
         return commit
 
     def refs(self) -> Entry:
-        """Return what /refs says."""
+        """Return the response of /refs."""
         named = {"heads": self.branches, "tags": self.tags}
         heads, tags = (
             [{"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": commit} for name, commit in refs.items()]
@@ -165,7 +161,7 @@ class Repository:
 
 
 def directory(path: str) -> Entry:
-    """Return the entry of a folder; its hash is one of its name only."""
+    """Return the entry of a folder; its hash depends on its name only."""
     return {"type": "directory", "oid": _git_hash(path.encode()), "size": 0, "path": path}
 
 

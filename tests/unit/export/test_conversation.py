@@ -16,6 +16,7 @@ from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizer
 from deltaweights.errors import UsageError
 from deltaweights.export.conversation import END, IMAGE, START, chat_template, conversations, stop_strings
 from deltaweights.recipes import catalogue
+from tests.support.errors import refused
 
 Message = dict[str, Any]
 
@@ -307,8 +308,5 @@ def test_every_recipe_names_a_conversation() -> None:
 def test_an_unknown_conversation_is_refused() -> None:
     """An unknown conversation is refused, with the nearest names."""
     for function in (chat_template, stop_strings):
-        with pytest.raises(UsageError) as caught:
+        with refused(UsageError, found="llava-mad", expected="one of llava-med, llava-v1, llava-v0"):
             function("llava-mad")
-        assert str(caught.value) == (
-            "no conversation has this name: found llava-mad, expected one of llava-med, llava-v1, llava-v0; correct it"
-        )
