@@ -730,7 +730,7 @@ MISMATCHED: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "control-characters": (
         changed(published(), "added_tokens.json", **{"\x1b[2J": SIZE}),
         {},
-        f"{SIZE}: [PAD] in added_tokens.json, \\x1b[2J in added_tokens.json",
+        f"{SIZE}: [PAD] in added_tokens.json, \x1b[2J in added_tokens.json",
     ),
 }  # fmt: skip
 

@@ -34,6 +34,7 @@ NOT_LISTINGS: dict[str, Any] = {
     "an error": {"error": None},
     "files without names": {"id": BASE, "sha": COMMIT, "siblings": [{"size": 1}]},
     "files that are numbers": {"id": BASE, "sha": COMMIT, "siblings": [5]},
+    "a number with 31 digits": {"id": BASE, "sha": COMMIT, "siblings": [{"rfilename": "a", "size": 10**30}]},
 }
 
 UNUSABLE_FILES: dict[str, Any] = {
@@ -41,7 +42,7 @@ UNUSABLE_FILES: dict[str, Any] = {
     "a hash that is a number": {"rfilename": "a", "size": 1, "blobId": 7},
     "a size that is a word": {"rfilename": "a", "size": "x", "blobId": GIT_HASH},
     "a fraction as size": {"rfilename": "a", "size": 1.5, "blobId": GIT_HASH},
-    "a size that is too large": {"rfilename": "a", "size": 10**30, "blobId": GIT_HASH},
+    "a size that is too large": {"rfilename": "a", "size": 1 << 41, "blobId": GIT_HASH},
     "a negative size": {"rfilename": "a", "size": -1, "blobId": GIT_HASH},
 }
 
