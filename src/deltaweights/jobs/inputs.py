@@ -15,9 +15,9 @@ from itertools import chain, repeat
 from deltaweights.checkpoint.folder import Checkpoint, Unpacker, open_checkpoint
 from deltaweights.checkpoint.samples import same_weights
 from deltaweights.errors import Mismatch, UsageError
-from deltaweights.hub.cache_paths import snapshot_at
 from deltaweights.hub.ids import ModelLocation, ModelSource, PathLike, model_source
 from deltaweights.hub.locate import HubOptions, located
+from deltaweights.hub.repo_cache import snapshot_at
 from deltaweights.merge.operation import NewRows, Operation
 from deltaweights.merge.plan import DTYPES
 from deltaweights.merge.rules import PLAIN, Matching, Rules, match

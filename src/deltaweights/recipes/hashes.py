@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from deltaweights.checkpoint.files import InputFile
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import UsageError
-from deltaweights.hub.cache_paths import stated_sha256
+from deltaweights.hub.repo_cache import stated_sha256
 from deltaweights.report import Report
 from deltaweights.util.workers import share_out
 
