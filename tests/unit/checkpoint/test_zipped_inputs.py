@@ -22,7 +22,6 @@ import torch
 from deltaweights.checkpoint.zipped_folder.unpack import NotEnoughDisk
 from deltaweights.errors import MalformedInput, Mismatch, TargetBusy
 from deltaweights.jobs.inspect import inspect_checkpoint
-from deltaweights.manifest.folder_entries import name_inside
 from deltaweights.report import Report
 from deltaweights.staging.location import TargetLocation, locate_target
 from tests.conftest import Run

@@ -85,10 +85,10 @@ def unrelated() -> Tensors:
 
 
 WRONG_BASES: dict[str, tuple[Callable[[], Tensors], str]] = {
-    "damaged": (damaged, LIKELY_CAUSES[0].text),
-    "rounded": (lambda: {n: t.bfloat16().to(t.dtype) for n, t in LARGE.items()}, LIKELY_CAUSES[1].text),
-    "sibling": (lambda: noisy(0.02), LIKELY_CAUSES[2].text),
-    "unrelated": (unrelated, LIKELY_CAUSES[3].text),
+    "damaged": (damaged, LIKELY_CAUSES[0][1]),
+    "rounded": (lambda: {n: t.bfloat16().to(t.dtype) for n, t in LARGE.items()}, LIKELY_CAUSES[1][1]),
+    "sibling": (lambda: noisy(0.02), LIKELY_CAUSES[2][1]),
+    "unrelated": (unrelated, LIKELY_CAUSES[3][1]),
 }
 
 

@@ -26,7 +26,7 @@ import torch
 
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import Mismatch
-from deltaweights.hub.cache_paths import Snapshot, snapshot_at, stated_sha256
+from deltaweights.hub.repo_cache import Snapshot, snapshot_at, stated_sha256
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.check_base import check_base
 from deltaweights.jobs.convert import convert_checkpoint
