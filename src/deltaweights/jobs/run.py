@@ -243,7 +243,7 @@ def conclude(
     staging.refuse_touched(fragments)
     publish(staging.staging, plan.identity, overwrite=settings.overwrite)
     seconds["publish"] = time.monotonic() - began
-    return Done(plan.operation.value.status, digest, manifest_sha256, findings, published_sum, planned.streamed)
+    return Done(plan.operation.status, digest, manifest_sha256, findings, published_sum, planned.streamed)
 
 
 def _stream(

@@ -30,7 +30,7 @@ def stream_shards(
     prove_unread(job)
     base = job.checkpoints["base"].tensors if "base" in job.plan.inputs else {}
     stream = Stream(job.plan, base, job.primarys, folder, keep, resources, report)
-    report.begin(job.plan.operation.value.doing, sum(shard.nbytes for shard in missing))
+    report.begin(job.plan.operation.doing, sum(shard.nbytes for shard in missing))
     try:
         for done in stream.run(missing):
             report.progress(done)

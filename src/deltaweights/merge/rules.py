@@ -178,7 +178,7 @@ def _require_floats(operation: Operation, primary: LazyTensor, base: LazyTensor 
     for role, tensor in ((operation.primary, primary), ("base", base)):
         if tensor is not None and tensor.spec.dtype not in FLOATS:
             found = f"dtype {tensor.spec.dtype}"
-            raise _problem(role, tensor, f"cannot be {operation.value.past}", found, "one of F16 BF16 F32 F64")
+            raise _problem(role, tensor, f"cannot be {operation.past}", found, "one of F16 BF16 F32 F64")
 
 
 def _problem(role: str, tensor: LazyTensor, problem: str, found: str, expected: str) -> Mismatch:
@@ -187,7 +187,7 @@ def _problem(role: str, tensor: LazyTensor, problem: str, found: str, expected: 
 
 def _refusal(problems: list[Mismatch], reason: str, operation: Operation) -> Mismatch:
     if not problems:
-        return Mismatch(f"nothing to {operation.value.verb}: the {operation.primary} has no weights")
+        return Mismatch(f"nothing to {operation.verb}: the {operation.primary} has no weights")
     more = f" (and {counted(len(problems) - 1, 'more tensor')} not fitting)" if len(problems) > 1 else ""
     return Mismatch(f"{problems[0]}{more}; {reason}")
 
