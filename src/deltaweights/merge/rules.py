@@ -121,10 +121,10 @@ def match_tensors(
         elif name in alone:
             what = f"is in the base, not in the {operation.primary}"
             problems.append(_problem("base", tensor, what, str(tensor.spec), "no such tensor"))
-    specs = _specs(base), _specs(primary)
+    base_specs, primary_specs = ({name: tensor.spec for name, tensor in each.items()} for each in (base, primary))
     if problems or not matches:
-        raise _refusal(problems, likely_reason(*specs, operation.primary), operation)
-    warnings = suspicion(*specs) if operation is Operation.APPLY else ()
+        raise _refusal(problems, likely_reason(base_specs, primary_specs, operation.primary), operation)
+    warnings = suspicion(base_specs, primary_specs) if operation is Operation.APPLY else ()
     return Matching(tuple(matches), tuple(dropped_base), _buffers(primary), warnings)
 
 
@@ -190,7 +190,3 @@ def _refusal(problems: list[Mismatch], reason: str, operation: Operation) -> Mis
         return Mismatch(f"nothing to {operation.verb}: the {operation.primary} has no weights")
     more = f" (and {counted(len(problems) - 1, 'more tensor')} not fitting)" if len(problems) > 1 else ""
     return Mismatch(f"{problems[0]}{more}; {reason}")
-
-
-def _specs(tensors: Mapping[str, LazyTensor]) -> dict[str, TensorSpec]:
-    return {name: tensor.spec for name, tensor in tensors.items()}
