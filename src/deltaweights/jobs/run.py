@@ -184,7 +184,7 @@ def publish_result(
     publish(staging.staging, plan.identity, overwrite=options.overwrite)
     seconds["publish"] = time.monotonic() - began
     return Outcome(
-        status=plan.operation.value.status,
+        status=plan.operation.status,
         content_digest=digest,
         manifest_sha256=manifest_sha256,
         findings=findings,

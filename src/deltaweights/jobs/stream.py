@@ -25,7 +25,7 @@ def stream_shards(
     _check_unread(prepared)
     plan, resources = prepared.plan, prepared.request.resources
     stream = Stream(plan, prepared.base_tensors, prepared.primary_tensors, folder, keep, resources, report)
-    report.begin(plan.operation.value.doing, sum(shard.nbytes for shard in missing))
+    report.begin(plan.operation.doing, sum(shard.nbytes for shard in missing))
     try:
         for done in stream.run(missing):
             report.progress(done)
