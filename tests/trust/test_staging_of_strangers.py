@@ -24,12 +24,12 @@ from deltaweights.staging.location import TargetLocation, locate_target
 from deltaweights.util.open_folder import OpenFolder
 from deltaweights.util.text import readable_json, strict_json
 from tests.faults.test_concurrency import pair
+from tests.support.identity import archive_of
 from tests.support.limits import PATIENCE
 from tests.support.meta import save_meta
 from tests.support.pairs import base_tensors
 from tests.support.staged import beside, make_staging, stage_result, within, write_journal
 from tests.unit.checkpoint.test_inputs import DEFLATED
-from tests.unit.recipes.test_identity import archive_of
 from tests.unit.staging.test_staging import files_of
 
 __all__ = ["pair"]

@@ -39,11 +39,11 @@ from deltaweights.merge.operation import Operation
 from deltaweights.report import Report
 from deltaweights.staging.location import TargetLocation, locate_target
 from tests.conftest import Run
+from tests.support.identity import Notes, archive_of, cached, counted_reads
 from tests.support.limits import PATIENCE
 from tests.support.meta import save_meta
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
 from tests.unit.checkpoint.test_folder import POINTER
-from tests.unit.recipes.test_identity import Notes, archive_of, cached, counted_reads
 
 Done = subprocess.CompletedProcess[str]
 Files = dict[str, bytes]

@@ -30,9 +30,9 @@ from deltaweights.manifest.verify import verify
 from deltaweights.merge.operation import Operation
 from deltaweights.recipes import catalogue
 from tests.conftest import Run
+from tests.support.identity import LLAVA_MED, Notes, cached
 from tests.support.limits import PATIENCE
 from tests.support.pairs import GROWN, Tensors, base_tensors, delta_tensors, load, same_bits, save
-from tests.unit.recipes.test_identity import LLAVA_MED, Notes, cached
 
 Done = subprocess.CompletedProcess[str]
 
