@@ -564,7 +564,7 @@ def test_a_repository_without_weights(run: Run, tmp_path: Path) -> None:
     line = line_of(run("apply", SLAKE, "--base", "b", "--target", "out", cwd=tmp_path), 5)
     assert line == (
         "katielink/llava-med-7b-slake-delta: the repository holds no weights; "
-        "give the archive, if you hold it: Slake1.0-9epoch_delta.zip"
+        "give the archive, if you have it: Slake1.0-9epoch_delta.zip"
     )
 
 
@@ -588,7 +588,7 @@ def test_a_recipe_file_without_a_suffix_is_a_file(run: Run, tmp_path: Path) -> N
     assert (done.returncode, json.loads(done.stdout)["fates"]["add_block"]) == (0, 2)
     for absent in ("./ours2", "absent.toml"):
         line = line_of(run("apply", "--recipe", absent, *pair.arguments(), cwd=tmp_path), 5)
-        assert line == f"{Path(absent)}: cannot read the recipe: No such file or directory"
+        assert line == f"{Path(absent)}: cannot open: No such file or directory"
 
 
 # The plan.
