@@ -10,7 +10,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # without the module ``typing``: the command line is to listen to signals as early as can be
     from deltaweights.cluster.finish import FinishResult, finish_parts
-    from deltaweights.cluster.part import PartResult
+    from deltaweights.cluster.part import PartResult, apply_part
     from deltaweights.diff.compare import DiffReport, diff_checkpoints
     from deltaweights.errors import (
         CheckFailed,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # without the module ``typing``: the command line is to liste
     )
     from deltaweights.inference.answer import Answer, answer
     from deltaweights.inference.structure import StructureReport, check_structure
-    from deltaweights.jobs.apply import ApplyResult, apply_delta, apply_part
+    from deltaweights.jobs.apply import ApplyResult, apply_delta
     from deltaweights.jobs.check_base import BaseReport, check_base
     from deltaweights.jobs.convert import ConvertResult, convert_checkpoint, export_checkpoint
     from deltaweights.jobs.inspect import InspectReport, inspect_checkpoint
@@ -84,7 +84,7 @@ _HOMES = {
     "UsageError": "deltaweights.errors",
     "ApplyResult": "deltaweights.jobs.apply",
     "apply_delta": "deltaweights.jobs.apply",
-    "apply_part": "deltaweights.jobs.apply",
+    "apply_part": "deltaweights.cluster.part",
     "PartResult": "deltaweights.cluster.part",
     "FinishResult": "deltaweights.cluster.finish",
     "finish_parts": "deltaweights.cluster.finish",

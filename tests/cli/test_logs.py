@@ -46,12 +46,12 @@ SHARDS = ("--max-shard-size", "400")
 
 SLOWLY = """\
 import time
-from deltaweights.merge.lane import Lane
-digest = Lane.digest_file
+from deltaweights.merge.open_shard import OpenShard
+digest = OpenShard.digest_file
 def slowly(*arguments):
     time.sleep(0.15)
     digest(*arguments)
-Lane.digest_file = slowly
+OpenShard.digest_file = slowly
 """
 
 
@@ -301,7 +301,7 @@ def test_interrupted(work: Path, number: signal.Signals) -> None:
         assert process.returncode == 128 + number
         events = events_of(text, process.returncode)
         word = "interrupted" if number == signal.SIGINT else "terminated"
-        assert events[-1]["message"] == f"{word}; the same command goes on from what is finished"
+        assert events[-1]["message"] == f"{word}; run the same command again to continue"
     finished = {event["file"]: event["sha256"] for event in named(events, "shard_finished")}
     _, again = logged(work, *APPLY, *SHARDS)
     reused = {event["file"]: event["sha256"] for event in named(again, "shard_reused")}

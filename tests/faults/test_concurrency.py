@@ -24,13 +24,15 @@ from safetensors.torch import save_file
 
 from deltaweights.cluster import part as parts
 from deltaweights.cluster.finish import finish_parts
+from deltaweights.cluster.part import apply_part
 from deltaweights.errors import InputOutputError, TargetBusy
 from deltaweights.hub import directory as hub_directory
 from deltaweights.hub import transfer
-from deltaweights.hub.access import Access, HubFile, Listing
-from deltaweights.hub.directory import How, HubDirectory
+from deltaweights.hub.access import Access
+from deltaweights.hub.directory import HubDirectory
 from deltaweights.hub.downloads import Downloads
-from deltaweights.jobs.apply import apply_delta, apply_part
+from deltaweights.hub.repo_listing import HubFile, RepoListing
+from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
 from deltaweights.signing import folder as signing
@@ -495,15 +497,15 @@ def held(cache: Path, downloads: Downloads | None = None, access: Access | None 
     access = access or Access("https://hub", None, cache, offline=False)
     files = {name: HubFile(name, 1000, hashlib.sha256(name.encode() * 1000).hexdigest(), "0" * 40) for name in "xy"}
     downloads = downloads or Downloads(access, lambda _: None)
-    return HubDirectory(access, Listing("acme/base", "a" * 40, files), downloads, How(), Report())
+    return HubDirectory(access, RepoListing("acme/base", "a" * 40, files), downloads, Report())
 
 
 def test_a_blob_that_another_process_repaired_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A damaged blob is removed only if it is still the file that was looked at."""
     directory = held(tmp_path)
     file = directory.listing.files["x"]
-    directory.store.prepare()
-    blob = directory.store.blob(file.key)
+    directory.cache.create()
+    blob = directory.cache.blob(file.key)
     blob.write_bytes(b"y" + b"x" * 999)
     hash_of = hub_directory._hash_of
 
@@ -514,7 +516,7 @@ def test_a_blob_that_another_process_repaired_stays(tmp_path: Path, monkeypatch:
         return found
 
     monkeypatch.setattr(hub_directory, "_hash_of", meanwhile)
-    assert directory._verified(file) is None
+    assert directory._open_verified(file) is None
     assert blob.read_bytes() == b"x" * 1000
 
 
@@ -532,7 +534,7 @@ def test_two_downloads_do_not_wait_for_each_other(tmp_path: Path, monkeypatch: p
         files = directory.listing.files
         job = directory.fetch(files[first])
         both.wait(PATIENCE)
-        while job is not None and job.arrival.failed is None:
+        while job is not None and job.pieces.failed is None:
             pass
         try:
             directory.fetch(files[second])

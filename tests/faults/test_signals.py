@@ -35,7 +35,7 @@ Pair = tuple[Path, Path]
 Done = subprocess.CompletedProcess[str]
 
 
-GOES_ON = "; the same command goes on from what is finished"
+GOES_ON = "; run the same command again to continue"
 
 
 def run_with(program: str, *arguments: str | Path, **options: object) -> Done:

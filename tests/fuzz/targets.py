@@ -15,28 +15,28 @@ import torch
 from safetensors.torch import save as save_safetensors
 
 from deltaweights import recipes
-from deltaweights.checkpoint.archived.directory import open_archive
-from deltaweights.checkpoint.checksums import prove
+from deltaweights.checkpoint.checksums import verify_checksum
 from deltaweights.checkpoint.companions import read_companions
 from deltaweights.checkpoint.directory import Directory
+from deltaweights.checkpoint.file_type import detect_file_type
 from deltaweights.checkpoint.files import InputFile, MemoryFile
 from deltaweights.checkpoint.index import read_index
 from deltaweights.checkpoint.layout import PARAMS
-from deltaweights.checkpoint.meta.params import read_params
-from deltaweights.checkpoint.pickled.reader import read_state_dict
-from deltaweights.checkpoint.pickled.torch_file import open_torch_file
+from deltaweights.checkpoint.meta_llama.params import read_params
 from deltaweights.checkpoint.safetensors_file import open_safetensors
-from deltaweights.checkpoint.sniff import what_is_it
-from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.checkpoint.weights_file import WeightsFile
+from deltaweights.checkpoint.tensors import LazyTensor, WeightsFile
+from deltaweights.checkpoint.torch_format.state_dict import read_state_dict
+from deltaweights.checkpoint.torch_format.torch_file import open_torch_file
+from deltaweights.checkpoint.zipped_folder.directory import open_archive
 from deltaweights.cluster import handoff as ending
+from deltaweights.cluster.part import apply_part
 from deltaweights.errors import InputOutputError
-from deltaweights.export.config import read_seeing, read_vision
+from deltaweights.export.config import read_image_features, read_vision
 from deltaweights.export.sentencepiece import merges_of, read_model
 from deltaweights.export.tokenizer_files import read_files
 from deltaweights.hub.access import Access
 from deltaweights.hub.ids import HubId, hub_id
-from deltaweights.jobs.apply import apply_delta, apply_part
+from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord
 from deltaweights.manifest.parsed import parse_manifest
 from deltaweights.manifest.tally import Tally
@@ -99,7 +99,7 @@ def scratch() -> Path:
 
 def read_all(weights: WeightsFile) -> None:
     """Read every small tensor, and compare it with its checksum."""
-    for tensor in [*weights.tensors.values(), *weights.loose]:
+    for tensor in [*weights.tensors.values(), *weights.extra_checksums]:
         read_tensor(tensor)
 
 
@@ -107,7 +107,7 @@ def read_tensor(tensor: LazyTensor) -> None:
     """Read a small tensor."""
     if tensor.spec.nbytes <= 2**20:
         tensor.source.read_into(memoryview(bytearray(tensor.spec.nbytes)), 0)
-        prove(tensor)
+        verify_checksum(tensor)
 
 
 def read_safetensors(data: bytes) -> None:
@@ -187,7 +187,7 @@ def read_metas_params(data: bytes) -> None:
 def read_a_config(data: bytes) -> None:
     read_companions(Held({"config.json": data}), frozenset(), "float16", "delta", "")
     table = Table(strict_json(data), "given")
-    read_seeing(table)
+    read_image_features(table)
     read_vision(table, table)
 
 
@@ -362,8 +362,8 @@ TARGETS: dict[str, Target] = {
     "pickle": Target(lambda data: read_state_dict(data, "given"), of_pickles),
     "legacy": Target(read_torch, lambda: [saved_legacy(STATE), saved_legacy({"w": WEIGHT, "v": WEIGHT.t()})]),
     "archive": Target(read_archive, of_archives),
-    "sniff": Target(
-        what_is_it, lambda: [*of_safetensors(), *of_torch()[:2], b"version https://git-lfs.github.com/spec/v1\n"]
+    "file type": Target(
+        detect_file_type, lambda: [*of_safetensors(), *of_torch()[:2], b"version https://git-lfs.github.com/spec/v1\n"]
     ),
     "json": Target(strict_json, lambda: [*of_indexes(), *of_configs()]),
     "index": Target(read_an_index, of_indexes),

@@ -19,10 +19,10 @@ import huggingface_hub as hf
 import pytest
 from huggingface_hub import constants
 
-from deltaweights.hub import patience
-from deltaweights.hub.arrival import Arrival
+from deltaweights.hub import retry
 from deltaweights.hub.locate import HubOptions
-from deltaweights.hub.rooms import DiskRoom
+from deltaweights.hub.piece_map import PieceMap
+from deltaweights.hub.piece_storage import DiskPieces
 from deltaweights.jobs.download import Downloaded, download
 from deltaweights.report import Report
 from tests.support.hub_server import HubServer
@@ -80,7 +80,7 @@ class Machine:
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
         patch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
-        patch.setattr(patience, "FIRST", 0.003)
+        patch.setattr(retry, "FIRST_WAIT", 0.003)
         self.said = Said()
         self.told = ""
         self.turn_to(hub)
@@ -115,10 +115,12 @@ class Machine:
 
     def ask_for_little(self, piece: int, run: int) -> None:
         """Fetch files in pieces of so many bytes, so many in a request, so that little ones have many, as large ones have."""
-        self._patch.setattr(DiskRoom, "piece", piece)
-        self._patch.setattr(Arrival.next_run, "__defaults__", (run,))
-        self.told = "from deltaweights.hub.arrival import Arrival; from deltaweights.hub.rooms import DiskRoom"
-        self.told += f"; DiskRoom.piece, Arrival.next_run.__defaults__ = {piece}, ({run},)"
+        self._patch.setattr(DiskPieces, "piece_size", piece)
+        self._patch.setattr(PieceMap.next_request, "__defaults__", (run,))
+        self.told = (
+            "from deltaweights.hub.piece_map import PieceMap; from deltaweights.hub.piece_storage import DiskPieces"
+        )
+        self.told += f"; DiskPieces.piece_size, PieceMap.next_request.__defaults__ = {piece}, ({run},)"
 
     def run(self, *arguments: str | Path) -> Done:
         """Run ``deltaweights ARGUMENTS``."""

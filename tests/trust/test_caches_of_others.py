@@ -15,14 +15,14 @@ import pytest
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import CheckFailed, InputOutputError
 from deltaweights.hub import directory as hub_directory
-from deltaweights.hub.access import HubFile
 from deltaweights.hub.files import VerifiedFile
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.locate import HubOptions
-from deltaweights.hub.notes import Notes
-from deltaweights.hub.rooms import PIECE, DiskRoom
-from deltaweights.hub.store import Store
-from deltaweights.hub.transfer import Damaged
+from deltaweights.hub.piece_storage import DISK_PIECE, DiskPieces
+from deltaweights.hub.repo_cache import RepoCache
+from deltaweights.hub.repo_listing import HubFile
+from deltaweights.hub.transfer import DamagedFile
+from deltaweights.hub.verified import VerificationRecords
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.inspect import inspect_checkpoint
 from deltaweights.manifest.manifest import MANIFEST
@@ -100,7 +100,7 @@ def states_of(machine: Machine) -> Path:
     return machine.folder / "state" / "deltaweights" / "verified"
 
 
-# Notes.
+# Verification records.
 
 
 @pytest.mark.trust
@@ -227,7 +227,7 @@ def test_without_a_place_for_notes(
     for _ in range(2):
         machine.fetch(BASE)
     assert hashed.count(NAME) == 2
-    assert sum("cannot be noted" in text for text in machine.said.notes) == 1
+    assert sum("cannot record verified files" in text for text in machine.said.notes) == 1
     assert not machine.said.warnings
     assert how != "of-others" or not list((machine.folder / "theirs").iterdir())
 
@@ -246,43 +246,43 @@ def test_a_note_is_of_one_file_as_it_was(tmp_path: Path) -> None:
     """A note with another hash, user, device, inode, size or time does not apply to the file."""
     blob = tmp_path / "blob"
     blob.write_bytes(b"weights")
-    notes, found = Notes(Said()), blob.stat()
+    records, found = VerificationRecords(Said()), blob.stat()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path))
-        notes.keep(blob, "key", found, "mark")
-        note = notes.known(blob, "key", found)
-        assert note is not None
-        assert (note.holds, note.arrival) == (True, "mark")
-        assert notes.known(blob, "other", found) is None
-        assert notes.known(tmp_path / "other", "key", found) is None
+        records.add(blob, "key", found, "mark")
+        record = records.find(blob, "key", found)
+        assert record is not None
+        assert (record.current, record.download_id) == (True, "mark")
+        assert records.find(blob, "other", found) is None
+        assert records.find(tmp_path / "other", "key", found) is None
         for place in (1, 2, 6):
             fields = list(found)
             fields[place] += 1
             other = os.stat_result(fields, {name: getattr(found, name) for name in ("st_mtime_ns", "st_ctime_ns")})
-            note = notes.known(blob, "key", other)
-            assert note is not None
-            assert not note.holds
+            record = records.find(blob, "key", other)
+            assert record is not None
+            assert not record.current
         for name in ("st_mtime_ns", "st_ctime_ns"):
             times = {each: getattr(found, each) + (each == name) for each in ("st_mtime_ns", "st_ctime_ns")}
-            note = notes.known(blob, "key", os.stat_result(list(found), times))
-            assert note is not None
-            assert not note.holds
+            record = records.find(blob, "key", os.stat_result(list(found), times))
+            assert record is not None
+            assert not record.current
         patch.setattr(os, "geteuid", lambda: found.st_uid + 1)
-        assert notes.known(blob, "key", found) is None
+        assert records.find(blob, "key", found) is None
 
 
 def test_a_file_that_others_may_write_is_noted_once_it_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two quick changes may have the same time, so that a note about the first would apply to the second."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    blob, notes = tmp_path / "blob", Notes(Said())
+    blob, records = tmp_path / "blob", VerificationRecords(Said())
     blob.write_bytes(b"weights")
     blob.chmod(0o664)
     found = blob.stat()
-    notes.keep(blob, "key", found, None)
-    assert notes.known(blob, "key", found) is None
+    records.add(blob, "key", found, None)
+    assert records.find(blob, "key", found) is None
     monkeypatch.setattr("time.time_ns", lambda: found.st_ctime_ns + 61 * 10**9)
-    notes.keep(blob, "key", found, None)
-    assert notes.known(blob, "key", found) is not None
+    records.add(blob, "key", found, None)
+    assert records.find(blob, "key", found) is not None
 
 
 # Files that others own or can write to.
@@ -315,7 +315,7 @@ def test_row82_the_owner_of_a_blob_tampers_after_the_note(machine: Machine, blob
     before = blob.stat()
     do_as_other(TAMPER, blob)
     assert (blob.stat().st_size, blob.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-    with pytest.raises(Damaged, match="damaged in the cache"):
+    with pytest.raises(DamagedFile, match="damaged in the cache"):
         apply_delta(BASE, DELTA, machine.folder / "out", require_verified=True, hub=HubOptions(offline=True))
 
 
@@ -329,7 +329,7 @@ def test_row82_the_owner_tampers_while_it_is_read(machine: Machine, blob: Path, 
         file: LocalFile = VerifiedFile(blob, blob, blob.name)
     else:
         file = LocalFile(blob)
-        file.hash_counts()
+        file.rely_on_hash()
     file.check_unchanged()
     do_as_other(TAMPER, blob)
     with pytest.raises(InputOutputError, match="changed while being read"):
@@ -358,7 +358,7 @@ def begun_by_others(blob: Path, size: int) -> dict[Path, bytes]:
     """Leave a download whose pieces are all marked as complete; return what must not change."""
     incomplete = blob.with_name(f"{blob.name}.deltaweights.incomplete")
     incomplete.write_bytes(bytes(size))
-    incomplete.with_suffix(".pieces").write_bytes(b"0" * 32 + b"\1" * (size // PIECE + 1))
+    incomplete.with_suffix(".pieces").write_bytes(b"0" * 32 + b"\1" * (size // DISK_PIECE + 1))
     for path in (incomplete, incomplete.with_suffix(".pieces")):
         path.chmod(0o666)
     return {path: path.read_bytes() for path in (incomplete, incomplete.with_suffix(".pieces"))}
@@ -378,7 +378,7 @@ def test_row82_pieces_of_others(machine: Machine, blob: Path, owner: int | None)
             os.chown(path, owner, owner)
     apply_delta(BASE, DELTA, machine.folder / "out", require_verified=True, report=machine.said)
     assert same_bits(load(machine.folder / "out"), reference(WEIGHTS, CHANGES))
-    assert not any("fetched again" in text for text in machine.said.warnings), "none of the planted pieces was used"
+    assert not any(" again" in text for text in machine.said.warnings), "none of the planted pieces was used"
     assert {path: path.read_bytes() for path in planted} == planted
     assert not blob.stat().st_mode & 0o022
 
@@ -395,12 +395,12 @@ def test_downloads_write_into_no_file_of_the_users(tmp_path: Path, how: str) -> 
         path.symlink_to(thesis)
     else:
         path.with_suffix(".pieces").symlink_to(thesis)
-    room = DiskRoom(path, 10)
-    room.here()
-    room.put(memoryview(b"0123456789"), 0)
-    room.finished(0)
-    room.close()
-    room.forget([0])
+    storage = DiskPieces(path, 10)
+    storage.resume()
+    storage.put(memoryview(b"0123456789"), 0)
+    storage.mark_present(0)
+    storage.close()
+    storage.mark_missing([0])
     assert thesis.read_text() == "years"
 
 
@@ -409,12 +409,12 @@ def test_marks_that_become_a_link_are_not_written(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     thesis, path = tmp_path / "thesis", tmp_path / "blobs" / "abc.deltaweights.incomplete"
     thesis.write_bytes(b"\1" * 100)
-    room = DiskRoom(path, 10)
-    room.here()
-    room.close()
+    storage = DiskPieces(path, 10)
+    storage.resume()
+    storage.close()
     path.with_suffix(".pieces").unlink()
     path.with_suffix(".pieces").symlink_to(thesis)
-    room.forget([0])
+    storage.mark_missing([0])
     assert thesis.read_bytes() == b"\1" * 100
 
 
@@ -425,19 +425,19 @@ def test_marks_that_become_a_link_are_not_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["blobs", "snapshots", "refs", "snapshot", "refs/pr"])
 def test_row82_folders_that_primary_elsewhere(tmp_path: Path, name: str) -> None:
     """Where a folder of the cache is a link, nothing is created, replaced or removed in the folder that it leads to."""
-    store, precious, commit = Store.of(tmp_path, BASE), tmp_path / "precious", "a" * 40
+    cache, precious, commit = RepoCache.of(tmp_path, BASE), tmp_path / "precious", "a" * 40
     precious.mkdir()
     for each in ("main", "1", "config.json", commit):
         (precious / each).write_text("mine")
-    link = store.snapshot(commit) if name == "snapshot" else store.root / name
+    link = cache.snapshot(commit) if name == "snapshot" else cache.root / name
     link.parent.mkdir(parents=True)
     link.symlink_to(precious)
     attempts: list[Callable[[], object]] = [
-        store.prepare,
-        lambda: store.link(commit, HubFile("config.json", 1, None, "b" * 40)),
-        lambda: store.name_commit(HubId(BASE, None), commit),
-        lambda: store.name_commit(HubId(BASE, "pr/1"), commit),
-        lambda: DiskRoom(store.incomplete("abc"), 10),
+        cache.create,
+        lambda: cache.link(commit, HubFile("config.json", 1, None, "b" * 40)),
+        lambda: cache.set_ref(HubId(BASE, None), commit),
+        lambda: cache.set_ref(HubId(BASE, "pr/1"), commit),
+        lambda: DiskPieces(cache.incomplete("abc"), 10),
     ]
     refused = 0
     for attempt in attempts:
@@ -453,13 +453,13 @@ def test_row82_folders_that_primary_elsewhere(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize("kind", ["fifo", "long"])
 def test_a_branch_that_is_no_commit(tmp_path: Path, kind: str) -> None:
     """A branch file that is a FIFO, or endless, is ignored: the cache has no such commit."""
-    store = Store.of(tmp_path, BASE)
-    store.prepare()
+    cache = RepoCache.of(tmp_path, BASE)
+    cache.create()
     if kind == "fifo":
-        os.mkfifo(store.root / "refs" / "main")
+        os.mkfifo(cache.root / "refs" / "main")
     else:
-        (store.root / "refs" / "main").write_text("a" * 10_000)
-    assert store.listing(HubId(BASE, None)) is None
+        (cache.root / "refs" / "main").write_text("a" * 10_000)
+    assert cache.listing(HubId(BASE, None)) is None
 
 
 @pytest.mark.trust
@@ -483,14 +483,14 @@ def test_row82_blobs_that_primary_out_of_the_cache(
     assert f"{blob}: damaged in the cache: a link out of it; fetch it again, without --offline" in done.stderr
     again = machine.run(*common)
     assert again.returncode == 0, again.stderr
-    assert f"{blob}: damaged in the cache: a link out of it: fetched again" in again.stderr
+    assert f"{blob}: damaged in the cache: a link out of it: fetching it again" in again.stderr
     assert hashlib.sha256(secret.read_bytes()).hexdigest() not in done.stderr + again.stderr
     assert (blob.read_bytes(), blob.is_symlink()) == (content, False)
     assert secret.read_bytes() == b"correct horse battery staple"
     blob.unlink()
     blob.symlink_to(secret)
     hashed.clear()
-    with pytest.raises(Damaged, match="a link out of it"):
+    with pytest.raises(DamagedFile, match="a link out of it"):
         machine.fetch(BASE, offline=True)
     assert NAME not in hashed
 

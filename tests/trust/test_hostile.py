@@ -19,7 +19,7 @@ from PIL import Image
 
 from deltaweights.checkpoint.companions import state_dtype
 from deltaweights.errors import CheckFailed, MalformedInput, UsageError
-from deltaweights.hub.access import access
+from deltaweights.hub.access import configured_access
 from deltaweights.inference.prompts import LONGEST, open_images
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.listing import list_checkpoint
@@ -278,9 +278,9 @@ def licences(folder: Path, names: list[str], size: int) -> list[str | Path]:
 @pytest.mark.trust
 def test_row47_companions_without_end(tmp_path: Path, normal: float) -> None:
     """Licences that are too large, and names that differ only in case, are refused."""
-    large = case(lambda folder: licences(folder, ["LICENSE"], 60 * 2**20), 3, "LICENSE: too long for what it is")
+    large = case(lambda folder: licences(folder, ["LICENSE"], 60 * 2**20), 3, "LICENSE: file is too long")
     twins = case(
-        lambda folder: licences(folder, ["LICENSE", "License"], 10), 3, "two files of one name, where case does not"
+        lambda folder: licences(folder, ["LICENSE", "License"], 10), 3, "two files whose names differ only in case"
     )
     for number, subject in enumerate((large, twins)):
         hold(subject, tmp_path / str(number), normal)
@@ -334,7 +334,7 @@ def test_row76_a_signature_without_end(tmp_path: Path, normal: float) -> None:
         (folder / "out" / "model.sig").write_bytes(base64.b64encode(bytes(45 * 2**20)))
         return ["verify", folder / "out", "--public-key", make_key(folder)[1]]
 
-    hold(case(make, 6, "model.sig: too long for what it is"), tmp_path, normal)
+    hold(case(make, 6, "model.sig: file is too long"), tmp_path, normal)
 
 
 # The environment.
@@ -345,16 +345,16 @@ def test_row76_a_signature_without_end(tmp_path: Path, normal: float) -> None:
 )
 def test_no_address_of_a_hub(endpoint: str) -> None:
     """A malformed address is a usage error with a printable message."""
-    with pytest.raises(UsageError, match="not the address of a Hub") as caught:
-        access(endpoint=endpoint)
+    with pytest.raises(UsageError, match="not a valid Hub address") as caught:
+        configured_access(endpoint=endpoint)
     assert str(caught.value).isprintable()
 
 
 ENVIRONMENTS = {
-    "a number": ({"HF_HUB_DOWNLOAD_TIMEOUT": "x"}, "a variable of huggingface_hub is not usable"),
-    "a proxy": ({"ALL_PROXY": "foo://user:secret@x"}, "the proxy's address cannot be used"),
-    "another proxy": ({"HTTPS_PROXY": "ftp://user:secret@x"}, "the proxy's address cannot be used"),
-    "an endpoint": ({"HF_ENDPOINT": "http://\x1b[31m"}, "a variable of huggingface_hub is not usable"),
+    "a number": ({"HF_HUB_DOWNLOAD_TIMEOUT": "x"}, "unusable environment variable of huggingface_hub"),
+    "a proxy": ({"ALL_PROXY": "foo://user:secret@x"}, "unusable proxy address"),
+    "another proxy": ({"HTTPS_PROXY": "ftp://user:secret@x"}, "unusable proxy address"),
+    "an endpoint": ({"HF_ENDPOINT": "http://\x1b[31m"}, "unusable environment variable of huggingface_hub"),
 }
 
 

@@ -95,7 +95,7 @@ CASES: dict[str, Case] = {
     **{
         row: case(
             naming(row),
-            3, INDEX, f"tensor {FIRST}: index names something else than a weights file beside it",
+            3, INDEX, f"tensor {FIRST}: index names something other than a weights file beside it",
         )
         for row in ("row50-way-up", "row50-absolute", "row50-number", "row50-control", "row50-backslash-way-up")
     },

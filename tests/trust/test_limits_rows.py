@@ -182,4 +182,4 @@ with open_checkpoint(base, "base") as checkpoint:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (FEW, FEW)),
     )
     assert "model-00100-of-00100.safetensors: cannot read at byte" in done.stderr
-    assert "another file has its name by now" in done.stderr
+    assert "a different file now has its name" in done.stderr

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from deltaweights.checkpoint import opening
-from deltaweights.checkpoint.directory import Led, LocalDirectory
+from deltaweights.checkpoint import safe_open
+from deltaweights.checkpoint.directory import LocalDirectory, OutsideLink
 from deltaweights.checkpoint.folder import open_checkpoint
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
-from deltaweights.export.tower import _vision
+from deltaweights.export.vision_tower import _read_config
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.beside import manifest_beside
 from deltaweights.manifest.folder_check import FolderCheck
@@ -196,7 +196,7 @@ def test_row80_documents_whose_values_are_copied(tmp_path: Path, secret: Path, n
         open_checkpoint(base, "vision tower") as checkpoint,
         refused(MalformedInput, problem="a link that leaves the folder"),
     ):
-        _vision(checkpoint)
+        _read_config(checkpoint)
 
 
 @pytest.mark.trust
@@ -278,7 +278,7 @@ def test_row81_links_out_of_the_input_are_said(links: tuple[Path, Path, Path], t
     assert str(real).encode() not in written
 
 
-OF_OTHERS = "a link that somebody else made, to a file that is not his: found "
+OF_OTHERS = "another user's link to a file that is not theirs: found "
 
 
 @needs_other_user
@@ -315,15 +315,15 @@ def test_row81_links_to_files_of_whoever_made_them(links: tuple[Path, Path, Path
     give_to_other(real)
     said = Said()
     apply_delta(base, delta, tmp_path / "out", report=said)
-    assert len([text for text in said.warnings if text.endswith("; somebody else made it")]) == 1
+    assert len([text for text in said.warnings if text.endswith("; another user made it")]) == 1
 
 
 @pytest.fixture(params=["held", "by-name"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Check names by descriptor, where the system supports that, and without."""
     if request.param == "by-name":
-        monkeypatch.setattr(opening, "LOOK", None)
-    elif opening.LOOK is None:
+        monkeypatch.setattr(safe_open, "LOOK", None)
+    elif safe_open.PATH_ONLY is None:
         pytest.skip("the system cannot hold what it does not open")
     return str(request.param)
 
@@ -354,11 +354,11 @@ def test_row81_every_link_on_the_way_counts(given: Path, tmp_path: Path, whose: 
     directory = LocalDirectory(given)
     if whose == "mine" or owner == OTHER:
         assert directory.read("x", 1000) == TERMS
-        assert directory.led["x"] == Led(str(file), by_others=whose != "mine")
+        assert directory.outside_links["x"] == OutsideLink(str(file), by_others=whose != "mine")
     else:
         with pytest.raises(MalformedInput, match=OF_OTHERS):
             directory.read("x", 1000)
-        assert not directory.led
+        assert not directory.outside_links
 
 
 class FlipsOfOther(Flips):
@@ -421,7 +421,7 @@ def test_row81_what_is_no_file_is_not_opened(given: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "open", note)
     with refused(MalformedInput, problem="not a regular file", found=kind):
         LocalDirectory(given).open("x")
-    if opening.SEARCH & getattr(os, "O_PATH", 0):
+    if safe_open.SEARCH & getattr(os, "O_PATH", 0):
         assert not opened
 
 

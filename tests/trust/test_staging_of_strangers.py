@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from deltaweights.cluster.finish import finish_parts
+from deltaweights.cluster.part import apply_part
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
-from deltaweights.jobs.apply import apply_delta, apply_part
+from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.convert import convert_checkpoint
 from deltaweights.manifest.manifest import Fragment
 from deltaweights.manifest.verify import verify

@@ -1,45 +1,44 @@
-"""One safetensors file: its header, read and checked without mercy.
+"""Read the header of a safetensors file, and check that it is unambiguous and that its tensors tile the file exactly.
 
-Enters: an open file. Leaves: a ``WeightsFile`` whose tensors tile the file exactly. Never: a byte of weights, or a header that two
-readers could take for two different things. The rules are those of the format (README of huggingface/safetensors, "Format"),
-and those its library leaves out: duplicate keys, unknown fields, control characters in names.
+The rules are those of the format (README of huggingface/safetensors, "Format") and some that its library does
+not check: duplicate keys, unknown fields, control characters in names.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import NoReturn
 
 from blake3 import blake3
 
-from deltaweights.checkpoint.checksums import cover_whole
+from deltaweights.checkpoint.checksums import with_whole_file_checksum
+from deltaweights.checkpoint.file_type import detect_file_type
 from deltaweights.checkpoint.files import InputFile
-from deltaweights.checkpoint.sniff import what_is_it
 from deltaweights.checkpoint.tensors import (
     ITEM_SIZES,
     MAX_BYTES,
+    ContiguousSource,
     LazyTensor,
     Storage,
     TensorSpec,
+    WeightsFile,
     name_fault,
     row_major,
 )
-from deltaweights.checkpoint.weights_file import ContiguousSource, WeightsFile
 from deltaweights.errors import MalformedInput
 from deltaweights.util.interruption import check
 from deltaweights.util.limits import HEADER, MOST_TENSORS
 from deltaweights.util.text import Json, strict_json
 
 MAX_AXES = 64
-"""Most axes of a tensor: as many as numpy and torch can handle."""
+"""The most axes that numpy and torch can handle."""
 
 FETCH_AGAIN = "the file is damaged or cut: fetch it again"
 
 
 def open_safetensors(file: InputFile) -> WeightsFile:
-    """Read the header of ``file``, which is closed when that fails.
+    """Read the header of ``file``, and close it if that fails.
 
     Raises ``MalformedInput`` when the file breaks a rule of the format, ``InputOutputError`` when it cannot be read.
     """
@@ -50,7 +49,7 @@ def open_safetensors(file: InputFile) -> WeightsFile:
         file.close()
         raise
     digest = blake3(len(header).to_bytes(8, "little") + header).hexdigest()
-    return cover_whole(WeightsFile(file, "safetensors", f"blake3:{digest}", tensors))
+    return with_whole_file_checksum(WeightsFile(file, "safetensors", f"blake3:{digest}", tensors))
 
 
 def _refuse(
@@ -61,7 +60,7 @@ def _refuse(
 
 def _header(file: InputFile) -> bytes:
     head = file.read(0, min(file.size, 1024))
-    other = what_is_it(head)
+    other = detect_file_type(head)
     if other is not None:
         what, remedy = other
         raise MalformedInput("not a safetensors file", where=file.path, found=what, remedy=remedy)
@@ -99,7 +98,7 @@ def _tensors(file: InputFile, header: bytes, data_start: int) -> dict[str, LazyT
 
 
 def _entry(file: InputFile, name: str, fields: Json) -> tuple[TensorSpec, int, int]:
-    """Return one tensor's spec, begin and end, each checked on its own."""
+    """Check one entry of the header, and return the tensor's spec, begin and end."""
     check()
     fault = name_fault(name)
     if fault:
@@ -126,7 +125,7 @@ def _entry(file: InputFile, name: str, fields: Json) -> tuple[TensorSpec, int, i
             _refuse(file, "shape is too large", f"{dtype} {shape}", f"at most {MAX_BYTES} bytes", name)
     if nbytes != end - begin:
         _refuse(file, "shape and data_offsets disagree", f"{end - begin} bytes", f"{nbytes} for {dtype} {shape}", name)
-    # Names and shapes of both inputs, of the index and of the result are mostly the same: held once.
+    # The inputs, the index and the result mostly have the same names and shapes: keep one copy of each.
     return TensorSpec(sys.intern(name), sys.intern(dtype), _shared(tuple(shape))), begin, end
 
 
@@ -136,19 +135,19 @@ def _shared(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _is_text(value: Json) -> bool:
-    # Half a surrogate pair, which JSON can spell, is no text: no other reader takes it.
+    # JSON can spell half a surrogate pair, which other readers reject.
     return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _is_sizes(value: Json) -> bool:
-    # bool is a subclass of int, and JSON's true is no size.
+    # bool is a subclass of int, and JSON's true is not a size.
     return isinstance(value, list) and all(type(size) is int and 0 <= size <= MAX_BYTES for size in value)
 
 
 def _check_tiling(file: InputFile, entries: list[tuple[TensorSpec, int, int]], data_size: int) -> None:
     """Refuse overlaps, holes, and bytes that belong to no tensor."""
     place = 0
-    for spec, begin, end in _by_place(entries):
+    for spec, begin, end in sorted(entries, key=lambda entry: entry[1:]):
         if begin < place:
             _refuse(file, "overlaps the tensor before it", f"begin at {begin}", place, spec.name)
         if begin > place:
@@ -158,7 +157,3 @@ def _check_tiling(file: InputFile, entries: list[tuple[TensorSpec, int, int]], d
         place = end
     if place != data_size:
         _refuse(file, "bytes after the last tensor", f"{data_size} bytes of data", place)
-
-
-def _by_place(entries: list[tuple[TensorSpec, int, int]]) -> Iterator[tuple[TensorSpec, int, int]]:
-    return iter(sorted(entries, key=lambda entry: entry[1:]))

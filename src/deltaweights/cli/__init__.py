@@ -1,8 +1,4 @@
-"""The command line: ``deltaweights COMMAND``, and the drop-ins ``apply-delta`` and ``make-delta``.
-
-Enters: arguments. Leaves: results on stdout, everything else on stderr, and an exit code from docs/design.md. Never: a traceback
-for something a user can cause, or an import of torch before a command needs it.
-"""
+"""The command line: ``deltaweights COMMAND``, and the drop-ins ``apply-delta`` and ``make-delta``."""
 
 from __future__ import annotations
 

@@ -1,16 +1,27 @@
-"""``deltaweights apply``.
-
-Enters: arguments. Leaves: the merged checkpoint, and what it is, on stdout. Never: logic.
-"""
+"""``deltaweights apply``, in one process, as one part of several, or started by a launcher."""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from deltaweights.cli.job import apply
-from deltaweights.cli.options import apply_options
+from deltaweights.cli.log_report import report_for
+from deltaweights.cli.options import apply_options, hub_of, part_of, recipe_of
+from deltaweights.cli.outcome import print_finished, print_outcome
+from deltaweights.cli.writing import write_checkpoint
+from deltaweights.cluster.launch import is_launched
+from deltaweights.errors import UsageError
+from deltaweights.util.text import counted
+
+if TYPE_CHECKING:
+    from deltaweights.jobs.request import Request
 
 
 @click.command("apply")
@@ -24,8 +35,86 @@ from deltaweights.cli.options import apply_options
 def command(recipe: str | None, base: str | None, delta: str | None, target: str, **options: Any) -> None:
     """Add a delta to its base and write the merged checkpoint.
 
-    RECIPE names a known pair (deltaweights recipes): its rules are used, and base and delta are held against what is known of
-    them. The target appears when it is complete and flushed to the disk, with manifest.json and SHA256SUMS. A killed run is
-    finished by the same command.
+    RECIPE names a known pair (deltaweights recipes): its rules are used, and base and delta are compared with what is known of
+    them. The target appears when it is complete and flushed to the disk, with manifest.json and SHA256SUMS. Run the same command
+    again to continue a killed run.
     """
     apply("deltaweights", base, delta, target, recipe=recipe, **options)
+
+
+def apply(
+    name: str,
+    base: str | None,
+    delta: str | None,
+    target: str,
+    *,
+    recipe: str | None = None,
+    recipe_option: str | None,
+    part: str | None,
+    **options: Any,
+) -> None:
+    """Add the delta to its base, all of it or a part, or show the plan, and print the outcome."""
+    from deltaweights.jobs.apply import apply as do  # noqa: PLC0415  (slow to load, so not for --help)
+    from deltaweights.jobs.apply import apply_request  # noqa: PLC0415
+
+    recipe, recipe_file = recipe_of(recipe, recipe_option)
+    request = partial(apply_request, base, delta, target, recipe=recipe, recipe_file=recipe_file)
+    if options["dry_run"]:
+        write_checkpoint(name, request, do, **options)
+    elif is_launched(os.environ):
+        if part is not None:
+            raise UsageError("--part is set by the launcher", remedy="leave it out, or do not launch several processes")
+        _apply_together(name, request, **options)
+    elif part is not None:
+        _apply_part(name, partial(request, part=part_of(part)), **options)
+    else:
+        write_checkpoint(name, request, do, **options)
+
+
+def _apply_together(
+    name: str,
+    make_request: Callable[..., Request],
+    *,
+    as_json: bool,
+    quiet: bool,
+    dry_run: bool,
+    device: str,
+    **options: Any,
+) -> None:
+    """Do the part of one of several processes that a launcher started; the main one publishes and prints the outcome."""
+    from deltaweights.cluster.finish import finish_parts  # noqa: PLC0415  (slow to load)
+    from deltaweights.cluster.launch import rank  # noqa: PLC0415
+    from deltaweights.cluster.part import run_part  # noqa: PLC0415
+
+    of_the_result = {key: options.pop(key) for key in ("strict", "check", "read_back")}
+    of_the_result |= {key: options[key] for key in ("overwrite", "allow_unproved_base")}
+    by_default = click.get_current_context().get_parameter_source("device") is ParameterSource.DEFAULT
+    options["hub"] = hub_of(options)
+    with rank("auto" if by_default else device) as here:
+        report = report_for(name, quiet=quiet or not here.is_main)
+        request = make_request(dry_run=dry_run, part=here.part, device=here.device, **options)
+        run_part(request, report)
+        here.wait()
+        if here.is_main:
+            target = os.fspath(request.target)
+            print_finished(finish_parts(target, report=report, **of_the_result), target, report, as_json=as_json)
+        here.wait()
+
+
+def _apply_part(name: str, make_request: Callable[..., Request], *, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Do one part of a merge, and print what it did."""
+    from deltaweights.cluster.part import run_part  # noqa: PLC0415  (slow to load)
+
+    options["hub"] = hub_of(options)
+    request = make_request(**options)
+    report = report_for(name, quiet=quiet)
+    done = run_part(request, report)
+    seconds = done.seconds["total"]
+    lines = [
+        f"part            {done.part}: {done.status}, {counted(len(done.made), 'shard')} made in {seconds:.1f} s",
+        f"shards          {', '.join(done.shards) or 'none: there are more parts than shards'}",
+        f"plan            {done.plan}: {done.finished} of {done.total} shards are finished",
+    ]
+    print_outcome(asdict(done), lines, as_json=as_json)
+    if done.finished == done.total and done.status == "finished":
+        report.note(f"publish it with deltaweights finish --target {shlex.quote(done.target)}")

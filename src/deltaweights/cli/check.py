@@ -1,7 +1,4 @@
-"""``deltaweights check``.
-
-Enters: a folder. Leaves: what keeps a library from loading it, and an exit code that says whether anything does. Never: weights.
-"""
+"""``deltaweights check``."""
 
 from __future__ import annotations
 

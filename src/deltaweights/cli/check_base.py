@@ -1,7 +1,4 @@
-"""``deltaweights check-base``.
-
-Enters: a base and a delta. Leaves: whether the one was made from the other, and an exit code that says so. Never: a merge.
-"""
+"""``deltaweights check-base``."""
 
 from __future__ import annotations
 
@@ -11,15 +8,13 @@ from typing import Any
 import click
 
 from deltaweights.cli.options import (
-    DTYPE,
-    device_option,
     hub_of,
     hub_options,
     json_option,
+    option,
     recipe_of,
     recipe_option,
     stream_option,
-    workers_option,
 )
 from deltaweights.cli.results import print_json
 from deltaweights.cli.terminal import TerminalReport
@@ -40,13 +35,11 @@ def _share(_ctx: click.Context, _parameter: click.Parameter, value: float) -> fl
 @click.option(
     "--sample", type=float, default=1.0, show_default=True, callback=_share, help="Share of the weights to read."
 )
-@click.option(
-    "--compute-dtype", type=DTYPE, help="Dtype that the delta was computed in [default: the recipe's, or float16]."
-)
+@option("compute_dtype", help="Dtype that the delta was computed in [default: the recipe's, or float16].")
 @hub_options
 @stream_option
-@device_option
-@workers_option
+@option("device")
+@option("workers")
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="Only the result, and errors.")
 def command(recipe: str | None, base: str, delta: str, *, as_json: bool, quiet: bool, **options: Any) -> None:

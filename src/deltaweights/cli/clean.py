@@ -1,7 +1,4 @@
-"""``deltaweights clean``.
-
-Enters: a target. Leaves: no staging beside it. Never: a change to the target, unless a publication was cut off half-way.
-"""
+"""``deltaweights clean``."""
 
 from __future__ import annotations
 

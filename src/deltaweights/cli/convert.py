@@ -1,23 +1,21 @@
-"""``deltaweights convert``.
-
-Enters: arguments. Leaves: the same weights as a Hugging Face folder, and what it is, on stdout. Never: logic.
-"""
+"""``deltaweights convert``."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
 
-from deltaweights.cli.job import convert
-from deltaweights.cli.options import DTYPE, format_option, hub_options, output_options, stream_option
+from deltaweights.cli.options import copied_dtype_option, hub_options, option, output_options, stream_option
+from deltaweights.cli.writing import write_checkpoint
 
 
 @click.command("convert")
 @click.option("--base", required=True, metavar="PATH", help="What to convert: Meta's folder, or any other checkpoint.")
 @click.option("--target", required=True, metavar="PATH", help="The folder to create.")
-@click.option("--dtype", type=DTYPE, help="Dtype of the written weights [default: the one that they have].")
-@format_option
+@copied_dtype_option
+@option("weights")
 @hub_options
 @stream_option
 @output_options
@@ -27,4 +25,6 @@ def command(base: str, target: str, **options: Any) -> None:
     The base may be in Meta's format (consolidated.NN.pth and params.json), of any number of parts: rows are re-ordered and parts
     joined as transformers' conversion does, and configuration and tokenizer files are written. Weights keep their bits.
     """
-    convert(base, target, **options)
+    from deltaweights.jobs.convert import convert_request, copy  # noqa: PLC0415  (slow to load, so not for --help)
+
+    write_checkpoint("deltaweights", partial(convert_request, base, target), copy, **options)

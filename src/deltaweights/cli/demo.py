@@ -1,8 +1,4 @@
-"""``deltaweights demo``.
-
-Enters: nothing. Leaves: a tiny pair, merged and verified before the user's eyes, and what to type next. Never: files that were not
-asked to be kept.
-"""
+"""``deltaweights demo``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``deltaweights diff``.
-
-Enters: two checkpoints. Leaves: what is not the same in both, and an exit code that says whether anything is not. Never: torch.
-"""
+"""``deltaweights diff``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``deltaweights download``.
-
-Enters: an id of the Hub, or a recipe. Leaves: files in the Hub's cache, and where they are, on stdout. Never: logic.
-"""
+"""``deltaweights download``."""
 
 from __future__ import annotations
 

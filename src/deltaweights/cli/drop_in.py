@@ -1,8 +1,4 @@
-"""``apply-delta`` and ``make-delta``: the command lines of the original scripts, and ours.
-
-Enters: arguments as people have them in their notes and job scripts. Leaves: what ``deltaweights apply`` and ``make`` do. Never:
-logic.
-"""
+"""``apply-delta`` and ``make-delta``: the command lines of the original scripts, and ours."""
 
 from __future__ import annotations
 
@@ -10,8 +6,9 @@ from typing import Any
 
 import click
 
-from deltaweights.cli.job import apply, make
+from deltaweights.cli.apply import apply
 from deltaweights.cli.log_report import report_for
+from deltaweights.cli.make import make
 from deltaweights.cli.options import apply_options, make_options
 
 ORIGINAL = ("--base-model-path", "--target-model-path", "--delta-path", "--low-cpu-mem", "--hub-repo-id")

@@ -1,40 +1,42 @@
-"""``deltaweights export``.
-
-Enters: arguments. Leaves: a merged model in the layout of current transformers, and what it is, on stdout. Never: logic.
-"""
+"""``deltaweights export``."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
 
-from deltaweights.cli.job import export
 from deltaweights.cli.options import (
-    DTYPE,
-    check_option,
+    copied_dtype_option,
     hub_options,
+    option,
     output_options,
+    recipe_of,
     recipe_option,
     stream_option,
-    tower_option,
 )
+from deltaweights.cli.writing import write_checkpoint
 
 
 @click.command("export")
 @click.argument("merged", metavar="MERGED")
 @click.option("--target", required=True, metavar="PATH", help="The folder to create.")
 @recipe_option
-@tower_option
-@check_option
-@click.option("--dtype", type=DTYPE, help="Dtype of the written weights [default: the one that they have].")
+@option("vision_tower")
+@option("check")
+@copied_dtype_option
 @hub_options
 @stream_option
 @output_options
-def command(merged: str, target: str, **options: Any) -> None:
+def command(merged: str, target: str, recipe_option: str | None, **options: Any) -> None:
     """Write a merged model in the layout that current transformers loads.
 
-    The weights are those that apply gives with --layout transformers: tensors renamed, the vision tower added for a model that
-    sees, configuration and tokenizer repaired. What the manifest of MERGED states is held against its bytes on the way.
+    The weights are those that apply gives with --layout transformers: tensors renamed, the vision tower added to a vision-language
+    model, configuration and tokenizer repaired. The weights are compared with what the manifest of MERGED states.
     """
-    export(merged, target, **options)
+    from deltaweights.jobs.convert import copy, export_request  # noqa: PLC0415  (slow to load, so not for --help)
+
+    recipe, recipe_file = recipe_of(None, recipe_option)
+    request = partial(export_request, merged, target, recipe=recipe, recipe_file=recipe_file)
+    write_checkpoint("deltaweights", request, copy, **options)

@@ -1,24 +1,21 @@
-"""``deltaweights finish``.
-
-Enters: the target of which parts were made. Leaves: the published model, and what it is, on stdout. Never: logic.
-"""
+"""``deltaweights finish``."""
 
 from __future__ import annotations
 
 import click
 
 from deltaweights.cli.log_report import log_format_option, report_for
-from deltaweights.cli.options import check_option, json_option, quiet_option, read_back_option
+from deltaweights.cli.options import json_option, option, quiet_option
 from deltaweights.cli.outcome import print_finished
 
 
 @click.command("finish")
 @click.option("--target", required=True, metavar="PATH", help="The target of the parts.")
-@click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands there.")
-@click.option("--strict", is_flag=True, help="Fail (6) when the result has NaN, infinite or uniform weights.")
-@click.option("--allow-unproved-base", is_flag=True, help="Publish also when the proof fails; it is recorded.")
-@read_back_option
-@check_option
+@option("overwrite")
+@option("strict")
+@option("allow_unproved_base")
+@option("read_back")
+@option("check")
 @json_option
 @quiet_option
 @log_format_option

@@ -1,7 +1,4 @@
-"""The group of commands. Each is a module of its own, imported when it is asked for.
-
-Enters: arguments. Leaves: the command that they name. Never: logic.
-"""
+"""The group of commands. Each is a module of its own, imported when it is asked for."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``deltaweights inspect``.
-
-Enters: a checkpoint. Leaves: what it holds and is, as a table or as JSON, on stdout. Never: torch.
-"""
+"""``deltaweights inspect``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Logs for machines: what a command says, as JSON events, one per line; docs/logs.md is what they promise.
-
-Enters: remarks, facts, progress, the outcome, and whatever else would go to stderr, from any thread. Leaves: lines on stderr,
-of which each is one JSON object. Never: two events in one line, a line that is none, or anything on stdout.
-"""
+"""Logs for machines: what a command says, as JSON events, one per line; docs/logs.md is what they promise."""
 
 from __future__ import annotations
 

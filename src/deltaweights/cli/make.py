@@ -1,16 +1,14 @@
-"""``deltaweights make``.
-
-Enters: arguments. Leaves: the delta, and what it is, on stdout. Never: logic.
-"""
+"""``deltaweights make``."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
 
-from deltaweights.cli.job import make
 from deltaweights.cli.options import make_options
+from deltaweights.cli.writing import write_checkpoint
 
 
 @click.command("make")
@@ -25,3 +23,11 @@ def command(base: str, target: str, delta: str, **options: Any) -> None:
     counted.
     """
     make("deltaweights", base, target, delta, **options)
+
+
+def make(name: str, base: str, target: str, delta: str, **options: Any) -> None:
+    """Subtract the base from the target, or show the plan, and print the outcome."""
+    from deltaweights.jobs.make import make as do  # noqa: PLC0415  (slow to load, so not for --help)
+    from deltaweights.jobs.make import make_delta_request  # noqa: PLC0415
+
+    write_checkpoint(name, partial(make_delta_request, base, target, delta), do, **options)

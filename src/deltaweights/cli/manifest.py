@@ -1,7 +1,4 @@
-"""``deltaweights manifest``.
-
-Enters: a folder. Leaves: its manifest, on stdout or in a file, and what it says in short. Never: torch.
-"""
+"""``deltaweights manifest``."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from deltaweights.checkpoint.files import read_small
+from deltaweights.checkpoint.small_files import read_small
 from deltaweights.cli.options import json_option, quiet_option
 from deltaweights.cli.results import print_document, print_json
 from deltaweights.cli.terminal import TerminalReport

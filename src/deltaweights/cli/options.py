@@ -1,7 +1,4 @@
-"""The options that commands share.
-
-Enters: functions that click makes commands of. Leaves: the same with options. Never: a command.
-"""
+"""The options that commands share: those of ``jobs.options`` as click options, and those that only the command line has."""
 
 from __future__ import annotations
 
@@ -16,22 +13,18 @@ import click
 
 from deltaweights.cli.log_report import log_format_option
 from deltaweights.errors import UsageError
+from deltaweights.jobs.options import FLAGS
+from deltaweights.merge.choices import check_device_name
 
 if TYPE_CHECKING:
     from deltaweights.hub.locate import HubOptions
     from deltaweights.merge.parts import Part
 
-DTYPE = click.Choice(["float16", "bfloat16", "float32"])
-
-LAYOUTS = ("original", "transformers")
-
 Function = Callable[..., Any]
 
 
 def _device(_ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
-    # Whether this machine has it is known only once torch is loaded; a slip of the pen need not wait for that.
-    if not re.fullmatch(r"cpu|auto|cuda(:[0-9]{1,3})?", value):
-        raise UsageError("no such device", found=value, expected="cpu, cuda, cuda:N or auto")
+    check_device_name(value)  # fail fast on a typo
     return value
 
 
@@ -41,17 +34,34 @@ def _hub_repo_id(_ctx: click.Context, _parameter: click.Parameter, value: str | 
     return value
 
 
-device_option = click.option(
-    "--device",
-    default="cpu",
-    show_default=True,
-    callback=_device,
-    help="cpu, cuda, cuda:N or auto; the bits are the same.",
-)
+SPECIAL: dict[str, dict[str, Any]] = {"workers": {"type": click.IntRange(min=1)}, "device": {"callback": _device}}
+"""What click is told of an option besides its field."""
 
-workers_option = click.option(
-    "--workers", type=click.IntRange(min=1), help="Threads [default: one per processor, 2 to 8]."
-)
+
+def option(name: str, **changes: Any) -> Callable[[Function], Function]:
+    """Return the click option of a field of ``Options``; ``changes`` replace what click is told, such as ``help``."""
+    declared = FLAGS[name]
+    flag, choices = declared.metadata["flag"], declared.metadata["choices"]
+    told: dict[str, Any] = {"help": declared.metadata["help"], "metavar": declared.metadata["metavar"]}
+    if isinstance(declared.default, bool) and "/" not in flag:
+        told["is_flag"] = True
+    elif declared.default is not None:
+        told |= {"default": declared.default, "show_default": True}
+    if choices:
+        told["type"] = click.Choice(choices)
+    return click.option(flag, name, **{**told, **SPECIAL.get(name, {}), **changes})
+
+
+def group(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Return a decorator that adds ``options``, in their order in the help."""
+
+    def add(function: Function) -> Function:
+        for each in reversed(options):
+            function = each(function)
+        return function
+
+    return add
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -64,61 +74,15 @@ recipe_option = click.option(
     help="A known pair by name, or a recipe of your own (docs/recipes.md).",
 )
 
-
-tower_option = click.option(
-    "--vision-tower",
-    metavar="PATH|ID",
-    help="CLIP, for a model that sees, in layout transformers [default: the recipe's].",
-)
-
-format_option = click.option(
-    "--format",
-    "weights",
-    type=click.Choice(["safetensors", "bin"]),
-    default="safetensors",
-    show_default=True,
-    help="bin: torch files, for loaders of 2023 that know no safetensors; in the original layout only.",
-)
-
-check_option = click.option(
-    "--check", is_flag=True, help="Publish only what a library would load: as `deltaweights check` does."
-)
-
-
-read_back_option = click.option(
-    "--read-back", is_flag=True, help="Read the finished shards from the disk and hash them once more."
-)
-
 part_option = click.option(
     "--part",
     metavar="K/N",
     help="Make only this part of the shards, into staging; or slurm, for the part of this array task. Then: finish.",
 )
 
+copied_dtype_option = option("dtype", help="Dtype of the written weights [default: the one that they have].")
 
-def part_of(text: str) -> Part:
-    """Return the part that an option names. Raises ``UsageError``."""
-    if text.partition(":")[0] == "slurm":
-        from deltaweights.cluster.slurm import part_of_slurm  # noqa: PLC0415  (only who does parts needs it)
-
-        return part_of_slurm(text, os.environ)
-    from deltaweights.merge.parts import parse_part  # noqa: PLC0415  (see above)
-
-    return parse_part(text)
-
-
-def _all(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
-    """Return what adds ``options``, in their order in the help."""
-
-    def add(function: Function) -> Function:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return add
-
-
-hub_options = _all(
+hub_options = group(
     click.option("--offline", is_flag=True, help="Use only what is in the Hub's cache; also HF_HUB_OFFLINE=1."),
     click.option("--token", help="A token of the Hub [default: HF_TOKEN, or that of `hf auth login`]."),
     click.option(
@@ -126,7 +90,7 @@ hub_options = _all(
         type=click.Path(file_okay=False, path_type=Path),
         help="The Hub's cache [default: HF_HUB_CACHE, or that of `hf`].",
     ),
-    click.option("--recheck", is_flag=True, help="Hash files of the cache also when that was done before."),
+    click.option("--recheck", is_flag=True, help="Hash cached files again that were verified before."),
 )
 """Those of commands that take models of the Hub."""
 
@@ -138,20 +102,12 @@ stream_option = click.option(
 
 HUB = ("offline", "token", "cache_dir", "recheck", "stream")
 
-
-def hub_of(options: dict[str, Any]) -> HubOptions:
-    """Take the options of the Hub out of ``options``."""
-    from deltaweights.hub.locate import HubOptions  # noqa: PLC0415  (the rest of the package does without)
-
-    return HubOptions(**{name: options.pop(name) for name in HUB if name in options})
-
-
-output_options = _all(
-    click.option("--max-shard-size", default="5GB", show_default=True, help="Most bytes of tensors per shard."),
-    workers_option,
-    click.option("--overwrite", is_flag=True, help="Replace a checkpoint that stands there."),
-    click.option("--strict", is_flag=True, help="Fail (6) when the result has NaN, infinite or uniform weights."),
-    click.option("--hash-inputs", is_flag=True, help="Record the sha256 of every input file; reads them once more."),
+output_options = group(
+    option("max_shard_size"),
+    option("workers"),
+    option("overwrite"),
+    option("strict"),
+    option("hash_inputs"),
     click.option("--dry-run", is_flag=True, help="Show the plan and what it needs; writes only what must be unpacked."),
     json_option,
     quiet_option,
@@ -159,17 +115,13 @@ output_options = _all(
 )
 """Those of all commands that write a checkpoint."""
 
-arithmetic_options = _all(
-    click.option("--compute-dtype", type=DTYPE, help="Dtype of the arithmetic [default: the recipe's, or float16]."),
-    click.option("--dtype", type=DTYPE, help="Dtype of the written weights [default: the compute dtype]."),
-    device_option,
-)
+arithmetic_options = group(option("compute_dtype"), option("dtype"), option("device"))
 """Those of commands that compute."""
 
-make_options = _all(
+make_options = group(
     hub_options,
     stream_option,
-    format_option,
+    option("weights"),
     click.option("--hub-repo-id", metavar="ORG/NAME", callback=_hub_repo_id, help="Print the upload command, too."),
     click.option(
         "--check/--no-check", default=True, show_default=True, help="Apply the delta as it is made, and count."
@@ -179,36 +131,41 @@ make_options = _all(
 )
 """Those of ``make`` and ``make-delta``."""
 
-apply_options = _all(
+apply_options = group(
     recipe_option,
-    click.option(
-        "--layout",
-        type=click.Choice(LAYOUTS),
-        default=LAYOUTS[0],
-        show_default=True,
-        help="How the result is laid out: as the original scripts do, or so that current transformers loads it.",
-    ),
-    tower_option,
-    format_option,
-    check_option,
+    option("layout"),
+    option("vision_tower"),
+    option("weights"),
+    option("check"),
     part_option,
     hub_options,
     stream_option,
-    click.option(
-        "--require-verified", is_flag=True, help="Fail (6) unless all input files are compared with a sha256."
-    ),
-    click.option(
-        "--prove/--no-prove",
-        default=True,
-        show_default=True,
-        help="Prove from the sums that the base is the right one.",
-    ),
-    click.option("--allow-unproved-base", is_flag=True, help="Publish also when the proof fails; it is recorded."),
-    read_back_option,
+    option("require_verified"),
+    option("prove"),
+    option("allow_unproved_base"),
+    option("read_back"),
     arithmetic_options,
     output_options,
 )
 """Those of ``apply`` and ``apply-delta``."""
+
+
+def hub_of(options: dict[str, Any]) -> HubOptions:
+    """Take the options of the Hub out of ``options``."""
+    from deltaweights.hub.locate import HubOptions  # noqa: PLC0415  (slow to load)
+
+    return HubOptions(**{name: options.pop(name) for name in HUB if name in options})
+
+
+def part_of(text: str) -> Part:
+    """Return the part that an option names. Raises ``UsageError``."""
+    if text.partition(":")[0] == "slurm":
+        from deltaweights.cluster.slurm import part_of_slurm  # noqa: PLC0415  (only for parts)
+
+        return part_of_slurm(text, os.environ)
+    from deltaweights.merge.parts import parse_part  # noqa: PLC0415  (only for parts)
+
+    return parse_part(text)
 
 
 def recipe_of(recipe: str | None, option: str | None) -> tuple[str | None, str | None]:
@@ -228,5 +185,5 @@ def recipe_of(recipe: str | None, option: str | None) -> tuple[str | None, str |
 
 
 def _is_file(recipe: str) -> bool:
-    """Tell whether what was given is a path rather than a name of ours."""
+    """Return whether what was given is a path rather than a name of ours."""
     return recipe.endswith(".toml") or "/" in recipe or Path(recipe).is_file()

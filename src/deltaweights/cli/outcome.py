@@ -1,7 +1,4 @@
-"""What the commands that write a checkpoint say of it at the end.
-
-Enters: results. Leaves: lines or JSON on stdout. Never: logic.
-"""
+"""What the commands that write a checkpoint say of it at the end."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from deltaweights.util.text import Json, counted
 
 if TYPE_CHECKING:
     from deltaweights.cluster.finish import FinishResult
-    from deltaweights.jobs.run import Published
+    from deltaweights.jobs.result import Published
 
 NOTICE = "research use only; LLaVA-Med: never for clinical use"
 

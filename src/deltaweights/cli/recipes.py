@@ -1,8 +1,4 @@
-"""``deltaweights recipes``.
-
-Enters: nothing, or the name of a recipe. Leaves: the recipes of the package, or that one, as a table or as JSON, on stdout. Never:
-torch, or a file outside the package.
-"""
+"""``deltaweights recipes``."""
 
 from __future__ import annotations
 

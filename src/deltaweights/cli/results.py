@@ -1,8 +1,4 @@
-"""JSON documents on stdout.
-
-Enters: values, or documents. Leaves: their bytes; on a terminal, the same document with escapes for what a terminal could act on.
-Never: other bytes in a file or a pipe.
-"""
+"""JSON documents on stdout."""
 
 from __future__ import annotations
 

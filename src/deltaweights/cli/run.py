@@ -1,7 +1,4 @@
-"""Running a command: exceptions and exit codes, in one place.
-
-Enters: a click command. Leaves: its exit code, and a line (or event) on stderr when it is not 0. Never: a traceback, but for a bug.
-"""
+"""Running a command: exceptions and exit codes, in one place."""
 
 from __future__ import annotations
 

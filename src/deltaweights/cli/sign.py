@@ -1,7 +1,4 @@
-"""``deltaweights sign``.
-
-Enters: a folder and a key. Leaves: a signature beside the weights, and what was signed, on stdout. Never: logic.
-"""
+"""``deltaweights sign``."""
 
 from __future__ import annotations
 

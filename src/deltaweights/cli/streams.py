@@ -1,8 +1,4 @@
-"""Stdin, stdout and stderr: there, and never in the way of a signal.
-
-Enters: the descriptors that the process was given. Leaves: ``sys.stdout`` and ``sys.stderr`` that wait for a reader only as long as
-no signal came. Never: a file of ours under the number of a stream that was closed.
-"""
+"""Stdin, stdout and stderr: there, and never in the way of a signal."""
 
 from __future__ import annotations
 

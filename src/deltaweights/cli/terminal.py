@@ -1,8 +1,4 @@
-"""What a job says, on a terminal or in a log.
-
-Enters: remarks and progress. Leaves: lines on stderr; on a terminal, a bar with bytes, rate and time left. Never: anything on
-stdout, which belongs to results.
-"""
+"""What a job says, on a terminal or in a log."""
 
 from __future__ import annotations
 

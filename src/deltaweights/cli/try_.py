@@ -1,7 +1,4 @@
-"""``deltaweights try``.
-
-Enters: a folder, a question, images. Leaves: the model's answer on stdout, and how fast it came on stderr. Never: weights changed.
-"""
+"""``deltaweights try``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``deltaweights verify``.
-
-Enters: a folder and pins. Leaves: what does not hold, and an exit code that says whether anything does not. Never: torch.
-"""
+"""``deltaweights verify``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The end of a merge whose shards several processes have made.
-
-Enters: the target of which parts were made. Leaves: the published folder, the same as one process would have written. Never: a
-weight read, unless it is asked for; or a folder without all its shards.
-"""
+"""Publish what the parts of a merge have made: the folder that one process would have written."""
 
 from __future__ import annotations
 
@@ -12,7 +8,9 @@ from dataclasses import dataclass
 from deltaweights.cluster.handoff import has_handoff, load_handoff
 from deltaweights.errors import CheckFailed, InputOutputError
 from deltaweights.hub.ids import PathLike
-from deltaweights.jobs.run import Done, Published, Settings, conclude, published_of
+from deltaweights.jobs.options import Options
+from deltaweights.jobs.result import Published, published
+from deltaweights.jobs.run import publish_result
 from deltaweights.merge.plan import Plan
 from deltaweights.report import Report
 from deltaweights.staging.location import PARTS, TargetLocation, locate_target
@@ -40,17 +38,24 @@ def finish_parts(
     read_back: bool = False,
     report: Report | None = None,
 ) -> FinishResult | None:
-    """Publish at ``target`` what parts of one plan have made there; None when that was done before.
+    """Publish at ``target`` what parts of one plan have made there; None when it was published before.
 
-    With ``read_back`` the finished shards are read and hashed once more. The other options are those of ``apply_delta``.
+    No weights are read, unless ``read_back``: then the finished shards are read and hashed once more. The options are those of
+    ``apply_delta``.
 
     Raises ``CheckFailed`` when shards are missing (or for ``strict`` and ``check``), ``TargetBusy`` while a part is running or
     something else is in the target, ``InputOutputError`` when no part has run, ``MalformedInput`` and ``Mismatch``.
     """
     began = time.monotonic()
-    report = Report() if report is None else report
+    report = report or Report()
     place = locate_target(target)
-    settings = Settings("cpu", None, overwrite, strict, allow_unproved_base, check=check, read_back=read_back)
+    options = Options(
+        overwrite=overwrite,
+        strict=strict,
+        allow_unproved_base=allow_unproved_base,
+        check=check,
+        read_back=read_back,
+    )
     if not has_handoff(place) and not place.publication_begun():
         _refuse_nothing(place)
         return None
@@ -59,7 +64,7 @@ def finish_parts(
         for text in (lock.note, recover_publication(lock.staging)):
             if text:
                 report.note(text)
-        if not has_handoff(place):  # what was cut off was the publication
+        if not has_handoff(place):  # the recovery finished the publication
             _refuse_nothing(place)
             return None
         planned = load_handoff(lock.staging)
@@ -73,9 +78,9 @@ def finish_parts(
         lock.staging.root.remove(PARTS)
         for leftover in set(staging.shards.names()) - set(fragments):
             staging.shards.remove(leftover)
-        done: Done = conclude(planned, staging, fragments, settings, report, seconds)
+        outcome = publish_result(planned, staging, fragments, options, report, seconds)
     seconds["total"] = time.monotonic() - began
-    return FinishResult(target=str(place.target), **vars(published_of(planned.plan, planned.recipe, done, seconds)))
+    return FinishResult(target=str(place.target), **vars(published(planned.plan, planned.recipe, outcome, seconds)))
 
 
 def _refuse_nothing(place: TargetLocation) -> None:
@@ -94,5 +99,5 @@ def _refuse_missing(plan: Plan, finished: set[str], place: TargetLocation) -> No
             where=place.root,
             found=f"no {missing[0]}{others}",
             expected=counted(len(plan.shards), "shard"),
-            remedy="run the parts that lack again",
+            remedy="run the missing parts again",
         )

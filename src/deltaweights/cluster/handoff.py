@@ -1,4 +1,4 @@
-"""What a part leaves in staging, so that `finish` can publish the result without opening an input."""
+"""What a part leaves in staging, so that ``finish`` can publish the result without opening an input."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from deltaweights.recipes.recipe import Recipe
 from deltaweights.staging.location import COMPANIONS, ENDING, TargetLocation
 from deltaweights.staging.open_staging import OpenStaging
 from deltaweights.util.codec import decode, encode
-from deltaweights.util.limits import ENDING as ENDING_LIMIT
+from deltaweights.util.limits import ENDING as HANDOFF_LIMIT
 from deltaweights.util.text import Json, compact_json, refuse_excess, strict_json
 
 MAX_COMPANION = 64 * 1024 * 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Handoff:
-    """What is stored of an ``PlannedResult`` besides shards and companions."""
+    """A ``PlannedResult`` as it is stored: shards without their frames, companions in files of their own."""
 
     plan: Plan
     shards: tuple[tuple[str, tuple[PlannedTensor, ...]], ...]
@@ -34,52 +34,59 @@ class _Handoff:
 
 
 def store_handoff(result: PlannedResult, staging: OpenStaging) -> None:
-    """Put ``result`` into staging, in steps of which each is whole. Raises ``InputOutputError``, ``MalformedInput``."""
+    """Write ``result`` into staging, each file atomically. Raises ``InputOutputError``, ``MalformedInput``."""
     with staging.folder(COMPANIONS) as companions:
         for name, data in result.companions.items():
             companions.replace(name, data)
-    rest = _Handoff(
-        replace(result.plan, shards=()),
-        tuple((shard.file, shard.tensors) for shard in result.plan.shards),
-        tuple(result.companions),
-        result.recipe,
-        result.hashes,
-        result.origins,
-        result.parents,
-        result.expected,
+    handoff = _Handoff(
+        plan=replace(result.plan, shards=()),
+        shards=tuple((shard.file, shard.tensors) for shard in result.plan.shards),
+        companions=tuple(result.companions),
+        recipe=result.recipe,
+        hashes=result.hashes,
+        origins=result.origins,
+        parents=result.parents,
+        expected=result.expected,
     )
-    document: Json = {"identity": result.plan.identity, "rest": encode(rest)}
+    document: Json = {"identity": result.plan.identity, "rest": encode(handoff)}
     data = compact_json(document).encode()
     try:
-        refuse_excess(data, ENDING_LIMIT)  # else no run could finish what the parts are about to make
+        refuse_excess(data, HANDOFF_LIMIT)  # what cannot be read back must fail now, not in ``finish``
     except ValueError as error:
-        problem, remedy = "too much for parts: what they leave could not be read back", "merge without --part"
+        problem, remedy = "too large for parts: finish could not read back what they leave", "merge without --part"
         raise MalformedInput(problem, where=staging.root.path, found=error, remedy=remedy) from None
     staging.root.replace(ENDING, data)
 
 
 def load_handoff(staging: OpenStaging) -> PlannedResult:
-    """Return what ``store_handoff`` put into staging. Raises ``InputOutputError`` when there is nothing, ``MalformedInput``."""
+    """Return what ``store_handoff`` wrote. Raises ``InputOutputError`` when there is nothing, ``MalformedInput``."""
     try:
-        document = strict_json(staging.root.read(ENDING, ENDING_LIMIT.size), ENDING_LIMIT)
-        rest = decode(_Handoff, document["rest"])
-        container = rest.plan.options.container
+        document = strict_json(staging.root.read(ENDING, HANDOFF_LIMIT.size), HANDOFF_LIMIT)
+        handoff = decode(_Handoff, document["rest"])
+        container = handoff.plan.options.container
         shards = tuple(
             Shard(file, frame_of([tensor.spec for tensor in tensors], file, container), tensors)
-            for file, tensors in rest.shards
+            for file, tensors in handoff.shards
         )
-        plan = replace(rest.plan, shards=shards)
-        names = [plain_name(name) for name in rest.companions]
-        fault = None if plan.identity == document["identity"] else "its plan is not the one that it names"
+        plan = replace(handoff.plan, shards=shards)
+        names = [plain_name(name) for name in handoff.companions]
+        fault = None if plan.identity == document["identity"] else "its plan does not have the identity that it states"
     except (ValueError, TypeError, KeyError) as error:
         fault = str(error)
     if fault is not None:
-        remedy = "run a part again, or give it up: deltaweights clean"
+        remedy = "run a part again, or discard it: deltaweights clean"
         raise MalformedInput("not what a part left", where=staging.root.path / ENDING, found=fault, remedy=remedy)
     with staging.folder(COMPANIONS) as folder:
         companions = {name: folder.read(name, MAX_COMPANION) for name in names}
     return PlannedResult(
-        plan, companions, rest.recipe, rest.hashes, rest.origins, rest.parents, rest.expected, streamed=False
+        plan=plan,
+        companions=companions,
+        recipe=handoff.recipe,
+        hashes=handoff.hashes,
+        origins=handoff.origins,
+        parents=handoff.parents,
+        expected=handoff.expected,
+        streamed=False,
     )
 
 

@@ -1,8 +1,4 @@
-"""Processes that ``torchrun`` or ``accelerate launch`` started together, each of which does its part of one merge.
-
-Enters: the environment that the launcher set. Leaves: which part is this process's, on which device, and waiting for the others.
-Never: a process of its own, or a guess: where the launcher and the library disagree about the number of processes, nothing is done.
-"""
+"""Processes that ``torchrun`` or ``accelerate launch`` started together, each of which does its part of one merge."""
 
 from __future__ import annotations
 

@@ -1,30 +1,29 @@
-"""One part of a merge that several processes do, on one machine or many that share a disk.
-
-Enters: a prepared job, and which part of it. Leaves: that part's shards in staging, and what whoever finishes the job needs. Never:
-a published folder, a shard of another plan, or one made of bytes that were not compared.
-"""
+"""One part of a merge that several processes do, on one machine or on many that share a disk."""
 
 from __future__ import annotations
 
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from deltaweights.cluster.handoff import has_handoff, store_handoff
 from deltaweights.errors import InputOutputError, UsageError
-from deltaweights.hub.files import Refetched
+from deltaweights.hub.ids import ModelLocation, PathLike
+from deltaweights.jobs.apply import apply_request
 from deltaweights.jobs.planned_result import planned_result
 from deltaweights.jobs.prepare import Prepared
 from deltaweights.jobs.provenance import is_streamed
-from deltaweights.jobs.run import Settings, begun_anew
+from deltaweights.jobs.request import Request
+from deltaweights.jobs.result import ALREADY_COMPLETE
+from deltaweights.jobs.run import prepare_and
 from deltaweights.jobs.stream import stream_shards
-from deltaweights.jobs.summary import check_space, say
+from deltaweights.jobs.summary import check_space, report_plan
 from deltaweights.manifest.manifest import Fragment
 from deltaweights.merge.device import check_device
-from deltaweights.merge.parts import Part, share_of
+from deltaweights.merge.parts import Part, parse_part, share_of
 from deltaweights.merge.plan import Shard
 from deltaweights.report import Report
 from deltaweights.staging.location import PARTS
@@ -33,14 +32,17 @@ from deltaweights.staging.publish import recover_publication
 from deltaweights.staging.staged_shards import StagedShards
 from deltaweights.staging.target_state import TargetState
 
-PUBLISHED = "already complete"
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from deltaweights.jobs.options import ApplyOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartResult:
-    """What a part did. ``status`` is "finished" or "already complete", when the result was published before.
+    """What a part did. ``status`` is "finished", or "already complete" when the result was published before.
 
-    ``shards`` are those of this part, ``made`` those of them that this run made; ``finished`` of ``total`` shards of the plan are
+    ``shards`` are those of this part, ``made`` those of them that this run wrote; ``finished`` of ``total`` shards of the plan are
     there.
     """
 
@@ -55,59 +57,82 @@ class PartResult:
     seconds: dict[str, float]
 
 
-def perform_part(
-    opener: Callable[[], AbstractContextManager[Prepared]],
-    part: Part,
-    settings: Settings,
-    report: Report,
-    began: float,
+def apply_part(
+    base: ModelLocation | None,
+    delta: ModelLocation | None,
+    target: PathLike,
+    *,
+    part: str | Part,
+    report: Report | None = None,
+    **options: Unpack[ApplyOptions],
 ) -> PartResult:
-    """Open a job with ``opener`` and do a part of it; once more when an input was damaged on its way and had to be fetched anew.
+    """Write the shards of one ``part`` (``"K/N"``) of a merge into staging beside ``target``; ``finish_parts`` publishes them.
 
-    Raises what ``apply_delta`` raises.
+    The other options are those of ``apply_delta``, and must be the same for all parts: parts of two plans never mix. Any part may
+    run anywhere where base, delta and the target's folder can be reached, at any time, also twice. ``strict``, ``check`` and
+    ``read_back`` look at the whole result, and are given to ``finish_parts``.
+
+    Raises what ``apply_delta`` raises, and ``TargetBusy`` when staging holds another plan.
     """
-    try:
-        with opener() as job:
-            return run_part(job, part, settings, report, began)
-    except Refetched as error:
-        begun_anew(error, report)
-    with opener() as job:
-        return run_part(job, part, settings, report, began)
+    wanted = parse_part(part) if isinstance(part, str) else part
+    return run_part(apply_request(base, delta, target, part=wanted, **options), report or Report())
 
 
-def run_part(job: Prepared, part: Part, settings: Settings, report: Report, began: float) -> PartResult:
-    """Do ``part`` of a prepared job.
+def run_part(request: Request, report: Report) -> PartResult:
+    """Do what ``apply_part`` does. Raises ``UsageError`` for options that look at the whole result."""
+    began = time.monotonic()
+    part, options = request.part, request.options
+    assert part is not None  # noqa: S101  (this tells mypy)
+    if options.strict or options.check or options.read_back:
+        problem = "--strict, --check and --read-back look at the whole result"
+        raise UsageError(problem, remedy="give them to deltaweights finish")
+    return prepare_and(lambda prepared: _run(prepared, part, report, began), request, report)
 
-    Raises what ``apply_delta`` raises, and ``TargetBusy`` when staging holds another plan, or somebody holds it alone.
-    """
-    say(job, report)
-    mine = share_of(job.plan.shards, part)
-    target = TargetState(job.place, job.plan.identity)
+
+def _run(prepared: Prepared, part: Part, report: Report, began: float) -> PartResult:
+    report_plan(prepared, report)
+    plan, place, overwrite = prepared.plan, prepared.place, prepared.request.options.overwrite
+    mine = share_of(plan.shards, part)
+    target = TargetState(place, plan.identity)
+
+    def result(status: str, made: Sequence[str], finished: int) -> PartResult:
+        return PartResult(
+            target=str(place.target),
+            part=str(part),
+            status=status,
+            plan=plan.identity,
+            shards=tuple(shard.file for shard in mine),
+            made=tuple(made),
+            finished=finished,
+            total=len(plan.shards),
+            seconds={"total": round(time.monotonic() - began, 3)},
+        )
+
     if target.published_result() is not None:
         report.note("the result of this plan is published already")
-        return _result(job, part, mine, [], PUBLISHED, len(job.plan.shards), began)
-    _wait_for_inputs(job)
-    check_device(settings.device)
-    if job.place.publication_begun():
-        # Alone: two that go on with one publication would undo each other's steps.
-        with StagingLock(job.place, patience=PATIENCE) as lock:
+        return result(ALREADY_COMPLETE, [], len(plan.shards))
+    _wait_for_inputs(prepared)
+    check_device(prepared.request.options.device)
+    if place.publication_begun():
+        # Under the exclusive lock: two that continue one publication would undo each other's steps.
+        with StagingLock(place, patience=PATIENCE) as lock:
             _note(recover_publication(lock.staging), report)
-    with StagingLock(job.place, shared=True, patience=PATIENCE) as lock:
+    with StagingLock(place, shared=True, patience=PATIENCE) as lock:
         _note(lock.note, report)
         if target.published_result() is not None:  # while this part prepared
-            return _result(job, part, mine, [], PUBLISHED, len(job.plan.shards), began)
-        lock.staging.refuse_content(overwrite=settings.overwrite)
-        staging, fragments = StagedShards.join(lock.staging, job.plan, mine)
+            return result(ALREADY_COMPLETE, [], len(plan.shards))
+        lock.staging.refuse_content(overwrite=overwrite)
+        staging, fragments = StagedShards.join(lock.staging, plan, mine)
         for done in fragments.values():
             report.shard_reused(done.file, done.record.size, done.record.sha256)
-        if not has_handoff(job.place):
-            store_handoff(planned_result(job), lock.staging)
+        if not has_handoff(place):
+            store_handoff(planned_result(prepared), lock.staging)
         missing = [shard for shard in mine if shard.file not in fragments]
-        check_space(job, {shard.file for shard in job.plan.shards if shard not in missing})
-        made = _make(job, missing, staging, settings, report) if missing else []
-        found = staging.finished(job.plan, job.plan.shards, read=False)
-        report.note(f"part {part}: {len(mine)} shards are finished, {len(found)} of {len(job.plan.shards)} of the plan")
-        return _result(job, part, mine, made, "finished", len(found), began)
+        check_space(prepared, {shard.file for shard in plan.shards if shard not in missing})
+        made = _make(prepared, missing, staging, report) if missing else []
+        found = staging.finished(plan, plan.shards, read=False)
+        report.note(f"part {part}: {len(mine)} shards are finished, {len(found)} of {len(plan.shards)} of the plan")
+        return result("finished", made, len(found))
 
 
 def _note(text: str | None, report: Report) -> None:
@@ -115,21 +140,19 @@ def _note(text: str | None, report: Report) -> None:
         report.note(text)
 
 
-def _wait_for_inputs(job: Prepared) -> None:
-    """Wait until what comes from the Hub is here and compared: another part, or whoever finishes, cannot take shards back.
+def _wait_for_inputs(prepared: Prepared) -> None:
+    """Wait until downloads are complete and compared: a shard that was handed over cannot be taken back.
 
-    Raises ``UsageError`` for inputs that are kept nowhere, which nobody compares.
+    Raises ``UsageError`` for inputs that are not kept, whose hashes are never compared.
     """
-    for checkpoint in job.checkpoints.values():
+    for checkpoint in prepared.checkpoints.values():
         if is_streamed(checkpoint):
             raise UsageError("parts cannot be made of what is streamed", remedy="leave --stream or --part out")
         checkpoint.check_unchanged()
 
 
-def _make(
-    job: Prepared, missing: Sequence[Shard], staging: StagedShards, settings: Settings, report: Report
-) -> list[str]:
-    """Make shards in a folder of this process, and move each to the others once it is whole; return their names."""
+def _make(prepared: Prepared, missing: Sequence[Shard], staging: StagedShards, report: Report) -> list[str]:
+    """Write shards in a folder of this process, and move each to the others once it is whole; return their names."""
     made: list[str] = []
 
     def keep(fragment: Fragment) -> None:
@@ -139,26 +162,10 @@ def _make(
     own = secrets.token_hex(8)  # a folder that no other part has, on this machine or another
     with staging.staging.folder(PARTS, own) as folder:
         try:
-            stream_shards(job, missing, folder, keep, settings.resources, report)
-            for checkpoint in job.checkpoints.values():
+            stream_shards(prepared, missing, folder, keep, report)
+            for checkpoint in prepared.checkpoints.values():
                 checkpoint.check_unchanged()
         finally:
             with contextlib.suppress(InputOutputError), staging.staging.folder(PARTS) as parts:
                 parts.remove(own)
     return sorted(made)
-
-
-def _result(
-    job: Prepared, part: Part, mine: Sequence[Shard], made: Sequence[str], status: str, finished: int, began: float
-) -> PartResult:
-    return PartResult(
-        target=str(job.place.target),
-        part=str(part),
-        status=status,
-        plan=job.plan.identity,
-        shards=tuple(shard.file for shard in mine),
-        made=tuple(made),
-        finished=finished,
-        total=len(job.plan.shards),
-        seconds={"total": round(time.monotonic() - began, 3)},
-    )

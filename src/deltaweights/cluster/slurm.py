@@ -1,8 +1,4 @@
-"""Which part of a merge a process does that Slurm started.
-
-Enters: ``slurm`` or ``slurm:LIST``, and the environment that Slurm set (sbatch(1), "Job array support", and srun(1), "Output
-environment variables"). Leaves: a part. Never: a guess: two tasks that come to the same part would leave another one to nobody.
-"""
+"""Which part of a merge a process does that Slurm started."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaweights.checkpoint.directory import Directory
-from deltaweights.checkpoint.documents import json_object
 from deltaweights.checkpoint.folder import open_checkpoint
+from deltaweights.checkpoint.small_files import json_object
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.manifest import MANIFEST

@@ -1,8 +1,4 @@
-"""What the model card of a job says.
-
-Enters: the planned of a job, the digests of its tensors, and what was found in them. Leaves: the facts of its card. Never: a path,
-or what depends on how it was run.
-"""
+"""What the model card of a result says."""
 
 from __future__ import annotations
 
@@ -10,14 +6,14 @@ from collections.abc import Mapping
 
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.export.conversation import stop_strings
-from deltaweights.export.layout import conversation_of
+from deltaweights.export.layout import conversation_name
 from deltaweights.export.names import IDENTITY as SECOND
 from deltaweights.export.sizes import EMBEDDING
 from deltaweights.jobs.model_card import CardFacts, Origin
 from deltaweights.jobs.planned_result import PlannedResult
 from deltaweights.manifest.findings import Findings
+from deltaweights.merge.choices import TORCH_NAMES, TRANSFORMERS
 from deltaweights.merge.operation import VISION_TOWER, Operation
-from deltaweights.merge.plan import DTYPES, TRANSFORMERS
 from deltaweights.merge.record import Digests
 from deltaweights.recipes.models import model
 from deltaweights.recipes.recipe import Recipe
@@ -29,23 +25,21 @@ KINDS = {
     Operation.EXPORT: "export",
 }
 
-TORCH_NAMES = {code: name for name, code in DTYPES.items()}
-
 
 def card_facts(planned: PlannedResult, digests: Digests, findings: Findings) -> CardFacts:
-    """Return what the card says; an input that is no repository of the Hub is named as the recipe names it."""
+    """Return what the card says. An input that is not a repository of the Hub is named as in the recipe."""
     plan, recipe = planned.plan, planned.recipe
     names = {tensor.spec.name for tensor in plan.tensors}
     laid_out = plan.options.layout == TRANSFORMERS or SECOND in names
     seeing = bool({PROJECTOR[0], SECOND} & names)
-    conversation = conversation_of(recipe, sees=seeing and laid_out)
+    conversation = conversation_name(recipe, vision=seeing and laid_out)
     origins, kind = _origins(planned, digests.inputs), KINDS[plan.operation]
     base, primary = origins.get("base", Origin()), origins[plan.operation.primary]
     if plan.operation is Operation.EXPORT:
         if "delta" in planned.parents:
             base, primary = (_parent(planned.parents.get(role, {})) for role in ("base", "delta"))
         else:
-            kind = "copy"  # of what it was made, nobody says
+            kind = "copy"  # what it was made from is not known
     if recipe is not None and kind != "copy":
         base, primary = _named(base, _base_of(recipe)), _named(primary, recipe.delta.repo)
     proof = findings.proof
@@ -73,7 +67,7 @@ def card_facts(planned: PlannedResult, digests: Digests, findings: Findings) -> 
 
 
 def _origins(planned: PlannedResult, digests: Mapping[str, str]) -> dict[str, Origin]:
-    """Return where the inputs are from, and what they are, as far as they were read."""
+    """Return repository, commit and digest of each input, as far as they are known."""
     origins = {}
     for role in planned.plan.inputs:
         origin = planned.origins.get(role, {})

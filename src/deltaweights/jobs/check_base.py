@@ -1,8 +1,4 @@
-"""Whether a delta was made from a base, told from their weights alone: the round trip, without a merge.
-
-Enters: two paths. Leaves: a ``BaseReport``. Never: a byte written (but for archives that must be unpacked), or all blocks read
-when a sample was asked for.
-"""
+"""Whether a delta was made from a base, told from their weights: the round trip, without a merge."""
 
 from __future__ import annotations
 
@@ -12,22 +8,25 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from math import ceil
 
-from deltaweights.checkpoint.archived.scratch import Scratch
-from deltaweights.checkpoint.checksums import proving, refuse_damage
+from deltaweights.checkpoint.checksums import refuse_damage, verify_in_pieces
+from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.checkpoint.zipped_folder.temporary_unpacker import TemporaryUnpacker
 from deltaweights.errors import CheckFailed, Mismatch, UsageError
-from deltaweights.hub.ids import Given, PathLike
+from deltaweights.hub.ids import ModelLocation, PathLike
 from deltaweights.hub.locate import HubOptions
 from deltaweights.jobs.findings import doubt_of
-from deltaweights.jobs.inputs import Pair, compute_dtype_of, find_recipe, open_pair
+from deltaweights.jobs.inputs import Inputs, open_pair
+from deltaweights.jobs.request import InputRequest, compute_dtype_of, find_recipe, parse_place
 from deltaweights.manifest.findings import ProofRecord
 from deltaweights.manifest.tally import Proof
-from deltaweights.merge.arithmetic import Kernels, Task, Workbench
+from deltaweights.merge.arithmetic import BlockCombiner, Kernels, Task
+from deltaweights.merge.base_proof import MIN_EVIDENCE, Verdict
 from deltaweights.merge.blocks import Block, blocks_of
+from deltaweights.merge.choices import TORCH_NAMES
 from deltaweights.merge.device import check_device, kernels_on
-from deltaweights.merge.evidence import LEAST_EVIDENCE, Verdict
 from deltaweights.merge.operation import Operation
-from deltaweights.merge.plan import DTYPES, PlannedTensor
+from deltaweights.merge.plan import PlannedTensor
 from deltaweights.merge.record import proof_of
 from deltaweights.merge.stream import BLOCK, read_block
 from deltaweights.report import Report
@@ -39,8 +38,8 @@ from deltaweights.util.workers import resolve_workers, run_parallel
 class BaseReport:
     """What the sums say of the base.
 
-    ``stated`` says that the recipe knows in which arithmetic the delta was computed, ``sample`` which share of blocks was looked
-    at; ``proof`` is None when nothing is added.
+    ``stated`` says that the recipe states the arithmetic of the delta, ``sample`` which share of the blocks was read; ``proof`` is
+    None when nothing is added.
     """
 
     base: str
@@ -57,7 +56,7 @@ class BaseReport:
         return self.proof is not None and self.proof.verdict == Verdict.PROVED
 
     def raise_unless_proved(self) -> None:
-        """Raise ``Mismatch`` when the base is refuted, ``CheckFailed`` when nothing can be said of it."""
+        """Raise ``Mismatch`` when the base is refuted, ``CheckFailed`` when there is no evidence."""
         if self.proved:
             return
         if self.proof is None or self.proof.verdict == Verdict.NO_EVIDENCE:
@@ -71,14 +70,14 @@ class BaseReport:
         raise CheckFailed(doubt_of(self.proof), where=self.base, remedy=remedy)
 
 
-ENOUGH = f"at least {LEAST_EVIDENCE:,}"
+ENOUGH = f"at least {MIN_EVIDENCE:,}"
 OTHER_BASE = "use the base that the delta was made from"
 OTHER_DTYPE = "try --compute-dtype, if you know in which arithmetic the delta was computed"
 
 
 def check_base(
-    base: Given,
-    delta: Given,
+    base: ModelLocation,
+    delta: ModelLocation,
     *,
     recipe: str | None = None,
     recipe_file: PathLike | None = None,
@@ -89,11 +88,11 @@ def check_base(
     hub: HubOptions | None = None,
     report: Report | None = None,
 ) -> BaseReport:
-    """Prove or refute that ``delta`` was made from ``base``; with ``sample``, on that share of the blocks, spread evenly.
+    """Prove or refute that ``delta`` was made from ``base``; with ``sample``, from that share of the blocks, spread evenly.
 
-    Where all is read, what the files record of the bytes is compared; of a sample it cannot be. Recipe, ``compute_dtype`` and
-    ``device`` are those of ``apply_delta``. Raises ``UsageError``, ``MalformedInput``, ``Mismatch`` when headers or hashes refute
-    it, and ``InputOutputError``; what the weights say is in the report.
+    Checksums that the files record are compared, unless only a sample is read. Recipe, ``compute_dtype`` and ``device`` are those
+    of ``apply_delta``. Raises ``UsageError``, ``MalformedInput``, ``Mismatch`` when headers or hashes refute the base, and
+    ``InputOutputError``; what the weights say is in the report.
     """
     report = Report() if report is None else report
     if not 0 < sample <= 1:
@@ -102,47 +101,108 @@ def check_base(
     compute_dtype_of(compute_dtype, named)
     check_device(device)
     if sample < 1:
-        hub = replace(hub or HubOptions(), stream=True)  # for a share, nobody need fetch the whole
+        hub = replace(hub or HubOptions(), stream=True)  # a sample does not need whole files
+    request = InputRequest(
+        operation=Operation.APPLY,
+        base=parse_place("base", base),
+        primary=parse_place("delta", delta),
+        recipe=named,
+        compute_dtype=compute_dtype,
+        hub=hub,
+        allow_other_base=None,
+    )
     with (
-        Scratch() as scratch,
-        open_pair(
-            Operation.APPLY, base, delta, recipe=named, hub=hub, allow=None, unpacker=scratch, report=report
-        ) as pair,
+        TemporaryUnpacker() as scratch,
+        open_pair(request, scratch, report) as inputs,
         kernels_on(device) as make_kernels,
     ):
-        compute = compute_dtype_of(compute_dtype, pair.recipe)
-        proofs = _prove(pair, DTYPES[compute], sample, make_kernels, count, report)
-        for checkpoint in (pair.base, pair.primary):
+        of_base = inputs.base
+        assert of_base is not None  # noqa: S101  (this tells mypy)
+        proofs = _prove(_Reading(inputs, of_base, sample), make_kernels, count, report)
+        for checkpoint in (of_base, inputs.primary):
             checkpoint.check_unchanged()
         return BaseReport(
-            base=str(pair.base.path),
-            delta=str(pair.primary.path),
-            recipe=pair.recipe.name if pair.recipe else None,
-            compute_dtype=compute,
-            stated=pair.stated,
+            base=str(of_base.path),
+            delta=str(inputs.primary.path),
+            recipe=inputs.recipe.name if inputs.recipe else None,
+            compute_dtype=TORCH_NAMES[inputs.compute],
+            stated=inputs.recipe is not None and inputs.recipe.stated,
             sample=sample,
             proof=proof_of(proofs),
         )
 
 
-def _prove(
-    pair: Pair, compute: str, sample: float, make_kernels: Callable[[], Kernels], workers: int, report: Report
-) -> dict[str, Proof]:
-    """Return what each tensor's blocks say; where all are read, compare the checksums that the files record of them."""
+@dataclass(frozen=True)
+class _Batch:
+    """Blocks that one worker takes, in order; ``whole`` are the base's tensor and the delta's if these are all of their blocks."""
+
+    blocks: tuple[Block, ...]
+    whole: tuple[LazyTensor | None, LazyTensor | None] = (None, None)
+
+    @property
+    def nbytes(self) -> int:
+        return sum((block.stop - block.start) * block.tensor.match.primary.item_size for block in self.blocks)
+
+
+class _Reading:
+    """What is read: ``batches`` of the tensors that have a base, and, unless it is a sample, ``loose`` bytes with a checksum."""
+
+    def __init__(self, inputs: Inputs, base: Checkpoint, sample: float) -> None:
+        self.inputs, self.base = inputs, base
+        self.loose: list[LazyTensor] = []
+        if sample < 1:
+            self.batches = [_Batch((block,)) for block in _sampled(self._blocks(), sample)]
+        else:
+            self.batches = list(self._by_checksum())
+            self.loose = [
+                loose for each in (base, inputs.primary) for file in each.files for loose in file.extra_checksums
+            ]
+
+    def _added(self) -> Iterator[PlannedTensor]:
+        """Yield what is added, in an order that does not depend on the container."""
+        matches = sorted(self.inputs.matching.matches, key=lambda match: natural_key(match.primary.name))
+        return (PlannedTensor(match.primary, match, 0) for match in matches if match.base)
+
+    def _blocks(self) -> Iterator[Block]:
+        """Yield the blocks of what is added; rows without a base say nothing of it."""
+        return (block for block in blocks_of(tuple(self._added()), BLOCK) if block.runs)
+
+    def _by_checksum(self) -> Iterator[_Batch]:
+        """Yield the blocks one by one, or by tensor where a file records a checksum, which must be made in order."""
+        for tensor in self._added():
+            match = tensor.match
+            base = self.base.tensors[match.base.name] if match.base else None
+            delta = self.inputs.primary.tensors[match.primary.name]
+            # Blocks without rows of the base are read only for the delta's checksum.
+            blocks = [block for block in blocks_of((tensor,), BLOCK) if block.runs or delta.checksum]
+            if delta.checksum or (base is not None and base.checksum):
+                yield _Batch(tuple(blocks), (base, delta))
+            else:
+                yield from (_Batch((block,)) for block in blocks)
+
+
+def _sampled(blocks: Iterator[Block], sample: float) -> Iterator[Block]:
+    """Yield the share ``sample`` of the blocks, evenly spaced, and at least one."""
+    return (block for number, block in enumerate(blocks) if ceil((number + 1) * sample) > ceil(number * sample))
+
+
+def _prove(reading: _Reading, make_kernels: Callable[[], Kernels], workers: int, report: Report) -> dict[str, Proof]:
+    """Return what each tensor's blocks say of the base. Raises ``MalformedInput`` for bytes that differ from their checksum."""
     lock, proofs = threading.Lock(), dict[str, Proof]()
-    inputs = pair.base.tensors, pair.primary.tensors
+    inputs, compute = reading.inputs, reading.inputs.compute
+    tensors = reading.base.tensors, inputs.primary.tensors
 
-    def make_bench() -> Workbench:
-        return Workbench(make_kernels(), Task(Operation.APPLY, compute, compute, check=True), BLOCK)
+    def make_bench() -> BlockCombiner:
+        return BlockCombiner(make_kernels(), Task(Operation.APPLY, compute, compute, check=True), BLOCK)
 
-    def prove(bench: Workbench, job: _Job | LazyTensor) -> Iterator[int]:
-        if isinstance(job, LazyTensor):
-            yield from proving(job)
+    def prove(bench: BlockCombiner, batch: _Batch | LazyTensor) -> Iterator[int]:
+        if isinstance(batch, LazyTensor):
+            yield from verify_in_pieces(batch)
             return
-        sums = [(tensor, tensor.checksum.start()) if tensor and tensor.checksum else None for tensor in job.whole]
-        for block in job.blocks:
+        sums = [(tensor, tensor.checksum.start()) if tensor and tensor.checksum else None for tensor in batch.whole]
+        for block in batch.blocks:
             match = block.tensor.match
-            primary, base = read_block(block, bench, *inputs)
+            primary, base = read_block(block, bench, *tensors)
             for side, data in zip(sums, (base, primary), strict=True):
                 if side is not None:
                     side[1].update(data)
@@ -157,54 +217,8 @@ def _prove(
             if side is not None:
                 refuse_damage(*side)
 
-    jobs = [_Job((block,)) for block in _sampled(_blocks(pair), sample)] if sample < 1 else list(_jobs(pair))
-    loose = (
-        [] if sample < 1 else [each for held in (pair.base, pair.primary) for file in held.files for each in file.loose]
-    )
-    blocks = (block for job in jobs for block in job.blocks)
-    total = sum((block.stop - block.start) * block.tensor.match.primary.item_size for block in blocks)
-    total += sum(tensor.spec.nbytes for tensor in loose)
-    todo: Iterator[_Job | LazyTensor] = chain(loose, jobs)
+    total = sum(batch.nbytes for batch in reading.batches) + sum(tensor.spec.nbytes for tensor in reading.loose)
+    todo: Iterator[_Batch | LazyTensor] = chain(reading.loose, reading.batches)
     run_parallel(todo, make_bench, prove, workers=workers, report=report, doing="checking the base", total=total)
-    return {
-        match.primary.name: proofs[match.primary.name]
-        for match in pair.matching.matches
-        if match.primary.name in proofs
-    }
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Blocks that one worker takes, in order; ``whole`` are the base tensor and the primary's where these are all of theirs."""
-
-    blocks: tuple[Block, ...]
-    whole: tuple[LazyTensor | None, LazyTensor | None] = (None, None)
-
-
-def _jobs(pair: Pair) -> Iterator[_Job]:
-    """Yield all blocks of what is added: one by one, or by tensor where a file records its checksum, which needs an order."""
-    for tensor in _added(pair):
-        match = tensor.match
-        whole = pair.base.tensors[match.base.name] if match.base else None, pair.primary.tensors[match.primary.name]
-        # Blocks without the base's rows are read for the sake of the primary's checksum alone.
-        blocks = [block for block in blocks_of((tensor,), BLOCK) if block.runs or whole[1].checksum]
-        if any(each and each.checksum for each in whole):
-            yield _Job(tuple(blocks), whole)
-        else:
-            yield from (_Job((block,)) for block in blocks)
-
-
-def _added(pair: Pair) -> Iterator[PlannedTensor]:
-    """Yield what is added, in an order that no container decides."""
-    matches = sorted(pair.matching.matches, key=lambda match: natural_key(match.primary.name))
-    return (PlannedTensor(match.primary, match, 0) for match in matches if match.base)
-
-
-def _blocks(pair: Pair) -> Iterator[Block]:
-    """Yield the blocks of what is added; all new rows say nothing of the base."""
-    return (block for block in blocks_of(tuple(_added(pair)), BLOCK) if block.runs)
-
-
-def _sampled(blocks: Iterator[Block], sample: float) -> Iterator[Block]:
-    """Yield the share ``sample`` of the blocks, at even distances, and at least one."""
-    return (block for number, block in enumerate(blocks) if ceil((number + 1) * sample) > ceil(number * sample))
+    names = (match.primary.name for match in inputs.matching.matches)
+    return {name: proofs[name] for name in names if name in proofs}

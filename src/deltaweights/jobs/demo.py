@@ -1,9 +1,4 @@
-"""A tiny base and a tiny LLaVA-Med-like delta of the real structure, made on the spot.
-
-Enters: a folder. Leaves: ``base/`` and ``delta/`` in it, as people hold them: torch shards with an index, LLaMA's tensor names, the
-``inv_freq`` buffers in float32, a vocabulary grown by four tokens, ``mm_projector``, configuration and tokenizer files. Never: real
-weights, or anything that depends on the machine: the pair has the same bytes everywhere, up to torch's file format.
-"""
+"""A tiny base and a tiny LLaVA-Med-like delta of the real structure, made on the spot."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What stands beside the weights: index, model card, manifest, checksums.
-
-Enters: the planned of a job, the records of its shards, and what was found in them. Leaves: files in staging. Never: a result
-that its input's own manifest contradicts.
-"""
+"""The files beside the weights: companions, index, model card, manifest and checksums."""
 
 from __future__ import annotations
 
@@ -26,14 +22,14 @@ from deltaweights.util.text import in_chunks
 def write_documents(
     planned: PlannedResult, folder: OpenFolder, fragments: Mapping[str, Fragment], findings: Findings
 ) -> tuple[str, str]:
-    """Write everything but weights into ``folder``, beside the shards; return the content digest and the manifest's sha256.
+    """Write everything but the weights into ``folder``; return the content digest and the manifest's sha256.
 
     Raises ``CheckFailed`` when the weights are not those that the input's manifest states, ``InputOutputError``.
     """
     plan = planned.plan
     records = records_of(fragments)
     digests = digests_of(plan, records)
-    _refuse_another(planned, digests.original)
+    _refuse_changed(planned, digests.original)
     documents = {**planned.companions, CARD: model_card(card_facts(planned, digests, findings))}
     if len(plan.shards) > 1:
         weight_map = {tensor.spec.name: shard.file for shard in plan.shards for tensor in shard.tensors}
@@ -49,12 +45,12 @@ def write_documents(
     return digests.content, sha256.hexdigest()
 
 
-def _refuse_another(planned: PlannedResult, found: str) -> None:
-    """Raise ``CheckFailed`` unless the weights that were read are those that their own manifest states."""
+def _refuse_changed(planned: PlannedResult, found: str) -> None:
+    """Raise ``CheckFailed`` unless the weights that were read are those of the primary's own manifest."""
     if planned.expected not in {None, found}:
         raise CheckFailed(
             f"the {planned.plan.operation.primary} is not what its own {MANIFEST} says",
             found=found,
             expected=planned.expected,
-            remedy="it changed or was damaged since it was made: deltaweights verify tells where",
+            remedy="it was changed or damaged since it was made: find out where with deltaweights verify",
         )

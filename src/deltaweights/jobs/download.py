@@ -1,8 +1,4 @@
-"""Models of the Hub, fetched into its cache and checked, and nothing more.
-
-Enters: an id of the Hub, or the name of a recipe, whose base and delta are meant. Leaves: the files in the cache that ``hf`` uses,
-too, each with the hash that the Hub states. Never: a merge.
-"""
+"""Models of the Hub, downloaded into its cache and verified."""
 
 from __future__ import annotations
 
@@ -12,8 +8,8 @@ from dataclasses import dataclass
 
 from deltaweights.errors import UsageError
 from deltaweights.hub.directory import HubDirectory
-from deltaweights.hub.ids import Source, hub_id
-from deltaweights.hub.locate import Hub, HubOptions, needed
+from deltaweights.hub.ids import ModelSource, hub_id
+from deltaweights.hub.locate import Hub, HubOptions, needed_files
 from deltaweights.jobs.inputs import show_notice
 from deltaweights.recipes.catalogue import load
 from deltaweights.recipes.source import base_of, delta_of
@@ -67,11 +63,11 @@ def download(
         hub.close()
 
 
-def _sources(model: str, report: Report) -> list[tuple[str, Source]]:
+def _sources(model: str, report: Report) -> list[tuple[str, ModelSource]]:
     """Return what is meant, by role. A recipe's notice is shown."""
     wanted = hub_id(model)
     if wanted is not None:
-        return [("checkpoint", Source(wanted))]
+        return [("checkpoint", ModelSource(wanted))]
     if "/" in model:
         raise UsageError("not a Hub id", found=model, expected="ORG/NAME, ORG/NAME@REVISION, or the name of a recipe")
     recipe = load(model)
@@ -81,7 +77,7 @@ def _sources(model: str, report: Report) -> list[tuple[str, Source]]:
 
 def _chosen(directory: HubDirectory, role: str, include: Sequence[str]) -> list[str]:
     if not include:
-        return needed(directory, role)
+        return needed_files(directory, role)
     names = [name for name in directory.names() if any(fnmatch.fnmatchcase(name, pattern) for pattern in include)]
     if not names:
         raise UsageError("no file matches", found=", ".join(include), expected=", ".join(directory.names()[:8]))

@@ -1,7 +1,4 @@
-"""What was found in the numbers, told to people, and what of it ends a run.
-
-Enters: findings, and what the user insists on. Leaves: remarks and warnings, or an exception. Never: a number that is changed.
-"""
+"""What was found in the numbers: how it is reported, and what of it is an error."""
 
 from __future__ import annotations
 
@@ -13,21 +10,21 @@ from deltaweights.errors import CheckFailed, Mismatch
 from deltaweights.manifest.findings import Findings, ProofRecord
 from deltaweights.manifest.manifest import TensorRecord
 from deltaweights.manifest.tally import Proof
-from deltaweights.merge.evidence import LEAST_EVIDENCE, Verdict, suspicion
+from deltaweights.merge.base_proof import MIN_EVIDENCE, Verdict, likely_cause
 from deltaweights.merge.operation import Operation
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
 from deltaweights.util.text import counted
 
-ANYWAY = "check the inputs; run without --strict to publish it, or give it up with deltaweights clean"
+ANYWAY = "check the inputs; run without --strict to publish it, or discard it with deltaweights clean"
 
 
 def report_numbers(findings: Findings, operation: Operation, report: Report, *, strict: bool) -> None:
-    """Tell of NaN, infinite and uniform weights. Raises ``CheckFailed`` for the first kind when ``strict``."""
+    """Report NaN, infinite and uniform weights. Raises ``CheckFailed`` for the first kind when ``strict``."""
     untuned = [name for name, roles in findings.uniform.items() if "lead" in roles]
     if untuned and operation is Operation.APPLY:
         others = f" and {counted(len(untuned) - 1, 'more tensor')}" if len(untuned) > 1 else ""
-        report.note(f"{untuned[0]}{others} of the delta: one number throughout, so not tuned, or missing in its file")
+        report.note(f"{untuned[0]}{others} of the delta: all elements equal: not fine-tuned, or missing from its file")
     for problem in _problems(findings, operation):
         if strict:
             raise CheckFailed(problem, remedy=ANYWAY)
@@ -35,7 +32,7 @@ def report_numbers(findings: Findings, operation: Operation, report: Report, *, 
 
 
 def _problems(findings: Findings, operation: Operation) -> list[str]:
-    """Return what is wrong with the numbers, a line for each kind."""
+    """Return what is wrong with the numbers, one line per kind."""
     problems = []
     if findings.nonfinite:
         first = next(iter(findings.nonfinite))
@@ -51,27 +48,25 @@ def _problems(findings: Findings, operation: Operation) -> list[str]:
         found = f"{sum(findings.nonfinite.values())} NaN or infinite weights in {counted(len(findings.nonfinite), 'tensor')}"
         why = f" ({', '.join(causes)})" if causes else ""
         problems.append(f"tensor {first}: result is not finite: found {found}{why}")
-    # Of a delta, that weights are zero says only that they were not tuned.
+    # Zero weights in a delta only mean that they were not fine-tuned.
     looked_at = ("base", "lead") if operation is Operation.MAKE else ("base", "result")
     for role in looked_at:
         what = f"the {operation.primary if role == 'lead' else role}"
         names = [name for name, roles in findings.uniform.items() if role in roles]
         if names:
             others = f" and {counted(len(names) - 1, 'more tensor')}" if len(names) > 1 else ""
-            problems.append(
-                f"tensor {names[0]}{others}: all elements of {what} are one number, where weights are expected"
-            )
+            problems.append(f"tensor {names[0]}{others}: all elements of {what} are equal, where weights are expected")
     return problems
 
 
 def proof_line(proof: ProofRecord | None) -> str | None:
-    """Return in one line what the proof of the base says; None when nobody looked."""
+    """Return what the proof of the base says, in one line; None when the base was not checked."""
     if proof is None:
         return None
     if proof.verdict == Verdict.PROVED:
         return f"proved: {_region(proof)}, 0 violations"
     if proof.verdict == Verdict.NO_EVIDENCE:
-        return f"no evidence: {proof.evidence:,} weights moved; less than {LEAST_EVIDENCE:,} say nothing"
+        return f"no evidence: {proof.evidence:,} weights moved; less than {MIN_EVIDENCE:,} say nothing"
     if proof.verdict == Verdict.PARTIAL:
         return f"NOT proved: {_region(proof)}, 0 violations, but {_untested(proof)}"
     return f"NOT proved: {_region(proof)}, {proof.violations:,} violations ({_rate(proof)})"
@@ -87,10 +82,10 @@ def _region(proof: ProofRecord) -> str:
 
 
 def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allowed: bool) -> None:
-    """Tell of a base that is not proved.
+    """Report a base that is not proved.
 
-    Raises ``Mismatch`` when there are violations though the delta's recipe states how it was computed (``stated``), unless the user
-    ``allowed`` it.
+    Raises ``Mismatch`` when there are violations although the recipe states how the delta was computed (``stated``), unless the
+    user ``allowed`` it.
     """
     if proof is None or proof.verdict == Verdict.PROVED:
         return
@@ -99,15 +94,15 @@ def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allow
         return
     problem = doubt_of(proof)
     if stated and not allowed:
-        remedy = "use the right base; --allow-unproved-base publishes it anyway, deltaweights clean gives it up"
+        remedy = "use the right base; --allow-unproved-base publishes it anyway, deltaweights clean discards it"
         raise Mismatch(problem, remedy=remedy)
     report.warn(problem)
 
 
 def doubt_of(proof: ProofRecord) -> str:
-    """Return why a base is not proved though there is evidence: what was counted, where, and what it suggests."""
+    """Return why a base is not proved although there is evidence: the counts, where, and the likely cause."""
     if proof.verdict == Verdict.PARTIAL:
-        return f"the base is proved in part only: {_untested(proof)}; likely holes in the base, or a delta that is none"
+        return f"the base is proved in part only: {_untested(proof)}; likely holes in the base, or not a delta"
     problems = {
         Verdict.VIOLATED: "the base is not the one that the delta was made from",
         Verdict.OTHER_ARITHMETIC: "the base cannot be proved",
@@ -116,17 +111,17 @@ def doubt_of(proof: ProofRecord) -> str:
 
 
 def _untested(proof: ProofRecord) -> str:
-    """Return of which tensors nothing is known."""
+    """Return the tensors that were not tested."""
     first, *others = proof.untested
     more = f" and {counted(len(others), 'more tensor')}" if others else ""
-    return f"of {first}{more} too few weights lie in the region"
+    return f"too few weights of {first}{more} lie in the region"
 
 
 def _violations(proof: ProofRecord) -> str:
-    """Return how many violations there are, where most, and what that suggests."""
+    """Return how many violations there are, where most of them are, and the likely cause."""
     found = f"{proof.violations:,} of {proof.region:,} weights do not come back ({_rate(proof)})"
     counts = Proof(proof.weights, proof.region, proof.violations, proof.evidence)
-    return f"{found}, most in {worst(proof.tensors)}; likely {suspicion(counts)}"
+    return f"{found}, most in {worst(proof.tensors)}; likely {likely_cause(counts)}"
 
 
 def worst(violations: Mapping[str, int], most: int = 3) -> str:
@@ -136,7 +131,7 @@ def worst(violations: Mapping[str, int], most: int = 3) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class SumFound:
-    """The sum of the merged checkpoint, None when it is not finite, beside the one that is published for it."""
+    """The sum of the merged checkpoint (None when it is not finite), and the published one."""
 
     found: float | None
     published: float
@@ -145,10 +140,10 @@ class SumFound:
 
 
 def check_sum(records: Iterable[TensorRecord], recipe: Recipe | None, report: Report) -> SumFound | None:
-    """Compare the sum of all elements with the recipe's, and tell; None where none is published.
+    """Compare the sum of all elements with the recipe's, and report it; None where none is published.
 
     Where the published sum is over rotary buffers, too, theirs is added: 1 / 10000^(2i/d) for i < d/2 in each layer, d the size
-    of a head. Never fatal: the published one was accumulated in float32, in an order that nobody knows.
+    of a head. Never an error: the published one was accumulated in float32, in an unknown order.
     """
     if recipe is None or recipe.checks is None:
         return None

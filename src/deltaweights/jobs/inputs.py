@@ -1,142 +1,183 @@
-"""Two open checkpoints that belong together, as far as headers, hashes that are known and a few samples tell.
-
-Enters: paths, and a recipe or none. Leaves: a ``Pair``: both open, every tensor with its fate, each named in people's words. Never:
-a byte written, but for archives that must be unpacked; or a pair that a recipe says is another.
-"""
+"""The inputs of a request: opened, hashed, matched, and held against what is known of them."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, repeat
 
 from deltaweights.checkpoint.folder import Checkpoint, Unpacker, open_checkpoint
-from deltaweights.checkpoint.samples import same_weights
-from deltaweights.errors import Mismatch, UsageError
-from deltaweights.hub.cache import snapshot_at
-from deltaweights.hub.ids import Given, PathLike, Source
-from deltaweights.hub.locate import HubOptions, located, source_of
+from deltaweights.errors import UsageError
+from deltaweights.hub.cache_paths import snapshot_at
+from deltaweights.hub.ids import ModelSource
+from deltaweights.hub.locate import located
+from deltaweights.jobs.input_checks import check_base_identity, check_delta_files, refuse_no_delta
+from deltaweights.jobs.request import InputRequest, Place, compute_dtype_of
+from deltaweights.manifest.beside import lists_exactly, stated_beside
+from deltaweights.manifest.parsed import Manifest
+from deltaweights.merge.choices import DTYPES, TORCH_NAMES
 from deltaweights.merge.operation import NewRows, Operation
-from deltaweights.merge.plan import DTYPES
-from deltaweights.merge.rules import PLAIN, Matching, Rules, match
-from deltaweights.recipes.catalogue import load, load_file, recipe_of_archive, recipe_of_file, recipe_of_repo
+from deltaweights.merge.rules import LLAVA_RULES, Matching, MatchRules, copy_all, match_tensors
+from deltaweights.recipes.catalogue import load, recipe_of_archive, recipe_of_file, recipe_of_repo
 from deltaweights.recipes.expected_shapes import refuse_others
 from deltaweights.recipes.hashes import Hashes, hashes_of
-from deltaweights.recipes.identity import AS_LARGE, Identity, generation_of_config, identify, size_of_delta
-from deltaweights.recipes.models import known_file, model
+from deltaweights.recipes.identity import Identity, identify
 from deltaweights.recipes.recipe import Recipe
-from deltaweights.recipes.source import base_of, delta_of, has_base
+from deltaweights.recipes.source import base_of, has_base
 from deltaweights.report import Report
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Base and primary, open and known to fit; ``recipe`` is None where the plain rules apply."""
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Open checkpoints that belong together, as far as headers, known hashes and samples tell.
 
-    base: Checkpoint
+    ``base`` is None when the primary is copied. ``recipe`` is None where the plain rules apply. ``compute`` and ``stored`` are
+    safetensors dtypes. ``manifest`` is the primary's own, when it lists exactly the primary's tensors.
+    """
+
+    base: Checkpoint | None
     primary: Checkpoint
     hashes: Hashes
     matching: Matching
     recipe: Recipe | None
+    compute: str
+    stored: str
+    manifest: Manifest | None = None
 
     @property
-    def stated(self) -> bool:
-        """Whether it is known in which arithmetic the delta was computed."""
-        return self.recipe is not None and self.recipe.stated
+    def expected(self) -> str | None:
+        """The content digest that the result must have, by the primary's manifest; None when its dtypes change."""
+        return self.manifest.content_digest if self.manifest is not None and self._keeps_dtypes else None
 
-
-def find_recipe(name: str | None, file: PathLike | None) -> Recipe | None:
-    """Return the recipe of this name, or that in ``file``, laid over the one that is named; None without both.
-
-    Raises ``UsageError``, ``MalformedInput`` and ``InputOutputError``.
-    """
-    if file is not None:
-        return load_file(file, over=name)
-    return load(name) if name is not None else None
-
-
-def sources_of(recipe: Recipe | None, base: Given | None, delta: Given | None) -> tuple[Given, Given]:
-    """Return base and delta, where they are not given from where the recipe has them.
-
-    Raises ``UsageError`` when that is not known, ``InputOutputError`` when it is a repository without weights.
-    """
-    if base is None:
-        base = base_of(_needed(recipe, "base"))
-    if delta is None:
-        delta = delta_of(_needed(recipe, "delta"))
-    return base, delta
-
-
-def _needed(recipe: Recipe | None, role: str) -> Recipe:
-    if recipe is None:
-        raise UsageError(f"--{role} is missing", remedy="give it, or name a recipe: deltaweights recipes")
-    return recipe
+    @property
+    def _keeps_dtypes(self) -> bool:
+        return self.manifest is not None and {row[0] for row in self.manifest.tensors.values()} == {self.stored}
 
 
 @contextmanager
-def open_pair(
-    operation: Operation,
-    base: Given,
-    primary: Given,
-    *,
-    recipe: Recipe | None = None,
-    hub: HubOptions | None = None,
-    allow: bool | None = False,
-    hash_workers: int | None = None,
-    unpacker: Unpacker | None = None,
-    report: Report | None = None,
-) -> Iterator[Pair]:
-    """Open and match base and primary, and say what they are.
+def open_inputs(request: InputRequest, unpacker: Unpacker | None, report: Report) -> Iterator[Inputs]:
+    """Open the inputs and say what they are; nothing is written but archives that must be unpacked.
 
-    With ``allow``, a base that is known to be another one passes; None says that the caller has no such option to offer. ``hub``
-    says how to use the Hub, for ids. ``hash_workers`` threads make the sha256 of the files, if any. Raises ``UsageError``,
-    ``MalformedInput``, ``Mismatch`` and ``InputOutputError``.
+    Raises ``UsageError``, ``MalformedInput``, ``Mismatch`` and ``InputOutputError``.
     """
-    report = Report() if report is None else report
-    given = (("base", base), (operation.primary, primary))
-    for role, place in given:
-        if not isinstance(place, Source) and not os.fspath(place):
-            raise UsageError(f"{role} is an empty path", remedy="is a variable unset?")
+    opened = _open_copied(request, unpacker, report) if request.base is None else open_pair(request, unpacker, report)
+    with opened as inputs:
+        yield inputs
+
+
+@contextmanager
+def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) -> Iterator[Inputs]:
+    """Open and match base and primary. Raises as ``open_inputs`` does."""
+    operation, recipe = request.operation, request.recipe
     if recipe is None and operation is Operation.APPLY:
-        recipe = _recognised_by_id(primary, report)
+        recipe = _recipe_of_repository(request.primary, report)
     elif recipe is not None:
-        show_notice(recipe, report)  # before anything is fetched
+        show_notice(recipe, report)  # before anything is downloaded
+    assert request.base is not None  # noqa: S101  (this tells mypy)
+    places = [("base", _pinned(request.base, recipe)), (operation.primary, request.primary)]
     with (
-        located([(role, _pinned(role, place, recipe)) for role, place in given], hub, report) as (base_at, primary_at),
-        open_checkpoint(base_at, "base", unpacker, report) as of_base,
-        open_checkpoint(primary_at, operation.primary, unpacker, report) as of_primary,
+        located(places, request.hub, report) as (base_at, primary_at),
+        open_checkpoint(base_at, "base", unpacker, report) as base,
+        open_checkpoint(primary_at, operation.primary, unpacker, report) as primary,
     ):
-        inputs = {of_base.role: of_base, of_primary.role: of_primary}
-        hashes = hashes_of(inputs, hash_workers, report)
+        hashes = hashes_of({base.role: base, primary.role: primary}, request.hash_workers, report)
         if recipe is None and operation is Operation.APPLY:
-            recipe = _recognised(of_primary, hashes.files[of_primary.role], report)
-        rules = PLAIN if recipe is None else Rules(recipe.delta_only, NewRows(recipe.new_rows))
+            recipe = _recipe_of_delta(primary, hashes.files[primary.role], report)
+        rules = LLAVA_RULES
         if recipe is not None:
-            refuse_others(recipe, of_base, of_primary)
-        matching = match(of_base.tensors, of_primary.tensors, operation, rules)
-        for text in (*of_base.notes, *of_primary.notes, *matching.warnings):
+            refuse_others(recipe, base, primary)
+            rules = MatchRules(recipe.delta_only, NewRows(recipe.new_rows))
+        matching = match_tensors(base.tensors, primary.tensors, operation, rules)
+        for text in (*base.notes, *primary.notes, *matching.warnings):
             report.warn(text)
-        pair = Pair(of_base, of_primary, hashes, matching, recipe)
-        for role, checkpoint in inputs.items():
-            identity = identify(checkpoint, hashes.files[role], read=role in hashes.read)
-            report.note(f"{role:15} {identity.text}")
-            if recipe is not None and role == "base":
-                _check_base(pair, identity, recipe, report, allow=allow)
+        compute = compute_dtype_of(request.compute_dtype, recipe)
+        inputs = Inputs(
+            base=base,
+            primary=primary,
+            hashes=hashes,
+            matching=matching,
+            recipe=recipe,
+            compute=DTYPES[compute],
+            stored=DTYPES[request.dtype or compute],
+        )
+        identity = _identify(base, hashes, report)
         if recipe is not None:
-            _check_delta(pair, recipe, report)
-        _doubt(pair, operation, report, allow=allow)
-        yield pair
+            check_base_identity(base, hashes.files[base.role], identity, recipe, report, allow=request.allow_other_base)
+        _identify(primary, hashes, report)
+        if recipe is not None:
+            check_delta_files(primary, hashes.files[primary.role], recipe, report)
+        stated = recipe is not None and recipe.stated
+        refuse_no_delta(base, primary, matching, request, report, stated=stated)
+        yield inputs
 
 
-def _pinned(role: str, place: Given, recipe: Recipe | None) -> Given:
-    """Return ``place``; of a repository that the recipe has its base from, without the files whose hashes are not known."""
-    source = place if isinstance(place, Source) else source_of(place)
-    if role != "base" or source is None or recipe is None or not has_base(recipe):
-        return source or place
+@contextmanager
+def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Report) -> Iterator[Inputs]:
+    """Open a checkpoint to copy. Without a recipe in the request, that of the checkpoint's own manifest is used."""
+    role, recipe = request.operation.primary, request.recipe
+    with (
+        located([(role, request.primary)], request.hub, report) as (at,),
+        open_checkpoint(at, role, unpacker, report) as source,
+    ):
+        matching = copy_all(source.tensors, request.operation)
+        for text in source.notes:
+            report.warn(text)
+        hashes = hashes_of({role: source}, request.hash_workers, report)
+        stated = stated_beside(source)
+        identity = identify(source, hashes.files[role], read=role in hashes.read, stated=lambda _: stated)
+        report.note(f"{role:15} {identity.text}")
+        # Its bytes are compared with this manifest when they are read.
+        manifest = stated if stated is not None and lists_exactly(stated, source) else None
+        if recipe is None and manifest is not None and manifest.recipe:
+            recipe = _recipe_of_manifest(manifest.recipe, report)
+        stored = DTYPES[request.dtype] if request.dtype is not None else _dtype_of(matching)
+        inputs = Inputs(
+            base=None,
+            primary=source,
+            hashes=hashes,
+            matching=matching,
+            recipe=recipe,
+            compute=stored,
+            stored=stored,
+            manifest=manifest,
+        )
+        yield replace(inputs, compute=_compute_dtype_of_copy(inputs))
+
+
+def _compute_dtype_of_copy(inputs: Inputs) -> str:
+    """Return the dtype through which a copy goes: what a merge computed in another dtype than it stored goes through it again."""
+    if inputs.expected is None or inputs.manifest is None or inputs.manifest.compute_dtype not in TORCH_NAMES:
+        return inputs.stored
+    return inputs.manifest.compute_dtype
+
+
+def _dtype_of(matching: Matching) -> str:
+    """Return the one dtype of all weights. Raises ``UsageError`` when they have several, or one that is not written."""
+    found = sorted({match.primary.dtype for match in matching.matches})
+    if len(found) > 1 or found[0] not in TORCH_NAMES:
+        raise UsageError(
+            "the dtype to write is not clear",
+            found=" and ".join(found),
+            expected=", ".join(DTYPES),
+            remedy="give --dtype",
+        )
+    return found[0]
+
+
+def _identify(checkpoint: Checkpoint, hashes: Hashes, report: Report) -> Identity:
+    role = checkpoint.role
+    identity = identify(checkpoint, hashes.files[role], read=role in hashes.read)
+    report.note(f"{role:15} {identity.text}")
+    return identity
+
+
+def _pinned(base: Place, recipe: Recipe | None) -> Place:
+    """Return ``base``; if it is the recipe's repository, without the files whose hashes are not known."""
+    if not isinstance(base, ModelSource) or recipe is None or not has_base(recipe):
+        return base
     known = base_of(recipe)
-    return Source(source.id, known.hidden) if known.id.repo.lower() == source.id.repo.lower() else source
+    return ModelSource(base.id, known.hidden) if known.id.repo.lower() == base.id.repo.lower() else base
 
 
 def show_notice(recipe: Recipe, report: Report) -> None:
@@ -146,23 +187,18 @@ def show_notice(recipe: Recipe, report: Report) -> None:
         report.note(f"{head}{line}")
 
 
-def _recognised_by_id(delta: Given, report: Report) -> Recipe | None:
+def _recipe_of_repository(delta: Place, report: Report) -> Recipe | None:
     """Return the recipe of a delta that is a repository of the Hub."""
-    source = delta if isinstance(delta, Source) else source_of(delta)
-    name = recipe_of_repo(source.id.repo) if source is not None else None
-    return _told(name, f"{source.id.repo} on the Hub", report) if source is not None and name is not None else None
+    name = recipe_of_repo(delta.id.repo) if isinstance(delta, ModelSource) else None
+    return (
+        _use(name, f"{delta.id.repo} on the Hub", report)
+        if isinstance(delta, ModelSource) and name is not None
+        else None
+    )
 
 
-def _told(name: str, how: str, report: Report) -> Recipe:
-    """Say which recipe is used, and how that is known."""
-    recipe = load(name)
-    report.note(f"recipe          {name}: the delta is that of {recipe.title} ({how})")
-    show_notice(recipe, report)
-    return recipe
-
-
-def _recognised(delta: Checkpoint, hashes: Mapping[str, str], report: Report) -> Recipe | None:
-    """Return the recipe of a delta that is a snapshot of the Hub, a named archive, or of files whose hashes are known."""
+def _recipe_of_delta(delta: Checkpoint, hashes: Mapping[str, str], report: Report) -> Recipe | None:
+    """Return the recipe of a delta that is a snapshot of the Hub, a named archive, or files whose hashes are known."""
     snapshot = snapshot_at(delta.path)
     by_hash = {recipe_of_file(sha256) for sha256 in hashes.values()} - {None}
     for name, how in (
@@ -171,103 +207,25 @@ def _recognised(delta: Checkpoint, hashes: Mapping[str, str], report: Report) ->
         (recipe_of_archive(delta.path.name), "by the name of its archive"),
     ):
         if name is not None:
-            return _told(name, how, report)
+            return _use(name, how, report)
     return None
 
 
-def _check_base(pair: Pair, identity: Identity, recipe: Recipe, report: Report, *, allow: bool | None) -> None:
-    """Hold what the base is known to be against the recipe: another model is refused, what is not listed is a warning."""
-    base, wanted = pair.base, model(recipe.base_model) if recipe.base_model is not None else None
-    title = wanted.title if wanted is not None else f"the base of recipe {recipe.name}"
-    unlisted = _unlisted(pair.hashes.files["base"], recipe)
-    if not unlisted and pair.hashes.files["base"]:
-        return
-    if wanted is not None and identity.model is not None and identity.model != wanted.key:
-        problem = f"this is {model(identity.model).title}, not {title}"
-        if not allow:
-            remedy = f"use {title}{_passes(allow)}"
-            raise Mismatch(problem, where=base.path, found=identity.text, expected=title, remedy=remedy)
-        report.warn(f"{base.path}: {problem}")
-        return
-    if unlisted and (wanted is not None or recipe.base_files):
-        report.warn(
-            f"{base.path / unlisted[0]}: its sha256 is not one that is known of {title}: another copy, or damaged"
-        )
-    hint = generation_of_config(base)
-    if wanted is not None and identity.model is None and hint not in {None, wanted.generation}:
-        report.warn(f"{base.path}: config.json is that of {hint}, and the base should be {title}")
+def _use(name: str, how: str, report: Report) -> Recipe:
+    """Load a recipe, and report why it is used."""
+    recipe = load(name)
+    report.note(f"recipe          {name}: the delta is that of {recipe.title} ({how})")
+    show_notice(recipe, report)
+    return recipe
 
 
-def _unlisted(hashes: Mapping[str, str], recipe: Recipe) -> list[str]:
-    """Return the names of the files that are not known of the recipe's base."""
-    accepted = {file.sha256 for file in recipe.base_files}
-    known = {name: known_file(sha256) for name, sha256 in hashes.items()}
-    ours = {name for name, found in known.items() if found is not None and found[0].key == recipe.base_model}
-    return sorted(name for name, sha256 in hashes.items() if sha256 not in accepted and name not in ours)
-
-
-def _check_delta(pair: Pair, recipe: Recipe, report: Report) -> None:
-    """Warn of files and commits that are not those that the recipe knows: unknown, which is not damaged."""
-    delta, hashes = pair.primary, pair.hashes.files[pair.primary.role]
-    known = {file.name for file in recipe.delta.files}
-    listed = {file.sha256 for file in recipe.delta.files}
-    for name, sha256 in sorted(hashes.items()):
-        if name in known and sha256 not in listed:
-            report.warn(
-                f"{delta.path / name}: sha256 {sha256} is not that of recipe {recipe.name}: another copy, or damaged"
-            )
-    snapshot, revision = snapshot_at(delta.path), recipe.delta.revision
-    if snapshot is None or revision is None or (hashes and listed >= set(hashes.values())):
-        return
-    if recipe_of_repo(snapshot.repo) == recipe.name and not snapshot.commit.startswith(revision):
-        report.warn(f"{delta.path}: is of commit {snapshot.commit}, recipe {recipe.name} knows {revision}")
-
-
-def _doubt(pair: Pair, operation: Operation, report: Report, *, allow: bool | None) -> None:
-    """Tell when base and primary are one checkpoint, or the delta's weights are as large as a model's: it is likely merged already.
-
-    Buffers, new rows and tensors of the primary alone do not tell two checkpoints apart: only what the base has, too, does.
-    """
-    primary = pair.primary
-    both = [m.primary.name for m in pair.matching.matches if m.base == m.primary and m.primary.count]
-    if both and same_weights(pair.base.tensors, primary.tensors, both):
-        problem = f"base and {operation.primary} hold the same weights, as far as samples tell"
-        if operation is Operation.MAKE:
-            report.warn(f"{primary.path}: {problem}: the delta will be zero where they meet")
-        elif allow:
-            report.warn(f"{primary.path}: {problem}")
-        else:
-            raise Mismatch(problem, where=primary.path, remedy=f"give the delta itself{_passes(allow)}")
-        return
-    if operation is not Operation.APPLY:
-        return
-    share = size_of_delta(pair.base.tensors, primary.tensors)
-    if share is None or share < AS_LARGE:
-        return
-    found = f"weights {share:.2g} times as large as the base's"
-    problem = "likely already a merged model, not a delta"
-    if pair.stated and not allow:
-        remedy = f"give the delta itself{_passes(allow)}"
-        raise Mismatch(problem, where=primary.path, found=found, expected="a small part of them", remedy=remedy)
-    report.warn(f"{primary.path}: {problem}: found {found}, expected a small part of them")
-
-
-def _passes(allow: bool | None) -> str:
-    return "; --allow-unproved-base lets it pass" if allow is not None else ""
-
-
-def compute_dtype_of(given: str | None, recipe: Recipe | None) -> str:
-    """Return the dtype of the arithmetic: the recipe's, or what was asked for, or float16.
-
-    Raises ``UsageError`` when what was asked for is unknown, or not what the recipe says.
-    """
-    if given is not None and given not in DTYPES:
-        raise UsageError("unknown dtype", found=given, expected=", ".join(DTYPES))
-    if recipe is None:
-        return given or "float16"
-    if given not in {None, recipe.compute_dtype}:
-        remedy = "leave --compute-dtype out, or give the recipe in a file of your own"
-        raise UsageError(
-            f"recipe {recipe.name} adds in another dtype", found=given, expected=recipe.compute_dtype, remedy=remedy
-        )
-    return recipe.compute_dtype
+def _recipe_of_manifest(name: str, report: Report) -> Recipe | None:
+    """Return the recipe by which a checkpoint was merged, if it is a known one."""
+    try:
+        recipe = load(name)
+    except UsageError:
+        report.warn(f"the manifest names the recipe {name}, which is not known here: give it with --recipe")
+        return None
+    report.note(f"{'recipe':15} {name} (as the manifest says)")
+    show_notice(recipe, report)
+    return recipe

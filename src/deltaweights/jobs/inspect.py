@@ -1,8 +1,4 @@
-"""What a checkpoint holds, told from its headers.
-
-Enters: the path of a checkpoint. Leaves: an ``InspectReport``, and names grouped for people. Never: more of the weights than the
-samples that tell what it is, unless hashes are asked for; or a name that is left out.
-"""
+"""What a checkpoint holds, told from its headers."""
 
 from __future__ import annotations
 
@@ -12,10 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from deltaweights.checkpoint.archived.scratch import Scratch
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.hub.ids import Given, Source
+from deltaweights.checkpoint.zipped_folder.temporary_unpacker import TemporaryUnpacker
+from deltaweights.hub.ids import ModelLocation, ModelSource
 from deltaweights.hub.locate import HubOptions, located
 from deltaweights.jobs.provenance import verified_hashes
 from deltaweights.manifest.beside import lists_exactly, stated_beside
@@ -108,7 +104,7 @@ class InspectReport:
 
 
 def inspect_checkpoint(
-    path: Given,
+    path: ModelLocation,
     *,
     hash_inputs: bool = False,
     workers: int | None = None,
@@ -122,7 +118,7 @@ def inspect_checkpoint(
     hub = replace(hub or HubOptions(), stream=not hash_inputs)  # headers and samples are little of a model
     report = report or Report()
     with (
-        Scratch() as scratch,
+        TemporaryUnpacker() as scratch,
         located([("checkpoint", path)], hub, report) as (at,),
         open_checkpoint(at, "checkpoint", scratch, report) as checkpoint,
     ):
@@ -137,7 +133,7 @@ def inspect_checkpoint(
         hashes, made = known.files[""], verified_hashes({"": checkpoint}, known)[""]
         stated = stated_beside(checkpoint)
         return InspectReport(
-            str(path.id) if isinstance(path, Source) else os.fspath(path),
+            str(path.id) if isinstance(path, ModelSource) else os.fspath(path),
             identify(checkpoint, hashes, read=bool(known.read), stated=lambda _: stated),
             checkpoint.container,
             model_type,

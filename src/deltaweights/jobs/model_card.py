@@ -1,9 +1,5 @@
 """The model card: README.md of every folder that is written, for people, and for the Hub, which reads its head.
 
-Enters: what is known of a result, as values. Leaves: the bytes of the card, the same for the same facts with any version of any
-library. Never: a command line, a path, a time, a host or a version; a fact that is unknown, left out in silence; or a stranger's
-text that ends the head, opens a tag, or becomes part of a command.
-
 The head's keys: https://huggingface.co/docs/hub/model-cards. It is written here, not by ``huggingface_hub``: every value is of our
 own choice or an id of the Hub, which YAML takes as it is, and importing that library's card class takes an eighth of a second.
 """
@@ -34,7 +30,7 @@ KINDS = {
     "merge": _MERGE,
     "export": _MERGE,
     "delta": _Kind("Delta weights: target - base, tensor by tensor; of no use without the base.", "Target", "adapter"),
-    "copy": _Kind("Converted weights: those of the source, in another form.", "Source", None),
+    "copy": _Kind("Converted weights: those of the source, in another form.", "ModelSource", None),
 }
 """What it is; what its other input is called; the Hub's word for its relation to ``base_model``, of which none fits a copy."""
 
@@ -104,7 +100,7 @@ LLAVA_ENTRY = """\
   year = {2023}, eprint = {2304.08485}, archivePrefix = {arXiv}}"""
 VICUNA_ENTRY = """\
 @misc{vicuna2023,
-  title = {Vicuna: An Open-Source Chatbot Impressing {GPT-4} with 90\\%* {ChatGPT} Quality},
+  title = {Vicuna: An Open-ModelSource Chatbot Impressing {GPT-4} with 90\\%* {ChatGPT} Quality},
   author = {Chiang, Wei-Lin and Li, Zhuohan and Lin, Zi and Sheng, Ying and Wu, Zhanghao and Zhang, Hao and Zheng, Lianmin and
             Zhuang, Siyuan and Zhuang, Yonghao and Gonzalez, Joseph E. and Stoica, Ion and Xing, Eric P.},
   year = {2023}, url = {https://lmsys.org/blog/2023-03-30-vicuna/}}"""

@@ -14,12 +14,13 @@ Texts = Mapping[str, Mapping[str, str]]
 """By role, and then by name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlannedResult:
-    """The plan, the files that travel with the weights, and what is known of the inputs.
+    """A result to be published, without the open inputs: a part leaves it in staging, so that ``finish`` needs none.
 
-    ``hashes`` are sha256 of input files that were made or compared, ``origins`` where inputs are from; ``expected`` and ``parents``
-    are as in ``Prepared``. ``streamed`` says that an input was kept nowhere.
+    ``companions`` are files by name. ``hashes`` are the sha256 of input files that were computed or compared. ``origins`` says
+    where inputs are from, ``parents`` what the primary's own manifest says of its inputs. ``expected`` is the content digest, in
+    the original layout, that this manifest states. ``streamed`` says that an input was not kept.
     """
 
     plan: Plan
@@ -33,19 +34,20 @@ class PlannedResult:
 
     @property
     def stated(self) -> bool:
-        """Whether it is known in which arithmetic the delta was computed."""
+        """Whether the recipe states the arithmetic in which the delta was computed."""
         return self.recipe is not None and self.recipe.stated
 
 
-def planned_result(job: Prepared) -> PlannedResult:
-    """Return what the documents of ``job`` will say."""
+def planned_result(prepared: Prepared) -> PlannedResult:
+    """Return what the documents of a prepared request will say."""
+    manifest = prepared.inputs.manifest
     return PlannedResult(
-        job.plan,
-        job.companions.files,
-        job.recipe,
-        verified_hashes(job.checkpoints, job.hashes),
-        origins_of(job.checkpoints),
-        job.parents,
-        job.expected,
-        any(map(is_streamed, job.checkpoints.values())),
+        plan=prepared.plan,
+        companions=prepared.companions.files,
+        recipe=prepared.recipe,
+        hashes=verified_hashes(prepared.checkpoints, prepared.hashes),
+        origins=origins_of(prepared.checkpoints),
+        parents=manifest.origins if manifest is not None else {},
+        expected=prepared.inputs.expected,
+        streamed=any(map(is_streamed, prepared.checkpoints.values())),
     )

@@ -1,8 +1,4 @@
-"""Where the inputs of a job are from, and how far they are verified.
-
-Enters: open checkpoints, and hashes of their files. Leaves: what the manifest and staging keep of that, and a refusal. Never: a
-hash that nobody compared or made.
-"""
+"""Where the inputs are from, and whether their hashes were compared."""
 
 from __future__ import annotations
 
@@ -13,22 +9,22 @@ from deltaweights.errors import CheckFailed
 from deltaweights.recipes.hashes import Hashes
 
 UNVERIFIED = "not cryptographically verified"
-"""Said of inputs that were streamed: bytes in another order than the file's cannot be held against its hash."""
+"""Said of streamed inputs: they are read out of order, so their hash cannot be compared."""
 
 STREAMED = "streamed"
-"""The mark of an input that is kept nowhere."""
+"""The mark of an input that is not kept."""
 
 Checkpoints = Mapping[str, Checkpoint]
 """By role."""
 
 
 def is_streamed(checkpoint: Checkpoint) -> bool:
-    """Tell whether a file of the checkpoint is read from the Hub and kept nowhere."""
+    """Return whether a file of the checkpoint is read from the Hub and not kept."""
     return any(weights.file.streamed for weights in checkpoint.files)
 
 
 def refuse_unverified(checkpoints: Checkpoints, hashes: Hashes) -> None:
-    """Raise ``CheckFailed`` unless the sha256 of every weights file was compared with the Hub's, or made."""
+    """Raise ``CheckFailed`` unless the sha256 of every weights file was compared with the Hub's, or computed."""
     for role, checkpoint in checkpoints.items():
         for weights in checkpoint.files:
             if weights.file.streamed or (weights.file.verified_sha256 is None and role not in hashes.read):
@@ -37,7 +33,7 @@ def refuse_unverified(checkpoints: Checkpoints, hashes: Hashes) -> None:
 
 
 def marks_of(checkpoints: Checkpoints) -> dict[str, str]:
-    """Return the marks of inputs that came from the Hub, by role and name; a shard of streamed bytes is none of stored ones."""
+    """Return the marks of inputs from the Hub, by role and name: a shard of streamed bytes is not reused for stored ones."""
     return {
         f"{role}/{weights.file.path.name}": weights.file.arrival or STREAMED
         for role, checkpoint in checkpoints.items()
@@ -47,7 +43,7 @@ def marks_of(checkpoints: Checkpoints) -> dict[str, str]:
 
 
 def verified_hashes(checkpoints: Checkpoints, hashes: Hashes) -> Mapping[str, Mapping[str, str]]:
-    """Return the sha256 of files, by role and name, that were made in this run, or that the files were compared with."""
+    """Return the sha256 of files, by role and name, that this run computed or compared."""
     return {
         role: hashes.files[role]
         if role in hashes.read
@@ -57,7 +53,7 @@ def verified_hashes(checkpoints: Checkpoints, hashes: Hashes) -> Mapping[str, Ma
 
 
 def origins_of(checkpoints: Checkpoints) -> dict[str, dict[str, str]]:
-    """Return what the manifest says of where inputs are from, by role, and how far they can be trusted."""
+    """Return where inputs are from, by role, and whether they were verified, as the manifest records it."""
     return {
         role: {**checkpoint.directory.origin, **({"verification": UNVERIFIED} if is_streamed(checkpoint) else {})}
         for role, checkpoint in checkpoints.items()

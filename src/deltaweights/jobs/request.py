@@ -1,68 +1,200 @@
-"""What a result is to be, as far as the user says.
-
-Enters: options, as they are typed. Leaves: one value that goes through the whole first half of the job, checked. Never: a look at
-the inputs.
-"""
+"""What a user asks for, as one frozen value: parsed and checked once, then passed whole through the pipeline."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from deltaweights.errors import UsageError
-from deltaweights.hub.ids import Given, PathLike
-from deltaweights.hub.locate import paths_among
-from deltaweights.merge.plan import DTYPES, LAYOUTS, ORIGINAL
-from deltaweights.merge.shards import CONTAINERS, TORCH
+from deltaweights.hub.ids import ModelLocation, ModelSource, PathLike, model_source
+from deltaweights.hub.locate import HubOptions
+from deltaweights.jobs.options import Options
+from deltaweights.merge.choices import CONTAINERS, DTYPES, LAYOUTS, ORIGINAL, TORCH
+from deltaweights.merge.operation import Operation
+from deltaweights.merge.parts import Part
+from deltaweights.merge.stream import Resources
+from deltaweights.recipes.catalogue import load, load_file
+from deltaweights.recipes.recipe import Recipe
+from deltaweights.recipes.source import base_of, delta_of
 from deltaweights.util.sizes import parse_size
+from deltaweights.util.workers import resolve_workers
+
+Place = Path | ModelSource
+"""Where a checkpoint is: a path on this machine, or a repository on the Hub."""
+
+UNSET = "is a variable unset?"
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Dtypes are torch's names, None where the recipe or the inputs say; ``max_shard_size`` is bytes, or text such as "5GB".
+@dataclass(frozen=True, kw_only=True)
+class InputRequest:
+    """What to read, and how. ``base`` is None when the primary is only copied.
 
-    ``layout`` is one of ``LAYOUTS``, ``weights`` one of ``CONTAINERS``; ``vision_tower`` is None for the recipe's.
+    Dtypes are torch's names, None for what the recipe or the inputs say. ``hash_workers`` threads hash the inputs, if any.
+    ``allow_other_base`` lets a base pass that is known to be another model; None where the caller has no such option.
     """
 
+    operation: Operation
+    base: Place | None
+    primary: Place
+    recipe: Recipe | None = None
     compute_dtype: str | None = None
     dtype: str | None = None
-    max_shard_size: str | int = "5GB"
-    layout: str = ORIGINAL
-    weights: str = "safetensors"
-    vision_tower: Given | None = None
+    hub: HubOptions | None = None
+    hash_workers: int | None = None
+    allow_other_base: bool | None = False
 
-    def __post_init__(self) -> None:
-        """Raise ``UsageError`` for what cannot be: a slip of the pen need not wait for the inputs."""
-        for what, given, known in (
-            ("dtype", self.dtype, DTYPES),
-            ("layout", self.layout, LAYOUTS),
-            ("format", self.weights, CONTAINERS),
-        ):
-            if given is not None and given not in known:
-                raise UsageError(f"unknown {what}", found=given, expected=", ".join(known))
-        if self.layout != ORIGINAL and self.container == TORCH:
-            raise UsageError("layout transformers is written as safetensors alone", remedy="leave --format out")
-        if self.layout == ORIGINAL and self.vision_tower is not None:
-            remedy = "give --layout transformers, or leave --vision-tower out"
-            raise UsageError("the original layout holds no vision tower", remedy=remedy)
-        if isinstance(self.vision_tower, str) and not self.vision_tower:
-            raise UsageError("--vision-tower is an empty path", remedy="is a variable unset?")
-        parse_size(self.max_shard_size, "max shard size")
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A checkpoint to write at ``target``, or one ``part`` of it; a dry run only plans."""
+
+    inputs: InputRequest
+    target: PathLike
+    options: Options
+    vision_tower: Place | None = None
+    part: Part | None = None
+    dry_run: bool = False
+
+    @property
+    def operation(self) -> Operation:
+        """What is made of the inputs."""
+        return self.inputs.operation
+
+    @property
+    def threads(self) -> int:
+        """How many workers there are, whatever the tensors' sizes."""
+        return resolve_workers(self.options.workers)
+
+    @property
+    def resources(self) -> Resources:
+        """What the stream may use."""
+        return Resources(self.options.device, self.options.workers)
+
+    @property
+    def shard_limit(self) -> int:
+        """Most bytes of tensors per shard."""
+        return _shard_limit(self.options)
 
     @property
     def container(self) -> str:
-        """How the weights are stored, by the name that manifests have for it."""
-        return CONTAINERS[self.weights]
+        """How the weights are stored, as manifests name it."""
+        return CONTAINERS[self.options.weights]
 
     @property
-    def limit(self) -> int:
-        """Most bytes of tensors per shard."""
-        return parse_size(self.max_shard_size, "max shard size")
-
-    @property
-    def paths(self) -> list[PathLike]:
-        """Paths among what is to be read besides the inputs."""
-        return paths_among([] if self.vision_tower is None else [self.vision_tower])
+    def paths(self) -> list[Path]:
+        """The inputs that are on this machine."""
+        places = (self.inputs.base, self.inputs.primary, self.vision_tower)
+        return [place for place in places if isinstance(place, Path)]
 
 
-USUAL = Wanted()
-"""What one gets who says nothing."""
+def make_request(
+    operation: Operation,
+    base: ModelLocation | None,
+    primary: ModelLocation | None,
+    target: PathLike,
+    options: Options,
+    *,
+    part: Part | None = None,
+    dry_run: bool = False,
+) -> Request:
+    """Check what was asked for; inputs that are not given are those of the recipe.
+
+    Raises ``UsageError``, ``MalformedInput`` for a recipe file, and ``InputOutputError`` for one that cannot be read, or a recipe
+    whose delta is a repository without weights.
+    """
+    check_options(options)
+    recipe = find_recipe(options.recipe, options.recipe_file)
+    if operation is Operation.APPLY:
+        base = base_of(_needed(recipe, "base")) if base is None else base
+        primary = delta_of(_needed(recipe, "delta")) if primary is None else primary
+    if not os.fspath(target):
+        raise UsageError(f"{operation.output} is an empty path", remedy=UNSET)
+    compute_dtype_of(options.compute_dtype, recipe)
+    hub = options.hub or HubOptions()
+    inputs = InputRequest(
+        operation=operation,
+        base=None if base is None else parse_place("base", base),
+        primary=parse_place(operation.primary, primary),
+        recipe=recipe,
+        compute_dtype=options.compute_dtype,
+        dtype=options.dtype,
+        # A dry run keeps nothing: headers and samples are a small part of a model.
+        hub=replace(hub, stream=True) if dry_run and not options.hash_inputs else hub,
+        hash_workers=resolve_workers(options.workers) if options.hash_inputs else None,
+        allow_other_base=options.allow_unproved_base,
+    )
+    tower = options.vision_tower
+    return Request(
+        inputs=inputs,
+        target=target,
+        options=options,
+        vision_tower=None if tower is None else parse_place("--vision-tower", tower),
+        part=part,
+        dry_run=dry_run,
+    )
+
+
+def check_options(options: Options) -> None:
+    """Fail fast on a typo, before any input is opened. Raises ``UsageError``."""
+    for what, given, known in (
+        ("dtype", options.compute_dtype, DTYPES),
+        ("dtype", options.dtype, DTYPES),
+        ("layout", options.layout, LAYOUTS),
+        ("format", options.weights, CONTAINERS),
+    ):
+        if given is not None and given not in known:
+            raise UsageError(f"unknown {what}", found=given, expected=", ".join(known))
+    if options.layout != ORIGINAL and CONTAINERS[options.weights] == TORCH:
+        raise UsageError("layout transformers is written as safetensors only", remedy="leave --format out")
+    if options.layout == ORIGINAL and options.vision_tower is not None:
+        remedy = "give --layout transformers, or leave --vision-tower out"
+        raise UsageError("the original layout has no vision tower", remedy=remedy)
+    _shard_limit(options)
+    resolve_workers(options.workers)
+
+
+def _shard_limit(options: Options) -> int:
+    return parse_size(options.max_shard_size, "max shard size")
+
+
+def parse_place(role: str, given: ModelLocation | None) -> Place:
+    """Tell a path from a repository of the Hub. Raises ``UsageError`` for an empty path, and for a malformed id."""
+    if isinstance(given, ModelSource):
+        return given
+    if given is None or not os.fspath(given):
+        raise UsageError(f"{role} is an empty path", remedy=UNSET)
+    return model_source(given) or Path(given)
+
+
+def find_recipe(name: str | None, file: PathLike | None) -> Recipe | None:
+    """Return the recipe of this name, or that in ``file``, laid over the one that is named; None without both.
+
+    Raises ``UsageError``, ``MalformedInput`` and ``InputOutputError``.
+    """
+    if file is not None:
+        return load_file(file, over=name)
+    return load(name) if name is not None else None
+
+
+def _needed(recipe: Recipe | None, role: str) -> Recipe:
+    if recipe is None:
+        raise UsageError(f"--{role} is missing", remedy="give it, or name a recipe: deltaweights recipes")
+    return recipe
+
+
+def compute_dtype_of(given: str | None, recipe: Recipe | None) -> str:
+    """Return the dtype of the arithmetic: the recipe's, or what was asked for, or float16.
+
+    Raises ``UsageError`` when what was asked for is unknown, or not what the recipe says.
+    """
+    if given is not None and given not in DTYPES:
+        raise UsageError("unknown dtype", found=given, expected=", ".join(DTYPES))
+    if recipe is None:
+        return given or "float16"
+    if given not in {None, recipe.compute_dtype}:
+        remedy = "leave --compute-dtype out, or give the recipe in a file of your own"
+        raise UsageError(
+            f"recipe {recipe.name} adds in another dtype", found=given, expected=recipe.compute_dtype, remedy=remedy
+        )
+    return recipe.compute_dtype

@@ -1,36 +1,32 @@
-"""The job: one or two checkpoints in, one out, from paths to a published folder; ``apply``, ``make``, ``convert`` are its names.
-
-Enters: an operation, paths and options. Leaves: a folder with weights, manifest and checksums, and a result that says what it is.
-Never: a folder that is not whole, or a byte of output before both inputs are known to fit.
-"""
+"""The one pipeline behind all verbs: prepare, stream the missing shards, judge what was found, publish."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from typing import TypeVar
 
 from deltaweights.errors import CheckFailed, TargetBusy
 from deltaweights.hub.files import AGAIN, Refetched
-from deltaweights.hub.transfer import Damaged
+from deltaweights.hub.transfer import DamagedFile
 from deltaweights.inference.child import check_in_child
 from deltaweights.jobs.documents import write_documents
-from deltaweights.jobs.findings import SumFound, check_sum, judge_base, report_numbers
+from deltaweights.jobs.findings import check_sum, judge_base, report_numbers
+from deltaweights.jobs.options import Options
 from deltaweights.jobs.planned_result import PlannedResult, planned_result
-from deltaweights.jobs.prepare import Prepared
+from deltaweights.jobs.prepare import Prepared, prepare
 from deltaweights.jobs.provenance import UNVERIFIED, marks_of
+from deltaweights.jobs.request import Request
+from deltaweights.jobs.result import ALREADY_COMPLETE, Outcome, Published, published
 from deltaweights.jobs.stream import stream_shards
-from deltaweights.jobs.summary import check_space, say
+from deltaweights.jobs.summary import check_space, report_plan
 from deltaweights.manifest.findings import Findings
 from deltaweights.manifest.manifest import Fragment
 from deltaweights.manifest.verify import verify_rest
 from deltaweights.merge.device import check_device
 from deltaweights.merge.operation import VISION_TOWER
-from deltaweights.merge.plan import Plan, fates
+from deltaweights.merge.plan import Plan
 from deltaweights.merge.record import findings_of, records_of
-from deltaweights.merge.stream import Resources
-from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
 from deltaweights.staging.open_staging import OpenStaging
 from deltaweights.staging.publish import clear_staging, publish, recover_publication
@@ -39,255 +35,167 @@ from deltaweights.staging.staged_shards import StagedShards
 from deltaweights.staging.target_state import TargetState
 from deltaweights.util.workers import resolve_workers
 
-ALREADY_COMPLETE = "already complete"
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Published(Findings):
-    """What was made, and what was found in it.
-
-    ``streamed`` says that an input was read from the Hub and kept nowhere, so that its hash could not be compared. ``status`` is
-    "merged", "made", "converted" or "already complete"; ``bytes`` counts weights; ``seconds`` are by stage. ``recipe`` is the
-    name of the one that was used; ``published_sum`` is None where the recipe has none, or nothing was written.
-    """
-
-    status: str
-    content_digest: str
-    manifest_sha256: str
-    tensors: int
-    parameters: int
-    bytes: int
-    shards: int
-    fates: dict[str, int]
-    dropped: dict[str, dict[str, str]]
-    recipe: str | None
-    published_sum: SumFound | None
-    streamed: bool
-    seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to run, and what to insist on."""
-
-    device: str = "cpu"
-    workers: int | None = None
-    overwrite: bool = False
-    strict: bool = False
-    allow_unproved_base: bool = False
-    require_verified: bool = False
-    check: bool = False
-    read_back: bool = False
-
-    def __post_init__(self) -> None:
-        """Raise ``UsageError`` when nobody may work."""
-        resolve_workers(self.workers)
-
-    @property
-    def threads(self) -> int:
-        """How many workers there are, whatever the tensors' sizes."""
-        return resolve_workers(self.workers)
-
-    @property
-    def resources(self) -> Resources:
-        """What the stream may use."""
-        return Resources(self.device, self.workers)
-
-
-def perform(
-    opener: Callable[[], AbstractContextManager[Prepared]], settings: Settings, report: Report, began: float
-) -> tuple[Prepared, Published]:
-    """Open a job with ``opener`` and do it; once more when an input was damaged on its way and had to be fetched anew.
+def prepare_and(do: Callable[[Prepared], T], request: Request, report: Report) -> T:
+    """Prepare a request and do something with it; once more when an input was damaged in transit and must be fetched again.
 
     Raises what ``apply_delta`` raises.
     """
     try:
-        with opener() as job:
-            return job, run(job, settings, report, began)
+        with prepare(request, report) as prepared:
+            return do(prepared)
     except Refetched as error:
-        begun_anew(error, report)
-    with opener() as job:
-        return job, run(job, settings, report, began)
+        report.warn(f"{str(error).removesuffix(f'; {AGAIN}')}: starting again")
+    with prepare(request, report) as prepared:
+        return do(prepared)
 
 
-def begun_anew(error: Refetched, report: Report) -> None:
-    """Say that a job is begun anew, and why."""
-    report.warn(f"{str(error).removesuffix(f'; {AGAIN}')}: begun anew")
+def run(prepared: Prepared, report: Report, began: float) -> Published:
+    """Publish the result of a prepared request, unless it is there already.
 
-
-def run(job: Prepared, settings: Settings, report: Report, began: float) -> Published:
-    """Do a job that is prepared, or find that it was done. ``began`` is when it did, by the monotonic clock.
-
-    Raises what ``apply_delta`` raises.
+    ``began`` is when the command started, by the monotonic clock. Raises what ``apply_delta`` raises.
     """
-    say(job, report)
-    seconds = {"prepare": time.monotonic() - began - job.hashes.seconds, "hash inputs": job.hashes.seconds}
-    target = TargetState(job.place, job.plan.identity)
-    done = None if job.unpacking.holds_the_lock else _already_complete(job, target, settings)
-    if done is None or job.place.root.exists():
-        with job.unpacking.locked() as lock:
+    report_plan(prepared, report)
+    hashing = prepared.hashes.seconds
+    seconds = {"prepare": time.monotonic() - began - hashing, "hash inputs": hashing}
+    place, options = prepared.place, prepared.request.options
+    target = TargetState(place, prepared.plan.identity)
+    outcome = None if prepared.unpacking.holds_the_lock else _already_complete(prepared, target)
+    if outcome is None or place.root.exists():
+        with prepared.unpacking.locked() as lock:
             for text in (lock.note, recover_publication(lock.staging)):
                 if text:
                     report.note(text)
             # The run that held the lock before us may have published this very plan.
-            done = _already_complete(job, target, settings)
-            if done is None:
-                lock.staging.refuse_content(overwrite=settings.overwrite)
-                done = _make(job, lock.staging, settings, report, seconds)
+            outcome = _already_complete(prepared, target)
+            if outcome is None:
+                lock.staging.refuse_content(overwrite=options.overwrite)
+                outcome = _make(prepared, lock.staging, report, seconds)
             else:
                 clear_staging(lock.staging)
-    if done.status == ALREADY_COMPLETE:
+    if outcome.status == ALREADY_COMPLETE:
         report.note(
-            "what is there is the result of these inputs, as far as their headers and samples tell; remove it to make it anew"
+            "the result of these inputs is already there, as far as headers and samples tell; remove it to make it again"
         )
-        if job.hashes.read - {VISION_TOWER}:
+        if prepared.hashes.read - {VISION_TOWER}:
             report.warn("the manifest that is there stays as it is: --hash-inputs adds nothing to it")
-        _judge(job.plan, done.findings, settings, report, stated=job.stated)
-        if settings.check:
-            check_in_child(job.place.target, job.place.target, report)
+        _judge(prepared.plan, outcome.findings, options, report, stated=prepared.stated)
+        if options.check:
+            check_in_child(place.target, place.target, report)
     seconds["total"] = time.monotonic() - began
-    return published_of(job.plan, job.recipe, done, seconds)
+    return published(prepared.plan, prepared.recipe, outcome, seconds)
 
 
-@dataclass(frozen=True)
-class Done:
-    """What became of a job."""
-
-    status: str
-    content_digest: str
-    manifest_sha256: str
-    findings: Findings
-    published_sum: SumFound | None = None
-    streamed: bool = False
-
-
-def _already_complete(job: Prepared, target: TargetState, settings: Settings) -> Done | None:
-    """Return what stands there if it is the result of this plan and verifies; None if it is something else.
+def _already_complete(prepared: Prepared, target: TargetState) -> Outcome | None:
+    """Return what is in the target if it is the result of this plan and verifies; None if it is something else.
 
     Raises ``TargetBusy`` when it is the result of this plan, damaged, and may not be replaced.
     """
+    options, where = prepared.request.options, prepared.place.target
     there = target.published_result()
     if there is None:
         return None
     manifest, check = there
-    if settings.require_verified and manifest.unverified:
-        if settings.overwrite:
+    if options.require_verified and manifest.unverified:
+        if options.overwrite:
             return None
         raise CheckFailed(
             f"the result is there, and {UNVERIFIED}",
-            where=job.place.target,
+            where=where,
             found=f"no sha256 of input {manifest.unverified[0]}",
-            remedy="make it anew with --overwrite",
+            remedy="make it again with --overwrite",
         )
     found = verify_rest(check, expect=manifest.content_digest)
-    if settings.overwrite and not found.ok:
+    if options.overwrite and not found.ok:
         return None
     if not found.ok or found.manifest_sha256 is None:
         raise TargetBusy(
             f"the result of this very plan is there, but it does not verify: {found.problems[0]}",
-            where=job.place.target,
+            where=where,
             remedy="move it away, or replace it with --overwrite",
         )
-    digest, sha256 = manifest.content_digest, found.manifest_sha256
-    return Done(ALREADY_COMPLETE, digest, sha256, manifest.findings, streamed=manifest.streamed)
+    return Outcome(
+        status=ALREADY_COMPLETE,
+        content_digest=manifest.content_digest,
+        manifest_sha256=found.manifest_sha256,
+        findings=manifest.findings,
+        streamed=manifest.streamed,
+    )
 
 
-def _make(job: Prepared, opened: OpenStaging, settings: Settings, report: Report, seconds: dict[str, float]) -> Done:
-    """Write what is missing into staging, and publish it."""
+def _make(prepared: Prepared, opened: OpenStaging, report: Report, seconds: dict[str, float]) -> Outcome:
+    """Write the missing shards into staging, and publish the result."""
+    request, plan = prepared.request, prepared.plan
     began = time.monotonic()
-    check_device(settings.device)
+    check_device(request.options.device)
     seconds["load arithmetic"] = time.monotonic() - began
-    staging, fragments, discarded = StagedShards.prepare(opened, job.plan, marks_of(job.checkpoints))
+    staging, fragments, discarded = StagedShards.prepare(opened, plan, marks_of(prepared.checkpoints))
     if discarded:
         report.note("staging held another plan (other inputs or options): it was discarded")
     if fragments:
-        report.note(f"{len(fragments)} of {len(job.plan.shards)} shards are finished already")
+        report.note(f"{len(fragments)} of {len(plan.shards)} shards are finished already")
     for done in fragments.values():
         report.shard_reused(done.file, done.record.size, done.record.sha256)
-    check_space(job, fragments)
-    began = time.monotonic()
-    try:
-        _stream(job, staging, fragments, settings, report, seconds)
-        seconds["stream"] = time.monotonic() - began
-        for checkpoint in job.checkpoints.values():
-            checkpoint.check_unchanged()
-    except Damaged:
-        staging.discard()  # what was made of damaged bytes must not be found by the next run
-        raise
-    seconds["rest of the download"] = time.monotonic() - began - seconds["stream"]
-    return conclude(planned_result(job), staging, fragments, settings, report, seconds)
-
-
-def conclude(
-    planned: PlannedResult,
-    staging: StagedShards,
-    fragments: Mapping[str, Fragment],
-    settings: Settings,
-    report: Report,
-    seconds: dict[str, float],
-) -> Done:
-    """Judge what was found, write what stands beside the weights, and publish. Raises what ``apply_delta`` raises."""
-    plan, place, records = planned.plan, staging.staging.location, records_of(fragments)
-    findings = findings_of(records, allowed=settings.allow_unproved_base and planned.stated)
-    _judge(plan, findings, settings, report, stated=planned.stated)
-    published_sum = check_sum(records.values(), planned.recipe, report)
-    if settings.read_back:
-        began = time.monotonic()
-        read_back(staging, fragments, settings.threads, report)
-        seconds["read back"] = time.monotonic() - began
-    began = time.monotonic()
-    digest, manifest_sha256 = write_documents(planned, staging.shards, fragments, findings)
-    if settings.check:
-        check_in_child(place.shards, place.target, report)
-        staging.staging.refuse_moved()  # the check went by the name
-    staging.refuse_modified(fragments)
-    publish(staging.staging, plan.identity, overwrite=settings.overwrite)
-    seconds["publish"] = time.monotonic() - began
-    return Done(plan.operation.value.status, digest, manifest_sha256, findings, published_sum, planned.streamed)
-
-
-def _stream(
-    job: Prepared,
-    staging: StagedShards,
-    fragments: dict[str, Fragment],
-    settings: Settings,
-    report: Report,
-    seconds: dict[str, float],
-) -> None:
-    """Make the shards that have no fragment yet, and add theirs to ``fragments``."""
+    check_space(prepared, fragments)
 
     def keep(fragment: Fragment) -> None:
         staging.keep(fragment)
         fragments[fragment.file] = fragment
 
-    missing = [shard for shard in job.plan.shards if shard.file not in fragments]
-    seconds["flush"] = stream_shards(job, missing, staging.shards, keep, settings.resources, report)
+    began = time.monotonic()
+    try:
+        missing = [shard for shard in plan.shards if shard.file not in fragments]
+        seconds["flush"] = stream_shards(prepared, missing, staging.shards, keep, report)
+        seconds["stream"] = time.monotonic() - began
+        for checkpoint in prepared.checkpoints.values():
+            checkpoint.check_unchanged()
+    except DamagedFile:
+        staging.discard()  # shards of damaged bytes must not be reused by the next run
+        raise
+    seconds["rest of the download"] = time.monotonic() - began - seconds["stream"]
+    return publish_result(planned_result(prepared), staging, fragments, request.options, report, seconds)
 
 
-def _judge(plan: Plan, findings: Findings, settings: Settings, report: Report, *, stated: bool) -> None:
-    """Tell what was found in the numbers. Raises ``CheckFailed`` or ``Mismatch`` for what must not be published."""
-    report_numbers(findings, plan.operation, report, strict=settings.strict)
-    judge_base(findings.proof, report, stated=stated, allowed=settings.allow_unproved_base)
-    if stated and not plan.check:
-        report.warn("the base is not proved: nobody looked (--no-prove)")
-
-
-def published_of(plan: Plan, recipe: Recipe | None, done: Done, seconds: dict[str, float]) -> Published:
-    """Return what is said of a published result."""
-    dropped = {role: {item.spec.name: item.reason for item in record.dropped} for role, record in plan.inputs.items()}
-    return Published(
-        status=done.status,
-        content_digest=done.content_digest,
-        manifest_sha256=done.manifest_sha256,
-        tensors=len(plan.tensors),
-        parameters=plan.parameters,
-        bytes=plan.nbytes,
-        shards=len(plan.shards),
-        fates=fates(plan),
-        dropped=dropped,
-        recipe=recipe.name if recipe else None,
-        published_sum=done.published_sum,
-        streamed=done.streamed,
-        **vars(done.findings),
-        seconds={stage: round(value, 3) for stage, value in seconds.items()},
+def publish_result(
+    planned: PlannedResult,
+    staging: StagedShards,
+    fragments: Mapping[str, Fragment],
+    options: Options,
+    report: Report,
+    seconds: dict[str, float],
+) -> Outcome:
+    """Judge what was found in finished shards, write the documents beside them, and publish. Raises what ``apply_delta`` raises."""
+    plan, place, records = planned.plan, staging.staging.location, records_of(fragments)
+    findings = findings_of(records, allowed=options.allow_unproved_base and planned.stated)
+    _judge(plan, findings, options, report, stated=planned.stated)
+    published_sum = check_sum(records.values(), planned.recipe, report)
+    if options.read_back:
+        began = time.monotonic()
+        read_back(staging, fragments, resolve_workers(options.workers), report)
+        seconds["read back"] = time.monotonic() - began
+    began = time.monotonic()
+    digest, manifest_sha256 = write_documents(planned, staging.shards, fragments, findings)
+    if options.check:
+        check_in_child(place.shards, place.target, report)
+        staging.staging.refuse_moved()  # the check opened the folder by its name
+    staging.refuse_modified(fragments)
+    publish(staging.staging, plan.identity, overwrite=options.overwrite)
+    seconds["publish"] = time.monotonic() - began
+    return Outcome(
+        status=plan.operation.value.status,
+        content_digest=digest,
+        manifest_sha256=manifest_sha256,
+        findings=findings,
+        published_sum=published_sum,
+        streamed=planned.streamed,
     )
+
+
+def _judge(plan: Plan, findings: Findings, options: Options, report: Report, *, stated: bool) -> None:
+    """Report what was found in the numbers. Raises ``CheckFailed`` or ``Mismatch`` for what must not be published."""
+    report_numbers(findings, plan.operation, report, strict=options.strict)
+    judge_base(findings.proof, report, stated=stated, allowed=options.allow_unproved_base)
+    if stated and not plan.check:
+        report.warn("the base was not checked (--no-prove)")

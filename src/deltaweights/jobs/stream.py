@@ -1,36 +1,31 @@
-"""The shards of a job, written by the stream.
-
-Enters: a prepared job, and which of its shards are wanted. Leaves: the shards, each with its fragment. Never: a shard made of bytes
-that the checksums of their file contradict.
-"""
+"""The shards of a prepared request, written by the stream."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from deltaweights.checkpoint.checksums import prove
+from deltaweights.checkpoint.checksums import verify_checksum
 from deltaweights.jobs.prepare import Prepared
 from deltaweights.manifest.manifest import Fragment
 from deltaweights.merge.operation import VISION_TOWER
 from deltaweights.merge.plan import Shard
-from deltaweights.merge.stream import Resources, Stream
+from deltaweights.merge.stream import Stream
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
 
 
 def stream_shards(
-    job: Prepared,
+    prepared: Prepared,
     missing: Sequence[Shard],
     folder: OpenFolder,
     keep: Callable[[Fragment], None],
-    resources: Resources,
     report: Report,
 ) -> float:
-    """Write shards into ``folder``, ``keep`` each one's fragment, and return the seconds that the disk was waited for."""
-    prove_unread(job)
-    base = job.checkpoints["base"].tensors if job.plan.base else {}
-    stream = Stream(job.plan, base, job.primarys, folder, keep, resources, report)
-    report.begin(job.plan.operation.value.doing, sum(shard.nbytes for shard in missing))
+    """Write shards into ``folder``, ``keep`` each one's fragment, and return the seconds spent waiting for the disk."""
+    _check_unread(prepared)
+    plan, resources = prepared.plan, prepared.request.resources
+    stream = Stream(plan, prepared.base_tensors, prepared.primary_tensors, folder, keep, resources, report)
+    report.begin(plan.operation.value.doing, sum(shard.nbytes for shard in missing))
     try:
         for done in stream.run(missing):
             report.progress(done)
@@ -39,12 +34,12 @@ def stream_shards(
     return stream.flush_seconds
 
 
-def prove_unread(job: Prepared) -> None:
+def _check_unread(prepared: Prepared) -> None:
     """Compare the recorded checksums of what the stream does not read whole: parts of storages, files, and dropped tensors."""
-    for role, record in job.plan.inputs.items():
-        checkpoint = job.checkpoints[role]
+    for role, record in prepared.plan.inputs.items():
+        checkpoint = prepared.checkpoints[role]
         for weights in checkpoint.files:
-            for loose in weights.loose:
-                prove(loose)
-        for dropped in record.dropped if role != VISION_TOWER else ():  # CLIP's other half is of no concern
-            prove(checkpoint.tensors[dropped.spec.name])
+            for loose in weights.extra_checksums:
+                verify_checksum(loose)
+        for dropped in record.dropped if role != VISION_TOWER else ():  # CLIP's text model does not matter here
+            verify_checksum(checkpoint.tensors[dropped.spec.name])

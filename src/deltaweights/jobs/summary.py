@@ -1,7 +1,4 @@
-"""What a job that is prepared will do, for people, and whether there is room for it.
-
-Enters: a prepared job. Leaves: lines, figures, and a refusal when the disk is too small. Never: a byte written.
-"""
+"""What a prepared request will do, for people, and whether there is room for it on the disk."""
 
 from __future__ import annotations
 
@@ -35,74 +32,76 @@ WORDS = {
     "identity": "made (identity)",
     "zeros": "made (zeros)",
 }
-"""The fates, for people."""
+"""How the fates are named in reports."""
 
 
-def say(job: Prepared, report: Report) -> None:
-    """Report every fate: how many tensors are added and copied, what is dropped, and what is not copied beside them."""
-    report.plan(_facts(job.plan))
-    counts = fates(job.plan)
-    role_of_primary = job.plan.operation.primary
+def report_plan(prepared: Prepared, report: Report) -> None:
+    """Report the plan: how many tensors are added and copied, what is dropped, and which files are not copied."""
+    report.plan(_facts(prepared.plan))
+    counts = fates(prepared.plan)
+    role_of_primary = prepared.plan.operation.primary
     parts = [f"{counts[fate]} {what}" for fate, what in WORDS.items() if counts.get(fate)]
-    report.note(f"{counted(len(job.plan.tensors), 'tensor')}: {', '.join(parts)}")
-    for role, record in job.plan.inputs.items():
+    report.note(f"{counted(len(prepared.plan.tensors), 'tensor')}: {', '.join(parts)}")
+    for role, record in prepared.plan.inputs.items():
         for reason in sorted({dropped.reason for dropped in record.dropped}):
             names = [dropped.spec.name for dropped in record.dropped if dropped.reason == reason]
             others = f" and {len(names) - 1} more" if len(names) > 1 else ""
             report.note(f"dropped from the {role.replace('_', ' ')} ({reason}): {names[0]}{others}")
-    if job.companions.left_behind:
-        left = job.companions.left_behind
+    if prepared.companions.left_behind:
+        left = prepared.companions.left_behind
         others = f" and {len(left) - 8} more" if len(left) > 8 else ""
         report.note(f"not copied from the {role_of_primary}: {', '.join(left[:8])}{others}")
-    if job.primary.alone:
+    if prepared.inputs.primary.is_lone_file:
         report.note(f"the {role_of_primary} is a single file: no configuration or tokenizer is copied")
-    for change in job.companions.changes:
+    for change in prepared.companions.changes:
         report.note(change)
 
 
-def check_space(job: Prepared, finished: Container[str]) -> None:
+def check_space(prepared: Prepared, finished: Container[str]) -> None:
     """Raise ``InputOutputError`` when the shards that are not ``finished`` would not fit on the disk."""
-    needed, free = disk_needed(job, finished) + _to_come(job), free_bytes(job.place.root)
+    needed, free = disk_needed(prepared, finished) + _to_come(prepared), free_bytes(prepared.place.root)
     if free < needed:
         raise InputOutputError(
             "not enough free disk",
-            where=job.place.root.parent,
+            where=prepared.place.root.parent,
             found=f"{human_bytes(free)} free",
             expected=human_bytes(needed),
-            remedy="make room, or choose a place on another disk",
+            remedy="make room, or choose a target on another disk",
         )
 
 
-def _to_come(job: Prepared) -> int:
-    """Return the bytes of inputs that will still be written to the disk of the result."""
-    device = _device_of(job.place.root)
+def _to_come(prepared: Prepared) -> int:
+    """Return the bytes of inputs that are still to be downloaded to the disk of the result."""
+    device = _device_of(prepared.place.root)
     return sum(
-        weights.file.to_come
-        for checkpoint in job.checkpoints.values()
+        weights.file.pending_bytes
+        for checkpoint in prepared.checkpoints.values()
         if _device_of(checkpoint.directory.path) == device
         for weights in checkpoint.files
     )
 
 
 def _device_of(path: Path) -> int | None:
-    """Return the disk that the first of ``path`` and its parents is on that exists."""
+    """Return the device of ``path``, or of its first parent that exists."""
     found = next((each for each in (path, *path.parents) if each.exists()), None)
     return found.stat().st_dev if found else None
 
 
-def disk_needed(job: Prepared, finished: Container[str]) -> int:
-    """Return the bytes that will be written, shards that are ``finished`` left out."""
-    return SLACK + sum(shard.size for shard in job.plan.shards if shard.file not in finished)
+def disk_needed(prepared: Prepared, finished: Container[str]) -> int:
+    """Return the bytes that will be written, without shards that are ``finished``."""
+    return SLACK + sum(shard.size for shard in prepared.plan.shards if shard.file not in finished)
 
 
-def describe(job: Prepared, workers: int, device: str) -> dict[str, Json]:
+def describe(prepared: Prepared) -> dict[str, Json]:
     """Return what a run would do: shards, fates, and the disk and memory that it needs, in bytes."""
+    request = prepared.request
+    memory = FOOTPRINT + request.threads * PER_WORKER + (0 if request.options.device == "cpu" else TORCH)
     return {
-        job.plan.operation.output: str(job.place.target),
-        **_facts(job.plan),
-        "disk_needed": disk_needed(job, ()),
-        "disk_free": free_bytes(job.place.root),
-        "memory_needed": FOOTPRINT + workers * PER_WORKER + (0 if device == "cpu" else TORCH),
+        prepared.plan.operation.output: str(prepared.place.target),
+        **_facts(prepared.plan),
+        "disk_needed": disk_needed(prepared, ()),
+        "disk_free": free_bytes(prepared.place.root),
+        "memory_needed": memory,
     }
 
 

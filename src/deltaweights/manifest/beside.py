@@ -18,7 +18,7 @@ def manifest_beside(checkpoint: Checkpoint) -> Manifest:
     Raises ``InputOutputError`` when there is none, ``MalformedInput`` when it is no manifest, or says nothing of a file that
     only lies beside its checkpoint.
     """
-    if checkpoint.alone:
+    if checkpoint.is_lone_file:
         problem = "a manifest says nothing of a file beside its checkpoint"
         raise MalformedInput(problem, where=checkpoint.path, remedy="give the folder")
     try:

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from deltaweights.checkpoint.files import LocalFile, read_small, refuse_long
-from deltaweights.checkpoint.layout import PART
+from deltaweights.checkpoint.files import LocalFile
+from deltaweights.checkpoint.layout import META_PART
+from deltaweights.checkpoint.small_files import read_small, refuse_long
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest import content_digest, digested
@@ -180,7 +181,7 @@ class FolderCheck:
         A listing may tell of more: of torch files beside safetensors, or code. Of its tensors some may be spread over all parts.
         """
         stated = set(manifest.places.values())
-        if SPREAD in stated and any(map(PART.fullmatch, manifest.files)):
+        if SPREAD in stated and any(map(META_PART.fullmatch, manifest.files)):
             stated.remove(SPREAD)
         loadable = set() if self.listing else {name for name in manifest.files if Path(name).suffix in LOADABLE}
         for name in sorted(stated | loadable):

@@ -11,10 +11,9 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deltaweights.checkpoint.checksums import proving, refuse_damage
+from deltaweights.checkpoint.checksums import refuse_damage, verify_in_pieces
 from deltaweights.checkpoint.files import CHUNK, InputFile, LocalFile
-from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.checkpoint.weights_file import ContiguousSource
+from deltaweights.checkpoint.tensors import ContiguousSource, LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest import tensor_digest, tensor_hasher
 from deltaweights.manifest.manifest import FileRecord
@@ -86,7 +85,7 @@ def read(job: Job, failed: Failed, workers: int, report: Report) -> Found:
     sizes = {name: _size(job, name) for name in job.names}
     tasks = [(name, sizes[name], read_file(name)) for name in sorted(sizes, key=lambda name: (-sizes[name], name))]
     tasks += [(tensor.spec.name, tensor.spec.nbytes, read_tensor(tensor)) for tensor in pieces]
-    tasks += [(tensor.file, tensor.spec.nbytes, proving(tensor)) for tensor in job.loose if job.compare]
+    tasks += [(tensor.file, tensor.spec.nbytes, verify_in_pieces(tensor)) for tensor in job.loose if job.compare]
 
     def do(_desk: None, task: tuple[str, int, Iterator[int]]) -> Iterator[int]:
         try:

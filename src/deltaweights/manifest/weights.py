@@ -14,11 +14,10 @@ from deltaweights.checkpoint.directory import LocalDirectory
 from deltaweights.checkpoint.files import InputFile, LocalFile
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.index import SUFFIXES
-from deltaweights.checkpoint.layout import PART, STARTS
-from deltaweights.checkpoint.pickled.torch_file import open_torch_file
+from deltaweights.checkpoint.layout import MAIN_FILES, META_PART
 from deltaweights.checkpoint.safetensors_file import open_safetensors
-from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.checkpoint.weights_file import WeightsFile
+from deltaweights.checkpoint.tensors import LazyTensor, WeightsFile
+from deltaweights.checkpoint.torch_format.torch_file import open_torch_file
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.problems import FILE, TENSOR
 from deltaweights.manifest.reading import Job, apart
@@ -48,7 +47,7 @@ def open_listed(root: Path) -> Checkpoint:
     """
     names = LocalDirectory(root).names()
     weights = [name for name in names if Path(name).suffix in SUFFIXES]
-    alone = len(weights) == 1 and not PART.fullmatch(weights[0]) and not set(names) & set(STARTS)
+    alone = len(weights) == 1 and not META_PART.fullmatch(weights[0]) and not set(names) & set(MAIN_FILES)
     checkpoint = open_checkpoint(root / weights[0] if alone else root, "checkpoint")
     shown = sum(tensor.spec.nbytes for tensor in checkpoint.tensors.values())
     stored = sum(weights.file.size for weights in checkpoint.files)
@@ -68,7 +67,7 @@ def job_of(checkpoint: Checkpoint, names: Iterable[str], *, compare: bool, links
         names,
         {weights.file.path.name: weights.file for weights in checkpoint.files if weights.file.path.name in names},
         checkpoint.tensors.values(),
-        [tensor for weights in checkpoint.files for tensor in weights.loose],
+        [tensor for weights in checkpoint.files for tensor in weights.extra_checksums],
         compare,
         links,
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from deltaweights.checkpoint.files import InputFile
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import UsageError
-from deltaweights.hub.cache import stated_sha256
+from deltaweights.hub.cache_paths import stated_sha256
 from deltaweights.report import Report
 from deltaweights.util.workers import run_parallel
 
@@ -68,7 +68,7 @@ def _made(checkpoints: Mapping[str, Checkpoint], workers: int, report: Report) -
 
     def hash_one(_: None, job: tuple[str, InputFile]) -> Iterator[int]:
         role, file = job
-        file.hash_counts()
+        file.rely_on_hash()
         digest = hashlib.sha256()
         for chunk in file.chunks():
             digest.update(chunk)

@@ -132,7 +132,7 @@ def _fits(known: KnownModel, hidden: int, depth: int) -> bool:
 def config_of(checkpoint: Checkpoint) -> dict[str, Json]:
     """Return what config.json says; nothing where there is none, where it is malformed, or may belong to others."""
     config = None
-    if not checkpoint.alone:
+    if not checkpoint.is_lone_file:
         with contextlib.suppress(DeltaweightsError, ValueError):
             config = strict_json(checkpoint.directory.read("config.json", MAX_CONFIG))
     return config if isinstance(config, dict) else {}

@@ -6,7 +6,7 @@ Enters: a recipe. Leaves: ids at pinned commits, and which files are not meant. 
 from __future__ import annotations
 
 from deltaweights.errors import InputOutputError, UsageError
-from deltaweights.hub.ids import HubId, Source
+from deltaweights.hub.ids import HubId, ModelSource
 from deltaweights.recipes.models import model
 from deltaweights.recipes.recipe import Recipe
 
@@ -21,7 +21,7 @@ def has_base(recipe: Recipe) -> bool:
     return recipe.base_model is not None and model(recipe.base_model).repo is not None
 
 
-def base_of(recipe: Recipe) -> Source:
+def base_of(recipe: Recipe) -> ModelSource:
     """Return where the base is: of its two formats the one of which the hashes of all files are known.
 
     Raises ``UsageError`` when nobody said where it is.
@@ -30,10 +30,10 @@ def base_of(recipe: Recipe) -> Source:
     if known is None or known.repo is None:
         raise UsageError(f"recipe {recipe.name} does not say where its base is", remedy="give --base")
     pinned = any(file.form == "bin" for file in known.files)
-    return Source(HubId(known.repo, known.revision), SAFETENSORS if pinned else ())
+    return ModelSource(HubId(known.repo, known.revision), SAFETENSORS if pinned else ())
 
 
-def delta_of(recipe: Recipe) -> Source:
+def delta_of(recipe: Recipe) -> ModelSource:
     """Return where the delta is. Raises ``UsageError`` when nobody said, ``InputOutputError`` when there are no weights there."""
     delta = recipe.delta
     if delta.repo is None:
@@ -42,4 +42,4 @@ def delta_of(recipe: Recipe) -> Source:
         archives = f"give the archive, if you hold it: {', '.join(delta.archives)}"
         raise InputOutputError("the repository holds no weights", where=delta.repo, remedy=archives)
     pinned = delta.revision if delta.revision and len(delta.revision) == FULL_COMMIT else None
-    return Source(HubId(delta.repo, pinned))
+    return ModelSource(HubId(delta.repo, pinned))

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaweights.checkpoint.files import read_small
+from deltaweights.checkpoint.small_files import read_small
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
 from deltaweights.manifest.entries import UNSIGNED
 from deltaweights.manifest.signed import Signed

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltaweights.checkpoint.files import read_small
+from deltaweights.checkpoint.small_files import read_small
 from deltaweights.errors import MalformedInput, UsageError
 
 if TYPE_CHECKING:

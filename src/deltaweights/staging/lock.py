@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from deltaweights.checkpoint.files import read_small
+from deltaweights.checkpoint.small_files import read_small
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
 from deltaweights.staging.location import TargetLocation, locate_target
 from deltaweights.staging.open_staging import OpenStaging

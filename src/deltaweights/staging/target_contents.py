@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from deltaweights.checkpoint.companions import COPIED, LEGAL, NOTICE_NAME, README
-from deltaweights.checkpoint.layout import WEIGHTS
+from deltaweights.checkpoint.layout import HF_WEIGHTS
 from deltaweights.errors import InputOutputError, TargetBusy
 from deltaweights.manifest.manifest import INDEX, MANIFEST, SUMS
 from deltaweights.staging.location import TargetLocation
@@ -37,7 +37,7 @@ FileStamp = tuple[int, int, int]
 
 def is_result_file(name: str) -> bool:
     """Return whether a file of a checkpoint may have this name."""
-    return name in REPLACEABLE or WEIGHTS.fullmatch(name) is not None or LEGAL.fullmatch(name) is not None
+    return name in REPLACEABLE or HF_WEIGHTS.fullmatch(name) is not None or LEGAL.fullmatch(name) is not None
 
 
 def stamp_of(found: os.stat_result) -> FileStamp:
@@ -68,7 +68,7 @@ def refuse_content(contents: Contents, folder: OpenFolder | None, where: Path, *
         for name, found in contents.items()
         if not (is_hub_metadata(folder, name) if stat.S_ISDIR(found.st_mode) else is_result_file(name))
     ]
-    if strangers or not any(name == MANIFEST or WEIGHTS.fullmatch(name) for name in contents):
+    if strangers or not any(name == MANIFEST or HF_WEIGHTS.fullmatch(name) for name in contents):
         raise TargetBusy(
             "will not overwrite a folder that is not a checkpoint",
             where=where,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-from deltaweights.checkpoint.archived.unpack import NoRoom
+from deltaweights.checkpoint.zipped_folder.unpack import NotEnoughDisk
 from deltaweights.errors import InputOutputError
 from deltaweights.staging.location import UNPACKED, TargetLocation
 from deltaweights.staging.lock import StagingLock
@@ -58,7 +58,7 @@ class StagingUnpacker:
             return
         # An interrupted job continues from here, also after a dry run; after a refusal, nobody would look for gigabytes in a
         # hidden folder.
-        if kind is None or kind is NoRoom:
+        if kind is None or kind is NotEnoughDisk:
             keep = self._found
         else:
             keep = issubclass(kind, (Interrupted, KeyboardInterrupt, InputOutputError))

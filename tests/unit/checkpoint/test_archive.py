@@ -30,27 +30,26 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deltaweights.checkpoint.archived import unpack as unpack_module
-from deltaweights.checkpoint.archived.directory import (
+from deltaweights.checkpoint.checksums import verify_checksum
+from deltaweights.checkpoint.companions import COPIED, read_companions
+from deltaweights.checkpoint.directory import Directory, LocalDirectory
+from deltaweights.checkpoint.files import FileSlice, InputFile, LocalFile
+from deltaweights.checkpoint.index import read_index
+from deltaweights.checkpoint.layout import MAIN_FILES, find_main_file
+from deltaweights.checkpoint.safetensors_file import open_safetensors
+from deltaweights.checkpoint.tensors import LazyTensor, WeightsFile
+from deltaweights.checkpoint.torch_format.torch_file import open_torch_file
+from deltaweights.checkpoint.zip_format.archive import Member, read_archive
+from deltaweights.checkpoint.zip_format.member_content import PIECE, read_member
+from deltaweights.checkpoint.zip_format.rules import FOLDER_ZIP
+from deltaweights.checkpoint.zipped_folder import unpack as unpack_module
+from deltaweights.checkpoint.zipped_folder.directory import (
     ArchivedDirectory,
-    holds_checkpoint,
+    contains_checkpoint,
     is_checkpoint_archive,
     open_archive,
 )
-from deltaweights.checkpoint.archived.members import folded
-from deltaweights.checkpoint.checksums import prove
-from deltaweights.checkpoint.companions import COPIED, read_companions
-from deltaweights.checkpoint.directory import Directory, LocalDirectory
-from deltaweights.checkpoint.files import InputFile, LocalFile, Window
-from deltaweights.checkpoint.index import read_index
-from deltaweights.checkpoint.layout import STARTS, find_start
-from deltaweights.checkpoint.pickled.torch_file import open_torch_file
-from deltaweights.checkpoint.safetensors_file import open_safetensors
-from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.checkpoint.weights_file import WeightsFile
-from deltaweights.checkpoint.zipped.archive import Member, read_archive
-from deltaweights.checkpoint.zipped.contents import PIECE, contents
-from deltaweights.checkpoint.zipped.rules import CHECKPOINT
+from deltaweights.checkpoint.zipped_folder.find_checkpoint import folded
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
@@ -225,7 +224,7 @@ def opened(path: Path, unpack_into: Path | None = None, report: Report | None = 
 
 def tensors_of(directory: Directory) -> dict[str, bytes]:
     """Return the bytes of all tensors, read through the directory, by name, dtype and shape."""
-    start = find_start(directory, "delta").name
+    start = find_main_file(directory, "delta").name
     found = {}
     for name in read_index(directory, start).shards if start.endswith(".index.json") else [start]:
         weights = open_weights(directory, name)
@@ -376,7 +375,7 @@ def test_what_is_no_part_of_a_checkpoint_stays(tmp_path: Path, target: Path) -> 
     with opened(path, target, Notes()) as directory:
         assert directory.names() == kept
     listed = ", ".join(["optimizer.pt", *left[:7]])
-    assert said == [f"left in {path}, being no part of the checkpoint: {listed} and 2 more"]
+    assert said == [f"not unpacked from {path}, since no part of the checkpoint: {listed} and 2 more"]
 
 
 @pytest.mark.parametrize("archive", GOOD_FILES.values(), ids=GOOD_FILES)
@@ -400,10 +399,10 @@ def test_what_is_an_archive(tmp_path: Path) -> None:
 
 def test_which_archives_hold_a_checkpoint(tmp_path: Path) -> None:
     """Only an archive with a file by which weights begin does, as its records have it."""
-    assert is_archive(tmp_path, join(SOUND), holds_checkpoint)
-    assert not is_archive(tmp_path, zipped({"x.txt": b"x"}), holds_checkpoint)
-    assert not is_archive(tmp_path, join(GOOD), holds_checkpoint)
-    assert not is_archive(tmp_path, b"PK", holds_checkpoint)
+    assert is_archive(tmp_path, join(SOUND), contains_checkpoint)
+    assert not is_archive(tmp_path, zipped({"x.txt": b"x"}), contains_checkpoint)
+    assert not is_archive(tmp_path, join(GOOD), contains_checkpoint)
+    assert not is_archive(tmp_path, b"PK", contains_checkpoint)
 
 
 def is_archive(tmp_path: Path, content: bytes, is_one: Callable[[InputFile], bool] = is_checkpoint_archive) -> bool:
@@ -451,7 +450,7 @@ def wide(name: str, size: int) -> Part:
     return part(name, b"", packed=packed, local={**said, "extra_length": 20}, central=central)
 
 
-NO_WEIGHTS = f"expected {' or '.join(STARTS)} or consolidated.00.pth"
+NO_WEIGHTS = f"expected {' or '.join(MAIN_FILES)} or consolidated.00.pth"
 NO_FOLDER = f"{NO_WEIGHTS}; give the archive of a folder with weights"
 OVERLAPS = f"overlaps what follows it, or runs past the end of the members{UNUSUAL}"
 DIFFERS = f"local and central header of zip member {MODEL} differ: found"
@@ -488,7 +487,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     ),
     "row44-long-name": (
         beside(f"{ROOT}/{'é' * 121}"),
-        f"a file name too long: found 242 bytes: {'é' * 80}, expected at most 240{TRUSTED}",
+        f"file name is too long: found 242 bytes: {'é' * 80}, expected at most 240{TRUSTED}",
     ),
     "row45-link": (
         beside(f"{ROOT}/x", b"/etc/passwd", central={"external": LINK}),
@@ -512,7 +511,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     ),
     "row45-folder-with-content": (
         beside("x/", b"abc", method=0, central={"external": FOLDER}),
-        f"false sizes of zip member x/: found 3 bytes stored, expected 3{UNUSUAL}",
+        f"impossible sizes of zip member x/: found 3 bytes stored, expected 3{UNUSUAL}",
     ),
     "row46-twice": (join([*SOUND, SOUND[0]]), f"duplicate member in the zip: found {CONFIG}{UNUSUAL}"),
     "row46-case": (
@@ -541,15 +540,15 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     ),
     "row47-ratio-impossible": (
         changed(content=bytes(10**6), packed=deflated(b"x")),
-        f"zip member {MODEL} is a bomb: found 3 bytes that stand for 1000000, expected at most 1032 times as many{TRUSTED}",
+        f"zip member {MODEL} is a bomb: found 3 bytes that unpack to 1000000, expected at most 1032 times as many{TRUSTED}",
     ),
     "row47-ratio-of-weights": (
         changed(content=bytes(65 * MEGA)),
-        f"the archive is a bomb: found {PACKED_ZEROS} bytes that stand for 68157440, expected at most 100 times as many{TRUSTED}",
+        f"the archive is a bomb: found {PACKED_ZEROS} bytes that unpack to 68157440, expected at most 100 times as many{TRUSTED}",
     ),
     "row47-ratio-of-many-weights": (
         zipped({MODEL: WEIGHTS, **{f"{ROOT}/model-{n}-of-9.bin": bytes(13 * MEGA) for n in range(5)}}, level=6),
-        f"the archive is a bomb: found {PACKED_MANY} bytes that stand for 68167680, expected at most 100 times as many{TRUSTED}",
+        f"the archive is a bomb: found {PACKED_MANY} bytes that unpack to 68167680, expected at most 100 times as many{TRUSTED}",
     ),
     "row47-beside-the-weights": (
         zipped({f"{ROOT}/{n}": bytes(33 * MEGA) for n in sorted(COPIED)[:4]} | {MODEL: WEIGHTS}, level=1),
@@ -565,7 +564,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     ),
     "row47-nothing-from-much": (
         changed(content=b"", packed=deflated(NOISE)),
-        f"false sizes of zip member {MODEL}: found 1029 bytes deflated, expected 0{UNUSUAL}",
+        f"impossible sizes of zip member {MODEL}: found 1029 bytes deflated, expected 0{UNUSUAL}",
     ),
     "row47-members": (
         join([*SOUND, *(part(f"{n}") for n in range(9_999))]),
@@ -629,7 +628,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     ),
     "row48-zip64-field-not-due": (
         with_extra(0x0001, bytes(8)),
-        f"false zip64 field of zip member {MODEL}: found 8 bytes, expected 0{UNUSUAL}",
+        f"invalid zip64 field of zip member {MODEL}: found 8 bytes, expected 0{UNUSUAL}",
     ),
     "row48-flags": (
         changed(flags=0x0020),
@@ -714,19 +713,19 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     ),
     "row49-far-after-the-stream": (
         changed(content=bytes(10**6), packed=deflated(b"12345") + bytes(10**6)),
-        "deflated bytes stand for less than is recorded: found 5 bytes, expected 1000000",
+        "deflate stream holds less than is recorded: found 5 bytes, expected 1000000",
     ),
     "row47-less-than-recorded": (
         changed(packed=deflated(WEIGHTS[:-1])),
-        f"deflated bytes stand for less than is recorded: found {len(WEIGHTS) - 1} bytes, expected {len(WEIGHTS)}",
+        f"deflate stream holds less than is recorded: found {len(WEIGHTS) - 1} bytes, expected {len(WEIGHTS)}",
     ),
     "row47-more-than-recorded": (
         changed(packed=deflated(WEIGHTS + b"x")),
-        f"deflated bytes stand for more than is recorded: found more than {len(WEIGHTS)} bytes, expected {len(WEIGHTS)}",
+        f"deflate stream holds more than is recorded: found more than {len(WEIGHTS)} bytes, expected {len(WEIGHTS)}",
     ),
     "row47-far-more-than-recorded": (
         changed(content=bytes(10**6), packed=deflated(bytes(2**28))),
-        "deflated bytes stand for more than is recorded: found more than 1000000 bytes, expected 1000000",
+        "deflate stream holds more than is recorded: found more than 1000000 bytes, expected 1000000",
     ),
 }
 
@@ -784,13 +783,13 @@ def test_stored_weights_without_checksums_of_their_own(
     with opened(written(tmp_path, archive)) as directory:
         weights = open_weights(directory, name)
         assert (weights.checks, weights.notes) == (("header", "crc32"), ())
-        (whole,) = weights.loose
+        (whole,) = weights.extra_checksums
         assert bytes_of(whole) == content
-        prove(whole)
+        verify_checksum(whole)
     at = archive.index(torch.arange(50.0).numpy().tobytes()) + 77
     path = written(tmp_path, archive[:at] + bytes([archive[at] ^ 1]) + archive[at + 1 :])
     with opened(path) as directory, pytest.raises(MalformedInput) as caught:
-        prove(*open_weights(directory, name).loose)
+        verify_checksum(*open_weights(directory, name).extra_checksums)
     start = archive.index(content)
     damaged = bytearray(content)
     damaged[at - start] ^= 1
@@ -805,7 +804,7 @@ def test_stored_torch_files_are_not_read_twice(tmp_path: Path, checkpoints: dict
     folder = checkpoints["torch", 1]
     with opened(written(tmp_path, zipped(files_of(folder)))) as directory:
         weights = open_weights(directory, "pytorch_model.bin")
-        assert (weights.checks, weights.loose) == (("header", "crc32"), ())
+        assert (weights.checks, weights.extra_checksums) == (("header", "crc32"), ())
         weights.file.close()
 
 
@@ -815,7 +814,7 @@ def test_row47_small_files_stay_small(tmp_path: Path) -> None:
     with opened(written(tmp_path, content)) as directory, pytest.raises(MalformedInput) as caught:
         directory.read("config.json", 999)
     assert str(caught.value) == (
-        f"{directory.path}/config.json: too long for what it is: found 1000 bytes, expected at most 999; "
+        f"{directory.path}/config.json: file is too long: found 1000 bytes, expected at most 999; "
         "the archive is damaged or unusual: download it again"
     )
 
@@ -887,7 +886,7 @@ def test_killed_unpacking_goes_on(tmp_path: Path, target: Path, monkeypatch: pyt
 
     def halting(file: InputFile, member: Member) -> Iterator[memoryview]:
         """Give the two smallest members, which are the last, in part, until the run is killed."""
-        for number, piece in enumerate(contents(file, member)):
+        for number, piece in enumerate(read_member(file, member)):
             if number == 2 and member.name.endswith(("1-of-4.safetensors", "2-of-4.safetensors")):
                 halted.append(member.name)
                 killed.wait(PATIENCE)
@@ -900,7 +899,7 @@ def test_killed_unpacking_goes_on(tmp_path: Path, target: Path, monkeypatch: pyt
                 killed.set()
                 raise Killed
 
-    monkeypatch.setattr(unpack_module, "contents", halting)
+    monkeypatch.setattr(unpack_module, "read_member", halting)
     with pytest.raises(Killed):
         open_archive(path, lambda: OpenFolder.at(target), Killing())
     left = {name: (target / name).stat() for name in os.listdir(target)}  # noqa: PTH208
@@ -939,7 +938,7 @@ def test_folder_in_the_way(tmp_path: Path, target: Path) -> None:
     (target / "sub").mkdir()
     with pytest.raises(InputOutputError) as caught:
         open_archive(written(tmp_path, join(SOUND)), lambda: OpenFolder.at(target), Report())
-    expected = f"{target}/sub: a folder where only unpacked files should be; see what it is, and remove it"
+    expected = f"{target}/sub: a folder where only unpacked files should be; check what it is, and remove it"
     assert str(caught.value) == expected
     assert sorted(entry.name for entry in target.iterdir()) == ["old.bin", "sub"]
 
@@ -956,7 +955,7 @@ def test_row62_too_little_room(
     usage = type(shutil.disk_usage(target))
     free = 100
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - free, free))
-    with pytest.raises(unpack_module.NoRoom) as caught:
+    with pytest.raises(unpack_module.NotEnoughDisk) as caught:
         open_archive(path, lambda: OpenFolder.at(target), Report(), copies=copies)
     assert str(caught.value) == (
         f"{target}: not enough free disk to unpack the archive: found 100 bytes free, expected {expected}; "
@@ -980,7 +979,7 @@ def test_row62_disk_that_refuses(tmp_path: Path, target: Path, monkeypatch: pyte
 
     path = written(tmp_path, zipped({MODEL: WEIGHTS}, level=6))
     file = LocalFile(path)  # opened before opening fails
-    (member,) = read_archive(file, CHECKPOINT).members
+    (member,) = read_archive(file, FOLDER_ZIP).members
     folder = OpenFolder.at(target)
     monkeypatch.setattr(os, call, refuse)
     with folder, pytest.raises(InputOutputError) as caught:
@@ -1045,7 +1044,7 @@ def test_window_is_a_file_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(range(100)))
     file = LocalFile(path)
-    window = Window(file, path / "part", 10, 20)
+    window = FileSlice(file, path / "part", 10, 20)
     assert window.read(0, 20) == bytes(range(10, 30))
     assert window.read(20, 0) == b""
     assert b"".join(map(bytes, window.chunks())) == bytes(range(10, 30))
@@ -1058,7 +1057,7 @@ def test_window_is_a_file_of_its_own(tmp_path: Path) -> None:
         assert str(caught.value).startswith(f"{path}/part: cut short while being read: found end of file at byte 20")
         with pytest.raises(InputOutputError, match="cut short"):
             window.scatter_into([memoryview(bytearray(length))], offset)
-    inner = Window(window, path / "part" / "inner", 5, 5)
+    inner = FileSlice(window, path / "part" / "inner", 5, 5)
     assert inner.read(0, 5) == bytes(range(15, 20))
     inner.check_unchanged()
     os.truncate(path, 12)

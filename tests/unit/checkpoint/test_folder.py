@@ -255,7 +255,7 @@ def test_index_names_a_plain_file(folder: Path, name: object) -> None:
         shutil.copy(folder / TWO, place)  # so that only the name is wrong
     write_index(folder, {"a": ONE, "b": name, "c": name})
     message = refusal(folder)
-    assert message.startswith(f"{folder / INDEX}: tensor b: index names something else than a weights file beside it")
+    assert message.startswith(f"{folder / INDEX}: tensor b: index names something other than a weights file beside it")
 
 
 INDEXES: dict[str, tuple[str | bytes, str]] = {
@@ -563,7 +563,7 @@ def test_row51_dangling_start(tmp_path: Path, name: str) -> None:
     """A folder whose weights are a link to nothing is refused by that link, for it is there while its end is not."""
     (tmp_path / name).symlink_to("nowhere")
     message = refusal(tmp_path, InputOutputError)
-    assert message.startswith(f"{tmp_path / name}: no base here: found a link to nothing")
+    assert message.startswith(f"{tmp_path / name}: no base here: found a dangling link")
 
 
 def test_row51_link_to_itself(tmp_path: Path) -> None:

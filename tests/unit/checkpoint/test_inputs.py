@@ -31,17 +31,15 @@ from deltaweights.jobs.check_base import check_base
 from deltaweights.jobs.convert import convert_checkpoint
 from deltaweights.jobs.inspect import inspect_checkpoint
 from deltaweights.jobs.make import make_delta
-from deltaweights.jobs.prepare import prepare
-from deltaweights.jobs.request import Wanted
 from deltaweights.manifest.verify import verify
-from deltaweights.merge.evidence import OTHER, SUSPICIONS
-from deltaweights.merge.operation import Operation
+from deltaweights.merge.base_proof import LIKELY_CAUSES, OTHER_CAUSE
 from deltaweights.report import Report
 from deltaweights.staging.location import TargetLocation, locate_target
 from tests.conftest import Run
 from tests.support.limits import PATIENCE
 from tests.support.meta import save_meta
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
+from tests.support.prepared import prepare_merge
 from tests.unit.checkpoint.test_folder import POINTER
 from tests.unit.recipes.test_identity import Notes, archive_of, cached, counted_reads
 
@@ -273,8 +271,8 @@ def test_what_is_unpacked(plain: Path, tmp_path: Path, method: int) -> None:
 
 CUT = """
 import itertools, os, signal, sys, time
-from deltaweights.checkpoint.archived import unpack
-from deltaweights.checkpoint.zipped import contents as zip_contents
+from deltaweights.checkpoint.zipped_folder import unpack
+from deltaweights.checkpoint.zip_format import member_content
 from deltaweights.cli import main
 from deltaweights.merge import stream
 
@@ -289,13 +287,13 @@ def tick():
             time.sleep(0.5)  # until the main thread, which handles it, has told the workers
 
 if where == "unpacking":
-    zip_contents.PIECE = 4096
-    whole = unpack.contents
-    def contents(file, member):
+    member_content.PIECE = 4096
+    whole = unpack.read_member
+    def read_member(file, member):
         for piece in whole(file, member):
             tick()
             yield piece
-    unpack.contents = contents
+    unpack.read_member = read_member
 else:
     read = stream.read_block
     def read_block(*arguments):
@@ -400,7 +398,7 @@ def test_row67_interrupted(plain: Path, archives: tuple[Path, Path], tmp_path: P
     """On SIGINT a run ends with 130 and one line that says how to go on; whole unpacked files stay, unfinished ones do not."""
     place = locate_target(tmp_path / "out")
     done = cut_off(where, left, "SIGINT", *apply_arguments(archives, place.target), "-q")
-    assert line_of(done, 130) == "interrupted; the same command goes on from what is finished"
+    assert line_of(done, 130) == "interrupted; run the same command again to continue"
     staged = marks_below(place.unpacked)
     assert not any(name.endswith(".part") for name in staged)
     assert len(staged) == 10 if where == "merging" else 5 <= len(staged) < 10
@@ -629,7 +627,7 @@ def test_a_dry_run_leaves_nothing(archives: tuple[Path, Path], run: Run, tmp_pat
     assert names_in(tmp_path) == ["base.zip", "delta.zip"]
     assert [name for name in names_in(Path(tempfile.gettempdir())) if name not in temporary] == []
     base, delta = save(BASE, tmp_path / "base"), save(DELTA, tmp_path / "delta", "safetensors")
-    with prepare(Operation.APPLY, base, delta, tmp_path / "out", Wanted(max_shard_size=SHARD), check=True) as job:
+    with prepare_merge(base, delta, tmp_path / "out", max_shard_size=SHARD) as job:
         assert json.loads(done.stdout)["plan"] == job.plan.identity
 
 
@@ -639,7 +637,7 @@ def test_a_dry_run_keeps_what_a_killed_run_unpacked(archives: tuple[Path, Path],
     cut_off("merging", 17, "SIGKILL", *apply_arguments(archives, place.target))
     before = marks_below(place.unpacked)
     assert len(before) == 10
-    with prepare(Operation.APPLY, *archives, place.target, Wanted(max_shard_size=SHARD), check=True):
+    with prepare_merge(*archives, place.target, max_shard_size=SHARD):
         pass
     assert before == marks_below(place.unpacked)
 
@@ -784,7 +782,7 @@ def test_a_file_that_is_no_projector(plain: Path, tmp_path: Path, tensors: Tenso
         merge(plain / "base", delta, tmp_path / "out")
     assert str(caught.value) == (
         f"{delta / 'mm_projector.bin'}: not a projector: found {found}, "
-        "expected model.mm_projector.weight and model.mm_projector.bias; take it away if it does not belong to the checkpoint"
+        "expected model.mm_projector.weight and model.mm_projector.bias; remove it if it does not belong to the checkpoint"
     )
     assert names_in(tmp_path) == ["delta"]
 
@@ -1157,10 +1155,10 @@ def unrelated() -> Tensors:
 
 
 WRONG_BASES: dict[str, tuple[Callable[[], Tensors], str]] = {
-    "damaged": (damaged, SUSPICIONS[0].text),
-    "rounded": (lambda: {n: t.bfloat16().to(t.dtype) for n, t in LARGE.items()}, SUSPICIONS[1].text),
-    "sibling": (lambda: noisy(0.02), SUSPICIONS[2].text),
-    "unrelated": (unrelated, SUSPICIONS[3].text),
+    "damaged": (damaged, LIKELY_CAUSES[0][1]),
+    "rounded": (lambda: {n: t.bfloat16().to(t.dtype) for n, t in LARGE.items()}, LIKELY_CAUSES[1][1]),
+    "sibling": (lambda: noisy(0.02), LIKELY_CAUSES[2][1]),
+    "unrelated": (unrelated, LIKELY_CAUSES[3][1]),
 }
 
 
@@ -1263,7 +1261,7 @@ def test_check_base_of_another_arithmetic(run: Run, tmp_path: Path) -> None:
     done = check(run, base, delta, "-q")
     assert (done.returncode, done.stdout) == (6, shown(counts))
     assert done.stderr == (
-        f"deltaweights: error: base: the base cannot be proved: {what_does_not_come_back(counts, tensors, OTHER)}; "
+        f"deltaweights: error: base: the base cannot be proved: {what_does_not_come_back(counts, tensors, OTHER_CAUSE)}; "
         "try --compute-dtype, if you know in which arithmetic the delta was computed\n"
     )
     whole = save(exact, tmp_path / "whole")

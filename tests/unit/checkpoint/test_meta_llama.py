@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from deltaweights.checkpoint.checksums import prove
+from deltaweights.checkpoint.checksums import verify_checksum
 from deltaweights.checkpoint.directory import LocalDirectory
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
-from deltaweights.checkpoint.meta.config import meta_companions
+from deltaweights.checkpoint.meta_llama.hf_config import meta_companions
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 from deltaweights.jobs.apply import apply_delta
@@ -83,7 +83,7 @@ def test_reads_what_was_split(tmp_path: Path, parts: int) -> None:
         }
         assert weights_of(checkpoint) == {name: bits(tensor) for name, tensor in tensors.items()}
         assert all(tensor.checksum is not None for tensor in checkpoint.tensors.values())
-        assert not any(weights.loose for weights in checkpoint.files)
+        assert not any(weights.extra_checksums for weights in checkpoint.files)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -187,7 +187,7 @@ def test_merged_weights_have_the_same_bytes(tmp_path: Path, parts: int) -> None:
 def damage(tensor: LazyTensor) -> str | None:
     """Return what is said of a tensor whose bytes are not those that were stored."""
     try:
-        prove(tensor)
+        verify_checksum(tensor)
     except MalformedInput as error:
         return str(error)
     return None
@@ -295,11 +295,11 @@ MISFITS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "unknown-tensor": (
         edited(lambda parts: parts[0].update({"layers.1.attention.wq.weight": torch.ones(2)})),
-        "tensor layers.1.attention.wq.weight: is no tensor of a LLaMA of 1 layers",
+        "tensor layers.1.attention.wq.weight: is not a tensor of a LLaMA of 1 layers",
     ),
     "part-of-another-shape": (
         edited(lambda parts: parts[1].update({WQ: torch.ones(8, 32).half()})),
-        f"tensor {WQ}: has another shape: found [8, 32], expected [16, 32], one of 2 parts of [32, 32] as params.json",
+        f"tensor {WQ}: has another shape: found [8, 32], expected [16, 32], one of 2 parts of [32, 32] according to params.json",
     ),
     "part-of-another-dtype": (
         edited(lambda parts: parts[1].update({WQ: torch.ones(16, 32)})),

@@ -23,8 +23,7 @@ from safetensors.torch import load_file, save, save_file
 
 from deltaweights.checkpoint import safetensors_file
 from deltaweights.checkpoint.files import LocalFile
-from deltaweights.checkpoint.tensors import ITEM_SIZES
-from deltaweights.checkpoint.weights_file import WeightsFile
+from deltaweights.checkpoint.tensors import ITEM_SIZES, WeightsFile
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.util.limits import HEADER, MOST_TENSORS
 from tests.support.limits import MOMENT
@@ -208,7 +207,7 @@ BAD = {
     "row18-git-lfs-pointer": bad(LFS, "found a git-LFS pointer", "run git lfs pull"),
     "row18-html": bad(b"<!DOCTYPE html>\n<html>" + b" " * 600, "found an HTML page", "download the file itself"),
     "row18-html-without-doctype": bad(b"\n<html><body>404</body></html>", "found an HTML page"),
-    "row18-error-document": bad(b'{"error":"Repository not found"}', "found a text document", "see what it says"),
+    "row18-error-document": bad(b'{"error":"Repository not found"}', "found a text document", "read it, and download again"),
     "row18-zip": bad(zipped(), "found a zip archive", "name it .bin or .pth"),
     "row18-legacy-torch": bad(
         b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",

@@ -23,14 +23,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deltaweights.checkpoint.checksums import Crc32
+from deltaweights.checkpoint.file_type import detect_file_type
 from deltaweights.checkpoint.files import LocalFile
-from deltaweights.checkpoint.pickled import reader as pickle_reader
-from deltaweights.checkpoint.pickled import torch_file
-from deltaweights.checkpoint.pickled.tables import TensorView
-from deltaweights.checkpoint.pickled.views import source_of
-from deltaweights.checkpoint.sniff import what_is_it
-from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
-from deltaweights.checkpoint.weights_file import ContiguousSource, WeightsFile
+from deltaweights.checkpoint.tensors import ContiguousSource, LazyTensor, TensorSpec, WeightsFile
+from deltaweights.checkpoint.torch_format import state_dict, torch_file
+from deltaweights.checkpoint.torch_format.pickled_types import TensorView
+from deltaweights.checkpoint.torch_format.strided import view_source
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 from deltaweights.util.limits import MOST_TENSORS
 
@@ -177,7 +175,10 @@ def holding(value: bytes) -> bytes:
 
 
 PICKLES: dict[str, tuple[bytes, str]] = {
-    "row19-global": (holding(b"cbuiltins\neval\n"), "tensor evil: the pickle names what no dict of tensors needs"),
+    "row19-global": (
+        holding(b"cbuiltins\neval\n"),
+        "tensor evil: the pickle names a global that no dict of tensors needs",
+    ),
     "row19-torch-function": (holding(b"ctorch.hub\nload\n"), "found torch.hub.load"),
     "row19-global-escaped": (holding(b"c\x1b[31m\nx\n"), r"found \\x1b[31m.x"),
     "row19-global-without-end": (holding(b"c" + b"a" * 300), "a global's name is too long: expected at most 256"),
@@ -187,7 +188,7 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "row19-opcode-extension": (holding(b"\x82\x01"), r"found opcode b'\x82'"),
     "row19-call-of-a-dict": (holding(b"})R"), "calls something that is not a function: found a dict"),
     "row19-call-of-a-dtype": (holding(b"ctorch\nfloat16\n)R"), "calls something that is not a function"),
-    "row19-call-arguments": (holding(b"ccollections\nOrderedDict\n}\x85R"), "false number of arguments: found 1"),
+    "row19-call-arguments": (holding(b"ccollections\nOrderedDict\n}\x85R"), "wrong number of arguments: found 1"),
     "row19-attributes": (holding(b"}}" + text("x") + b"K\x01sb"), "sets attributes"),
     "row19-parameter-of-dict": (holding(b"ctorch._utils\n_rebuild_parameter\n}\x88}\x87R"), "a Parameter of something"),
     "row19-parameter-state": (
@@ -240,9 +241,9 @@ PICKLES: dict[str, tuple[bytes, str]] = {
         holding(tensor(kind="torch\nShortStorage")),
         "tensor evil: two records of one storage disagree",
     ),
-    "row22-negative-count": (holding(tensor(key="1", count=-1)), "false storage record"),
-    "row22-bool-count": (holding(storage()[:-2].replace(number(12), b"\x88") + b"tQ"), "false storage record"),
-    "row22-record": (holding(b"K\0Q"), "false storage record: found a number"),
+    "row22-negative-count": (holding(tensor(key="1", count=-1)), "invalid storage record"),
+    "row22-bool-count": (holding(storage()[:-2].replace(number(12), b"\x88") + b"tQ"), "invalid storage record"),
+    "row22-record": (holding(b"K\0Q"), "invalid storage record: found a number"),
     "row23-past-the-end": (holding(tensor(offset=1)), "tensor evil: a view past the end of its storage"),
     "row23-shape-past-the-end": (holding(tensor(shape=(4, 4))), "expected 12 elements in storage 0"),
     "row23-strides-past-the-end": (holding(tensor(shape=(3, 4), strides=(5, 1))), "a view past the end of its storage"),
@@ -303,7 +304,7 @@ def test_row19_runs_nothing(tmp_path: Path) -> None:
 
     data = pickle.dumps({"w": Evil()}, 2)
     message = refusal(tmp_path, with_pickle(data))
-    assert "tensor w: the pickle names what no dict of tensors needs" in message
+    assert "tensor w: the pickle names a global that no dict of tensors needs" in message
     assert not mark.exists()
     pickle.loads(data)  # noqa: S301  the proof that it would have
     assert mark.exists()
@@ -311,7 +312,7 @@ def test_row19_runs_nothing(tmp_path: Path) -> None:
 
 def test_row21_counts_views_that_are_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Building more tensors than any checkpoint has is refused, whether or not they end up in the dict."""
-    monkeypatch.setattr(pickle_reader, "MOST_TENSORS", 5)
+    monkeypatch.setattr(state_dict, "MOST_TENSORS", 5)
     values = [(text("w"), b"(" + tensor() * 6 + b"t")]
     assert "too many tensors" in refusal(tmp_path, with_pickle(table(*values)))
 
@@ -344,7 +345,7 @@ INSIDE = {"offset": SOUND.index(b"PK\3\4", 4)}  # where the second member stands
 ARCHIVES: dict[str, tuple[bytes, str]] = {
     "row22-storage-size": (
         join(changed("data/0", data=bytes(22))),
-        "tensor w: storage 0 has not the size that its record says: found 22 bytes, expected 24",
+        "tensor w: storage 0 does not have the size in its record: found 22 bytes, expected 24",
     ),
     "row26-missing": (join([p for p in GOOD if "data/0" not in p.name]), "tensor w: storage 0 is missing"),
     "row26-unused": (
@@ -381,24 +382,24 @@ ARCHIVES: dict[str, tuple[bytes, str]] = {
     "row31-local-size": (join(changed("data/0", local={"size": 5})), "local and central header of zip member"),
     "row31-local-flags": (join(changed("data/0", local={"flags": 0x0800})), "local and central header of zip member"),
     "row31-local-method": (join(changed("data/0", local={"method": 8})), "local and central header of zip member"),
-    "row31-sizes": (join(changed("data/0", central={"packed": 22})), "false sizes of zip member"),
+    "row31-sizes": (join(changed("data/0", central={"packed": 22})), "impossible sizes of zip member"),
     "row31-descriptor": (
         join(changed("data/0", descriptor=struct.pack("<4s3L", b"PK\7\x08", WEIGHT_CRC, 24, 25))),
         "data descriptor and central header of zip member archive/data/0 differ",
     ),
     "row31-descriptor-missing": (join(changed("data/0", descriptor=b"")), "that belong to nothing: found 0"),
-    "row31-count": (join(GOOD, end={"count": 10, "count_here": 10}), "the zip's counts of members disagree"),
-    "row31-counts": (join(GOOD, end={"count": 10}), "the zip's counts of members disagree: found"),
+    "row31-count": (join(GOOD, end={"count": 10, "count_here": 10}), "the zip's member counts disagree"),
+    "row31-counts": (join(GOOD, end={"count": 10}), "the zip's member counts disagree: found"),
     "row31-directory-place": (join(GOOD, end={"offset": 0}), "belong to nothing: found central directory at byte"),
     "row31-directory-short": (join(GOOD, end={"size": 46}), "belong to nothing: found central directory at byte"),
     "row31-directory-long": (join(GOOD, end={"size": 2**20}), "is not where the end record says"),
     "row31-huge-directory": (join(GOOD, end={"size": 2**27}), "oversized zip central directory: found 134217728 bytes"),
-    "row31-many": (join(GOOD, end={"count": 2**16 - 1, "count_here": 2**16 - 1}), "counts of members disagree"),
+    "row31-many": (join(GOOD, end={"count": 2**16 - 1, "count_here": 2**16 - 1}), "member counts disagree"),
     "row31-end-records": (patched(SOUND, -22 + 8, b"\1\0\1\0"), "end record and its zip64 end record disagree"),
-    "row31-zip64-record": (patched(SOUND, -22 - 20 - 56, b"PK\6\5"), "false zip64 end record"),
-    "row31-zip64-marks": (join(changed("data/0", central={"size": 0xFFFFFFFF})), "false zip64 field"),
-    "row31-disks": (join(GOOD, end={"disk": 1, "start_disk": 1}), "part of a zip over several disks"),
-    "row31-disks-zip64": (patched(SOUND, -22 - 4, b"\2"), "part of a zip over several disks"),
+    "row31-zip64-record": (patched(SOUND, -22 - 20 - 56, b"PK\6\5"), "invalid zip64 end record"),
+    "row31-zip64-marks": (join(changed("data/0", central={"size": 0xFFFFFFFF})), "invalid zip64 field"),
+    "row31-disks": (join(GOOD, end={"disk": 1, "start_disk": 1}), "part of a multi-disk zip"),
+    "row31-disks-zip64": (patched(SOUND, -22 - 4, b"\2"), "part of a multi-disk zip"),
     "row31-flags": (join(changed("data/0", flags=0x0828)), "flags that torch.save does not write"),
     "row32-two": (join([*GOOD, Part("other/data.pkl", GOOD[0].data)]), "more than one root folder in the archive"),
     "row32-nested": (join([replace(p, name=f"top/{p.name}") for p in GOOD]), "nested root folders in the archive"),
@@ -478,7 +479,7 @@ def test_row28_all_zero_checksums_are_said(tmp_path: Path) -> None:
     weights = open_torch_file(path)
     assert weights.notes == (torch_file.NO_CHECKSUMS,)
     assert [tensor.checksum for tensor in weights.tensors.values()] == [None, None]
-    assert weights.loose == ()
+    assert weights.extra_checksums == ()
     weights.file.close()
 
 
@@ -534,7 +535,7 @@ def same(path: Path) -> WeightsFile:
         assert content(tensor) == raw(expected[name])
         assert tensor.checksum in {None, Crc32(zlib.crc32(content(tensor)))}
         assert tensor.file == path.name
-    for storage in weights.loose:
+    for storage in weights.extra_checksums:
         out = bytearray(storage.spec.nbytes)
         storage.source.read_into(memoryview(out), 0)
         assert storage.checksum == Crc32(zlib.crc32(out))
@@ -672,7 +673,7 @@ def test_checksums_stand_where_they_can_be_proven(tmp_path: Path) -> None:
     checksums = {name: tensor.checksum for name, tensor in weights.tensors.items()}
     whole = Crc32(zlib.crc32(raw(WEIGHT)))
     assert checksums == {"w": whole, "again": whole, "cut": None, "turned": None}
-    loose = [(storage.spec.name, storage.spec.nbytes, storage.checksum) for storage in weights.loose]
+    loose = [(storage.spec.name, storage.spec.nbytes, storage.checksum) for storage in weights.extra_checksums]
     assert loose == [
         ("archive/data/1", 32, Crc32(zlib.crc32(raw(cut)))),
         ("archive/data/2", 24, Crc32(zlib.crc32(raw(turned)))),
@@ -709,7 +710,7 @@ def test_header_digest_changes_with_records_only(tmp_path: Path) -> None:
 )
 def test_sniff_leaves_safetensors_alone(head: bytes) -> None:
     """The length of a safetensors header may spell the magic of another format, and is not taken for it."""
-    assert what_is_it(head) is None
+    assert detect_file_type(head) is None
 
 
 @st.composite
@@ -737,7 +738,7 @@ def test_row36_any_range_of_any_view(tmp_path: Path, case: tuple[torch.Tensor, t
     stored, view, start, stop = case
     file = LocalFile(written(tmp_path, raw(stored)))
     size = view.element_size()
-    source = source_of(file, int(view.storage_offset()) * size, size, tuple(view.shape), tuple(view.stride()))
+    source = view_source(file, int(view.storage_offset()) * size, size, tuple(view.shape), tuple(view.stride()))
     out = bytearray((stop - start) * size)
     source.read_into(memoryview(out), start * size)
     assert bytes(out) == raw(view)[start * size : stop * size]
@@ -750,7 +751,7 @@ FUZZED = saved(OrderedDict(w=WEIGHT, t=torch.arange(6).reshape(2, 3).t(), e=torc
 
 def facts(weights: WeightsFile) -> dict[str, tuple[TensorSpec, bytes]]:
     """Return all tensors; an empty dict when a checksum shows that the weights are damaged."""
-    for storage in weights.loose:
+    for storage in weights.extra_checksums:
         out = bytearray(storage.spec.nbytes)
         storage.source.read_into(memoryview(out), 0)
         if Crc32(zlib.crc32(out)) != storage.checksum:
@@ -791,7 +792,7 @@ def test_any_edited_pickle_is_refused_or_read(seed: bytes, edits: list[tuple[int
         begin = at % (len(data) + 1)
         data = data[:begin] + piece + data[begin + length :]
     try:
-        views = pickle_reader.read_state_dict(data, "x.bin")
+        views = state_dict.read_state_dict(data, "x.bin")
     except MalformedInput:
         return
     assert {type(view) for view in views.values()} <= {TensorView}

@@ -27,13 +27,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deltaweights.checkpoint.file_type import HEAD_BYTES, detect_file_type
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.checkpoint.folder import open_checkpoint
-from deltaweights.checkpoint.pickled import torch_legacy
-from deltaweights.checkpoint.pickled.torch_file import NO_CHECKSUMS
-from deltaweights.checkpoint.pickled.torch_legacy import FIRST_READ
-from deltaweights.checkpoint.sniff import HEAD_BYTES, what_is_it
-from deltaweights.checkpoint.weights_file import WeightsFile
+from deltaweights.checkpoint.tensors import WeightsFile
+from deltaweights.checkpoint.torch_format import legacy
+from deltaweights.checkpoint.torch_format.legacy import FIRST_READ
+from deltaweights.checkpoint.torch_format.torch_file import NO_CHECKSUMS
 from deltaweights.errors import MalformedInput
 from deltaweights.jobs.apply import apply_delta
 from tests.support.limits import MOMENT, PATIENCE
@@ -147,7 +147,7 @@ def also_a_tar() -> bytes:
 SOUND = bytes(GOOD)
 LAST = str(len(GOOD.storages) - 1)
 LAST_USER, LAST_BYTES = ("w", 24) if LAST == W else ("b", 40)
-FALSE_SIZE = f"storage {W} has not the size that its record says"
+FALSE_SIZE = f"storage {W} does not have the size in its record"
 
 MANY = 2**42
 MORE = b"\x80\x02N."
@@ -185,7 +185,7 @@ FILES: dict[str, tuple[Parts | bytes, str]] = {
     ),
     "row38-number": (
         replace(GOOD, keys=key_list("0", 1)),
-        f"the pickle does what no list of storages needs: found opcode b'K'{UNTRUSTED}",
+        f"the pickle uses an opcode that no list of storages needs: found opcode b'K'{UNTRUSTED}",
     ),
     "row38-none": (
         replace(GOOD, keys=b"\x80\x02](" + text("0") + b"]e."),
@@ -201,15 +201,15 @@ FILES: dict[str, tuple[Parts | bytes, str]] = {
     ),
     "row38-dict": (
         replace(GOOD, keys=pickle.dumps({"0": None}, 2)),
-        f"the pickle does what no list of storages needs: found opcode b'}}'{UNTRUSTED}",
+        f"the pickle uses an opcode that no list of storages needs: found opcode b'}}'{UNTRUSTED}",
     ),
     "row38-global": (
         replace(GOOD, keys=b"\x80\x02cbuiltins\neval\n."),
-        f"the pickle does what no list of storages needs: found opcode b'c'{UNTRUSTED}",
+        f"the pickle uses an opcode that no list of storages needs: found opcode b'c'{UNTRUSTED}",
     ),
     "row38-itself": (
         replace(GOOD, keys=b"\x80\x02]q\0h\0a."),
-        f"the pickle does what no list of storages needs: found opcode b'h'{UNTRUSTED}",
+        f"the pickle uses an opcode that no list of storages needs: found opcode b'h'{UNTRUSTED}",
     ),
     "row38-many": (
         replace(GOOD, keys=key_list(*map(str, range(100_001)))),
@@ -237,7 +237,7 @@ FILES: dict[str, tuple[Parts | bytes, str]] = {
     ),
     "row39-negative-record": (
         with_records(b"K\x0c", b"J\xff\xff\xff\xff"),
-        f"tensor w: false storage record: found a function or type, a string, a string, a number{AGAIN}",
+        f"tensor w: invalid storage record: found a function or type, a string, a string, a number{AGAIN}",
     ),
     "row40-cut": (
         SOUND[:-1],
@@ -281,26 +281,26 @@ FILES: dict[str, tuple[Parts | bytes, str]] = {
     "row40-between": (
         replace(GOOD, keys=GOOD.keys + MORE),
         (
-            f"tensor {'w' if W == '0' else 'b'}: storage 0 has not the size that its record says: "
+            f"tensor {'w' if W == '0' else 'b'}: storage 0 does not have the size in its record: "
             f"found {int.from_bytes(MORE, 'little') + (GOOD.storages[0][0] << 32)} elements, "
             f"expected {GOOD.storages[0][0]}{AGAIN}"
         ),
     ),
     "row41-magic": (
         replace(GOOD, magic=OTHER_MAGIC),
-        f"false magic number: found {OTHER_MAGIC!r}, expected {GOOD.magic!r}{AGAIN}",
+        f"wrong magic number: found {OTHER_MAGIC!r}, expected {GOOD.magic!r}{AGAIN}",
     ),
     "row41-version": (
         replace(GOOD, version=pickle.dumps(1002, 2)),
-        f"false protocol version: found 1002, expected 1001{AGAIN}",
+        f"wrong protocol version: found 1002, expected 1001{AGAIN}",
     ),
     "row41-version-kind": (
         replace(GOOD, version=pickle.dumps({}, 2)),
-        f"false protocol version: found a dict, expected 1001{AGAIN}",
+        f"wrong protocol version: found a dict, expected 1001{AGAIN}",
     ),
     "row41-version-global": (
         replace(GOOD, version=b"\x80\x02cbuiltins\neval\n."),
-        f"the pickle does what no plain value needs: found opcode b'c'{UNTRUSTED}",
+        f"the pickle uses an opcode that no plain value needs: found opcode b'c'{UNTRUSTED}",
     ),
     "row41-protocol": (
         replace(GOOD, version=pickle.dumps(1001, 4)),
@@ -308,7 +308,7 @@ FILES: dict[str, tuple[Parts | bytes, str]] = {
     ),
     "row41-system-version": (
         system(protocol_version=1000),
-        f"false protocol version: found 1000, expected 1001{AGAIN}",
+        f"wrong protocol version: found 1000, expected 1001{AGAIN}",
     ),
     "row41-system-kind": (
         replace(GOOD, system=pickle.dumps(None, 2)),
@@ -316,7 +316,7 @@ FILES: dict[str, tuple[Parts | bytes, str]] = {
     ),
     "row41-system-list": (
         system(little_endian=[]),
-        f"the pickle does what no plain value needs: found opcode b']', a list{UNTRUSTED}",
+        f"the pickle uses an opcode that no plain value needs: found opcode b']', a list{UNTRUSTED}",
     ),
     "row34-big-endian": (
         system(little_endian=False),
@@ -331,7 +331,7 @@ FILES: dict[str, tuple[Parts | bytes, str]] = {
     ),
     "row42-also-a-tar": (
         also_a_tar(),
-        "a legacy file that is a tar archive, too; do not load it with torch either",
+        "a legacy file that is also a tar archive; do not load it with torch either",
     ),
     "row43-count": (
         stored({W: (MANY, raw(WEIGHT))}),
@@ -358,7 +358,7 @@ FILES: dict[str, tuple[Parts | bytes, str]] = {
     ),
     "record-of-an-archive": (
         with_records(b"K\x0cNt", b"K\x0ct"),
-        f"tensor w: false storage record: found a tuple{AGAIN}",
+        f"tensor w: invalid storage record: found a tuple{AGAIN}",
     ),
     "row20-after-stop": (
         with_state(table((text("w"), tensor())) + b".."),
@@ -366,7 +366,7 @@ FILES: dict[str, tuple[Parts | bytes, str]] = {
     ),
     "row20-no-stop": (
         with_state(table((text("w"), tensor()), end=b"")),
-        rf"the pickle does what no dict of tensors needs: found opcode b'\x80'{UNTRUSTED}",
+        rf"the pickle uses an opcode that no dict of tensors needs: found opcode b'\x80'{UNTRUSTED}",
     ),
     "row26-missing": (
         with_state(table((text("w"), tensor()), (text("v"), tensor(key="7")))),
@@ -438,7 +438,7 @@ def test_row40_every_cut_is_refused(tmp_path: Path) -> None:
 
 def test_row40_long_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file whose pickles go on and on is not read to its end."""
-    monkeypatch.setattr(torch_legacy, "MAX_PICKLE", FIRST_READ)
+    monkeypatch.setattr(legacy, "MAX_PICKLE", FIRST_READ)
     archive = saved(GOOD_STATES["row36-many"]())
     assert f": the pickles are too long: expected at most {FIRST_READ} bytes" in refusal(tmp_path, archive)
 
@@ -455,11 +455,11 @@ def test_row42_tar(tmp_path: Path) -> None:
 def test_row42_a_tar_archive_is_known_by_its_checksum() -> None:
     """A tar archive is one for us where it is one for ``tarfile``, which torch asks: in the oldest format, too."""
     archive = tarfile.TarInfo("x").tobuf(tarfile.USTAR_FORMAT)
-    assert what_is_it(archive) == ("a tar archive", "unpack it first")
+    assert detect_file_type(archive) == ("a tar archive", "unpack it first")
     checksum = 256 + sum(archive[:148] + archive[156:257] + archive[265:])  # without magic and version
     oldest = archive[:148] + b"%06o\0 " % checksum + archive[156:257] + bytes(8) + archive[265:]
-    assert what_is_it(oldest) == ("a tar archive", "unpack it first")
-    assert what_is_it(archive[:-1] + b"x") is None
+    assert detect_file_type(oldest) == ("a tar archive", "unpack it first")
+    assert detect_file_type(archive[:-1] + b"x") is None
 
 
 def test_errors_close_the_file(tmp_path: Path) -> None:
@@ -499,7 +499,7 @@ def test_hostile_files_cost_little(tmp_path: Path, archive: Parts) -> None:
 import time
 from pathlib import Path
 from deltaweights.checkpoint.files import LocalFile
-from deltaweights.checkpoint.pickled.torch_file import open_torch_file
+from deltaweights.checkpoint.torch_format.torch_file import open_torch_file
 from deltaweights.errors import MalformedInput
 def peak():
     return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))
@@ -546,7 +546,7 @@ def test_reads_what_torch_wrote(tmp_path: Path, make: Callable[[], dict[str, tor
     state = make()
     weights = opened(written(tmp_path, saved(state)), state)
     assert (weights.container, weights.checks, weights.notes) == ("torch-legacy", ("header",), (NO_CHECKSUMS,))
-    assert weights.loose == ()
+    assert weights.extra_checksums == ()
     assert {lazy.checksum for lazy in weights.tensors.values()} <= {None}
     weights.file.close()
 
@@ -612,7 +612,7 @@ def test_reads_no_weights(tmp_path: Path) -> None:
     path = written(tmp_path, bytes(replace(with_state(state), storages=((count, b""),))))
     os.truncate(path, path.stat().st_size + 2 * count)  # a hole: no disk is used
     file = CountingFile(path)
-    assert torch_legacy.read_legacy(file).tensors["w"].spec.shape == (count,)
+    assert legacy.read_legacy(file).tensors["w"].spec.shape == (count,)
     assert file.read_bytes == FIRST_READ + 8
     file.close()
 
@@ -624,7 +624,7 @@ def test_reads_as_far_as_the_pickles_reach(tmp_path: Path) -> None:
     path = written(tmp_path, archive)
     same(path).file.close()
     file = CountingFile(path)
-    torch_legacy.read_legacy(file)
+    legacy.read_legacy(file)
     assert 4 * FIRST_READ < file.read_bytes < len(archive) / 2
     file.close()
 
@@ -638,7 +638,7 @@ def test_reads_on_at_any_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     whole = same(path)
     whole.file.close()
     for first in range(HEAD_BYTES, path.stat().st_size):
-        monkeypatch.setattr(torch_legacy, "FIRST_READ", first)
+        monkeypatch.setattr(legacy, "FIRST_READ", first)
         parts = open_torch_file(path)
         assert parts.header_digest == whole.header_digest
         assert [lazy.storage for lazy in parts.tensors.values()] == [lazy.storage for lazy in whole.tensors.values()]

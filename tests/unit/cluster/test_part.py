@@ -30,13 +30,10 @@ from deltaweights import (
 from deltaweights.cluster.finish import finish_parts
 from deltaweights.cluster.handoff import load_handoff as load
 from deltaweights.cluster.handoff import store_handoff as store
+from deltaweights.cluster.part import apply_part
 from deltaweights.hub.locate import HubOptions
-from deltaweights.jobs.apply import apply_part
-from deltaweights.jobs.inputs import find_recipe
 from deltaweights.jobs.planned_result import PlannedResult, planned_result
-from deltaweights.jobs.prepare import prepare
-from deltaweights.jobs.request import Wanted
-from deltaweights.merge.operation import Operation
+from deltaweights.jobs.request import find_recipe
 from deltaweights.merge.parts import Part, parse_part, share_of
 from deltaweights.merge.plan import Shard
 from deltaweights.merge.torch_frame import TorchFrame
@@ -45,6 +42,7 @@ from deltaweights.staging.location import locate_target
 from deltaweights.staging.lock import StagingLock
 from tests.support.limits import PATIENCE
 from tests.support.pairs import base_tensors, delta_tensors, save
+from tests.support.prepared import prepare_merge
 
 SIZE = 6_000
 
@@ -112,7 +110,7 @@ def test_a_missing_part_is_refused(tiny: Pair, tmp_path: Path) -> None:
     target = tmp_path / "out"
     part(tiny, target, "1/2")
     with pytest.raises(
-        CheckFailed, match=r"not all shards are finished: found no model-0.* run the parts that lack again"
+        CheckFailed, match=r"not all shards are finished: found no model-0.* run the missing parts again"
     ):
         finish_parts(target)
     assert not target.exists()
@@ -284,7 +282,7 @@ def test_a_damaged_ending_is_no_job(tiny: Pair, tmp_path: Path) -> None:
     document = json.loads(ending.read_text())
     document["rest"]["plan"]["options"]["max_shard_size"] += 1
     ending.write_text(json.dumps(document))
-    with pytest.raises(MalformedInput, match=r"its plan is not the one that it names.*deltaweights clean"):
+    with pytest.raises(MalformedInput, match=r"its plan does not have the identity that it states.*deltaweights clean"):
         finish_parts(target)
     ending.write_text('{"identity": 3}')
     with pytest.raises(MalformedInput, match="not what a part left"):
@@ -330,7 +328,7 @@ def test_a_part_is_read_as_it_is_written(number: int, more: int) -> None:
 def test_an_ending_comes_back_as_it_was(tiny: Pair, tmp_path: Path) -> None:
     """What a part leaves in staging, plan, recipe, companions and all, is read back equal, for every recipe of the package."""
     place = locate_target(tmp_path / "out")
-    with prepare(Operation.APPLY, *tiny, tmp_path / "out", Wanted(max_shard_size=SIZE), check=True) as job:
+    with prepare_merge(*tiny, tmp_path / "out", max_shard_size=SIZE) as job:
         ending = planned_result(job)
     for name in (None, "llava-med-7b", "alpaca-7b", "vicuna-7b-v0", "llava-13b-v0"):
         known: Recipe | None = find_recipe(name, None)

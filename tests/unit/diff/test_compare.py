@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from deltaweights import DiffReport, apply_delta, diff_checkpoints
-from deltaweights.diff import read_pairs as reading
+from deltaweights.diff import tensor_pairs
 from deltaweights.diff.compare import DifferingTensor
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.report import Report
@@ -134,7 +134,7 @@ def test_views_of_torch_files_are_compared_as_what_they_show(tmp_path: Path) -> 
     storage = torch.randn(40, 30).half()
     rows, view = {"w": storage.t().contiguous()}, {"w": storage.t()}
     a, b = save(rows, tmp_path / "a", "safetensors", 1), save(view, tmp_path / "b", "torch", 1)
-    with patch.object(reading, "BLOCK", 256):
+    with patch.object(tensor_pairs, "BLOCK", 256):
         assert diff_checkpoints(a, b).identical
         c = save({"w": flipped(storage, 41, 3).t()}, tmp_path / "c", "torch", 1)
         found = only(diff_checkpoints(a, c).tensors.differing)
@@ -161,7 +161,7 @@ def test_one_flipped_bit(both: Callable[..., DiffReport], dtype: torch.dtype, bi
     torch.manual_seed(1)
     one = {"w": (torch.randn(31, 33) * 100).to(dtype), "other": torch.ones(5)}
     other = one | {"w": flipped(one["w"], 31 * 33 - 1, bit)}
-    with patch.object(reading, "BLOCK", 64):
+    with patch.object(tensor_pairs, "BLOCK", 64):
         report = both(one, other)
     found = only(report.tensors.differing)
     assert (report.identical, report.tensors.identical) == (False, 1)
@@ -191,7 +191,7 @@ def test_figures_are_those_of_float64(
     other = torch.where(torch.rand(count) < share, (one.double() + torch.randn(count) * 0.1).to(FLOATS[dtype]), one)
     folder = tmp_path_factory.mktemp("pair")
     a, b = (save({"w": t}, folder / name, "safetensors", 1) for name, t in (("a", one), ("b", other)))
-    with patch.object(reading, "BLOCK", block):
+    with patch.object(tensor_pairs, "BLOCK", block):
         report = diff_checkpoints(a, b, workers=workers)
         assert report == diff_checkpoints(a, b, workers=5 - workers), "to the last digit"
     assert report.identical == bool((one == other).all())
@@ -206,7 +206,7 @@ def test_the_norm_is_of_all_blocks(both: Callable[..., DiffReport], index: int, 
     one = torch.randn(1000).half()
     other = flipped(one, index, 12)
     listener = Listener()
-    with patch.object(reading, "BLOCK", 16):
+    with patch.object(tensor_pairs, "BLOCK", 16):
         report = both({"w": one, "same": one.clone()}, {"w": other, "same": one.clone()}, workers=1, report=listener)
     assert figures(only(report.tensors.differing)) == reference(one, other)
     assert listener.totals == {"comparing": 4000} | ({"measuring": again} if again else {})
@@ -250,7 +250,7 @@ def test_what_float64_cannot_hold_is_null(both: Callable[..., DiffReport]) -> No
     one, other = (
         {name: torch.tensor(case[side], dtype=torch.float64) for name, case in cases.items()} for side in (0, 1)
     )
-    with patch.object(reading, "BLOCK", 8):
+    with patch.object(tensor_pairs, "BLOCK", 8):
         found = both(one, other).tensors.differing
     assert {tensor.name: tensor.max_abs for tensor in found} == {name: case[2] for name, case in cases.items()}
     assert {(tensor.relative_norm, tensor.nonfinite) for tensor in found} == {(None, 0)}
@@ -293,7 +293,7 @@ def test_another_dtype_is_a_difference(both: Callable[..., DiffReport], first: s
     """Equal values in another dtype are a difference of no elements; values that were rounded are counted, NaNs are one value."""
     plain = torch.tensor([1.0, -0.5, 0.0, math.nan, math.inf] * 20).to(FLOATS[first])
     rounded = torch.full((100,), 1 / 3, dtype=torch.float64).to(FLOATS[first])
-    with patch.object(reading, "BLOCK", 64):
+    with patch.object(tensor_pairs, "BLOCK", 64):
         report = both(
             {"plain": plain, "rounded": rounded},
             {"plain": plain.to(FLOATS[second]), "rounded": rounded.to(FLOATS[second])},
@@ -449,7 +449,7 @@ def test_workers_end_with_an_interrupt(tmp_path: Path) -> None:
 
     a = save({"w": torch.zeros(200_000)}, tmp_path / "a", "torch", 1)
     before = threading.active_count()
-    with patch.object(reading, "BLOCK", 8), pytest.raises(KeyboardInterrupt):
+    with patch.object(tensor_pairs, "BLOCK", 8), pytest.raises(KeyboardInterrupt):
         diff_checkpoints(a, a, workers=3, report=Stop())
     assert threading.active_count() == before
 

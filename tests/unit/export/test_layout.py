@@ -33,7 +33,7 @@ from deltaweights import (
     finish_parts,
     verify,
 )
-from deltaweights.export.made import ONE, Diagonal, Zeros
+from deltaweights.export.constant_tensors import ONE, IdentitySource, ZeroSource
 from deltaweights.export.names import FIELDS, TABLE, original_name, transformers_name
 from deltaweights.manifest.digest import content_digest
 from deltaweights.report import Report
@@ -260,8 +260,8 @@ def test_an_identity_is_made_in_any_pieces(size: int, dtype: str, cuts: list[int
     made, zeros = bytearray(b"x" * count * item), bytearray(b"x" * count * item)
     for start, stop in pairwise(places):
         part = slice(start * item, stop * item)
-        Diagonal(size, dtype).read_into(memoryview(made)[part], start * item)
-        Zeros().read_into(memoryview(zeros)[part], start * item)
+        IdentitySource(size, dtype).read_into(memoryview(made)[part], start * item)
+        ZeroSource().read_into(memoryview(zeros)[part], start * item)
     kind = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[dtype]
     assert torch.equal(torch.frombuffer(made, dtype=kind).reshape(size, size), torch.eye(size, dtype=kind))
     assert not any(zeros)
@@ -394,7 +394,7 @@ REFUSED: dict[str, tuple[Damage, type[DeltaweightsError], str]] = {
     "a-layer-too-deep": (
         _a_layer_too_deep,
         Mismatch,
-        "a layer that the vision tower has not: found mm_vision_select_layer -5",
+        "a layer that the vision tower does not have: found mm_vision_select_layer -5",
     ),
     "half-a-layer": (_half_a_layer, MalformedInput, "mm_vision_select_layer is not usable: found -2.5"),
     "an-unknown-activation": (
@@ -439,7 +439,7 @@ def test_options_that_contradict_each_other(published: Published, tmp_path: Path
 
 def test_a_model_that_sees_needs_a_tower(published: Published, tmp_path: Path) -> None:
     """Without a recipe and without ``--vision-tower`` nobody knows which tower it is: 2, and how to say it."""
-    with pytest.raises(UsageError, match="which vision tower belongs to this model is not known; give --vision-tower"):
+    with pytest.raises(UsageError, match="the vision tower of this model is not known; give --vision-tower"):
         apply_delta(published.base, published.delta, tmp_path / "out", layout="transformers")
 
 

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, LlamaTokenizer
 from transformers.convert_slow_tokenizer import generate_merges
 
 from deltaweights.errors import MalformedInput, Mismatch
-from deltaweights.export.sentencepiece import MOST_BYTES, merges_of, read_model
+from deltaweights.export.sentencepiece import MAX_BYTES, merges_of, read_model
 from deltaweights.export.tokenizer import RepairedTokenizer, repair_tokenizer
 from deltaweights.jobs.demo import NEW_TOKENS, VOCABULARY, make_pair
 from tests.support.limits import MOMENT
@@ -424,7 +424,7 @@ def test_a_token_without_a_row_is_left_out() -> None:
     assert (tokenizer.tokens.pad, tokenizer.tokens.size) == (0, SIZE + 3)
     assert "[PAD]" not in read(tokenizer, "added_tokens.json")
     assert tokenizer.notes == (
-        "left out, without a row of the embedding: [PAD]", MADE, CLASS, BOS,
+        "dropped, without a row of the embedding: [PAD]", MADE, CLASS, BOS,
         'special_tokens_map.json: pad_token is <unk>, not "[PAD]"',
     )  # fmt: skip
     assert len(Tokenizer.from_str(tokenizer.files["tokenizer.json"].decode()).get_vocab()) == SIZE + 3
@@ -434,7 +434,7 @@ def test_many_tokens_without_a_row_are_one_line() -> None:
     """A line names 8 tokens, and counts the others."""
     tokenizer = repaired(published(new=[f"<{number}>" for number in range(20)]), SIZE)
     assert tokenizer.notes[0] == (
-        "left out, without a row of the embedding: <0>, <1>, <2>, <3>, <4>, <5>, <6>, <7> and 12 others"
+        "dropped, without a row of the embedding: <0>, <1>, <2>, <3>, <4>, <5>, <6>, <7> and 12 others"
     )
 
 
@@ -504,7 +504,7 @@ def nested(document: dict[str, Any]) -> None:
 DOCUMENTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "normalized": (
         normalized,
-        "found in another way than tokenizer.json said: <unk>, <s>, </s>, [PAD], <im_patch>, <im_start>, <im_end>",
+        "matched otherwise than tokenizer.json stated: <unk>, <s>, </s>, [PAD], <im_patch>, <im_start>, <im_end>",
     ),
     "fewer-tokens": (fewer_tokens, "added to tokenizer.json: <unk>, <im_end>"),
     "ends-with-eos": (ends_with_eos, "tokenizer.json: a text begins with <s>"),
@@ -610,16 +610,16 @@ MALFORMED: dict[str, tuple[dict[str, bytes], str]] = {
         NAME_SAYS + "a git-LFS pointer; run git lfs pull in its folder, or download the file itself",
     ),
     "empty": (no_model(b""), NAME_SAYS + "an empty file; download it again"),
-    "no-piece": (no_model(field(9, 1)), MODEL + "0 pieces for what is unknown" + AGAIN),
+    "no-piece": (no_model(field(9, 1)), MODEL + "0 pieces for unknown text" + AGAIN),
     "cut-short": (no_model(SMALL[:1000]), MODEL + "the end in the middle of a field" + AGAIN),
     "cut-in-a-number": (no_model(SMALL + b"\x80"), MODEL + "the end in the middle of a number" + AGAIN),
     "long-number": (no_model(11 * b"\x80"), MODEL + "a number of more than 10 bytes" + AGAIN),
     "group": (no_model(b"\x0b"), MODEL + "a field of the wire type 3" + AGAIN),
-    "too-large": (no_model(bytes(MOST_BYTES + 1)), MODEL + "5,242,881 bytes" + AGAIN),
-    "number-for-a-piece": (no_model(field(1, 1)), MODEL + "a number in place of a message" + AGAIN),
-    "number-for-a-text": (no_model(field(1, field(1, 1))), MODEL + "a piece without a text, or with a long one" + AGAIN),
-    "empty-piece": (no_model(b"\n\0"), MODEL + "a piece without a text, or with a long one" + AGAIN),
-    "long-piece": (pieces_with(("x" * 129, 0.0, NORMAL)), MODEL + "a piece without a text, or with a long one" + AGAIN),
+    "too-large": (no_model(bytes(MAX_BYTES + 1)), MODEL + "5,242,881 bytes" + AGAIN),
+    "number-for-a-piece": (no_model(field(1, 1)), MODEL + "a number instead of a message" + AGAIN),
+    "number-for-a-text": (no_model(field(1, field(1, 1))), MODEL + "a piece without text, or too long" + AGAIN),
+    "empty-piece": (no_model(b"\n\0"), MODEL + "a piece without text, or too long" + AGAIN),
+    "long-piece": (pieces_with(("x" * 129, 0.0, NORMAL)), MODEL + "a piece without text, or too long" + AGAIN),
     "half-a-character": (
         no_model(field(1, field(1, b"\xc3"))),
         MODEL + "'utf-8' codec can't decode byte 0xc3 in position 0: unexpected end of data" + AGAIN,
@@ -629,17 +629,17 @@ MALFORMED: dict[str, tuple[dict[str, bytes], str]] = {
     "unknown-kind": (pieces_with(("x", 0.0, 7)), MODEL + "the piece x of an unknown kind" + AGAIN),
     "byte-that-is-none": (pieces_with(("<0x1>", 0.0, 6)), MODEL + "the piece <0x1> of an unknown kind" + AGAIN),
     "a-piece-twice": (pieces_with(("Human", 0.0, NORMAL)), MODEL + "the piece Human twice" + AGAIN),
-    "two-unknowns": (pieces_with(("x", 0.0, UNKNOWN)), MODEL + "2 pieces for what is unknown" + AGAIN),
+    "two-unknowns": (pieces_with(("x", 0.0, UNKNOWN)), MODEL + "2 pieces for unknown text" + AGAIN),
     "no-bytes": ({"tokenizer.model": written(FIRST[:-1])}, MODEL + "bytes without a piece" + AGAIN),
-    "unigram": (settings_of({3: 1}, {}), OTHER + "a model that is no byte-pair encoding" + BESIDE),
-    "suffix": (settings_of({24: 1}, {}), OTHER + "a model with spaces behind words" + BESIDE),
+    "unigram": (settings_of({3: 1}, {}), OTHER + "a model that is not a byte-pair encoding" + BESIDE),
+    "suffix": (settings_of({24: 1}, {}), OTHER + "a model with spaces after words" + BESIDE),
     "character-map": (settings_of({}, {2: b"\1"}), OTHER + "a model that normalizes text" + BESIDE),
     "no-prefix": (settings_of({}, {3: 0}), OTHER + "a model that normalizes text" + BESIDE),
     "fewer-spaces": (settings_of({}, {4: 1}), OTHER + "a model that normalizes text" + BESIDE),
     "spaces-as-they-are": (settings_of({}, {5: 0}), OTHER + "a model that normalizes text" + BESIDE),
-    "user-defined": (pieces_with(("x", 0.0, USER_DEFINED)), OTHER + "the piece x, which no merge makes" + BESIDE),
-    "unused": (pieces_with(("x", 0.0, UNUSED)), OTHER + "the piece x, which no merge makes" + BESIDE),
-    "space": (pieces_with(("x y", 0.0, NORMAL)), OTHER + "the piece x y, which no merge makes" + BESIDE),
+    "user-defined": (pieces_with(("x", 0.0, USER_DEFINED)), OTHER + "the piece x, which no merge yields" + BESIDE),
+    "unused": (pieces_with(("x", 0.0, UNUSED)), OTHER + "the piece x, which no merge yields" + BESIDE),
+    "space": (pieces_with(("x y", 0.0, NORMAL)), OTHER + "the piece x y, which no merge yields" + BESIDE),
     "no-bos": (
         {"tokenizer.model": written([FIRST[0], *FIRST[2:], *SMALL_PIECES[len(FIRST):]])},
         "delta: not a LLaMA tokenizer: found no token <s>; use --layout original",
@@ -666,7 +666,7 @@ MALFORMED: dict[str, tuple[dict[str, bytes], str]] = {
     "vocabulary-with-text": (vocabulary(x="y"), f"delta/tokenizer.json: {TOKENS}the id 'y'" + AGAIN),  # type: ignore[arg-type]
     "decoder-is-no-object": (
         changed(published(), "tokenizer_config.json", added_tokens_decoder=[]),
-        f"delta/tokenizer_config.json: {TOKENS}added_tokens_decoder that is no object" + AGAIN,
+        f"delta/tokenizer_config.json: {TOKENS}an added_tokens_decoder that is not an object" + AGAIN,
     ),
     "decoder-with-a-word": (
         changed(published(), "tokenizer_config.json", added_tokens_decoder={"one": {"content": "x"}}),
@@ -805,10 +805,10 @@ def names(count: int, length: int) -> list[str]:
 
 
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
-    "fields": (lambda: b"\x30\0" * (MOST_BYTES // 2), "more than 263,144 fields"),
+    "fields": (lambda: b"\x30\0" * (MAX_BYTES // 2), "more than 263,144 fields"),
     "fields-of-a-piece": (
-        lambda: field(1, b"\x30\0" * (MOST_BYTES // 2 - 8)),
-        "a piece without a text, or with a long one",
+        lambda: field(1, b"\x30\0" * (MAX_BYTES // 2 - 8)),
+        "a piece without text, or too long",
     ),
     "pieces": (
         lambda: b"".join(field(1, field(1, name.encode())) for name in names(400_000, 6)),
@@ -831,7 +831,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_a_large_file_ends_soon(bomb: Callable[[], bytes], found: str) -> None:
     """Whatever a tokenizer.model of the largest size holds, it is read or refused in seconds."""
     data = bomb()
-    assert len(data) <= MOST_BYTES
+    assert len(data) <= MAX_BYTES
     began = time.process_time()
     said = refusal(data)
     assert time.process_time() - began < MOMENT

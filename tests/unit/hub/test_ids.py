@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltaweights.errors import UsageError
-from deltaweights.hub.cache import snapshot_at, stated_sha256
-from deltaweights.hub.ids import HubId, Source, hub_id
-from deltaweights.hub.locate import paths_among, source_of
-from deltaweights.hub.store import Store
+from deltaweights.hub.cache_paths import snapshot_at, stated_sha256
+from deltaweights.hub.ids import HubId, ModelSource, hub_id, model_source
+from deltaweights.hub.locate import local_paths
+from deltaweights.hub.repo_cache import RepoCache
 
 COMMIT = "8416d3fefb0cb3ff5775a7b13c1692d10ff1aa16"
 
@@ -73,15 +73,15 @@ PATHS = [
 def test_ids(text: str, expected: HubId) -> None:
     """ORG/NAME, with a revision after an @ or without, is an id; after hf:// a name without an organisation is one, too."""
     assert hub_id(text) == expected
-    assert source_of(text) == Source(expected)
-    assert paths_among([text, Source(expected)]) == []
+    assert model_source(text) == ModelSource(expected)
+    assert local_paths([text, ModelSource(expected)]) == []
 
 
 @pytest.mark.parametrize("text", PATHS)
 def test_paths(text: str) -> None:
     """All else is a path."""
     assert hub_id(text) is None
-    assert paths_among([text]) == ([text] if text else [])
+    assert local_paths([text]) == ([text] if text else [])
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_the_cache_of_an_id_stays_in_the_cache(organisation: str, name: str, rev
     )
     if wanted is None:
         return
-    store = Store.of(Path("/cache"), wanted.repo)
+    store = RepoCache.of(Path("/cache"), wanted.repo)
     ref = Path(os.path.normpath(store.root / "refs" / (wanted.revision or "main")))
     assert ref.is_relative_to(store.root / "refs")
     assert store.root.parent == Path("/cache")

@@ -25,13 +25,12 @@ from deltaweights.checkpoint.companions import NOTICE
 from deltaweights.cli.group import deltaweights
 from deltaweights.errors import Mismatch, UsageError
 from deltaweights.jobs.apply import ApplyResult, apply_delta
-from deltaweights.jobs.prepare import prepare
 from deltaweights.manifest.verify import verify
-from deltaweights.merge.operation import Operation
 from deltaweights.recipes import catalogue
 from tests.conftest import Run
 from tests.support.limits import PATIENCE
 from tests.support.pairs import GROWN, Tensors, base_tensors, delta_tensors, load, same_bits, save
+from tests.support.prepared import prepare_merge
 from tests.unit.recipes.test_identity import LLAVA_MED, Notes, cached
 
 Done = subprocess.CompletedProcess[str]
@@ -596,10 +595,7 @@ def test_a_recipe_file_without_a_suffix_is_a_file(run: Run, tmp_path: Path) -> N
 
 def plan_of(pair: StandIn, recipe: Path | None) -> str:
     """Return the identity of the plan of the pair under a recipe file."""
-    found = catalogue.load_file(recipe) if recipe else None
-    with prepare(
-        Operation.APPLY, pair.folder / "base", pair.folder / "delta", pair.folder / "out", recipe=found
-    ) as job:
+    with prepare_merge(pair.folder / "base", pair.folder / "delta", pair.folder / "out", recipe_file=recipe) as job:
         return job.plan.identity
 
 
@@ -715,7 +711,7 @@ def alpaca_by_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     tiny = catalogue.load_file(pair.recipe)
     files = {hashlib.sha256(path.read_bytes()).hexdigest(): pair.name for path in (tmp_path / "delta").glob("*.bin")}
     monkeypatch.setattr("deltaweights.jobs.inputs.load", {pair.name: tiny}.__getitem__)
-    for module in ("pair", "naming"):
+    for module in ("jobs.inputs", "recipes.identity"):
         monkeypatch.setattr(f"deltaweights.{module}.recipe_of_file", files.get)
     return pair
 
@@ -737,7 +733,7 @@ def test_hashes_that_are_made_tell_the_recipe(tmp_path: Path, monkeypatch: pytes
     assert report.warnings == [
         (
             f"{tmp_path / 'base' / 'pytorch_model-00001-of-00002.bin'}: "
-            "its sha256 is not one that is known of LLaMA-1 7B: another copy, or damaged"
+            "its sha256 is not a known one of LLaMA-1 7B: another copy, or damaged"
         )
     ]
 

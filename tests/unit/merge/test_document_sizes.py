@@ -1,4 +1,4 @@
-"""Tests of what documents may hold: bounds that no document passes, and readers that take what is written."""
+"""Tests of the bounds of documents: no document exceeds its bound."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ import torch
 
 from deltaweights.errors import MalformedInput
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.jobs.prepare import prepare
-from deltaweights.jobs.request import Wanted
 from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord
 from deltaweights.manifest.tally import Proof, Tally
 from deltaweights.merge import document_sizes
-from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import Plan
+from deltaweights.util import limits
 from deltaweights.util.limits import Limit
 from tests.support.pairs import Tensors, save
+from tests.support.prepared import prepare_merge
 
 NAMES = ("w", "слой.{}", 'a"\\{,[', "x" * 300, "😀.weight")
 
@@ -49,7 +48,7 @@ def pair_of(names: list[str], folder: Path, shards: int) -> tuple[Path, Path]:
 
 
 def plan_of(base: Path, delta: Path, limit: int) -> Plan:
-    with prepare(Operation.APPLY, base, delta, base.parent / "none", Wanted(max_shard_size=limit), check=True) as job:
+    with prepare_merge(base, delta, base.parent / "none", max_shard_size=limit) as job:
         return job.plan
 
 
@@ -80,7 +79,7 @@ def test_no_fragment_passes_its_bound() -> None:
     empty, one, two = (
         "".join(Fragment("plan1:x", "x", FileRecord(1, "y"), (record,) * count).pieces()) for count in range(3)
     )
-    size = document_sizes.Size(0, 0)
+    size = document_sizes.DocumentSize(0, 0)
     size.add(record.name, document_sizes.FRAGMENT_ROW, commas=18, objects=1, lists=2)
     assert len(two.encode()) - len(one.encode()) <= size.bytes
     for sign, count in ((",", size.commas), ("{", size.objects), ("[", size.lists)):
@@ -105,10 +104,17 @@ def test_what_is_as_large_as_it_may_be_passes(tmp_path: Path, monkeypatch: pytes
     """The header is held against its limit to the byte and the sign."""
     base, delta = pair_of([f"{number}.w" for number in range(40)], tmp_path, 1)
     (shard,) = plan_of(base, delta, limit=10**9).shards
-    header = shard.frame.between(0, ())[8:]
+    header = shard.frame.bytes_before(0, ())[8:]
     exact = Limit(len(header), header.count(b"{"), header.count(b"["), header.count(b","))
     monkeypatch.setattr(document_sizes, "HEADER", exact)
-    assert document_sizes._header_is_read(shard)
+    assert document_sizes._header_is_readable(shard)
     for smaller in ("size", "objects", "lists", "commas"):
         monkeypatch.setattr(document_sizes, "HEADER", replace(exact, **{smaller: getattr(exact, smaller) - 1}))
-        assert not document_sizes._header_is_read(shard), smaller
+        assert not document_sizes._header_is_readable(shard), smaller
+
+
+def test_limits_fit_each_other() -> None:
+    """A manifest may hold every tensor that a checkpoint may have, thrice, and whatever is found in it."""
+    assert limits.MANIFEST.objects > 4 * limits.MOST_TENSORS
+    assert limits.MOST_STEPS > 11 * limits.MOST_TENSORS
+    assert limits.HEADER.objects > limits.MOST_TENSORS

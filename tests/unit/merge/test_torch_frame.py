@@ -23,13 +23,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deltaweights.checkpoint.checksums import Crc32, prove
+from deltaweights.checkpoint.checksums import Crc32, verify_checksum
 from deltaweights.checkpoint.files import LocalFile
-from deltaweights.checkpoint.pickled.reader import read_state_dict
-from deltaweights.checkpoint.pickled.tables import TensorView
-from deltaweights.checkpoint.pickled.torch_file import open_torch_file
-from deltaweights.checkpoint.tensors import TensorSpec, name_fault
-from deltaweights.checkpoint.weights_file import ContiguousSource, WeightsFile
+from deltaweights.checkpoint.tensors import ContiguousSource, TensorSpec, WeightsFile, name_fault
+from deltaweights.checkpoint.torch_format.pickled_types import TensorView
+from deltaweights.checkpoint.torch_format.state_dict import read_state_dict
+from deltaweights.checkpoint.torch_format.torch_file import open_torch_file
 from deltaweights.errors import MalformedInput
 from deltaweights.merge.torch_frame import ALIGNMENT, TorchFrame
 from deltaweights.merge.torch_pickle import state_dict_pickle
@@ -57,11 +56,11 @@ def put_together(frame: TorchFrame, contents: Sequence[bytes]) -> bytes:
     file = bytearray()
     crcs: list[int] = []
     for index, content in enumerate(contents):
-        file += frame.between(index, crcs)
+        file += frame.bytes_before(index, crcs)
         assert len(file) == frame.offsets[index]
         file += content
         crcs.append(zlib.crc32(content))
-    file += frame.between(len(contents), crcs)
+    file += frame.bytes_before(len(contents), crcs)
     assert len(file) == frame.size
     return bytes(file)
 
@@ -167,7 +166,7 @@ def test_any_tensors_come_back(tmp_path: Path, specs: list[TensorSpec]) -> None:
             assert isinstance(tensor.source, ContiguousSource)
             assert (tensor.source.offset, offset % ALIGNMENT) == (offset, 0)
             assert tensor.checksum == Crc32(zlib.crc32(content))
-            prove(tensor)
+            verify_checksum(tensor)
 
 
 def test_a_frame_is_a_value() -> None:
@@ -196,7 +195,7 @@ def test_zip_tools_agree(tmp_path: Path) -> None:
         file.write(bytes([contents_of(SPECS)[4][0] ^ 1]))
     assert len(complaints(path)) == 1 + (shutil.which("unzip") is not None)
     with opened(path) as weights, pytest.raises(MalformedInput) as caught:
-        prove(weights.tensors[SPECS[4].name])
+        verify_checksum(weights.tensors[SPECS[4].name])
     crc = zlib.crc32(contents_of(SPECS)[4])
     assert str(caught.value).startswith(f"{path}: tensor {SPECS[4].name}: stored bytes are damaged: found CRC-32 ")
     assert str(caught.value).endswith(f", expected {crc:08x}, as the file records; fetch the file again")
@@ -227,7 +226,7 @@ def write_sparse(path: Path, spec: TensorSpec, crc: int) -> TorchFrame:
     with path.open("wb") as file:
         end = 0
         for index, tensor in enumerate([*specs, None]):
-            assert os.pwrite(file.fileno(), between := frame.between(index, crcs), end) == len(between)
+            assert os.pwrite(file.fileno(), between := frame.bytes_before(index, crcs), end) == len(between)
             if tensor is not None:
                 end = frame.offsets[index] + tensor.nbytes
                 if tensor is not spec:
@@ -254,7 +253,7 @@ def test_past_four_gigabytes(tmp_path: Path, size: int) -> None:
     with opened(path) as weights:
         assert [t.spec.count for t in weights.tensors.values()] == [3, size, 3]
         assert weights.tensors["big"].checksum == Crc32(12345)
-        prove(weights.tensors["behind"])
+        verify_checksum(weights.tensors["behind"])
         assert [t.source.offset for t in weights.tensors.values()] == list(frame.offsets)  # type: ignore[attr-defined]
 
 

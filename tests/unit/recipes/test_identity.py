@@ -26,7 +26,7 @@ import torch
 
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import Mismatch
-from deltaweights.hub.cache import Snapshot, snapshot_at, stated_sha256
+from deltaweights.hub.cache_paths import Snapshot, snapshot_at, stated_sha256
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.check_base import check_base
 from deltaweights.jobs.convert import convert_checkpoint
@@ -126,7 +126,7 @@ class Known:
 def known(monkeypatch: pytest.MonkeyPatch) -> Known:
     """Know nothing but what the test makes known."""
     made = Known()
-    for place in ("naming", "pair"):
+    for place in ("recipes.identity", "jobs.input_checks"):
         monkeypatch.setattr(f"deltaweights.{place}.known_file", made.models.get)
     monkeypatch.setattr("deltaweights.recipes.identity.recipe_of_file", made.recipes.get)
     monkeypatch.setattr("deltaweights.jobs.inputs.recipe_of_file", made.recipes.get)
@@ -260,7 +260,7 @@ def test_another_base_that_is_let_pass(tmp_path: Path, known: Known, recipe: Pat
 
 def another_copy(base: Path, title: str = "LLaMA-1 7B", name: str = ONE) -> str:
     """Return what is said of a base of which a file's hash is known, and not the model's."""
-    return f"{base / name}: its sha256 is not one that is known of {title}: another copy, or damaged"
+    return f"{base / name}: its sha256 is not a known one of {title}: another copy, or damaged"
 
 
 def test_the_right_base_and_unlike_ones_pass(tmp_path: Path, known: Known, recipe: Path) -> None:

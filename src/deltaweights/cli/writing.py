@@ -1,0 +1,59 @@
+"""Running a verb that writes a checkpoint from the command line: the request, a dry run or the run, and the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from deltaweights.cli.log_report import report_for
+from deltaweights.cli.options import hub_of
+from deltaweights.cli.outcome import plan_lines, print_outcome, print_published
+from deltaweights.util.interruption import Interrupted, signal_first
+
+if TYPE_CHECKING:
+    from deltaweights.jobs.request import Request
+    from deltaweights.jobs.result import Published
+    from deltaweights.report import Report
+
+
+class MakeRequest(Protocol):
+    """What makes a request of the options that are left once output and Hub are taken out."""
+
+    def __call__(self, *, dry_run: bool, **options: Any) -> Request:
+        """Return the checked request. Raises ``UsageError``."""
+
+
+def write_checkpoint(
+    name: str,
+    make_request: MakeRequest,
+    do: Callable[[Request, Report], Published],
+    *,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    hub_repo_id: str | None = None,
+    **options: Any,
+) -> None:
+    """Make the request, do it or show its plan, and print the outcome; ``name`` is the command's."""
+    from deltaweights.jobs.prepare import prepare  # noqa: PLC0415  (slow to load, so not for --help)
+    from deltaweights.jobs.summary import describe, report_plan  # noqa: PLC0415
+
+    options["hub"] = hub_of(options)
+    request = make_request(dry_run=dry_run, **options)
+    output = request.operation.output
+    report = report_for(name, quiet=quiet)
+    if dry_run:
+        with prepare(request, report) as prepared:
+            report_plan(prepared, report)
+            plan = describe(prepared)
+        print_outcome(plan, plan_lines(plan, output), as_json=as_json)
+        return
+    try:
+        with signal_first():
+            published = do(request, report)
+    except Interrupted as error:
+        raise Interrupted(error.number, "run the same command again to continue") from None
+    outcome = print_published(published, output, report, as_json=as_json, hub_repo_id=hub_repo_id)
+    if outcome.get("compute_dtype", "F16") != "F16":
+        flags = f"--compute-dtype {request.options.compute_dtype}"
+        report.note(f"apply it with   {flags}, and --dtype if the target's dtype is another: the default is float16")

@@ -1,0 +1,107 @@
+"""The inputs held against what is known of them: by the recipe, by hashes, and by samples of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from deltaweights.checkpoint.folder import Checkpoint
+from deltaweights.checkpoint.samples import same_weights
+from deltaweights.errors import Mismatch
+from deltaweights.hub.cache_paths import snapshot_at
+from deltaweights.jobs.request import InputRequest
+from deltaweights.merge.operation import Operation
+from deltaweights.merge.rules import Matching
+from deltaweights.recipes.catalogue import recipe_of_repo
+from deltaweights.recipes.identity import AS_LARGE, Identity, generation_of_config, size_of_delta
+from deltaweights.recipes.models import known_file, model
+from deltaweights.recipes.recipe import Recipe
+from deltaweights.report import Report
+
+
+def check_base_identity(
+    base: Checkpoint,
+    hashes: Mapping[str, str],
+    identity: Identity,
+    recipe: Recipe,
+    report: Report,
+    *,
+    allow: bool | None,
+) -> None:
+    """Compare the base with what the recipe expects: another known model is refused, unknown files are a warning."""
+    wanted = model(recipe.base_model) if recipe.base_model is not None else None
+    title = wanted.title if wanted is not None else f"the base of recipe {recipe.name}"
+    unlisted = _unlisted(hashes, recipe)
+    if hashes and not unlisted:
+        return
+    if wanted is not None and identity.model is not None and identity.model != wanted.key:
+        problem = f"this is {model(identity.model).title}, not {title}"
+        if not allow:
+            remedy = f"use {title}{_or_allow(allow)}"
+            raise Mismatch(problem, where=base.path, found=identity.text, expected=title, remedy=remedy)
+        report.warn(f"{base.path}: {problem}")
+        return
+    if unlisted and (wanted is not None or recipe.base_files):
+        report.warn(f"{base.path / unlisted[0]}: its sha256 is not a known one of {title}: another copy, or damaged")
+    hint = generation_of_config(base)
+    if wanted is not None and identity.model is None and hint not in {None, wanted.generation}:
+        report.warn(f"{base.path}: config.json is that of {hint}, and the base should be {title}")
+
+
+def _unlisted(hashes: Mapping[str, str], recipe: Recipe) -> list[str]:
+    """Return the names of the files that are not known of the recipe's base."""
+    accepted = {file.sha256 for file in recipe.base_files}
+    known = {name: known_file(sha256) for name, sha256 in hashes.items()}
+    ours = {name for name, found in known.items() if found is not None and found[0].key == recipe.base_model}
+    return sorted(name for name, sha256 in hashes.items() if sha256 not in accepted and name not in ours)
+
+
+def check_delta_files(delta: Checkpoint, hashes: Mapping[str, str], recipe: Recipe, report: Report) -> None:
+    """Warn of files and commits that the recipe does not know. Unknown is not damaged."""
+    known = {file.name for file in recipe.delta.files}
+    listed = {file.sha256 for file in recipe.delta.files}
+    for name, sha256 in sorted(hashes.items()):
+        if name in known and sha256 not in listed:
+            report.warn(
+                f"{delta.path / name}: sha256 {sha256} is not that of recipe {recipe.name}: another copy, or damaged"
+            )
+    snapshot, revision = snapshot_at(delta.path), recipe.delta.revision
+    if snapshot is None or revision is None or (hashes and listed >= set(hashes.values())):
+        return
+    if recipe_of_repo(snapshot.repo) == recipe.name and not snapshot.commit.startswith(revision):
+        report.warn(f"{delta.path}: is of commit {snapshot.commit}, recipe {recipe.name} knows {revision}")
+
+
+def refuse_no_delta(
+    base: Checkpoint, primary: Checkpoint, matching: Matching, request: InputRequest, report: Report, *, stated: bool
+) -> None:
+    """Refuse a primary that is the base, or a delta whose weights are as large as a model's: it is likely merged already.
+
+    ``stated`` says that the recipe states the arithmetic of the delta, which makes the second an error.
+    Buffers, new rows and tensors of the primary alone do not tell two checkpoints apart: only shared tensors do.
+    """
+    operation, allow = request.operation, request.allow_other_base
+    shared = [m.primary.name for m in matching.matches if m.base == m.primary and m.primary.count]
+    if shared and same_weights(base.tensors, primary.tensors, shared):
+        problem = f"base and {operation.primary} hold the same weights, as far as samples tell"
+        if operation is Operation.MAKE:
+            report.warn(f"{primary.path}: {problem}: the delta will be zero where they meet")
+        elif allow:
+            report.warn(f"{primary.path}: {problem}")
+        else:
+            raise Mismatch(problem, where=primary.path, remedy=f"give the delta itself{_or_allow(allow)}")
+        return
+    if operation is not Operation.APPLY:
+        return
+    share = size_of_delta(base.tensors, primary.tensors)
+    if share is None or share < AS_LARGE:
+        return
+    found = f"weights {share:.2g} times as large as the base's"
+    problem = "likely already a merged model, not a delta"
+    if stated and not allow:
+        remedy = f"give the delta itself{_or_allow(allow)}"
+        raise Mismatch(problem, where=primary.path, found=found, expected="a small part of them", remedy=remedy)
+    report.warn(f"{primary.path}: {problem}: found {found}, expected a small part of them")
+
+
+def _or_allow(allow: bool | None) -> str:
+    return "; --allow-unproved-base lets it pass" if allow is not None else ""

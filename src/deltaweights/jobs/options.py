@@ -1,0 +1,127 @@
+"""What a user can ask of the commands that write a checkpoint. Each option is declared here, and nowhere else.
+
+The command line makes its flags from the fields of ``Options`` (``cli/options.py``), the Python functions take their keyword
+arguments from the ``TypedDict`` of their verb. Loads nothing, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from deltaweights.merge.choices import DTYPES, LAYOUTS, ORIGINAL
+
+if TYPE_CHECKING:
+    from deltaweights.hub.ids import ModelLocation, PathLike
+    from deltaweights.hub.locate import HubOptions
+
+
+def _option(default: object, flag: str, text: str, *, choices: Sequence[str] = (), metavar: str | None = None) -> Any:
+    """Return a field with what the command line shows of it; ``--a/--no-a`` is a switch with two sides."""
+    return field(default=default, metadata={"flag": flag, "help": text, "choices": tuple(choices), "metavar": metavar})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of all verbs that write a checkpoint; each verb has some of them. Checked when a ``Request`` is made.
+
+    Fields without a flag are given to the command line in other ways: the recipe as an argument, too, the Hub's options one by one.
+    """
+
+    recipe: str | None = None
+    recipe_file: PathLike | None = None
+    compute_dtype: str | None = _option(
+        None, "--compute-dtype", "Dtype of the arithmetic [default: the recipe's, or float16].", choices=tuple(DTYPES)
+    )
+    dtype: str | None = _option(
+        None, "--dtype", "Dtype of the written weights [default: the compute dtype].", choices=tuple(DTYPES)
+    )
+    max_shard_size: str | int = _option("5GB", "--max-shard-size", "Most bytes of tensors per shard.")
+    layout: str = _option(
+        ORIGINAL, "--layout", "Tensor names as in the original scripts, or as transformers loads them.", choices=LAYOUTS
+    )
+    weights: str = _option(
+        "safetensors",
+        "--format",
+        "bin: torch files, for loaders of 2023 without safetensors; original layout only.",
+        choices=("safetensors", "bin"),
+    )
+    vision_tower: ModelLocation | None = _option(  # noqa: RUF009  (it returns a field)
+        None,
+        "--vision-tower",
+        "CLIP vision tower, for vision-language models in layout transformers [default: the recipe's].",
+        metavar="PATH|ID",
+    )
+    device: str = _option("cpu", "--device", "cpu, cuda, cuda:N or auto; the bits are the same.")
+    workers: int | None = _option(None, "--workers", "Threads [default: one per processor, 2 to 8].")
+    overwrite: bool = _option(False, "--overwrite", "Replace a checkpoint that is there.")
+    strict: bool = _option(False, "--strict", "Fail (6) when the result has NaN, infinite or uniform weights.")
+    hash_inputs: bool = _option(False, "--hash-inputs", "Record the sha256 of every input file; reads them once more.")
+    prove: bool = _option(True, "--prove/--no-prove", "Prove from the sums that the base is the right one.")
+    allow_unproved_base: bool = _option(
+        False, "--allow-unproved-base", "Publish also when the proof fails; it is recorded."
+    )
+    require_verified: bool = _option(
+        False, "--require-verified", "Fail (6) unless all input files are compared with a sha256."
+    )
+    check: bool = _option(False, "--check", "Publish only what a library would load: as `deltaweights check` does.")
+    read_back: bool = _option(False, "--read-back", "Read the finished shards from the disk and hash them once more.")
+    hub: HubOptions | None = None
+
+
+FLAGS = {item.name: item for item in fields(Options) if item.metadata}
+"""The options that the command line has, by name."""
+
+
+class OutputOptions(TypedDict, total=False):
+    """The keyword arguments of every verb."""
+
+    dtype: str | None
+    max_shard_size: str | int
+    workers: int | None
+    overwrite: bool
+    strict: bool
+    hash_inputs: bool
+    hub: HubOptions | None
+
+
+class ApplyOptions(OutputOptions, total=False):
+    """Those of ``apply_delta`` and ``apply_part``; ``recipe`` and ``recipe_file`` name a recipe."""
+
+    recipe: str | None
+    recipe_file: PathLike | None
+    compute_dtype: str | None
+    layout: str
+    weights: str
+    vision_tower: ModelLocation | None
+    device: str
+    prove: bool
+    allow_unproved_base: bool
+    require_verified: bool
+    check: bool
+    read_back: bool
+
+
+class MakeOptions(OutputOptions, total=False):
+    """Those of ``make_delta``; with ``check`` the delta is applied as it is made."""
+
+    compute_dtype: str | None
+    weights: str
+    device: str
+    check: bool
+
+
+class ConvertOptions(OutputOptions, total=False):
+    """Those of ``convert_checkpoint``."""
+
+    weights: str
+
+
+class ExportOptions(OutputOptions, total=False):
+    """Those of ``export_checkpoint``."""
+
+    recipe: str | None
+    recipe_file: PathLike | None
+    vision_tower: ModelLocation | None
+    check: bool

@@ -1,0 +1,69 @@
+"""What a verb returns: the published result, and what was found in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deltaweights.jobs.findings import SumFound
+from deltaweights.manifest.findings import Findings
+from deltaweights.merge.plan import Plan, fates
+from deltaweights.recipes.recipe import Recipe
+
+ALREADY_COMPLETE = "already complete"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published(Findings):
+    """A published result, and what was found in it.
+
+    ``status`` is "merged", "made", "converted", "exported" or "already complete". ``bytes`` counts weights; ``seconds`` are by
+    stage. ``recipe`` is the name of the recipe used. ``published_sum`` is None where the recipe has none, or nothing was written.
+    ``streamed`` says that an input was read from the Hub and not kept, so that its hash could not be compared.
+    """
+
+    status: str
+    content_digest: str
+    manifest_sha256: str
+    tensors: int
+    parameters: int
+    bytes: int
+    shards: int
+    fates: dict[str, int]
+    dropped: dict[str, dict[str, str]]
+    recipe: str | None
+    published_sum: SumFound | None
+    streamed: bool
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What is in the target now."""
+
+    status: str
+    content_digest: str
+    manifest_sha256: str
+    findings: Findings
+    published_sum: SumFound | None = None
+    streamed: bool = False
+
+
+def published(plan: Plan, recipe: Recipe | None, outcome: Outcome, seconds: dict[str, float]) -> Published:
+    """Return the result of a job."""
+    dropped = {role: {item.spec.name: item.reason for item in record.dropped} for role, record in plan.inputs.items()}
+    return Published(
+        status=outcome.status,
+        content_digest=outcome.content_digest,
+        manifest_sha256=outcome.manifest_sha256,
+        tensors=len(plan.tensors),
+        parameters=plan.parameters,
+        bytes=plan.nbytes,
+        shards=len(plan.shards),
+        fates=fates(plan),
+        dropped=dropped,
+        recipe=recipe.name if recipe else None,
+        published_sum=outcome.published_sum,
+        streamed=outcome.streamed,
+        **vars(outcome.findings),
+        seconds={stage: round(value, 3) for stage, value in seconds.items()},
+    )

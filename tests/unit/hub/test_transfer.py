@@ -1,0 +1,151 @@
+"""Broken connections, refused requests and wrong ranges: retried, or reported in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deltaweights.errors import InputOutputError
+from deltaweights.hub.retry import MAX_RETRIES
+from tests.support.hub_checkpoint import (
+    BASE,
+    FOREVER,
+    ONE,
+    PIECE,
+    assert_whole,
+    key_of_blob,
+)
+from tests.support.hub_client import Machine
+from tests.support.hub_server import Fault, HubServer
+
+MENDED: dict[str, list[Fault]] = {
+    "short body": [Fault("short", ONE, at=2_000_000)],
+    "dropped": [Fault("drop", ONE, at=2_000_000)],
+    "dropped at once": [Fault("drop", ONE, at=0)],
+    "dropped again and again": [Fault("drop", ONE, at=at) for at in range(100_000, 3_400_000, 300_000)],
+    "reset": [Fault("reset", ONE, at=2_000_000)],
+    "hang-up": [Fault("hang-up", times=4)],
+    "stall": [Fault("stall", ONE, at=2_000_000, seconds=60)],
+    "503 of the api": [Fault("status", on="api", times=MAX_RETRIES)],
+    "503 of resolve": [Fault("status", ONE, on="resolve", times=MAX_RETRIES)],
+    "503 of the file host": [Fault("status", ONE, on="files", times=MAX_RETRIES)],
+    "500, 502, 504": [Fault("status", ONE, status=status) for status in (500, 502, 504)],
+    "429, Retry-After": [Fault("status", ONE, status=429, headers={"Retry-After": "0"}, times=MAX_RETRIES)],
+    "429, RateLimit": [
+        Fault("status", on="api", status=429, headers={"RateLimit": '"api";r=0;t=0'}, times=MAX_RETRIES)
+    ],
+    "429, a date": [
+        Fault("status", ONE, status=429, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, times=MAX_RETRIES)
+    ],
+    "no ranges": [Fault("no-range", times=FOREVER)],
+    "no ranges, and dropped": [Fault("no-range", ONE, times=FOREVER), Fault("drop", ONE, at=2_000_000)],
+    "signed address expired": [Fault("drop", ONE, at=1_500_000), Fault("expire", ONE)],
+    "redirected elsewhere": [Fault("redirect", times=FOREVER)],
+}
+
+
+@pytest.mark.parametrize("faults", MENDED.values(), ids=MENDED.keys())
+def test_mended_on_the_way(machine: Machine, hub: HubServer, folder: Path, faults: list[Fault]) -> None:
+    """What breaks off, is late, is refused for a while, or serves no ranges, leaves the same files in the end."""
+    hub.faults.extend(faults)
+    commit = machine.fetch(BASE).commit
+    assert all(fault.served for fault in faults)
+    assert_whole(machine, folder, commit)
+    assert machine.said.warnings == []
+
+
+def test_a_dropped_connection_goes_on_where_it_was(machine: Machine, hub: HubServer, folder: Path) -> None:
+    """After a drop no byte is asked for twice, but for what one chunk had."""
+    hub.faults.append(Fault("drop", ONE, at=2_000_000))
+    machine.fetch(BASE)
+    ranges = [request.range for request in hub.requests if request.file.endswith(ONE) and request.host == "files"]
+    size = (folder / ONE).stat().st_size
+    assert ranges[0] == f"bytes=0-{size - 1}"
+    assert ranges[1] is not None
+    assert 1_700_000 < int(ranges[1].removeprefix("bytes=").partition("-")[0]) <= 2_000_000
+
+
+CHANGED = "; try again; if it stays so, something between here and the Hub changes what comes"
+
+
+AT = f"hf://{BASE}@COMMIT/{ONE}"
+
+
+SIZE = 3 * PIECE + 400_000
+
+
+ENDS: dict[str, tuple[Fault, str]] = {
+    "size of a large file": (
+        Fault("size", ONE),
+        f"{AT}: has another size than the Hub states: found {SIZE}, expected {SIZE + 1}{CHANGED}",
+    ),
+    "size, one less": (
+        Fault("size", ONE, value=SIZE - 1),
+        f"{AT}: has another size than the Hub states: found {SIZE}, expected {SIZE - 1}{CHANGED}",
+    ),
+    "size of a small file": (
+        Fault("size", "README.md"),
+        f"hf://{BASE}@COMMIT/README.md: has another size than the Hub states: found 21, expected 22{CHANGED}",
+    ),
+    "size of an empty file": (
+        Fault("size", "vocab.txt"),
+        f"hf://{BASE}@COMMIT/vocab.txt: has another size than the Hub states: expected 1{CHANGED}",
+    ),
+    "Content-Range": (
+        Fault("content-range", ONE, times=FOREVER),
+        (
+            f"{AT}: the server sends another range, bytes 1-{SIZE}/{SIZE}, than bytes 0-{SIZE - 1}/{SIZE}; "
+            "run again: what has arrived is kept"
+        ),
+    ),
+    "short for ever": (
+        Fault("short", ONE, at=2_000_000, times=FOREVER),
+        f"{AT}: the connection ended at byte 2000000; run again: what has arrived is kept",
+    ),
+    "503 of the api": (
+        Fault("status", on="api", times=FOREVER),
+        f"hf://{BASE}: the Hub answered 503; try again later",
+    ),
+    "503 of the file host": (
+        Fault("status", ONE, on="files", times=FOREVER),
+        f"{AT}: the server answered 503; run again: what has arrived is kept",
+    ),
+    "never an address that is good": (
+        Fault("expire", ONE, times=FOREVER),
+        f"{AT}: the server answered 403; run again: what has arrived is kept",
+    ),
+    "redirected to nowhere": (
+        Fault("redirect", ONE, location="http://[", times=FOREVER),
+        f"{AT}: redirected to an invalid address: found http://[; try again later",
+    ),
+    "redirected to another protocol": (
+        Fault("redirect", ONE, location="file:///etc/passwd", times=FOREVER),
+        f"{AT}: redirected to an invalid address: found file:///etc/passwd; try again later",
+    ),
+    "redirected to itself": (
+        Fault("headers", ONE, on="resolve", headers={"Location": f"/{BASE}/resolve/COMMIT/{ONE}"}, times=FOREVER),
+        f"{AT}: too many redirects; try again later",
+    ),
+    "418": (
+        Fault("status", ONE, status=418, times=FOREVER),
+        f"{AT}: the Hub answered 418; try again later",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fault", "message"), ENDS.values(), ids=ENDS.keys())
+def test_the_end(machine: Machine, hub: HubServer, folder: Path, fault: Fault, message: str) -> None:
+    """What the Hub lies about, and what does not get better, ends in one line with 5, and leaves nothing under a final name."""
+    commit = hub.push(BASE, folder)
+    if "Location" in fault.headers:
+        fault.headers = {"Location": str(fault.headers["Location"]).replace("COMMIT", commit)}
+    hub.faults.append(fault)
+    with pytest.raises(InputOutputError) as caught:
+        machine.fetch(BASE)
+    assert str(caught.value) == message.replace("COMMIT", commit)
+    assert caught.value.exit_code == 5
+    hub.faults.clear()
+    for name, blob in machine.blobs(BASE).items():
+        assert "deltaweights" in name or key_of_blob(blob) == name
+    assert_whole(machine, folder, machine.fetch(BASE).commit)
