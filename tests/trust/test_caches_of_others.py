@@ -423,7 +423,7 @@ def test_marks_that_become_a_link_are_not_written(tmp_path: Path) -> None:
 
 @pytest.mark.trust
 @pytest.mark.parametrize("name", ["blobs", "snapshots", "refs", "snapshot", "refs/pr"])
-def test_row82_folders_that_primary_elsewhere(tmp_path: Path, name: str) -> None:
+def test_row82_folders_that_lead_elsewhere(tmp_path: Path, name: str) -> None:
     """Where a folder of the cache is a link, nothing is created, replaced or removed in the folder that it leads to."""
     cache, precious, commit = RepoCache.of(tmp_path, BASE), tmp_path / "precious", "a" * 40
     precious.mkdir()

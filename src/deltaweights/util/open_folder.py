@@ -104,7 +104,7 @@ class OpenFolder:
             while len(data) <= most and (piece := file.read(most + 1 - len(data))):
                 data += piece
         if len(data) > most:
-            problem, expected = "too long for what it is", f"at most {most} bytes"
+            problem, expected = "file is too long", f"at most {most} bytes"
             raise MalformedInput(problem, where=self.path / name, expected=expected, remedy="remove it")
         return bytes(data)
 
