@@ -18,7 +18,8 @@ import pytest
 
 from deltaweights.jobs.apply import apply_delta
 from tests.support import hang
-from tests.support.limits import PATIENCE
+from tests.support.fork_server import heavy_server
+from tests.support.fork_server import run as forked
 from tests.support.merges import Files, Pair, files_of, finish, make_large_pair
 from tests.support.pairs import make_pair
 
@@ -107,12 +108,10 @@ def run() -> Run:
         *arguments: str | Path, cwd: Path | None = None, program: str = "deltaweights"
     ) -> subprocess.CompletedProcess[str]:
         entry = {"deltaweights": "main", "apply-delta": "apply_delta", "make-delta": "make_delta"}[program]
-        command = [sys.executable, "-c", f"from deltaweights.cli import {entry}; {entry}()", *map(str, arguments)]
+        how = ["-c", f"from deltaweights.cli import {entry}; {entry}()"]
         if program == "deltaweights":
-            command[1:3] = ["-m", "deltaweights"]
-        environment = os.environ | {"COLUMNS": "200"}
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment, cwd=cwd
-        )
+            how = ["-m", "deltaweights"]
+        server = heavy_server() if arguments[:1] in {("check",), ("try",)} else None
+        return forked([sys.executable, *how, *arguments], cwd=cwd, env=os.environ | {"COLUMNS": "200"}, server=server)
 
     return run_command

@@ -12,7 +12,7 @@ from deltaweights.checkpoint.companions import read_companions, state_dtype
 from deltaweights.checkpoint.directory import LocalDirectory
 from deltaweights.errors import MalformedInput, Mismatch, TargetBusy
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.manifest.manifest import MANIFEST, SUMS
+from deltaweights.manifest.records import MANIFEST, SUMS
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
 from deltaweights.staging.location import locate_target

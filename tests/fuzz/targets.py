@@ -37,12 +37,12 @@ from deltaweights.export.tokenizer_files import read_files
 from deltaweights.hub.access import Access
 from deltaweights.hub.ids import HubId, hub_id
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord
-from deltaweights.manifest.parsed import parse_manifest
+from deltaweights.manifest.parse import parse_manifest
+from deltaweights.manifest.records import FileRecord, Fragment, TensorRecord
 from deltaweights.manifest.tally import Tally
-from deltaweights.recipes.document import read_document
 from deltaweights.recipes.recipe import parse_recipe
 from deltaweights.recipes.table import Table
+from deltaweights.recipes.toml_document import parse_toml
 from deltaweights.report import Report
 from deltaweights.signing.bundle import Bundle, pae, parse_bundle
 from deltaweights.signing.statement import parse_statement, statement_bytes
@@ -177,7 +177,7 @@ def read_an_index(data: bytes) -> None:
 
 
 def read_a_recipe(data: bytes) -> None:
-    parse_recipe(read_document(data, "given"), "given")
+    parse_recipe(parse_toml(data, "given"), "given")
 
 
 def read_metas_params(data: bytes) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from deltaweights.jobs.apply import ApplyResult, apply_delta
-from deltaweights.manifest.manifest import Fragment
+from deltaweights.manifest.records import Fragment
 from deltaweights.merge import stream
 from deltaweights.report import Report
 from deltaweights.staging.staged_shards import StagedShards

@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from deltaweights.manifest.manifest import MANIFEST, FileRecord, Fragment
-from deltaweights.manifest.parsed import parse_manifest
+from deltaweights.manifest.parse import parse_manifest
+from deltaweights.manifest.records import MANIFEST, FileRecord, Fragment
 from deltaweights.staging.journal import stamps_of
 from deltaweights.staging.location import TargetLocation
 from deltaweights.staging.lock import StagingLock

@@ -25,7 +25,7 @@ from deltaweights.hub.transfer import DamagedFile
 from deltaweights.hub.verified import VerificationRecords
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.inspect import inspect_checkpoint
-from deltaweights.manifest.manifest import MANIFEST
+from deltaweights.manifest.records import MANIFEST
 from tests.support.hub_client import Machine, Said, forget_connections
 from tests.support.hub_server import HubServer
 from tests.support.other_user import OTHER, common_folder, do_as_other, needs_other_user

@@ -20,7 +20,7 @@ from PIL import Image
 from deltaweights.checkpoint.companions import state_dtype
 from deltaweights.errors import CheckFailed, MalformedInput, UsageError
 from deltaweights.hub.access import configured_access
-from deltaweights.inference.prompts import LONGEST, open_images
+from deltaweights.inference.prompts import MAX_ASPECT_RATIO, open_images
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.listing import list_checkpoint
 from deltaweights.manifest.verify import verify
@@ -31,8 +31,8 @@ from deltaweights.util.limits import MANIFEST
 from tests.conftest import Run
 from tests.support.limits import PATIENCE
 from tests.support.pairs import make_pair
+from tests.support.signing import make_key, merged, result, stock_verifies
 from tests.trust.harness import TARGET, assert_one_line, case, hold, run_command
-from tests.unit.signing.test_signing import make_key, merged, result, stock_verifies
 
 __all__ = ["merged", "result"]
 
@@ -317,7 +317,7 @@ def test_the_most_that_a_document_may_hold(tmp_path: Path, normal: float, make: 
     base, delta = make_pair(tmp_path, "safetensors")
     apply_delta(base, delta, tmp_path / "out")
     (tmp_path / "out" / "manifest.json").write_text(make())
-    outcome = run_command(["verify", tmp_path / "out"], tmp_path)
+    outcome = run_command(["verify", tmp_path / "out"])
     assert outcome.code == 6
     assert_one_line(outcome, ["manifest.json: is not a manifest"])
     assert outcome.seconds < 5
@@ -410,11 +410,13 @@ def test_only_images_are_images(tmp_path: Path) -> None:
         open_images([tmp_path / "photo.png"])
 
 
-@pytest.mark.parametrize(("width", "height"), [(7747, 7746), (9500, 9500), (LONGEST * 10 + 1, 10), (1, LONGEST + 1)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(7747, 7746), (9500, 9500), (MAX_ASPECT_RATIO * 10 + 1, 10), (1, MAX_ASPECT_RATIO + 1)]
+)
 def test_images_that_would_fill_the_memory(tmp_path: Path, width: int, height: int) -> None:
     """Images that are too large are refused before they are decoded."""
     Image.new("1", (width, height)).save(tmp_path / "x.png")
-    with pytest.raises(MalformedInput, match="too large an image: "):
+    with pytest.raises(MalformedInput, match="image is too large: "):
         open_images([tmp_path / "x.png"])
 
 

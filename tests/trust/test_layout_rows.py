@@ -175,7 +175,7 @@ def test_row51_a_snapshot_is_merged_and_leaves_no_path(tmp_path: Path) -> None:
         tmp_path / "out",
         "--hash-inputs",
     ]
-    outcome = run_command(arguments, tmp_path)
+    outcome = run_command(arguments)
     assert outcome.code == 0, outcome.err
     assert same_bits(load(tmp_path / "out"), reference(base, delta))
     manifest = (tmp_path / "out" / "manifest.json").read_text()
@@ -204,18 +204,18 @@ def test_row57_a_wrong_total_size_is_a_warning(tmp_path: Path) -> None:
         (delta / INDEX).write_text(json.dumps(index | {"metadata": {"total_size": 7}}))
 
     arguments = [tmp_path / "out" if part == TARGET else part for part in merging(change)(tmp_path)]
-    outcome = run_command(arguments, tmp_path)
+    outcome = run_command(arguments)
     assert outcome.code == 0, outcome.err
     assert outcome.err.count("deltaweights: warning: ") == 1
     assert f"{INDEX}: total_size is 7, the tensors have " in outcome.err
-    assert run_command(["verify", tmp_path / "out"], tmp_path).code == 0
+    assert run_command(["verify", tmp_path / "out"]).code == 0
 
 
 @pytest.mark.trust
 def test_row59_a_nan_is_said(tmp_path: Path) -> None:
     """Without ``--strict`` the merge goes on, and tells tensor and count."""
     arguments = [tmp_path / "out" if part == TARGET else part for part in of_tensors(set_nan)(tmp_path)]
-    outcome = run_command(arguments, tmp_path)
+    outcome = run_command(arguments)
     assert outcome.code == 0, outcome.err
     assert "model.norm.weight" in outcome.err
     assert "1 NaN or infinite" in outcome.err

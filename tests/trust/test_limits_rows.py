@@ -29,7 +29,7 @@ def merged(folder: Path, names: list[str]) -> Path:
     merge: list[str | Path] = ["apply", "--base", base, "--delta", delta, "--target", target]
     check: list[str | Path] = ["verify", target]
     for arguments in (merge, check, merge):
-        outcome = run_command(arguments, folder)
+        outcome = run_command(arguments)
         assert outcome.code == 0, outcome.err
     return target
 
@@ -41,7 +41,7 @@ def test_row85_names_that_are_too_long_for_a_manifest(tmp_path: Path, normal: fl
     says = "manifest.json of the result could not be read back: found 8,000 tensors with names of 4,00"
     for number, more in enumerate(([], ["--dry-run"])):
         target = tmp_path / str(number) / "merged"
-        outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", target, *more], tmp_path)
+        outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", target, *more])
         assert outcome.code == 3, outcome.err
         assert_one_line(outcome, [says])
         assert not target.parent.exists()
@@ -101,8 +101,8 @@ def test_row88_as_many_tensors_as_there_may_be(tmp_path: Path) -> None:
     for count in (MOST_TENSORS // 4, MOST_TENSORS):
         folder = tmp_path / str(count)
         base, delta = make_many(folder, names_of(count))
-        merge = run_command(["apply", "--base", base, "--delta", delta, "--target", folder / "merged"], folder)
-        check = run_command(["verify", folder / "merged"], folder)
+        merge = run_command(["apply", "--base", base, "--delta", delta, "--target", folder / "merged"])
+        check = run_command(["verify", folder / "merged"])
         for outcome, most in ((merge, 350), (check, 200)):
             assert outcome.code == 0, outcome.err
             assert outcome.peak < most

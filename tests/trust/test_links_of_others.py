@@ -20,9 +20,9 @@ from deltaweights.checkpoint.folder import open_checkpoint
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 from deltaweights.export.vision_tower import _read_config
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.manifest.beside import manifest_beside
 from deltaweights.manifest.folder_check import FolderCheck
-from deltaweights.manifest.manifest import MANIFEST
+from deltaweights.manifest.input_manifest import manifest_of
+from deltaweights.manifest.records import MANIFEST
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
 from tests.faults.test_concurrency import pair
@@ -208,7 +208,7 @@ def test_row80_a_manifest_elsewhere(tmp_path: Path, secret: Path) -> None:
         open_checkpoint(base, "merged") as checkpoint,
         refused(MalformedInput, problem="a link that leaves the folder"),
     ):
-        manifest_beside(checkpoint)
+        manifest_of(checkpoint)
 
 
 @pytest.mark.trust
@@ -221,7 +221,7 @@ def test_row80_a_flip_while_a_result_is_verified(
     target = tmp_path / "out"
     digest = apply_delta(*pair, target).content_digest
     (tmp_path / "elsewhere").mkdir()
-    really = FolderCheck.has_size
+    really = FolderCheck.compare_size
 
     def has_size(check: FolderCheck, file: str) -> bool:
         result = really(check, file)
@@ -230,7 +230,7 @@ def test_row80_a_flip_while_a_result_is_verified(
             (target / name).symlink_to(tmp_path / "elsewhere" / name)
         return result
 
-    monkeypatch.setattr(FolderCheck, "has_size", has_size)
+    monkeypatch.setattr(FolderCheck, "compare_size", has_size)
     found = verify(target, expect=digest if expect else None)
     assert f"{name}: cannot be verified: {target / name}: not a regular file: found a link" in str(found.problems[0])
 
@@ -269,7 +269,7 @@ def links(tmp_path: Path) -> Iterator[tuple[Path, Path, Path]]:
 def test_row81_links_out_of_the_input_are_said(links: tuple[Path, Path, Path], tmp_path: Path) -> None:
     """They are followed, because clusters use them, with one remark; no path gets into the result."""
     base, delta, real = links
-    outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", tmp_path / "out"], tmp_path)
+    outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", tmp_path / "out"])
     assert outcome.code == 0, outcome.err
     first = min(path.name for path in real.iterdir() if "model" in path.name)
     assert outcome.err.count("out of the folder") == 1
@@ -293,7 +293,7 @@ def test_row81_links_that_somebody_else_made(links: tuple[Path, Path, Path], tmp
     before = (real / name).read_bytes()
     (real / name).write_text(json.dumps({"weight_map": {"token": SECRET.decode()}}))
     (real / name).chmod(mode)
-    outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", tmp_path / "out"], tmp_path)
+    outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", tmp_path / "out"])
     assert outcome.code == 3
     remedy = "give the folder that it leads to, or make the link yourself"
     assert f"{base / name}: {OF_OTHERS}{real / name}; {remedy}" in outcome.err

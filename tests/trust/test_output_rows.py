@@ -136,5 +136,5 @@ def test_a_tampered_result_fails(subject: Case, tmp_path: Path, normal: float) -
 @pytest.mark.trust
 def test_row72_a_sound_result_verifies(tmp_path: Path) -> None:
     """The rows above fail because of the tampering: the untouched result verifies."""
-    outcome = run_command(of_result(lambda _: None)(tmp_path), tmp_path)
+    outcome = run_command(of_result(lambda _: None)(tmp_path))
     assert outcome.code == 0, outcome.err

@@ -17,7 +17,7 @@ from deltaweights.cluster.part import apply_part
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.convert import convert_checkpoint
-from deltaweights.manifest.manifest import Fragment
+from deltaweights.manifest.records import Fragment
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
 from deltaweights.staging.clean import clean

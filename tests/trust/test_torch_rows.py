@@ -121,11 +121,11 @@ def merged(folder: Path, base: Tensors, delta: Tensors, change: Callable[[Path],
     save(delta, folder / "delta", "torch", 1)
     change(folder / "delta")
     paths: list[str | Path] = ["--base", folder / "base", "--delta", folder / "delta", "--target", folder / "out"]
-    outcome = run_command(["apply", *paths], folder)
+    outcome = run_command(["apply", *paths])
     assert outcome.code == 0, outcome.err
     plain = {name: tensor.detach() for name, tensor in delta.items()}
     assert same_bits(load(folder / "out"), reference(base, plain))
-    assert run_command(["verify", folder / "out"], folder).code == 0
+    assert run_command(["verify", folder / "out"]).code == 0
     return outcome
 
 

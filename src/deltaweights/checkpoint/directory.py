@@ -159,7 +159,7 @@ class LocalDirectory(Directory):
             remedy = "give the folder that it leads to, or make the link yourself"
             raise MalformedInput(problem, where=where, found=target, remedy=remedy) from None
         except NotRegularFile as error:
-            remedy = "give the weights file itself"
+            remedy = "give the file itself"
             raise MalformedInput("not a regular file", where=where, found=error.args[0], remedy=remedy) from None
         self._outside_links[name] = OutsideLink(target, by_others)
         return fd

@@ -116,7 +116,7 @@ class LocalFile(InputFile):
         self._opened = os.fstat(fd)
         if not stat.S_ISREG(self._opened.st_mode):
             os.close(fd)
-            found, remedy = file_kind(self._opened.st_mode), "give the weights file itself"
+            found, remedy = file_kind(self._opened.st_mode), "give the file itself"
             raise MalformedInput("not a regular file", where=path, found=found, remedy=remedy)
         self.size = self._opened.st_size
         if hasattr(os, "posix_fadvise"):

@@ -12,7 +12,7 @@ from deltaweights.cli.results import print_document, print_json
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.errors import DeltaweightsError, TargetBusy, printable
 from deltaweights.manifest.listing import Listing, list_checkpoint
-from deltaweights.manifest.parsed import LISTING, parse_manifest
+from deltaweights.manifest.parse import LISTING, parse_manifest
 from deltaweights.util import limits
 from deltaweights.util.open_folder import replace_file
 from deltaweights.util.sizes import human_bytes

@@ -10,11 +10,11 @@ import click
 from deltaweights.cli.log_report import keep_result, log_format_option, report_for
 from deltaweights.cli.results import print_json
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError, printable
-from deltaweights.manifest.entries import names_in
+from deltaweights.manifest.folder_check import SignedFiles
+from deltaweights.manifest.folder_entries import name_inside
 from deltaweights.manifest.junit import junit_bytes, junit_of_error
-from deltaweights.manifest.problems import VerifyReport
-from deltaweights.manifest.signed import Signed
 from deltaweights.manifest.verify import verify
+from deltaweights.manifest.verify_report import VerifyReport
 from deltaweights.util.open_folder import replace_file
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
@@ -98,7 +98,7 @@ def command(
         )
 
 
-def _signed(folder: str, public_key: str, signature: str | None) -> Signed:
+def _signed(folder: str, public_key: str, signature: str | None) -> SignedFiles:
     from deltaweights.signing.folder import read_signature  # noqa: PLC0415  (only who verifies a signature needs it)
 
     return read_signature(folder, public_key, signature)
@@ -108,7 +108,7 @@ def _refuse_place(folder: str, results: Path | None) -> None:
     """Raise ``UsageError`` when results would be written over something else, or among the files that are looked at."""
     if results is None:
         return
-    if names_in(Path(folder), results):
+    if name_inside(Path(folder), results):
         problem = "--junit would add a file to those that are looked at"
         raise UsageError(problem, found=results, expected="a file outside of DIR")
     if results.exists() and not results.is_file():

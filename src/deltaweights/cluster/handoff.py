@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.jobs.planned_result import PlannedResult, Texts
-from deltaweights.manifest.manifest import plain_name
+from deltaweights.manifest.records import check_file_name
 from deltaweights.merge.frame import frame_of
 from deltaweights.merge.plan import Plan, PlannedTensor, Shard
 from deltaweights.recipes.recipe import Recipe
@@ -69,7 +69,7 @@ def load_handoff(staging: OpenStaging) -> PlannedResult:
             for file, tensors in handoff.shards
         )
         plan = replace(handoff.plan, shards=shards)
-        names = [plain_name(name) for name in handoff.companions]
+        names = [check_file_name(name) for name in handoff.companions]
         fault = None if plan.identity == document["identity"] else "its plan does not have the identity that it states"
     except (ValueError, TypeError, KeyError) as error:
         fault = str(error)

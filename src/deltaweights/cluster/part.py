@@ -21,7 +21,7 @@ from deltaweights.jobs.result import ALREADY_COMPLETE
 from deltaweights.jobs.run import prepare_and
 from deltaweights.jobs.stream import stream_shards
 from deltaweights.jobs.summary import check_space, report_plan
-from deltaweights.manifest.manifest import Fragment
+from deltaweights.manifest.records import Fragment
 from deltaweights.merge.device import check_device
 from deltaweights.merge.parts import Part, parse_part, share_of
 from deltaweights.merge.plan import Shard

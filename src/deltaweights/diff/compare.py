@@ -13,8 +13,8 @@ from deltaweights.diff.tensor_pairs import TensorPair, compare_pairs
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.hub.ids import ModelLocation
 from deltaweights.hub.locate import HubOptions, located
-from deltaweights.manifest.beside import lists_exactly, manifest_beside
-from deltaweights.manifest.manifest import MANIFEST
+from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of
+from deltaweights.manifest.records import MANIFEST
 from deltaweights.merge.rules import is_buffer
 from deltaweights.report import Report
 from deltaweights.util.text import natural_key
@@ -207,8 +207,8 @@ def _finite(value: float) -> float | None:
 
 def _stated_digests(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the digests of all tensors by name, from the checkpoint's manifest."""
-    manifest = manifest_beside(checkpoint)
-    if not lists_exactly(manifest, checkpoint):
+    manifest = manifest_of(checkpoint)
+    if not lists_same_tensors(manifest, checkpoint):
         problem, where = (
             "the manifest lists other tensors than the checkpoint has",
             checkpoint.directory.path / MANIFEST,

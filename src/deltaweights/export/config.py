@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from deltaweights.errors import Mismatch
 from deltaweights.export.sizes import TextSizes, VisionSizes
-from deltaweights.recipes import table as forms
-from deltaweights.recipes.table import Table
+from deltaweights.recipes.table import LINE, Table
 from deltaweights.util.text import Json
 
 MAX_SIZE, MAX_LAYERS = 1_000_000, 1_000
@@ -47,7 +46,7 @@ class ImageFeatures:
 
 def read_image_features(config: Table) -> ImageFeatures:
     """Return what LLaVA's code of 2023 reads from config.json. Raises ``MalformedInput``, and ``Mismatch`` if unsupported."""
-    feature = config.text("mm_vision_select_feature", forms.LINE)
+    feature = config.text("mm_vision_select_feature", LINE)
     if feature not in {None, "patch"}:
         problem, found = "this model uses other features of an image", f"mm_vision_select_feature {feature}"
         raise Mismatch(problem, where=config.where, found=found, expected="patch", remedy="use --layout original")
@@ -65,7 +64,7 @@ def text_config(
 
     ``known_heads`` is a recipe's number of heads. Raises ``MalformedInput`` and ``Mismatch``.
     """
-    kind = config.text("model_type", forms.LINE)
+    kind = config.text("model_type", LINE)
     if kind not in {None, *MODEL_TYPES}:
         problem, remedy = "not a LLaMA: layout transformers supports no other model", "use --layout original"
         raise Mismatch(

@@ -15,9 +15,8 @@ from importlib.resources import files
 from string import Template
 
 from deltaweights.errors import UsageError
-from deltaweights.recipes import table as forms
-from deltaweights.recipes.document import read_document
-from deltaweights.recipes.table import Table, candidates
+from deltaweights.recipes.table import LINE, TEXT, URL, Table, candidates
+from deltaweights.recipes.toml_document import parse_toml
 
 DATA = "conversations.toml"
 
@@ -79,7 +78,7 @@ class Conversation:
 @cache
 def conversations() -> dict[str, Conversation]:
     """Return all known conversations by name, in the order of conversations.toml."""
-    document = read_document(files(__package__).joinpath(DATA).read_bytes(), DATA)
+    document = parse_toml(files(__package__).joinpath(DATA).read_bytes(), DATA)
     top = Table(document, DATA)
     return {name: _conversation(top.table(name, KEYS)) for name in top}
 
@@ -133,26 +132,26 @@ def _conversation(table: Table) -> Conversation:
     table.require("title", "sources", "after_system", "user", "assistant", "stop", "forms")
     formats = table.table("forms")
     return Conversation(
-        title=table.text("title", forms.LINE) or "",
-        sources=table.texts("sources", forms.URL) or (),
+        title=table.text("title", LINE) or "",
+        sources=table.texts("sources", URL) or (),
         images=table.flag("images", default=False),
-        after_system=table.text("after_system", forms.TEXT) or "",
+        after_system=table.text("after_system", TEXT) or "",
         user=_around(table, "user"),
         assistant=_around(table, "assistant"),
-        generation=table.text("generation", forms.TEXT) or "",
-        stop=table.texts("stop", forms.LINE) or (),
+        generation=table.text("generation", TEXT) or "",
+        stop=table.texts("stop", LINE) or (),
         single=table.flag("single", default=False),
         forms={name: _format(formats.table(name, ("system", "turns"))) for name in formats},
     )
 
 
 def _around(table: Table, key: str) -> tuple[str, str]:
-    before, after = table.texts(key, forms.TEXT) or ("", "")
+    before, after = table.texts(key, TEXT) or ("", "")
     return before, after
 
 
 def _format(table: Table) -> PromptFormat:
-    return PromptFormat(table.text("system", forms.TEXT) or "", table.texts("turns", forms.TEXT) or ())
+    return PromptFormat(table.text("system", TEXT) or "", table.texts("turns", TEXT) or ())
 
 
 def _opening(known: Conversation, form: PromptFormat) -> str:

@@ -15,7 +15,7 @@ from deltaweights.hub.ids import HubId, ModelLocation, ModelSource
 from deltaweights.hub.locate import HubOptions, located
 from deltaweights.merge.operation import VISION_TOWER
 from deltaweights.merge.rules import Dropped
-from deltaweights.recipes.hashes import Hashes, hashes_of
+from deltaweights.recipes.input_hashes import InputHashes, collect_hashes
 from deltaweights.recipes.models import KnownModel, known_file, model
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.recipes.table import Table
@@ -32,7 +32,7 @@ class VisionTower:
     """An open CLIP checkpoint, the tensors of it that are used, and those that are dropped."""
 
     checkpoint: Checkpoint
-    hashes: Hashes
+    hashes: InputHashes
     vision: VisionConfig
     tensors: dict[str, LazyTensor]
     dropped: tuple[Dropped, ...]
@@ -61,7 +61,7 @@ def open_vision_tower(
         for text in checkpoint.notes:
             report.warn(text)
         unhashed = any(w.file.verified_sha256 is None and not w.file.streamed for w in checkpoint.files)
-        hashes = hashes_of({VISION_TOWER: checkpoint}, workers if unhashed else None, report)
+        hashes = collect_hashes({VISION_TOWER: checkpoint}, workers if unhashed else None, report)
         _compare_hashes(checkpoint, hashes, known, report, chosen=given is not None)
         vision = _read_config(checkpoint)
         used = _used_tensors(checkpoint, vision)
@@ -84,7 +84,7 @@ def _source(known: KnownModel | None) -> ModelSource:
 
 
 def _compare_hashes(
-    checkpoint: Checkpoint, hashes: Hashes, known: KnownModel | None, report: Report, *, chosen: bool
+    checkpoint: Checkpoint, hashes: InputHashes, known: KnownModel | None, report: Report, *, chosen: bool
 ) -> None:
     """Compare the files with the tower that the recipe names: warn if the user chose another, else raise ``Mismatch``."""
     found = hashes.files[VISION_TOWER]

@@ -12,7 +12,7 @@ from deltaweights.hub.ids import ModelSource, hub_id
 from deltaweights.hub.locate import Hub, HubOptions, needed_files
 from deltaweights.jobs.inputs import show_notice
 from deltaweights.recipes.catalogue import load
-from deltaweights.recipes.source import base_of, delta_of
+from deltaweights.recipes.hub_sources import base_source, delta_source
 from deltaweights.report import Report
 
 
@@ -72,7 +72,7 @@ def _sources(model: str, report: Report) -> list[tuple[str, ModelSource]]:
         raise UsageError("not a Hub id", found=model, expected="ORG/NAME, ORG/NAME@REVISION, or the name of a recipe")
     recipe = load(model)
     show_notice(recipe, report)
-    return [("base", base_of(recipe)), ("delta", delta_of(recipe))]
+    return [("base", base_source(recipe)), ("delta", delta_source(recipe))]
 
 
 def _chosen(directory: HubDirectory, role: str, include: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from deltaweights.errors import CheckFailed, Mismatch
 from deltaweights.manifest.findings import Findings, ProofRecord
-from deltaweights.manifest.manifest import TensorRecord
+from deltaweights.manifest.records import TensorRecord
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge.base_proof import MIN_EVIDENCE, Verdict, likely_cause
 from deltaweights.merge.operation import Operation

@@ -14,10 +14,10 @@ from deltaweights.checkpoint.zipped_folder.temporary_unpacker import TemporaryUn
 from deltaweights.hub.ids import ModelLocation, ModelSource
 from deltaweights.hub.locate import HubOptions, located
 from deltaweights.jobs.provenance import verified_hashes
-from deltaweights.manifest.beside import lists_exactly, stated_beside
+from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any
 from deltaweights.merge.rules import is_buffer
-from deltaweights.recipes.hashes import hashes_of
-from deltaweights.recipes.identity import Identity, config_of, identify
+from deltaweights.recipes.identify import Identity, config_of, identify
+from deltaweights.recipes.input_hashes import collect_hashes
 from deltaweights.report import Report
 from deltaweights.util.name_groups import NameGroup, group_names
 from deltaweights.util.text import natural_key
@@ -129,9 +129,9 @@ def inspect_checkpoint(
             by_dtype[tensor.spec.dtype].append(tensor)
         model_type, architectures = _config(checkpoint)
         weights = [tensor for tensor in tensors if not is_buffer(tensor.spec.name)]
-        known = hashes_of({"": checkpoint}, resolve_workers(workers) if hash_inputs else None, report)
+        known = collect_hashes({"": checkpoint}, resolve_workers(workers) if hash_inputs else None, report)
         hashes, made = known.files[""], verified_hashes({"": checkpoint}, known)[""]
-        stated = stated_beside(checkpoint)
+        stated = manifest_of_if_any(checkpoint)
         return InspectReport(
             str(path.id) if isinstance(path, ModelSource) else os.fspath(path),
             identify(checkpoint, hashes, read=bool(known.read), stated=lambda _: stated),
@@ -148,7 +148,7 @@ def inspect_checkpoint(
                 for w in checkpoint.files
             ),
             tuple(_shared(views) for views in _by_storage(tensors) if len(views) > 1),
-            StatedManifest(stated.content_digest, lists_exactly(stated, checkpoint)) if stated else None,
+            StatedManifest(stated.content_digest, lists_same_tensors(stated, checkpoint)) if stated else None,
             checkpoint.notes,
             entries,
         )

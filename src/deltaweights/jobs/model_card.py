@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from deltaweights.errors import printable
-from deltaweights.recipes import table as forms
+from deltaweights.recipes.table import REPO, URL
 
 LONGEST = 300  # characters of a stranger's text that a card shows
 
@@ -30,7 +30,7 @@ KINDS = {
     "merge": _MERGE,
     "export": _MERGE,
     "delta": _Kind("Delta weights: target - base, tensor by tensor; of no use without the base.", "Target", "adapter"),
-    "copy": _Kind("Converted weights: those of the source, in another form.", "ModelSource", None),
+    "copy": _Kind("Converted weights: those of the source, in another form.", "Source", None),
 }
 """What it is; what its other input is called; the Hub's word for its relation to ``base_model``, of which none fits a copy."""
 
@@ -46,7 +46,7 @@ class Origin:
     @property
     def hub_id(self) -> str | None:
         """The id, if it is one that the Hub can have."""
-        return self.repo if self.repo is not None and forms.REPO.accepts(self.repo) else None
+        return self.repo if self.repo is not None and REPO.accepts(self.repo) else None
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ LLAVA_ENTRY = """\
   year = {2023}, eprint = {2304.08485}, archivePrefix = {arXiv}}"""
 VICUNA_ENTRY = """\
 @misc{vicuna2023,
-  title = {Vicuna: An Open-ModelSource Chatbot Impressing {GPT-4} with 90\\%* {ChatGPT} Quality},
+  title = {Vicuna: An Open-Source Chatbot Impressing {GPT-4} with 90\\%* {ChatGPT} Quality},
   author = {Chiang, Wei-Lin and Li, Zhuohan and Lin, Zi and Sheng, Ying and Wu, Zhanghao and Zhang, Hao and Zheng, Lianmin and
             Zhuang, Siyuan and Zhuang, Yonghao and Gonzalez, Joseph E. and Stoica, Ion and Xing, Eric P.},
   year = {2023}, url = {https://lmsys.org/blog/2023-03-30-vicuna/}}"""
@@ -295,4 +295,4 @@ def _code(text: str | None) -> str:
 
 
 def _link(url: str) -> str:
-    return f"<{url.replace('<', '%3C').replace('>', '%3E')}>" if forms.URL.accepts(url) else _code(url)
+    return f"<{url.replace('<', '%3C').replace('>', '%3E')}>" if URL.accepts(url) else _code(url)

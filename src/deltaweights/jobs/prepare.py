@@ -22,7 +22,7 @@ from deltaweights.merge.document_sizes import refuse_unreadable
 from deltaweights.merge.operation import VISION_TOWER
 from deltaweights.merge.plan import Companion, InputFileRecord, InputRecord, Options, Plan, RecipeRecord, make_plan
 from deltaweights.merge.rules import Dropped
-from deltaweights.recipes.hashes import Hashes
+from deltaweights.recipes.input_hashes import InputHashes
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
 from deltaweights.staging.location import TargetLocation, locate_target, refuse_inputs
@@ -52,7 +52,7 @@ class Prepared:
         }
 
     @property
-    def hashes(self) -> Hashes:
+    def hashes(self) -> InputHashes:
         """The sha256 of the inputs' files, as far as they are known."""
         return self.inputs.hashes | self.tower.hashes if self.tower else self.inputs.hashes
 

@@ -15,8 +15,8 @@ from deltaweights.merge.operation import Operation
 from deltaweights.merge.parts import Part
 from deltaweights.merge.stream import Resources
 from deltaweights.recipes.catalogue import load, load_file
+from deltaweights.recipes.hub_sources import base_source, delta_source
 from deltaweights.recipes.recipe import Recipe
-from deltaweights.recipes.source import base_of, delta_of
 from deltaweights.util.sizes import parse_size
 from deltaweights.util.workers import resolve_workers
 
@@ -106,8 +106,8 @@ def make_request(
     check_options(options)
     recipe = find_recipe(options.recipe, options.recipe_file)
     if operation is Operation.APPLY:
-        base = base_of(_needed(recipe, "base")) if base is None else base
-        primary = delta_of(_needed(recipe, "delta")) if primary is None else primary
+        base = base_source(_needed(recipe, "base")) if base is None else base
+        primary = delta_source(_needed(recipe, "delta")) if primary is None else primary
     if not os.fspath(target):
         raise UsageError(f"{operation.output} is an empty path", remedy=UNSET)
     compute_dtype_of(options.compute_dtype, recipe)

@@ -9,7 +9,7 @@ from typing import TypeVar
 from deltaweights.errors import CheckFailed, TargetBusy
 from deltaweights.hub.files import AGAIN, Refetched
 from deltaweights.hub.transfer import DamagedFile
-from deltaweights.inference.child import check_in_child
+from deltaweights.inference.check_process import check_in_subprocess
 from deltaweights.jobs.documents import write_documents
 from deltaweights.jobs.findings import check_sum, judge_base, report_numbers
 from deltaweights.jobs.options import Options
@@ -21,8 +21,8 @@ from deltaweights.jobs.result import ALREADY_COMPLETE, Outcome, Published, publi
 from deltaweights.jobs.stream import stream_shards
 from deltaweights.jobs.summary import check_space, report_plan
 from deltaweights.manifest.findings import Findings
-from deltaweights.manifest.manifest import Fragment
-from deltaweights.manifest.verify import verify_rest
+from deltaweights.manifest.records import Fragment
+from deltaweights.manifest.verify import finish_verify
 from deltaweights.merge.device import check_device
 from deltaweights.merge.operation import VISION_TOWER
 from deltaweights.merge.plan import Plan
@@ -83,7 +83,7 @@ def run(prepared: Prepared, report: Report, began: float) -> Published:
             report.warn("the manifest that is there stays as it is: --hash-inputs adds nothing to it")
         _judge(prepared.plan, outcome.findings, options, report, stated=prepared.stated)
         if options.check:
-            check_in_child(place.target, place.target, report)
+            check_in_subprocess(place.target, place.target, report)
     seconds["total"] = time.monotonic() - began
     return published(prepared.plan, prepared.recipe, outcome, seconds)
 
@@ -107,7 +107,7 @@ def _already_complete(prepared: Prepared, target: TargetState) -> Outcome | None
             found=f"no sha256 of input {manifest.unverified[0]}",
             remedy="make it again with --overwrite",
         )
-    found = verify_rest(check, expect=manifest.content_digest)
+    found = finish_verify(check, expect=manifest.content_digest)
     if options.overwrite and not found.ok:
         return None
     if not found.ok or found.manifest_sha256 is None:
@@ -178,7 +178,7 @@ def publish_result(
     began = time.monotonic()
     digest, manifest_sha256 = write_documents(planned, staging.shards, fragments, findings)
     if options.check:
-        check_in_child(place.shards, place.target, report)
+        check_in_subprocess(place.shards, place.target, report)
         staging.staging.refuse_moved()  # the check opened the folder by its name
     staging.refuse_modified(fragments)
     publish(staging.staging, plan.identity, overwrite=options.overwrite)

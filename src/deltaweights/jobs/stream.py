@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from deltaweights.checkpoint.checksums import verify_checksum
 from deltaweights.jobs.prepare import Prepared
-from deltaweights.manifest.manifest import Fragment
+from deltaweights.manifest.records import Fragment
 from deltaweights.merge.operation import VISION_TOWER
 from deltaweights.merge.plan import Shard
 from deltaweights.merge.stream import Stream

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.errors import MalformedInput
-from deltaweights.manifest.manifest import index_bytes
+from deltaweights.manifest.records import index_bytes
 from deltaweights.merge.choices import SAFETENSORS
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import InputRecord, Plan, PlannedTensor, Shard

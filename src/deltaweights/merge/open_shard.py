@@ -8,10 +8,9 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from deltaweights.checkpoint.checksums import refuse_damage
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.manifest.digest import Hasher, tensor_digest, tensor_hasher
-from deltaweights.manifest.manifest import Fragment, TensorRecord
+from deltaweights.manifest.digest import Hasher, SourceDigest, tensor_digest, tensor_hasher
+from deltaweights.manifest.records import Fragment, TensorRecord
 from deltaweights.manifest.tally import Tally
 from deltaweights.merge.arithmetic import BlockResult
 from deltaweights.merge.blocks import Block
@@ -45,26 +44,6 @@ class InOrder:
         with self._moved:
             self._next += 1
             self._moved.notify_all()
-
-
-class SourceDigest:
-    """BLAKE3 of a source tensor's bytes, and their checksum if the container recorded one."""
-
-    def __init__(self, tensor: LazyTensor) -> None:
-        self._tensor = tensor
-        self._hasher = tensor_hasher()
-        self._recorded = tensor.checksum.start() if tensor.checksum else None
-
-    def update(self, data: memoryview) -> None:
-        """Add the next bytes of the tensor."""
-        self._hasher.update(data)
-        if self._recorded is not None:
-            self._recorded.update(data)
-
-    def finish(self) -> str:
-        """Return the tensor digest. Raises ``MalformedInput`` when the recorded checksum contradicts the bytes."""
-        refuse_damage(self._tensor, self._recorded)
-        return tensor_digest(self._hasher)
 
 
 class UniformCheck:

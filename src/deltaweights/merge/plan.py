@@ -22,13 +22,6 @@ from deltaweights.util.text import Json, LazyObject, natural_key
 
 FORMAT, VERSION = "deltaweights-plan", 2
 
-DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
-"""The dtypes to compute in and to store: torch's name, which users type, to safetensors' name, which files hold."""
-
-ORIGINAL, TRANSFORMERS = "original", "transformers"
-LAYOUTS = (ORIGINAL, TRANSFORMERS)
-"""How tensors are named: as in the input, or as current transformers names them."""
-
 
 @dataclass(frozen=True)
 class Options:

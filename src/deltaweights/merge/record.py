@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.findings import Findings, ProofRecord
-from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord, manifest_pieces
+from deltaweights.manifest.records import FileRecord, Fragment, TensorRecord, manifest_pieces
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge.base_proof import Verdict, untested, verdict
 from deltaweights.merge.choices import ORIGINAL

@@ -13,7 +13,7 @@ from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import Mismatch
 from deltaweights.merge.operation import Fate, NewRows, Operation
-from deltaweights.recipes.likely_reason import likely_reason, suspicion
+from deltaweights.recipes.mismatch_hints import likely_reason, pair_warnings
 from deltaweights.util.interruption import check
 from deltaweights.util.text import counted
 
@@ -124,7 +124,7 @@ def match_tensors(
     specs = _specs(base), _specs(primary)
     if problems or not matches:
         raise _refusal(problems, likely_reason(*specs, operation.primary), operation)
-    warnings = suspicion(*specs) if operation is Operation.APPLY else ()
+    warnings = pair_warnings(*specs) if operation is Operation.APPLY else ()
     return Matching(tuple(matches), tuple(dropped_base), _buffers(primary), warnings)
 
 

@@ -8,10 +8,6 @@ from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.merge.choices import SAFETENSORS, TORCH
 from deltaweights.util.text import Json, LazyObject, compact_pieces, in_chunks
 
-SAFETENSORS, TORCH = "safetensors", "torch"
-CONTAINERS = {"safetensors": SAFETENSORS, "bin": TORCH}
-"""How weights are stored: the name that users type, to the one in plans and manifests."""
-
 NAMES = {SAFETENSORS: ("model", ".safetensors"), TORCH: ("pytorch_model", ".bin")}
 """How Hugging Face names weights files, before and after the number, by container."""
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.manifest.manifest import Fragment
+from deltaweights.manifest.records import Fragment
 from deltaweights.merge.arithmetic import BlockCombiner, Kernels, Task
 from deltaweights.merge.blocks import Block, blocks_of
 from deltaweights.merge.device import kernels_on

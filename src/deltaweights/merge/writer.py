@@ -10,7 +10,7 @@ import os
 import time
 
 from deltaweights.errors import InputOutputError
-from deltaweights.manifest.manifest import FileRecord
+from deltaweights.manifest.records import FileRecord
 from deltaweights.merge.plan import Shard
 from deltaweights.util.disk import flush
 from deltaweights.util.open_folder import OpenFolder

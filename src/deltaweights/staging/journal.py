@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deltaweights.errors import MalformedInput
-from deltaweights.manifest.manifest import plain_name
+from deltaweights.manifest.records import check_file_name
 from deltaweights.staging.location import JOURNAL, PLAN, TargetLocation
 from deltaweights.staging.open_staging import OpenStaging
 from deltaweights.staging.staged_shards import plan_header
@@ -98,6 +98,6 @@ def _parse_stamps(document: Json) -> dict[str, FileStamp]:
 
 
 def _result_file(name: object) -> str:
-    if not is_result_file(plain_name(name)):
+    if not is_result_file(check_file_name(name)):
         raise ValueError(f"{name!r:.80} is no file of a result")
-    return plain_name(name)
+    return check_file_name(name)

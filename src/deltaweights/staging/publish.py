@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
-from deltaweights.manifest.manifest import MANIFEST, SUMS, Fragment
-from deltaweights.manifest.parsed import Manifest, parse_manifest
+from deltaweights.manifest.parse import Manifest, parse_manifest
+from deltaweights.manifest.records import MANIFEST, SUMS, Fragment
 from deltaweights.merge.shards import NAMES, index_name
 from deltaweights.staging.journal import Journal, read_journal, stamps_of
 from deltaweights.staging.location import (

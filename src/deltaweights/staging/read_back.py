@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import InputOutputError
-from deltaweights.manifest.manifest import Fragment
-from deltaweights.manifest.reading import digest_file
+from deltaweights.manifest.digest_files import digest_file
+from deltaweights.manifest.records import Fragment
 from deltaweights.report import Report
 from deltaweights.staging.staged_shards import StagedShards
 from deltaweights.util.workers import run_parallel

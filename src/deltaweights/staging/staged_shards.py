@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy, os_errors_as_ours
-from deltaweights.manifest.manifest import Fragment
+from deltaweights.manifest.records import Fragment
 from deltaweights.merge.plan import Plan, Shard
 from deltaweights.staging.location import COMPANIONS, ENDING, FRAGMENTS, PLAN, SHARDS
 from deltaweights.staging.open_staging import OpenStaging

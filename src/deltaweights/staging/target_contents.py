@@ -11,7 +11,7 @@ from pathlib import Path
 from deltaweights.checkpoint.companions import COPIED, LEGAL, NOTICE_NAME, README
 from deltaweights.checkpoint.layout import HF_WEIGHTS
 from deltaweights.errors import InputOutputError, TargetBusy
-from deltaweights.manifest.manifest import INDEX, MANIFEST, SUMS
+from deltaweights.manifest.records import INDEX, MANIFEST, SUMS
 from deltaweights.staging.location import TargetLocation
 from deltaweights.util.open_folder import OpenFolder
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 
 from deltaweights.manifest.folder_check import FolderCheck
-from deltaweights.manifest.manifest import MANIFEST
-from deltaweights.manifest.parsed import Manifest
-from deltaweights.manifest.verify import standing
+from deltaweights.manifest.parse import Manifest
+from deltaweights.manifest.records import MANIFEST
+from deltaweights.manifest.verify import open_result
 from deltaweights.staging.location import TargetLocation
 from deltaweights.staging.target_contents import FileStamp, stamp_of
 
 
 def published_result(location: TargetLocation) -> tuple[Manifest, FolderCheck] | None:
     """Return the target's manifest and its check, which has read no weights yet; None when it is no finished result of ours."""
-    return None if location.journal.exists() else standing(location.target)
+    return None if location.journal.exists() else open_result(location.target)
 
 
 class TargetState:

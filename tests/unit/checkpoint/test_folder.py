@@ -605,7 +605,7 @@ def test_special_files(tmp_path: Path, make: Callable[[Path], None], found: str,
         (tmp_path / ONE).unlink()
     make(tmp_path / name)
     message = alarmed(lambda: refusal(tmp_path))
-    assert message.startswith(f"{tmp_path / name}: not a regular file: found {found}; give the weights file itself")
+    assert message.startswith(f"{tmp_path / name}: not a regular file: found {found}; give the file itself")
 
 
 def alarmed(work: Callable[[], str]) -> str:

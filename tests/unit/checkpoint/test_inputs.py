@@ -36,6 +36,7 @@ from deltaweights.merge.base_proof import LIKELY_CAUSES, OTHER_CAUSE
 from deltaweights.report import Report
 from deltaweights.staging.location import TargetLocation, locate_target
 from tests.conftest import Run
+from tests.support.fork_server import run as forked
 from tests.support.limits import PATIENCE
 from tests.support.meta import save_meta
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
@@ -313,7 +314,7 @@ def cut_command(where: str, left: int, number: str, *arguments: str | Path) -> l
 def cut_off(where: str, left: int, number: str, *arguments: str | Path, **options: Any) -> Done:
     """Run ``deltaweights`` until it is cut off."""
     command = cut_command(where, left, number, *arguments)
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, **options)
+    return forked(command, **options)
 
 
 @pytest.fixture

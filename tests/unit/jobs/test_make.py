@@ -19,7 +19,7 @@ from deltaweights.checkpoint.tensors import LazyTensor, Storage, TensorSpec
 from deltaweights.errors import CheckFailed, Mismatch, TargetBusy
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.make import MakeResult, make_delta
-from deltaweights.manifest.parsed import parse_manifest
+from deltaweights.manifest.parse import parse_manifest
 from deltaweights.manifest.verify import verify
 from deltaweights.merge.arithmetic import BlockCombiner, Kernels, Task
 from deltaweights.merge.blocks import Run as Meeting

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deltaweights.jobs.findings import SumFound, check_sum
-from deltaweights.manifest.manifest import TensorRecord
+from deltaweights.manifest.records import TensorRecord
 from deltaweights.manifest.tally import Tally
 from deltaweights.recipes.recipe import Recipe, parse_recipe
 from tests.support.base_pairs import moved

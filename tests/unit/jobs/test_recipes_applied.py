@@ -28,7 +28,7 @@ from deltaweights.jobs.apply import ApplyResult, apply_delta
 from deltaweights.manifest.verify import verify
 from deltaweights.recipes import catalogue
 from tests.conftest import Run
-from tests.support.limits import PATIENCE
+from tests.support.fork_server import run as forked
 from tests.support.pairs import GROWN, Tensors, base_tensors, delta_tensors, load, same_bits, save
 from tests.support.prepared import prepare_merge
 from tests.unit.recipes.test_identity import LLAVA_MED, Notes, cached
@@ -185,7 +185,7 @@ def digest_by_hand(stand_in: StandIn) -> str:
 def drop_in(*arguments: str | Path, cwd: Path) -> Done:
     """Run ``apply-delta ARGUMENTS``."""
     command = [sys.executable, "-c", "from deltaweights.cli import apply_delta; apply_delta()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=cwd)
+    return forked(command, cwd=cwd)
 
 
 def line_of(done: Done, code: int, name: str = "deltaweights") -> str:
@@ -711,7 +711,7 @@ def alpaca_by_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     tiny = catalogue.load_file(pair.recipe)
     files = {hashlib.sha256(path.read_bytes()).hexdigest(): pair.name for path in (tmp_path / "delta").glob("*.bin")}
     monkeypatch.setattr("deltaweights.jobs.inputs.load", {pair.name: tiny}.__getitem__)
-    for module in ("jobs.inputs", "recipes.identity"):
+    for module in ("jobs.inputs", "recipes.identify"):
         monkeypatch.setattr(f"deltaweights.{module}.recipe_of_file", files.get)
     return pair
 

@@ -13,7 +13,7 @@ import torch
 from deltaweights.errors import CheckFailed, Mismatch
 from deltaweights.jobs.check_base import check_base
 from deltaweights.jobs.findings import judge_base, proof_line
-from deltaweights.manifest.parsed import parse_manifest
+from deltaweights.manifest.parse import parse_manifest
 from deltaweights.merge.record import proof_of
 from deltaweights.staging.location import locate_target
 from tests.conftest import Run

@@ -12,8 +12,8 @@ import pytest
 from deltaweights import apply_delta, make_delta, verify
 from deltaweights.checkpoint.companions import NOTICE
 from deltaweights.manifest.digest import content_digest, tensor_digest, tensor_hasher
-from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord
-from deltaweights.manifest.parsed import parse_manifest
+from deltaweights.manifest.parse import parse_manifest
+from deltaweights.manifest.records import FileRecord, Fragment, TensorRecord
 from deltaweights.manifest.tally import Proof, Tally
 from deltaweights.merge.shards import shard_cuts, shard_name
 from deltaweights.util.text import Json, natural_key, readable_json, strict_json

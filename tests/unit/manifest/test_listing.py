@@ -27,7 +27,7 @@ from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedIn
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.convert import convert_checkpoint
 from deltaweights.manifest.listing import Listing, list_checkpoint
-from deltaweights.manifest.parsed import parse_manifest
+from deltaweights.manifest.parse import parse_manifest
 from deltaweights.manifest.verify import verify
 from tests.conftest import Run
 from tests.support.limits import MOMENT, PATIENCE

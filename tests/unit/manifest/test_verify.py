@@ -19,8 +19,8 @@ from blake3 import blake3
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.junit import junit_bytes, junit_of_error
-from deltaweights.manifest.problems import Problem, VerifyReport
 from deltaweights.manifest.verify import verify
+from deltaweights.manifest.verify_report import Problem, VerifyReport
 from tests.conftest import Run
 from tests.support.pairs import base_tensors, delta_tensors, make_pair, save
 

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltaweights.manifest.parsed import parse_manifest
+from deltaweights.manifest.parse import parse_manifest
 from deltaweights.manifest.tally import Proof, Tally
 from deltaweights.merge.arithmetic import BlockCombiner, Task
 from deltaweights.merge.blocks import Run as BlockRun

@@ -15,7 +15,7 @@ from deltaweights.jobs.check_base import check_base
 from deltaweights.jobs.findings import proof_line
 from deltaweights.jobs.make import make_delta
 from deltaweights.manifest.findings import ProofRecord
-from deltaweights.manifest.parsed import parse_manifest
+from deltaweights.manifest.parse import parse_manifest
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge.base_proof import likely_cause, untested, verdict
 from tests.support.base_pairs import (

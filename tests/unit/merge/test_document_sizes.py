@@ -12,7 +12,7 @@ import torch
 
 from deltaweights.errors import MalformedInput
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord
+from deltaweights.manifest.records import FileRecord, Fragment, TensorRecord
 from deltaweights.manifest.tally import Proof, Tally
 from deltaweights.merge import document_sizes
 from deltaweights.merge.plan import Plan

@@ -10,7 +10,7 @@ import torch
 from blake3 import blake3
 
 from deltaweights.manifest.findings import ProofRecord
-from deltaweights.manifest.parsed import parse_manifest
+from deltaweights.manifest.parse import parse_manifest
 from deltaweights.merge.record import proof_of
 from tests.support.base_pairs import MOVED, UNLIKE
 from tests.support.float_bits import DTYPES
@@ -57,4 +57,4 @@ def test_the_record_names_what_is_untested_where_there_is_something() -> None:
     )
     assert (holed.verdict, holed.document()["untested"]) == ("partial", ["b2", "b10"])
     for record in (whole, holed):
-        assert ProofRecord.of(json.loads(json.dumps(record.document()))) == record
+        assert ProofRecord.from_document(json.loads(json.dumps(record.document()))) == record

@@ -32,8 +32,9 @@ from deltaweights.jobs.check_base import check_base
 from deltaweights.jobs.convert import convert_checkpoint
 from deltaweights.jobs.inspect import inspect_checkpoint
 from deltaweights.jobs.make import make_delta
-from deltaweights.recipes.identity import SMALL, Identity
+from deltaweights.recipes.identify import Identity
 from deltaweights.recipes.models import KnownFile, KnownModel, model
+from deltaweights.recipes.weight_scale import SMALL
 from deltaweights.report import Report
 from tests.conftest import Run
 from tests.support.meta import save_meta
@@ -126,9 +127,9 @@ class Known:
 def known(monkeypatch: pytest.MonkeyPatch) -> Known:
     """Know nothing but what the test makes known."""
     made = Known()
-    for place in ("recipes.identity", "jobs.input_checks"):
-        monkeypatch.setattr(f"deltaweights.{place}.known_file", made.models.get)
-    monkeypatch.setattr("deltaweights.recipes.identity.recipe_of_file", made.recipes.get)
+    for user in ("recipes.identify", "jobs.inputs"):
+        monkeypatch.setattr(f"deltaweights.{user}.known_file", made.models.get)
+    monkeypatch.setattr("deltaweights.recipes.identify.recipe_of_file", made.recipes.get)
     monkeypatch.setattr("deltaweights.jobs.inputs.recipe_of_file", made.recipes.get)
     return made
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from deltaweights.errors import MalformedInput, TargetBusy
-from deltaweights.manifest.manifest import INDEX, MANIFEST, SUMS
+from deltaweights.manifest.records import INDEX, MANIFEST, SUMS
 from deltaweights.manifest.verify import verify
 from deltaweights.staging import publish as publishing
 from deltaweights.staging.clean import clean
