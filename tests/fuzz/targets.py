@@ -53,8 +53,8 @@ from deltaweights.util.text import strict_json
 from tests.support.pairs import base_tensors, delta_tensors, save
 from tests.support.staged import make_staging, under_lock
 from tests.support.tokenizers_2023 import SMALL, published, trained
-from tests.unit.checkpoint.test_archive import DEFLATED, STORED, zipped
-from tests.unit.checkpoint.test_torch_file import GOOD, GOOD_FILES, GOOD_STATES, parts_of, saved
+from tests.support.zips import DEFLATED, STORED, parts_of, saved, zipped
+from tests.unit.checkpoint.test_torch_file import GOOD, GOOD_FILES, GOOD_STATES
 from tests.unit.checkpoint.test_torch_legacy import saved as saved_legacy
 
 WHERE = Path("given")

@@ -1,4 +1,4 @@
-"""A checkpoint's repository on the loopback Hub, and what of it a cache must hold."""
+"""A checkpoint's repository on the loopback Hub, and checks of the cache."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ FOREVER = math.inf
 
 
 def key_of_blob(blob: Path) -> str:
-    """Return the hash, of the kind that its name is, of a blob."""
+    """Return a blob's hash, of the kind that its name is."""
     content = blob.read_bytes()
     return hashlib.sha256(content).hexdigest() if len(blob.name) == 64 else git_hash(content)
 

@@ -31,18 +31,18 @@ def make_large(folder: Path, container: str) -> Pair:
 
 
 def serve(hub: HubServer, pair: Pair) -> dict[str, str]:
-    """Let the Hub have a pair; return the commits by role."""
+    """Push a pair to the Hub; return the commits by role."""
     return {role: hub.push(f"acme/{role}", path) for role, path in zip(("base", "delta"), pair, strict=True)}
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """Return the files of a result that do not say where its inputs are from."""
+    """Return the files of a result that do not depend on where its inputs are from."""
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     return {name: data for name, data in files.items() if name not in {"manifest.json", "SHA256SUMS", "README.md"}}
 
 
 def local(pair: Pair, target: Path, **options: Any) -> ApplyResult:
-    """Merge the folders themselves."""
+    """Merge the local folders."""
     return apply_delta(*pair, target, **options)
 
 

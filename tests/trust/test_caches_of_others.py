@@ -185,9 +185,7 @@ def test_row82_notes_that_others_could_write(machine: Machine, blob: Path, hashe
     machine.fetch(BASE)
     assert NAME in hashed
     assert len(machine.said.warnings) == 1
-    assert machine.said.warnings[0].startswith(
-        f"{folder}: notes of verified files that others may write count for noth"
-    )
+    assert machine.said.warnings[0].startswith(f"{folder}: records of verified files that others can write are ignored")
 
 
 @pytest.mark.trust

@@ -322,7 +322,7 @@ def test_row81_links_to_files_of_whoever_made_them(links: tuple[Path, Path, Path
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Check names by descriptor, where the system supports that, and without."""
     if request.param == "by-name":
-        monkeypatch.setattr(safe_open, "LOOK", None)
+        monkeypatch.setattr(safe_open, "PATH_ONLY", None)
     elif safe_open.PATH_ONLY is None:
         pytest.skip("the system cannot hold what it does not open")
     return str(request.param)

@@ -31,7 +31,7 @@ from tests.support.merges import files_of
 from tests.support.meta import save_meta
 from tests.support.pairs import base_tensors
 from tests.support.staged import beside, make_staging, stage_result, within, write_journal
-from tests.unit.checkpoint.test_inputs import DEFLATED
+from tests.support.whole_runs import DEFLATED
 from tests.unit.recipes.test_identity import archive_of
 
 __all__ = ["pair"]

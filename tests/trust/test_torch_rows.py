@@ -19,8 +19,9 @@ import pytest
 import torch
 
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
+from tests.support.zips import saved
 from tests.trust.harness import Case, Outcome, case, hold, merging, run_command, with_file
-from tests.unit.checkpoint.test_torch_file import ARCHIVES, PICKLES, UNSUPPORTED, saved, with_pickle
+from tests.unit.checkpoint.test_torch_file import ARCHIVES, PICKLES, UNSUPPORTED, with_pickle
 from tests.unit.checkpoint.test_torch_legacy import FILES
 
 SHARD = "pytorch_model-00001-of-00002.bin"

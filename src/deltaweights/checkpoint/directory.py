@@ -7,6 +7,7 @@ import os
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,19 +63,13 @@ class Directory(ABC):
 
     def head(self, name: str) -> bytes:
         """Return enough of a file's start for ``detect_file_type``. Raises as ``open`` does."""
-        file = self.open(name)
-        try:
+        with closing(self.open(name)) as file:
             return file.read(0, min(file.size, HEAD_BYTES))
-        finally:
-            file.close()
 
     def read(self, name: str, most: int) -> bytes:
         """Return the contents of a file of at most ``most`` bytes. Raises ``InputOutputError`` and ``MalformedInput``."""
-        file = self.open(name)
-        try:
+        with closing(self.open(name)) as file:
             return read_all(file, most)
-        finally:
-            file.close()
 
     def read_companion(self, name: str, most: int) -> bytes:
         """Read a file that will be copied: like ``read``, but links out of the folder are refused."""
@@ -175,7 +170,5 @@ class LocalDirectory(Directory):
             raise MalformedInput(problem, where=path, found=found, remedy=remedy) from None
         except OSError as error:
             raise InputOutputError.from_os(error, path, "open") from error
-        try:
+        with closing(file):
             return read_all(file, most)
-        finally:
-            file.close()

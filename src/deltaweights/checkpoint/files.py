@@ -142,10 +142,7 @@ class LocalFile(InputFile):
         check()
         done = 0
         while done < len(out):
-            try:
-                got = self._read([out[done:]], offset + done)
-            except OSError as error:
-                raise InputOutputError.from_os(error, self.path, f"read at byte {offset + done}") from error
+            got = self._read([out[done:]], offset + done)
             if got == 0:
                 raise _cut_short(self, offset + done)
             done += got
@@ -155,19 +152,19 @@ class LocalFile(InputFile):
         for first in range(0, len(pieces), MAX_PIECES):
             some = pieces[first : first + MAX_PIECES]
             wanted = sum(map(len, some))
-            try:
-                got = self._read(some, offset)
-            except OSError as error:
-                raise InputOutputError.from_os(error, self.path, f"read at byte {offset}") from error
+            got = self._read(some, offset)
             if got < wanted:  # a read may be short for many reasons; read_into finds out whether the file is
                 super().scatter_into(some, offset)
             offset += wanted
 
     def _read(self, pieces: Sequence[memoryview], offset: int) -> int:
-        if self._descriptor.held >= 0:
-            return os.preadv(self._descriptor.held, pieces, offset)
-        with self._descriptor.use() as fd:
-            return os.preadv(fd, pieces, offset)
+        try:
+            if self._descriptor.held >= 0:
+                return os.preadv(self._descriptor.held, pieces, offset)
+            with self._descriptor.use() as fd:
+                return os.preadv(fd, pieces, offset)
+        except OSError as error:
+            raise InputOutputError.from_os(error, self.path, f"read at byte {offset}") from error
 
     def rely_on_hash(self) -> None:
         self._relies_on_hash = True

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 from deltaweights.checkpoint.directory import Directory, LocalDirectory
@@ -50,9 +50,7 @@ class Checkpoint:
     def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for weights in self.files:
             weights.file.close()
         self.directory.close()
@@ -184,11 +182,8 @@ def _is_archive(path: Path) -> bool:
     """Return whether the file ``path`` is an archive that holds a checkpoint, whatever its name."""
     if path.suffix in {*SUFFIXES, ".json"}:
         return False
-    file = LocalFile(path)
-    try:
+    with closing(LocalFile(path)) as file:
         return is_checkpoint_archive(file)
-    finally:
-        file.close()
 
 
 def _how_to_get(path: Path, role: str) -> str:
@@ -229,13 +224,11 @@ def _open_weights(directory: Directory, name: str) -> WeightsFile:
 
 def _refuse_archive(directory: Directory, name: str) -> None:
     """Raise ``MalformedInput`` when a file that could not be read is a zip archive of a checkpoint."""
-    file = directory.open(name)
-    try:
-        is_archive = contains_checkpoint(file)
-    except MalformedInput:
-        return
-    finally:
-        file.close()
+    with closing(directory.open(name)) as file:
+        try:
+            is_archive = contains_checkpoint(file)
+        except MalformedInput:
+            return
     if is_archive:
         where, found = directory.path / name, "an archive of a folder"
         raise MalformedInput("not a weights file", where=where, found=found, remedy="name it .zip")

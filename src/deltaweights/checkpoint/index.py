@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from deltaweights.checkpoint.directory import Directory
+from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.small_files import json_object
 from deltaweights.checkpoint.tensors import LazyTensor, name_fault
 from deltaweights.errors import MalformedInput
@@ -44,13 +45,13 @@ class Index:
     def check(self, tensors: Mapping[str, LazyTensor]) -> None:
         """Raise ``MalformedInput`` unless the ``tensors`` of the shards are those of the index, each in its shard."""
         remedy = "index and shards are of different downloads: fetch them again"
+        malformed = MalformedAt(self.path, remedy)
         for name, shard in self.weight_map.items():
             if name not in tensors:
-                problem, expected = "tensor of the index is not in its shard", f"it in {shard}"
-                raise MalformedInput(problem, where=self.path, tensor=name, expected=expected, remedy=remedy)
+                raise malformed("tensor of the index is not in its shard", expected=f"it in {shard}", tensor=name)
             if tensors[name].file != shard:
                 problem, found = "tensor is in another shard than the index says", f"it in {tensors[name].file}"
-                raise MalformedInput(problem, where=self.path, tensor=name, found=found, expected=shard, remedy=remedy)
+                raise malformed(problem, found, shard, tensor=name)
         for name, tensor in tensors.items():
             if name not in self.weight_map:
                 where = self.path.with_name(tensor.file)
@@ -67,24 +68,22 @@ class Index:
 def read_index(directory: Directory, name: str) -> Index:
     """Read and check an index. Raises ``MalformedInput`` when it is not one, ``InputOutputError`` when it cannot be read."""
     path = directory.path / name
+    malformed = MalformedAt(path, _FETCH_AGAIN)
     document = json_object(directory.read(name, INDEX.size), path)
     weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise MalformedInput("index has no weight_map", where=path, remedy=_FETCH_AGAIN)
+        raise malformed("index has no weight_map")
     if len(weight_map) > MOST_TENSORS:
-        count, expected = len(weight_map), f"at most {MOST_TENSORS}"
-        raise MalformedInput("too many tensors", where=path, found=count, expected=expected, remedy=_FETCH_AGAIN)
+        raise malformed("too many tensors", len(weight_map), f"at most {MOST_TENSORS}")
     for tensor, shard in weight_map.items():
         fault = name_fault(tensor)
         if fault:
-            raise MalformedInput("unusable tensor name in the index", where=path, found=fault, remedy=_FETCH_AGAIN)
+            raise malformed("unusable tensor name in the index", fault)
         if not isinstance(shard, str) or not _is_plain(shard):
-            problem = "index names something other than a weights file beside it"
-            raise MalformedInput(problem, where=path, tensor=tensor, found=repr(shard), remedy=_FETCH_AGAIN)
+            raise malformed("index names something other than a weights file beside it", repr(shard), tensor=tensor)
     suffixes = sorted({Path(shard).suffix for shard in set(weight_map.values())})
     if len(suffixes) > 1:
-        found, expected = " and ".join(suffixes), "one format"
-        raise MalformedInput("index mixes formats", where=path, found=found, expected=expected, remedy=_FETCH_AGAIN)
+        raise malformed("index mixes formats", " and ".join(suffixes), "one format")
     metadata = document.get("metadata")
     return Index(path, weight_map, metadata.get("total_size") if isinstance(metadata, dict) else None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from deltaweights.checkpoint.file_type import HEAD_BYTES, detect_wrong_content
@@ -15,11 +16,8 @@ def read_small(path: Path, most: int, *, follow: bool = True) -> bytes:
 
     Raises ``MalformedInput`` when it is something else or longer, ``InputOutputError`` when it cannot be read.
     """
-    file = LocalFile(path, follow=follow)
-    try:
+    with closing(LocalFile(path, follow=follow)) as file:
         return read_all(file, most)
-    finally:
-        file.close()
 
 
 def read_all(file: InputFile, most: int) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.tensors import TensorSpec
-from deltaweights.checkpoint.zipped_folder.temporary_unpacker import TemporaryUnpacker
+from deltaweights.checkpoint.zipped_folder.unpack import TemporaryUnpacker
 from deltaweights.diff.distance import NUMPY, Figures, add_up, comparable
 from deltaweights.diff.tensor_pairs import TensorPair, compare_pairs
 from deltaweights.errors import InputOutputError, MalformedInput

@@ -186,22 +186,22 @@ class Downloads:
                     self._changed.wait()
                 if self._access.stop.is_set():
                     return
-                (download, first, last), pieces = request, request[0].pieces
-                pieces.mark_requested(first, last)
+                download, first, last = request
+                download.pieces.mark_requested(first, last)
                 self._running[download] += 1
-                generation, in_order = pieces.generation, pieces.in_order
+                generation, in_order = download.pieces.generation, download.pieces.in_order
             try:
                 self._fetch(download, first, last)
             except RangesIgnored:
                 self._fetch_in_order(download, again=in_order)
             except Exception as error:  # noqa: BLE001  (raised again where a reader waits)
                 with self._lock:
-                    pieces.failed = pieces.failed or error
+                    download.pieces.failed = download.pieces.failed or error
             finally:
                 with self._lock:
                     self._running[download] -= 1
-                    if pieces.generation == generation:  # otherwise they belong to another request by now
-                        pieces.release(first, last)
+                    if download.pieces.generation == generation:  # otherwise they belong to another request by now
+                        download.pieces.release(first, last)
                     self._changed.notify_all()
 
     def _next_request(self, *, reserved: bool) -> tuple[FileDownload, int, int] | None:

@@ -53,7 +53,8 @@ def hub_id(given: PathLike) -> HubId | None:
     if not forced and (repo.count("/") != 1 or os.path.lexists(given)):
         return None
     valid = _ID.fullmatch(repo) and ".." not in repo and "--" not in repo and not repo.endswith(".git")
-    if valid and (not at or _is_revision(revision)):
+    valid_revision = _REVISION.fullmatch(revision) and ".." not in revision and "//" not in revision
+    if valid and (not at or valid_revision):
         return HubId(repo, revision or None)
     if forced:
         raise UsageError("not a Hub id", found=given, expected="hf://ORG/NAME or hf://ORG/NAME@REVISION")
@@ -64,7 +65,3 @@ def model_source(place: PathLike) -> ModelSource | None:
     """Return the repository that ``place`` names, None when it is a path. Raises ``UsageError``."""
     wanted = hub_id(place)
     return None if wanted is None else ModelSource(wanted)
-
-
-def _is_revision(text: str) -> bool:
-    return _REVISION.fullmatch(text) is not None and ".." not in text and "//" not in text

@@ -1,6 +1,7 @@
-"""One repository's folder in the Hub cache: blobs named by their hash, and snapshots that link to them, as ``hf`` leaves them.
+"""The Hub cache: ``models--ORG--NAME/{snapshots/COMMIT/FILE -> ../../blobs/HASH}``, as ``hf`` leaves it.
 
-Folders are opened step by step without following links, so that nothing is changed outside the cache.
+Folders are opened step by step without following links, so that nothing is changed outside the cache. The hash in a blob's name is
+what the Hub stated when the file was fetched; it says nothing about the bytes there now.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from pathlib import Path
 from deltaweights.checkpoint.safe_open import SEARCH, LeadsOutside, open_blob, opened_folder
 from deltaweights.checkpoint.small_files import read_small
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.hub.cache_paths import PREFIX
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.repo_listing import COMMIT, SHA256, HubFile, RepoListing
+
+PREFIX = "models--"
 
 MAX_REF_BYTES = 1024
 """The name of a commit, and a line's end."""
@@ -161,3 +163,32 @@ def _link_target(name: str, folder: int) -> str | None:
         raise
     except OSError:  # not a link
         return None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A repository's id, and one of its commits."""
+
+    repo: str
+    commit: str
+
+
+def snapshot_at(path: Path) -> Snapshot | None:
+    """Return the snapshot that ``path``, its folder or a file directly in it, belongs to; None outside a cache."""
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow the file's link to its blob)
+    for folder in (absolute, absolute.parent):
+        if folder.parent.name == "snapshots":
+            repository = folder.parent.parent.name
+            if repository.startswith(PREFIX):
+                return Snapshot(repository.removeprefix(PREFIX).replace("--", "/"), folder.name)
+    return None
+
+
+def stated_sha256(path: Path) -> str | None:
+    """Return the SHA-256 that the cache files ``path`` under; None unless it is a link to an LFS file's blob."""
+    try:
+        blob = Path(os.path.realpath(path))
+        is_link = path.is_symlink()
+    except OSError:  # it is being changed
+        return None
+    return blob.name if is_link and blob.parent.name == "blobs" and SHA256.fullmatch(blob.name) else None

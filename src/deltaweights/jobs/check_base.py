@@ -11,7 +11,7 @@ from math import ceil
 from deltaweights.checkpoint.checksums import refuse_damage, verify_in_pieces
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.checkpoint.zipped_folder.temporary_unpacker import TemporaryUnpacker
+from deltaweights.checkpoint.zipped_folder.unpack import TemporaryUnpacker
 from deltaweights.errors import CheckFailed, Mismatch, UsageError
 from deltaweights.hub.ids import ModelLocation, PathLike
 from deltaweights.hub.locate import HubOptions

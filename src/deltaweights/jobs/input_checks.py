@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.samples import same_weights
 from deltaweights.errors import Mismatch
-from deltaweights.hub.cache_paths import snapshot_at
+from deltaweights.hub.repo_cache import snapshot_at
 from deltaweights.jobs.request import InputRequest
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.rules import Matching

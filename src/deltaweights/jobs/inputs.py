@@ -9,9 +9,9 @@ from itertools import chain, repeat
 
 from deltaweights.checkpoint.folder import Checkpoint, Unpacker, open_checkpoint
 from deltaweights.errors import UsageError
-from deltaweights.hub.cache_paths import snapshot_at
 from deltaweights.hub.ids import ModelSource
 from deltaweights.hub.locate import located
+from deltaweights.hub.repo_cache import snapshot_at
 from deltaweights.jobs.input_checks import check_base_identity, check_delta_files, refuse_no_delta
 from deltaweights.jobs.request import InputRequest, Place, compute_dtype_of
 from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.checkpoint.zipped_folder.temporary_unpacker import TemporaryUnpacker
+from deltaweights.checkpoint.zipped_folder.unpack import TemporaryUnpacker
 from deltaweights.hub.ids import ModelLocation, ModelSource
 from deltaweights.hub.locate import HubOptions, located
 from deltaweights.jobs.provenance import verified_hashes

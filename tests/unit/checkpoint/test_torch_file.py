@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from deltaweights.checkpoint.torch_format.pickled_types import TensorView
 from deltaweights.checkpoint.torch_format.strided import view_source
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
 from deltaweights.util.limits import MOST_TENSORS
+from tests.support.errors import facts, refused
+from tests.support.zips import Part, join, parts_of, saved
 
 
 def open_torch_file(path: Path) -> WeightsFile:
@@ -38,71 +40,6 @@ def open_torch_file(path: Path) -> WeightsFile:
 
 
 # Writing archives, right and wrong.
-
-
-@dataclass(frozen=True)
-class Part:
-    """One member to write; ``local`` and ``central`` override fields of its two headers, ``crc`` the true checksum."""
-
-    name: str
-    data: bytes
-    crc: int | None = None
-    flags: int = 0x0808
-    method: int = 0
-    before: bytes = b""
-    raw_name: bytes | None = None
-    local: dict[str, Any] = field(default_factory=dict)
-    central: dict[str, Any] = field(default_factory=dict)
-    descriptor: bytes | None = None
-
-
-LOCAL = ("needed", "flags", "method", "time", "date", "crc", "packed", "size", "name_length", "extra_length")
-CENTRAL = ("made", *LOCAL, "comment_length", "disk", "internal", "external", "offset")
-END = ("disk", "start_disk", "count_here", "count", "size", "offset")
-
-
-def join(parts: list[Part], *, end: dict[str, int] | None = None, before_directory: bytes = b"") -> bytes:
-    """Write an archive as torch does: descriptors, a zip64 end record, no comment."""
-    out, directory = io.BytesIO(), io.BytesIO()
-    for part in parts:
-        out.write(part.before)
-        raw = part.name.encode() if part.raw_name is None else part.raw_name
-        crc = zlib.crc32(part.data) if part.crc is None else part.crc
-        size = len(part.data)
-        common = {"flags": part.flags, "method": part.method, "name_length": len(raw)}
-        late = bool(part.flags & 8)
-        now = {} if late else {"crc": crc, "packed": size, "size": size}
-        true = {"crc": crc, "packed": size, "size": size, "offset": out.tell()}
-        local, central = common | now | part.local, common | true | part.central
-        local_name, central_name = local.pop("name", raw), central.pop("name", raw)
-        directory.write(b"PK\1\2" + struct.pack("<6H3L5H2L", *(central.get(key, 0) for key in CENTRAL)) + central_name)
-        out.write(b"PK\3\4" + struct.pack("<5H3L2H", *(local.get(key, 0) for key in LOCAL)) + local_name + part.data)
-        if late:
-            out.write(
-                part.descriptor if part.descriptor is not None else struct.pack("<4s3L", b"PK\7\x08", crc, size, size)
-            )
-    out.write(before_directory)
-    begin, length = out.tell(), directory.tell()
-    out.write(directory.getvalue())
-    wide = {"count_here": len(parts), "count": len(parts), "size": length, "offset": begin} | (end or {})
-    values = [wide.get(key, 0) for key in END]
-    at = out.tell()
-    out.write(b"PK\6\6" + struct.pack("<Q2H2L4Q", 44, 0, 45, *values))
-    out.write(b"PK\6\7" + struct.pack("<LQL", 0, at, 1))
-    out.write(b"PK\5\6" + struct.pack("<4H2LH", *values, 0))
-    return out.getvalue()
-
-
-def saved(state: object) -> bytes:
-    """Return what ``torch.save`` writes; its root folder is ``archive``."""
-    out = io.BytesIO()
-    torch.save(state, out)
-    return out.getvalue()
-
-
-def parts_of(archive: bytes) -> list[Part]:
-    with zipfile.ZipFile(io.BytesIO(archive)) as source:
-        return [Part(info.filename, source.read(info)) for info in source.infolist()]
 
 
 WEIGHT = torch.arange(12, dtype=torch.float16).reshape(3, 4)
@@ -128,15 +65,13 @@ def written(tmp_path: Path, content: bytes, name: str = "x.bin") -> Path:
 
 
 def refusal(tmp_path: Path, content: bytes) -> str:
-    """Return the message with which the content is refused, having checked what holds for all of them."""
+    """Check that the content is refused with its path and a remedy; return the tensor, problem and facts of the error."""
     path = written(tmp_path, content)
-    with pytest.raises(DeltaweightsError) as caught:
+    with refused(MalformedInput, where=path) as caught:
         open_torch_file(path)
-    message = str(caught.value)
-    assert type(caught.value) is MalformedInput
-    assert message.startswith(f"{path}: ")
-    assert message.isprintable()
-    return message
+    assert caught.value.remedy
+    assert str(caught.value).isprintable()
+    return facts(caught.value)
 
 
 # Writing pickles.
@@ -290,7 +225,7 @@ PICKLES: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize(("data", "message"), PICKLES.values(), ids=PICKLES)
 def test_refuses_pickle(tmp_path: Path, data: bytes, message: str) -> None:
-    """A pickle that is more or other than a dict of tensors is refused with a message that says in what."""
+    """A pickle of anything but a dict of tensors is refused with the reason."""
     assert message.replace(r"\\x", r"\x") in refusal(tmp_path, with_pickle(data))
 
 
@@ -357,15 +292,15 @@ ARCHIVES: dict[str, tuple[bytes, str]] = {
     "row27-method": (join(changed("data/0", method=12)), "found method 12, expected stored"),
     "row28-pickle": (join(changed("data.pkl", crc=1)), "member archive/data.pkl is damaged: found CRC"),
     "row28-byteorder": (join(changed("byteorder", crc=1)), "member archive/byteorder is damaged"),
-    "row29-empty": (b"", "found an empty file; download it again"),
+    "row29-empty": (b"", "found an empty file"),
     "row29-cut": (SOUND[:-1], "truncated: the zip has no end record"),
     "row29-half": (SOUND[: len(SOUND) // 2], "truncated: the zip has no end record"),
     "row29-git-lfs": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
-        "found a git-LFS pointer; run git lfs",
+        "found a git-LFS pointer",
     ),
-    "row29-html": (b"\n<!DOCTYPE html><html>", "found an HTML page; download the file itself"),
-    "row29-safetensors": (b"\x08" + bytes(7) + b"{}      ", "found a safetensors file; name it .safetensors"),
+    "row29-html": (b"\n<!DOCTYPE html><html>", "found an HTML page"),
+    "row29-safetensors": (b"\x08" + bytes(7) + b"{}      ", "found a safetensors file"),
     "row29-noise": (bytes(range(100, 200)), "not a file that torch.save wrote"),
     "row30-member": (join(TWICE), "duplicate member in the zip: found archive/data/0"),
     "row30-member-same-place": (
@@ -440,7 +375,7 @@ ARCHIVES: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize(("content", "message"), ARCHIVES.values(), ids=ARCHIVES)
 def test_refuses_archive(tmp_path: Path, content: bytes, message: str) -> None:
-    """An archive with one thing wrong is refused with a message that says which."""
+    """An archive with one fault is refused with that fault."""
     assert message in refusal(tmp_path, content)
 
 
@@ -464,12 +399,12 @@ def attributed() -> torch.Tensor:
 
 @pytest.mark.parametrize(("make", "message"), UNSUPPORTED.values(), ids=UNSUPPORTED)
 def test_refuses_what_torch_saves_and_no_model_needs(tmp_path: Path, make: Callable[[], object], message: str) -> None:
-    """Files that torch writes gladly, but that are no dict of plain tensors, are refused by kind and tensor."""
+    """Files that torch writes but that are not a dict of plain tensors are refused with kind and tensor."""
     assert message in refusal(tmp_path, saved(make()))
 
 
 def test_row28_all_zero_checksums_are_said(tmp_path: Path) -> None:
-    """An archive without checksums is read, claims none for its tensors, and says so."""
+    """An archive without checksums is read with a note, and its tensors have none."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -484,13 +419,13 @@ def test_row28_all_zero_checksums_are_said(tmp_path: Path) -> None:
 
 
 def test_row29_missing_file(tmp_path: Path) -> None:
-    """A path at which nothing is gives an input error, not a malformed one."""
+    """A missing file is an input error, not a malformed one."""
     with pytest.raises(InputOutputError, match="cannot open: No such file"):
         open_torch_file(tmp_path / "none.bin")
 
 
 def test_row61_cut_while_open(tmp_path: Path) -> None:
-    """A file that is cut after it was opened gives an input error when its bytes are read."""
+    """Reading from a file that was truncated after it was opened is an input error."""
     path = written(tmp_path, SOUND)
     weights = open_torch_file(path)
     os.truncate(path, 100)
@@ -616,7 +551,7 @@ GOOD_FILES: dict[str, bytes] = {
 
 @pytest.mark.parametrize("archive", GOOD_FILES.values(), ids=GOOD_FILES)
 def test_reads_what_others_wrote(tmp_path: Path, archive: bytes) -> None:
-    """Archives of older versions of torch, or packed again without compression, are read as torch reads them."""
+    """Archives of older torch versions, and repacked ones without compression, are read as torch reads them."""
     weights = same(written(tmp_path, archive, "another-name.pth"))
     assert weights.container == "torch"
     assert [tensor.checksum for tensor in weights.tensors.values()] == [Crc32(WEIGHT_CRC)]
@@ -624,7 +559,7 @@ def test_reads_what_others_wrote(tmp_path: Path, archive: bytes) -> None:
 
 
 def test_row36_past_four_gigabytes(tmp_path: Path) -> None:
-    """Members longer than 4 GiB, and members that stand past it, are found: as torch 2.13 marks them in zip64 fields."""
+    """Members longer than 4 GiB, and members beyond that offset, are found by zip64 fields as torch 2.13 writes them."""
     size, tail = 2**32 + 100, torch.arange(7)
     data = table(
         (text("a"), tensor(kind="torch\nByteStorage", count=size, shape=(size,), strides=(1,))),
@@ -666,7 +601,7 @@ def test_row36_past_four_gigabytes(tmp_path: Path) -> None:
 
 
 def test_checksums_stand_where_they_can_be_proven(tmp_path: Path) -> None:
-    """A tensor that is its whole storage in order has the CRC; a storage without such a tensor is listed as loose."""
+    """A tensor that is its whole storage in order has the CRC; storages without such a tensor are in ``extra_checksums``."""
     cut, turned = torch.arange(8.0), torch.arange(6.0).reshape(2, 3)
     path = written(tmp_path, saved({"w": WEIGHT, "again": WEIGHT, "cut": cut[2:], "turned": turned.t()}))
     weights = same(path)
@@ -682,7 +617,7 @@ def test_checksums_stand_where_they_can_be_proven(tmp_path: Path) -> None:
 
 
 def test_ties_are_told_from_views(tmp_path: Path) -> None:
-    """Two names of one tensor have equal storage; a transpose of the same square storage has not."""
+    """Two names of one tensor have equal storage; a transpose of the same square storage does not."""
     square = torch.arange(9.0).reshape(3, 3)
     weights = same(written(tmp_path, saved({"a": square, "b": square, "t": square.t()})))
     a, b, t = (weights.tensors[name] for name in "abt")
@@ -693,7 +628,7 @@ def test_ties_are_told_from_views(tmp_path: Path) -> None:
 
 
 def test_header_digest_changes_with_records_only(tmp_path: Path) -> None:
-    """The header digest is that of central directory and pickle: a flipped weight leaves it, another name changes it."""
+    """The header digest covers central directory and pickle: a flipped weight does not change it, another name does."""
     flipped = patched(SOUND, SOUND.index(raw(WEIGHT)), b"\xff")
     contents = [SOUND, flipped, join(parts_of(saved({"v": WEIGHT})))]
     digests = []
@@ -709,7 +644,7 @@ def test_header_digest_changes_with_records_only(tmp_path: Path) -> None:
     "head", [b"\x1f\x8b" + bytes(6) + b'{"a":', b"{" + bytes(7) + b"{", b" {" + bytes(6) + b"{", b"xyz"]
 )
 def test_sniff_leaves_safetensors_alone(head: bytes) -> None:
-    """The length of a safetensors header may spell the magic of another format, and is not taken for it."""
+    """The length of a safetensors header may spell another format's magic number, and is not mistaken for it."""
     assert detect_file_type(head) is None
 
 
@@ -734,7 +669,7 @@ def views_with_ranges(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, int,
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=views_with_ranges())
 def test_row36_any_range_of_any_view(tmp_path: Path, case: tuple[torch.Tensor, torch.Tensor, int, int]) -> None:
-    """Any range of any transposed and sliced view is what torch makes contiguous, also where the range cuts rows."""
+    """Any range of any transposed and sliced view equals torch's contiguous copy, also where the range cuts rows."""
     stored, view, start, stop = case
     file = LocalFile(written(tmp_path, raw(stored)))
     size = view.element_size()
@@ -749,7 +684,7 @@ def test_row36_any_range_of_any_view(tmp_path: Path, case: tuple[torch.Tensor, t
 FUZZED = saved(OrderedDict(w=WEIGHT, t=torch.arange(6).reshape(2, 3).t(), e=torch.empty(0)))
 
 
-def facts(weights: WeightsFile) -> dict[str, tuple[TensorSpec, bytes]]:
+def read_back(weights: WeightsFile) -> dict[str, tuple[TensorSpec, bytes]]:
     """Return all tensors; an empty dict when a checksum shows that the weights are damaged."""
     for storage in weights.extra_checksums:
         out = bytearray(storage.spec.nbytes)
@@ -766,9 +701,9 @@ def facts(weights: WeightsFile) -> dict[str, tuple[TensorSpec, bytes]]:
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, len(FUZZED) - 1), mask=st.integers(1, 255))
 def test_any_changed_byte_is_noticed_or_means_nothing(tmp_path: Path, at: int, mask: int) -> None:
-    """After any one byte is changed, the file is refused, its checksums say so, or its tensors are the very same."""
+    """After any one byte is changed, the file is refused, a checksum fails, or the tensors are the same."""
     whole = open_torch_file(written(tmp_path, FUZZED, "whole.bin"))
-    expected = facts(whole)
+    expected = read_back(whole)
     whole.file.close()
     assert list(expected) == ["w", "t", "e"]
     path = written(tmp_path, patched(FUZZED, at, bytes([FUZZED[at] ^ mask])))
@@ -776,7 +711,7 @@ def test_any_changed_byte_is_noticed_or_means_nothing(tmp_path: Path, at: int, m
         weights = open_torch_file(path)
     except DeltaweightsError:
         return
-    assert facts(weights) in ({}, expected)
+    assert read_back(weights) in ({}, expected)
     weights.file.close()
 
 
@@ -786,7 +721,7 @@ def test_any_changed_byte_is_noticed_or_means_nothing(tmp_path: Path, at: int, m
     edits=st.lists(st.tuples(st.integers(0), st.integers(0, 9), st.binary(max_size=9)), min_size=1, max_size=4),
 )
 def test_any_edited_pickle_is_refused_or_read(seed: bytes, edits: list[tuple[int, int, bytes]]) -> None:
-    """A pickle with pieces cut out and put in gives a dict of tensors or a refusal, and never another exception."""
+    """A pickle with pieces removed and inserted gives a dict of tensors or a refusal, and no other exception."""
     data = seed
     for at, length, piece in edits:
         begin = at % (len(data) + 1)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils.sha import git_hash
 
 from deltaweights.diff.compare import diff_checkpoints
 from deltaweights.errors import InputOutputError, MalformedInput
@@ -22,6 +23,7 @@ from deltaweights.hub.transfer import DamagedFile
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.verify import verify
 from deltaweights.staging.staged_shards import StagedShards
+from tests.support.errors import refused
 from tests.support.hub_client import Machine, wait_for
 from tests.support.hub_pair import (
     BASE,
@@ -54,7 +56,7 @@ def shard_of(folder: Path, number: int = 0) -> str:
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999], ids=["first byte", "header", "weights", "end"])
 def test_a_flipped_byte_while_merging(machine: Machine, hub: HubServer, pair: Pair, share: float) -> None:
-    """A byte that is another on its way, wherever, is found out; the merge is begun anew once, and is right in the end."""
+    """A flipped byte anywhere in a download is detected; the merge restarts once, and is correct."""
     serve(hub, pair)
     expected = local(pair, machine.folder / "local")
     name = shard_of(pair[1])
@@ -111,7 +113,7 @@ def make_wide(folder: Path, container: str) -> Pair:
 
 
 def test_always_damaged_while_merging(machine: Machine, wide: Pair, kept: list[str]) -> None:
-    """A file that comes damaged again and again is 5, with both hashes; nothing is published, no shard made of it is used later."""
+    """A file that always arrives damaged ends the merge with 5; nothing is published, and no shard of it is reused."""
     machine.ask_for_little(PIECE, RUN)
     expected = local(wide, machine.folder / "local", max_shard_size=SHARD)
     kept.clear()
@@ -126,10 +128,8 @@ def test_always_damaged_while_merging(machine: Machine, wide: Pair, kept: list[s
     stated = hashlib.sha256(content).hexdigest()
     content[at] ^= 1
     where = machine.repository(DELTA) / "snapshots" / commits["delta"] / name
-    found = f"found hash {hashlib.sha256(content).hexdigest()}, expected {stated}"
-    assert str(caught.value).startswith(f"{where}: ")
-    assert found in str(caught.value)
-    assert caught.value.exit_code == 5
+    error, found = caught.value, f"hash {hashlib.sha256(content).hexdigest()}"
+    assert (error.where, error.found, error.expected) == (where, found, stated)
     assert kept, "shards were made while the file was still arriving"
     assert not (machine.folder / "out").exists()
     assert not where.exists()
@@ -143,7 +143,7 @@ def test_always_damaged_while_merging(machine: Machine, wide: Pair, kept: list[s
 
 
 def test_damaged_once_while_merging(machine: Machine, wide: Pair, kept: list[str]) -> None:
-    """Shards that were made of damaged bytes are made again, and the result is right."""
+    """Shards made of damaged bytes are made again, and the result is correct."""
     machine.ask_for_little(PIECE, RUN)
     expected = local(wide, machine.folder / "local", max_shard_size=SHARD)
     kept.clear()
@@ -160,7 +160,7 @@ def test_damaged_once_while_merging(machine: Machine, wide: Pair, kept: list[str
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_interrupted_while_merging(machine: Machine, wide_torch: Pair, number: signal.Signals) -> None:
-    """A merge from the Hub that was killed is finished by the same command: finished shards and what arrived are used."""
+    """A killed merge from the Hub is finished by the same command, which reuses shards and downloads."""
     machine.ask_for_little(PIECE, RUN)
     expected = local(wide_torch, machine.folder / "local", max_shard_size=SHARD)
     target = machine.folder / "out"
@@ -201,23 +201,21 @@ def test_interrupted_while_merging(machine: Machine, wide_torch: Pair, number: s
 
 
 def test_no_ranges(machine: Machine, hub: HubServer, large: Pair) -> None:
-    """A server that ignores Range is merged from all the same; --stream cannot, and says so (5)."""
+    """A server that ignores Range can be merged from, but not with --stream (5)."""
     serve(hub, large)
     expected = local(large, machine.folder / "local")
     hub.faults.append(Fault("no-range", times=FOREVER))
     found = apply_delta(BASE, DELTA, machine.folder / "out")
     assert found.content_digest == expected.content_digest
     shutil.rmtree(machine.cache)
-    with pytest.raises(InputOutputError) as caught:
+    with refused(InputOutputError, problem="the server does not serve ranges", remedy="run without --stream"):
         apply_delta(BASE, DELTA, machine.folder / "streamed", hub=STREAM)
-    assert str(caught.value).endswith(": the server does not serve ranges; run without --stream")
-    assert caught.value.exit_code == 5
     assert not (machine.folder / "streamed").exists()
 
 
 @pytest.mark.parametrize("options", [HubOptions(), STREAM], ids=["fetched", "streamed"])
 def test_all_sorts_of_faults(machine: Machine, hub: HubServer, large: Pair, options: HubOptions) -> None:
-    """Drops, resets, 503 and 429, expired addresses and short bodies in the middle of a merge leave the same result."""
+    """Drops, resets, 503, 429, expired addresses and short bodies during a merge do not change the result."""
     serve(hub, large)
     expected = local(large, machine.folder / "local")
     for number in (0, 1):
@@ -232,25 +230,25 @@ def test_all_sorts_of_faults(machine: Machine, hub: HubServer, large: Pair, opti
 
 
 def test_streamed_bytes_that_are_others(machine: Machine, hub: HubServer, large_torch: Pair) -> None:
-    """Of a streamed torch file a damaged byte of weights is found by the CRC-32 that the file records (3); nothing is published."""
+    """A damaged byte in a streamed torch file is detected by the file's own CRC-32 (3)."""
     serve(hub, large_torch)
     name, at = last_weights(large_torch[1])
     hub.faults.append(Fault("flip", name, repo=DELTA, at=at, times=FOREVER))
-    with pytest.raises(MalformedInput, match="stored bytes are damaged: found CRC-32 "):
+    with pytest.raises(MalformedInput, match="CRC-32"):
         apply_delta(BASE, DELTA, machine.folder / "out", hub=STREAM)
     assert not (machine.folder / "out").exists()
 
 
 def test_a_small_file_that_is_another_while_streaming(machine: Machine, hub: HubServer, pair: Pair) -> None:
-    """A configuration is held against its hash also when nothing is kept."""
+    """A small file is verified even when streaming."""
     serve(hub, pair)
     hub.faults.append(Fault("flip", "config.json", at=3, times=FOREVER))
-    with pytest.raises(DamagedFile, match=r"config\.json: arrived damaged: found [0-9a-f]{40}, exp"):
+    with refused(DamagedFile, problem="arrived damaged", expected=git_hash((pair[0] / "config.json").read_bytes())):
         apply_delta(BASE, DELTA, machine.folder / "out", hub=STREAM)
 
 
 def test_a_malformed_file_is_malformed(machine: Machine, hub: HubServer, pair: Pair) -> None:
-    """A file that breaks its format and has the hash that the Hub states is malformed (3), not damaged on its way."""
+    """A malformed file that has the stated hash is reported as malformed (3), not as damaged."""
     folder = machine.folder / "broken"
     shutil.copytree(pair[1], folder)
     weights = folder / shard_of(folder)
@@ -262,7 +260,7 @@ def test_a_malformed_file_is_malformed(machine: Machine, hub: HubServer, pair: P
 
 
 def test_other_commands_say_what_was_damaged(machine: Machine, hub: HubServer, large_torch: Pair) -> None:
-    """What only compares does not begin anew: it says what was damaged, and the next run is right."""
+    """A comparison does not restart: it reports the damaged file, and the next run is correct."""
     serve(hub, large_torch)
     name, at = last_weights(large_torch[0])
     hub.faults.append(Fault("flip", name, repo=BASE, at=at))

@@ -45,7 +45,7 @@ class Killed(BaseException):
 def test_streamed_shards_are_no_use_to_a_run_that_stores(
     machine: Machine, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shards that were made of streamed, damaged bytes before a kill are made anew by a run that compares hashes."""
+    """A run that verifies its inputs does not reuse shards of a streamed run."""
     hub.faults.append(Fault("flip", "*.safetensors", repo=BASE, at=60_000))
     kept, really_keep = [], StagedShards.keep
 
@@ -68,11 +68,11 @@ def test_streamed_shards_are_no_use_to_a_run_that_stores(
 
 
 def test_a_streamed_result_that_stands_there_is_not_verified(machine: Machine, tmp_path: Path) -> None:
-    """``require_verified`` refuses (6) a complete result of streamed inputs, which ``overwrite`` makes anew; else it says so."""
+    """``require_verified`` refuses (6) a complete result of streamed inputs, unless ``overwrite`` replaces it."""
     assert apply_delta(BASE, DELTA, tmp_path / "out", hub=STREAM).streamed
     again = apply_delta(BASE, DELTA, tmp_path / "out", hub=STREAM)
     assert (again.status, again.streamed) == ("already complete", True)
-    with pytest.raises(CheckFailed, match="the result is there, and not cryptographically verified"):
+    with pytest.raises(CheckFailed, match="not cryptographically verified"):
         apply_delta(BASE, DELTA, tmp_path / "out", require_verified=True)
     made = apply_delta(BASE, DELTA, tmp_path / "out", require_verified=True, overwrite=True)
     assert (made.status, made.streamed) == ("merged", False)
@@ -80,7 +80,7 @@ def test_a_streamed_result_that_stands_there_is_not_verified(machine: Machine, t
 
 
 def test_streamed_inputs_are_not_hashed(machine: Machine, hub: HubServer, tmp_path: Path) -> None:
-    """Hashes of one reading say nothing of the next: ``hash_inputs`` of what is kept nowhere is refused (2)."""
+    """``hash_inputs`` with streamed inputs is refused (2): the next reading could differ."""
     with pytest.raises(UsageError, match="--hash-inputs has nothing to hash"):
         apply_delta(BASE, DELTA, tmp_path / "out", hub=STREAM, hash_inputs=True, require_verified=True)
     assert not (tmp_path / "out").exists()
@@ -89,7 +89,7 @@ def test_streamed_inputs_are_not_hashed(machine: Machine, hub: HubServer, tmp_pa
 def test_a_flipped_name_is_fetched_again(
     machine: Machine, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flip that makes a tensor's name another valid one, before hashes are known, ends with 4; the next run fetches it again."""
+    """A flip that turns a tensor's name into another valid one ends with 4; the next run downloads it again."""
     at = (tmp_path / "b" / "model.safetensors").read_bytes().index(b"lm_head") + 1
     hub.faults.append(Fault("flip", "*.safetensors", repo=BASE, at=at, times=math.inf))
     really_hash = FileDownload.hash_on

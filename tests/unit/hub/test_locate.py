@@ -14,6 +14,7 @@ from deltaweights.errors import InputOutputError, MalformedInput, UsageError
 from deltaweights.hub.locate import HubOptions
 from deltaweights.jobs.download import download
 from deltaweights.recipes import catalogue
+from tests.support.errors import refused
 from tests.support.hub_checkpoint import (
     BASE,
     INDEX,
@@ -32,7 +33,7 @@ from tests.support.hub_server import Fault, HubServer
 
 
 def test_what_a_checkpoint_needs_is_fetched(machine: Machine, hub: HubServer, folder: Path) -> None:
-    """A download has weights, index and what travels with them, says sizes and total first, and fetches nothing else."""
+    """A download has weights, index and companion files only, and lists their sizes first."""
     found = machine.fetch(BASE)
     total = sum((folder / name).stat().st_size for name in NEEDED)
     assert found.files == {name: (folder / name).stat().st_size for name in NEEDED}
@@ -57,7 +58,7 @@ def test_what_a_checkpoint_needs_is_fetched(machine: Machine, hub: HubServer, fo
 
 
 def test_one_format_of_two(machine: Machine, hub: HubServer, folder: Path) -> None:
-    """Of a repository with both formats the safetensors are fetched; of the .bin no more is than its first bytes."""
+    """Of a repository with both formats, safetensors are downloaded, and only the first bytes of the .bin."""
     hub.push("acme/both", {"model.safetensors": folder / TWO, "pytorch_model.bin": folder / ONE})
     assert list(machine.fetch("acme/both").files) == ["model.safetensors"]
     assert hub.sent["acme/both/pytorch_model.bin"] < PIECE // 2
@@ -65,19 +66,17 @@ def test_one_format_of_two(machine: Machine, hub: HubServer, folder: Path) -> No
 
 
 def test_include(machine: Machine, hub: HubServer, folder: Path) -> None:
-    """--include fetches what matches, needed or not; what matches nothing is a slip of the pen."""
+    """--include downloads matching files, needed or not; a pattern that matches nothing is refused."""
     found = machine.fetch(BASE, "*.json", "opt*")
     assert_whole(machine, folder, found.commit, ("config.json", INDEX, "optimizer.pt"))
     assert list(found.files) == ["config.json", INDEX, "optimizer.pt"]
     assert sent(hub, ONE) == 0
-    with pytest.raises(
-        UsageError, match=r"^no file matches: found \*\.gguf, expected LICENSE, README\.md, config\.json, "
-    ):
+    with refused(UsageError, problem="no file matches", found="*.gguf"):
         machine.fetch(BASE, "*.gguf")
 
 
 def test_a_revision_is_resolved_first(machine: Machine, hub: HubServer, folder: Path, tmp_path: Path) -> None:
-    """A branch that moves between two requests leaves the commit that it was at whole."""
+    """A branch that moves between two requests does not mix two commits."""
     (tmp_path / ONE).write_bytes(b"other")
     files = {name: folder / name for name in NEEDED} | {ONE: tmp_path / ONE}
     commits: list[str] = []
@@ -93,7 +92,7 @@ def test_a_revision_is_resolved_first(machine: Machine, hub: HubServer, folder: 
 
 @pytest.mark.parametrize("revision", ["v1", "feature/x", "commit"])
 def test_revisions(machine: Machine, hub: HubServer, folder: Path, tmp_path: Path, revision: str) -> None:
-    """A tag, a branch with a slash in its name, and a commit are found after the @ and with --revision, which are the same."""
+    """A tag, a branch with a slash and a commit work after the @ and with --revision."""
     (tmp_path / "model.safetensors").write_bytes(b"other")
     old = hub.push(BASE, {"model.safetensors": tmp_path / "model.safetensors"}, "feature/x")
     hub.tag(BASE, "v1", old)
@@ -108,7 +107,7 @@ def test_revisions(machine: Machine, hub: HubServer, folder: Path, tmp_path: Pat
 def test_a_recipe_names_both(
     machine: Machine, hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A recipe's name stands for its base and delta, at pinned commits, of the format whose hashes it knows, after its notice."""
+    """A recipe's name downloads its base and delta at pinned commits, after its notice."""
     recipe = catalogue.load("llava-med-7b")
     assert recipe.delta.repo is not None
     both = {"model.safetensors": folder / ONE, "pytorch_model.bin": folder / TWO}
@@ -130,7 +129,7 @@ def test_a_recipe_names_both(
 
 
 def test_json(machine: Machine, hub: HubServer, folder: Path) -> None:
-    """--json prints what the function returns, -q nothing else; without, stdout says what is verified and where."""
+    """--json prints what the function returns; without it, stdout says what is verified and where."""
     done = machine.run("download", BASE, "--json", "-q")
     assert (done.returncode, done.stderr) == (0, "")
     found = machine.fetch(BASE)
@@ -144,62 +143,42 @@ def test_json(machine: Machine, hub: HubServer, folder: Path) -> None:
 
 
 def test_no_weights(machine: Machine, hub: HubServer, folder: Path) -> None:
-    """A repository without weights is refused before anything is fetched; --include takes its files all the same."""
+    """A repository without weights is refused before anything is downloaded, unless --include names files."""
     commit = hub.push("acme/words", {"README.md": folder / "README.md"})
-    with pytest.raises(MalformedInput) as caught:
+    where = machine.repository("acme/words") / "snapshots" / commit
+    with refused(MalformedInput, where=where, problem="no weights here", found="README.md"):
         machine.fetch("acme/words")
-    assert str(caught.value).startswith(
-        f"{machine.repository('acme/words') / 'snapshots' / commit}: no weights here: found README.md, expected "
-    )
     assert hub.sent["acme/words/README.md"] == 0
     assert list(machine.fetch("acme/words", "*").files) == ["README.md"]
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (
-            "acme/base/x",
-            "not a Hub id: found acme/base/x, expected ORG/NAME, ORG/NAME@REVISION, or the name of a recipe",
-        ),
-        ("acme/../x", "not a Hub id: found acme/../x, expected ORG/NAME, ORG/NAME@REVISION, or the name of a recipe"),
-        ("acme/", "not a Hub id: found acme/, expected ORG/NAME, ORG/NAME@REVISION, or the name of a recipe"),
-        (
-            "acme/b@a..b",
-            "not a Hub id: found acme/b@a..b, expected ORG/NAME, ORG/NAME@REVISION, or the name of a recipe",
-        ),
-        ("hf://", "not a Hub id: found hf://, expected hf://ORG/NAME or hf://ORG/NAME@REVISION"),
-        ("hf://a/b/c", "not a Hub id: found hf://a/b/c, expected hf://ORG/NAME or hf://ORG/NAME@REVISION"),
-        ("llava-med", "no recipe has this name: found llava-med, expected "),
-    ],
+    "model", ["acme/base/x", "acme/../x", "acme/", "acme/b@a..b", "hf://", "hf://a/b/c", "llava-med"]
 )
-def test_a_malformed_id(machine: Machine, hub: HubServer, model: str, message: str) -> None:
-    """What is neither an id nor a recipe's name is a slip of the pen (2), told without asking anybody."""
-    with pytest.raises(UsageError) as caught:
+def test_a_malformed_id(machine: Machine, hub: HubServer, model: str) -> None:
+    """What is neither an id nor a recipe's name is refused (2) without a request."""
+    with refused(UsageError, found=model):
         deltaweights.main(["download", model], standalone_mode=False)
-    assert str(caught.value).startswith(message)
-    assert (caught.value.exit_code, hub.requests) == (2, [])
+    assert hub.requests == []
 
 
 def test_offline(machine: Machine, hub: HubServer, folder: Path) -> None:
-    """Offline nobody is asked: without a cache it is the end, with a part of the files, too."""
-    remedy = "leave --offline out, or fetch it first: deltaweights download"
-    with pytest.raises(InputOutputError) as caught:
+    """Offline, nothing is requested: a missing or incomplete cache is an error."""
+    with refused(InputOutputError, where=f"hf://{BASE}", problem="not in the cache", found=machine.cache):
         machine.fetch(BASE, offline=True)
-    assert str(caught.value) == f"hf://{BASE}: not in the cache: found {machine.cache}; {remedy}"
     assert hub.requests == []
     commit = machine.fetch(BASE, "*.json", "*.model").commit
     asked = len(hub.requests)
-    with pytest.raises(MalformedInput, match=r"index names shards that are not there|missing"):
+    with pytest.raises(MalformedInput):
         machine.fetch(BASE, offline=True)
     assert list(machine.fetch(f"{BASE}@{commit}", "*.model", offline=True).files) == ["tokenizer.model"]
-    with pytest.raises(InputOutputError, match=rf"^hf://{BASE}@v1: not in the cache: "):
+    with refused(InputOutputError, where=f"hf://{BASE}@v1", problem="not in the cache"):
         machine.fetch(f"{BASE}@v1", offline=True)
     assert len(hub.requests) == asked
 
 
 def test_the_command_line_ends_with_five(machine: Machine, hub: HubServer) -> None:
-    """On the command line a refusal is one line on stderr, and 5."""
+    """On the command line, a refusal is one line on stderr, and exit code 5."""
     done = machine.run("download", "acme/nothing")
     problem = f"no such model, or a private one; check the name; if it is private, {LOG_IN}"
     assert (done.returncode, done.stdout) == (5, "")
@@ -207,24 +186,20 @@ def test_the_command_line_ends_with_five(machine: Machine, hub: HubServer) -> No
 
 
 def test_a_full_disk_is_told_before(machine: Machine, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does not fit on the disk is refused before a byte of weights is asked for."""
+    """Insufficient disk space is reported before weights are requested."""
     usage = shutil.disk_usage(machine.folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20_000_000))
-    with pytest.raises(InputOutputError) as caught:
+    with refused(InputOutputError, where=machine.repository(BASE), found="20 MB free", expected="21.4 MB"):
         machine.fetch(BASE)
-    where = machine.repository(BASE)
-    remedy = "make room, choose another place with --cache-dir, or keep nothing with --stream"
-    problem = "not enough free disk for the download: found 20 MB free, expected 21.4 MB"
-    assert str(caught.value) == f"{where}: {problem}; {remedy}"
     assert sent(hub, ONE) == 0
 
 
 def test_options_without_sense(machine: Machine, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A download that keeps nothing, and the path of a folder, are refused."""
-    with pytest.raises(UsageError, match=r"^a download that keeps nothing; leave stream out$"):
+    """A download with --stream, and of a local path, is refused."""
+    with pytest.raises(UsageError):
         download(BASE, options=HubOptions(stream=True))
     (machine.folder / "acme/base").mkdir(parents=True)
     monkeypatch.chdir(machine.folder)
-    with pytest.raises(UsageError, match=f"^not a Hub id: found {BASE}, expected "):
+    with refused(UsageError, found=BASE):
         machine.fetch(BASE)
     assert machine.fetch(f"hf://{BASE}").repo == BASE

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from deltaweights.errors import InputOutputError
-from deltaweights.hub.piece_storage import DiskPieces
+from deltaweights.hub.piece_storage import MAKE_ROOM, DiskPieces
+from tests.support.errors import refused
 from tests.support.hub_checkpoint import BASE, NEEDED, ONE, PIECE, assert_whole, key
 from tests.support.hub_client import Machine
 from tests.support.hub_server import HubServer
 
 
 def test_a_disk_that_fills_up(machine: Machine, hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that fills up meanwhile ends the download in one line; what arrived is kept, and the next one goes on."""
+    """A disk that fills up ends the download; the next one resumes it."""
     real, written = os.pwrite, 0
 
     def pwrite(fd: int, data: Any, offset: int) -> int:
@@ -30,9 +31,8 @@ def test_a_disk_that_fills_up(machine: Machine, hub: HubServer, folder: Path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", pwrite)
-        with pytest.raises(InputOutputError) as caught:
+        with refused(InputOutputError, problem="cannot write: No space left on device", remedy=MAKE_ROOM):
             machine.fetch(BASE)
-    assert str(caught.value).endswith(": cannot write: No space left on device; make room; what has arrived is kept")
     before = sum(hub.sent.values())
     assert_whole(machine, folder, machine.fetch(BASE).commit)
     assert sum(hub.sent.values()) - before < sum((folder / name).stat().st_size for name in NEEDED)
@@ -40,7 +40,7 @@ def test_a_disk_that_fills_up(machine: Machine, hub: HubServer, folder: Path, mo
 
 @pytest.mark.parametrize("left", ["marks of another size", "no marks", "an empty file", "noise in the marks"])
 def test_what_an_earlier_run_left_is_never_trusted(machine: Machine, hub: HubServer, folder: Path, left: str) -> None:
-    """Whatever lies where files are gathered, the hash decides: the file is right in the end."""
+    """Whatever an earlier run left, the published file has its hash."""
     blobs = machine.repository(BASE) / "blobs"
     blobs.mkdir(parents=True)
     stated, size = key(folder / ONE), (folder / ONE).stat().st_size
@@ -56,7 +56,7 @@ def test_what_an_earlier_run_left_is_never_trusted(machine: Machine, hub: HubSer
 def test_without_locks_nobody_shares_a_file(
     machine: Machine, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the file system has no locks, pieces are gathered under a name of the process's own."""
+    """Without file locks, each process gathers pieces under a name of its own."""
 
     def no_locks(fd: int, how: int) -> None:
         raise OSError(38, "Function not implemented")
@@ -76,7 +76,7 @@ def test_without_locks_nobody_shares_a_file(
 
 
 def test_a_link_in_the_cache_is_not_followed(machine: Machine, tmp_path: Path) -> None:
-    """A link that was planted where pieces are gathered is passed over, and what it leads to stays as it is."""
+    """A link in the place of a file of pieces is not followed."""
     (tmp_path / "blobs").mkdir()
     victim, path = tmp_path / "victim", tmp_path / "blobs" / "abc.deltaweights.incomplete"
     victim.write_text("years")
@@ -86,7 +86,7 @@ def test_a_link_in_the_cache_is_not_followed(machine: Machine, tmp_path: Path) -
 
 
 def test_a_file_that_is_still_read_stays_readable(tmp_path: Path) -> None:
-    """What is closed while it is used can be read and never changed again; its lock is free, and another download has it."""
+    """A file that is closed while in use stays readable, cannot be changed, and can be locked by another download."""
     (tmp_path / "blobs").mkdir()
     path = tmp_path / "blobs" / "abc.deltaweights.incomplete"
     storage = DiskPieces(path, 4)
@@ -98,7 +98,7 @@ def test_a_file_that_is_still_read_stays_readable(tmp_path: Path) -> None:
     assert storage.get(memoryview(out), 0)
     assert bytes(out) == b"abcd"
     for change in (storage.clear, lambda: storage.publish(tmp_path / "blobs" / "abc")):
-        with pytest.raises(InputOutputError, match="the download was stopped"):
+        with refused(InputOutputError, where=path, problem="the download was stopped"):
             change()
     assert path.read_bytes() == b"abcd"
     assert not (tmp_path / "blobs" / "abc").exists()

@@ -13,7 +13,7 @@ from tests.support.hub_server import HubServer
 
 
 def test_hostile_names(machine: Machine, hub: HubServer, folder: Path) -> None:
-    """File names that lead out of the folder, or are no plain names, never reach the disk, not even when asked for."""
+    """File names that lead out of the folder, or are not plain, never reach the disk."""
     hostile = [
         "../../evil.bin",
         "/evil.bin",

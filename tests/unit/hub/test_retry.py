@@ -32,7 +32,7 @@ WAITS: dict[str, tuple[dict[str, str], list[float]]] = {
 
 @pytest.mark.parametrize(("headers", "expected"), WAITS.values(), ids=WAITS.keys())
 def test_how_long_is_waited(headers: dict[str, str], expected: list[float]) -> None:
-    """Waits double, up to a quarter longer so that not all come back at once, or are what the server asks for; then it is over."""
+    """Waits double, with jitter, or are what the server asks for, until the retries are used up."""
     waits: list[float] = []
 
     class Stop(threading.Event):
@@ -49,13 +49,13 @@ def test_how_long_is_waited(headers: dict[str, str], expected: list[float]) -> N
 
 
 def test_a_date_to_come() -> None:
-    """Retry-After may be a date, too."""
+    """Retry-After can be a date."""
     soon = email.utils.formatdate(time.time() + 30, usegmt=True)
     assert 27 < (retry.requested_wait({"retry-after": soon}) or 0) <= 30
 
 
 def test_waits_are_told(machine: Machine, hub: HubServer, folder: Path) -> None:
-    """That the Hub, or its file host, is asked again is said once, and not by every connection."""
+    """Retries are noted once, not by every connection."""
     hub.faults += [
         Fault("status", on="api", status=503, times=2),
         Fault("status", ONE, on="files", status=503, times=2),

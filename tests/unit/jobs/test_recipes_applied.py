@@ -635,7 +635,7 @@ def test_the_result_of_another_recipe_is_other_content(run: Run, tmp_path: Path)
 # Recognised by where it is, or by its hashes.
 
 OTHER = {name: str(number) * 64 for number, name in enumerate(LLAVA_MED)}
-"""Hashes that no recipe lists, of files of the names that LLaVA-Med's have."""
+"""InputHashes that no recipe lists, of files of the names that LLaVA-Med's have."""
 
 RECOGNISED = {
     "by-its-repository": ("microsoft--llava-med-7b-delta", OTHER),

@@ -26,7 +26,7 @@ import torch
 
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import Mismatch
-from deltaweights.hub.cache_paths import Snapshot, snapshot_at, stated_sha256
+from deltaweights.hub.repo_cache import Snapshot, snapshot_at, stated_sha256
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.check_base import check_base
 from deltaweights.jobs.convert import convert_checkpoint
@@ -332,7 +332,7 @@ def test_without_a_known_base_no_hash_is_unlisted(tmp_path: Path, known: Known, 
 
 
 def test_without_hashes_nothing_is_known(tmp_path: Path, known: Known, recipe: Path) -> None:
-    """Hashes are made when they are asked for: without them the same base is only shapes and numbers."""
+    """InputHashes are made when they are asked for: without them the same base is only shapes and numbers."""
     base, delta = another_base(tmp_path, known)
     report = Notes()
     apply_delta(base, delta, tmp_path / "out", recipe_file=recipe, report=report)

@@ -7,9 +7,8 @@ delivered. All shapes are matrices, rows times bytes per row; a vector is a matr
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 
 from deltaweights.checkpoint.checksums import Crc32, crc_mismatch
@@ -24,18 +23,17 @@ class Stacked:
     nbytes: int
 
     def read_into(self, out: memoryview, start: int) -> None:
-        for part, begin, pieces in _stacked(self.nbytes, start, len(out)):
+        for part, begin, pieces in self.split(start, len(out)):
             self.parts[part].read_into(out[pieces[0]], begin)
 
-
-def _stacked(nbytes: int, start: int, length: int) -> Iterator[tuple[int, int, list[slice]]]:
-    """Yield, for each part with some of the bytes ``[start, start + length)``: its number, the offset in it, and the slice."""
-    done = 0
-    while done < length:
-        part, begin = divmod(start + done, nbytes)
-        stop = min(length, done + nbytes - begin)
-        yield part, begin, [slice(done, stop)]
-        done = stop
+    def split(self, start: int, length: int) -> Iterator[tuple[int, int, list[slice]]]:
+        """Yield, for each part with some of the bytes ``[start, start + length)``: its number, the offset in it, and the slice."""
+        done = 0
+        while done < length:
+            part, begin = divmod(start + done, self.nbytes)
+            stop = min(length, done + self.nbytes - begin)
+            yield part, begin, [slice(done, stop)]
+            done = stop
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class SideBySide:
     width: int
 
     def read_into(self, out: memoryview, start: int) -> None:
-        for part, begin, pieces in _side_by_side(self.width, len(self.parts), start, len(out)):
+        for part, begin, pieces in self.split(start, len(out)):
             source, views = self.parts[part], [out[piece] for piece in pieces]
             if isinstance(source, ContiguousSource):
                 source.file.scatter_into(views, source.offset + begin)
@@ -55,18 +53,17 @@ class SideBySide:
             for view, at in zip(views, ends, strict=False):
                 source.read_into(view, at)
 
-
-def _side_by_side(width: int, parts: int, start: int, length: int) -> Iterator[tuple[int, int, list[slice]]]:
-    """Yield, for each part with some of the bytes ``[start, start + length)``: its number, the offset in it, and the slices."""
-    row_bytes = width * parts
-    row = start // row_bytes
-    for part in range(parts):
-        places = range(row * row_bytes + part * width - start, length, row_bytes)
-        pieces = [slice(max(place, 0), min(place + width, length)) for place in places if place + width > 0]
-        if pieces:
-            skipped = len(places) - len(pieces)  # 1 if this part's bytes of the first row come before ``start``
-            begin = (row + skipped) * width + pieces[0].start - places[skipped]
-            yield part, begin, pieces
+    def split(self, start: int, length: int) -> Iterator[tuple[int, int, list[slice]]]:
+        """Yield, for each part with some of the bytes ``[start, start + length)``: its number, the offset in it, and the slices."""
+        width, row_bytes = self.width, self.width * len(self.parts)
+        row = start // row_bytes
+        for part in range(len(self.parts)):
+            places = range(row * row_bytes + part * width - start, length, row_bytes)
+            pieces = [slice(max(place, 0), min(place + width, length)) for place in places if place + width > 0]
+            if pieces:
+                skipped = len(places) - len(pieces)  # 1 if this part's bytes of the first row come before ``start``
+                begin = (row + skipped) * width + pieces[0].start - places[skipped]
+                yield part, begin, pieces
 
 
 @dataclass(frozen=True)
@@ -99,41 +96,28 @@ class RotaryRows:
 
 @dataclass(frozen=True)
 class JoinedChecksum:
-    """The checksums of parts that were joined, computed from the bytes of the whole.
-
-    ``names`` are the parts' files. ``split(start, length)`` says which slices of that range belong to which part.
-    """
+    """The checksums of the parts of ``whole``, computed from the bytes of the whole; ``names`` are the parts' files."""
 
     parts: tuple[Checksum, ...]
     names: tuple[str, ...]
-    split: Callable[[int, int], Iterator[tuple[int, int, list[slice]]]]
+    whole: Stacked | SideBySide
 
     def start(self) -> RunningChecksum:
         return _RunningJoined(self)
 
 
-def stacked_checksum(parts: tuple[Checksum, ...], names: tuple[str, ...], nbytes: int) -> JoinedChecksum:
-    """Return the checksums of the parts of ``Stacked``."""
-    return JoinedChecksum(parts, names, partial(_stacked, nbytes))
-
-
-def side_by_side_checksum(parts: tuple[Checksum, ...], names: tuple[str, ...], width: int) -> JoinedChecksum:
-    """Return the checksums of the parts of ``SideBySide``."""
-    return JoinedChecksum(parts, names, partial(_side_by_side, width, len(parts)))
-
-
 class _RunningJoined:
-    def __init__(self, whole: JoinedChecksum) -> None:
-        self._whole, self._running, self._done = whole, [part.start() for part in whole.parts], 0
+    def __init__(self, joined: JoinedChecksum) -> None:
+        self._joined, self._running, self._done = joined, [part.start() for part in joined.parts], 0
 
     def update(self, data: memoryview) -> None:
-        for part, _, pieces in self._whole.split(self._done, len(data)):
+        for part, _, pieces in self._joined.whole.split(self._done, len(data)):
             for piece in pieces:
                 self._running[part].update(data[piece])
         self._done += len(data)
 
     def fault(self) -> tuple[str, str] | None:
-        for name, running in zip(self._whole.names, self._running, strict=True):
+        for name, running in zip(self._joined.names, self._running, strict=True):
             fault = running.fault()
             if fault is not None:
                 return f"{fault[0]} in {name}", fault[1]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.layout import PARAMS
+from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.small_files import json_object
-from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.util.text import Json
+from deltaweights.errors import InputOutputError
 
 MAX_PARAMS = 64 * 1024
 
@@ -46,26 +45,29 @@ def read_params(directory: Directory) -> Params:
         remedy = "it comes with the weights, and says how many heads there are: put it beside them"
         raise InputOutputError("is missing beside Meta's weights", where=where, remedy=remedy)
     document = json_object(directory.read(PARAMS, MAX_PARAMS), where)
+    malformed = MalformedAt(where, "fetch it again")
 
     def size(key: str, default: int | None = None, most: int = MAX_SIZE) -> int:
         value = document.get(key, default)
         if type(value) is not int or not 1 <= value <= most:
-            raise _unusable(where, key, value, f"a whole number from 1 to {most}")
+            found = "nothing" if value is None else value
+            raise malformed(f"{key} is not usable", found, f"a whole number from 1 to {most}")
         return value
 
     dim, n_heads, epsilon = size("dim"), size("n_heads"), document.get("norm_eps")
     n_kv_heads = size("n_kv_heads", n_heads)
     if dim % (2 * n_heads) or n_heads % n_kv_heads:
         expected = f"an even part of dim {dim}, and a multiple of n_kv_heads {n_kv_heads}"
-        raise _unusable(where, "n_heads", n_heads, expected)
+        raise malformed("n_heads is not usable", n_heads, expected)
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-        raise _unusable(where, "norm_eps", epsilon, "a number between 0 and 1")
+        raise malformed("norm_eps is not usable", "nothing" if epsilon is None else epsilon, "a number between 0 and 1")
     vocabulary = None if document.get("vocab_size", -1) == -1 else size("vocab_size")
     hidden = None
     if "multiple_of" in document:
         factor = document.get("ffn_dim_multiplier", 1)
         if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < MAX_SIZE:
-            raise _unusable(where, "ffn_dim_multiplier", factor, "a number above 0")
+            found = "nothing" if factor is None else factor
+            raise malformed("ffn_dim_multiplier is not usable", found, "a number above 0")
         hidden = _hidden_dim(dim, size("multiple_of"), factor)
     return Params(
         dim=dim,
@@ -76,11 +78,6 @@ def read_params(directory: Directory) -> Params:
         vocab_size=vocabulary,
         hidden_dim=hidden,
     )
-
-
-def _unusable(where: Path, key: str, found: Json, expected: str) -> MalformedInput:
-    shown = "nothing" if found is None else found
-    return MalformedInput(f"{key} is not usable", where=where, found=shown, expected=expected, remedy="fetch it again")
 
 
 def _hidden_dim(dim: int, multiple_of: int, factor: float) -> int:

@@ -18,13 +18,13 @@ from pathlib import Path
 from deltaweights.checkpoint.checksums import Crc32
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.layout import META_PART, PARAMS
+from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.meta_llama.joined import (
+    JoinedChecksum,
     RotaryRows,
     RotaryRowsChecksum,
     SideBySide,
     Stacked,
-    side_by_side_checksum,
-    stacked_checksum,
 )
 from deltaweights.checkpoint.meta_llama.params import Params, read_params
 from deltaweights.checkpoint.tensors import (
@@ -116,13 +116,9 @@ def _check_heads(directory: Directory, params: Params, frequencies: LazyTensor) 
     wk would be put in the wrong order.
     """
     if frequencies.spec.count != params.head_dim // 2:
-        raise MalformedInput(
-            "n_heads does not fit the weights",
-            where=directory.path / PARAMS,
-            found=f"{params.head_dim // 2} rotary frequencies by n_heads {params.n_heads}",
-            expected=f"{frequencies.spec.count}, as {frequencies.spec.name} of {frequencies.file} has",
-            remedy=FETCH_AGAIN,
-        )
+        found = f"{params.head_dim // 2} rotary frequencies by n_heads {params.n_heads}"
+        expected = f"{frequencies.spec.count}, as {frequencies.spec.name} of {frequencies.file} has"
+        raise MalformedAt(directory.path / PARAMS, FETCH_AGAIN)("n_heads does not fit the weights", found, expected)
 
 
 def _expected_tensors(files: Sequence[WeightsFile], params: Params) -> Iterator[_MetaTensor]:
@@ -179,8 +175,7 @@ def _whole(whole: _MetaTensor, parts: Sequence[LazyTensor], head: int, path: Pat
     """Join the parts of a tensor."""
     dtypes = {part.spec.dtype for part in parts}
     if len(dtypes) > 1:
-        found = " and ".join(sorted(dtypes))
-        raise MalformedInput("parts disagree", where=path, tensor=whole.meta, found=found, remedy=FETCH_AGAIN)
+        raise MalformedAt(path, FETCH_AGAIN)("parts disagree", " and ".join(sorted(dtypes)), tensor=whole.meta)
     spec = TensorSpec(whole.name, parts[0].spec.dtype, whole.shape)
     if whole.split is Split.ROTARY_ROWS:
         parts = [_in_rotary_order(part, head) for part in parts]
@@ -195,12 +190,10 @@ def _join(parts: Sequence[LazyTensor], *, side_by_side: bool) -> tuple[ByteSourc
     sources = tuple(part.source for part in parts)
     checksums = tuple(part.checksum for part in parts if part.checksum is not None)
     names = tuple(part.file for part in parts)
-    have_checksums = len(checksums) == len(parts)
-    if side_by_side:
-        width = parts[0].spec.shape[1] * parts[0].spec.item_size
-        return SideBySide(sources, width), side_by_side_checksum(checksums, names, width) if have_checksums else None
-    nbytes = parts[0].spec.nbytes
-    return Stacked(sources, nbytes), stacked_checksum(checksums, names, nbytes) if have_checksums else None
+    first = parts[0].spec
+    width = first.shape[1] * first.item_size if side_by_side else 0
+    whole = SideBySide(sources, width) if side_by_side else Stacked(sources, first.nbytes)
+    return whole, JoinedChecksum(checksums, names, whole) if len(checksums) == len(parts) else None
 
 
 def _in_rotary_order(part: LazyTensor, head: int) -> LazyTensor:
@@ -215,14 +208,8 @@ def _refuse_different_copies(parts: Sequence[LazyTensor]) -> None:
     first, *others = parts
     for part in others:
         if _content(part) != _content(first):
-            raise MalformedInput(
-                "parts disagree",
-                where=part.path,
-                tensor=part.spec.name,
-                found="other values",
-                expected=f"those of {first.file}",
-                remedy=FETCH_AGAIN,
-            )
+            malformed = MalformedAt(part.path, FETCH_AGAIN)
+            raise malformed("parts disagree", "other values", f"those of {first.file}", tensor=part.spec.name)
 
 
 def _content(tensor: LazyTensor) -> bytes:
@@ -234,6 +221,4 @@ def _content(tensor: LazyTensor) -> bytes:
 def _misfit(
     weights: WeightsFile, tensor: str, problem: str, found: object = None, expected: object = None
 ) -> MalformedInput:
-    return MalformedInput(
-        problem, where=weights.file.path, tensor=tensor, found=found, expected=expected, remedy=FETCH_AGAIN
-    )
+    return MalformedAt(weights.file.path, FETCH_AGAIN)(problem, found, expected, tensor=tensor)

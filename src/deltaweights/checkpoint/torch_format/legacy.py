@@ -14,6 +14,7 @@ from blake3 import blake3
 
 from deltaweights.checkpoint.file_type import HEAD_BYTES, LEGACY_TORCH, is_tar
 from deltaweights.checkpoint.files import InputFile
+from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.tensors import WeightsFile
 from deltaweights.checkpoint.torch_format.pickled_types import PickledStorage
 from deltaweights.checkpoint.torch_format.state_dict import MAX_PICKLE, StateDictUnpickler
@@ -26,7 +27,6 @@ from deltaweights.checkpoint.torch_format.unpickler import (
     by_opcode,
     value_kind,
 )
-from deltaweights.errors import MalformedInput
 from deltaweights.util.limits import MOST_TENSORS
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -102,7 +102,7 @@ class _LegacyReader:
     """Runs the pickles one after the other, and checks that the storages behind them are all there and all used."""
 
     def __init__(self, file: InputFile) -> None:
-        self.file = file
+        self.file, self.refuse = file, MalformedAt(file.path, DOWNLOAD_AGAIN)
         self.head = bytearray()
         self.read_more()
 
@@ -132,18 +132,6 @@ class _LegacyReader:
             raise self.refuse("bytes after the last storage", f"{self.file.size - at} bytes", "none")
         tensors = {name: view_tensor(self.file, name, view, offsets[view.storage]) for name, view in views.items()}
         return WeightsFile(self.file, "torch-legacy", f"blake3:{digest.hexdigest()}", tensors)
-
-    def refuse(
-        self,
-        problem: str,
-        found: object = None,
-        expected: object = None,
-        remedy: str = DOWNLOAD_AGAIN,
-        tensor: str | None = None,
-    ) -> MalformedInput:
-        return MalformedInput(
-            problem, where=self.file.path, tensor=tensor, found=found, expected=expected, remedy=remedy
-        )
 
     # The pickles.
 

@@ -78,13 +78,14 @@ _STORAGES = {
     "Bool": "BOOL", "ComplexFloat": "C64",
 }  # fmt: skip
 
+_REBUILD = (
+    "_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3",
+    "_rebuild_parameter", "_rebuild_parameter_with_state",
+)  # fmt: skip
+
 GLOBALS: dict[str, object] = {
     "collections OrderedDict": Function("OrderedDict"),
-    "torch._utils _rebuild_tensor": Function("_rebuild_tensor"),
-    "torch._utils _rebuild_tensor_v2": Function("_rebuild_tensor_v2"),
-    "torch._utils _rebuild_tensor_v3": Function("_rebuild_tensor_v3"),
-    "torch._utils _rebuild_parameter": Function("_rebuild_parameter"),
-    "torch._utils _rebuild_parameter_with_state": Function("_rebuild_parameter_with_state"),
+    **{f"torch._utils {name}": Function(name) for name in _REBUILD},
     "torch.storage UntypedStorage": StorageType(None),
     **{f"torch {name}Storage": StorageType(dtype) for name, dtype in _STORAGES.items()},
     **{f"torch {name}": DType(dtype) for name, dtype in _DTYPES.items()},
@@ -98,10 +99,6 @@ REFUSED_GLOBALS = {
     "_rebuild_meta_tensor_no_storage": "a meta tensor, which has no data",
     "_rebuild_wrapper_subclass": "a tensor subclass",
     "_rebuild_from_type_v2": "a tensor subclass, or a tensor with attributes",
-    "QInt8Storage": "a quantized tensor",
-    "QUInt8Storage": "a quantized tensor",
-    "QInt32Storage": "a quantized tensor",
-    "QUInt4x2Storage": "a quantized tensor",
-    "QUInt2x4Storage": "a quantized tensor",
+    **{f"Q{kind}Storage": "a quantized tensor" for kind in ("Int8", "UInt8", "Int32", "UInt4x2", "UInt2x4")},
     "ComplexDoubleStorage": "a complex128 tensor, which no safetensors file can hold",
 }

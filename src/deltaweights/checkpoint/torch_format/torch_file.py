@@ -11,13 +11,13 @@ from blake3 import blake3
 from deltaweights.checkpoint.checksums import Crc32, with_whole_file_checksum
 from deltaweights.checkpoint.file_type import LEGACY_TORCH
 from deltaweights.checkpoint.files import InputFile
+from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.tensors import ContiguousSource, LazyTensor, WeightsFile, stored_bytes
 from deltaweights.checkpoint.torch_format.legacy import read_legacy
 from deltaweights.checkpoint.torch_format.pickled_types import TensorView
 from deltaweights.checkpoint.torch_format.state_dict import MAX_PICKLE, read_state_dict
 from deltaweights.checkpoint.torch_format.strided import view_tensor
 from deltaweights.checkpoint.zip_format.archive import Archive, Member, read_archive
-from deltaweights.errors import MalformedInput
 
 NO_CHECKSUMS = "records no checksums, so damage to its weights cannot be noticed"
 """The note on a legacy file, and on an archive written under ``torch.serialization.set_crc32_options(False)``."""
@@ -53,7 +53,7 @@ class _ZipReader:
     """Matches the archive's members with the pickle's tensors; every member must be accounted for."""
 
     def __init__(self, file: InputFile, archive: Archive) -> None:
-        self.file = file
+        self.file, self.refuse = file, MalformedAt(file.path, _DOWNLOAD_AGAIN)
         self.directory = archive.directory
         # An empty member's CRC is zero; a pickle is never empty, and its CRC is zero only by design.
         self.has_checksums = any(member.crc32 for member in archive.members)
@@ -73,18 +73,6 @@ class _ZipReader:
             return weights
         extra = tuple(self.extra_checksums(tensors, storages))
         return replace(weights, checks=("header", "crc32"), extra_checksums=extra)
-
-    def refuse(
-        self,
-        problem: str,
-        found: object = None,
-        expected: object = None,
-        remedy: str = _DOWNLOAD_AGAIN,
-        tensor: str | None = None,
-    ) -> MalformedInput:
-        return MalformedInput(
-            problem, where=self.file.path, tensor=tensor, found=found, expected=expected, remedy=remedy
-        )
 
     # Members.
 

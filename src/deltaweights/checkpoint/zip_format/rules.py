@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from deltaweights.checkpoint.files import InputFile
-from deltaweights.errors import MalformedInput
+from deltaweights.checkpoint.malformed import MalformedAt
 
 STORED, DEFLATED = 0, 8
 METHODS = {STORED: "stored", DEFLATED: "deflated"}
@@ -87,9 +87,7 @@ class ZipInput:
     file: InputFile
     rules: ZipRules
 
-    def refuse(
-        self, problem: str, found: object = None, expected: object = None, remedy: str | None = None
-    ) -> MalformedInput:
-        """Return the error to raise for ``problem``."""
-        remedy = self.rules.remedy if remedy is None else remedy
-        return MalformedInput(problem, where=self.file.path, found=found, expected=expected, remedy=remedy)
+    @property
+    def refuse(self) -> MalformedAt:
+        """Makes the errors about this archive."""
+        return MalformedAt(self.file.path, self.rules.remedy)

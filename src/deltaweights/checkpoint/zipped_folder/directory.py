@@ -16,9 +16,8 @@ from deltaweights.checkpoint.files import FileSlice, InputFile, LocalFile, Memor
 from deltaweights.checkpoint.index import read_index
 from deltaweights.checkpoint.layout import HF_WEIGHTS, MAIN_FILES, META_PART, PARAMS
 from deltaweights.checkpoint.projector import FILE as PROJECTOR
-from deltaweights.checkpoint.zip_format.archive import Member, read_archive
+from deltaweights.checkpoint.zip_format.archive import Member, read_archive, read_member
 from deltaweights.checkpoint.zip_format.central_directory import read_directory
-from deltaweights.checkpoint.zip_format.member_content import read_member
 from deltaweights.checkpoint.zip_format.rules import ANY_ZIP, FOLDER_ZIP, STORED, ZipInput
 from deltaweights.checkpoint.zipped_folder.find_checkpoint import find_checkpoint, is_main_weights, refuse_bomb
 from deltaweights.checkpoint.zipped_folder.unpack import unpack

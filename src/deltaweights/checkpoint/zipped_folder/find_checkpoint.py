@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from deltaweights.checkpoint.layout import MAIN_FILES, META_PART
+from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.zip_format.archive import Member
 from deltaweights.checkpoint.zip_format.rules import FOLDER_ZIP
 from deltaweights.errors import MalformedInput
@@ -62,12 +63,10 @@ def find_checkpoint(where: Path, members: Iterable[Member]) -> tuple[str, dict[s
     for name in inside:
         length = len(name.encode())
         if length > MAX_NAME:
-            raise _refusal(where, "file name is too long", f"{length} bytes: {name[:80]}", f"at most {MAX_NAME}")
+            raise MalformedAt(where, _TRUSTED)(
+                "file name is too long", f"{length} bytes: {name[:80]}", f"at most {MAX_NAME}"
+            )
     return folders[0], inside
-
-
-def _refusal(where: Path, problem: str, found: str, expected: str) -> MalformedInput:
-    return MalformedInput(problem, where=where, found=found, expected=expected, remedy=_TRUSTED)
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -94,11 +93,11 @@ def _no_weights(where: Path, names: list[str]) -> MalformedInput:
 
 def _refuse_names(where: Path, members: Iterable[Member]) -> None:
     """Refuse paths that mean something else on other systems, and two that are equal on some file systems."""
+    malformed = MalformedAt(where, FOLDER_ZIP.remedy)
     for member in members:
         if re.match("[A-Za-z]:", member.name) or len(member.name) > MAX_PATH:
-            found, expected = member.name[:80], f"a plain relative path of at most {MAX_PATH} characters"
-            problem, remedy = "unsafe name of a zip member", FOLDER_ZIP.remedy
-            raise MalformedInput(problem, where=where, found=found, expected=expected, remedy=remedy)
+            expected = f"a plain relative path of at most {MAX_PATH} characters"
+            raise malformed("unsafe name of a zip member", member.name[:80], expected)
     # Sorted like this, all paths below one folder follow each other, directly after a file of the folder's name.
     names = sorted(
         (member.name for member in members), key=lambda name: (folded(name.rstrip("/")).replace("/", "\0"), name)
@@ -108,14 +107,9 @@ def _refuse_names(where: Path, members: Iterable[Member]) -> None:
             if folded(here) != folded(there):
                 break
             if here != there:
-                raise _same_name(where, one, other)
+                raise malformed("two members of the zip with one name", f"{one} and {other}")
         else:
-            raise _same_name(where, one, other)
-
-
-def _same_name(where: Path, one: str, other: str) -> MalformedInput:
-    problem = "two members of the zip with one name"
-    return MalformedInput(problem, where=where, found=f"{one} and {other}", remedy=FOLDER_ZIP.remedy)
+            raise malformed("two members of the zip with one name", f"{one} and {other}")
 
 
 def folded(path: str) -> str:
@@ -129,11 +123,11 @@ def _refuse_sizes(where: Path, members: Sequence[Member]) -> None:
     for member in members:
         if member.size > MAX_BYTES:
             problem, expected = f"zip member {member.name} is too large", f"at most {human_bytes(MAX_BYTES)}"
-            raise _refusal(where, problem, human_bytes(member.size), expected)
+            raise MalformedAt(where, _TRUSTED)(problem, human_bytes(member.size), expected)
     total = sum(member.size for member in members)
     if total > MAX_TOTAL:
         problem, expected = "the members of the zip are too large", f"at most {human_bytes(MAX_TOTAL)}"
-        raise _refusal(where, problem, human_bytes(total), expected)
+        raise MalformedAt(where, _TRUSTED)(problem, human_bytes(total), expected)
     for member in members:
         if member.size > MAX_RATIO * member.packed:
             raise _bomb(where, f"zip member {member.name} is a bomb", member.packed, member.size, MAX_RATIO)
@@ -150,8 +144,10 @@ def refuse_bomb(where: Path, weights: Collection[Member], beside: Collection[Mem
     size = sum(member.size for member in beside)
     if size > MAX_BESIDE:
         problem, expected = "the files beside the weights are too large", f"at most {human_bytes(MAX_BESIDE)}"
-        raise _refusal(where, problem, human_bytes(size), expected)
+        raise MalformedAt(where, _TRUSTED)(problem, human_bytes(size), expected)
 
 
 def _bomb(where: Path, problem: str, packed: int, size: int, most: int) -> MalformedInput:
-    return _refusal(where, problem, f"{packed} bytes that unpack to {size}", f"at most {most} times as many")
+    return MalformedAt(where, _TRUSTED)(
+        problem, f"{packed} bytes that unpack to {size}", f"at most {most} times as many"
+    )

@@ -6,12 +6,13 @@ import contextlib
 import os
 import shutil
 import stat
+import tempfile
 import zlib
 from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
 
 from deltaweights.checkpoint.files import InputFile, LocalFile
-from deltaweights.checkpoint.zip_format.archive import Member
-from deltaweights.checkpoint.zip_format.member_content import read_member
+from deltaweights.checkpoint.zip_format.archive import Member, read_member
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
@@ -106,12 +107,10 @@ def _is_whole(folder: OpenFolder, name: str, member: Member) -> Generator[int, N
         file = LocalFile(path, folder.open(name))
     except OSError as error:
         raise InputOutputError.from_os(error, path, "open") from error
-    try:
+    with contextlib.closing(file):
         for piece in file.chunks():
             crc = zlib.crc32(piece, crc)
             yield len(piece)
-    finally:
-        file.close()
     return crc == member.crc32
 
 
@@ -135,3 +134,31 @@ def _write(file: InputFile, member: Member, folder: OpenFolder, name: str) -> It
         if isinstance(error, OSError):
             raise InputOutputError.from_os(error, folder.path / name, "unpack", KEPT) from error
         raise
+
+
+class TemporaryUnpacker:
+    """An ``Unpacker`` whose folders are made on demand in ``TMPDIR``, and removed at the end."""
+
+    copies = 1
+
+    def __init__(self) -> None:
+        self._root: Path | None = None
+
+    def folder(self, role: str) -> OpenFolder:
+        """Make the folder for the checkpoint of that role. Raises ``InputOutputError``."""
+        try:
+            if self._root is None:
+                self._root = Path(tempfile.mkdtemp(prefix="deltaweights-"))
+            path = self._root / role.replace(" ", "-")
+            path.mkdir()
+        except OSError as error:
+            raise InputOutputError.from_os(error, tempfile.gettempdir(), "make a folder to unpack in") from error
+        return OpenFolder.at(path, follow=False)
+
+    def __enter__(self) -> TemporaryUnpacker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._root is not None:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(self._root)
