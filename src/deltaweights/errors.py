@@ -102,7 +102,7 @@ class InputOutputError(DeltaweightsError):
 
 
 @contextmanager
-def os_errors_as_ours(where: str | Path, doing: str) -> Iterator[None]:
+def wrap_os_errors(where: str | Path, doing: str) -> Iterator[None]:
     """Convert each ``OSError`` in the body, which is ``doing`` something with ``where``, to an ``InputOutputError``."""
     try:
         yield

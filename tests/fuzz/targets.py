@@ -1,7 +1,4 @@
-"""Everything that reads bytes from strangers, each as a function of bytes, with sound examples to begin from.
-
-Enters: nothing. Leaves: targets by name. Never: what is due for all of them; that is ``tests/fuzz/law.py``.
-"""
+"""All readers of bytes from strangers, each as a function of bytes, with sound examples to start from."""
 
 from __future__ import annotations
 
@@ -65,7 +62,7 @@ WHERE = Path("given")
 
 @dataclass(frozen=True)
 class Target:
-    """What reads: ``read(data)``; and ``examples()``, what it should read without a word."""
+    """A reader: ``read(data)``, and ``examples()`` that it must accept."""
 
     read: Callable[[bytes], object]
     examples: Callable[[], list[bytes]]
@@ -80,15 +77,12 @@ class Held(Directory):
         self._files = files
 
     def names(self) -> list[str]:
-        """See ``Directory``."""
         return sorted(self._files)
 
     def has(self, name: str) -> bool:
-        """See ``Directory``."""
         return name in self._files
 
     def open(self, name: str) -> InputFile:
-        """See ``Directory``."""
         if name not in self._files:
             raise InputOutputError("not there", where=self.path / name)
         return MemoryFile(self.path / name, self._files[name])
@@ -96,7 +90,7 @@ class Held(Directory):
 
 @cache
 def scratch() -> Path:
-    """Return a folder of this process, for readers that want a path."""
+    """Return a folder of this process, for readers that need a path."""
     return Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))  # noqa: S108
 
 
@@ -104,13 +98,13 @@ def scratch() -> Path:
 
 
 def read_all(weights: WeightsFile) -> None:
-    """Read every tensor of a few bytes, and hold it against its checksum."""
+    """Read every small tensor, and compare it with its checksum."""
     for tensor in [*weights.tensors.values(), *weights.extra_checksums]:
         read_tensor(tensor)
 
 
 def read_tensor(tensor: LazyTensor) -> None:
-    """Read a tensor of a few bytes."""
+    """Read a small tensor."""
     if tensor.spec.nbytes <= 2**20:
         tensor.source.read_into(memoryview(bytearray(tensor.spec.nbytes)), 0)
         verify_checksum(tensor)
@@ -198,7 +192,7 @@ def read_a_config(data: bytes) -> None:
 
 
 def read_a_tokenizer(data: bytes) -> None:
-    """Read one file of a tokenizer after another: they are told apart by a line, their names and contents by another."""
+    """Read the files of a tokenizer, which are separated by one line, and names from contents by another."""
     files = dict(part.partition(b"\n")[::2] for part in data.split(b"\n\0\n"))
     read_files({name.decode("utf-8", "replace"): content for name, content in files.items()}, WHERE)
 
@@ -218,7 +212,7 @@ def read_a_journal(data: bytes) -> None:
 
 @dataclass(frozen=True)
 class Told(Access):
-    """A Hub that answers ``answer``."""
+    """A Hub with the answer ``answer``."""
 
     answer: bytes = b""
 
@@ -227,7 +221,7 @@ class Told(Access):
 
 
 def read_an_answer(data: bytes) -> None:
-    """Read what a Hub says of a repository."""
+    """Read a Hub's answer about a repository."""
     Told("https://hub", None, WHERE, offline=False, answer=data).list_files(HubId("org/name"))
 
 
@@ -250,7 +244,7 @@ def of_indexes() -> list[bytes]:
 
 @cache
 def merged() -> Path:
-    """Merge a small pair; leave the fragments of its shards beside the result."""
+    """Merge a small pair; put the fragments of its shards beside the result."""
     base = base_tensors(layers=1, vocabulary=8, hidden=8)
     paths = save(base, checkpoint().parent / f"{scratch().name}-base", "safetensors", 1), checkpoint()
     target = checkpoint().parent / f"{scratch().name}-merged"
@@ -353,7 +347,7 @@ def of_bundles() -> list[bytes]:
 
 @cache
 def ending_of_a_part() -> bytes:
-    """Return what a part of a small merge leaves about the rest of it."""
+    """Return what a part of a small merge leaves for the process that finishes it."""
     base = base_tensors(layers=1, vocabulary=8, hidden=8)
     folder = checkpoint().parent
     target = folder / f"{scratch().name}-parted"

@@ -1,4 +1,4 @@
-"""Row 82 of the table: a cache of the Hub that others write, too."""
+"""Row 82 of the table: a Hub cache that others write to."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CHANGES = delta_tensors(WEIGHTS)
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubServer]:
-    """Serve a pair in safetensors of one shard, which record no checksums."""
+    """Serve a pair in one safetensors file each, which has no checksums."""
     base, delta = (save(t, tmp_path / name, "safetensors", 1) for name, t in (("b", WEIGHTS), ("d", CHANGES)))
     with HubServer({BASE: base, DELTA: delta}) as served:
         yield served
@@ -46,7 +46,7 @@ def hub(tmp_path: Path) -> Iterator[HubServer]:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hub: HubServer) -> Iterator[Machine]:
-    """Return a machine whose cache others can look into."""
+    """Return a machine whose cache others can enter."""
     with common_folder() as folder:
         yield Machine(monkeypatch, folder, hub)
     forget_connections()
@@ -63,7 +63,7 @@ def blob(machine: Machine, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Keep which files of the cache are hashed."""
+    """Record which files of the cache are hashed."""
     names: list[str] = []
     real = hub_directory._hash_of
 
@@ -76,7 +76,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def flip(blob: Path) -> bytes:
-    """Change a weight in place, and leave size and time as they were; return what is there now."""
+    """Change a weight in place, keeping size and time; return the new bytes."""
     before, content = blob.stat(), bytearray(blob.read_bytes())
     content[-1] ^= 1
     with blob.open("r+b") as file:
@@ -86,7 +86,7 @@ def flip(blob: Path) -> bytes:
 
 
 def plant(blob: Path) -> None:
-    """Leave the note that earlier versions kept in the cache, of the blob as it is."""
+    """Write the note that earlier versions kept in the cache about a blob."""
     found = blob.stat()
     times = {"mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
     note = {"blob": {"size": found.st_size, "inode": found.st_ino, **times}, "arrival": None}
@@ -96,7 +96,7 @@ def plant(blob: Path) -> None:
 
 
 def states_of(machine: Machine) -> Path:
-    """Return where the notes are."""
+    """Return the folder of the notes."""
     return machine.folder / "state" / "deltaweights" / "verified"
 
 
@@ -105,7 +105,7 @@ def states_of(machine: Machine) -> Path:
 
 @pytest.mark.trust
 def test_row82_a_tampered_blob_and_a_planted_note(machine: Machine, hub: HubServer, blob: Path) -> None:
-    """A note in the cache is worth nothing: offline the run ends with 5, else the file is fetched again."""
+    """A note in the cache is ignored: offline the run ends with 5, otherwise the file is fetched again."""
     flip(blob)
     plant(blob)
     target = machine.folder / "out"
@@ -122,7 +122,7 @@ def test_row82_a_tampered_blob_and_a_planted_note(machine: Machine, hub: HubServ
 
 @pytest.mark.trust
 def test_row82_paths_into_a_cache(machine: Machine, blob: Path) -> None:
-    """The name of a blob is no hash of it: not for --require-verified, the manifest or ``inspect``; a hash that is made is."""
+    """A blob's name is not trusted as its hash, in --require-verified, the manifest or ``inspect``; a computed hash is."""
     tampered = hashlib.sha256(flip(blob)).hexdigest()
     plant(blob)
     snapshots = {name: next((machine.repository(name) / "snapshots").iterdir()) for name in (BASE, DELTA)}
@@ -142,7 +142,7 @@ def test_row82_paths_into_a_cache(machine: Machine, blob: Path) -> None:
 
 @pytest.mark.trust
 def test_row82_a_snapshot_that_links_to_another_blob(machine: Machine, blob: Path) -> None:
-    """Offline, what this user was told of a commit's files counts, not the links of the cache: the blob's hash is its own."""
+    """Offline, this user's notes about a commit's files are used, not the links of the cache; each blob is hashed itself."""
     tampered = bytearray(blob.read_bytes())
     tampered[-1] ^= 1
     other = blob.with_name(hashlib.sha256(tampered).hexdigest())
@@ -164,7 +164,7 @@ def test_row82_a_snapshot_that_links_to_another_blob(machine: Machine, blob: Pat
 @pytest.mark.trust
 @pytest.mark.parametrize("how", ["mode", "owner", "link", "file"])
 def test_row82_notes_that_others_could_write(machine: Machine, blob: Path, hashed: list[str], how: str) -> None:
-    """A folder of notes that is not the user's alone counts for nothing, and that is said once."""
+    """A folder of notes that others can write to is ignored, with one remark."""
     folder = states_of(machine)
     assert folder.stat().st_mode & 0o777 == 0o700
     machine.fetch(BASE)
@@ -191,7 +191,7 @@ def test_row82_notes_that_others_could_write(machine: Machine, blob: Path, hashe
 @pytest.mark.trust
 @pytest.mark.parametrize("how", ["link", "other", "long", "no-note"])
 def test_row82_notes_that_are_none(machine: Machine, blob: Path, hashed: list[str], how: str) -> None:
-    """A note that is a link, somebody else's, or no note is none."""
+    """A note that is a link, somebody else's, or malformed is ignored."""
     for path in states_of(machine).iterdir():
         if how == "link":
             path.rename(machine.folder / path.name)
@@ -210,7 +210,7 @@ def test_row82_notes_that_are_none(machine: Machine, blob: Path, hashed: list[st
 def test_without_a_place_for_notes(
     machine: Machine, blob: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """Where no notes can be kept, files are hashed in each run, and that is said once, as a remark."""
+    """Where no notes can be kept, files are hashed in each run, with one remark."""
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.delenv("HOME")
     if how == "read-only":
@@ -231,7 +231,7 @@ def test_without_a_place_for_notes(
 
 
 def test_notes_are_where_xdg_has_them(machine: Machine, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without XDG_STATE_HOME, or with a relative one, they are below ~/.local/state."""
+    """Without XDG_STATE_HOME, or with a relative one, notes are below ~/.local/state."""
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
     monkeypatch.setenv("HOME", str(machine.folder / "me"))
     (machine.folder / "me").mkdir()
@@ -241,7 +241,7 @@ def test_notes_are_where_xdg_has_them(machine: Machine, hub: HubServer, monkeypa
 
 
 def test_a_note_is_of_one_file_as_it_was(tmp_path: Path) -> None:
-    """Another hash, user, device, inode, size or time makes a note none of this file."""
+    """A note with another hash, user, device, inode, size or time does not apply to the file."""
     blob = tmp_path / "blob"
     blob.write_bytes(b"weights")
     records, found = VerificationRecords(Said()), blob.stat()
@@ -270,7 +270,7 @@ def test_a_note_is_of_one_file_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_file_that_others_may_write_is_noted_once_it_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Changes that follow each other closely may have one time, so that a note of the first would hold for the second."""
+    """Two quick changes may have the same time, so that a note about the first would apply to the second."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     blob, records = tmp_path / "blob", VerificationRecords(Said())
     blob.write_bytes(b"weights")
@@ -283,7 +283,7 @@ def test_a_file_that_others_may_write_is_noted_once_it_rests(tmp_path: Path, mon
     assert records.find(blob, "key", found) is not None
 
 
-# Files that others own or write.
+# Files that others own or can write to.
 
 TAMPER = """
 import os, sys
@@ -302,7 +302,7 @@ os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
 @needs_other_user
 @pytest.mark.trust
 def test_row82_the_owner_of_a_blob_tampers_after_the_note(machine: Machine, blob: Path, hashed: list[str]) -> None:
-    """A blob of somebody else's that was verified, and noted, is hashed again when he changed it and set its time back."""
+    """A verified blob is hashed again after its owner changed it and set its time back."""
     os.chown(blob, OTHER, OTHER)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("time.time_ns", lambda: blob.stat().st_ctime_ns + 61 * 10**9)
@@ -321,7 +321,7 @@ def test_row82_the_owner_of_a_blob_tampers_after_the_note(machine: Machine, blob
 @pytest.mark.trust
 @pytest.mark.parametrize("kind", ["of-the-cache", "hashed"])
 def test_row82_the_owner_tampers_while_it_is_read(machine: Machine, blob: Path, kind: str) -> None:
-    """What is changed after it was hashed ends the run, although size and time of modification are as before."""
+    """A file that changes after it was hashed ends the run, even with the same size and modification time."""
     os.chown(blob, OTHER, OTHER)
     if kind == "of-the-cache":
         file: LocalFile = VerifiedFile(blob, blob, blob.name)
@@ -336,7 +336,7 @@ def test_row82_the_owner_tampers_while_it_is_read(machine: Machine, blob: Path, 
 
 
 def test_a_link_more_is_no_change(tmp_path: Path) -> None:
-    """What changes only the links or the mode of a file of one's own is no change of its content."""
+    """A change of only the link count or mode of one's own file does not count as a change of its content."""
     path = tmp_path / "blob"
     path.write_bytes(b"weights")
     file = VerifiedFile(path, path, None)
@@ -349,11 +349,11 @@ def test_a_link_more_is_no_change(tmp_path: Path) -> None:
     file.close()
 
 
-# What lies where a download gathers its pieces.
+# Files where a download keeps its pieces.
 
 
 def begun_by_others(blob: Path, size: int) -> dict[Path, bytes]:
-    """Leave a download of which all pieces are said to be here; return what must stay as it is."""
+    """Leave a download whose pieces are all marked as complete; return what must not change."""
     incomplete = blob.with_name(f"{blob.name}.deltaweights.incomplete")
     incomplete.write_bytes(bytes(size))
     incomplete.with_suffix(".pieces").write_bytes(b"0" * 32 + b"\1" * (size // DISK_PIECE + 1))
@@ -365,7 +365,7 @@ def begun_by_others(blob: Path, size: int) -> dict[Path, bytes]:
 @pytest.mark.trust
 @pytest.mark.parametrize("owner", [OTHER, None])
 def test_row82_pieces_of_others(machine: Machine, blob: Path, owner: int | None) -> None:
-    """A download that somebody else began, or may write, is not gone on with: what would be read of it may change once more."""
+    """A download that somebody else started, or can write to, is not resumed: its bytes may change again."""
     size = blob.stat().st_size
     blob.unlink()
     planted = begun_by_others(blob, size)
@@ -383,7 +383,7 @@ def test_row82_pieces_of_others(machine: Machine, blob: Path, owner: int | None)
 
 @pytest.mark.parametrize("how", ["hard-link", "link", "link-of-marks"])
 def test_downloads_write_into_no_file_of_the_users(tmp_path: Path, how: str) -> None:
-    """A name for pieces that is another name, or a link, of a file of the user's leaves that file as it is."""
+    """Where the pieces' name is a hard or symbolic link to a file of the user's, that file does not change."""
     (tmp_path / "blobs").mkdir()
     thesis, path = tmp_path / "thesis", tmp_path / "blobs" / "abc.deltaweights.incomplete"
     thesis.write_text("years")
@@ -403,7 +403,7 @@ def test_downloads_write_into_no_file_of_the_users(tmp_path: Path, how: str) -> 
 
 
 def test_marks_that_become_a_link_are_not_written(tmp_path: Path) -> None:
-    """What is forgotten after a download is forgotten in its own marks, whatever has their name by then."""
+    """After a download its own marks are cleared, even if their name leads to something else by then."""
     (tmp_path / "blobs").mkdir()
     thesis, path = tmp_path / "thesis", tmp_path / "blobs" / "abc.deltaweights.incomplete"
     thesis.write_bytes(b"\1" * 100)
@@ -416,13 +416,13 @@ def test_marks_that_become_a_link_are_not_written(tmp_path: Path) -> None:
     assert thesis.read_bytes() == b"\1" * 100
 
 
-# Folders of the cache that primary elsewhere.
+# Folders of the cache that lead elsewhere.
 
 
 @pytest.mark.trust
 @pytest.mark.parametrize("name", ["blobs", "snapshots", "refs", "snapshot", "refs/pr"])
-def test_row82_folders_that_primary_elsewhere(tmp_path: Path, name: str) -> None:
-    """Where a folder of the cache is a link, nothing is made, replaced or removed in what it leads to."""
+def test_row82_folders_that_lead_elsewhere(tmp_path: Path, name: str) -> None:
+    """Where a folder of the cache is a link, nothing is created, replaced or removed in the folder that it leads to."""
     cache, precious, commit = RepoCache.of(tmp_path, BASE), tmp_path / "precious", "a" * 40
     precious.mkdir()
     for each in ("main", "1", "config.json", commit):
@@ -450,7 +450,7 @@ def test_row82_folders_that_primary_elsewhere(tmp_path: Path, name: str) -> None
 
 @pytest.mark.parametrize("kind", ["fifo", "long"])
 def test_a_branch_that_is_no_commit(tmp_path: Path, kind: str) -> None:
-    """What stands for a branch and is a FIFO, or endless, is not waited for: the cache has no such commit."""
+    """A branch file that is a FIFO, or endless, is ignored: the cache has no such commit."""
     cache = RepoCache.of(tmp_path, BASE)
     cache.create()
     if kind == "fifo":
@@ -465,7 +465,7 @@ def test_a_branch_that_is_no_commit(tmp_path: Path, kind: str) -> None:
 def test_row82_blobs_that_primary_out_of_the_cache(
     machine: Machine, blob: Path, tmp_path: Path, hashed: list[str], *, shared: bool
 ) -> None:
-    """A blob that is a link to a file of the user's is fetched again, or refused offline (5); the file's hash is not said."""
+    """A blob that is a link to a file of the user's is fetched again, or refused offline (5); the file's hash is not printed."""
     content, secret = blob.read_bytes(), tmp_path / "secret"
     secret.write_bytes(b"correct horse battery staple")
     link = blob
@@ -494,7 +494,7 @@ def test_row82_blobs_that_primary_out_of_the_cache(
 
 
 def test_a_damaged_blob_that_cannot_be_removed(machine: Machine, blob: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends the run, and is not found again and again."""
+    """A damaged blob that cannot be removed ends the run, which does not loop."""
     flip(blob)
 
     def refuse(path: Path, *, missing_ok: bool = False) -> None:
@@ -506,7 +506,7 @@ def test_a_damaged_blob_that_cannot_be_removed(machine: Machine, blob: Path, mon
 
 
 def test_blobs_that_models_share(machine: Machine, blob: Path, tmp_path: Path) -> None:
-    """A blob that is itself a link, as in caches with one store for all models, is known by its own name offline, too."""
+    """A blob that is a link, as in caches with one store for all models, is found by its own name offline, too."""
     shared = machine.cache / "blobs" / "ab"
     shared.mkdir(parents=True)
     shutil.move(blob, shared / ("ab" * 32))

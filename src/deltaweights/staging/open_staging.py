@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy, os_errors_as_ours
+from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy, wrap_os_errors
 from deltaweights.staging.location import FRAGMENTS, JOURNAL, REPLACED, UNPACKED, TargetLocation
 from deltaweights.staging.ownership import MAX_OWNERSHIP, OWNERSHIP, is_ownership_record, new_ownership_record
 from deltaweights.staging.target_contents import Contents, contents_of, refuse_content
@@ -195,7 +195,7 @@ def _keeps_permissions(root: OpenFolder, mode: int) -> bool:
 
 def _status_of_new_folder(parent: OpenFolder, name: str) -> os.stat_result:
     probe = f"{name}.{secrets.token_hex(8)}"
-    with os_errors_as_ours(parent.path, "make a folder"):
+    with wrap_os_errors(parent.path, "make a folder"):
         os.mkdir(probe, PRIVATE, dir_fd=parent.fd)
         try:
             return os.stat(probe, dir_fd=parent.fd, follow_symlinks=False)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 
 from deltaweights.checkpoint.files import LocalFile
-from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy, os_errors_as_ours
+from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy, wrap_os_errors
 from deltaweights.manifest.records import Fragment
 from deltaweights.merge.plan import Plan, Shard
 from deltaweights.staging.location import COMPANIONS, ENDING, FRAGMENTS, PLAN, SHARDS
@@ -99,7 +99,7 @@ class StagedShards:
     def open(self, shard: str) -> LocalFile:
         """Open a shard for reading. Raises ``InputOutputError``."""
         path = self.shards.path / shard
-        with os_errors_as_ours(path, "open"):
+        with wrap_os_errors(path, "open"):
             return LocalFile(path, self.shards.open(shard))
 
     def sha256(self, shard: str) -> str:

@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from deltaweights.errors import InputOutputError, os_errors_as_ours
+from deltaweights.errors import InputOutputError, wrap_os_errors
 
 RENAME_EXCHANGE = 2
 """From linux/fs.h."""
@@ -56,5 +56,5 @@ def free_bytes(folder: Path) -> int:
     """Return the bytes that a user can still write where ``folder`` is, or will be created. Raises ``InputOutputError``."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    with os_errors_as_ours(folder, "look at the disk"):
+    with wrap_os_errors(folder, "look at the disk"):
         return shutil.disk_usage(folder).free

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from deltaweights.errors import InputOutputError, MalformedInput, os_errors_as_ours
+from deltaweights.errors import InputOutputError, MalformedInput, wrap_os_errors
 from deltaweights.util.disk import exchange_names, flush
 
 LOSES_DATA = "the disk, or the connection to it, loses data: repair it or use another one"
@@ -40,7 +40,7 @@ class OpenFolder:
     def at(cls, path: Path, *, follow: bool = True) -> OpenFolder:
         """Open the folder at ``path``; unless ``follow``, its last component must not be a symbolic link."""
         flags = _FOLDER | (0 if follow else os.O_NOFOLLOW)
-        with os_errors_as_ours(path, "open the folder"):
+        with wrap_os_errors(path, "open the folder"):
             return cls(_open_folder(str(path), flags, None), path)
 
     def __enter__(self) -> OpenFolder:
@@ -69,13 +69,13 @@ class OpenFolder:
 
     def look(self, name: str) -> os.stat_result | None:
         """Return the ``lstat`` of ``name``, None when it does not exist."""
-        with os_errors_as_ours(self.path / name, "look at it"), suppress(FileNotFoundError):
+        with wrap_os_errors(self.path / name, "look at it"), suppress(FileNotFoundError):
             return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         return None
 
     def names(self) -> list[str]:
         """Return the names in the folder, sorted."""
-        with os_errors_as_ours(self.path, "list"):
+        with wrap_os_errors(self.path, "list"):
             return sorted(os.listdir(self.fd))  # noqa: PTH208  (a descriptor has no path)
 
     def folder(self, name: str) -> OpenFolder:
@@ -97,21 +97,21 @@ class OpenFolder:
 
     def read(self, name: str, most: int) -> bytes:
         """Return the contents of ``name``. Raises ``MalformedInput`` unless it is a regular file of at most ``most`` bytes."""
-        with os_errors_as_ours(self.path / name, "read"), open(self.open(name), "rb", buffering=0) as file:
+        with wrap_os_errors(self.path / name, "read"), open(self.open(name), "rb", buffering=0) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise MalformedInput("not a regular file", where=self.path / name, remedy="remove it")
             data = bytearray()
             while len(data) <= most and (piece := file.read(most + 1 - len(data))):
                 data += piece
         if len(data) > most:
-            problem, expected = "too long for what it is", f"at most {most} bytes"
+            problem, expected = "file is too long", f"at most {most} bytes"
             raise MalformedInput(problem, where=self.path / name, expected=expected, remedy="remove it")
         return bytes(data)
 
     def begins(self, name: str, head: bytes) -> bool:
         """Return whether ``name`` is a regular file that begins with ``head``."""
         with (
-            os_errors_as_ours(self.path / name, "read"),
+            wrap_os_errors(self.path / name, "read"),
             suppress(FileNotFoundError),
             open(self.open(name), "rb") as file,
         ):
@@ -132,7 +132,7 @@ class OpenFolder:
     def write(self, name: str, data: Data, mode: int = 0o666) -> None:
         """Write ``data`` to the new file ``name``, flush it, and check its length."""
         wanted = 0
-        with os_errors_as_ours(self.path / name, "write"), open(self.create(name, mode), "wb", buffering=0) as file:
+        with wrap_os_errors(self.path / name, "write"), open(self.create(name, mode), "wb", buffering=0) as file:
             for chunk in [data] if isinstance(data, bytes) else data:
                 view, wanted = memoryview(chunk), wanted + len(chunk)
                 while view and (count := file.write(view)):
@@ -192,7 +192,7 @@ class OpenFolder:
     def make(self, name: str, mode: int = 0o777) -> OpenFolder:
         """Open the folder ``name``, created if necessary, with the permissions that the umask leaves of ``mode``."""
         while True:
-            with os_errors_as_ours(self.path / name, "create the folder"), suppress(FileExistsError):
+            with wrap_os_errors(self.path / name, "create the folder"), suppress(FileExistsError):
                 os.mkdir(name, mode, dir_fd=self.fd)
             try:
                 return self.folder(name)
@@ -203,7 +203,7 @@ class OpenFolder:
 
     def rename(self, name: str, to: OpenFolder, new: str) -> None:
         """Move ``name`` to ``new`` in the folder ``to``, and flush both folders."""
-        with os_errors_as_ours(to.path / new, f"move {name} here"):
+        with wrap_os_errors(to.path / new, f"move {name} here"):
             os.rename(name, new, src_dir_fd=self.fd, dst_dir_fd=to.fd)
         to.flush()
         if to is not self:
@@ -211,7 +211,7 @@ class OpenFolder:
 
     def exchange(self, name: str, other: OpenFolder, other_name: str) -> bool:
         """Swap two names atomically; return False where the system or the file system does not support it."""
-        with os_errors_as_ours(other.path / other_name, f"exchange with {self.path / name}"):
+        with wrap_os_errors(other.path / other_name, f"exchange with {self.path / name}"):
             done = exchange_names(self.fd, name, other.fd, other_name)
         if done:
             self.flush()
@@ -220,7 +220,7 @@ class OpenFolder:
 
     def remove(self, name: str) -> None:
         """Remove a file, a link, or a folder with everything in it, if it exists."""
-        with os_errors_as_ours(self.path / name, "remove"), suppress(FileNotFoundError):
+        with wrap_os_errors(self.path / name, "remove"), suppress(FileNotFoundError):
             self._remove(name)
 
     def _remove(self, name: str) -> None:
@@ -235,7 +235,7 @@ class OpenFolder:
 
     def flush(self) -> None:
         """Wait until the folder's entries are on the disk."""
-        with os_errors_as_ours(self.path, "flush to the disk"):
+        with wrap_os_errors(self.path, "flush to the disk"):
             try:
                 flush(self.fd)
             except OSError as error:  # unsupported by some network and user-space file systems, and by O_PATH

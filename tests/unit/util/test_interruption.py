@@ -151,7 +151,7 @@ print("begun", flush=True)
     "wait",
     [
         "interruption.run_in_side_thread(lambda: time.sleep(600))",
-        "finished(['-c', 'import time; time.sleep(600)'], 'start')",
+        "run_python(['-c', 'import time; time.sleep(600)'], 'start')",
         "sys.stdout.write('much ' * 1_000_000)",
         "list(WorkerPool(work, 2).run())",
     ],
@@ -163,7 +163,7 @@ def test_what_waits_ends(number: signal.Signals, wait: str) -> None:
 import os, sys, time
 from deltaweights import cli
 from deltaweights.util import interruption
-from deltaweights.inference.process import finished
+from deltaweights.inference.python_process import run_python
 from deltaweights.util.workers import WorkerPool
 import click
 def work():
