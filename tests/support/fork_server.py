@@ -121,6 +121,21 @@ def heavy_server() -> ForkServer:
     return ForkServer(*LIGHT, *_modules(), "torch", "transformers", "tests.support.tiny_llava")
 
 
+@cache
+def template_server() -> ForkServer:
+    """Return this process's server that has imported what renders chat templates."""
+    return ForkServer("deltaweights.inference.transformers_loader", "transformers.utils.chat_template_utils", "jinja2")
+
+
+def run_python_in_fork(
+    arguments: list[str], _doing: str, *, stdin: str = "", env: Mapping[str, str] | None = None
+) -> tuple[int, str, str]:
+    """Do what ``run_python`` of the package does, in a fork."""
+    server = template_server() if "deltaweights.inference.rendering" in arguments else heavy_server()
+    done = server.run(arguments, ROOT / "src", os.environ if env is None else env, stdin)
+    return done.returncode, done.stdout, done.stderr
+
+
 def _modules() -> list[str]:
     source = ROOT / "src"
     names = (".".join(path.relative_to(source).with_suffix("").parts) for path in sorted(source.rglob("*.py")))
