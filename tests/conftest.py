@@ -10,14 +10,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deltaweights.jobs.apply import apply_delta
 from tests.support import hang
-from tests.support.limits import PATIENCE
+from tests.support.fork_server import heavy_server
+from tests.support.fork_server import run as forked
+from tests.support.merges import Files, Pair, files_of, finish, make_large_pair
 from tests.support.pairs import make_pair
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -62,6 +65,41 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_pair(tmp_path_factory.mktemp("pair"))
 
 
+@pytest.fixture(scope="session")
+def large_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Make a pair whose merge takes long enough to be interrupted, for tests that only read it."""
+    return make_large_pair(tmp_path_factory.mktemp("large"))
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(large_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """Return the files of an uninterrupted merge of the large pair."""
+    target = tmp_path_factory.mktemp("uninterrupted") / "merged"
+    apply_delta(*large_pair, target, max_shard_size="1MB")
+    return files_of(target)
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mount a tmpfs of so many megabytes at a folder of ``tmp_path``; skip where that is not allowed."""
+    mounted: list[Path] = []
+
+    def make(name: str, megabytes: int, option: str = "") -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        options = f"size={megabytes}m{option}"
+        done = finish(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)])
+        if done.returncode and "remount" not in option:
+            pytest.skip(f"cannot mount a tmpfs here: {done.stderr.strip()}")
+        assert done.returncode == 0, done.stderr
+        mounted.append(folder)
+        return folder
+
+    yield make
+    for folder in set(mounted):
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
 @pytest.fixture
 def run() -> Run:
     """Run ``deltaweights ARGUMENTS`` as a process of its own, as users do."""
@@ -70,12 +108,10 @@ def run() -> Run:
         *arguments: str | Path, cwd: Path | None = None, program: str = "deltaweights"
     ) -> subprocess.CompletedProcess[str]:
         entry = {"deltaweights": "main", "apply-delta": "apply_delta", "make-delta": "make_delta"}[program]
-        command = [sys.executable, "-c", f"from deltaweights.cli import {entry}; {entry}()", *map(str, arguments)]
+        how = ["-c", f"from deltaweights.cli import {entry}; {entry}()"]
         if program == "deltaweights":
-            command[1:3] = ["-m", "deltaweights"]
-        environment = os.environ | {"COLUMNS": "200"}
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment, cwd=cwd
-        )
+            how = ["-m", "deltaweights"]
+        server = heavy_server() if arguments[:1] in {("check",), ("try",)} else None
+        return forked([sys.executable, *how, *arguments], cwd=cwd, env=os.environ | {"COLUMNS": "200"}, server=server)
 
     return run_command

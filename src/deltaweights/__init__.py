@@ -29,8 +29,8 @@ if TYPE_CHECKING:  # without the module ``typing``: the command line is to liste
     from deltaweights.jobs.inspect import InspectReport, inspect_checkpoint
     from deltaweights.jobs.make import MakeResult, make_delta
     from deltaweights.manifest.listing import Listing, list_checkpoint
-    from deltaweights.manifest.problems import VerifyReport
     from deltaweights.manifest.verify import verify
+    from deltaweights.manifest.verify_report import VerifyReport
     from deltaweights.signing.folder import SignResult, read_signature, sign_folder
 
 __version__ = "0.1.0"
@@ -108,7 +108,7 @@ _HOMES = {
     "SignResult": "deltaweights.signing.folder",
     "read_signature": "deltaweights.signing.folder",
     "sign_folder": "deltaweights.signing.folder",
-    "VerifyReport": "deltaweights.manifest.problems",
+    "VerifyReport": "deltaweights.manifest.verify_report",
     "verify": "deltaweights.manifest.verify",
 }
 

@@ -1,43 +1,40 @@
-"""The one tree of exceptions that the program raises on purpose.
-
-Enters: what was wrong, where, and what to do about it. Leaves: an exception whose ``str`` is one printable line and whose
-``exit_code`` is what the command line returns. Never: a traceback for something a user can cause.
-"""
+"""The exceptions that the program raises on purpose: ``str`` gives one printable line, ``exit_code`` the command's exit status."""
 
 from __future__ import annotations
 
 import errno
 import re
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 LONGEST_FACT = 300
 """Characters of a value from a file that a message shows: a hostile one may have millions."""
 
-
-_UNSEEN = re.compile(
+_INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
-"""Letters and marks that nothing is seen of: two names that differ in one of them look alike."""
+"""Letters and marks without a glyph, which make two different names look alike."""
 
 
 def is_shown(character: str) -> bool:
-    """Return whether a terminal shows the character, and does nothing else: no control, no change of direction, no line break."""
-    return character.isprintable() and not _UNSEEN.match(character)
+    """Return whether a terminal only displays the character: it is no control, change of direction or line break."""
+    return character.isprintable() and not _INVISIBLE.match(character)
 
 
 def printable(text: str) -> str:
-    """Return ``text`` on one line; escaped is what a terminal could act on or would not show, and what cannot be encoded."""
-    if text.isprintable() and not _UNSEEN.search(text):
+    """Return ``text`` on one line, with everything escaped that a terminal would act on, hide, or fail to encode."""
+    if text.isprintable() and not _INVISIBLE.search(text):
         return text
     return "".join(c if is_shown(c) else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class DeltaweightsError(Exception):
-    """Base of all; never raised itself.
+    """Base class of all errors; never raised itself.
 
-    The message is assembled as ``where: tensor NAME: problem: found X, expected Y; remedy`` from the parts that are given, which
-    stay as attributes.
+    The message is ``where: tensor NAME: problem: found X, expected Y; remedy``, without the parts that are not given. All parts
+    are kept as attributes.
     """
 
     exit_code = 1
@@ -54,14 +51,16 @@ class DeltaweightsError(Exception):
     ) -> None:
         self.problem, self.where, self.tensor = problem, where, tensor
         self.found, self.expected, self.remedy = found, expected, remedy
-        facts = [f"found {_short(found)}"] if found is not None else []
-        facts += [f"expected {_short(expected)}"] if expected is not None else []
-        line = ": ".join(
-            [str(where)] * (where is not None)
-            + [f"tensor {_short(tensor)}"] * (tensor is not None)
-            + [problem]
-            + [", ".join(facts)] * bool(facts)
-        )
+        facts = [
+            f"{label} {_short(fact)}" for label, fact in (("found", found), ("expected", expected)) if fact is not None
+        ]
+        parts = [] if where is None else [str(where)]
+        if tensor is not None:
+            parts.append(f"tensor {_short(tensor)}")
+        parts.append(problem)
+        if facts:
+            parts.append(", ".join(facts))
+        line = ": ".join(parts)
         super().__init__(printable(f"{line}; {remedy}" if remedy else line))
 
 
@@ -77,7 +76,7 @@ class UsageError(DeltaweightsError):
 
 
 class MalformedInput(DeltaweightsError):
-    """An input breaks its format's rules, or tries something hostile."""
+    """An input breaks its format's rules, or looks hostile."""
 
     exit_code = 3
 
@@ -89,16 +88,26 @@ class Mismatch(DeltaweightsError):
 
 
 class InputOutputError(DeltaweightsError):
-    """The system said no: not found, unreadable, no space, cut short or changed while being read."""
+    """The system refused, or failed: not found, unreadable, no space, truncated or changed while being read."""
 
     exit_code = 5
 
     @classmethod
     def from_os(cls, error: OSError, where: str | Path, doing: str, remedy: str | None = None) -> InputOutputError:
-        """Convert ``error``, met while ``doing`` something with ``where``."""
+        """Convert an ``error`` that occurred while ``doing`` something with ``where``."""
         if error.errno == errno.EMFILE:
-            remedy = _allow_more_files()
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            remedy = f"only {limit:,} may be open at once: allow more, with ulimit -n {max(4 * limit, 1024)}"
         return cls(f"cannot {doing}: {error.strerror or error}", where=where, remedy=remedy)
+
+
+@contextmanager
+def wrap_os_errors(where: str | Path, doing: str) -> Iterator[None]:
+    """Convert each ``OSError`` in the body, which is ``doing`` something with ``where``, to an ``InputOutputError``."""
+    try:
+        yield
+    except OSError as error:
+        raise InputOutputError.from_os(error, where, doing) from error
 
 
 class CheckFailed(DeltaweightsError):
@@ -111,9 +120,3 @@ class TargetBusy(DeltaweightsError):
     """The target is in use by another run, is one of the inputs, or holds something else."""
 
     exit_code = 7
-
-
-def _allow_more_files() -> str:
-    """Return what to do where too few files may be open at once."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return f"only {limit:,} may be open at once: allow more, with ulimit -n {max(4 * limit, 1024)}"

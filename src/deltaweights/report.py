@@ -1,7 +1,4 @@
-"""What a job says while it runs.
-
-Enters: remarks, facts and progress from a job. Leaves: nothing, here; the command line has reports that print. Never: a result.
-"""
+"""The interface through which a job reports what it does; the command line has implementations that print."""
 
 from __future__ import annotations
 
@@ -10,9 +7,9 @@ from typing import Any
 
 
 class Report:
-    """Says nothing; the base of reports that do.
+    """A report that prints nothing; base class of those that do.
 
-    Facts of shards come from any thread, all else from the one that runs the job.
+    Calls about shards come from any thread, all others from the thread that runs the job.
     """
 
     def note(self, text: str) -> None:
@@ -25,13 +22,13 @@ class Report:
         """Take what will be made: the plan's identity, tensors, bytes, shards and fates."""
 
     def shard_started(self, file: str, size: int, nbytes: int) -> None:
-        """Take that a shard is begun, a file of ``size`` bytes with tensors of ``nbytes``."""
+        """Take the start of a shard: a file of ``size`` bytes whose tensors have ``nbytes``."""
 
     def shard_finished(self, file: str, size: int, nbytes: int, seconds: float, sha256: str) -> None:
-        """Take that a shard is finished and on the disk, ``seconds`` after it was begun."""
+        """Take the end of a shard, which is on the disk ``seconds`` after it was started."""
 
     def shard_reused(self, file: str, size: int, sha256: str) -> None:
-        """Take that a shard was finished by an earlier run."""
+        """Take that an earlier run had finished a shard."""
 
     def begin(self, doing: str, total: int) -> None:
         """Take the start of work on ``total`` bytes."""
@@ -40,4 +37,4 @@ class Report:
         """Take how many bytes of the work are done."""
 
     def end(self) -> None:
-        """Take the end of the work that was begun, finished or not."""
+        """Take the end of the work, finished or not."""

@@ -19,6 +19,7 @@ from deltaweights.cli.group import deltaweights as group
 from deltaweights.errors import TargetBusy
 from deltaweights.jobs.apply import apply_delta
 from tests.conftest import Run
+from tests.support.fork_server import run as forked
 from tests.support.limits import PATIENCE
 from tests.support.pairs import base_tensors, delta_tensors, load, reference, same_bits, save
 from tests.support.staged import beside, make_staging
@@ -82,10 +83,7 @@ def imported(importtime: str) -> set[str]:
 def python(*arguments: str | Path, cwd: Path | None = None) -> Done:
     """Run Python with these arguments."""
     environment = os.environ | {"COLUMNS": "200"}
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=cwd, env=environment
-    )
+    return forked([sys.executable, *arguments], cwd=cwd, env=environment)
 
 
 def drop_in(*arguments: str | Path, cwd: Path | None = None) -> Done:
@@ -330,8 +328,8 @@ def test_a_taken_target_is_refused_before_inputs_are_looked_at(
     def never(*_: object) -> None:
         raise AssertionError("no input need be looked at")
 
-    for name in ("open_checkpoint", "hashes_of"):
-        monkeypatch.setattr(f"deltaweights.jobs.inputs.{name}", never)
+    for name in ("pair.open_checkpoint", "pair.hashes_of", "convert.open_checkpoint", "convert.hashes_of"):
+        monkeypatch.setattr(f"deltaweights.{name}", never)
     monkeypatch.chdir(work)
     Path("out").mkdir()
     Path("out/thesis.tex").write_text("years of work")

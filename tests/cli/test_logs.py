@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from deltaweights.cli.log_report import VARIABLE
+from tests.support.fork_server import run as forked
 from tests.support.hub_server import HubServer
 from tests.support.limits import PATIENCE
 from tests.support.pairs import base_tensors, delta_tensors, save
@@ -46,12 +47,12 @@ SHARDS = ("--max-shard-size", "400")
 
 SLOWLY = """\
 import time
-from deltaweights.merge.lane import Lane
-digest = Lane.digest_file
+from deltaweights.merge.open_shard import OpenShard
+digest = OpenShard.digest_file
 def slowly(*arguments):
     time.sleep(0.15)
     digest(*arguments)
-Lane.digest_file = slowly
+OpenShard.digest_file = slowly
 """
 
 
@@ -85,9 +86,7 @@ def start(work: Path, command: Sequence[str], **variables: str) -> subprocess.Po
 
 def finish(work: Path, command: Sequence[str], **variables: str) -> Done:
     """Run a command in the folder ``work`` to its end."""
-    with start(work, command, **variables) as process:
-        out, err = process.communicate(timeout=PATIENCE)
-    return Done(command, process.returncode, out, err)
+    return forked(command, cwd=work, env=os.environ | {"COLUMNS": "200"} | variables)
 
 
 def logged(work: Path, *arguments: str | Path, **more: str) -> tuple[Done, list[Event]]:

@@ -1,7 +1,6 @@
-"""The calls of a run to the system, and faults injected into single ones of them, by strace.
+"""Recording the system calls of a run, and injecting a fault into one of them, with strace.
 
-Enters: a command. Leaves: which calls it makes on which paths, and how it ends when one of them fails, lies or is the last.
-Never: a change to the program, but for random file names, which are made the same in every run.
+The program is unchanged, except that its random file names are the same in every run.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ CALLS = OPENS | WRITES | READS | OTHERS
 KILL = "signal=SIGKILL"
 
 SIGNALS = {"signal=SIGINT": 130, "signal=SIGTERM": 143}
-"""What a user or a system sends to end a run, and the code that it is due to end with."""
+"""What a user or a system sends to end a run, and the exit code that it should give."""
 
 LISTENS = "rt_sigaction(SIGTERM, {"
-"""How the command begins to listen: before, signals are Python's."""
+"""How the command installs its handlers: before that, Python handles signals."""
 
 NO_EXCHANGE = "FAULTS_NO_EXCHANGE"
-"""The variable that has the driver tell that folders cannot be exchanged, as on file systems of which there is none at hand."""
+"""The variable that makes the driver pretend that the file system cannot exchange folders."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,11 @@ class Call:
 
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-"""No place of modules that is not absolute: where the command runs, faults are for it alone."""
+"""Only absolute paths of modules, so that no import is mistaken for a call in the working folder."""
 
 
 def is_possible() -> bool:
-    """Tell whether strace is there and may trace."""
+    """Return whether strace is installed, and may trace."""
     if not sys.platform.startswith("linux") or shutil.which("strace") is None:
         return False
     return (
@@ -125,12 +124,12 @@ def calls_in(log: str, roots: Sequence[Path], *, listening: bool = False) -> Ite
 
 
 def faults_of(call: Call) -> list[str]:
-    """Return what may happen to ``call``, as strace injects it."""
+    """Return the faults of ``call``, in strace's notation."""
     if call.name in WRITES:
         lies = [f"retval={count}" for count in sorted({0, call.wanted // 2, call.wanted})]
         return ["error=ENOSPC", "error=EIO", "error=EINTR", *lies, KILL]
     if call.name == "getdents64":
-        return ["error=EIO"]  # that a folder has no more files than are told, nobody can notice
+        return ["error=EIO"]  # a listing that is too short cannot be noticed
     if call.name in READS:
         return ["error=EIO", "retval=0"]
     if call.name in OPENS:
@@ -145,13 +144,13 @@ def faults_of(call: Call) -> list[str]:
 
 
 def is_lie(fault: str) -> bool:
-    """Tell whether a write says that it took bytes which it did not take."""
+    """Return whether a write claims bytes that it did not write."""
     return fault.startswith("retval=") and fault != "retval=0"
 
 
 @dataclass(frozen=True)
 class Injected:
-    """How a run ended that a fault was to happen to; ``met`` says whether it did."""
+    """How a run with an injected fault ended; ``met`` says whether the fault happened."""
 
     code: int
     err: str
@@ -161,7 +160,7 @@ class Injected:
 def injected(
     call: Call, fault: str, arguments: Sequence[str | Path], cwd: Path, log: Path, *, exchange: bool = True
 ) -> Injected:
-    """Run the command, and have ``fault`` happen to ``call``; strace's ``log`` says whether it did."""
+    """Run the command with ``fault`` injected into ``call``; strace's ``log`` says whether it happened."""
     tracing = ["strace", "-f", "-qq", "-o", str(log), "-P", call.named or call.path, "-e", f"trace={call.name}"]
     done = _run(
         [*tracing, "-e", f"inject={call.name}:{fault}:when={call.nth}", *command(arguments)], cwd, exchange=exchange

@@ -1,10 +1,7 @@
-"""Every call of a small merge, made to fail, to lie, or to be the last one: what is due after each.
+"""Every system call of a small merge, made to fail, to lie, or to be the last one, and the checks after each.
 
-Enters: a scenario, and how much of it to do. Leaves: what was not as it should be. Never: a fault in anything but the merge that is
-traced.
-
-After each fault the target is absent or whole (where a model stood: the old or the new one, whole), the run said one line and no
-traceback, and the next identical command ends well, gives the same bytes, and leaves nothing else behind.
+After each fault the target is absent or complete (with a model there before: the old or the new one, complete), the run printed one
+line and no traceback, and the next identical command succeeds, gives the same bytes, and leaves nothing else behind.
 """
 
 from __future__ import annotations
@@ -43,14 +40,14 @@ PACKAGE = Path(deltaweights.errors.__file__).parent
 PAIR = ("--base", "@base", "--delta", "@delta")
 
 ONE = ("--workers", "1")
-"""With several the calls come in another order each time."""
+"""With several workers the calls have another order each time."""
 
 SMALL = (*ONE, "--max-shard-size", "8KB", "--quiet")
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A command, a merge unless ``command`` is another, and what was there before it.
+    """A command, by default a merge, and what was there before it.
 
     ``prepare(inputs, place)`` makes that; ``options`` are for the command, ``inside`` starts it in its target, where staging then
     is; ``exchange`` tells whether the file system can exchange folders. ``leaves`` is what is in the place in the end,
@@ -77,12 +74,12 @@ class Run:
 
     @property
     def target(self) -> Path:
-        """Where the result goes."""
+        """The folder of the result."""
         return self.place / "out"
 
     @property
     def cwd(self) -> Path:
-        """Where the command is started."""
+        """The working folder of the command."""
         return self.target if self.scenario.inside else self.place
 
     @property
@@ -95,11 +92,11 @@ class Run:
         return self.target if name == "out" else self.inputs / name
 
 
-# What was there before.
+# What was there before the run.
 
 
 def nothing(_inputs: Path, _place: Path) -> None:
-    """Leave the place empty."""
+    """Leave the folder empty."""
 
 
 def an_empty_target(_inputs: Path, place: Path) -> None:
@@ -108,12 +105,12 @@ def an_empty_target(_inputs: Path, place: Path) -> None:
 
 
 def an_old_model(inputs: Path, place: Path) -> None:
-    """Have another model stand in the target."""
+    """Put another model into the target."""
     shutil.copytree(inputs / "old", place / "out")
 
 
 def finished_shards(inputs: Path, place: Path) -> None:
-    """Leave what a run leaves that is killed when it has finished all shards."""
+    """Leave what a run leaves that is killed after its last shard."""
     run = Run(SCENARIOS[0], inputs, place)
     notice = Call("openat", "shards/DELTAWEIGHTS_NOTICE.txt", 1, 0, True, "DELTAWEIGHTS_NOTICE.txt")
     assert injected(notice, KILL, run.arguments, run.cwd, place.parent / f"{place.name}.strace").met
@@ -158,7 +155,7 @@ OF_SIGNALS = (
 
 
 def make_inputs(folder: Path) -> None:
-    """Make a pair, in safetensors the base and in torch's files the delta, what is merged of it, and a model to be replaced."""
+    """Make a base in safetensors, a delta in torch files, their merge, and a model to be replaced."""
     base = base_tensors(layers=1, vocabulary=20, hidden=16)
     delta = delta_tensors(base)
     save(base, folder / "base", "safetensors", 1)
@@ -174,16 +171,16 @@ def make_inputs(folder: Path) -> None:
 
 
 def files_of(folder: Path) -> Files:
-    """Return the contents of all files below a folder; none when it is not there."""
+    """Return the contents of all files below a folder; none when it does not exist."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if not path.is_dir()}
 
 
 def fault(run: Run, call: Call, what: str, expected: Files, old: Files) -> str | None:
-    """Have ``what`` happen to ``call``; return what was not as it should be, None if all was."""
+    """Inject ``what`` into ``call``; return what was wrong afterwards, or None."""
     run.place.mkdir(parents=True)
     run.scenario.prepare(run.inputs, run.place)
     here = _moved(call, {"{place}": str(run.place), "{inputs}": str(run.inputs)})
-    # A lie in the middle of a file shows only to whoever reads the file.
+    # A lie in the middle of a file is noticed only by reading the file.
     arguments = [*run.arguments, *(["--read-back"] if is_lie(what) else [])]
     log = run.place.parent / f"{run.place.name}.strace"
     done = injected(here, what, arguments, run.cwd, log, exchange=run.scenario.exchange)
@@ -204,7 +201,7 @@ def fault(run: Run, call: Call, what: str, expected: Files, old: Files) -> str |
 
 
 def _moved(call: Call, places: dict[str, str]) -> Call:
-    """Return the same call in other places."""
+    """Return the same call with other paths."""
     path, named = call.path, call.named
     for old, new in places.items():
         path, named = path.replace(old, new), named.replace(old, new)
@@ -224,7 +221,7 @@ def _wrong_end(done: Injected, what: str, usual: int) -> str | None:
 
 
 def _wrong_target(run: Run, done: Injected, what: str, expected: Files, old: Files) -> str | None:
-    """Return what is wrong with the target: it must be absent, as it was, or whole, and whole when the run said that it is."""
+    """Return what is wrong with the target: it must be absent, unchanged or complete, and complete after a success."""
     there = files_of(run.target) if run.target.is_dir() else {}
     there = {name: data for name, data in there.items() if not name.startswith(".deltaweights/")}
     if there == expected:
@@ -258,7 +255,7 @@ def _again(run: Run) -> subprocess.CompletedProcess[str]:
 
 @dataclass
 class Sweep:
-    """The faults of one scenario: ``points`` are (call, fault), ``unclean`` what was wrong after which."""
+    """The faults of one scenario: ``points`` are (call, fault), ``unclean`` says what was wrong after which."""
 
     scenario: Scenario
     calls: int
@@ -284,7 +281,7 @@ def sweep(
     recording.place.mkdir(parents=True)
     scenario.prepare(inputs, recording.place)
     old = files_of(recording.target) if recording.target.is_dir() else {}
-    if signals:  # once before, so that all modules are compiled
+    if signals:  # once in advance, so that all modules are compiled
         earlier = Run(scenario, inputs, work / "earlier")
         earlier.place.mkdir()
         scenario.prepare(inputs, earlier.place)

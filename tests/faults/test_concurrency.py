@@ -1,6 +1,6 @@
-"""Runs that meet: what one does at the moment at which another is most easily hurt.
+"""Runs that interfere with each other, at the worst moment.
 
-The second run is real, and is started from inside the first one, at the gap that is meant.
+The second run is real; it is started from inside the first one.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from safetensors.torch import save_file
 from deltaweights.cluster import part as parts
 from deltaweights.cluster.finish import finish_parts
 from deltaweights.cluster.part import apply_part
-from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
+from deltaweights.errors import InputOutputError, TargetBusy
 from deltaweights.hub import directory as hub_directory
 from deltaweights.hub import transfer
-from deltaweights.hub.access import Access, HubFile, Listing
-from deltaweights.hub.directory import How, HubDirectory
+from deltaweights.hub.access import Access
+from deltaweights.hub.directory import HubDirectory
 from deltaweights.hub.downloads import Downloads
+from deltaweights.hub.repo_listing import HubFile, RepoListing
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
@@ -38,16 +39,17 @@ from deltaweights.signing import folder as signing
 from deltaweights.staging import lock as locks
 from deltaweights.staging import publish as publishing
 from deltaweights.staging.clean import clean
-from deltaweights.staging.contents import Contents
+from deltaweights.staging.location import TargetLocation, locate_target
 from deltaweights.staging.lock import StagingLock
-from deltaweights.staging.opened import OpenStaging
-from deltaweights.staging.place import Place, locate
+from deltaweights.staging.open_staging import OpenStaging
+from deltaweights.staging.target_contents import Contents
 from deltaweights.util.interruption import Interrupted
 from deltaweights.util.open_folder import OpenFolder
+from tests.support.errors import refused
 from tests.support.limits import PATIENCE
 from tests.support.many import make_many, names_of
+from tests.support.merges import files_of, finish, names_in, small_pair
 from tests.support.staged import make_staging
-from tests.unit.staging.test_staging import files_of, finish, names_in, small_pair
 
 SIZE = 2500
 
@@ -68,7 +70,7 @@ def expected(pair: Pair, tmp_path: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the file system say that it has no locks."""
+    """Simulate a file system without locks."""
 
     def flock(fd: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -77,22 +79,22 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class At(Report):
-    """Does something when the stream has ended, and every shard is finished."""
+    """Calls a function when the stream has ended, and every shard is finished."""
 
     def __init__(self, do: Callable[[], object]) -> None:
         self._do = do
 
     def end(self) -> None:
-        """Do it."""
+        """Call it."""
         self._do()
 
 
 class Killed(BaseException):
-    """Ends a run without anything being tidied."""
+    """Ends a run as a kill does, without any cleaning up."""
 
 
 def killed(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> None:
-    """Do a run that raises ``Killed``, and let go of its lock as the system does, which tidies nothing."""
+    """Call a run that raises ``Killed``, and release its lock as the system does, without cleaning up."""
     with monkeypatch.context() as patch:
         patch.setattr(StagingLock, "__exit__", lambda lock, *_: os.close(lock._fd))
         with pytest.raises(Killed):
@@ -103,10 +105,10 @@ def killed(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> None:
 
 
 @pytest.mark.usefixtures("no_locks")
-def test_an_owner_stands_for_a_lock(pair: Pair, tmp_path: Path, expected: dict[str, bytes]) -> None:
-    """While one run writes, another one, a part and a clean-up end with 7 and say who it is; afterwards nothing is left."""
+def test_without_locks_a_file_names_the_holder(pair: Pair, tmp_path: Path, expected: dict[str, bytes]) -> None:
+    """While one run writes, another run, a part and ``clean`` end with 7 and name it; afterwards nothing is left."""
     target = tmp_path / "out"
-    refused = []
+    errors: list[TargetBusy] = []
 
     def others() -> None:
         for other in (
@@ -116,37 +118,38 @@ def test_an_owner_stands_for_a_lock(pair: Pair, tmp_path: Path, expected: dict[s
         ):
             with pytest.raises(TargetBusy) as caught:
                 other()
-            refused.append(str(caught.value))
+            errors.append(caught.value)
 
     apply_delta(*pair, target, max_shard_size=SIZE, report=At(others))
-    assert len(refused) == 3
-    owner = locate(target).root / "owner"
-    for message in refused:
-        assert f"found process {os.getpid()} of " in message
-        assert message.endswith(f"wait for it to end; if that process is gone, remove {owner}")
+    assert len(errors) == 3
+    root = locate_target(target).root
+    for error in errors:
+        assert error.where == root
+        assert str(error.found).startswith(f"process {os.getpid()} of ")
+        assert error.remedy == f"wait for it to end; if that process is gone, remove {root / 'owner'}"
     assert files_of(target) == expected
     assert names_in(tmp_path) == ["inputs", "out"]
 
 
 @pytest.mark.usefixtures("no_locks")
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
-def test_an_owner_that_was_killed(
+def test_a_holder_that_was_killed(
     pair: Pair, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """A process of this machine that is no more owns nothing; one of another machine is removed by hand."""
+    """A dead process of this machine holds nothing; the file of one on another machine has to be removed by hand."""
     target = tmp_path / "out"
 
     def die() -> None:
         raise Killed
 
     killed(monkeypatch, lambda: apply_delta(*pair, target, max_shard_size=SIZE, report=At(die)))
-    owner = locate(target).root / "owner"
+    owner = locate_target(target).root / "owner"
     with subprocess.Popen(["true"]) as dead:
         dead.wait()
     owner.write_text(owner.read_text().replace(f"process {os.getpid()} ", f"process {dead.pid} "))
     if where == "elsewhere":
         owner.write_text(owner.read_text().replace(" of ", " of another"))
-        with pytest.raises(TargetBusy, match="if that process is gone, remove"):
+        with refused(TargetBusy, found=owner.read_text()):
             apply_delta(*pair, target, max_shard_size=SIZE)
         owner.unlink()
     apply_delta(*pair, target, max_shard_size=SIZE)
@@ -156,20 +159,20 @@ def test_an_owner_that_was_killed(
 
 @pytest.mark.usefixtures("no_locks")
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
-def test_an_owner_that_is_no_file(pair: Pair, tmp_path: Path, make: Callable[[Path], object]) -> None:
-    """Whatever stands there, it is not waited for."""
-    place = make_staging(locate(tmp_path / "out"))
-    make(place.root / "owner")
-    with pytest.raises(TargetBusy, match="found its owner; wait for it to end"):
-        apply_delta(*pair, place.target)
+def test_a_holder_file_that_is_no_file(pair: Pair, tmp_path: Path, make: Callable[[Path], object]) -> None:
+    """A FIFO, folder or link under its name is refused, and not waited for."""
+    location = make_staging(locate_target(tmp_path / "out"))
+    make(location.root / "owner")
+    with refused(TargetBusy, where=location.root, found="its owner"):
+        apply_delta(*pair, location.target)
 
 
 @pytest.mark.usefixtures("no_locks")
-def test_an_owner_whose_lock_was_removed(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that finds that the lock it opened was removed meanwhile begins again, and is not kept out by itself."""
+def test_a_holder_whose_lock_file_was_removed(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose lock file was removed meanwhile tries again, and does not lock itself out."""
     current, answers = StagingLock._is_current, [False, True, True]
     monkeypatch.setattr(StagingLock, "_is_current", lambda lock: current(lock) and answers.pop(0))
-    with StagingLock(locate(tmp_path / "out")):
+    with StagingLock(locate_target(tmp_path / "out")):
         assert answers == [True]
     assert names_in(tmp_path) == ["inputs"]
 
@@ -178,9 +181,9 @@ def test_an_owner_whose_lock_was_removed(pair: Pair, tmp_path: Path, monkeypatch
 def test_a_shard_that_another_run_touched_is_not_published(
     pair: Pair, tmp_path: Path, expected: dict[str, bytes], how: str
 ) -> None:
-    """Where locks cannot be trusted, a shard that is not the finished file any more ends the run with 7; the next one goes on."""
+    """A shard that another run modified, where locks do not work, ends the run with 7; the next run continues."""
     target = tmp_path / "out"
-    shard = locate(target).shards / "model-00002-of-00005.safetensors"
+    shard = locate_target(target).shards / "model-00002-of-00005.safetensors"
 
     def touch() -> None:
         data = shard.read_bytes()
@@ -192,17 +195,19 @@ def test_a_shard_that_another_run_touched_is_not_published(
             shard.write_bytes(bytes(len(data)))
 
     assert shard.name in expected
-    with pytest.raises(TargetBusy, match="another run has written to this shard"):
+    with refused(TargetBusy, where=shard, problem="another run has written to this shard"):
         apply_delta(*pair, target, max_shard_size=SIZE, report=At(touch))
     assert not target.exists()
     apply_delta(*pair, target, max_shard_size=SIZE)
     assert files_of(target) == expected
 
 
-def test_a_shard_that_only_looks_otherwise_is_published(pair: Pair, tmp_path: Path, expected: dict[str, bytes]) -> None:
-    """A file of the same bytes under another number, as some file systems number them anew, is the shard that it was."""
+def test_a_shard_with_another_inode_and_the_same_bytes_is_published(
+    pair: Pair, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    """Some file systems renumber their files; such a shard is compared by its bytes."""
     target = tmp_path / "out"
-    shard = locate(target).shards / "model-00002-of-00005.safetensors"
+    shard = locate_target(target).shards / "model-00002-of-00005.safetensors"
 
     def touch() -> None:
         data = shard.read_bytes()
@@ -213,7 +218,7 @@ def test_a_shard_that_only_looks_otherwise_is_published(pair: Pair, tmp_path: Pa
     assert files_of(target) == expected
 
 
-# A target that changes between the last look and the publication.
+# A target that changes between the last check and the publication.
 
 
 def model(folder: Path, *more: str) -> dict[str, bytes]:
@@ -225,14 +230,14 @@ def model(folder: Path, *more: str) -> dict[str, bytes]:
     return files_of(folder)
 
 
-def after_the_last_look(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
-    """Do something right after the target was looked at for the last time before publishing."""
+def after_the_last_check(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
+    """Call a function right after the target was checked for the last time before publishing."""
     look, looks = OpenStaging.refuse_content, []
 
     def looked(staging: OpenStaging, *, overwrite: bool) -> Contents:
         contents = look(staging, overwrite=overwrite)
         looks.append(staging)
-        if len(looks) == 2:  # the first look is before the shards are made
+        if len(looks) == 2:  # the first check is before the shards are made
             do()
         return contents
 
@@ -240,10 +245,10 @@ def after_the_last_look(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object
 
 
 def test_a_model_that_appears_is_not_replaced(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without --overwrite, a model that comes after the last look stays, and the run ends with 7."""
+    """Without --overwrite, a model that appears after the last check stays, and the run ends with 7."""
     target = tmp_path / "out"
-    after_the_last_look(monkeypatch, lambda: model(target))
-    with pytest.raises(TargetBusy, match="something else appeared there during the run"):
+    after_the_last_check(monkeypatch, lambda: model(target))
+    with refused(TargetBusy, where=target, problem="something else appeared there during the run"):
         apply_delta(*pair, target, max_shard_size=SIZE)
     assert files_of(target) == model(target)
 
@@ -251,11 +256,11 @@ def test_a_model_that_appears_is_not_replaced(pair: Pair, tmp_path: Path, monkey
 def test_strangers_that_appear_are_not_replaced(
     pair: Pair, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With --overwrite, a folder that is no checkpoint any more after the last look comes back, and the run ends with 7."""
+    """With --overwrite, a folder that got foreign files after the last check is put back, and the run ends with 7."""
     target = tmp_path / "out"
     model(target)
-    after_the_last_look(monkeypatch, lambda: model(target, "thesis.tex"))
-    with pytest.raises(TargetBusy, match=r"not a checkpoint: found thesis\.tex"):
+    after_the_last_check(monkeypatch, lambda: model(target, "thesis.tex"))
+    with refused(TargetBusy, found="thesis.tex"):
         apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
     assert files_of(target) == model(target, "thesis.tex")
     (target / "thesis.tex").unlink()
@@ -268,7 +273,7 @@ def test_strangers_that_appear_are_not_replaced(
 def test_a_signal_between_plan_and_exchange(
     pair: Pair, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, back: str
 ) -> None:
-    """A run that is interrupted, or cannot exchange back, keeps its shards, or the user's files."""
+    """A run that is interrupted keeps its shards; one that cannot exchange back keeps the user's files."""
     target = tmp_path / "out"
     model(target)
     whole = OpenFolder.exchange
@@ -286,66 +291,45 @@ def test_a_signal_between_plan_and_exchange(
     if back == "put back":
         with pytest.raises(Interrupted):
             apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
-        before = {path.name: path.stat().st_ino for path in locate(target).shards.glob("*.safetensors")}
+        before = {path.name: path.stat().st_ino for path in locate_target(target).shards.glob("*.safetensors")}
         monkeypatch.setattr(OpenFolder, "exchange", whole)
         apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
         assert files_of(target) == expected
         assert {path.name: path.stat().st_ino for path in target.glob("*.safetensors")} == before
         return
-    after_the_last_look(monkeypatch, lambda: model(target, "thesis.tex"))
-    with pytest.raises(TargetBusy, match="cannot be put back: the disk is gone; move it to where it belongs"):
+    after_the_last_check(monkeypatch, lambda: model(target, "thesis.tex"))
+    with refused(TargetBusy, problem="cannot be put back: the disk is gone", where=locate_target(target).shards):
         apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
     monkeypatch.setattr(OpenFolder, "exchange", whole)
     for _ in range(2):
-        with pytest.raises(TargetBusy, match=r"not a checkpoint: found thesis\.tex"):
+        with refused(TargetBusy, found="thesis.tex"):
             apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
-        assert (locate(target).shards / "thesis.tex").read_text() == "mine"
+        assert (locate_target(target).shards / "thesis.tex").read_text() == "mine"
 
 
 def test_one_target_is_built_in_one_place(pair: Pair, tmp_path: Path, expected: dict[str, bytes]) -> None:
-    """A run that would stage inside the target, where another stages beside it, ends with 7, and leaves nothing in its way."""
+    """A run that would stage inside the target, while another stages beside it, ends with 7, and leaves nothing behind."""
     target = tmp_path / "out"
     target.mkdir()
-    inside = Place(target, target / ".deltaweights", inside=True)
+    inside = TargetLocation(target, target / ".deltaweights", inside=True)
 
     def other() -> None:
-        with pytest.raises(TargetBusy, match="begun to build this folder elsewhere"):
+        with refused(TargetBusy, where=target, problem="another run has begun to build this folder elsewhere"):
             StagingLock(inside)
 
     apply_delta(*pair, target, max_shard_size=SIZE, report=At(other))
     assert files_of(target) == expected
 
 
-def test_another_place_that_is_found_under_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The place is compared once more under the lock; what was made for it is gone after the refusal."""
+def test_another_place_that_is_found_under_the_lock(tmp_path: Path) -> None:
+    """The location is compared again under the lock; after the refusal, what was created is removed."""
     target = tmp_path / "out"
     target.mkdir()
-    inside, beside = Place(target, target / ".deltaweights", inside=True), locate(target)
+    inside, beside = TargetLocation(target, target / ".deltaweights", inside=True), locate_target(target)
     answers = [inside, replace(beside, root=tmp_path)]
-    monkeypatch.setattr(locks, "locate", lambda _: answers.pop(0))
-    with pytest.raises(TargetBusy, match="begun to build this folder elsewhere"):
-        StagingLock(inside)
+    with refused(TargetBusy, where=target, problem="another run has begun to build this folder elsewhere"):
+        StagingLock(inside, locate=lambda _: answers.pop(0))
     assert names_in(target) == []
-
-
-def test_a_folder_that_is_removed_while_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A staging folder that another run removes between two looks at it is made again."""
-    mkdir, left = os.mkdir, [2]
-
-    def racing(name: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
-        left[0] -= 1
-        if left[0] >= 0:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        mkdir(name, mode, dir_fd=dir_fd)
-
-    with OpenFolder.at(tmp_path) as folder:
-        monkeypatch.setattr(os, "mkdir", racing)
-        folder.make("made").close()
-        monkeypatch.undo()
-        assert (tmp_path / "made").is_dir()
-        (tmp_path / "file").touch()
-        with pytest.raises(MalformedInput, match="file: not a folder: found something else"):
-            folder.make("file")
 
 
 # Parts.
@@ -359,11 +343,11 @@ def both_parts(pair: Pair, target: Path, *, overwrite: bool = False) -> None:
 def test_parts_do_not_undo_each_others_recovery(
     pair: Pair, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A publication that was cut off is gone on with by one part, while others wait."""
+    """One part finishes a publication that was cut off, while the others wait."""
     target = tmp_path / "out"
     target.mkdir()
     monkeypatch.chdir(target)
-    move, left = OpenFolder.move_new, [3]
+    move, left = OpenFolder.move_if_absent, [3]
 
     def dying(folder: OpenFolder, name: str, to: OpenFolder, new: str) -> bool:
         left[0] -= to.path == target
@@ -371,12 +355,15 @@ def test_parts_do_not_undo_each_others_recovery(
             raise Killed
         return move(folder, name, to, new)
 
-    monkeypatch.setattr(OpenFolder, "move_new", dying)
+    monkeypatch.setattr(OpenFolder, "move_if_absent", dying)
     killed(monkeypatch, lambda: apply_delta(*pair, target, max_shard_size=SIZE))
-    monkeypatch.setattr(OpenFolder, "move_new", move)
-    assert locate(target).journal.exists()
+    monkeypatch.setattr(OpenFolder, "move_if_absent", move)
+    assert locate_target(target).journal.exists()
     monkeypatch.setattr(parts, "PATIENCE", 0.2)
-    with StagingLock(locate(target), shared=True), pytest.raises(TargetBusy, match="another run is writing"):
+    with (
+        StagingLock(locate_target(target), shared=True),
+        refused(TargetBusy, problem="another run is writing to this folder"),
+    ):
         apply_part(*pair, target, part="1/2", max_shard_size=SIZE)
     both = [threading.Thread(target=both_parts, args=(pair, target)) for _ in range(4)]
     monkeypatch.setattr(parts, "PATIENCE", 20)
@@ -388,10 +375,10 @@ def test_parts_do_not_undo_each_others_recovery(
 
 
 def test_a_part_that_ends_keeps_what_others_finished(pair: Pair, tmp_path: Path) -> None:
-    """A part without shards that ends while another one finishes its first leaves all as it is."""
+    """A part without shards that ends while another one is running removes nothing."""
     target = tmp_path / "out"
-    place = locate(target)
-    ending, running = StagingLock(place, shared=True), StagingLock(place, shared=True)
+    location = locate_target(target)
+    ending, running = StagingLock(location, shared=True), StagingLock(location, shared=True)
     worth, seen = OpenStaging.worth_keeping, []
 
     def looked(self: OpenStaging) -> bool:
@@ -400,18 +387,18 @@ def test_a_part_that_ends_keeps_what_others_finished(pair: Pair, tmp_path: Path)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OpenStaging, "worth_keeping", looked)
-        ending.__exit__(None, None, None)
-    assert seen == []  # who is not alone does not even look
-    assert place.root.exists()
-    running.__exit__(None, None, None)
-    assert not place.root.exists()
+        ending.release()
+    assert seen == []  # a part that is not the last does not even look
+    assert location.root.exists()
+    running.release()
+    assert not location.root.exists()
 
 
 def test_a_part_waits_for_one_that_ends(pair: Pair, tmp_path: Path) -> None:
-    """One that holds the lock alone for a moment is waited for, not refused."""
+    """A part waits for one that holds the lock exclusively for a moment."""
     target = tmp_path / "out"
-    lock = StagingLock(locate(target))
-    timer = threading.Timer(0.3, lambda: lock.__exit__(None, None, None))
+    lock = StagingLock(locate_target(target))
+    timer = threading.Timer(0.3, lock.release)
     timer.start()
     assert apply_part(*pair, target, part="1/2", max_shard_size=SIZE).status == "finished"
     timer.join()
@@ -422,7 +409,7 @@ def test_a_part_waits_for_one_that_ends(pair: Pair, tmp_path: Path) -> None:
 def test_a_part_that_prepared_while_all_was_published(
     pair: Pair, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, overwrite: bool
 ) -> None:
-    """A part whose plan is published while it prepares says that it is complete, and makes nothing."""
+    """A part whose plan is published while it prepares reports that it is complete, and makes nothing."""
     target = tmp_path / "out"
     if overwrite:
         model(target)
@@ -457,7 +444,7 @@ def test_finish_that_is_killed_after_the_exchange(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(publishing, "forget", die)
+        patch.setattr(publishing, "clear_staging", die)
         killed(monkeypatch, lambda: finish_parts(target, overwrite=True))
     assert files_of(target) == expected
     shutil.move(target, tmp_path / "moved")
@@ -471,7 +458,7 @@ def test_finish_that_is_killed_after_the_exchange(
 def test_finish_after_a_finish_that_was_killed(
     pair: Pair, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was published is said to be so, and staging is gone."""
+    """The next finish reports what was published, and removes staging."""
     target = tmp_path / "out"
     both_parts(pair, target)
 
@@ -479,26 +466,26 @@ def test_finish_after_a_finish_that_was_killed(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(publishing, "forget", die)
+        patch.setattr(publishing, "clear_staging", die)
         killed(monkeypatch, lambda: finish_parts(target))
     assert finish_parts(target) is None
     assert files_of(target) == expected
     assert names_in(tmp_path) == ["inputs", "out"]
 
 
-def test_finish_of_what_was_given_up_meanwhile(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts that are given up between the look and the lock are not said to be published."""
+def test_finish_of_what_was_discarded_meanwhile(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts that are discarded before the lock is taken are not reported as published."""
     target = tmp_path / "out"
     both_parts(pair, target)
     from deltaweights.cluster import finish as finishing  # noqa: PLC0415
 
     class Late(StagingLock):
-        def __init__(self, place: Place) -> None:
+        def __init__(self, location: TargetLocation) -> None:
             clean(target)
-            super().__init__(place)
+            super().__init__(location)
 
     monkeypatch.setattr(finishing, "StagingLock", Late)
-    with pytest.raises(InputOutputError, match="no part of a merge here"):
+    with refused(InputOutputError, problem="no part of a merge here", where=target):
         finish_parts(target)
 
 
@@ -510,15 +497,15 @@ def held(cache: Path, downloads: Downloads | None = None, access: Access | None 
     access = access or Access("https://hub", None, cache, offline=False)
     files = {name: HubFile(name, 1000, hashlib.sha256(name.encode() * 1000).hexdigest(), "0" * 40) for name in "xy"}
     downloads = downloads or Downloads(access, lambda _: None)
-    return HubDirectory(access, Listing("acme/base", "a" * 40, files), downloads, How(), Report())
+    return HubDirectory(access, RepoListing("acme/base", "a" * 40, files), downloads, Report())
 
 
 def test_a_blob_that_another_process_repaired_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A damaged blob is removed only if it is still the file that was looked at."""
     directory = held(tmp_path)
     file = directory.listing.files["x"]
-    directory.store.prepare()
-    blob = directory.store.blob(file.key)
+    directory.cache.create()
+    blob = directory.cache.blob(file.key)
     blob.write_bytes(b"y" + b"x" * 999)
     hash_of = hub_directory._hash_of
 
@@ -529,7 +516,7 @@ def test_a_blob_that_another_process_repaired_stays(tmp_path: Path, monkeypatch:
         return found
 
     monkeypatch.setattr(hub_directory, "_hash_of", meanwhile)
-    assert directory._verified(file) is None
+    assert directory._open_verified(file) is None
     assert blob.read_bytes() == b"x" * 1000
 
 
@@ -547,7 +534,7 @@ def test_two_downloads_do_not_wait_for_each_other(tmp_path: Path, monkeypatch: p
         files = directory.listing.files
         job = directory.fetch(files[first])
         both.wait(PATIENCE)
-        while job is not None and job.arrival.failed is None:
+        while job is not None and job.pieces.failed is None:
             pass
         try:
             directory.fetch(files[second])

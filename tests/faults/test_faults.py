@@ -1,7 +1,7 @@
-"""Rows 62 to 70, and 83, of the table: what fails under a run, and what is left after it.
+"""Rows 62 to 70, and 83, of the table: faults during a run, and what it leaves.
 
-The faults are real ones: injected into the system's calls (``tests/faults``), of file systems that are full, closed or cut off from
-power, of signals, and of memory. ``scripts/fault-sweep`` injects all of the first kind.
+The faults are real: failing system calls (all of which ``scripts/fault-sweep`` injects), full and read-only file systems, power
+cuts, signals, little memory.
 """
 
 from __future__ import annotations
@@ -21,24 +21,11 @@ from random import Random
 import pytest
 
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.staging.place import locate
+from deltaweights.staging.location import locate_target
 from tests.faults.injection import KILL, OPENS, READS, WRITES, Call, command, is_lie, is_possible
 from tests.faults.sweep import OF_SIGNALS, SCENARIOS, Run, Scenario, fault, make_inputs, sweep
 from tests.support.limits import PATIENCE
-from tests.unit.staging.test_staging import (
-    Pair,
-    apply_command,
-    files_of,
-    finish,
-    finished_shards,
-    large,
-    mount,
-    names_in,
-    small_pair,
-    uninterrupted,
-)
-
-__all__ = ["large", "mount", "uninterrupted"]
+from tests.support.merges import Pair, apply_command, files_of, finish, finished_shards, names_in, small_pair
 
 TRACED = pytest.mark.skipif(not is_possible(), reason="strace is not there, or may not trace")
 
@@ -69,14 +56,14 @@ KINDS: dict[str, tuple[int, Callable[[Call, str], bool]]] = {
     "row66-killed-at-fsync": (5, lambda call, what: what == KILL and call.name == "fsync"),
     "row66-killed-at-rename": (1, lambda call, what: what == KILL and call.name.startswith("rename")),
 }
-"""Of the faults of a kind every so manyth is injected here, all of them by ``scripts/fault-sweep``."""
+"""One in so many faults of a kind is injected here, all of them by ``scripts/fault-sweep``."""
 
 
 @TRACED
 @pytest.mark.trust
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_of_one_call(kind: str, inputs: Path, tmp_path: Path) -> None:
-    """Some calls of each kind fail, one a run: the target is absent or whole, and the same command finishes it."""
+    """Some calls of each kind fail, one per run: the target is absent or complete, and the same command finishes it."""
     every, wanted = KINDS[kind]
     found = sweep(NEW, inputs, tmp_path, every=every, wanted=wanted)
     assert len(found.points) > 1
@@ -88,7 +75,7 @@ def test_a_fault_of_one_call(kind: str, inputs: Path, tmp_path: Path) -> None:
 @pytest.mark.trust
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: f"row66-{scenario.name.replace(' ', '-')}")
 def test_a_sample_of_the_sweep(scenario: Scenario, inputs: Path, tmp_path: Path) -> None:
-    """Of all faults of all calls one in twenty-four is injected, whatever was there before the run."""
+    """One in twenty-four of all faults of all calls is injected, in each scenario."""
     found = sweep(scenario, inputs, tmp_path, every=24)
     assert len(found.points) > 10
     assert found.unclean == []
@@ -97,7 +84,7 @@ def test_a_sample_of_the_sweep(scenario: Scenario, inputs: Path, tmp_path: Path)
 @TRACED
 @pytest.mark.trust
 def test_row83_a_signal_at_some_calls(inputs: Path, tmp_path: Path) -> None:
-    """Signals at some of the calls of a merge: 130 or 143, one line, a target that is absent or whole."""
+    """A signal at some calls of a merge gives 130 or 143, one line, and a target that is absent or complete."""
     found = sweep(NEW, inputs, tmp_path, every=223, signals=True)
     assert len(found.points) > 6
     assert found.unclean == []
@@ -108,7 +95,7 @@ def test_row83_a_signal_at_some_calls(inputs: Path, tmp_path: Path) -> None:
 @pytest.mark.trust
 @pytest.mark.parametrize("scenario", OF_SIGNALS, ids=lambda scenario: f"row83-{scenario.name.replace(' ', '-')}")
 def test_a_sample_of_the_signals(scenario: Scenario, inputs: Path, tmp_path: Path) -> None:
-    """Of both signals at all calls of every command one in fifty-one is sent."""
+    """One in fifty-one of both signals at all calls is sent, in each scenario."""
     found = sweep(scenario, inputs, tmp_path, every=51, signals=True)
     assert len(found.points) > 2
     assert found.unclean == []
@@ -116,7 +103,7 @@ def test_a_sample_of_the_signals(scenario: Scenario, inputs: Path, tmp_path: Pat
 
 @TRACED
 def test_what_is_unclean_is_told(inputs: Path, tmp_path: Path) -> None:
-    """A run that ends well with another result than expected, and one that leaves something behind, are not clean."""
+    """A run that succeeds with another result, and one that leaves something behind, are reported."""
     call = Call("mkdirat", "{place}/.out.deltaweights", 1, 0, True, ".out.deltaweights")
     (tmp_path / "whole").mkdir()
     run = Run(NEW, inputs, tmp_path / "whole")
@@ -134,7 +121,7 @@ def test_what_is_unclean_is_told(inputs: Path, tmp_path: Path) -> None:
 
 @pytest.mark.trust
 def test_row65_short_writes_are_carried_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that takes a part of what it is given is given the rest, and the result is the same."""
+    """After a short write the rest is written, and the result is the same."""
     base, delta = small_pair(tmp_path)
     expected = files_of(Path(apply_delta(base, delta, tmp_path / "expected").target))
     whole, calls = os.pwrite, list[int]()
@@ -154,11 +141,13 @@ def test_row65_short_writes_are_carried_on(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.trust
 @pytest.mark.parametrize("seed", range(10), ids=lambda seed: f"row67-{seed}")
-def test_a_signal_at_a_random_time(large: Pair, uninterrupted: dict[str, bytes], tmp_path: Path, seed: int) -> None:
-    """SIGINT and SIGTERM at any time: one line and the signal's code, or a whole result; the next run finishes it."""
+def test_a_signal_at_a_random_time(
+    large_pair: Pair, uninterrupted: dict[str, bytes], tmp_path: Path, seed: int
+) -> None:
+    """SIGINT and SIGTERM at any time give one line and the signal's code, or a complete result; the next run finishes it."""
     number, code = [(signal.SIGINT, 130), (signal.SIGTERM, 143)][seed % 2]
     target = tmp_path / "out"
-    command = apply_command(*large, target, "--quiet")
+    command = apply_command(*large_pair, target, "--quiet")
     began = time.monotonic()
     assert finish(command).returncode == 0
     shutil.rmtree(target)
@@ -173,18 +162,20 @@ def test_a_signal_at_a_random_time(large: Pair, uninterrupted: dict[str, bytes],
         assert err.startswith("deltaweights: error: ")
         assert err.count("\n") == 1
     assert not target.exists() or files_of(target) == uninterrupted
-    if locate(target).shards.exists():
-        assert {path.name for path in locate(target).shards.glob("*.safetensors")} == finished_shards(locate(target))
+    if locate_target(target).shards.exists():
+        assert {path.name for path in locate_target(target).shards.glob("*.safetensors")} == finished_shards(
+            locate_target(target)
+        )
     assert finish(command).returncode == 0
     assert files_of(target) == uninterrupted
     assert names_in(tmp_path) == ["out"]
 
 
-# Places that take no files.
+# File systems that refuse to write.
 
 
 def refused(done: subprocess.CompletedProcess[str], number: int) -> None:
-    """Assert that a run ended with 5 and one line that says what the system said."""
+    """Assert that a run ended with 5 and one line with the system's message."""
     assert done.returncode == 5, done.stderr
     assert done.stderr.startswith("deltaweights: error: ")
     assert done.stderr.count("\n") == 1
@@ -193,7 +184,7 @@ def refused(done: subprocess.CompletedProcess[str], number: int) -> None:
 
 @pytest.mark.trust
 def test_row63_no_inodes(tmp_path: Path, mount: Callable[..., Path]) -> None:
-    """A file system that has no room for another file ends the run with 5, and with room the same command finishes it."""
+    """A file system without free inodes ends the run with 5; once there are some, the same command finishes it."""
     base, delta = small_pair(tmp_path)
     disk = mount("disk", 64, ",nr_inodes=6")
     command = apply_command(base, delta, disk / "out", "--quiet")
@@ -245,7 +236,7 @@ def ext4(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
 
 @pytest.mark.trust
 def test_row68_power_is_cut(tmp_path: Path, ext4: Callable[[Path], Path]) -> None:
-    """What stands on the disk 0 s and 6 s after exit 0, as a copy of the live disk has it, is the whole result."""
+    """A copy of the live disk, 0 s and 6 s after exit 0, has the complete result."""
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("no mkfs.ext4 here")
     base, delta = small_pair(tmp_path)
@@ -276,7 +267,7 @@ def test_row68_power_is_cut(tmp_path: Path, ext4: Callable[[Path], Path]) -> Non
 
 @pytest.fixture
 def little_memory() -> Iterator[Callable[[int], Path]]:
-    """Make a cgroup that has so many bytes of memory; skip where that is not allowed."""
+    """Make a cgroup with so many bytes of memory; skip where that is not allowed."""
     made: list[Path] = []
 
     def make(limit: int) -> Path:
@@ -300,11 +291,11 @@ def little_memory() -> Iterator[Callable[[int], Path]]:
 
 @pytest.mark.trust
 def test_row70_little_memory(
-    large: Pair, uninterrupted: dict[str, bytes], tmp_path: Path, little_memory: Callable[[int], Path]
+    large_pair: Pair, uninterrupted: dict[str, bytes], tmp_path: Path, little_memory: Callable[[int], Path]
 ) -> None:
-    """With 64 MB of memory for everything, the system's cache of files included, a merge of 240 MB of files completes."""
+    """A merge of 240 MB of files completes with 64 MB of memory, including the page cache."""
     processes = little_memory(64 * 2**20)
     within = ["sh", "-c", f'echo $$ > {processes} && exec "$@"', "sh"]
-    done = finish([*within, *apply_command(*large, tmp_path / "out", "--quiet")])
+    done = finish([*within, *apply_command(*large_pair, tmp_path / "out", "--quiet")])
     assert done.returncode == 0, done.stderr
     assert files_of(tmp_path / "out") == uninterrupted

@@ -1,4 +1,4 @@
-"""A test that hangs ends in time, tells what it waits for, and leaves no child; nothing that a test waits for outlasts it."""
+"""A test that hangs is stopped, reports what it waits for, and leaves no child process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="a 
 @needs_proc
 @pytest.mark.parametrize("how", [[], ["--capture=no"], ["--numprocesses=1"]], ids=["captured", "not-captured", "xdist"])
 def test_a_test_that_hangs_tells_what_the_kernel_knows(tmp_path: Path, how: list[str]) -> None:
-    """Of the process that hangs and of its child, thread by thread; then Python's stacks; and the child is gone."""
+    """The report has every thread of the process and of its child, then Python's stacks; the child is killed."""
     note = tmp_path / "child"
     (tmp_path / "test_it.py").write_text(f"NOTE = {str(note)!r}\n{HANGS}")
     (tmp_path / "conftest.py").write_text("from tests.conftest import pytest_timeout_set_timer\n")
@@ -73,7 +73,7 @@ def test_a_test_that_hangs_tells_what_the_kernel_knows(tmp_path: Path, how: list
 
 @needs_proc
 def test_children_of_children_are_found() -> None:
-    """Also those that another thread than the first one started."""
+    """Children that another than the main thread started are included."""
     sleeper = "print(1, flush=True); import time; time.sleep(3000)"
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleeper!r}])"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as child:
@@ -87,7 +87,7 @@ def test_children_of_children_are_found() -> None:
 
 
 def test_what_a_test_waits_for_does_not_outlast_it() -> None:
-    """The limits stand in one place, in this order, and no test states a number of seconds of its own."""
+    """The limits are defined in one place, in this order, and no test states seconds of its own."""
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["timeout"] == HANG
     assert 2 * AT_ONCE < PATIENCE < HANG < LONG
     stated = []
@@ -101,5 +101,5 @@ def test_what_a_test_waits_for_does_not_outlast_it() -> None:
             )
             if any(isinstance(value, ast.Constant) and isinstance(value.value, int | float) for value in values):
                 stated.append(f"{path.relative_to(ROOT)}:{node.lineno}")
-    # A look now and then, in a loop that has its own end.
+    # A poll, in a loop that has its own limit.
     assert [place for place in stated if not place.startswith("tests/unit/hub/test_verified_inputs.py")] == []

@@ -1,4 +1,4 @@
-"""What must never be lost, leaked or believed: folders and links that are not what they seem."""
+"""Files that must not be lost, leaked or trusted: folders and links that are not what they seem."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from deltaweights.checkpoint.companions import read_companions, state_dtype
 from deltaweights.checkpoint.directory import LocalDirectory
 from deltaweights.errors import MalformedInput, Mismatch, TargetBusy
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.manifest.manifest import MANIFEST, SUMS
+from deltaweights.manifest.records import MANIFEST, SUMS
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
-from deltaweights.staging.place import locate
+from deltaweights.staging.location import locate_target
+from tests.support.errors import refused
 from tests.support.pairs import base_tensors, make_pair, save
 
 Pair = tuple[Path, Path]
 
 
 def test_content_that_appears_during_the_run_is_not_replaced(pair: Pair, tmp_path: Path) -> None:
-    """Without overwrite, what somebody puts into the empty target while the run works stays, and the run ends with 7."""
+    """Without overwrite, files that appear in the empty target during a run stay, and the run ends with 7."""
     target = tmp_path / "merged"
     target.mkdir()
 
@@ -30,34 +31,34 @@ def test_content_that_appears_during_the_run_is_not_replaced(pair: Pair, tmp_pat
         def begin(self, doing: str, total: int) -> None:
             (target / "thesis.tex").write_text("years")
 
-    with pytest.raises(TargetBusy, match=r"found thesis\.tex"):
+    with refused(TargetBusy, found="thesis.tex"):
         apply_delta(*pair, target, report=Meddler())
     assert [path.name for path in target.iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.parametrize("stranger", [".git", "src", "thesis.tex"])
 def test_overwrite_keeps_off_folders_with_other_things(pair: Pair, tmp_path: Path, stranger: str) -> None:
-    """With overwrite, a checkpoint that something else stands beside is refused, naming it, and nothing is lost."""
+    """With overwrite, a checkpoint with other files beside it is refused, naming one, and nothing is lost."""
     target = tmp_path / "merged"
     apply_delta(*pair, target)
     (target / stranger).mkdir()
-    with pytest.raises(TargetBusy, match=f"found {stranger}"):
+    with refused(TargetBusy, found=stranger):
         apply_delta(*pair, target, overwrite=True, dtype="float32")
     assert (target / stranger).exists()
 
 
 def test_overwrite_never_takes_the_base_behind_links(tmp_path: Path) -> None:
-    """A base of links into a folder makes that folder an input: it cannot be the target."""
+    """A folder that the base links into is an input, and cannot be the target."""
     base, delta = make_pair(tmp_path, "safetensors", 1)
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "model.safetensors").symlink_to(base / "model.safetensors")
-    with pytest.raises(TargetBusy, match="output and input overlap"):
+    with refused(TargetBusy, problem="output and input overlap"):
         apply_delta(tmp_path / "links", delta, base, overwrite=True)
     assert (base / "model.safetensors").exists()
 
 
 def test_a_damaged_finished_shard_is_made_again(pair: Pair, tmp_path: Path) -> None:
-    """A finished shard that changed in staging is not published: it is digested before it is used again."""
+    """A finished shard that changed in staging is not published: it is hashed before it is reused."""
     target = tmp_path / "merged"
     expected = apply_delta(*pair, tmp_path / "expected", max_shard_size="20KB").content_digest
 
@@ -67,7 +68,7 @@ def test_a_damaged_finished_shard_is_made_again(pair: Pair, tmp_path: Path) -> N
 
     with pytest.raises(KeyboardInterrupt):
         apply_delta(*pair, target, max_shard_size="20KB", report=StopAtEnd())
-    shard = sorted(locate(target).shards.iterdir())[0]
+    shard = sorted(locate_target(target).shards.iterdir())[0]
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
@@ -76,7 +77,7 @@ def test_a_damaged_finished_shard_is_made_again(pair: Pair, tmp_path: Path) -> N
 
 
 def test_companions_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
-    """A licence that is a link to somewhere else is refused with 3; one into the Hub cache's blobs is read."""
+    """A licence that links out of its folder is refused with 3; one into the Hub cache's blobs is read."""
     (tmp_path / "secret").write_text("secret")
     snapshot = tmp_path / "models--a--b" / "snapshots" / "c0ffee"
     snapshot.mkdir(parents=True)
@@ -88,12 +89,12 @@ def test_companions_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
         == b"{}"
     )
     (snapshot / "LICENSE").symlink_to(tmp_path / "secret")
-    with pytest.raises(MalformedInput, match="a link that leaves the folder"):
+    with refused(MalformedInput, problem="a link that leaves the folder"):
         read_companions(LocalDirectory(snapshot), frozenset(), "float16", "delta", "notice")
 
 
 def test_both_spellings_of_the_dtype_are_set() -> None:
-    """A config that states its dtype under both names gets both right, and nothing else in it changes."""
+    """In a config with both names of the dtype both are changed, and nothing else is."""
     config = b'{"torch_dtype":  "float16", "text_config": {"torch_dtype": "float16"}, "dtype":"float16"}\r\n'
     changed, said = state_dtype(config, "bfloat16", Path("config.json"))
     assert changed == b'{"torch_dtype":  "bfloat16", "text_config": {"torch_dtype": "float16"}, "dtype":"bfloat16"}\r\n'
@@ -102,7 +103,7 @@ def test_both_spellings_of_the_dtype_are_set() -> None:
 
 
 def test_checks_are_claimed_only_where_they_were_made(tmp_path: Path) -> None:
-    """Files without checksums claim none; with them, damage in a dropped buffer is found, too."""
+    """No checksums are claimed for files without them; with them, damage in a dropped buffer is found, too."""
     base, delta = make_pair(tmp_path, "torch", 1)
     weights = delta / "pytorch_model.bin"
     tensors = torch.load(weights)
@@ -126,19 +127,19 @@ def test_checks_are_claimed_only_where_they_were_made(tmp_path: Path) -> None:
 
 
 def test_one_target_has_one_lock(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Staging that was begun beside the target is found from inside it, so that two runs cannot pass each other."""
+    """Staging beside the target is found by a run from inside it, so two runs cannot miss each other."""
     target = tmp_path / "merged"
     target.mkdir()
-    outside = locate(target)
+    outside = locate_target(target)
     outside.root.mkdir()
     monkeypatch.chdir(target)
-    assert locate(".") == outside
+    assert locate_target(".") == outside
     outside.root.rmdir()
-    assert locate(".").inside
+    assert locate_target(".").inside
 
 
 def test_weights_that_no_tensor_is_in_do_not_verify(pair: Pair, tmp_path: Path) -> None:
-    """A pickle that a loader would prefer does not pass, even when manifest and sums list it."""
+    """An extra pickle that a loader would prefer fails the check, even when manifest and sums list it."""
     target = tmp_path / "merged"
     expect = apply_delta(*pair, target).content_digest
     (target / "pytorch_model.bin").write_bytes(b"evil")
@@ -151,7 +152,7 @@ def test_weights_that_no_tensor_is_in_do_not_verify(pair: Pair, tmp_path: Path) 
 
 
 def test_the_same_weights_twice_are_refused(tmp_path: Path) -> None:
-    """Giving the base as the delta, a slip of the hand, ends with 4 and writes nothing."""
+    """Giving the base as the delta by mistake ends with 4, and writes nothing."""
     base = save(base_tensors(), tmp_path / "base", "safetensors", 1)
     with pytest.raises(Mismatch, match="hold the same weights"):
         apply_delta(base, base, tmp_path / "merged")
@@ -159,7 +160,7 @@ def test_the_same_weights_twice_are_refused(tmp_path: Path) -> None:
 
 
 def test_hashes_that_were_asked_for_and_not_made_are_said(pair: Pair, tmp_path: Path) -> None:
-    """Asking for the inputs' hashes when the result is there already is answered with a warning, not with silence."""
+    """--hash-inputs for a result that is complete already gives a warning."""
     said: list[str] = []
 
     class Listener(Report):
@@ -173,7 +174,7 @@ def test_hashes_that_were_asked_for_and_not_made_are_said(pair: Pair, tmp_path: 
 
 
 def test_a_lone_weights_file_brings_no_strangers(tmp_path: Path) -> None:
-    """A delta given as one file of its own name takes nothing else from the folder that it happens to lie in."""
+    """A delta given as a single file takes no other files from the folder that it is in."""
     base, delta = make_pair(tmp_path, "safetensors", 1)
     downloads = tmp_path / "downloads"
     downloads.mkdir()

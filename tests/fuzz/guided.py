@@ -1,8 +1,4 @@
-"""Fuzzing by atheris (libFuzzer), which keeps what reaches code that nothing reached before.
-
-Enters: the name of a target, where to work, for how long. Leaves: how often it was read, and what broke the law. Never: two targets
-in a process: each is fuzzed in a fork of this one, in which all is imported and instrumented once.
-"""
+"""Fuzzing by atheris (libFuzzer), which keeps inputs that reach new code."""
 
 from __future__ import annotations
 
@@ -31,14 +27,14 @@ with (
     from tests.fuzz.targets import TARGETS
 
 MEBIBYTES = 250
-"""Above what the process has before: 200 that a reader may take, and what libFuzzer keeps."""
+"""More than the process has at the start: 200 that a reader may use, and what libFuzzer keeps."""
 
 LONGEST = 65_536
 
 
 @dataclass(frozen=True)
 class Fuzzed:
-    """How it went: ``findings`` are files that hold what broke the law, ``said`` the end of libFuzzer's report if there are."""
+    """The outcome: ``findings`` are files with inputs that broke the law; ``said`` is then the end of libFuzzer's report."""
 
     name: str
     executions: int
@@ -47,7 +43,7 @@ class Fuzzed:
 
 
 def start(name: str, work: Path, seconds: int, seed: int) -> int:
-    """Fuzz a target in a fork, in the folder ``work``; return the process."""
+    """Fuzz a target in a forked process, in the folder ``work``; return its id."""
     process = os.fork()
     if process:
         return process
@@ -57,7 +53,7 @@ def start(name: str, work: Path, seconds: int, seed: int) -> int:
     os.dup2(log, 2)
     try:
         _fuzz(name, work, seconds, seed)
-    except BaseException:  # noqa: BLE001  (the log is all that the other process sees)
+    except BaseException:  # noqa: BLE001  (the parent process reads the log)
         traceback.print_exc()
         sys.stderr.flush()
     finally:
@@ -96,7 +92,7 @@ def _fuzz(name: str, work: Path, seconds: int, seed: int) -> None:
 
 
 def finished(name: str, work: Path, status: int) -> Fuzzed:
-    """Return how a target was fuzzed whose process ended with ``status``."""
+    """Return the outcome of a target whose process ended with ``status``."""
     log = (work / "log").read_text(errors="replace")
     runs = re.findall(r"(?:number_of_executed_units: *|Done |^#)(\d+)", log, re.MULTILINE)
     findings = tuple(sorted(work.glob("finding-*")))

@@ -1,7 +1,4 @@
-"""Damage done to sound examples: to their bytes, and to the values of JSON documents, which damaged bytes seldom reach.
-
-Enters: bytes, and a source of random numbers. Leaves: other bytes, the same for the same numbers. Never: a look at what reads them.
-"""
+"""Damage to sound examples: to their bytes, and to the values of JSON documents, which damaged bytes seldom reach."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 10**19, 0.5, -0.0, 1e308, 1e-9, "", "\0", "\x1b[2J", "\ud800", "..",
     "../x", "/etc/passwd", "a\\b", "x" * 300, "0" * 64, "9" * 40, "\u2028", [], {}, [[]], [None], {"": None}, "__metadata__", "NaN",
 )  # fmt: skip
-"""Values that a reader may not have thought of."""
+"""Values that a reader may not expect."""
 
 PIECES = (
     b"\0",
@@ -36,7 +33,7 @@ PIECES = (
 
 
 def mutated(data: bytes, most: int, random: Random, of_bytes: Callable[[bytes], bytes] | None = None) -> bytes:
-    """Return ``data`` with something changed, at most ``most`` bytes; ``of_bytes`` is another way to change bytes than ours."""
+    """Return ``data`` with something changed, at most ``most`` bytes; ``of_bytes`` changes bytes in place of our own way."""
     changed = _of_json(data, random) if data[:1] in b"{[" and random.random() < 0.7 else None
     if changed is None:
         changed = of_bytes(data) if of_bytes is not None else _of_bytes(data, random)

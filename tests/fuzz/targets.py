@@ -1,7 +1,4 @@
-"""Everything that reads bytes from strangers, each as a function of bytes, with sound examples to begin from.
-
-Enters: nothing. Leaves: targets by name. Never: what is due for all of them; that is ``tests/fuzz/law.py``.
-"""
+"""All readers of bytes from strangers, each as a function of bytes, with sound examples to start from."""
 
 from __future__ import annotations
 
@@ -18,47 +15,46 @@ import torch
 from safetensors.torch import save as save_safetensors
 
 from deltaweights import recipes
-from deltaweights.checkpoint.archived.directory import open_archive
-from deltaweights.checkpoint.checksums import prove
+from deltaweights.checkpoint.checksums import verify_checksum
 from deltaweights.checkpoint.companions import read_companions
 from deltaweights.checkpoint.directory import Directory
+from deltaweights.checkpoint.file_type import detect_file_type
 from deltaweights.checkpoint.files import InputFile, MemoryFile
 from deltaweights.checkpoint.index import read_index
 from deltaweights.checkpoint.layout import PARAMS
-from deltaweights.checkpoint.meta.params import read_params
-from deltaweights.checkpoint.pickled.reader import read_state_dict
-from deltaweights.checkpoint.pickled.torch_file import open_torch_file
+from deltaweights.checkpoint.meta_llama.params import read_params
 from deltaweights.checkpoint.safetensors_file import open_safetensors
-from deltaweights.checkpoint.sniff import what_is_it
-from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.checkpoint.weights_file import WeightsFile
+from deltaweights.checkpoint.tensors import LazyTensor, WeightsFile
+from deltaweights.checkpoint.torch_format.state_dict import read_state_dict
+from deltaweights.checkpoint.torch_format.torch_file import open_torch_file
+from deltaweights.checkpoint.zipped_folder.directory import open_archive
 from deltaweights.cluster import handoff as ending
 from deltaweights.cluster.part import apply_part
 from deltaweights.errors import InputOutputError
-from deltaweights.export.config import read_seeing, read_vision
+from deltaweights.export.config import read_image_features, read_vision
 from deltaweights.export.sentencepiece import merges_of, read_model
 from deltaweights.export.tokenizer_files import read_files
 from deltaweights.hub.access import Access
 from deltaweights.hub.ids import HubId, hub_id
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord
-from deltaweights.manifest.parsed import parse_manifest
+from deltaweights.manifest.parse import parse_manifest
+from deltaweights.manifest.records import FileRecord, Fragment, TensorRecord
 from deltaweights.manifest.tally import Tally
-from deltaweights.recipes.document import read_document
 from deltaweights.recipes.recipe import parse_recipe
 from deltaweights.recipes.table import Table
+from deltaweights.recipes.toml_document import parse_toml
 from deltaweights.report import Report
 from deltaweights.signing.bundle import Bundle, pae, parse_bundle
 from deltaweights.signing.statement import parse_statement, statement_bytes
 from deltaweights.staging.journal import read_journal
-from deltaweights.staging.place import locate
+from deltaweights.staging.location import locate_target
 from deltaweights.util.open_folder import OpenFolder
 from deltaweights.util.text import strict_json
 from tests.support.pairs import base_tensors, delta_tensors, save
 from tests.support.staged import make_staging, under_lock
 from tests.support.tokenizers_2023 import SMALL, published, trained
-from tests.unit.checkpoint.test_archive import DEFLATED, STORED, zipped
-from tests.unit.checkpoint.test_torch_file import GOOD, GOOD_FILES, GOOD_STATES, parts_of, saved
+from tests.support.zips import DEFLATED, STORED, parts_of, saved, zipped
+from tests.unit.checkpoint.test_torch_file import GOOD, GOOD_FILES, GOOD_STATES
 from tests.unit.checkpoint.test_torch_legacy import saved as saved_legacy
 
 WHERE = Path("given")
@@ -66,7 +62,7 @@ WHERE = Path("given")
 
 @dataclass(frozen=True)
 class Target:
-    """What reads: ``read(data)``; and ``examples()``, what it should read without a word."""
+    """A reader: ``read(data)``, and ``examples()`` that it must accept."""
 
     read: Callable[[bytes], object]
     examples: Callable[[], list[bytes]]
@@ -81,15 +77,12 @@ class Held(Directory):
         self._files = files
 
     def names(self) -> list[str]:
-        """See ``Directory``."""
         return sorted(self._files)
 
     def has(self, name: str) -> bool:
-        """See ``Directory``."""
         return name in self._files
 
     def open(self, name: str) -> InputFile:
-        """See ``Directory``."""
         if name not in self._files:
             raise InputOutputError("not there", where=self.path / name)
         return MemoryFile(self.path / name, self._files[name])
@@ -97,7 +90,7 @@ class Held(Directory):
 
 @cache
 def scratch() -> Path:
-    """Return a folder of this process, for readers that want a path."""
+    """Return a folder of this process, for readers that need a path."""
     return Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))  # noqa: S108
 
 
@@ -105,16 +98,16 @@ def scratch() -> Path:
 
 
 def read_all(weights: WeightsFile) -> None:
-    """Read every tensor of a few bytes, and hold it against its checksum."""
-    for tensor in [*weights.tensors.values(), *weights.loose]:
+    """Read every small tensor, and compare it with its checksum."""
+    for tensor in [*weights.tensors.values(), *weights.extra_checksums]:
         read_tensor(tensor)
 
 
 def read_tensor(tensor: LazyTensor) -> None:
-    """Read a tensor of a few bytes."""
+    """Read a small tensor."""
     if tensor.spec.nbytes <= 2**20:
         tensor.source.read_into(memoryview(bytearray(tensor.spec.nbytes)), 0)
-        prove(tensor)
+        verify_checksum(tensor)
 
 
 def read_safetensors(data: bytes) -> None:
@@ -184,7 +177,7 @@ def read_an_index(data: bytes) -> None:
 
 
 def read_a_recipe(data: bytes) -> None:
-    parse_recipe(read_document(data, "given"), "given")
+    parse_recipe(parse_toml(data, "given"), "given")
 
 
 def read_metas_params(data: bytes) -> None:
@@ -194,32 +187,32 @@ def read_metas_params(data: bytes) -> None:
 def read_a_config(data: bytes) -> None:
     read_companions(Held({"config.json": data}), frozenset(), "float16", "delta", "")
     table = Table(strict_json(data), "given")
-    read_seeing(table)
+    read_image_features(table)
     read_vision(table, table)
 
 
 def read_a_tokenizer(data: bytes) -> None:
-    """Read one file of a tokenizer after another: they are told apart by a line, their names and contents by another."""
+    """Read the files of a tokenizer, which are separated by one line, and names from contents by another."""
     files = dict(part.partition(b"\n")[::2] for part in data.split(b"\n\0\n"))
     read_files({name.decode("utf-8", "replace"): content for name, content in files.items()}, WHERE)
 
 
 def read_an_ending(data: bytes) -> None:
-    place = locate(scratch() / "staged" / "out")
-    make_staging(place).ending.write_bytes(data)
+    place = locate_target(scratch() / "staged" / "out")
+    (make_staging(place).root / "ending.json").write_bytes(data)
     under_lock(place, ending.load_handoff)
 
 
 def read_a_journal(data: bytes) -> None:
-    place = locate(scratch() / "staged" / "out")
-    make_staging(place).plan.write_text('{"identity":"plan1:test","arrivals":{}}')
+    place = locate_target(scratch() / "staged" / "out")
+    (make_staging(place).root / "plan.json").write_text('{"identity":"plan1:test","arrivals":{}}')
     place.journal.write_bytes(data)
     under_lock(place, read_journal)
 
 
 @dataclass(frozen=True)
 class Told(Access):
-    """A Hub that answers ``answer``."""
+    """A Hub with the answer ``answer``."""
 
     answer: bytes = b""
 
@@ -228,7 +221,7 @@ class Told(Access):
 
 
 def read_an_answer(data: bytes) -> None:
-    """Read what a Hub says of a repository."""
+    """Read a Hub's answer about a repository."""
     Told("https://hub", None, WHERE, offline=False, answer=data).list_files(HubId("org/name"))
 
 
@@ -251,7 +244,7 @@ def of_indexes() -> list[bytes]:
 
 @cache
 def merged() -> Path:
-    """Merge a small pair; leave the fragments of its shards beside the result."""
+    """Merge a small pair; put the fragments of its shards beside the result."""
     base = base_tensors(layers=1, vocabulary=8, hidden=8)
     paths = save(base, checkpoint().parent / f"{scratch().name}-base", "safetensors", 1), checkpoint()
     target = checkpoint().parent / f"{scratch().name}-merged"
@@ -354,13 +347,13 @@ def of_bundles() -> list[bytes]:
 
 @cache
 def ending_of_a_part() -> bytes:
-    """Return what a part of a small merge leaves about the rest of it."""
+    """Return what a part of a small merge leaves for the process that finishes it."""
     base = base_tensors(layers=1, vocabulary=8, hidden=8)
     folder = checkpoint().parent
     target = folder / f"{scratch().name}-parted"
     save(base, folder / f"{scratch().name}-base", "safetensors", 1)
     apply_part(folder / f"{scratch().name}-base", checkpoint(), target, part="1/2", max_shard_size="1KB")
-    return locate(target).ending.read_bytes()
+    return (locate_target(target).root / "ending.json").read_bytes()
 
 
 TARGETS: dict[str, Target] = {
@@ -369,8 +362,8 @@ TARGETS: dict[str, Target] = {
     "pickle": Target(lambda data: read_state_dict(data, "given"), of_pickles),
     "legacy": Target(read_torch, lambda: [saved_legacy(STATE), saved_legacy({"w": WEIGHT, "v": WEIGHT.t()})]),
     "archive": Target(read_archive, of_archives),
-    "sniff": Target(
-        what_is_it, lambda: [*of_safetensors(), *of_torch()[:2], b"version https://git-lfs.github.com/spec/v1\n"]
+    "file type": Target(
+        detect_file_type, lambda: [*of_safetensors(), *of_torch()[:2], b"version https://git-lfs.github.com/spec/v1\n"]
     ),
     "json": Target(strict_json, lambda: [*of_indexes(), *of_configs()]),
     "index": Target(read_an_index, of_indexes),

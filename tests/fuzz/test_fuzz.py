@@ -1,4 +1,4 @@
-"""Every reader of bytes from strangers, fed with damaged examples: a short form of ``scripts/fuzz``."""
+"""Readers of bytes from strangers, fed with damaged examples; ``scripts/fuzz`` does the same for longer."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ MUTATIONS = 300
 
 
 @pytest.mark.trust
-@pytest.mark.parametrize("name", sorted(TARGETS.keys() - {"ending"}))  # which names files that are not beside it here
+@pytest.mark.parametrize("name", sorted(TARGETS.keys() - {"ending"}))  # its example names files that do not exist here
 def test_examples_are_read(name: str) -> None:
-    """The examples that are damaged below are sound: a reader that refuses everything would keep the law, too."""
+    """The undamaged examples are accepted: a reader that refuses everything would keep the law, too."""
     target = TARGETS[name]
     assert all(hold(target, example) for example in target.examples())
 
@@ -36,7 +36,7 @@ def test_examples_are_read(name: str) -> None:
 @pytest.mark.trust
 @pytest.mark.parametrize("name", TARGETS)
 def test_damaged_examples_are_read_or_refused(name: str) -> None:
-    """Whatever is changed in an example, it is read, or refused in one printable line, at once."""
+    """A damaged example is read, or refused in one printable line, quickly."""
     target, random = TARGETS[name], Random(zlib.crc32(name.encode()))  # noqa: S311
     examples = target.examples()
     refused = 0
@@ -45,24 +45,24 @@ def test_damaged_examples_are_read_or_refused(name: str) -> None:
         for _ in range(random.choice((1, 1, 2, 5))):
             data = mutated(data, 2**20, random)
         refused += not hold(target, data)
-    assert refused or name in {"sniff", "hub id"}
+    assert refused or name in {"file type", "hub id"}
 
 
 FOUND: dict[str, tuple[str, bytes]] = {
     "a default that does not fit": ("config", json.dumps({"hidden_size": 64}).encode()),
     "a side that is a list": ("config", json.dumps({"size": {"height": []}}).encode()),
 }
-"""What broke the law once."""
+"""Inputs that broke the law once."""
 
 
 @pytest.mark.trust
 @pytest.mark.parametrize(("name", "data"), FOUND.values(), ids=FOUND)
 def test_what_was_found_stays_mended(name: str, data: bytes) -> None:
-    """It is refused in one printable line."""
+    """Each is refused in one printable line."""
     assert not hold(TARGETS[name], data)
 
 
-# The law, and who looks for what breaks it.
+# The law itself, and the search for inputs that break it.
 
 
 def raising(error: Exception) -> Target:
@@ -75,7 +75,7 @@ def raising(error: Exception) -> Target:
 
 
 def test_what_breaks_the_law() -> None:
-    """Another exception than those that are due, or a message without end, is a finding."""
+    """An unexpected exception, or an endless message, is a finding."""
     assert not hold(raising(MalformedInput("\x1b[2J", where="x")), b"")
     assert not hold(raising(ValueError("\x1b[2J")), b"")
     for error in (KeyError("x"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), RecursionError(), MemoryError()):
@@ -109,7 +109,7 @@ print(len(done.findings), done.findings[0].read_bytes()[:2], "KeyError" in done.
 @GUIDED
 @pytest.mark.slow
 def test_a_fault_is_found(tmp_path: Path) -> None:
-    """A reader that raises what it must not, on bytes that no example has, is found, and the bytes are kept."""
+    """An input that makes a reader fail is found, although no example has its bytes, and is kept."""
     command = [sys.executable, "-c", PLANT, str(tmp_path / "work")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert done.stdout.splitlines()[-1] == "1 b'!?' True True"
@@ -119,7 +119,7 @@ def test_a_fault_is_found(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.trust
 def test_the_script(tmp_path: Path) -> None:
-    """``scripts/fuzz`` reads each example and what it makes of them, and finds nothing."""
+    """``scripts/fuzz`` reads each example and its mutations, and finds nothing."""
     command = [sys.executable, str(ROOT / "scripts" / "fuzz.py"), "--seconds", "30", "--work", str(tmp_path)]
     done = subprocess.run(
         command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=PATIENCE, check=False

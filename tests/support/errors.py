@@ -25,3 +25,8 @@ def refused(kind: type[E], **fields: object) -> Iterator[pytest.ExceptionInfo[E]
     for name, expected in fields.items():
         actual = getattr(info.value, name)
         assert (None if actual is None else str(actual)) == (None if expected is None else str(expected)), info.value
+
+
+def facts(error: DeltaweightsError) -> str:
+    """Return the line of an error without ``where`` and ``remedy``."""
+    return str(DeltaweightsError(error.problem, tensor=error.tensor, found=error.found, expected=error.expected))

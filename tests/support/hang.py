@@ -1,9 +1,6 @@
-"""What a test that hangs was waiting for: the kernel's word for every thread, of this process and of all below it.
+"""What a hanging test waits for: the kernel's state of every thread, of this process and its descendants.
 
-Enters: a test that is out of time. Leaves: lines on stderr, no child of the test's, and pytest-timeout's own report, which ends the
-process. Never: a wait.
-
-Python's stacks, which pytest-timeout prints, say nothing of a child, nor of which lock or pipe a thread waits for in the system.
+The stacks that pytest-timeout prints do not include child processes, nor which lock or pipe a thread waits for in the kernel.
 """
 
 from __future__ import annotations
@@ -22,14 +19,14 @@ import pytest
 import pytest_timeout  # type: ignore[import-untyped]
 
 PROC = Path("/proc")
-"""Where Linux tells of processes; other systems have none."""
+"""Linux only."""
 
 LONGEST = 500
-"""Characters of a command that are told: some tests give whole programs."""
+"""Characters of a command to print: some tests pass whole programs."""
 
 
 class Settings(Protocol):
-    """Of a test's time, as pytest-timeout has them."""
+    """pytest-timeout's settings of a test."""
 
     timeout: float
     method: str
@@ -37,7 +34,7 @@ class Settings(Protocol):
 
 
 def set_timer(item: pytest.Item, settings: Settings) -> bool | None:
-    """Have ``item`` told of and ended when its time is up, as pytest-timeout would; None leaves it to that."""
+    """Report and end ``item`` when its time is up; return None to leave it to pytest-timeout."""
     if settings.method != "thread":
         return None
     timer = threading.Timer(settings.timeout, _end, (item, settings))
@@ -61,19 +58,19 @@ def _end(item: pytest.Item, settings: Any) -> None:
             capture.suspend_global_capture()
         said = "\n".join([f"+++ {item.nodeid} hangs: what the kernel says of all its threads +++", *told(os.getpid())])
         os.write(2, f"\n{said}\n".encode(errors="backslashreplace"))
-        faulthandler.dump_traceback(2)  # pytest-timeout's own primary nowhere where xdist has started this process
-        # Left behind, they would keep the pipes of whoever waits for the end of the tests.
+        faulthandler.dump_traceback(2)  # pytest-timeout's own is lost where xdist started this process
+        # Otherwise they would keep the pipes open of a process that waits for the tests to end.
         for process in [*below(os.getpid())][::-1]:
             with contextlib.suppress(OSError):
                 os.kill(process, signal.SIGKILL)
-    except BaseException as error:  # noqa: BLE001  (whatever is wrong here, the test ends)
+    except BaseException as error:  # noqa: BLE001  (the test has to end in any case)
         print(f"hang: {error!r}", file=sys.__stderr__)
     finally:
         pytest_timeout.timeout_timer(item, settings)
 
 
 def told(process: int) -> Iterator[str]:
-    """Yield what the kernel says of every thread of a process and of those below: state, call, place, and stack."""
+    """Yield the kernel's state of every thread of a process and its descendants: state, system call, wait channel, stack."""
     for each in (process, *below(process)):
         command = _read(PROC / str(each) / "cmdline").replace("\0", " ").strip()
         yield f"process {each}: {' '.join(command.split())[:LONGEST] or 'no command'}"
@@ -88,7 +85,7 @@ def told(process: int) -> Iterator[str]:
 
 
 def below(process: int) -> Iterator[int]:
-    """Yield the children of a process, and theirs."""
+    """Yield the descendants of a process."""
     for task in (PROC / str(process) / "task").glob("*"):
         for child in _read(task / "children").split():
             yield int(child)

@@ -1,8 +1,4 @@
-"""What the loopback Hub (tests/support/hub_server.py) answers: the real one's paths, headers, JSON and words.
-
-Enters: requests, repositories, tokens, faults of metadata and ranges. Leaves: answers that are not sent yet. Never: sockets;
-what goes wrong on the way.
-"""
+"""Responses of the loopback Hub (tests/support/hub_server.py): the real Hub's paths, headers, JSON and messages."""
 
 from __future__ import annotations
 
@@ -37,7 +33,7 @@ COMPRESSED = {".json", ".jsonl", ".md", ".py", ".txt"}
 
 
 class Hub:
-    """Repositories, who may see them, and the truth about them."""
+    """Repositories, who may access them, and the correct responses."""
 
     def __init__(
         self,
@@ -53,20 +49,20 @@ class Hub:
         self._signed: dict[str, tuple[str, str, Blob]] = {}
 
     def push(self, name: str, files: Files, branch: str = "main") -> str:
-        """Move a branch of a repository to these files, making either if need be; return the commit."""
+        """Move a branch of a repository to these files, creating either if needed; return the commit."""
         return self._repositories.setdefault(name, Repository(name)).push(files, branch)
 
     def tag(self, name: str, tag: str, revision: str = "main") -> None:
-        """Give a revision a name that stays."""
+        """Tag a revision."""
         repository = self._repositories[name]
         repository.tags[tag] = repository.resolve(revision)
 
     def expire(self) -> None:
-        """Refuse, from now on, all addresses of the file host that were given out before."""
+        """Invalidate all addresses of the file host handed out so far."""
         self._signed.clear()
 
     def asked(self, call: Call) -> tuple[Asked, dict[str, str]]:
-        """Return what a request is for, as faults see it, and the parts of its path; none if it leads nowhere."""
+        """Return the request as faults match it, and the parts of its path; none for an unknown path."""
         for place, pattern in ROUTES:
             found = pattern.fullmatch(call.path)
             if found and call.host in {"elsewhere", "files" if place == "files" else "hub"}:
@@ -113,13 +109,13 @@ class Hub:
         return as_json(user | {"auth": {"type": "access_token", "accessToken": token}})
 
     def _allowed(self, call: Call) -> Collection[str]:
-        """Return what the token may read. An unknown one is refused, even where none is needed."""
+        """Return what the token may read. An unknown token is refused even where none is needed."""
         if call.token is not None and call.token not in self.tokens:
             raise Refusal(401, "", "Invalid credentials in Authorization header")
         return self.tokens.get(call.token or "", ())
 
     def _repository(self, call: Call, name: str, *, read: bool) -> Repository:
-        """Return a repository that may be seen and, if it is to be, read. What a gated one holds may be listed by anybody."""
+        """Return a repository that the token may see and, with ``read``, read. Anybody may list a gated one."""
         found = self._repositories.get(name)
         allowed = call.host == "elsewhere" or name in self._allowed(call)
         if found is None or (name in self.private and not allowed):
@@ -174,7 +170,7 @@ class Hub:
         return text(307, f"Temporary Redirect. Redirecting to {location}", headers | {"Location": location})
 
     def _stated(self, asked: Asked, blob: Blob) -> Blob:
-        """Return a blob as the metadata have it, which faults may twist."""
+        """Return a blob as the metadata state it, which faults can falsify."""
         for fault in self.faults.take(asked, *METADATA):
             if fault.kind == "size":
                 blob = replace(blob, size=blob.size + 1 if fault.value is None else int(fault.value))
@@ -189,7 +185,7 @@ class Hub:
     # The file host, and what the Hub sends itself.
 
     def _sign(self, asked: Asked, blob: Blob) -> str:
-        """Return an address of a file that is good until it expires."""
+        """Return a signed address of a file."""
         signature = secrets.token_hex(32)
         self._signed[signature] = (asked.repo, asked.subject, blob)
         query = {"X-Amz-Algorithm": "AWS4-HMAC-SHA256", "X-Amz-Expires": "3600", "X-Amz-SignedHeaders": "host"}
@@ -197,7 +193,7 @@ class Hub:
         return f"{self.origins['files']}/xet-bridge/{_xet_hash(blob)}?{urlencode(query)}&x-id=GetObject"
 
     def revoke(self, call: Call) -> None:
-        """Refuse an address of the file host from now on."""
+        """Invalidate an address of the file host."""
         self._signed.pop(_signature(call), None)
 
     def _file(self, call: Call, asked: Asked) -> Answer:
@@ -224,7 +220,7 @@ class Hub:
 
 
 def _paths(call: Call) -> set[str]:
-    """Return the paths that /paths-info is asked for, by a form or by JSON."""
+    """Return the paths requested from /paths-info, by a form or by JSON."""
     if "json" in str(call.headers["Content-Type"]):
         given: dict[str, Any] = json.loads(call.body)
         return set(given["paths"])
@@ -232,7 +228,7 @@ def _paths(call: Call) -> set[str]:
 
 
 def _span(header: str | None, size: int) -> range | None:
-    """Return the offsets that a Range header asks for; None for all. Raises Refusal: 416."""
+    """Return the offsets of a Range header; None for all. Raises Refusal: 416."""
     found = re.fullmatch(r"bytes=(\d*)-(\d*)", (header or "").strip())
     if not found or not any(found.groups()):  # also several ranges at once, which file hosts need not serve
         return None
@@ -253,7 +249,7 @@ def _disposition(path: str) -> str:
 
 
 def _xet_hash(blob: Blob) -> str:
-    """Return what the file host calls a file: 64 digits that are not its sha256, as those of the real one are not."""
+    """Return the file host's name of a file: as on the real one, 64 digits that are not its sha256."""
     return hashlib.sha256(f"xet {blob.sha256}".encode()).hexdigest()
 
 

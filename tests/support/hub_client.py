@@ -1,8 +1,4 @@
-"""A machine that knows one Hub, the loopback one (tests/support/hub_server.py), and has a cache of its own.
-
-Enters: a folder, and the Hub to know. Leaves: downloads in this process, and processes of ``deltaweights`` and ``hf`` with the same
-surroundings. Never: a way to any other Hub, the user's cache, notes or token.
-"""
+"""A machine that uses the loopback Hub (tests/support/hub_server.py): its own cache, state folder and environment."""
 
 from __future__ import annotations
 
@@ -19,10 +15,10 @@ import huggingface_hub as hf
 import pytest
 from huggingface_hub import constants
 
-from deltaweights.hub import patience
-from deltaweights.hub.arrival import Arrival
+from deltaweights.hub import retry
 from deltaweights.hub.locate import HubOptions
-from deltaweights.hub.rooms import DiskRoom
+from deltaweights.hub.piece_map import PieceMap
+from deltaweights.hub.piece_storage import DiskPieces
 from deltaweights.jobs.download import Downloaded, download
 from deltaweights.report import Report
 from tests.support.hub_server import HubServer
@@ -31,11 +27,11 @@ from tests.support.limits import PATIENCE
 Done = subprocess.CompletedProcess[str]
 
 SOON = PATIENCE
-"""Seconds after which what a test waits for is not coming any more."""
+"""Seconds that a test waits for something."""
 
 
 class Said(Report):
-    """Keeps remarks and warnings, and how many requests the Hub had got when each was made."""
+    """Keeps notes and warnings, and how many requests the Hub had received at each note."""
 
     def __init__(self) -> None:
         self.hub: HubServer | None = None
@@ -44,7 +40,7 @@ class Said(Report):
         self.requests_at: dict[str, int] = {}
 
     def note(self, text: str) -> None:
-        """Keep a remark."""
+        """Keep a note."""
         self.notes.append(text)
         self.requests_at.setdefault(text, len(self.hub.requests) if self.hub else 0)
 
@@ -54,7 +50,7 @@ class Said(Report):
 
 
 class Machine:
-    """One with an empty cache, nobody logged in, little patience, and connections that are given up after a second."""
+    """A machine with an empty cache, no token, short waits, and connections that time out after a second."""
 
     def __init__(self, patch: pytest.MonkeyPatch, folder: Path, hub: HubServer) -> None:
         self._patch, self.folder, self.cache = patch, folder, folder / "cache"
@@ -80,13 +76,13 @@ class Machine:
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
         patch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
-        patch.setattr(patience, "FIRST", 0.003)
+        patch.setattr(retry, "FIRST_WAIT", 0.003)
         self.said = Said()
         self.told = ""
         self.turn_to(hub)
 
     def turn_to(self, hub: HubServer | str) -> None:
-        """Know another Hub, or address."""
+        """Use another Hub, or address."""
         address = hub if isinstance(hub, str) else hub.endpoint
         self.said.hub = None if isinstance(hub, str) else hub
         self._patch.setenv("HF_ENDPOINT", address)
@@ -103,7 +99,7 @@ class Machine:
 
     @contextmanager
     def start(self, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-        """Begin ``deltaweights ARGUMENTS``, which ends with the context at the latest."""
+        """Start ``deltaweights ARGUMENTS``, which is killed with the context."""
         command = [sys.executable, "-m", "deltaweights", *map(str, arguments)]
         if self.told:
             command[1:3] = ["-c", f"{self.told}; from deltaweights.cli import main; main()"]
@@ -114,11 +110,13 @@ class Machine:
                 process.kill()
 
     def ask_for_little(self, piece: int, run: int) -> None:
-        """Fetch files in pieces of so many bytes, so many in a request, so that little ones have many, as large ones have."""
-        self._patch.setattr(DiskRoom, "piece", piece)
-        self._patch.setattr(Arrival.next_run, "__defaults__", (run,))
-        self.told = "from deltaweights.hub.arrival import Arrival; from deltaweights.hub.rooms import DiskRoom"
-        self.told += f"; DiskRoom.piece, Arrival.next_run.__defaults__ = {piece}, ({run},)"
+        """Use small pieces and requests, in bytes, so that small files have many, as large ones do."""
+        self._patch.setattr(DiskPieces, "piece_size", piece)
+        self._patch.setattr(PieceMap.next_request, "__defaults__", (run,))
+        self.told = (
+            "from deltaweights.hub.piece_map import PieceMap; from deltaweights.hub.piece_storage import DiskPieces"
+        )
+        self.told += f"; DiskPieces.piece_size, PieceMap.next_request.__defaults__ = {piece}, ({run},)"
 
     def run(self, *arguments: str | Path) -> Done:
         """Run ``deltaweights ARGUMENTS``."""
@@ -137,7 +135,7 @@ class Machine:
         return self.cache / f"models--{name.replace('/', '--')}"
 
     def blobs(self, name: str) -> dict[str, Path]:
-        """Return the files under a repository's blobs, by name: whole ones, and those that are not."""
+        """Return the files under a repository's blobs, by name, complete or not."""
         return {path.name: path for path in (self.repository(name) / "blobs").glob("*")}
 
     def sizes(self) -> dict[str, int]:
@@ -146,13 +144,13 @@ class Machine:
         return {path.relative_to(self.cache).as_posix(): path.stat().st_size for path in found}
 
     def log_in(self, token: str) -> None:
-        """Do as ``hf auth login`` does."""
+        """Store a token, as ``hf auth login`` does."""
         (self.folder / "home").mkdir(exist_ok=True)
         (self.folder / "home" / "token").write_text(f"{token}\n")
 
 
 def wait_for(what: Callable[[], bool], *processes: subprocess.Popen[str]) -> None:
-    """Return once ``what`` is true; fail when it does not become so while the processes run."""
+    """Wait until ``what`` is true; fail when a process ends first."""
     until = time.monotonic() + SOON
     while not what():
         assert time.monotonic() < until, "waited in vain"
@@ -161,5 +159,5 @@ def wait_for(what: Callable[[], bool], *processes: subprocess.Popen[str]) -> Non
 
 
 def forget_connections() -> None:
-    """Close what the client of huggingface_hub keeps open."""
+    """Close the connections of huggingface_hub's client."""
     hf.close_session()

@@ -1,8 +1,4 @@
-"""What goes wrong on purpose when the loopback Hub (tests/support/hub_server.py) answers.
-
-Enters: faults, each with the requests that it is meant for. Leaves: those that an answer has to suffer, as often as they say.
-Never: bytes or sockets; the server does what the faults say.
-"""
+"""Faults to inject into the responses of the loopback Hub (tests/support/hub_server.py)."""
 
 from __future__ import annotations
 
@@ -50,7 +46,7 @@ With the metadata, in listings and in headers (``on`` limits it to one of them),
 """
 
 Place = Literal["api", "resolve", "files"]
-"""Where a request goes: a path below /api, the address of a file on the Hub, or the file host."""
+"""The target of a request: a path below /api, the address of a file on the Hub, or the file host."""
 
 BODY: tuple[Kind, ...] = ("flip", "stall", "drop", "reset", "short")
 METADATA: tuple[Kind, ...] = ("size", "hash", "no-sha256")
@@ -96,7 +92,7 @@ class Fault:
             raise ValueError(f"{self.kind}: no such fault, but {', '.join(get_args(Kind))}")
 
     def fits(self, asked: Asked) -> bool:
-        """Whether this is still to happen, and to such a request."""
+        """Return whether this applies to such a request, and is not used up."""
         times = self.times if self.times is not None else math.inf if self.kind in METADATA else 1
         return (
             self.served < times
@@ -123,14 +119,14 @@ def fault_from(text: str) -> Fault:
 
 
 class Faults(list[Fault]):
-    """The faults of a server; tests append to it at any time."""
+    """The faults of a server; tests can append to it at any time."""
 
     def __init__(self) -> None:
         super().__init__()
         self._lock = threading.Lock()
 
     def take(self, asked: Asked, *kinds: Kind, among: range | None = None, most: int | None = None) -> list[Fault]:
-        """Count and return what such an answer suffers: faults of these kinds, ``at`` among these offsets, ``most`` at most."""
+        """Count and return the faults of a response: of these kinds, ``at`` among these offsets, ``most`` at most."""
         with self._lock:
             found = [
                 fault

@@ -98,7 +98,7 @@ class HubServer(Hub):
         self.close()
 
     def close(self) -> None:
-        """End all connections, stalled ones, too, and all threads."""
+        """End all connections, even stalled ones, and all threads."""
         self._wire.close()
 
     def _count(self, file: str, count: int) -> None:
@@ -106,7 +106,7 @@ class HubServer(Hub):
             self.sent[file] += count
 
     def _answer(self, call: Call) -> Answer:
-        """Return what is sent for a request: the truth, or what faults make of it."""
+        """Return the response to a request: the correct one, or what faults make of it."""
         asked, parts = self.asked(call)
         try:
             answer = self._instead(call, asked) or self.truth(call, asked, parts)
@@ -124,7 +124,7 @@ class HubServer(Hub):
         return answer
 
     def _instead(self, call: Call, asked: Asked) -> Answer | None:
-        """Return what a fault answers in place of the truth."""
+        """Return a fault's response in place of the correct one."""
         kinds = [kind for kind in INSTEAD if kind != "redirect" or call.host != "elsewhere"]
         for fault in self.faults.take(asked, *kinds, most=1):
             if fault.kind == "status":
@@ -137,7 +137,7 @@ class HubServer(Hub):
         return None
 
     def _finish(self, call: Call, asked: Asked, answer: Answer) -> None:
-        """Do to an answer what its faults say, and state its length and the Hub's limits, as every answer of the Hub does."""
+        """Apply an answer's faults, and state its length and the Hub's rate limits."""
         if answer.status in {200, 206} and call.method != "HEAD":
             answer.suffers = self.faults.take(asked, *BODY, among=range(answer.start, answer.stop))
             answer.stop = min([answer.stop, *(fault.at for fault in answer.suffers if fault.kind == "short")])
@@ -160,7 +160,7 @@ class HubServer(Hub):
 
 
 def compress(answer: Answer) -> None:
-    """Make a whole small file's answer what the Hub sends to who accepts gzip: in one chunk, without a length."""
+    """Compress the response with a small file, as for clients that accept gzip: in one chunk, without a length."""
     if isinstance(answer.body, Path):
         content = gzip.compress(answer.body.read_bytes())
         answer.body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content)

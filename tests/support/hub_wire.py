@@ -1,8 +1,4 @@
-"""HTTP/1.1 for the loopback Hub (tests/support/hub_server.py): sockets, threads, and how bytes leave.
-
-Enters: requests, a function that answers them, a rate. Leaves: head and body of each answer, with what it has to suffer; how many
-bytes left. Never: what an answer says; a busy wait; a thread or a socket after ``close``.
-"""
+"""HTTP/1.1 for the loopback Hub (tests/support/hub_server.py): sockets, threads, and sending with faults and a rate limit."""
 
 from __future__ import annotations
 
@@ -31,12 +27,12 @@ PIECE = 1 << 20
 """Bytes that are sent and counted at once; less where a rate makes that a hundredth of a second."""
 
 BURST = 0.02
-"""Seconds for which an unused rate is kept."""
+"""Seconds of unused rate that can be caught up."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A request as it came in: ``target`` is path and query, as they were written."""
+    """A request as received: ``target`` is the raw path and query."""
 
     method: str
     host: Host
@@ -56,12 +52,12 @@ class Call:
 
     @property
     def token(self) -> str | None:
-        """What Authorization says, without "Bearer"."""
+        """The token of the Authorization header."""
         value = self.headers["Authorization"]
         return None if value is None else str(value).removeprefix("Bearer ")
 
     def says(self, name: str) -> bool:
-        """Whether the query says yes to something."""
+        """Return whether a query parameter is set."""
         return self.query.get(name, [""])[-1].lower() in {"1", "true"}
 
 
@@ -95,7 +91,7 @@ def as_json(value: object, headers: Mapping[str, str] | None = None, status: int
 
 
 class Limiter:
-    """A bucket of tokens, one a byte, that all connections draw from; it fills at ``rate`` a second, or is never empty."""
+    """A rate limit in bytes per second, shared by all connections; None for none."""
 
     def __init__(self, rate: float | None, stopping: threading.Event) -> None:
         self._rate, self._stopping = rate, stopping
@@ -104,7 +100,7 @@ class Limiter:
         self.piece = PIECE if rate is None else min(PIECE, max(1 << 14, int(rate / 100)))
 
     def draw(self, count: int) -> None:
-        """Wait until ``count`` bytes may leave, in the order of those who ask."""
+        """Wait until ``count`` bytes may be sent, in the order of the calls."""
         if self._rate is None:
             return
         with self._lock:
@@ -116,7 +112,7 @@ class Limiter:
 
 
 class Wire:
-    """Listens on a port of its own for each host, and has ``answer`` answer, in a thread for each connection."""
+    """Listens on a port for each host, and responds with ``answer``, in a thread for each connection."""
 
     def __init__(
         self,
@@ -138,7 +134,7 @@ class Wire:
         self._accepting.start()
 
     def close(self) -> None:
-        """End listening, all connections and all threads."""
+        """Close all sockets, and end all threads."""
         self.stopping.set()
         self._wake.close()
         self._accepting.join()
@@ -193,7 +189,7 @@ class Handler(BaseHTTPRequestHandler):
         super().__init__(connection, ("127.0.0.1", 0), cast(Any, wire))
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Say nothing; the Hub has a log of its own."""
+        """Do nothing: the Hub has a log of its own."""
 
     def _respond(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
@@ -221,7 +217,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = _respond  # noqa: N815
 
     def _send(self, answer: Answer, send: Callable[[int, int], int], byte_at: Callable[[int], int]) -> None:
-        """Send a body up to each place where something is to happen, let that happen, and so on."""
+        """Send a body, and apply each fault at its place."""
         position = answer.start
         for fault in sorted(answer.suffers, key=lambda fault: fault.at):
             self._send_range(answer, send, position, min(fault.at, answer.stop))

@@ -1,6 +1,6 @@
-"""How long tests wait. No test states a time of its own: that a machine is busy is no fault of the program's.
+"""How long tests wait. No test states a time of its own, so that the suite passes on a busy machine.
 
-The suite passes on a machine with ten times as much to do as it can; a limit on work is one on processor time.
+A limit on work is one on processor time.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ HANG = 600
 """Seconds after which a test is stopped: ``timeout`` in pyproject.toml."""
 
 PATIENCE = 480
-"""Seconds after which what a test waits for, a child mostly, is not coming any more: less than ``HANG``, so that it is named."""
+"""Seconds to wait for something, mostly a child process: less than ``HANG``, so that the test says what it waited for."""
 
 AT_ONCE = 30
-"""Seconds by the clock that are at once: what else would end the waiting, in the same tests, takes twice as long or longer."""
+"""Seconds by the clock that count as at once: anything else that ends the wait in the same tests takes at least twice as long."""
 
 MOMENT = 10.0
-"""Seconds of processor time that are no wait; a busy machine takes twice those of an idle one for the same work."""
+"""Seconds of processor time that count as no wait; a busy machine needs twice as many as an idle one for the same work."""
 
 LONG = 3600
-"""``HANG`` of proofs that go through all 2^32 cases: minutes, on a machine with nothing else to do."""
+"""``HANG`` for proofs of all 2^32 cases, which take minutes on an idle machine."""

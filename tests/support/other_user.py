@@ -1,8 +1,4 @@
-"""A second user of this machine, for tests of what others may do.
-
-Enters: programs and folders. Leaves: programs that run as somebody else; folders that are somebody else's. Never: a second user
-where the suite does not run as root: such tests are skipped.
-"""
+"""A second user of this machine; needs root, without which such tests are skipped."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ import pytest
 from tests.support.limits import PATIENCE
 
 OTHER = 65534
-"""Nobody."""
+"""The user nobody."""
 
 needs_other_user = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("setpriv") is None, reason="a second user needs root, and setpriv"
@@ -27,7 +23,7 @@ needs_other_user = pytest.mark.skipif(
 
 
 def start_as_other(program: str, *arguments: str | Path) -> subprocess.Popen[str]:
-    """Begin a Python program as the other user."""
+    """Start a Python program as the other user."""
     user = [f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups"]
     python = shutil.which("python3", path=os.defpath) or "python3"
     command = ["setpriv", *user, python, "-I", "-c", program, *map(str, arguments)]
@@ -35,7 +31,7 @@ def start_as_other(program: str, *arguments: str | Path) -> subprocess.Popen[str
 
 
 def do_as_other(program: str, *arguments: str | Path) -> str:
-    """Run a Python program as the other user, and return what it says."""
+    """Run a Python program as the other user, and return its stdout."""
     with start_as_other(program, *arguments) as process:
         out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
@@ -43,7 +39,7 @@ def do_as_other(program: str, *arguments: str | Path) -> str:
 
 
 def give_to_other(folder: Path) -> Path:
-    """Give a folder and all in it to the other user, links themselves included."""
+    """Give a folder and everything in it to the other user, including links themselves."""
     for path in (folder, *folder.rglob("*")):
         os.chown(path, OTHER, OTHER, follow_symlinks=False)
     return folder
@@ -51,7 +47,7 @@ def give_to_other(folder: Path) -> Path:
 
 @contextmanager
 def common_folder() -> Iterator[Path]:
-    """Make a folder that others can look into; pytest's own are for one user."""
+    """Make a folder that others can enter; pytest's own are for one user."""
     with tempfile.TemporaryDirectory(prefix="deltaweights-common-") as name:
         Path(name).chmod(0o755)
         yield Path(name)

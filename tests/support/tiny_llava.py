@@ -34,6 +34,9 @@ IMAGE_SIZE, PATCH = 28, 14
 
 PATCHES = (IMAGE_SIZE // PATCH) ** 2
 
+SAYS = "AB#"
+"""An answer for ``make_llava`` and ``make_llama``: "AB", and then "#" again and again, three of which are a stop string."""
+
 TEMPLATE = """\
 {%- set form = conv_mode | default('simple') -%}
 {%- if form not in ['simple', 'short'] -%}{{ raise_exception('no conversation ' + form) }}{%- endif -%}
@@ -215,6 +218,19 @@ def make_original(folder: Path, container: str = "safetensors") -> Path:
     (folder / "generation_config.json").write_text('{"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}')
     _save_tokenizer(tokens, folder)
     return folder
+
+
+def published_ids() -> list[tuple[str, str, str, str]]:
+    """Return file, key, id and the tokenizer's id of the wrong special ids in ``make_original``'s documents."""
+    padding = f"{id_of('[PAD]')} ([PAD])"
+    return [
+        ("config.json", "bos_token_id", "0", "1 (<s>)"),
+        ("generation_config.json", "bos_token_id", "0", "1 (<s>)"),
+        ("config.json", "eos_token_id", "1", "2 (</s>)"),
+        ("generation_config.json", "eos_token_id", "1", "2 (</s>)"),
+        ("config.json", "pad_token_id", "-1", padding),
+        ("generation_config.json", "pad_token_id", "0", padding),
+    ]
 
 
 def save(tensors: Tensors, folder: Path, shards: int = 1) -> None:

@@ -13,6 +13,6 @@ def normal(tmp_path_factory: pytest.TempPathFactory) -> float:
     """Return the peak, in MiB, of a merge of a sound pair."""
     folder = tmp_path_factory.mktemp("normal")
     base, delta = make_pair(folder)
-    outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", folder / "merged"], folder)
+    outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", folder / "merged"])
     assert outcome.code == 0, outcome.err
     return outcome.peak

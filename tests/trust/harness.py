@@ -1,21 +1,17 @@
 """What is due for every row of the table of bad inputs, asserted in one place.
 
-Enters: a case, which makes something bad and names a command. Leaves: an assertion that fails, or nothing. Never: our own code in
-this process: each case runs as a process of its own, as users run it.
+Each case runs in a process of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import resource
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.limits import PATIENCE
+from tests.support.fork_server import light_server
 from tests.support.pairs import make_pair
 
 SECONDS = 5.0
@@ -23,20 +19,6 @@ SECONDS = 5.0
 
 MEBIBYTES = 200
 """Above the peak of a run in which all is well."""
-
-DRIVER = """
-import sys
-from pathlib import Path
-note = Path(sys.argv.pop())
-from deltaweights.cli import main
-try:
-    main()
-finally:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    note.write_text(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
-"""
-"""Runs the command, and notes its own peak: what the parent is told would contain the parent's at the time of the fork."""
-
 
 Make = Callable[[Path], Sequence[str | Path]]
 
@@ -91,21 +73,11 @@ def case(make: Make, exit_code: int, *says: str) -> Case:
     return Case(make, exit_code, says)
 
 
-def run_command(arguments: Sequence[str | Path], folder: Path) -> Outcome:
+def run_command(arguments: Sequence[str | Path]) -> Outcome:
     """Run ``deltaweights ARGUMENTS`` in a process of its own, and measure it."""
-    note = folder.parent / f"{folder.name}.peak"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, *map(str, arguments), str(note)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-        env=os.environ | {"COLUMNS": "200"},
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Outcome(done.returncode, done.stdout, done.stderr, seconds, int(note.read_text()) / 1024)
+    command = ["-m", "deltaweights", *map(str, arguments)]
+    done = light_server().run(command, Path.cwd(), os.environ | {"COLUMNS": "200"})
+    return Outcome(done.returncode, done.stdout, done.stderr, done.seconds, done.peak)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -134,7 +106,7 @@ def hold(subject: Case, folder: Path, normal: float) -> None:
             _stand(standing)
         before = contents(place)
         filled = [place if argument == TARGET else argument for argument in arguments]
-        outcome = run_command([*filled, *(more if writes else [])], inputs)
+        outcome = run_command([*filled, *(more if writes else [])])
         assert outcome.code == subject.exit_code, outcome.err
         assert_one_line(outcome, subject.says)
         assert contents(place) == before, "the target was touched"

@@ -1,6 +1,6 @@
 """Rows 44 to 49 of the table: zip archives of checkpoints.
 
-The archives are made in ``tests/unit/checkpoint/test_archive.py``, which tests many more; here some of
+The archives are made in ``tests/unit/checkpoint/test_zip_format.py``, which tests many more; here some of
 each row go through a merge.
 """
 
@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.pairs import make_pair
+from tests.support.zips import MODEL
 from tests.trust.harness import TARGET, Case, Make, case, hold
-from tests.unit.checkpoint.test_archive import DAMAGED, MODEL, REFUSED
+from tests.unit.checkpoint.test_zip_format import DAMAGED, REFUSED
 
 ROWS = """
     row44-way-up row44-absolute row44-backslash row44-nul row44-control row45-link row45-fifo row46-twice row46-case

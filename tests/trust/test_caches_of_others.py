@@ -1,4 +1,4 @@
-"""Row 82 of the table: a cache of the Hub that others write, too."""
+"""Row 82 of the table: a Hub cache that others write to."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import pytest
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import CheckFailed, InputOutputError
 from deltaweights.hub import directory as hub_directory
-from deltaweights.hub.access import HubFile
 from deltaweights.hub.files import VerifiedFile
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.locate import HubOptions
-from deltaweights.hub.notes import Notes
-from deltaweights.hub.rooms import PIECE, DiskRoom
-from deltaweights.hub.store import Store
-from deltaweights.hub.transfer import Damaged
+from deltaweights.hub.piece_storage import DISK_PIECE, DiskPieces
+from deltaweights.hub.repo_cache import RepoCache
+from deltaweights.hub.repo_listing import HubFile
+from deltaweights.hub.transfer import DamagedFile
+from deltaweights.hub.verified import VerificationRecords
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.inspect import inspect_checkpoint
-from deltaweights.manifest.manifest import MANIFEST
+from deltaweights.manifest.records import MANIFEST
 from tests.support.hub_client import Machine, Said, forget_connections
 from tests.support.hub_server import HubServer
 from tests.support.other_user import OTHER, common_folder, do_as_other, needs_other_user
@@ -38,7 +38,7 @@ CHANGES = delta_tensors(WEIGHTS)
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubServer]:
-    """Serve a pair in safetensors of one shard, which record no checksums."""
+    """Serve a pair in one safetensors file each, which has no checksums."""
     base, delta = (save(t, tmp_path / name, "safetensors", 1) for name, t in (("b", WEIGHTS), ("d", CHANGES)))
     with HubServer({BASE: base, DELTA: delta}) as served:
         yield served
@@ -46,7 +46,7 @@ def hub(tmp_path: Path) -> Iterator[HubServer]:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hub: HubServer) -> Iterator[Machine]:
-    """Return a machine whose cache others can look into."""
+    """Return a machine whose cache others can enter."""
     with common_folder() as folder:
         yield Machine(monkeypatch, folder, hub)
     forget_connections()
@@ -63,7 +63,7 @@ def blob(machine: Machine, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Keep which files of the cache are hashed."""
+    """Record which files of the cache are hashed."""
     names: list[str] = []
     real = hub_directory._hash_of
 
@@ -76,7 +76,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def flip(blob: Path) -> bytes:
-    """Change a weight in place, and leave size and time as they were; return what is there now."""
+    """Change a weight in place, keeping size and time; return the new bytes."""
     before, content = blob.stat(), bytearray(blob.read_bytes())
     content[-1] ^= 1
     with blob.open("r+b") as file:
@@ -86,7 +86,7 @@ def flip(blob: Path) -> bytes:
 
 
 def plant(blob: Path) -> None:
-    """Leave the note that earlier versions kept in the cache, of the blob as it is."""
+    """Write the note that earlier versions kept in the cache about a blob."""
     found = blob.stat()
     times = {"mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
     note = {"blob": {"size": found.st_size, "inode": found.st_ino, **times}, "arrival": None}
@@ -96,16 +96,16 @@ def plant(blob: Path) -> None:
 
 
 def states_of(machine: Machine) -> Path:
-    """Return where the notes are."""
+    """Return the folder of the notes."""
     return machine.folder / "state" / "deltaweights" / "verified"
 
 
-# Notes.
+# Verification records.
 
 
 @pytest.mark.trust
 def test_row82_a_tampered_blob_and_a_planted_note(machine: Machine, hub: HubServer, blob: Path) -> None:
-    """A note in the cache is worth nothing: offline the run ends with 5, else the file is fetched again."""
+    """A note in the cache is ignored: offline the run ends with 5, otherwise the file is fetched again."""
     flip(blob)
     plant(blob)
     target = machine.folder / "out"
@@ -122,7 +122,7 @@ def test_row82_a_tampered_blob_and_a_planted_note(machine: Machine, hub: HubServ
 
 @pytest.mark.trust
 def test_row82_paths_into_a_cache(machine: Machine, blob: Path) -> None:
-    """The name of a blob is no hash of it: not for --require-verified, the manifest or ``inspect``; a hash that is made is."""
+    """A blob's name is not trusted as its hash, in --require-verified, the manifest or ``inspect``; a computed hash is."""
     tampered = hashlib.sha256(flip(blob)).hexdigest()
     plant(blob)
     snapshots = {name: next((machine.repository(name) / "snapshots").iterdir()) for name in (BASE, DELTA)}
@@ -142,7 +142,7 @@ def test_row82_paths_into_a_cache(machine: Machine, blob: Path) -> None:
 
 @pytest.mark.trust
 def test_row82_a_snapshot_that_links_to_another_blob(machine: Machine, blob: Path) -> None:
-    """Offline, what this user was told of a commit's files counts, not the links of the cache: the blob's hash is its own."""
+    """Offline, this user's notes about a commit's files are used, not the links of the cache; each blob is hashed itself."""
     tampered = bytearray(blob.read_bytes())
     tampered[-1] ^= 1
     other = blob.with_name(hashlib.sha256(tampered).hexdigest())
@@ -164,7 +164,7 @@ def test_row82_a_snapshot_that_links_to_another_blob(machine: Machine, blob: Pat
 @pytest.mark.trust
 @pytest.mark.parametrize("how", ["mode", "owner", "link", "file"])
 def test_row82_notes_that_others_could_write(machine: Machine, blob: Path, hashed: list[str], how: str) -> None:
-    """A folder of notes that is not the user's alone counts for nothing, and that is said once."""
+    """A folder of notes that others can write to is ignored, with one remark."""
     folder = states_of(machine)
     assert folder.stat().st_mode & 0o777 == 0o700
     machine.fetch(BASE)
@@ -185,15 +185,13 @@ def test_row82_notes_that_others_could_write(machine: Machine, blob: Path, hashe
     machine.fetch(BASE)
     assert NAME in hashed
     assert len(machine.said.warnings) == 1
-    assert machine.said.warnings[0].startswith(
-        f"{folder}: notes of verified files that others may write count for noth"
-    )
+    assert machine.said.warnings[0].startswith(f"{folder}: records of verified files that others can write are ignored")
 
 
 @pytest.mark.trust
 @pytest.mark.parametrize("how", ["link", "other", "long", "no-note"])
 def test_row82_notes_that_are_none(machine: Machine, blob: Path, hashed: list[str], how: str) -> None:
-    """A note that is a link, somebody else's, or no note is none."""
+    """A note that is a link, somebody else's, or malformed is ignored."""
     for path in states_of(machine).iterdir():
         if how == "link":
             path.rename(machine.folder / path.name)
@@ -212,7 +210,7 @@ def test_row82_notes_that_are_none(machine: Machine, blob: Path, hashed: list[st
 def test_without_a_place_for_notes(
     machine: Machine, blob: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """Where no notes can be kept, files are hashed in each run, and that is said once, as a remark."""
+    """Where no notes can be kept, files are hashed in each run, with one remark."""
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.delenv("HOME")
     if how == "read-only":
@@ -227,13 +225,13 @@ def test_without_a_place_for_notes(
     for _ in range(2):
         machine.fetch(BASE)
     assert hashed.count(NAME) == 2
-    assert sum("cannot be noted" in text for text in machine.said.notes) == 1
+    assert sum("cannot record verified files" in text for text in machine.said.notes) == 1
     assert not machine.said.warnings
     assert how != "of-others" or not list((machine.folder / "theirs").iterdir())
 
 
 def test_notes_are_where_xdg_has_them(machine: Machine, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without XDG_STATE_HOME, or with a relative one, they are below ~/.local/state."""
+    """Without XDG_STATE_HOME, or with a relative one, notes are below ~/.local/state."""
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
     monkeypatch.setenv("HOME", str(machine.folder / "me"))
     (machine.folder / "me").mkdir()
@@ -243,49 +241,49 @@ def test_notes_are_where_xdg_has_them(machine: Machine, hub: HubServer, monkeypa
 
 
 def test_a_note_is_of_one_file_as_it_was(tmp_path: Path) -> None:
-    """Another hash, user, device, inode, size or time makes a note none of this file."""
+    """A note with another hash, user, device, inode, size or time does not apply to the file."""
     blob = tmp_path / "blob"
     blob.write_bytes(b"weights")
-    notes, found = Notes(Said()), blob.stat()
+    records, found = VerificationRecords(Said()), blob.stat()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path))
-        notes.keep(blob, "key", found, "mark")
-        note = notes.known(blob, "key", found)
-        assert note is not None
-        assert (note.holds, note.arrival) == (True, "mark")
-        assert notes.known(blob, "other", found) is None
-        assert notes.known(tmp_path / "other", "key", found) is None
+        records.add(blob, "key", found, "mark")
+        record = records.find(blob, "key", found)
+        assert record is not None
+        assert (record.current, record.download_id) == (True, "mark")
+        assert records.find(blob, "other", found) is None
+        assert records.find(tmp_path / "other", "key", found) is None
         for place in (1, 2, 6):
             fields = list(found)
             fields[place] += 1
             other = os.stat_result(fields, {name: getattr(found, name) for name in ("st_mtime_ns", "st_ctime_ns")})
-            note = notes.known(blob, "key", other)
-            assert note is not None
-            assert not note.holds
+            record = records.find(blob, "key", other)
+            assert record is not None
+            assert not record.current
         for name in ("st_mtime_ns", "st_ctime_ns"):
             times = {each: getattr(found, each) + (each == name) for each in ("st_mtime_ns", "st_ctime_ns")}
-            note = notes.known(blob, "key", os.stat_result(list(found), times))
-            assert note is not None
-            assert not note.holds
+            record = records.find(blob, "key", os.stat_result(list(found), times))
+            assert record is not None
+            assert not record.current
         patch.setattr(os, "geteuid", lambda: found.st_uid + 1)
-        assert notes.known(blob, "key", found) is None
+        assert records.find(blob, "key", found) is None
 
 
 def test_a_file_that_others_may_write_is_noted_once_it_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Changes that follow each other closely may have one time, so that a note of the first would hold for the second."""
+    """Two quick changes may have the same time, so that a note about the first would apply to the second."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    blob, notes = tmp_path / "blob", Notes(Said())
+    blob, records = tmp_path / "blob", VerificationRecords(Said())
     blob.write_bytes(b"weights")
     blob.chmod(0o664)
     found = blob.stat()
-    notes.keep(blob, "key", found, None)
-    assert notes.known(blob, "key", found) is None
+    records.add(blob, "key", found, None)
+    assert records.find(blob, "key", found) is None
     monkeypatch.setattr("time.time_ns", lambda: found.st_ctime_ns + 61 * 10**9)
-    notes.keep(blob, "key", found, None)
-    assert notes.known(blob, "key", found) is not None
+    records.add(blob, "key", found, None)
+    assert records.find(blob, "key", found) is not None
 
 
-# Files that others own or write.
+# Files that others own or can write to.
 
 TAMPER = """
 import os, sys
@@ -304,7 +302,7 @@ os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
 @needs_other_user
 @pytest.mark.trust
 def test_row82_the_owner_of_a_blob_tampers_after_the_note(machine: Machine, blob: Path, hashed: list[str]) -> None:
-    """A blob of somebody else's that was verified, and noted, is hashed again when he changed it and set its time back."""
+    """A verified blob is hashed again after its owner changed it and set its time back."""
     os.chown(blob, OTHER, OTHER)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("time.time_ns", lambda: blob.stat().st_ctime_ns + 61 * 10**9)
@@ -315,7 +313,7 @@ def test_row82_the_owner_of_a_blob_tampers_after_the_note(machine: Machine, blob
     before = blob.stat()
     do_as_other(TAMPER, blob)
     assert (blob.stat().st_size, blob.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-    with pytest.raises(Damaged, match="damaged in the cache"):
+    with pytest.raises(DamagedFile, match="damaged in the cache"):
         apply_delta(BASE, DELTA, machine.folder / "out", require_verified=True, hub=HubOptions(offline=True))
 
 
@@ -323,13 +321,13 @@ def test_row82_the_owner_of_a_blob_tampers_after_the_note(machine: Machine, blob
 @pytest.mark.trust
 @pytest.mark.parametrize("kind", ["of-the-cache", "hashed"])
 def test_row82_the_owner_tampers_while_it_is_read(machine: Machine, blob: Path, kind: str) -> None:
-    """What is changed after it was hashed ends the run, although size and time of modification are as before."""
+    """A file that changes after it was hashed ends the run, even with the same size and modification time."""
     os.chown(blob, OTHER, OTHER)
     if kind == "of-the-cache":
         file: LocalFile = VerifiedFile(blob, blob, blob.name)
     else:
         file = LocalFile(blob)
-        file.hash_counts()
+        file.rely_on_hash()
     file.check_unchanged()
     do_as_other(TAMPER, blob)
     with pytest.raises(InputOutputError, match="changed while being read"):
@@ -338,7 +336,7 @@ def test_row82_the_owner_tampers_while_it_is_read(machine: Machine, blob: Path, 
 
 
 def test_a_link_more_is_no_change(tmp_path: Path) -> None:
-    """What changes only the links or the mode of a file of one's own is no change of its content."""
+    """A change of only the link count or mode of one's own file does not count as a change of its content."""
     path = tmp_path / "blob"
     path.write_bytes(b"weights")
     file = VerifiedFile(path, path, None)
@@ -351,14 +349,14 @@ def test_a_link_more_is_no_change(tmp_path: Path) -> None:
     file.close()
 
 
-# What lies where a download gathers its pieces.
+# Files where a download keeps its pieces.
 
 
 def begun_by_others(blob: Path, size: int) -> dict[Path, bytes]:
-    """Leave a download of which all pieces are said to be here; return what must stay as it is."""
+    """Leave a download whose pieces are all marked as complete; return what must not change."""
     incomplete = blob.with_name(f"{blob.name}.deltaweights.incomplete")
     incomplete.write_bytes(bytes(size))
-    incomplete.with_suffix(".pieces").write_bytes(b"0" * 32 + b"\1" * (size // PIECE + 1))
+    incomplete.with_suffix(".pieces").write_bytes(b"0" * 32 + b"\1" * (size // DISK_PIECE + 1))
     for path in (incomplete, incomplete.with_suffix(".pieces")):
         path.chmod(0o666)
     return {path: path.read_bytes() for path in (incomplete, incomplete.with_suffix(".pieces"))}
@@ -367,7 +365,7 @@ def begun_by_others(blob: Path, size: int) -> dict[Path, bytes]:
 @pytest.mark.trust
 @pytest.mark.parametrize("owner", [OTHER, None])
 def test_row82_pieces_of_others(machine: Machine, blob: Path, owner: int | None) -> None:
-    """A download that somebody else began, or may write, is not gone on with: what would be read of it may change once more."""
+    """A download that somebody else started, or can write to, is not resumed: its bytes may change again."""
     size = blob.stat().st_size
     blob.unlink()
     planted = begun_by_others(blob, size)
@@ -378,14 +376,14 @@ def test_row82_pieces_of_others(machine: Machine, blob: Path, owner: int | None)
             os.chown(path, owner, owner)
     apply_delta(BASE, DELTA, machine.folder / "out", require_verified=True, report=machine.said)
     assert same_bits(load(machine.folder / "out"), reference(WEIGHTS, CHANGES))
-    assert not any("fetched again" in text for text in machine.said.warnings), "none of the planted pieces was used"
+    assert not any(" again" in text for text in machine.said.warnings), "none of the planted pieces was used"
     assert {path: path.read_bytes() for path in planted} == planted
     assert not blob.stat().st_mode & 0o022
 
 
 @pytest.mark.parametrize("how", ["hard-link", "link", "link-of-marks"])
 def test_downloads_write_into_no_file_of_the_users(tmp_path: Path, how: str) -> None:
-    """A name for pieces that is another name, or a link, of a file of the user's leaves that file as it is."""
+    """Where the pieces' name is a hard or symbolic link to a file of the user's, that file does not change."""
     (tmp_path / "blobs").mkdir()
     thesis, path = tmp_path / "thesis", tmp_path / "blobs" / "abc.deltaweights.incomplete"
     thesis.write_text("years")
@@ -395,49 +393,49 @@ def test_downloads_write_into_no_file_of_the_users(tmp_path: Path, how: str) -> 
         path.symlink_to(thesis)
     else:
         path.with_suffix(".pieces").symlink_to(thesis)
-    room = DiskRoom(path, 10)
-    room.here()
-    room.put(memoryview(b"0123456789"), 0)
-    room.finished(0)
-    room.close()
-    room.forget([0])
+    storage = DiskPieces(path, 10)
+    storage.resume()
+    storage.put(memoryview(b"0123456789"), 0)
+    storage.mark_present(0)
+    storage.close()
+    storage.mark_missing([0])
     assert thesis.read_text() == "years"
 
 
 def test_marks_that_become_a_link_are_not_written(tmp_path: Path) -> None:
-    """What is forgotten after a download is forgotten in its own marks, whatever has their name by then."""
+    """After a download its own marks are cleared, even if their name leads to something else by then."""
     (tmp_path / "blobs").mkdir()
     thesis, path = tmp_path / "thesis", tmp_path / "blobs" / "abc.deltaweights.incomplete"
     thesis.write_bytes(b"\1" * 100)
-    room = DiskRoom(path, 10)
-    room.here()
-    room.close()
+    storage = DiskPieces(path, 10)
+    storage.resume()
+    storage.close()
     path.with_suffix(".pieces").unlink()
     path.with_suffix(".pieces").symlink_to(thesis)
-    room.forget([0])
+    storage.mark_missing([0])
     assert thesis.read_bytes() == b"\1" * 100
 
 
-# Folders of the cache that primary elsewhere.
+# Folders of the cache that lead elsewhere.
 
 
 @pytest.mark.trust
 @pytest.mark.parametrize("name", ["blobs", "snapshots", "refs", "snapshot", "refs/pr"])
-def test_row82_folders_that_primary_elsewhere(tmp_path: Path, name: str) -> None:
-    """Where a folder of the cache is a link, nothing is made, replaced or removed in what it leads to."""
-    store, precious, commit = Store.of(tmp_path, BASE), tmp_path / "precious", "a" * 40
+def test_row82_folders_that_lead_elsewhere(tmp_path: Path, name: str) -> None:
+    """Where a folder of the cache is a link, nothing is created, replaced or removed in the folder that it leads to."""
+    cache, precious, commit = RepoCache.of(tmp_path, BASE), tmp_path / "precious", "a" * 40
     precious.mkdir()
     for each in ("main", "1", "config.json", commit):
         (precious / each).write_text("mine")
-    link = store.snapshot(commit) if name == "snapshot" else store.root / name
+    link = cache.snapshot(commit) if name == "snapshot" else cache.root / name
     link.parent.mkdir(parents=True)
     link.symlink_to(precious)
     attempts: list[Callable[[], object]] = [
-        store.prepare,
-        lambda: store.link(commit, HubFile("config.json", 1, None, "b" * 40)),
-        lambda: store.name_commit(HubId(BASE, None), commit),
-        lambda: store.name_commit(HubId(BASE, "pr/1"), commit),
-        lambda: DiskRoom(store.incomplete("abc"), 10),
+        cache.create,
+        lambda: cache.link(commit, HubFile("config.json", 1, None, "b" * 40)),
+        lambda: cache.set_ref(HubId(BASE, None), commit),
+        lambda: cache.set_ref(HubId(BASE, "pr/1"), commit),
+        lambda: DiskPieces(cache.incomplete("abc"), 10),
     ]
     refused = 0
     for attempt in attempts:
@@ -452,14 +450,14 @@ def test_row82_folders_that_primary_elsewhere(tmp_path: Path, name: str) -> None
 
 @pytest.mark.parametrize("kind", ["fifo", "long"])
 def test_a_branch_that_is_no_commit(tmp_path: Path, kind: str) -> None:
-    """What stands for a branch and is a FIFO, or endless, is not waited for: the cache has no such commit."""
-    store = Store.of(tmp_path, BASE)
-    store.prepare()
+    """A branch file that is a FIFO, or endless, is ignored: the cache has no such commit."""
+    cache = RepoCache.of(tmp_path, BASE)
+    cache.create()
     if kind == "fifo":
-        os.mkfifo(store.root / "refs" / "main")
+        os.mkfifo(cache.root / "refs" / "main")
     else:
-        (store.root / "refs" / "main").write_text("a" * 10_000)
-    assert store.listing(HubId(BASE, None)) is None
+        (cache.root / "refs" / "main").write_text("a" * 10_000)
+    assert cache.listing(HubId(BASE, None)) is None
 
 
 @pytest.mark.trust
@@ -467,7 +465,7 @@ def test_a_branch_that_is_no_commit(tmp_path: Path, kind: str) -> None:
 def test_row82_blobs_that_primary_out_of_the_cache(
     machine: Machine, blob: Path, tmp_path: Path, hashed: list[str], *, shared: bool
 ) -> None:
-    """A blob that is a link to a file of the user's is fetched again, or refused offline (5); the file's hash is not said."""
+    """A blob that is a link to a file of the user's is fetched again, or refused offline (5); the file's hash is not printed."""
     content, secret = blob.read_bytes(), tmp_path / "secret"
     secret.write_bytes(b"correct horse battery staple")
     link = blob
@@ -483,20 +481,20 @@ def test_row82_blobs_that_primary_out_of_the_cache(
     assert f"{blob}: damaged in the cache: a link out of it; fetch it again, without --offline" in done.stderr
     again = machine.run(*common)
     assert again.returncode == 0, again.stderr
-    assert f"{blob}: damaged in the cache: a link out of it: fetched again" in again.stderr
+    assert f"{blob}: damaged in the cache: a link out of it: fetching it again" in again.stderr
     assert hashlib.sha256(secret.read_bytes()).hexdigest() not in done.stderr + again.stderr
     assert (blob.read_bytes(), blob.is_symlink()) == (content, False)
     assert secret.read_bytes() == b"correct horse battery staple"
     blob.unlink()
     blob.symlink_to(secret)
     hashed.clear()
-    with pytest.raises(Damaged, match="a link out of it"):
+    with pytest.raises(DamagedFile, match="a link out of it"):
         machine.fetch(BASE, offline=True)
     assert NAME not in hashed
 
 
 def test_a_damaged_blob_that_cannot_be_removed(machine: Machine, blob: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends the run, and is not found again and again."""
+    """A damaged blob that cannot be removed ends the run, which does not loop."""
     flip(blob)
 
     def refuse(path: Path, *, missing_ok: bool = False) -> None:
@@ -508,7 +506,7 @@ def test_a_damaged_blob_that_cannot_be_removed(machine: Machine, blob: Path, mon
 
 
 def test_blobs_that_models_share(machine: Machine, blob: Path, tmp_path: Path) -> None:
-    """A blob that is itself a link, as in caches with one store for all models, is known by its own name offline, too."""
+    """A blob that is a link, as in caches with one store for all models, is found by its own name offline, too."""
     shared = machine.cache / "blobs" / "ab"
     shared.mkdir(parents=True)
     shutil.move(blob, shared / ("ab" * 32))

@@ -16,14 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deltaweights.staging.place import locate
+from deltaweights.staging.location import locate_target
 from tests.support.limits import PATIENCE
+from tests.support.merges import Pair, apply_command, caught_in_the_middle
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
 from tests.trust.harness import TARGET, Case, Make, case, hold, merging, run_command
 from tests.unit.checkpoint.test_folder import INDEXES, NAMES, SPECIAL
-from tests.unit.staging.test_staging import Pair, apply_command, caught_in_the_middle, large
-
-__all__ = ["large"]
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 ONE, TWO = (f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
@@ -97,7 +95,7 @@ CASES: dict[str, Case] = {
     **{
         row: case(
             naming(row),
-            3, INDEX, f"tensor {FIRST}: index names something else than a weights file beside it",
+            3, INDEX, f"tensor {FIRST}: index names something other than a weights file beside it",
         )
         for row in ("row50-way-up", "row50-absolute", "row50-number", "row50-control", "row50-backslash-way-up")
     },
@@ -177,7 +175,7 @@ def test_row51_a_snapshot_is_merged_and_leaves_no_path(tmp_path: Path) -> None:
         tmp_path / "out",
         "--hash-inputs",
     ]
-    outcome = run_command(arguments, tmp_path)
+    outcome = run_command(arguments)
     assert outcome.code == 0, outcome.err
     assert same_bits(load(tmp_path / "out"), reference(base, delta))
     manifest = (tmp_path / "out" / "manifest.json").read_text()
@@ -206,18 +204,18 @@ def test_row57_a_wrong_total_size_is_a_warning(tmp_path: Path) -> None:
         (delta / INDEX).write_text(json.dumps(index | {"metadata": {"total_size": 7}}))
 
     arguments = [tmp_path / "out" if part == TARGET else part for part in merging(change)(tmp_path)]
-    outcome = run_command(arguments, tmp_path)
+    outcome = run_command(arguments)
     assert outcome.code == 0, outcome.err
     assert outcome.err.count("deltaweights: warning: ") == 1
     assert f"{INDEX}: total_size is 7, the tensors have " in outcome.err
-    assert run_command(["verify", tmp_path / "out"], tmp_path).code == 0
+    assert run_command(["verify", tmp_path / "out"]).code == 0
 
 
 @pytest.mark.trust
 def test_row59_a_nan_is_said(tmp_path: Path) -> None:
     """Without ``--strict`` the merge goes on, and tells tensor and count."""
     arguments = [tmp_path / "out" if part == TARGET else part for part in of_tensors(set_nan)(tmp_path)]
-    outcome = run_command(arguments, tmp_path)
+    outcome = run_command(arguments)
     assert outcome.code == 0, outcome.err
     assert "model.norm.weight" in outcome.err
     assert "1 NaN or infinite" in outcome.err
@@ -226,13 +224,13 @@ def test_row59_a_nan_is_said(tmp_path: Path) -> None:
 @pytest.mark.trust
 @pytest.mark.parametrize("role", ["base", "delta"])
 @pytest.mark.parametrize("how", ["row61-cut", "row61-touched", "row61-overwritten"])
-def test_an_input_that_changes_during_the_run(large: Pair, tmp_path: Path, role: str, how: str) -> None:
+def test_an_input_that_changes_during_the_run(large_pair: Pair, tmp_path: Path, role: str, how: str) -> None:
     """An input that is cut or written to while it is merged ends the run with 5, and nothing has the target's name."""
-    inputs = {path.name: shutil.copytree(path, tmp_path / path.name) for path in large}
+    inputs = {path.name: shutil.copytree(path, tmp_path / path.name) for path in large_pair}
     path = inputs[role] / SINGLE
     target = tmp_path / "out"
     with caught_in_the_middle(
-        apply_command(inputs["base"], inputs["delta"], target, "--quiet"), locate(target)
+        apply_command(inputs["base"], inputs["delta"], target, "--quiet"), locate_target(target)
     ) as process:
         if how == "row61-cut":
             os.truncate(path, 1000)

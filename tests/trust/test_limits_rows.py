@@ -1,4 +1,4 @@
-"""Rows 85, 88 and 89 of the table: documents that nobody could read, very many tensors, and few descriptors."""
+"""Rows 85, 88 and 89 of the table: documents too large to be read back, very many tensors, and few descriptors."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from tests.support.pairs import make_pair
 from tests.trust.harness import assert_one_line, case, hold, run_command
 
 LONG = 4000
-"""Characters of a name: as long as names may be, nearly."""
+"""Characters of a name, close to the limit."""
 
 
 def merged(folder: Path, names: list[str]) -> Path:
-    """Merge a pair of tensors of these names in a process of its own; return the result, which was verified."""
+    """Merge a pair with tensors of these names in a process of its own; return the verified result."""
     base, delta = make_many(folder, names)
     target = folder / "merged"
     merge: list[str | Path] = ["apply", "--base", base, "--delta", delta, "--target", target]
     check: list[str | Path] = ["verify", target]
     for arguments in (merge, check, merge):
-        outcome = run_command(arguments, folder)
+        outcome = run_command(arguments)
         assert outcome.code == 0, outcome.err
     return target
 
 
 @pytest.mark.trust
 def test_row85_names_that_are_too_long_for_a_manifest(tmp_path: Path, normal: float) -> None:
-    """A merge whose manifest could not be read back is refused before its first byte, also in a dry run."""
+    """A merge whose manifest could not be read back is refused before anything is written, also in a dry run."""
     base, delta = make_many(tmp_path / "pair", names_of(8000, LONG))
     says = "manifest.json of the result could not be read back: found 8,000 tensors with names of 4,00"
     for number, more in enumerate(([], ["--dry-run"])):
         target = tmp_path / str(number) / "merged"
-        outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", target, *more], tmp_path)
+        outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", target, *more])
         assert outcome.code == 3, outcome.err
         assert_one_line(outcome, [says])
         assert not target.parent.exists()
@@ -57,13 +57,13 @@ def test_row85_names_that_are_long_in_a_manifest_that_is_read(tmp_path: Path) ->
 
 @pytest.mark.trust
 def test_row85_names_of_signs(tmp_path: Path) -> None:
-    """Names of commas, braces and brackets, which readers count to know what parsing will cost, do not make it unreadable."""
+    """Names of commas, braces and brackets, which the limits count, do not make a manifest unreadable."""
     merged(tmp_path, [f"{number}.{',' * 1000}{'{' * 50}{'[' * 400}" for number in range(600)])
 
 
 @pytest.mark.trust
 def test_row85_names_in_another_script(tmp_path: Path) -> None:
-    """Nor do names that are not ASCII, of which a document takes more memory than bytes."""
+    """Neither do names that are not ASCII, which take more memory than bytes."""
     target = merged(tmp_path, [f"слой.{number}.{'ж' * 1000}" for number in range(4000)])
     assert (target / "manifest.json").stat().st_size > 20 * 2**20
 
@@ -78,7 +78,7 @@ TOO_MANY: dict[str, Callable[[str], str]] = {
 @pytest.mark.trust
 @pytest.mark.parametrize("make", TOO_MANY.values(), ids=TOO_MANY)
 def test_row74_a_manifest_of_too_many_tensors(tmp_path: Path, normal: float, make: Callable[[str], str]) -> None:
-    """One that tells of 390,000 tensors in 22 MiB is refused as soon as it passes what a checkpoint may have."""
+    """A manifest of 390,000 tensors in 22 MiB is refused as soon as it exceeds the limit on tensors."""
 
     def spoiled(folder: Path) -> list[str | Path]:
         base, delta = make_pair(folder, "safetensors")
@@ -93,7 +93,7 @@ def test_row74_a_manifest_of_too_many_tensors(tmp_path: Path, normal: float, mak
 
 @pytest.mark.trust
 def test_row88_as_many_tensors_as_there_may_be(tmp_path: Path) -> None:
-    """100,000 tensors are merged in some 290 MB, in 20 s or so, and verified in a third of that.
+    """100,000 tensors are merged in about 290 MB and 20 s, and verified in a third of that.
 
     Four times as many take four times as long: a machine may be half as fast at times.
     """
@@ -101,8 +101,8 @@ def test_row88_as_many_tensors_as_there_may_be(tmp_path: Path) -> None:
     for count in (MOST_TENSORS // 4, MOST_TENSORS):
         folder = tmp_path / str(count)
         base, delta = make_many(folder, names_of(count))
-        merge = run_command(["apply", "--base", base, "--delta", delta, "--target", folder / "merged"], folder)
-        check = run_command(["verify", folder / "merged"], folder)
+        merge = run_command(["apply", "--base", base, "--delta", delta, "--target", folder / "merged"])
+        check = run_command(["verify", folder / "merged"])
         for outcome, most in ((merge, 350), (check, 200)):
             assert outcome.code == 0, outcome.err
             assert outcome.peak < most
@@ -112,11 +112,11 @@ def test_row88_as_many_tensors_as_there_may_be(tmp_path: Path) -> None:
 
 
 FEW = 40
-"""Descriptors: what the interpreter, the stream and staging need, and not a file more than some."""
+"""Descriptors: enough for the interpreter, the stream, staging, and a few files."""
 
 
 def limited(most: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run ``deltaweights`` in a process that may have ``most`` files open."""
+    """Run ``deltaweights`` in a process with a limit of ``most`` open files."""
     return subprocess.run(
         [sys.executable, "-m", "deltaweights", *map(str, arguments)],
         capture_output=True,
@@ -129,7 +129,7 @@ def limited(most: int, *arguments: str | Path) -> subprocess.CompletedProcess[st
 
 @pytest.mark.trust
 def test_row89_more_files_than_may_be_open(tmp_path: Path) -> None:
-    """Checkpoints of more files than a process may hold open are merged, inspected and compared, with the same bytes."""
+    """Checkpoints with more files than a process may open are merged, inspected and compared, with the same bytes."""
     base, delta = make_many(tmp_path, names_of(600), files=300)
     for most in (FEW, 20_000):
         target = tmp_path / f"merged-{most}"
@@ -146,7 +146,7 @@ def test_row89_more_files_than_may_be_open(tmp_path: Path) -> None:
 
 @pytest.mark.trust
 def test_row89_hardly_any_descriptors(tmp_path: Path) -> None:
-    """Where not even the least can be opened, the line says what the limit is, and what to do."""
+    """Where the minimum cannot be opened, the line states the limit and the remedy."""
     base, _ = make_many(tmp_path, names_of(600), files=300)
     done = limited(9, "inspect", base)
     assert done.returncode == 5, done.stderr
@@ -156,7 +156,7 @@ def test_row89_hardly_any_descriptors(tmp_path: Path) -> None:
 
 @pytest.mark.trust
 def test_row89_a_file_that_was_replaced_while_it_was_not_held(tmp_path: Path) -> None:
-    """A file that is opened anew is the one that was looked at, or the run ends."""
+    """A file that is opened again must be the same file, or the run ends."""
     base, _ = make_many(tmp_path, names_of(200), files=100)
     program = """
 import os, sys
@@ -182,4 +182,4 @@ with open_checkpoint(base, "base") as checkpoint:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (FEW, FEW)),
     )
     assert "model-00100-of-00100.safetensors: cannot read at byte" in done.stderr
-    assert "another file has its name by now" in done.stderr
+    assert "a different file now has its name" in done.stderr

@@ -14,18 +14,19 @@ from typing import Any
 
 import pytest
 
-from deltaweights.checkpoint import opening
-from deltaweights.checkpoint.directory import Led, LocalDirectory
+from deltaweights.checkpoint import safe_open
+from deltaweights.checkpoint.directory import LocalDirectory, OutsideLink
 from deltaweights.checkpoint.folder import open_checkpoint
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
-from deltaweights.export.tower import _vision
+from deltaweights.export.vision_tower import _read_config
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.manifest.beside import manifest_beside
 from deltaweights.manifest.folder_check import FolderCheck
-from deltaweights.manifest.manifest import MANIFEST
+from deltaweights.manifest.input_manifest import manifest_of
+from deltaweights.manifest.records import MANIFEST
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
 from tests.faults.test_concurrency import pair
+from tests.support.errors import refused
 from tests.support.other_user import OTHER, common_folder, give_to_other, needs_other_user, start_as_other
 from tests.support.pairs import make_pair
 from tests.trust.harness import Case, case, hold, merging, run_command
@@ -50,13 +51,13 @@ def secret(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def given(tmp_path: Path) -> Path:
-    """Make the folder of an input."""
+    """Make an input folder."""
     (tmp_path / "given").mkdir()
     return tmp_path / "given"
 
 
 def linked(name: str) -> Callable[[Path, Path], None]:
-    """Return what makes a file of the delta a link to one that lies beside its folder."""
+    """Return a function that makes a file of the delta a link to one beside its folder."""
 
     def change(_: Path, delta: Path) -> None:
         (delta.parent / "secret").write_bytes(SECRET)
@@ -75,22 +76,22 @@ CASES: dict[str, Case] = {
 @pytest.mark.trust
 @pytest.mark.parametrize("subject", CASES.values(), ids=CASES.keys())
 def test_links_of_what_is_copied(subject: Case, tmp_path: Path, normal: float) -> None:
-    """What would be copied into the result, and is elsewhere, ends the run."""
+    """A file to be copied that is a link out of its folder ends the run."""
     hold(subject, tmp_path, normal)
 
 
-# Flips.
+# Files that flip between a file and a link.
 
 
 class Flips:
-    """Turns ``path`` between a file and a link to ``secret`` right before calls of the system, at the numbers in ``when``."""
+    """Flips ``path`` between a file and a link to ``secret`` right before the system calls with the numbers in ``when``."""
 
     def __init__(self, path: Path, secret: Path, content: bytes) -> None:
         self.path, self.secret, self.content = path, secret, content
         self.count, self.when = 0, frozenset[int]()
 
     def turn(self) -> None:
-        """Make it the other one."""
+        """Flip."""
         was_link = self.path.is_symlink()
         self.path.unlink()
         if was_link:
@@ -99,7 +100,7 @@ class Flips:
             self.path.symlink_to(self.secret)
 
     def around(self, real: Callable[..., object]) -> Callable[..., object]:
-        """Return a call that flips before it does what it is for."""
+        """Return a call that flips first."""
 
         def call(*arguments: object, **named: object) -> object:
             self.count += 1
@@ -119,7 +120,7 @@ class Flips:
 def test_row80_a_flip_between_any_two_steps(
     given: Path, secret: Path, monkeypatch: pytest.MonkeyPatch, link: str | None
 ) -> None:
-    """Whenever a licence, or what it leads to, turns into a link to a secret and back, the secret is not read."""
+    """A licence, or what it links to, that flips at any call to a link to a secret does not make us read the secret."""
     at = given / (link or "LICENSE")
     at.parent.mkdir(exist_ok=True)
     if link is not None:
@@ -161,7 +162,7 @@ for number in range(1_000_000):
 @needs_other_user
 @pytest.mark.trust
 def test_row80_another_user_flips(secret: Path) -> None:
-    """The owner of an input flips its licence as fast as he can: 2,000 readings give the licence or a refusal."""
+    """While its owner flips a licence as fast as possible, 2,000 reads give the licence or a refusal."""
     with common_folder() as folder:
         (folder / "LICENSE").write_bytes(TERMS)
         give_to_other(folder)
@@ -186,28 +187,28 @@ def test_row80_another_user_flips(secret: Path) -> None:
 @pytest.mark.trust
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
 def test_row80_documents_whose_values_are_copied(tmp_path: Path, secret: Path, name: str) -> None:
-    """The configurations of a vision tower are not read from elsewhere: their values stand in the result."""
+    """The configurations of a vision tower, whose values get into the result, are not read through links."""
     base, _ = make_pair(tmp_path, "safetensors", 1)
     (base / "config.json").write_text("{}")
     (base / name).unlink(missing_ok=True)
     (base / name).symlink_to(secret)
     with (
         open_checkpoint(base, "vision tower") as checkpoint,
-        pytest.raises(MalformedInput, match="a link that leaves the folder"),
+        refused(MalformedInput, problem="a link that leaves the folder"),
     ):
-        _vision(checkpoint)
+        _read_config(checkpoint)
 
 
 @pytest.mark.trust
 def test_row80_a_manifest_elsewhere(tmp_path: Path, secret: Path) -> None:
-    """Nor is the manifest beside an input, whose origins go on."""
+    """Neither is the manifest beside an input, whose origins get into the result."""
     base, _ = make_pair(tmp_path, "safetensors", 1)
     (base / MANIFEST).symlink_to(secret)
     with (
         open_checkpoint(base, "merged") as checkpoint,
-        pytest.raises(MalformedInput, match="a link that leaves the folder"),
+        refused(MalformedInput, problem="a link that leaves the folder"),
     ):
-        manifest_beside(checkpoint)
+        manifest_of(checkpoint)
 
 
 @pytest.mark.trust
@@ -216,11 +217,11 @@ def test_row80_a_manifest_elsewhere(tmp_path: Path, secret: Path) -> None:
 def test_row80_a_flip_while_a_result_is_verified(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, expect: bool
 ) -> None:
-    """A file that becomes a link after it was looked at is not verified in place of it."""
+    """A file that becomes a link after it was checked is not verified."""
     target = tmp_path / "out"
     digest = apply_delta(*pair, target).content_digest
     (tmp_path / "elsewhere").mkdir()
-    really = FolderCheck.has_size
+    really = FolderCheck.compare_size
 
     def has_size(check: FolderCheck, file: str) -> bool:
         result = really(check, file)
@@ -229,16 +230,16 @@ def test_row80_a_flip_while_a_result_is_verified(
             (target / name).symlink_to(tmp_path / "elsewhere" / name)
         return result
 
-    monkeypatch.setattr(FolderCheck, "has_size", has_size)
+    monkeypatch.setattr(FolderCheck, "compare_size", has_size)
     found = verify(target, expect=digest if expect else None)
     assert f"{name}: cannot be verified: {target / name}: not a regular file: found a link" in str(found.problems[0])
 
 
-# Links of weights.
+# Weights that are links.
 
 
 class Said(Report):
-    """Keeps what is said."""
+    """Keeps remarks and warnings."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -266,9 +267,9 @@ def links(tmp_path: Path) -> Iterator[tuple[Path, Path, Path]]:
 
 @pytest.mark.trust
 def test_row81_links_out_of_the_input_are_said(links: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    """They are followed, as clusters have it; that is said once, and no path gets into the result."""
+    """They are followed, because clusters use them, with one remark; no path gets into the result."""
     base, delta, real = links
-    outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", tmp_path / "out"], tmp_path)
+    outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", tmp_path / "out"])
     assert outcome.code == 0, outcome.err
     first = min(path.name for path in real.iterdir() if "model" in path.name)
     assert outcome.err.count("out of the folder") == 1
@@ -277,14 +278,14 @@ def test_row81_links_out_of_the_input_are_said(links: tuple[Path, Path, Path], t
     assert str(real).encode() not in written
 
 
-OF_OTHERS = "a link that somebody else made, to a file that is not his: found "
+OF_OTHERS = "another user's link to a file that is not theirs: found "
 
 
 @needs_other_user
 @pytest.mark.trust
 @pytest.mark.parametrize("mode", [0o600, 0o644])
 def test_row81_links_that_somebody_else_made(links: tuple[Path, Path, Path], tmp_path: Path, mode: int) -> None:
-    """Such are refused (3) whatever the file's mode, as its folder may be closed; its content is not said. The remedies help."""
+    """They are refused (3) whatever the file's mode, because its folder may be closed. The remedies help."""
     base, delta, real = links
     give_to_other(base)
     real.chmod(0o700)
@@ -292,7 +293,7 @@ def test_row81_links_that_somebody_else_made(links: tuple[Path, Path, Path], tmp
     before = (real / name).read_bytes()
     (real / name).write_text(json.dumps({"weight_map": {"token": SECRET.decode()}}))
     (real / name).chmod(mode)
-    outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", tmp_path / "out"], tmp_path)
+    outcome = run_command(["apply", "--base", base, "--delta", delta, "--target", tmp_path / "out"])
     assert outcome.code == 3
     remedy = "give the folder that it leads to, or make the link yourself"
     assert f"{base / name}: {OF_OTHERS}{real / name}; {remedy}" in outcome.err
@@ -308,21 +309,21 @@ def test_row81_links_that_somebody_else_made(links: tuple[Path, Path, Path], tmp
 @needs_other_user
 @pytest.mark.trust
 def test_row81_links_to_files_of_whoever_made_them(links: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    """They are read, with a warning."""
+    """Links to files of their own owner are read, with a warning."""
     base, delta, real = links
     give_to_other(base)
     give_to_other(real)
     said = Said()
     apply_delta(base, delta, tmp_path / "out", report=said)
-    assert len([text for text in said.warnings if text.endswith("; somebody else made it")]) == 1
+    assert len([text for text in said.warnings if text.endswith("; another user made it")]) == 1
 
 
 @pytest.fixture(params=["held", "by-name"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Look at what has a name by a descriptor, where the system has such, and as where it has not."""
+    """Check names by descriptor, where the system supports that, and without."""
     if request.param == "by-name":
-        monkeypatch.setattr(opening, "LOOK", None)
-    elif opening.LOOK is None:
+        monkeypatch.setattr(safe_open, "PATH_ONLY", None)
+    elif safe_open.PATH_ONLY is None:
         pytest.skip("the system cannot hold what it does not open")
     return str(request.param)
 
@@ -333,7 +334,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize("whose", ["mine", "theirs", "link-mine-theirs", "link-theirs-mine", "folder-theirs"])
 @pytest.mark.parametrize("owner", [0, OTHER, OTHER - 1])
 def test_row81_every_link_on_the_way_counts(given: Path, tmp_path: Path, whose: str, owner: int) -> None:
-    """Whoever made the first or a later link, to the file or to a folder above it, must be the user, root or the file's owner."""
+    """Each link on the way must have been made by the user, root or the file's owner."""
     (tmp_path / "home" / "deep").mkdir(parents=True)
     file = tmp_path / "home" / "deep" / "x"
     file.write_bytes(TERMS)
@@ -353,18 +354,17 @@ def test_row81_every_link_on_the_way_counts(given: Path, tmp_path: Path, whose: 
     directory = LocalDirectory(given)
     if whose == "mine" or owner == OTHER:
         assert directory.read("x", 1000) == TERMS
-        assert directory.led["x"] == Led(str(file), by_others=whose != "mine")
+        assert directory.outside_links["x"] == OutsideLink(str(file), by_others=whose != "mine")
     else:
         with pytest.raises(MalformedInput, match=OF_OTHERS):
             directory.read("x", 1000)
-        assert not directory.led
+        assert not directory.outside_links
 
 
 class FlipsOfOther(Flips):
-    """Flips between a file and a link of the other user's."""
+    """Flips between a file and the other user's link."""
 
     def turn(self) -> None:
-        """See ``Flips``."""
         super().turn()
         if self.path.is_symlink():
             os.chown(self.path, OTHER, OTHER, follow_symlinks=False)
@@ -377,7 +377,7 @@ class FlipsOfOther(Flips):
 def test_row81_a_flip_between_any_two_steps(
     given: Path, secret: Path, monkeypatch: pytest.MonkeyPatch, *, below: bool
 ) -> None:
-    """Whenever weights, or what a link of ours leads to, turn into somebody else's link to our file and back, it is not read."""
+    """Weights, or what our link leads to, that flip to somebody else's link to our file do not make us read that."""
     at = given.parent / "x" if below else given / "x"
     if below:
         (given / "x").symlink_to("../x")
@@ -404,7 +404,7 @@ def test_row81_a_flip_between_any_two_steps(
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("kind", ["a FIFO", "a device", "a folder"])
 def test_row81_what_is_no_file_is_not_opened(given: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """A link to a device or FIFO is refused, and neither is opened: that alone can do something."""
+    """A link to a device or FIFO is refused without opening it, which could have side effects."""
     to = {"a FIFO": given.parent / "fifo", "a device": Path("/dev/null"), "a folder": given.parent}[kind]
     if kind == "a FIFO":
         os.mkfifo(to)
@@ -419,16 +419,16 @@ def test_row81_what_is_no_file_is_not_opened(given: Path, monkeypatch: pytest.Mo
         return fd
 
     monkeypatch.setattr(os, "open", note)
-    with pytest.raises(MalformedInput, match=f"not a regular file: found {kind}"):
+    with refused(MalformedInput, problem="not a regular file", found=kind):
         LocalDirectory(given).open("x")
-    if opening.SEARCH & getattr(os, "O_PATH", 0):
+    if safe_open.SEARCH & getattr(os, "O_PATH", 0):
         assert not opened
 
 
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("count", [40, 41])
 def test_as_many_links_as_the_system_follows(given: Path, count: int) -> None:
-    """A chain of 40 links is followed; one more is refused, as is one that has no end."""
+    """A chain of 40 links is followed; a longer one, or a loop, is refused."""
     (given.parent / "0").write_bytes(TERMS)
     for number in range(1, count):
         (given.parent / str(number)).symlink_to(str(number - 1))
@@ -442,7 +442,7 @@ def test_as_many_links_as_the_system_follows(given: Path, count: int) -> None:
 
 @pytest.mark.usefixtures("way")
 def test_a_file_is_no_folder(given: Path) -> None:
-    """A link through a file, or to one as to a folder, leads nowhere."""
+    """A link that uses a file as a folder is refused."""
     (given.parent / "file").write_bytes(TERMS)
     for text in ("../file/", "../file/x", "../file/.."):
         (given / "x").unlink(missing_ok=True)
@@ -455,7 +455,7 @@ def test_a_file_is_no_folder(given: Path) -> None:
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("below", ["", "original"])
 def test_row81_links_of_the_cache_are_explained(tmp_path: Path, below: str, *, shared: bool) -> None:
-    """Links of a snapshot into the blobs of the cache, its own or those that models share, are read and not remarked upon."""
+    """Links of a snapshot into the blobs of the cache, its own or shared ones, are read without a remark."""
     cache = tmp_path / "hub"
     blobs, snapshot = cache / "models--a--b" / "blobs", cache / "models--a--b" / "snapshots" / ("c" * 40) / below
     snapshot.mkdir(parents=True)
@@ -485,7 +485,7 @@ def test_row81_links_of_the_cache_are_explained(tmp_path: Path, below: str, *, s
     ids=["past", "beside", "from-blobs", "up", "the-folder"],
 )
 def test_what_no_link_of_the_cache_is(tmp_path: Path, secret: Path, text: str) -> None:
-    """Links of a snapshot that lead anywhere else, at once or from the blobs on, are refused."""
+    """Links of a snapshot that lead anywhere else, directly or via the blobs, are refused."""
     snapshot = tmp_path / "models--a--b" / "snapshots" / "c0ffee"
     snapshot.mkdir(parents=True)
     (tmp_path / "models--a--b" / "blobs").mkdir()

@@ -1,7 +1,6 @@
 """Rows 69 and 72 to 75 of the table: targets that are inputs, and results that were tampered with.
 
-Of the other faults of the output are ``tests/unit/staging/test_staging.py`` and ``tests/faults/test_faults.py``, of signatures
-``tests/unit/signing/test_signing.py``.
+Other faults of the output are tested in ``tests/unit/staging`` and ``tests/faults``, signatures in ``tests/unit/signing``.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from tests.trust.harness import Case, Make, case, contents, hold, run_command
 
 
 def into(target: Callable[[Path, Path], Path]) -> Make:
-    """Return what makes a pair, and names its merge into what ``target(base, delta)`` returns, ``--overwrite`` given."""
+    """Return a function that makes a pair and returns the arguments of a merge into ``target(base, delta)``."""
 
     def make(folder: Path) -> list[str | Path]:
         base, delta = make_pair(folder, "safetensors")
@@ -45,7 +44,7 @@ INPUTS: dict[str, Callable[[Path, Path], Path]] = {
 def test_a_target_that_is_an_input_is_refused(
     target: Callable[[Path, Path], Path], tmp_path: Path, normal: float
 ) -> None:
-    """A target that is an input, in one or around one ends the run with 7, and the inputs stay as they are."""
+    """A target that is, is inside, or contains an input ends the run with 7, and the inputs do not change."""
     base, _ = make_pair(tmp_path / "sound", "safetensors")
     hold(case(into(target), 7), tmp_path, normal)
     made = tmp_path / "inputs-absent"
@@ -53,11 +52,11 @@ def test_a_target_that_is_an_input_is_refused(
     assert {path.name for path in made.iterdir()} == {"base", "delta", "link"}
 
 
-# What verify finds.
+# Tampering that verify finds.
 
 
 def of_result(change: Callable[[Path], object], *more: str) -> Make:
-    """Return what makes a result, has ``change`` tamper with it, and names its verification."""
+    """Return a function that makes a result, tampers with it, and returns the arguments of its verification."""
 
     def make(folder: Path) -> list[str | Path]:
         base, delta = make_pair(folder, "safetensors")
@@ -72,7 +71,7 @@ SHARD, SHARDS = "model-00002-of-*.safetensors", "model-0000[12]-of-*.safetensors
 
 
 def flip(pattern: str, at: int) -> Callable[[Path], object]:
-    """Return what flips one bit of a file."""
+    """Return a function that flips one bit of a file."""
 
     def change(out: Path) -> None:
         (path,) = out.glob(pattern)
@@ -92,21 +91,21 @@ def swap_names(out: Path) -> None:
 
 
 def link(out: Path) -> None:
-    """Put a link to the same bytes in the place of a shard."""
+    """Replace a shard by a link to the same bytes."""
     (path,) = out.glob(SHARD)
     path.rename(out.parent / "elsewhere")
     path.symlink_to("../elsewhere")
 
 
 def edit_manifest(out: Path) -> None:
-    """State another digest of a file."""
+    """Change a file's digest in the manifest."""
     document = json.loads((out / "manifest.json").read_text())
     document["result"]["files"]["config.json"]["sha256"] = "0" * 64
     (out / "manifest.json").write_text(json.dumps(document))
 
 
 def remove(pattern: str) -> Callable[[Path], object]:
-    """Return what removes a file."""
+    """Return a function that removes a file."""
     return lambda out: next(iter(out.glob(pattern))).unlink()
 
 
@@ -130,12 +129,12 @@ TAMPERED: dict[str, Case] = {
 @pytest.mark.trust
 @pytest.mark.parametrize("subject", TAMPERED.values(), ids=TAMPERED.keys())
 def test_a_tampered_result_fails(subject: Case, tmp_path: Path, normal: float) -> None:
-    """A result of which anything was changed fails its verification with 6 and names the file."""
+    """A result with any change fails verification with 6, and the file is named."""
     hold(subject, tmp_path, normal)
 
 
 @pytest.mark.trust
 def test_row72_a_sound_result_verifies(tmp_path: Path) -> None:
-    """The rows above fail for what was done to them: untouched, the same result verifies."""
-    outcome = run_command(of_result(lambda _: None)(tmp_path), tmp_path)
+    """The rows above fail because of the tampering: the untouched result verifies."""
+    outcome = run_command(of_result(lambda _: None)(tmp_path))
     assert outcome.code == 0, outcome.err

@@ -12,7 +12,7 @@ import pytest
 
 from deltaweights.util.limits import HEADER
 from tests.trust.harness import Case, case, hold, merging, with_file
-from tests.unit.checkpoint.test_inputs import INSTEAD
+from tests.unit.checkpoint.test_companions import REPLACED
 from tests.unit.checkpoint.test_safetensors_file import BAD
 
 SHARD = "model-00001-of-00002.safetensors"
@@ -44,7 +44,7 @@ CASES: dict[str, Case] = {
     ),
     **{
         row: case(with_file(name, content.encode()), 3, name, f"found {found}")
-        for row, (name, content, found) in list(INSTEAD.items())[:2]
+        for row, (name, content, found) in list(REPLACED.items())[:2]
     },
 }
 

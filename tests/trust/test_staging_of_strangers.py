@@ -1,4 +1,4 @@
-"""Staging that a stranger made: nothing elsewhere is read, written or removed, and nothing is waited for."""
+"""Staging that somebody else made: nothing outside it is read, written or removed, and no command hangs."""
 
 from __future__ import annotations
 
@@ -17,30 +17,35 @@ from deltaweights.cluster.part import apply_part
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.convert import convert_checkpoint
-from deltaweights.manifest.manifest import Fragment
+from deltaweights.manifest.records import Fragment
 from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
 from deltaweights.staging.clean import clean
-from deltaweights.staging.place import Place, locate
+from deltaweights.staging.location import TargetLocation, locate_target
 from deltaweights.util.open_folder import OpenFolder
 from deltaweights.util.text import readable_json, strict_json
 from tests.faults.test_concurrency import pair
+from tests.support.errors import refused
+from tests.support.identity import archive_of
 from tests.support.limits import PATIENCE
+from tests.support.merges import files_of
 from tests.support.meta import save_meta
 from tests.support.pairs import base_tensors
 from tests.support.staged import beside, make_staging, stage_result, within, write_journal
-from tests.unit.checkpoint.test_inputs import DEFLATED
-from tests.unit.recipes.test_identity import archive_of
-from tests.unit.staging.test_staging import files_of
+from tests.support.whole_runs import DEFLATED
 
 __all__ = ["pair"]
 
 Pair = tuple[Path, Path]
 
+NOT_OURS = "staging is not ours"
+
+APPEARED = "something else appeared there during the run"
+
 
 @pytest.fixture
 def precious(tmp_path: Path) -> Path:
-    """Make a folder that nothing may happen to."""
+    """Make a folder that must not change."""
     folder = tmp_path / "precious"
     folder.mkdir()
     (folder / "id_rsa").write_text("secret")
@@ -48,16 +53,16 @@ def precious(tmp_path: Path) -> Path:
     return folder
 
 
-def plant(place: Place, files: dict[str, str], *, mode: int = 0o700, sealed: bool = False) -> None:
-    """Put a staging folder there that this program did not make; with ``sealed``, one that it would take for its own."""
-    place.root.mkdir(mode=mode, parents=True)
-    place.root.chmod(mode)
+def plant(location: TargetLocation, files: dict[str, str], *, mode: int = 0o700, owned: bool = False) -> None:
+    """Create a staging folder that this program did not make; if ``owned``, one with a valid ownership record."""
+    location.root.mkdir(mode=mode, parents=True)
+    location.root.chmod(mode)
     for name, text in files.items():
-        path = place.root / name
+        path = location.root / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-    if sealed:
-        make_staging(place)
+    if owned:
+        make_staging(location)
 
 
 JOURNALS: dict[str, object] = {
@@ -75,8 +80,8 @@ RUNS: dict[str, Callable[[Pair, Path], object]] = {
 
 
 @pytest.fixture(params=["beside", "inside"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """Make a folder of the user's as the target, and return its place with staging beside it and inside it."""
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> TargetLocation:
+    """Make a folder of the user's as the target, and return its location with staging beside it and inside it."""
     target = tmp_path / "out"
     (target / "thesis").mkdir(parents=True)
     (target / "thesis" / "chapter.tex").write_text("years")
@@ -95,7 +100,7 @@ def tree_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("journal", JOURNALS.values(), ids=JOURNALS)
 @pytest.mark.parametrize("mode", [0o700, 0o755])
 def test_row78_planted_staging_removes_and_publishes_nothing(
-    pair: Pair, place: Place, mode: int, journal: object, run: Callable[[Pair, Path], object]
+    pair: Pair, location: TargetLocation, mode: int, journal: object, run: Callable[[Pair, Path], object]
 ) -> None:
     """A staging folder that came with a download, its journal and its script: every command ends with 3, or 7 as without it."""
     files = {
@@ -103,23 +108,23 @@ def test_row78_planted_staging_removes_and_publishes_nothing(
         "publishing.json": json.dumps(journal),
         "shards/run.py": "evil",
     }
-    plant(place, files, mode=mode)
-    before = tree_of(place.target)
+    plant(location, files, mode=mode)
+    before = tree_of(location.target)
     with pytest.raises((MalformedInput, TargetBusy)) as caught:
-        run(pair, place.target)
-    assert tree_of(place.target) == before
+        run(pair, location.target)
+    assert tree_of(location.target) == before
     if isinstance(caught.value, MalformedInput):
-        assert "staging is not ours" in str(caught.value)
+        assert caught.value.problem == NOT_OURS
 
 
 @pytest.mark.trust
 @pytest.mark.parametrize("run", [RUNS["apply"], RUNS["part"], RUNS["clean"]], ids=["apply", "part", "clean"])
 @pytest.mark.parametrize("remove", ["tax.pdf", "thesis", "../tax.pdf", "run.py"])
 def test_row78_journals_name_files_of_results_alone(
-    pair: Pair, place: Place, remove: str, run: Callable[[Pair, Path], object]
+    pair: Pair, location: TargetLocation, remove: str, run: Callable[[Pair, Path], object]
 ) -> None:
-    """A journal in staging that looks like ours removes and moves nothing but files of a result."""
-    found = place.target / remove
+    """A journal in staging that looks like ours moves and removes only files that a result may have."""
+    found = location.target / remove
     mark = [found.stat().st_ino, found.stat().st_size, found.stat().st_mtime_ns] if found.exists() else [1, 2, 3]
     journal = {"version": 2, "plan": "plan1:a", "new": {}, "old": {remove: mark}}
     files = {
@@ -127,11 +132,11 @@ def test_row78_journals_name_files_of_results_alone(
         "publishing.json": json.dumps(journal),
         "shards/run.py": "evil",
     }
-    plant(place, files, sealed=True)
-    before = tree_of(place.target)
+    plant(location, files, owned=True)
+    before = tree_of(location.target)
     with pytest.raises((MalformedInput, TargetBusy)):
-        run(pair, place.target)
-    assert tree_of(place.target) == before
+        run(pair, location.target)
+    assert tree_of(location.target) == before
 
 
 @pytest.mark.trust
@@ -144,11 +149,11 @@ def test_row78_what_a_journal_names_must_be_as_it_says(
     target = tmp_path / "out"
     target.mkdir()
     monkeypatch.chdir(target)
-    place = within(target)
+    location = within(target)
     mine = target / "config.json"
     mine.write_text("old")
-    plan = stage_result(place, result)
-    write_journal(place, plan)
+    plan = stage_result(location, result)
+    write_journal(location, plan)
     if fault == "marks":
         mine.unlink()
         mine.write_text("mine, and new")
@@ -156,9 +161,9 @@ def test_row78_what_a_journal_names_must_be_as_it_says(
         mine.unlink()
         (mine / "thesis").mkdir(parents=True)
     elif fault == "unfinished":
-        (place.shards / "tokenizer_config.json").write_text("{}")
+        (location.shards / "tokenizer_config.json").write_text("{}")
     else:
-        write_journal(place, "plan1:a")
+        write_journal(location, "plan1:a")
     before = tree_of(target)
     for run in (RUNS["apply"], RUNS["clean"]):
         with pytest.raises((MalformedInput, TargetBusy)):
@@ -169,19 +174,19 @@ def test_row78_what_a_journal_names_must_be_as_it_says(
 
 @pytest.mark.trust
 @pytest.mark.parametrize("run", [RUNS["apply"], RUNS["part"], RUNS["clean"]], ids=["apply", "part", "clean"])
-@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize("owned", [False, True])
 @pytest.mark.parametrize(
     "name", ["shards", "fragments", "replaced", "companions", "unpacked", "parts", "plan.json", "lock", "staging.json"]
 )
 def test_row79_links_in_staging(
-    pair: Pair, tmp_path: Path, precious: Path, name: str, run: Callable[[Pair, Path], object], *, sealed: bool
+    pair: Pair, tmp_path: Path, precious: Path, name: str, run: Callable[[Pair, Path], object], *, owned: bool
 ) -> None:
     """A link in staging ends every run with 3 or 5, and nothing happens to what it leads to."""
     before, target = files_of(precious), tmp_path / "out"
-    place = locate(target)
-    plant(place, {"plan.json": '{"identity": "x"}'}, sealed=sealed)
-    (place.root / name).unlink(missing_ok=True)
-    (place.root / name).symlink_to(precious)
+    location = locate_target(target)
+    plant(location, {"plan.json": '{"identity": "x"}'}, owned=owned)
+    (location.root / name).unlink(missing_ok=True)
+    (location.root / name).symlink_to(precious)
     with pytest.raises((MalformedInput, InputOutputError)):
         run(pair, target)
     assert files_of(precious) == before
@@ -193,11 +198,11 @@ def test_row79_links_in_staging(
 def test_row79_staging_that_is_a_link(
     pair: Pair, tmp_path: Path, precious: Path, run: Callable[[Pair, Path], object]
 ) -> None:
-    """So does staging itself."""
+    """Staging that is a link itself is refused, too."""
     before, target = files_of(precious), tmp_path / "out"
     precious.chmod(0o700)
-    locate(target).root.symlink_to(precious)
-    with pytest.raises(MalformedInput, match="staging is not ours"):
+    locate_target(target).root.symlink_to(precious)
+    with refused(MalformedInput, problem=NOT_OURS, where=locate_target(target).root):
         run(pair, target)
     assert files_of(precious) == before
 
@@ -235,16 +240,16 @@ def test_row79_staging_of_another_user(
     pair: Pair, common: Path, mode: str, run: Callable[[Pair, Path], object]
 ) -> None:
     """A staging folder of another user is not used, whatever its permissions, and stays as it is."""
-    place = locate(common / "out")
-    as_nobody("mkdir", "-m", mode, place.root)
-    with pytest.raises(MalformedInput, match="staging is not ours: found a folder of user 65534"):
-        run(pair, place.target)
-    assert list(place.root.iterdir()) == []
-    assert not place.target.exists()
+    location = locate_target(common / "out")
+    as_nobody("mkdir", "-m", mode, location.root)
+    with refused(MalformedInput, problem=NOT_OURS, found=f"a folder of user 65534 with permissions {mode}"):
+        run(pair, location.target)
+    assert list(location.root.iterdir()) == []
+    assert not location.target.exists()
 
 
 class When(Report):
-    """Does something once, when the stream has made so many bytes, or has ended."""
+    """Calls a function once, at the first progress or at the end of the stream."""
 
     def __init__(self, do: Callable[[], object], *, at_end: bool) -> None:
         self._do, self._at_end, self._done = do, at_end, False
@@ -270,36 +275,36 @@ class When(Report):
 def test_row79_staging_that_is_swapped_for_a_link(
     pair: Pair, common: Path, precious: Path, *, at_end: bool, overwrite: bool
 ) -> None:
-    """Who may rename in the parent swaps staging for a link while a run works: it goes on in the folder that it opened."""
-    place = locate(common / "out")
+    """When somebody swaps staging for a link during a run, the run continues in the folder that it opened."""
+    location = locate_target(common / "out")
     if overwrite:
-        apply_delta(*pair, place.target, dtype="float32")
+        apply_delta(*pair, location.target, dtype="float32")
     (precious / "shards").mkdir()
     (precious / "shards" / "model.safetensors").write_text("of another model")
     before = tree_of(precious)
 
     def swap() -> None:
-        place.root.rename(common / "aside")
-        place.root.symlink_to(precious)
+        location.root.rename(common / "aside")
+        location.root.symlink_to(precious)
 
-    result = apply_delta(*pair, place.target, overwrite=overwrite, report=When(swap, at_end=at_end))
+    result = apply_delta(*pair, location.target, overwrite=overwrite, report=When(swap, at_end=at_end))
     assert tree_of(precious) == before
-    assert not place.target.is_symlink()
-    assert verify(place.target, expect=result.content_digest).ok
+    assert not location.target.is_symlink()
+    assert verify(location.target, expect=result.content_digest).ok
 
 
 @pytest.mark.trust
 def test_row79_staging_that_is_swapped_for_a_folder(pair: Pair, common: Path, precious: Path) -> None:
-    """Swapped for a folder of the swapper's own, its files are not published."""
-    place = locate(common / "out")
+    """When somebody swaps staging for a folder, the files in that are not published."""
+    location = locate_target(common / "out")
 
     def swap() -> None:
-        place.root.rename(common / "aside")
-        shutil.copytree(precious, place.root / "shards")
+        location.root.rename(common / "aside")
+        shutil.copytree(precious, location.root / "shards")
 
-    apply_delta(*pair, place.target, report=When(swap, at_end=True))
-    assert not (place.target / "id_rsa").exists()
-    assert verify(place.target).ok
+    apply_delta(*pair, location.target, report=When(swap, at_end=True))
+    assert not (location.target / "id_rsa").exists()
+    assert verify(location.target).ok
 
 
 @pytest.mark.trust
@@ -307,7 +312,7 @@ def test_row79_staging_that_is_swapped_for_a_folder(pair: Pair, common: Path, pr
 def test_row79_another_model_that_is_moved_into_the_targets_place(
     pair: Pair, common: Path, monkeypatch: pytest.MonkeyPatch, *, exchange: bool
 ) -> None:
-    """Who may rename in the parent has another model of the user's stand there at the last moment: it is not replaced."""
+    """When somebody moves another of the user's models to the target at the last moment, it is not replaced."""
     target, other = common / "out", common / "other"
     apply_delta(*pair, target, dtype="float32")
     apply_delta(*pair, other, dtype="bfloat16")
@@ -321,7 +326,7 @@ def test_row79_another_model_that_is_moved_into_the_targets_place(
         return exchange and swap(folder, name, holder, target_name)
 
     monkeypatch.setattr(OpenFolder, "exchange", moved)
-    with pytest.raises(TargetBusy, match="something else appeared there during the run"):
+    with refused(TargetBusy, problem=APPEARED, where=target):
         apply_delta(*pair, target, overwrite=True)
     assert files_of(target) == before
     assert verify(common / "aside").ok
@@ -330,83 +335,83 @@ def test_row79_another_model_that_is_moved_into_the_targets_place(
 
 @pytest.mark.trust
 def test_row79_a_second_name_of_a_file_elsewhere(pair: Pair, tmp_path: Path, precious: Path) -> None:
-    """What lies in staging under a name that is written is replaced, not written to: it may have a second name elsewhere."""
-    place = locate(tmp_path / "out")
-    plant(place, {}, sealed=True)
+    """Files in staging are replaced, never overwritten in place: they may be hard links to files elsewhere."""
+    location = locate_target(tmp_path / "out")
+    plant(location, {}, owned=True)
     for name in ("shards/config.json", "shards/model.safetensors", "plan.json", "fragments/model.safetensors.json"):
-        (place.root / name).parent.mkdir(exist_ok=True)
-        (place.root / name).hardlink_to(precious / "id_rsa")
+        (location.root / name).parent.mkdir(exist_ok=True)
+        (location.root / name).hardlink_to(precious / "id_rsa")
     before = files_of(precious)
-    apply_delta(*pair, place.target)
+    apply_delta(*pair, location.target)
     assert files_of(precious) == before
-    assert verify(place.target).ok
+    assert verify(location.target).ok
 
 
 @AS_ROOT
 @pytest.mark.trust
 def test_row79_a_probe_that_is_swapped(pair: Pair, common: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where others may rename, what a new folder looks like is not asked: they could have it look as their own does."""
-    place = locate(common / "out")
-    as_nobody("mkdir", "-m", "755", place.root)
+    """In a parent that others may write to, no new folder is compared with: they could swap it for one of their own."""
+    location = locate_target(common / "out")
+    as_nobody("mkdir", "-m", "755", location.root)
     mkdir = os.mkdir
 
     def made(name: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
         mkdir(name, mode, dir_fd=dir_fd)
-        if name.startswith(f"{place.root.name}."):
+        if name.startswith(f"{location.root.name}."):
             os.chown(name, 65534, 65534, dir_fd=dir_fd)
             os.chmod(common / name, 0o755)  # noqa: PTH101, S103
 
     monkeypatch.setattr(os, "mkdir", made)
-    with pytest.raises(MalformedInput, match="staging is not ours: found a folder of user 65534"):
-        apply_delta(*pair, place.target)
+    with refused(MalformedInput, problem=NOT_OURS, found="a folder of user 65534 with permissions 755"):
+        apply_delta(*pair, location.target)
 
 
 @pytest.mark.trust
 def test_row79_a_file_system_without_permissions(pair: Pair, common: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where every folder is open to all, and stays so, staging of this user is used: WSL's drives, memory cards."""
-    place = make_staging(locate(common / "out"))
-    place.root.chmod(0o777)
-    with pytest.raises(MalformedInput, match="staging is not ours: found a folder of user"):
-        clean(place.target)
-    assert stat.S_IMODE(place.root.stat().st_mode) == 0o777
+    """Where permissions cannot be set (WSL's drives, memory cards), this user's staging is used all the same."""
+    location = make_staging(locate_target(common / "out"))
+    location.root.chmod(0o777)
+    with refused(MalformedInput, found=f"a folder of user {os.geteuid()} with permissions 777"):
+        clean(location.target)
+    assert stat.S_IMODE(location.root.stat().st_mode) == 0o777
     monkeypatch.setattr(os, "fchmod", lambda *_: None)
-    assert apply_delta(*pair, place.target).status == "merged"
+    assert apply_delta(*pair, location.target).status == "merged"
 
 
 @pytest.mark.trust
 @pytest.mark.parametrize("how", ["of another target", "of another user", "by its inode"])
-def test_row78_seals_that_are_not_for_this_target(
+def test_row78_ownership_records_of_others(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """Staging that is sealed for another target, with another key, or by an inode that was guessed, is nobody's to use."""
-    place = locate(tmp_path / "out")
+    """Staging whose ownership record is for another target, made with another key, or has a guessed inode, is refused."""
+    location = locate_target(tmp_path / "out")
     if how == "of another target":
-        make_staging(beside(tmp_path / "other")).root.rename(place.root)
+        make_staging(beside(tmp_path / "other")).root.rename(location.root)
     elif how == "of another user":
         with monkeypatch.context() as patch:
             patch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-            make_staging(place)
+            make_staging(location)
     else:
-        place.root.mkdir(0o700)
-        seal = {"version": 1, "inode": place.root.stat().st_ino}
-        (place.root / "staging.json").write_text(json.dumps(seal))
-    place.shards.mkdir()
-    with pytest.raises(MalformedInput, match="staging is not ours: found one that somebody else made"):
-        clean(place.target)
-    assert place.shards.exists()
+        location.root.mkdir(0o700)
+        record = {"version": 1, "inode": location.root.stat().st_ino}
+        (location.root / "staging.json").write_text(json.dumps(record))
+    location.shards.mkdir()
+    with refused(MalformedInput, problem=NOT_OURS, where=location.root):
+        clean(location.target)
+    assert location.shards.exists()
 
 
 @pytest.mark.trust
-def test_row79_without_a_state_folder_the_inode_is_the_seal(
+def test_row79_without_a_state_folder_the_inode_proves_ownership(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no key can be kept, staging of a run that was cut off is used all the same, and a copy of it is not."""
+    """Where no key can be kept, staging of an interrupted run is still used, and a copy of it is not."""
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.delenv("HOME")
-    place = make_staging(locate(tmp_path / "out"))
-    shutil.copytree(place.root, tmp_path / ".copy.deltaweights")
-    assert apply_delta(*pair, place.target).status == "merged"
-    with pytest.raises(MalformedInput, match="staging is not ours"):
+    location = make_staging(locate_target(tmp_path / "out"))
+    shutil.copytree(location.root, tmp_path / ".copy.deltaweights")
+    assert apply_delta(*pair, location.target).status == "merged"
+    with refused(MalformedInput, problem=NOT_OURS):
         clean(tmp_path / "copy")
 
 
@@ -414,7 +419,7 @@ def test_row79_without_a_state_folder_the_inode_is_the_seal(
 def test_row79_a_folder_that_is_renamed_to_a_file_of_the_old_model(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who may rename in the target puts a folder of the user's under a name that is removed: it comes back."""
+    """When somebody puts a folder of the user's under a name that is being removed, it is put back."""
     target = Path(apply_delta(*pair, tmp_path / "out", dtype="float32").target)
     monkeypatch.chdir(target)
     rename, swapped = OpenFolder.rename, list[str]()
@@ -428,19 +433,19 @@ def test_row79_a_folder_that_is_renamed_to_a_file_of_the_old_model(
         rename(folder, name, to, new)
 
     monkeypatch.setattr(OpenFolder, "rename", swap)
-    with pytest.raises(TargetBusy, match="something else appeared there during the run"):
+    with refused(TargetBusy, problem=APPEARED, where=target / "SHA256SUMS"):
         apply_delta(*pair, target, overwrite=True)
     assert (target / "SHA256SUMS" / "thesis.tex").read_text() == "years"
 
 
 @pytest.mark.trust
 def test_row78_a_folder_of_the_users_is_never_overwritten(pair: Pair, tmp_path: Path) -> None:
-    """What looks like a disk's or a cache's own folder may hold what is the user's: with --overwrite, too, it ends with 7."""
+    """Folders named like a disk's or a cache's own may hold files of the user's: 7, even with --overwrite."""
     target = Path(apply_delta(*pair, tmp_path / "out", dtype="float32").target)
     for folder in ("lost+found", ".cache/huggingface/hub", ".cache/torch"):
         (target / folder).mkdir(parents=True)
         (target / folder / "mine").write_text("mine")
-        with pytest.raises(TargetBusy, match="not a checkpoint: found"):
+        with refused(TargetBusy, where=target, found=folder.split("/")[0]):
             apply_delta(*pair, target, overwrite=True)
         assert (target / folder / "mine").exists()
         shutil.rmtree(target / folder.split("/")[0])
@@ -450,52 +455,52 @@ def test_row78_a_folder_of_the_users_is_never_overwritten(pair: Pair, tmp_path: 
 
 @pytest.mark.trust
 def test_row78_a_folder_with_the_name_of_a_file_is_not_overwritten(pair: Pair, tmp_path: Path) -> None:
-    """With --overwrite, what a folder holds that has the name of a file of a model is not taken for a part of that model."""
+    """A folder under the name of a model's file is no part of the model: 7, even with --overwrite."""
     target = Path(apply_delta(*pair, tmp_path / "out", dtype="float32").target)
     for name in ("LICENSE", "config.json", ".cache"):
         (target / name).unlink() if (target / name).exists() else None
         (target / name).mkdir()
         (target / name / "thesis.tex").write_text("years")
-        with pytest.raises(TargetBusy, match=f"not a checkpoint: found {name}"):
+        with refused(TargetBusy, where=target, found=name):
             apply_delta(*pair, target, overwrite=True)
         assert (target / name / "thesis.tex").read_text() == "years"
         shutil.rmtree(target / name)
 
 
 def test_a_link_where_archives_are_unpacked(pair: Pair, tmp_path: Path, precious: Path) -> None:
-    """What comes in an archive is not unpacked elsewhere."""
+    """An archive is not unpacked through a link."""
     archive = archive_of(pair[1], DEFLATED)
-    place = make_staging(locate(tmp_path / "out"))
-    place.unpacked.mkdir()
-    (place.unpacked / "delta").symlink_to(precious)
+    location = make_staging(locate_target(tmp_path / "out"))
+    location.unpacked.mkdir()
+    (location.unpacked / "delta").symlink_to(precious)
     before = files_of(precious)
-    with pytest.raises(MalformedInput, match="not a folder: found a link"):
-        apply_delta(pair[0], archive, place.target)
+    with refused(MalformedInput, where=location.unpacked / "delta", found="a link"):
+        apply_delta(pair[0], archive, location.target)
     assert files_of(precious) == before
 
 
 def test_links_among_what_a_part_left(pair: Pair, tmp_path: Path, precious: Path) -> None:
-    """What stands beside the weights is not read from elsewhere."""
-    place = locate(tmp_path / "out")
+    """The files to publish beside the weights are not read through a link."""
+    location = locate_target(tmp_path / "out")
     for part in ("1/2", "2/2"):
-        apply_part(*pair, place.target, part=part)
-    config = place.companions / "config.json"
+        apply_part(*pair, location.target, part=part)
+    config = location.root / "companions" / "config.json"
     config.unlink()
     config.symlink_to(precious / "id_rsa")
-    with pytest.raises(InputOutputError, match=r"config\.json: cannot read"):
-        finish_parts(place.target)
-    assert not place.target.exists()
+    with refused(InputOutputError, where=config):
+        finish_parts(location.target)
+    assert not location.target.exists()
 
 
 @pytest.mark.parametrize("where", ["plan.json", "fragments/model.safetensors.json"])
 def test_a_fifo_in_staging(pair: Pair, tmp_path: Path, where: str) -> None:
-    """A FIFO in place of a document of ours is no document of ours, and is not waited for."""
-    place = make_staging(locate(tmp_path / "out"))
-    place.fragments.mkdir()
+    """A FIFO in place of one of our documents is ignored, and not waited for."""
+    location = make_staging(locate_target(tmp_path / "out"))
+    location.fragments.mkdir()
     if where != "plan.json":
-        place.plan.write_text("{}")
-    os.mkfifo(place.root / where)
-    assert apply_delta(*pair, place.target).status == "merged"
+        (location.root / "plan.json").write_text("{}")
+    os.mkfifo(location.root / where)
+    assert apply_delta(*pair, location.target).status == "merged"
 
 
 FIELDS: dict[str, Callable[[dict[str, object]], object]] = {
@@ -513,24 +518,24 @@ FIELDS: dict[str, Callable[[dict[str, object]], object]] = {
 def test_fragments_with_other_kinds_of_values(
     pair: Pair, tmp_path: Path, change: Callable[[dict[str, object]], object]
 ) -> None:
-    """A fragment whose fields are not what they should be is no fragment: its shard is made anew."""
-    place = locate(tmp_path / "out")
+    """A fragment with fields of other types is not accepted, and its shard is made again."""
+    location = locate_target(tmp_path / "out")
     for part in ("1/2", "2/2"):
-        apply_part(*pair, place.target, part=part)
-    (path,) = place.fragments.iterdir()
+        apply_part(*pair, location.target, part=part)
+    (path,) = location.fragments.iterdir()
     document = json.loads(path.read_bytes())
     change(document)
     path.write_text(json.dumps(document))
     with pytest.raises(ValueError, match="fragment"):
         Fragment.from_bytes(path.read_bytes())
-    assert apply_part(*pair, place.target, part="1/2").made == ("model.safetensors",)
+    assert apply_part(*pair, location.target, part="1/2").made == ("model.safetensors",)
 
 
 def test_a_tokenizer_that_is_a_link(tmp_path: Path, precious: Path) -> None:
-    """A tokenizer.model of Meta's that leads out of its folder is refused, as every file is that would be copied."""
+    """A tokenizer.model that is a link out of its folder is refused, like every file that would be copied."""
     folder = save_meta(base_tensors(), tmp_path / "meta")
     (folder / "tokenizer.model").symlink_to(precious / "id_rsa")
-    with pytest.raises(MalformedInput, match="a link that leaves the folder"):
+    with refused(MalformedInput, where=folder / "tokenizer.model", problem="a link that leaves the folder"):
         convert_checkpoint(folder, tmp_path / "out")
 
 
@@ -546,7 +551,7 @@ def nested(levels: int) -> object:
 
 
 def test_documents_of_many_levels_are_written_at_once() -> None:
-    """The work is that of the document's size, and what is nested deeper than anybody reads is refused."""
+    """The time to write is linear in the size, and a document nested too deeply to be read is refused."""
     assert strict_json(readable_json(nested(100))) == nested(100)
     with pytest.raises(ValueError, match="nested too deeply"):
         readable_json(nested(300))
@@ -554,6 +559,6 @@ def test_documents_of_many_levels_are_written_at_once() -> None:
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999"])
 def test_numbers_that_are_none(number: str) -> None:
-    """What no float can hold is Infinity to others, and refused."""
+    """A number that is too large for a float is refused: other readers take it for infinity."""
     with pytest.raises(ValueError, match="larger than any number"):
         strict_json(f'{{"a": {number}}}'.encode())

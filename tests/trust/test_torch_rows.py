@@ -19,8 +19,9 @@ import pytest
 import torch
 
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
+from tests.support.zips import saved
 from tests.trust.harness import Case, Outcome, case, hold, merging, run_command, with_file
-from tests.unit.checkpoint.test_torch_file import ARCHIVES, PICKLES, UNSUPPORTED, saved, with_pickle
+from tests.unit.checkpoint.test_torch_file import ARCHIVES, PICKLES, UNSUPPORTED, with_pickle
 from tests.unit.checkpoint.test_torch_legacy import FILES
 
 SHARD = "pytorch_model-00001-of-00002.bin"
@@ -121,11 +122,11 @@ def merged(folder: Path, base: Tensors, delta: Tensors, change: Callable[[Path],
     save(delta, folder / "delta", "torch", 1)
     change(folder / "delta")
     paths: list[str | Path] = ["--base", folder / "base", "--delta", folder / "delta", "--target", folder / "out"]
-    outcome = run_command(["apply", *paths], folder)
+    outcome = run_command(["apply", *paths])
     assert outcome.code == 0, outcome.err
     plain = {name: tensor.detach() for name, tensor in delta.items()}
     assert same_bits(load(folder / "out"), reference(base, plain))
-    assert run_command(["verify", folder / "out"], folder).code == 0
+    assert run_command(["verify", folder / "out"]).code == 0
     return outcome
 
 

@@ -1,9 +1,4 @@
-"""Checksums that containers record for stored bytes, compared while the bytes pass.
-
-Enters: what a container recorded. Leaves: running checksums, fed in the order in which a tensor is read, and ``MalformedInput``
-when bytes are not those that were stored. Never: a second reading of what the caller reads anyway, but of a file whose only
-checksum is over all of it.
-"""
+"""Verify the checksums that containers record, while the bytes are read."""
 
 from __future__ import annotations
 
@@ -11,8 +6,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from deltaweights.checkpoint.tensors import LazyTensor, Running, Storage, TensorSpec
-from deltaweights.checkpoint.weights_file import ContiguousSource, WeightsFile
+from deltaweights.checkpoint.tensors import LazyTensor, RunningChecksum, WeightsFile, stored_bytes
 from deltaweights.errors import MalformedInput
 
 CHUNK = 1024 * 1024
@@ -20,11 +14,11 @@ CHUNK = 1024 * 1024
 
 @dataclass(frozen=True)
 class Crc32:
-    """The CRC-32 of a tensor's bytes in their order."""
+    """The CRC-32 of a tensor's bytes in order."""
 
     value: int
 
-    def start(self) -> Running:
+    def start(self) -> RunningChecksum:
         return _RunningCrc32(self.value)
 
 
@@ -36,16 +30,16 @@ class _RunningCrc32:
         self._crc = zlib.crc32(data, self._crc)
 
     def fault(self) -> tuple[str, str] | None:
-        return crc_fault(self._crc, self._expected)
+        return crc_mismatch(self._crc, self._expected)
 
 
-def crc_fault(found: int, recorded: int) -> tuple[str, str] | None:
-    """Return both in words when they differ."""
+def crc_mismatch(found: int, recorded: int) -> tuple[str, str] | None:
+    """Return both in words if they differ."""
     return None if found == recorded else (f"CRC-32 {found:08x}", f"{recorded:08x}, as the file records")
 
 
-def refuse_damage(tensor: LazyTensor, running: Running | None) -> None:
-    """Raise ``MalformedInput`` when the bytes that ``running`` was given, all of the tensor's, are not those that were stored."""
+def refuse_damage(tensor: LazyTensor, running: RunningChecksum | None) -> None:
+    """Raise ``MalformedInput`` if ``running``, which was fed the whole tensor, does not match the recorded checksum."""
     fault = None if running is None else running.fault()
     if fault is not None:
         found, expected = fault
@@ -60,29 +54,27 @@ def refuse_damage(tensor: LazyTensor, running: Running | None) -> None:
         )
 
 
-def cover_whole(weights: WeightsFile) -> WeightsFile:
-    """Return ``weights``, the file as a whole among what is loose when it has a checksum only as a whole.
+def with_whole_file_checksum(weights: WeightsFile) -> WeightsFile:
+    """Add the checksum of the file as a whole to ``weights``, if that is the only one recorded.
 
-    That is a file in an archive, of a format without checksums. Its tensors are read by range, in the order of the plan, so the
-    recorded CRC-32 takes a pass of its own, in order (``prove``).
+    So it is for a file in an archive whose own format has no checksums. Tensors are read by range in the
+    order of the plan, so this CRC-32 takes a pass of its own (``verify_checksum``).
     """
     file = weights.file
     if file.crc32 is None or "crc32" in weights.checks:
         return weights
-    name = file.path.name
-    spec, storage = TensorSpec(name, "U8", (file.size,)), Storage(name, name, 0, (1,))
-    whole = LazyTensor(spec, ContiguousSource(file, 0), file.path, storage, Crc32(file.crc32))
-    return replace(weights, checks=(*weights.checks, "crc32"), loose=(whole,))
+    whole = stored_bytes(file, file.path.name, 0, file.size, Crc32(file.crc32))
+    return replace(weights, checks=(*weights.checks, "crc32"), extra_checksums=(whole,))
 
 
-def prove(tensor: LazyTensor) -> None:
-    """Read a tensor that has no other reader, and raise ``MalformedInput`` when its bytes are not those that were stored."""
-    for _ in proving(tensor):
+def verify_checksum(tensor: LazyTensor) -> None:
+    """Read a tensor that nothing else reads. Raises ``MalformedInput`` if its checksum does not match."""
+    for _ in verify_in_pieces(tensor):
         pass
 
 
-def proving(tensor: LazyTensor) -> Iterator[int]:
-    """``prove`` a tensor, and yield the bytes of every piece that was read."""
+def verify_in_pieces(tensor: LazyTensor) -> Iterator[int]:
+    """Do the work of ``verify_checksum``, and yield the size of each piece read."""
     if tensor.checksum is None:
         return
     running = tensor.checksum.start()

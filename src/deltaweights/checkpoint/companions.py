@@ -1,8 +1,4 @@
-"""The files that travel with the weights: configuration, tokenizer, licence.
-
-Enters: the folder of a delta, or of the model that one is made from. Leaves: the bytes of the files on the allow-list, by their
-name in the target, and the names of those left behind. Never: code, pickles, stale indexes, or a file outside the folder.
-"""
+"""The files copied along with the weights: configuration, tokenizer, licence."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaweights.checkpoint.directory import Directory
-from deltaweights.checkpoint.documents import json_object, refuse_another
+from deltaweights.checkpoint.small_files import json_object, refuse_wrong_content
 from deltaweights.errors import MalformedInput
 
 COPIED = frozenset({
@@ -25,65 +21,62 @@ COPIED = frozenset({
 LEGAL = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY)(\.(txt|md))?", re.IGNORECASE)
 
 README = "README.md"
-"""Copied as DELTA_README.md or TARGET_README.md: it describes the input, not the result."""
+"""Copied as DELTA_README.md or TARGET_README.md, since it describes the input, not the result."""
 
-OF_AN_INPUT = re.compile("(DELTA|TARGET|BASE)_README[.]md")
-"""The card of an input's input, which goes on as it is."""
+INPUT_README = re.compile("(DELTA|TARGET|BASE)_README[.]md")
+"""The model card of an input's input, copied under the same name."""
 
-MADE = frozenset({"README.md", "DELTAWEIGHTS_NOTICE.txt", "manifest.json", "SHA256SUMS"})
-"""What stands in each of our own folders, and speaks of that folder alone."""
+OWN_FILES = frozenset({"README.md", "DELTAWEIGHTS_NOTICE.txt", "manifest.json", "SHA256SUMS"})
+"""Files in every folder that this program writes, which describe that folder alone."""
 
 MAX_SIZE = 64 * 1024 * 1024
-"""A tokenizer.json has at most some 20 MB; what is larger is no companion."""
+"""Limit for configuration and tokenizer files; a tokenizer.json has at most some 20 MB."""
 
 MAX_TEXT = 8 * 1024 * 1024
-"""Of a licence or a model card."""
+"""Limit for a licence or a model card."""
 
-MOST_OF_ALL = 128 * 1024 * 1024
-"""Of all that travels with the weights, which is in memory together."""
+MAX_TOTAL = 128 * 1024 * 1024
+"""Limit for all companions together, which are held in memory."""
 
 NOTICE_NAME = "DELTAWEIGHTS_NOTICE.txt"
 
-NOTICE = """\
+# The notices are part of the format: changing one letter changes every manifest.
+
+_MEDICAL = """
+LLaVA-Med, and every model made from it, is for research use only: it is subject to the terms of LLaMA, Vicuna and GPT-4, and it is
+not for clinical care or for any clinical decision.
+"""
+
+NOTICE = f"""\
 RESEARCH USE ONLY. NOT FOR CLINICAL USE.
 
 The weights in this folder were rebuilt by adding published delta weights to a base model. They are subject to the licence of the
 base model and to the licence and terms of the delta; rebuilding them grants no further right. Both LLaMA-1 and the models derived
 from it that were published as deltas are for research only.
+{_MEDICAL}"""
+"""Written into every merged checkpoint."""
 
-LLaVA-Med, and every model made from it, is for research use only: it is subject to the terms of LLaMA, Vicuna and GPT-4, and it is
-not for clinical care or for any clinical decision.
-"""
-"""Stands in every merged checkpoint. Part of the format: a change of a letter changes every manifest."""
-
-NOTICE_OF_A_DELTA = """\
+NOTICE_OF_A_DELTA = f"""\
 RESEARCH USE ONLY. NOT FOR CLINICAL USE.
 
 The delta weights in this folder were made by subtracting a base model from a model that was fine-tuned from it. They are of no use
 without the base model, and subject to its licence and to that of the fine-tuned model; making them grants no further right. LLaMA-1
 and the models derived from it are for research only.
+{_MEDICAL}"""
+"""Written into every delta."""
 
-LLaVA-Med, and every model made from it, is for research use only: it is subject to the terms of LLaMA, Vicuna and GPT-4, and it is
-not for clinical care or for any clinical decision.
-"""
-"""Stands in every delta that is made; as ``NOTICE``."""
-
-
-NOTICE_OF_A_COPY = """\
+NOTICE_OF_A_COPY = f"""\
 RESEARCH USE ONLY. NOT FOR CLINICAL USE.
 
 The weights in this folder were converted from another layout or container. They are subject to their licence; converting them
 grants no further right. LLaMA-1 and the models derived from it are for research only.
-
-LLaVA-Med, and every model made from it, is for research use only: it is subject to the terms of LLaMA, Vicuna and GPT-4, and it is
-not for clinical care or for any clinical decision.
-"""
-"""Stands in every checkpoint that was converted; as ``NOTICE``."""
+{_MEDICAL}"""
+"""Written into every converted checkpoint."""
 
 
 @dataclass(frozen=True)
 class Companions:
-    """File contents by their name in the target; names that were left behind; what was changed, a line each."""
+    """File contents by name in the target, the names that are not copied, and a line for each change made."""
 
     files: dict[str, bytes]
     left_behind: tuple[str, ...]
@@ -91,34 +84,40 @@ class Companions:
 
 
 def is_companion(name: str) -> bool:
-    """Tell whether a file of this name travels with the weights."""
-    return name in COPIED or name == README or any(form.fullmatch(name) for form in (LEGAL, OF_AN_INPUT))
+    """Return whether a file of this name is copied along with the weights."""
+    return name in COPIED or name == README or any(pattern.fullmatch(name) for pattern in (LEGAL, INPUT_README))
 
 
 def read_companions(
     directory: Directory, weights: frozenset[str], dtype: str, role: str, notice: str, *, ours: bool = False
 ) -> Companions:
-    """Read what is copied from ``directory``, passing over ``weights``, and make config.json state ``dtype`` (torch's name).
+    """Read the companions in ``directory``, set config.json's dtype to ``dtype`` (torch's name), and add ``notice``.
 
-    ``role`` says whether it is the folder of a "delta" or of a "target"; ``notice`` goes along. Of a folder that is ``ours`` the
-    card, the notice, manifest and checksums are passed over: they speak of it alone.
-    Raises ``MalformedInput`` when config.json is not a JSON object, or a companion is no regular file or not what its name says,
-    ``InputOutputError`` when one cannot be read.
+    ``weights`` are the files to skip. ``role`` is "delta", "target" or "base". With ``ours`` the folder was
+    written by this program, and the files that describe it alone are skipped.
+    Raises ``MalformedInput`` when config.json is not a JSON object, or a companion is not a regular file or
+    not what its name says, ``InputOutputError`` when one cannot be read.
     """
     files = {NOTICE_NAME: notice.encode()}
-    left_behind, room, folded = [], MOST_OF_ALL, dict[str, str]()
+    left_behind: list[str] = []
+    seen: dict[str, str] = {}  # by name in lower case
+    left = MAX_TOTAL
     for name in directory.names():
-        if ours and name in MADE:
+        if ours and name in OWN_FILES:
             continue
         if is_companion(name):
-            twin = folded.setdefault(name.casefold(), name)
+            where = directory.path / name
+            twin = seen.setdefault(name.casefold(), name)
             if twin != name:
-                problem, remedy = "two files of one name, where case does not count", "give a folder with one of them"
-                where = directory.path / name
-                raise MalformedInput(problem, where=where, found=f"{name} beside {twin}", remedy=remedy)
-            data = directory.read_companion(name, min(room, MAX_SIZE if name in COPIED else MAX_TEXT))
-            room -= len(data)
-            refuse_another(data, directory.path / name)
+                raise MalformedInput(
+                    "two files whose names differ only in case",
+                    where=where,
+                    found=f"{name} beside {twin}",
+                    remedy="give a folder with one of them",
+                )
+            data = directory.read_companion(name, min(left, MAX_SIZE if name in COPIED else MAX_TEXT))
+            left -= len(data)
+            refuse_wrong_content(data, where)
             files[f"{role.upper()}_README.md" if name == README else name] = data
         elif name not in weights and not name.startswith("."):
             left_behind.append(name)
@@ -129,9 +128,10 @@ def read_companions(
 
 
 def state_dtype(config: bytes, dtype: str, where: Path) -> tuple[bytes, str | None]:
-    """Return ``config`` with its ``torch_dtype`` (``dtype`` in newer files) set to ``dtype``, that value alone, and what changed.
+    """Return ``config`` with its ``torch_dtype`` (``dtype`` in newer files) set to ``dtype``, and a line that says what changed.
 
-    A config that states no dtype, or the right one, is returned as it is. Raises ``MalformedInput`` when it is not a JSON object.
+    No other byte changes; a config that states no dtype, or the right one, is returned as it is.
+    Raises ``MalformedInput`` when it is not a JSON object.
     """
     document = json_object(config, where)
     text, changes = config.decode(), []
@@ -139,7 +139,7 @@ def state_dtype(config: bytes, dtype: str, where: Path) -> tuple[bytes, str | No
         stated = document.get(key)
         if not isinstance(stated, str) or stated == dtype:
             continue
-        begin, end = _value_of(text, key)
+        begin, end = _value_span(text, key)
         text = f"{text[:begin]}{json.dumps(dtype)}{text[end:]}"
         changes.append(f"{key} changed from {stated} to {dtype}")
     return text.encode(), f"config.json: {', '.join(changes)}" if changes else None
@@ -148,8 +148,8 @@ def state_dtype(config: bytes, dtype: str, where: Path) -> tuple[bytes, str | No
 _TOKEN, _COLON = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}]'), re.compile(r"\s*:")
 
 
-def _value_of(text: str, key: str) -> tuple[int, int]:
-    """Return where the string is that ``key`` has in the one object that ``text`` is; the same words may stand deeper down."""
+def _value_span(text: str, key: str) -> tuple[int, int]:
+    """Return where the string value of ``key`` is in the JSON object ``text``; nested objects may have the same key."""
     depth, tokens = 0, _TOKEN.finditer(text)
     for token in tokens:
         found = token.group()
@@ -160,4 +160,4 @@ def _value_of(text: str, key: str) -> tuple[int, int]:
         elif depth == 1 and _COLON.match(text, token.end()) and json.loads(found) == key:
             value = next(tokens)
             return value.start(), value.end()
-    raise AssertionError("a key that was found is there")
+    raise AssertionError("the parsed document has this key")

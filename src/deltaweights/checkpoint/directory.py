@@ -1,8 +1,4 @@
-"""Files that stand beside each other, wherever that is.
-
-Enters: a folder of this machine. Leaves: names, and open files. Never: a file that was not named, or a link that leads out of a
-folder taken for what it claims to be.
-"""
+"""The files of one folder, wherever it is."""
 
 from __future__ import annotations
 
@@ -11,44 +7,46 @@ import os
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaweights.checkpoint.files import InputFile, LocalFile, read_all
-from deltaweights.checkpoint.opening import (
+from deltaweights.checkpoint.file_type import HEAD_BYTES
+from deltaweights.checkpoint.files import InputFile, LocalFile
+from deltaweights.checkpoint.safe_open import (
     SEARCH,
-    LinkOfOthers,
-    NotRegular,
-    Outside,
+    ForeignLink,
+    LeadsOutside,
+    NotRegularFile,
+    link_target,
     open_inside,
     open_outside,
-    where_led,
 )
-from deltaweights.checkpoint.sniff import HEAD_BYTES
+from deltaweights.checkpoint.small_files import read_all
 from deltaweights.errors import InputOutputError, MalformedInput
 
 
 @dataclass(frozen=True)
-class Led:
-    """Where a link out of the folder leads, and whether it, or one on the way, is by others than this user and root."""
+class OutsideLink:
+    """Where a link out of the folder leads, and whether a link on the way belongs to a user other than this one and root."""
 
-    to: str
+    target: str
     by_others: bool
 
 
 class Directory(ABC):
-    """Files by their plain names. ``path`` is for messages, and for what must not overlap with the output."""
+    """Files by name. ``path`` is for messages, and must not overlap with the output."""
 
     path: Path
 
     @property
     def origin(self) -> dict[str, str]:
-        """Where the files are from, as the manifest records it: repository and commit; empty for a folder of this machine."""
+        """Where the files came from, as the manifest records it: repository and commit; empty for a local folder."""
         return {}
 
     @property
-    def led(self) -> Mapping[str, Led]:
-        """The files so far that were opened by links out of the folder."""
+    def outside_links(self) -> Mapping[str, OutsideLink]:
+        """The files opened so far through links out of the folder."""
         return {}
 
     @abstractmethod
@@ -57,30 +55,24 @@ class Directory(ABC):
 
     @abstractmethod
     def has(self, name: str) -> bool:
-        """Tell whether ``name`` can be opened; a link to nothing cannot. Raises ``InputOutputError`` when nobody can tell."""
+        """Return whether ``name`` can be opened; a dangling link cannot. Raises ``InputOutputError`` when that is unknown."""
 
     @abstractmethod
     def open(self, name: str) -> InputFile:
-        """Open a file. Raises ``InputOutputError`` when it is not there, ``MalformedInput`` when it is no regular file."""
+        """Open a file. Raises ``InputOutputError`` when it is not there, ``MalformedInput`` when it is not a regular file."""
 
     def head(self, name: str) -> bytes:
-        """Return the first bytes of a file, as many as tell what it is (``sniff``). Raises as ``open`` does."""
-        file = self.open(name)
-        try:
+        """Return enough of a file's start for ``detect_file_type``. Raises as ``open`` does."""
+        with closing(self.open(name)) as file:
             return file.read(0, min(file.size, HEAD_BYTES))
-        finally:
-            file.close()
 
     def read(self, name: str, most: int) -> bytes:
-        """Return the contents of a small file. Raises as ``open`` does, and ``MalformedInput`` when it is too long."""
-        file = self.open(name)
-        try:
+        """Return the contents of a file of at most ``most`` bytes. Raises ``InputOutputError`` and ``MalformedInput``."""
+        with closing(self.open(name)) as file:
             return read_all(file, most)
-        finally:
-            file.close()
 
     def read_companion(self, name: str, most: int) -> bytes:
-        """Do as ``read`` does, for a file that will be copied: also refuse one that belongs elsewhere."""
+        """Read a file that will be copied: like ``read``, but links out of the folder are refused."""
         return self.read(name, most)
 
     def close(self) -> None:  # noqa: B027  (most hold nothing)
@@ -88,30 +80,30 @@ class Directory(ABC):
 
 
 class LocalDirectory(Directory):
-    """A folder of this machine, opened once: what its path leads to later is another one."""
+    """A folder of this machine, opened once: a folder that its path leads to later is not read."""
 
     def __init__(self, path: Path, fd: int | None = None) -> None:
-        """Take the folder at ``path``, or that of the descriptor ``fd``, which stays the caller's."""
+        """Take the folder at ``path``, or a duplicate of its descriptor ``fd``."""
         self.path = path
-        self._led: dict[str, Led] = {}
+        self._outside_links: dict[str, OutsideLink] = {}
         self._close: weakref.finalize[[int], LocalDirectory] | None = None
         if fd is not None:
             self._hold(os.dup(fd))
 
     def _hold(self, fd: int) -> None:
-        self._fd_of = fd
+        self._held_fd = fd
         self._close = weakref.finalize(self, os.close, fd)
 
     @property
-    def led(self) -> Mapping[str, Led]:
-        return self._led
+    def outside_links(self) -> Mapping[str, OutsideLink]:
+        return self._outside_links
 
     @property
     def _fd(self) -> int:
-        """The folder, opened. Raises ``OSError``."""
+        """The folder, opened on first use. Raises ``OSError``."""
         if self._close is None or not self._close.alive:
             self._hold(os.open(self.path, SEARCH))
-        return self._fd_of
+        return self._held_fd
 
     def close(self) -> None:
         if self._close is not None:
@@ -139,46 +131,44 @@ class LocalDirectory(Directory):
         return True
 
     def open(self, name: str) -> InputFile:
-        """See ``Directory``. A link out of the folder is followed, and noted in ``led``.
+        """Open a file. A link out of the folder is followed, and recorded in ``outside_links``.
 
-        But not where somebody else made it, or a link that it leads to, and the file is not his: it would have us read for him what
-        he may not.
+        It is refused if it, or a link that it leads to, belongs to another user who does not own the file:
+        they could make us read a file for them that they may not read.
         """
         try:
             try:
                 fd = open_inside(self._fd, name)
-            except Outside:
-                fd = self._opened_outside(name)
+            except LeadsOutside:
+                fd = self._open_outside(name)
         except OSError as error:
             raise InputOutputError.from_os(error, self.path / name, "open") from error
         return LocalFile(self.path / name, fd)
 
-    def _opened_outside(self, name: str) -> int:
-        where, to = self.path / name, where_led(self.path / name)
+    def _open_outside(self, name: str) -> int:
+        where, target = self.path / name, link_target(self.path / name)
         try:
             fd, by_others = open_outside(self._fd, name)
-        except LinkOfOthers:
-            problem = "a link that somebody else made, to a file that is not his"
+        except ForeignLink:
+            problem = "another user's link to a file that is not theirs"
             remedy = "give the folder that it leads to, or make the link yourself"
-            raise MalformedInput(problem, where=where, found=to, remedy=remedy) from None
-        except NotRegular as error:
-            remedy = "give the weights file itself"
+            raise MalformedInput(problem, where=where, found=target, remedy=remedy) from None
+        except NotRegularFile as error:
+            remedy = "give the file itself"
             raise MalformedInput("not a regular file", where=where, found=error.args[0], remedy=remedy) from None
-        self._led[name] = Led(to, by_others)
+        self._outside_links[name] = OutsideLink(target, by_others)
         return fd
 
     def read_companion(self, name: str, most: int) -> bytes:
-        """See ``Directory``. A link may stay in the folder, or lead into the Hub cache that the folder is a snapshot of."""
+        """Read a file that will be copied. A link may stay in the folder, or lead into the Hub cache that it is a snapshot of."""
         path = self.path / name
         try:
             file = LocalFile(path, open_inside(self._fd, name))
-        except Outside:
+        except LeadsOutside:
             remedy = "if it belongs to the checkpoint, put a copy of it there"
-            problem, found = "a link that leaves the folder", where_led(path)
+            problem, found = "a link that leaves the folder", link_target(path)
             raise MalformedInput(problem, where=path, found=found, remedy=remedy) from None
         except OSError as error:
             raise InputOutputError.from_os(error, path, "open") from error
-        try:
+        with closing(file):
             return read_all(file, most)
-        finally:
-            file.close()

@@ -1,8 +1,6 @@
-"""Input files, opened once and read by position.
+"""Input files: opened once, read by position, checked for changes.
 
-Enters: a path. Leaves: an ``InputFile`` that reads byte ranges and knows when the file changed under it, and byte sources for
-contiguous tensors. Never: mmap (a mapped file that shrinks kills the process), a whole file in memory, or a read
-from anything but a regular file.
+Files are never mapped into memory: a mapped file that shrinks kills the process.
 """
 
 from __future__ import annotations
@@ -18,43 +16,43 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from deltaweights.checkpoint.descriptor import Descriptor
-from deltaweights.checkpoint.opening import READ, kind_of
+from deltaweights.checkpoint.safe_open import READ, file_kind
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.util.interruption import check
 
 CHUNK = 1024 * 1024
-"""Bytes per read of a file that is read whole: stays in the processor's cache until it is digested."""
+"""Bytes per read of a file that is read whole: they stay in the processor's cache until they are hashed."""
 
-MOST_PIECES = 1024
-"""Buffers that one call of the system fills (IOV_MAX of Linux and macOS)."""
+MAX_PIECES = 1024
+"""Buffers that one system call fills (IOV_MAX of Linux and macOS)."""
 
 
 class InputFile(ABC):
-    """One file of fixed content, read by position; ``path`` is for messages, ``size`` counts its bytes.
+    """One file of fixed content, read by position; ``path`` is for messages, ``size`` is in bytes.
 
-    ``crc32`` is what is recorded outside of the file for all of its bytes, as in an archive; None when nothing is.
+    ``crc32`` is a checksum of the whole file that is recorded outside of it, as in an archive.
     """
 
     path: Path
     size: int
     verified_sha256: str | None = None
-    """The sha256 that the content was compared with, or is by the time that ``check_unchanged`` returns."""
+    """The sha256 that the content was compared with, or will have been when ``check_unchanged`` returns."""
     arrival: str | None = None
-    """The mark of the download that the content came by, if it did: another download, another mark."""
+    """An identifier of the download that the content came from, if any; it differs between downloads."""
     streamed: bool = False
-    """Whether the content is kept nowhere, so that nobody can hash it."""
+    """Whether the content is not kept anywhere, so that it cannot be hashed."""
     crc32: int | None = None
 
     @abstractmethod
     def read_into(self, out: memoryview, offset: int) -> None:
         """Fill ``out`` with the bytes from ``offset`` on. Thread-safe. Raises ``InputOutputError`` when they are not there."""
 
-    def expect(self, places: Iterable[tuple[int, int]]) -> None:  # noqa: B027  (most files are here already)
-        """Take a hint: (offset, length) that will soon be read, one after the other."""
+    def prefetch(self, places: Iterable[tuple[int, int]]) -> None:  # noqa: B027  (most files are local)
+        """Take the hint that these ranges (offset, length) will soon be read, in this order."""
 
     @property
-    def to_come(self) -> int:
-        """Bytes that will still be written to the disk on which the file is kept."""
+    def pending_bytes(self) -> int:
+        """Bytes that have yet to be written to the disk on which the file is kept."""
         return 0
 
     def scatter_into(self, pieces: Sequence[memoryview], offset: int) -> None:
@@ -63,8 +61,8 @@ class InputFile(ABC):
             self.read_into(piece, offset)
             offset += len(piece)
 
-    def hash_counts(self) -> None:  # noqa: B027  (most files are not others')
-        """Take that a hash of the content will be relied on: a change must be noticed although the file's times were set back."""
+    def rely_on_hash(self) -> None:  # noqa: B027  (for files that belong to other users)
+        """Have ``check_unchanged`` detect a change even if the file's modification time was set back."""
 
     @abstractmethod
     def check_unchanged(self) -> None:
@@ -75,8 +73,8 @@ class InputFile(ABC):
         """Release what the file holds."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return ``length`` bytes from ``offset`` on; for headers and documents, not for weights."""
-        data = io.BytesIO()  # gives its bytes away without a copy, and some documents have hundreds of megabytes
+        """Return ``length`` bytes from ``offset`` on; for headers and small files, not for weights."""
+        data = io.BytesIO()  # getvalue() does not copy, and some headers have hundreds of megabytes
         for begin in range(offset, offset + length, CHUNK):
             piece = bytearray(min(CHUNK, offset + length - begin))
             self.read_into(memoryview(piece), begin)
@@ -84,7 +82,7 @@ class InputFile(ABC):
         return data.getvalue()
 
     def sha256(self) -> str:
-        """Return the sha256 of the whole file as hex digits, from one pass in order."""
+        """Read the whole file in order, and return its sha256 in hex digits."""
         digest = hashlib.sha256()
         for chunk in self.chunks():
             digest.update(chunk)
@@ -100,14 +98,14 @@ class InputFile(ABC):
 
 
 class LocalFile(InputFile):
-    """One regular file of this machine: what was opened is what is read, whatever becomes of its name."""
+    """One regular file of this machine. Later changes of its name do not matter."""
 
     def __init__(self, path: Path, fd: int | None = None, *, follow: bool = True) -> None:
-        """Open ``path``, also where it is a link unless ``follow`` is False; or take ``fd``, which was opened for it.
+        """Open ``path``, or take over ``fd``, its descriptor. Without ``follow``, ``path`` must not be a symbolic link.
 
-        Raises ``InputOutputError``, and ``MalformedInput`` when it is no regular file.
+        Raises ``InputOutputError``, and ``MalformedInput`` when it is not a regular file.
         """
-        self.path, self._hash_counts = path, False
+        self.path, self._relies_on_hash = path, False
         try:
             fd = os.open(path, READ if follow else READ | os.O_NOFOLLOW) if fd is None else fd
         except OSError as error:
@@ -118,23 +116,23 @@ class LocalFile(InputFile):
         self._opened = os.fstat(fd)
         if not stat.S_ISREG(self._opened.st_mode):
             os.close(fd)
-            found, remedy = kind_of(self._opened.st_mode), "give the weights file itself"
+            found, remedy = file_kind(self._opened.st_mode), "give the file itself"
             raise MalformedInput("not a regular file", where=path, found=found, remedy=remedy)
         self.size = self._opened.st_size
         if hasattr(os, "posix_fadvise"):
-            # The system reads further ahead: 3 to 13 % off a cold merge. Asking it for ranges (WILLNEED) made all slower.
-            with contextlib.suppress(OSError):  # advice
+            # The system reads further ahead: a cold merge takes 3 to 13 % less time. POSIX_FADV_WILLNEED made all slower.
+            with contextlib.suppress(OSError):  # it is only advice
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         self._descriptor = Descriptor(fd, path, self._opened)
 
     @property
     def fd(self) -> int:
-        """The descriptor, for as long as the file is open; -1 where it is not held."""
+        """The descriptor while the file is open; -1 where it is not held."""
         return self._descriptor.held
 
     @property
     def status(self) -> os.stat_result:
-        """What the system said of the file when it was opened."""
+        """The status of the file when it was opened."""
         return self._opened
 
     def close(self) -> None:
@@ -144,50 +142,46 @@ class LocalFile(InputFile):
         check()
         done = 0
         while done < len(out):
-            try:
-                got = self._read([out[done:]], offset + done)
-            except OSError as error:
-                raise InputOutputError.from_os(error, self.path, f"read at byte {offset + done}") from error
+            got = self._read([out[done:]], offset + done)
             if got == 0:
                 raise _cut_short(self, offset + done)
             done += got
 
     def scatter_into(self, pieces: Sequence[memoryview], offset: int) -> None:
-        """See ``InputFile``. One call of the system for many pieces."""
         check()
-        for first in range(0, len(pieces), MOST_PIECES):
-            some = pieces[first : first + MOST_PIECES]
+        for first in range(0, len(pieces), MAX_PIECES):
+            some = pieces[first : first + MAX_PIECES]
             wanted = sum(map(len, some))
-            try:
-                got = self._read(some, offset)
-            except OSError as error:
-                raise InputOutputError.from_os(error, self.path, f"read at byte {offset}") from error
-            if got < wanted:  # a read may be short for many reasons; whether the file is, the plain way finds out
+            got = self._read(some, offset)
+            if got < wanted:  # a read may be short for many reasons; read_into finds out whether the file is
                 super().scatter_into(some, offset)
             offset += wanted
 
     def _read(self, pieces: Sequence[memoryview], offset: int) -> int:
-        if self._descriptor.held >= 0:
-            return os.preadv(self._descriptor.held, pieces, offset)
-        with self._descriptor.use() as fd:
-            return os.preadv(fd, pieces, offset)
+        try:
+            if self._descriptor.held >= 0:
+                return os.preadv(self._descriptor.held, pieces, offset)
+            with self._descriptor.use() as fd:
+                return os.preadv(fd, pieces, offset)
+        except OSError as error:
+            raise InputOutputError.from_os(error, self.path, f"read at byte {offset}") from error
 
-    def hash_counts(self) -> None:
-        self._hash_counts = True
+    def rely_on_hash(self) -> None:
+        self._relies_on_hash = True
 
     def check_unchanged(self) -> None:
-        """See ``InputFile``: size and time of modification are what they were.
+        """Compare size and modification time.
 
-        Whoever owns a file can set the latter back, but not the time of its last change, which links and modes change, too. So
-        that one is compared where it matters: of a hash that counts, in files of others.
+        The owner of a file can set its modification time back, but not its ctime. That one also changes with
+        links and modes, so it is compared only where a hash is relied on, in files of other users.
         """
         try:
             with self._descriptor.use() as fd:
                 now, then = os.fstat(fd), self._opened
         except OSError as error:
-            raise InputOutputError.from_os(error, self.path, "look at it again") from error
+            raise InputOutputError.from_os(error, self.path, "check it again") from error
         same = (now.st_size, now.st_mtime_ns) == (then.st_size, then.st_mtime_ns)
-        if self._hash_counts and then.st_uid not in {0, os.geteuid()}:
+        if self._relies_on_hash and then.st_uid not in {0, os.geteuid()}:
             same = same and now.st_ctime_ns == then.st_ctime_ns
         if not same:
             raise InputOutputError(
@@ -200,7 +194,7 @@ class LocalFile(InputFile):
 
 
 class MemoryFile(InputFile):
-    """A small file, in memory; it is unchanged as long as ``origin``, what it was made of, is."""
+    """A small file in memory; it is unchanged as long as ``origin``, the file that it was read from, is."""
 
     def __init__(self, path: Path, content: bytes, origin: InputFile | None = None) -> None:
         self.path, self.size = path, len(content)
@@ -217,11 +211,11 @@ class MemoryFile(InputFile):
             self._origin.check_unchanged()
 
     def close(self) -> None:
-        """See ``InputFile``: holds nothing."""
+        pass
 
 
-class Window(InputFile):
-    """``size`` bytes of ``file`` from ``offset`` on, read as a file of its own; whoever opened ``file`` closes it."""
+class FileSlice(InputFile):
+    """``size`` bytes of ``file`` from ``offset`` on, as a file of its own; closing it leaves ``file`` open."""
 
     def __init__(self, file: InputFile, path: Path, offset: int, size: int, crc32: int | None = None) -> None:
         self.path, self.size, self.crc32 = path, size, crc32
@@ -239,15 +233,14 @@ class Window(InputFile):
             raise _cut_short(self, self.size)
         return self._offset + offset
 
-    def hash_counts(self) -> None:
-        self._file.hash_counts()
+    def rely_on_hash(self) -> None:
+        self._file.rely_on_hash()
 
     def check_unchanged(self) -> None:
-        """See ``InputFile``: the other file is what it was."""
         self._file.check_unchanged()
 
     def close(self) -> None:
-        """See ``InputFile``: holds nothing."""
+        pass
 
 
 def _cut_short(file: InputFile, at: int) -> InputOutputError:
@@ -258,33 +251,3 @@ def _cut_short(file: InputFile, at: int) -> InputOutputError:
         expected=f"{file.size} bytes",
         remedy="check the file and the disk, and run again",
     )
-
-
-def read_small(path: Path, most: int, *, follow: bool = True) -> bytes:
-    """Return the contents of a regular file of at most ``most`` bytes, also by a link unless ``follow`` is False.
-
-    Raises ``MalformedInput`` when it is something else or longer, ``InputOutputError`` when it cannot be read.
-    """
-    file = LocalFile(path, follow=follow)
-    try:
-        return read_all(file, most)
-    finally:
-        file.close()
-
-
-def read_all(file: InputFile, most: int) -> bytes:
-    """Return the contents of a file. Raises ``MalformedInput`` when they are more than ``most`` bytes."""
-    refuse_long(file, most)
-    return file.read(0, file.size)
-
-
-def refuse_long(file: InputFile, most: int) -> None:
-    """Raise ``MalformedInput`` when a file has more than ``most`` bytes."""
-    if file.size > most:
-        raise MalformedInput(
-            "too long for what it is",
-            where=file.path,
-            found=f"{file.size} bytes",
-            expected=f"at most {most}",
-            remedy="the file is damaged, or another one has its name: fetch it again",
-        )

@@ -1,45 +1,41 @@
-"""A checkpoint as people hold it: a folder, an index, or one weights file.
-
-Enters: a path. Leaves: a ``Checkpoint``: all its tensors, lazy, each in exactly one place. Never: a file outside the folder that
-an index names, a guess between two sets of weights, or a byte of weights.
-"""
+"""Open a checkpoint: a folder, an index, a weights file, or a zip archive of a folder."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
-from deltaweights.checkpoint.archived.directory import holds_checkpoint, is_checkpoint_archive, open_archive
 from deltaweights.checkpoint.directory import Directory, LocalDirectory
+from deltaweights.checkpoint.file_type import LEGACY_TORCH, detect_file_type, detect_wrong_content
 from deltaweights.checkpoint.files import InputFile, LocalFile
 from deltaweights.checkpoint.index import SUFFIXES, Index, read_index
-from deltaweights.checkpoint.layout import PARAMS, PART, WEIGHTS, Start, find_start, refuse_strays
-from deltaweights.checkpoint.meta.llama import open_meta
-from deltaweights.checkpoint.pickled.torch_file import open_torch_file
+from deltaweights.checkpoint.layout import HF_WEIGHTS, META_PART, PARAMS, MainFile, find_main_file, refuse_strays
+from deltaweights.checkpoint.meta_llama.weights import open_meta
 from deltaweights.checkpoint.projector import open_projector
 from deltaweights.checkpoint.safetensors_file import open_safetensors
-from deltaweights.checkpoint.sniff import LEGACY_TORCH, what_is_it, what_stands_for
-from deltaweights.checkpoint.tensors import LazyTensor, name_fault
-from deltaweights.checkpoint.weights_file import WeightsFile
+from deltaweights.checkpoint.tensors import LazyTensor, WeightsFile, name_fault
+from deltaweights.checkpoint.torch_format.torch_file import open_torch_file
+from deltaweights.checkpoint.zipped_folder.directory import contains_checkpoint, is_checkpoint_archive, open_archive
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
 
 TORCH_HEADS = (b"PK\3\4", LEGACY_TORCH)
-"""How files that torch writes begin."""
+"""The first bytes of files that torch writes."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An open checkpoint; ``role`` says what it is for ("base", "delta", ...), ``directory`` is where its configuration files are.
+    """An open checkpoint; ``role`` says what it is for ("base", "delta", ...), ``directory`` has its configuration files.
 
-    ``path`` is what the user gave. ``names`` are the files that the weights are made of, the index included; ``alone`` says that
-    ``path`` is a weights file of no usual name, so that what else stands beside it may have nothing to do with it.
+    ``path`` is what the user gave. ``names`` are the files that hold the weights, with the index.
+    ``is_lone_file`` says that ``path`` is a weights file of no usual name: other files beside it may have
+    nothing to do with it.
     """
 
     role: str
@@ -49,14 +45,12 @@ class Checkpoint:
     files: tuple[WeightsFile, ...]
     tensors: dict[str, LazyTensor]
     notes: tuple[str, ...]
-    alone: bool
+    is_lone_file: bool
 
     def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for weights in self.files:
             weights.file.close()
         self.directory.close()
@@ -73,17 +67,14 @@ class Checkpoint:
 
 
 class Unpacker(Protocol):
-    """Where archives are unpacked whose weights cannot be read in place.
-
-    ``copies`` says for how many copies of the weights there must be room.
-    """
+    """Provides folders for archives whose weights cannot be read in place."""
 
     @property
     def copies(self) -> int:
-        """1, or 2 where the result comes to lie on the same disk."""
+        """How many copies of the weights the disk must have room for: 2 where the result goes to the same disk, else 1."""
 
     def folder(self, role: str) -> OpenFolder:
-        """Open the folder for the checkpoint of that role, new or with what an earlier run left in it."""
+        """Open the folder for the checkpoint of that role; it may hold files that an earlier run unpacked."""
 
 
 def open_checkpoint(
@@ -91,82 +82,84 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open the checkpoint in a directory, or at a path.
 
-    A path is that of a folder (Hugging Face's layout or Meta's), an ``*.index.json``, a weights file, or a zip archive that
-    holds one of the former; where its weights are compressed they are unpacked, if there is an ``unpacker``. Raises
-    ``InputOutputError`` when it is not there or cannot be read, ``MalformedInput`` when a file breaks its format or the files do
-    not fit each other.
+    The path may be a folder (in Hugging Face's layout or Meta's), an ``*.index.json``, a weights file, or a
+    zip archive of a folder. Compressed weights are unpacked if there is an ``unpacker``.
+    Raises ``InputOutputError`` when it is not there or cannot be read, ``MalformedInput`` when a file breaks
+    its format or the files do not fit each other.
     """
+    report = report or Report()
     if isinstance(place, Directory):
         directory, given, path = place, None, place.path
     else:
         path = Path(os.path.expanduser(place))  # noqa: PTH111  (Path's own raises when there is no such user)
-        directory, given = _locate(path, role, unpacker, report or Report())
+        directory, given = _locate(path, role, unpacker, report)
     files: list[WeightsFile] = []
     try:
-        start = find_start(directory, role) if given is None else _start_at(given)
-        notes = [start.note] if start.note else []
+        main = find_main_file(directory, role) if given is None else _given_file(given)
+        notes = [main.note] if main.note else []
         index = None
-        if start.name == PARAMS:
+        if main.name == PARAMS:
             files, tensors = open_meta(directory)
         else:
-            index = _index_of(directory, start.name, role)
-            for name in [start.name] if index is None else index.shards:
+            index = _index_of(directory, main.name, role)
+            for name in [main.name] if index is None else index.shards:
                 files.append(_open_weights(directory, name))
             tensors = _collect(files)
         if index is not None:
             index.check(tensors)
             notes += index.check_total(tensors)
-        if role != "base" and (given is None or index is not None):  # a base has no projector, whatever lies beside it
+        is_one_file = given is not None and index is None
+        if role != "base" and not is_one_file:  # a base has no projector, whatever is beside it
             projector = open_projector(directory, tensors)
             if projector is not None:
                 files.append(projector)
                 tensors |= projector.tensors
         notes += [f"{weights.file.path}: {note}" for weights in files for note in weights.notes]
-        names = frozenset({start.name, *(weights.file.path.name for weights in files)}) | start.unused
+        names = frozenset({main.name, *(weights.file.path.name for weights in files)}) | main.unused
         if given is None:
-            refuse_strays(directory, start.name, names)
-        if given is None or index is not None:  # else the link is what the user gave
-            notes += _links_out(directory, names, report or Report())
+            refuse_strays(directory, main.name, names)
+        if not is_one_file:  # else the user gave the link itself
+            notes += _report_outside_links(directory, names, report)
     except BaseException:
         for weights in files:
             weights.file.close()
         directory.close()
         raise
-    alone = index is None and start.name != PARAMS and WEIGHTS.fullmatch(start.name) is None
-    return Checkpoint(role, directory, path, names, tuple(files), tensors, tuple(notes), alone)
+    is_lone_file = index is None and main.name != PARAMS and HF_WEIGHTS.fullmatch(main.name) is None
+    return Checkpoint(role, directory, path, names, tuple(files), tensors, tuple(notes), is_lone_file)
 
 
-def _links_out(directory: Directory, names: Iterable[str], report: Report) -> list[str]:
-    """Say which files of a checkpoint are elsewhere, by links; return that as a warning where somebody else made one of them.
+def _report_outside_links(directory: Directory, names: Iterable[str], report: Report) -> list[str]:
+    """Report which files were opened through links out of the folder; return a warning if another user made one.
 
-    What is linked is common (and not copied: companions must be in the folder), so it is read; but not in silence.
+    Such links are common and the files are only read (companions must be in the folder), so they are allowed,
+    but not silently.
     """
-    led = {name: directory.led[name] for name in sorted(names) if name in directory.led}
-    if not led:
+    links = [(name, directory.outside_links[name]) for name in sorted(names) if name in directory.outside_links]
+    if not links:
         return []
-    name, first = next(((name, link) for name, link in led.items() if link.by_others), next(iter(led.items())))
-    links = "file is a link" if len(led) == 1 else "files are links"
-    text = f"{directory.path}: {len(led)} {links} out of the folder: {name} -> {first.to}"
-    if first.by_others:
-        return [f"{text}; somebody else made it"]
+    name, shown = next(((name, link) for name, link in links if link.by_others), links[0])
+    count = f"{len(links)} {'file is a link' if len(links) == 1 else 'files are links'}"
+    text = f"{directory.path}: {count} out of the folder: {name} -> {shown.target}"
+    if shown.by_others:
+        return [f"{text}; another user made it"]
     report.note(text)
     return []
 
 
-def _start_at(given: str) -> Start:
-    """Return where the weights begin when the user named a file: a part of Meta's stands for all of them."""
-    return Start(PARAMS if PART.fullmatch(given) else given)
+def _given_file(name: str) -> MainFile:
+    """Return the main file when the user named a file: any part of Meta's stands for all of them."""
+    return MainFile(PARAMS if META_PART.fullmatch(name) else name)
 
 
 def _locate(path: Path, role: str, unpacker: Unpacker | None, report: Report) -> tuple[Directory, str | None]:
-    """Return where ``path`` is, and the file in it that the user named, if any."""
+    """Return the directory that ``path`` is or is in, and the file that the user named, if any."""
     try:
         if path.is_dir():
             return LocalDirectory(path), None
         if not path.exists():
             if path.is_symlink():
-                remedy = "finish the download, or give the folder that it was copied from"
-                raise InputOutputError(f"no {role} here", where=path, found="a link to nothing", remedy=remedy)
+                raise _dangling_link(path, role)
             raise InputOutputError(f"no {role} here", where=path, found="nothing", remedy=_how_to_get(path, role))
     except OSError as error:
         raise InputOutputError.from_os(error, path, f"open the {role}") from error
@@ -180,20 +173,22 @@ def _locate(path: Path, role: str, unpacker: Unpacker | None, report: Report) ->
     return LocalDirectory(path.parent), path.name
 
 
+def _dangling_link(path: Path, role: str) -> InputOutputError:
+    remedy = "finish the download, or give the folder that it was copied from"
+    return InputOutputError(f"no {role} here", where=path, found="a dangling link", remedy=remedy)
+
+
 def _is_archive(path: Path) -> bool:
-    """Tell whether ``path``, which is no folder, is an archive that holds a checkpoint, whatever its name."""
+    """Return whether the file ``path`` is an archive that holds a checkpoint, whatever its name."""
     if path.suffix in {*SUFFIXES, ".json"}:
         return False
-    file = LocalFile(path)
-    try:
+    with closing(LocalFile(path)) as file:
         return is_checkpoint_archive(file)
-    finally:
-        file.close()
 
 
 def _how_to_get(path: Path, role: str) -> str:
     if path.parts[:1] == ("hf:",):
-        return "this command takes no model of the Hub"
+        return "this command does not accept a model of the Hub"
     return f"give the folder that holds the {role}'s weights"
 
 
@@ -201,8 +196,7 @@ def _index_of(directory: Directory, name: str, role: str) -> Index | None:
     """Return the index ``name``, all of whose shards are there, or None when it is a weights file."""
     path = directory.path / name
     if not directory.has(name):
-        remedy = "finish the download, or give the folder that it was copied from"
-        raise InputOutputError(f"no {role} here", where=path, found="a link to nothing", remedy=remedy)
+        raise _dangling_link(path, role)
     if name.endswith(".index.json"):
         index = read_index(directory, name)
         index.refuse_missing(directory)
@@ -213,9 +207,9 @@ def _index_of(directory: Directory, name: str, role: str) -> Index | None:
     if head.startswith(TORCH_HEADS):  # people rename files
         return None
     expected = f"a folder, an index.json, a .zip of a folder, or one of {', '.join(SUFFIXES)}"
-    other = what_stands_for(name, head) if path.suffix == ".json" else what_is_it(head)
-    found, way_out = other or (None, None)
-    raise MalformedInput(f"not a {role}", where=path, found=found, expected=expected, remedy=way_out)
+    other = detect_wrong_content(name, head) if path.suffix == ".json" else detect_file_type(head)
+    found, remedy = other or (None, None)
+    raise MalformedInput(f"not a {role}", where=path, found=found, expected=expected, remedy=remedy)
 
 
 def _open_weights(directory: Directory, name: str) -> WeightsFile:
@@ -229,14 +223,12 @@ def _open_weights(directory: Directory, name: str) -> WeightsFile:
 
 
 def _refuse_archive(directory: Directory, name: str) -> None:
-    """Raise ``MalformedInput`` when what is no weights file is the archive of a checkpoint, under another name."""
-    file = directory.open(name)
-    try:
-        is_archive = holds_checkpoint(file)
-    except MalformedInput:
-        return
-    finally:
-        file.close()
+    """Raise ``MalformedInput`` when a file that could not be read is a zip archive of a checkpoint."""
+    with closing(directory.open(name)) as file:
+        try:
+            is_archive = contains_checkpoint(file)
+        except MalformedInput:
+            return
     if is_archive:
         where, found = directory.path / name, "an archive of a folder"
         raise MalformedInput("not a weights file", where=where, found=found, remedy="name it .zip")

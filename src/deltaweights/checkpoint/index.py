@@ -1,8 +1,4 @@
-"""The index of a checkpoint in several files: which tensor is in which shard.
-
-Enters: a directory and the name of an ``*.index.json`` in it. Leaves: an ``Index``, and refusals where it and the shards disagree.
-Never: the name of a file outside the directory.
-"""
+"""The index of a sharded checkpoint: which tensor is in which shard."""
 
 from __future__ import annotations
 
@@ -12,21 +8,22 @@ from functools import lru_cache
 from pathlib import Path
 
 from deltaweights.checkpoint.directory import Directory
-from deltaweights.checkpoint.documents import json_object
+from deltaweights.checkpoint.malformed import MalformedAt
+from deltaweights.checkpoint.small_files import json_object
 from deltaweights.checkpoint.tensors import LazyTensor, name_fault
 from deltaweights.errors import MalformedInput
 from deltaweights.util.limits import INDEX, MOST_TENSORS
 from deltaweights.util.text import natural_key
 
-_AGAIN = "the index is damaged or was tampered with: fetch it again"
+_FETCH_AGAIN = "the index is damaged or was tampered with: fetch it again"
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
-"""How the names of weights files end."""
+"""The suffixes of weights files."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """What an index says; ``path`` is where it stands, for messages."""
+    """The contents of an index; ``path`` is for messages."""
 
     path: Path
     weight_map: dict[str, str]
@@ -46,25 +43,22 @@ class Index:
                 raise MalformedInput("shard is missing", where=where, expected=expected, remedy="finish the download")
 
     def check(self, tensors: Mapping[str, LazyTensor]) -> None:
-        """Raise ``MalformedInput`` when the ``tensors`` of the shards are not those of the index, each in its shard."""
+        """Raise ``MalformedInput`` unless the ``tensors`` of the shards are those of the index, each in its shard."""
         remedy = "index and shards are of different downloads: fetch them again"
+        malformed = MalformedAt(self.path, remedy)
         for name, shard in self.weight_map.items():
             if name not in tensors:
-                problem, expected = "tensor of the index is not in its shard", f"it in {shard}"
-                raise MalformedInput(problem, where=self.path, tensor=name, expected=expected, remedy=remedy)
+                raise malformed("tensor of the index is not in its shard", expected=f"it in {shard}", tensor=name)
             if tensors[name].file != shard:
                 problem, found = "tensor is in another shard than the index says", f"it in {tensors[name].file}"
-                raise MalformedInput(problem, where=self.path, tensor=name, found=found, expected=shard, remedy=remedy)
+                raise malformed(problem, found, shard, tensor=name)
         for name, tensor in tensors.items():
             if name not in self.weight_map:
                 where = self.path.with_name(tensor.file)
                 raise MalformedInput("tensor of a shard is not in the index", where=where, tensor=name, remedy=remedy)
 
     def check_total(self, tensors: Mapping[str, LazyTensor]) -> list[str]:
-        """Return what is to be said of the stated size.
-
-        Writers disagree on whether tied tensors count twice, so a wrong total is worth a word, not a refusal.
-        """
+        """Return a warning if the stated size is wrong. That is no error: writers disagree on whether tied tensors count twice."""
         total = sum(tensor.spec.nbytes for tensor in tensors.values())
         if self.total_size is None or self.total_size == total:
             return []
@@ -74,31 +68,29 @@ class Index:
 def read_index(directory: Directory, name: str) -> Index:
     """Read and check an index. Raises ``MalformedInput`` when it is not one, ``InputOutputError`` when it cannot be read."""
     path = directory.path / name
+    malformed = MalformedAt(path, _FETCH_AGAIN)
     document = json_object(directory.read(name, INDEX.size), path)
     weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise MalformedInput("index has no weight_map", where=path, remedy=_AGAIN)
+        raise malformed("index has no weight_map")
     if len(weight_map) > MOST_TENSORS:
-        expected = f"at most {MOST_TENSORS}"
-        raise MalformedInput("too many tensors", where=path, found=len(weight_map), expected=expected, remedy=_AGAIN)
+        raise malformed("too many tensors", len(weight_map), f"at most {MOST_TENSORS}")
     for tensor, shard in weight_map.items():
         fault = name_fault(tensor)
         if fault:
-            raise MalformedInput("unusable tensor name in the index", where=path, found=fault, remedy=_AGAIN)
+            raise malformed("unusable tensor name in the index", fault)
         if not isinstance(shard, str) or not _is_plain(shard):
-            problem = "index names something else than a weights file beside it"
-            raise MalformedInput(problem, where=path, tensor=tensor, found=repr(shard), remedy=_AGAIN)
-    kinds = sorted({Path(shard).suffix for shard in set(weight_map.values())})
-    if len(kinds) > 1:
-        found = " and ".join(kinds)
-        raise MalformedInput("index mixes formats", where=path, found=found, expected="one format", remedy=_AGAIN)
+            raise malformed("index names something other than a weights file beside it", repr(shard), tensor=tensor)
+    suffixes = sorted({Path(shard).suffix for shard in set(weight_map.values())})
+    if len(suffixes) > 1:
+        raise malformed("index mixes formats", " and ".join(suffixes), "one format")
     metadata = document.get("metadata")
     return Index(path, weight_map, metadata.get("total_size") if isinstance(metadata, dict) else None)
 
 
-@lru_cache(maxsize=256)  # an index says the same few names for every tensor
+@lru_cache(maxsize=256)  # an index repeats a few names for all its tensors
 def _is_plain(name: str) -> bool:
-    """Tell whether ``name`` is the plain name of a weights file: no folder, no way up, nothing hidden in it, no endless one."""
+    """Return whether ``name`` is a plain name of a weights file: no path, no control characters, not too long."""
     if len(name) > 255 or "/" in name or "\\" in name or name_fault(name) is not None:
         return False
     return len(name.encode()) <= 255 and Path(name).suffix in SUFFIXES

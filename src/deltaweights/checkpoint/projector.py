@@ -1,8 +1,4 @@
-"""The projector that lies beside a delta's shards, as LLaVA v0's ``mm_projector.bin`` does.
-
-Enters: a directory, and the tensors that its shards hold. Leaves: the projector's tensors under their names in the model, when the
-shards do not hold them. Never: a choice between two projectors.
-"""
+"""The projector in a file beside a delta's shards: LLaVA v0's ``mm_projector.bin``."""
 
 from __future__ import annotations
 
@@ -10,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from deltaweights.checkpoint.directory import Directory
-from deltaweights.checkpoint.pickled.torch_file import open_torch_file
-from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.checkpoint.weights_file import WeightsFile
+from deltaweights.checkpoint.tensors import LazyTensor, WeightsFile
+from deltaweights.checkpoint.torch_format.torch_file import open_torch_file
 from deltaweights.errors import MalformedInput
 
 FILE = "mm_projector.bin"
@@ -21,30 +16,28 @@ NAMES = ("model.mm_projector.weight", "model.mm_projector.bias")
 
 
 def open_projector(directory: Directory, tensors: Mapping[str, LazyTensor]) -> WeightsFile | None:
-    """Open the projector beside the shards that hold ``tensors``; None when there is none, or the shards hold one.
+    """Open the projector beside the shards, under its names in the model; None if there is none, or ``tensors`` contain one.
 
-    Its tensors have the model's names, whatever stands before ``mm_projector`` in the file. Raises ``MalformedInput`` when the
-    file is malformed, or holds something else; ``InputOutputError`` when it cannot be read.
+    In the file, anything may precede ``mm_projector`` in the names. Raises ``MalformedInput`` when the file is
+    malformed or holds something else, ``InputOutputError`` when it cannot be read.
     """
     if any(name in tensors for name in NAMES) or not directory.has(FILE):
         return None
     weights = open_torch_file(directory.open(FILE))
-    named = {_name(tensor): tensor for tensor in weights.tensors}
-    if None in named or len(named) < len(weights.tensors) or NAMES[0] not in named:
+    renamed: dict[str, LazyTensor] = {}
+    for stored, tensor in weights.tensors.items():
+        name = _name_in_model(stored)
+        if name is not None:
+            renamed[name] = replace(tensor, spec=replace(tensor.spec, name=name))
+    if len(renamed) < len(weights.tensors) or NAMES[0] not in renamed:
         weights.file.close()
         found = ", ".join(list(weights.tensors)[:4]) or "nothing"
-        expected, remedy = " and ".join(NAMES), "take it away if it does not belong to the checkpoint"
+        expected, remedy = " and ".join(NAMES), "remove it if it does not belong to the checkpoint"
         raise MalformedInput(
             "not a projector", where=directory.path / FILE, found=found, expected=expected, remedy=remedy
         )
-    renamed = {
-        name: replace(weights.tensors[stored], spec=replace(weights.tensors[stored].spec, name=name))
-        for name, stored in named.items()
-        if name is not None
-    }
     return replace(weights, tensors=renamed)
 
 
-def _name(stored: str) -> str | None:
-    """Return the model's name of a tensor of the projector."""
+def _name_in_model(stored: str) -> str | None:
     return next((name for name in NAMES if f"model.{stored}".endswith(name.removeprefix("model"))), None)

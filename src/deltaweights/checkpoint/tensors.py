@@ -1,8 +1,4 @@
-"""What a tensor is to this program before its bytes are read.
-
-Enters: names, dtypes and shapes from headers. Leaves: ``TensorSpec``, a value, and ``LazyTensor``, which can also put any range of
-its bytes into a buffer. Never: an array library, or a whole tensor in memory.
-"""
+"""Tensors and weights files as their headers describe them, before any weights are read."""
 
 from __future__ import annotations
 
@@ -13,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
+from deltaweights.checkpoint.files import InputFile
 from deltaweights.errors import printable
 
 ITEM_SIZES: dict[str, int] = {
@@ -21,22 +18,20 @@ ITEM_SIZES: dict[str, int] = {
     "I32": 4, "U32": 4, "F32": 4,
     "I64": 8, "U64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
-"""Bytes per element of every whole-byte dtype of safetensors 0.8, by safetensors' name for it."""
+"""Bytes per element of every whole-byte dtype of safetensors 0.8, by its safetensors name."""
 
 MAX_BYTES = 2**63 - 1
 """No tensor may claim more bytes than a file offset can express."""
 
-
 MAX_NAME = 4096
-"""Longest name of a tensor; known ones have at most some hundred characters."""
-
+"""Longest accepted tensor name; real ones have at most a few hundred characters."""
 
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters and surrogates: the whole of Unicode's categories Cc and Cs."""
+"""Control characters and surrogates: all of Unicode's categories Cc and Cs."""
 
 
 def name_fault(name: str) -> str | None:
-    """Return what is wrong with a tensor's or file's name, or None."""
+    """Return what is wrong with the name of a tensor or file, or None."""
     if not name:
         return "an empty name"
     if len(name) > MAX_NAME:
@@ -48,7 +43,7 @@ def name_fault(name: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Name, dtype (safetensors' name for it) and shape of one tensor."""
+    """Name, dtype (its safetensors name) and shape of a tensor."""
 
     name: str
     dtype: str
@@ -74,39 +69,49 @@ class TensorSpec:
 
 
 class ByteSource(Protocol):
-    """Where a tensor's bytes come from."""
+    """Reads the bytes of one tensor."""
 
     def read_into(self, out: memoryview, start: int) -> None:
         """Fill ``out`` with the row-major little-endian bytes ``[start, start + len(out))`` of the tensor.
 
         ``out`` is a writable view of format ``B``; both ends lie on element boundaries. Thread-safe.
-
-        Raises ``InputOutputError`` when the bytes cannot be read or are no longer there.
+        Raises ``InputOutputError`` when the bytes cannot be read.
         """
 
 
-class Running(Protocol):
-    """A checksum in the making, fed in the order in which the tensor is read."""
+@dataclass(frozen=True, slots=True)
+class ContiguousSource:
+    """A tensor whose row-major bytes are one range of ``file``, starting at ``offset``."""
+
+    file: InputFile
+    offset: int
+
+    def read_into(self, out: memoryview, start: int) -> None:
+        self.file.read_into(out, self.offset + start)
+
+
+class RunningChecksum(Protocol):
+    """A checksum being computed, fed in the order in which the tensor is read."""
 
     def update(self, data: memoryview) -> None:
         """Add the next bytes of the tensor."""
 
     def fault(self) -> tuple[str, str] | None:
-        """Return what was found and what is recorded when they differ; to be called after all bytes."""
+        """Return the computed and the recorded checksum if they differ; call it after all bytes."""
 
 
 class Checksum(Protocol):
-    """What is recorded for the bytes of one tensor."""
+    """The recorded checksum of one tensor."""
 
-    def start(self) -> Running:
+    def start(self) -> RunningChecksum:
         """Return a new running checksum."""
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Which stored bytes a tensor shows, and how: ``key`` names them within ``file``, ``offset`` and ``strides`` count elements.
+    """The stored bytes that a tensor is a view of: ``key`` identifies them in ``file``; ``offset`` and ``strides`` are in elements.
 
-    Tensors of one checkpoint with equal storage and spec are tied; those that share file and key share bytes.
+    Tensors of one checkpoint with equal storage and spec are tied; those with equal file and key share bytes.
     """
 
     file: str
@@ -117,7 +122,7 @@ class Storage:
 
 @lru_cache(maxsize=1024)  # a checkpoint has few shapes, and many tensors
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the strides, in elements, of a tensor without gaps."""
+    """Return the strides, in elements, of a contiguous tensor."""
     strides = [1]
     for size in reversed(shape[1:]):
         strides.append(strides[-1] * size)
@@ -126,9 +131,10 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class LazyTensor:
-    """A tensor whose bytes are still in their file, whose place is ``path``, for messages.
+    """A tensor whose bytes have not been read. ``path`` is its file, for messages.
 
-    ``checksum`` is what the container records for exactly these bytes, or None; whoever reads the whole tensor is to compare it.
+    ``checksum`` is the checksum that the container records for exactly these bytes, if any; code that
+    reads the whole tensor must verify it.
     """
 
     spec: TensorSpec
@@ -141,3 +147,28 @@ class LazyTensor:
     def file(self) -> str:
         """The name of the tensor's file."""
         return self.path.name
+
+
+def stored_bytes(file: InputFile, name: str, offset: int, size: int, checksum: Checksum) -> LazyTensor:
+    """Return a range of ``file`` as a U8 tensor, so that its checksum can be verified like that of any tensor."""
+    storage = Storage(file.path.name, name, 0, (1,))
+    return LazyTensor(TensorSpec(name, "U8", (size,)), ContiguousSource(file, offset), file.path, storage, checksum)
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A weights file whose header was read and checked.
+
+    ``header_digest`` is ``blake3:`` and the digest of all bytes that say where the tensors are.
+    ``checks`` lists what is verified when every tensor and all of ``extra_checksums`` have been read:
+    "header", and "crc32" where checksums are recorded. ``extra_checksums`` are ranges with a recorded
+    checksum that is not the checksum of a tensor. ``notes`` are warnings for the user.
+    """
+
+    file: InputFile
+    container: str
+    header_digest: str
+    tensors: dict[str, LazyTensor]
+    checks: tuple[str, ...] = ("header",)
+    extra_checksums: tuple[LazyTensor, ...] = ()
+    notes: tuple[str, ...] = ()

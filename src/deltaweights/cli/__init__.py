@@ -33,17 +33,17 @@ def _start(module: str, command: str, name: str) -> NoReturn:
     except KeyboardInterrupt:
         os._exit(130)
     code = _run(module, command, name)
-    interruption.settle()
+    interruption.ignore_signals()
     streams = sys.modules.get("deltaweights.cli.streams")
     if streams is not None:
         streams.drop_unwritten()
-    if interruption.heard():  # skip the interpreter's shutdown, which may crash in a half-imported library
+    if interruption.signalled():  # skip the interpreter's shutdown, which may crash in a half-imported library
         os._exit(code)
     sys.exit(code)
 
 
 def _run(module: str, command: str, name: str) -> int:
-    from deltaweights.util.interruption import Interrupted, count  # noqa: PLC0415  (not before signals are handled)
+    from deltaweights.util.interruption import Interrupted, force_quit_on_repeat  # noqa: PLC0415  (not before signals are handled)
 
     try:
         import gc  # noqa: PLC0415
@@ -52,7 +52,7 @@ def _run(module: str, command: str, name: str) -> int:
         from deltaweights.cli.streams import open_standard_streams  # noqa: PLC0415
 
         open_standard_streams()
-        count()
+        force_quit_on_repeat()
         from deltaweights.cli.run import run  # noqa: PLC0415
 
         gc.disable()  # a tenth faster on headers of 10,000 tensors; there are no reference cycles to collect

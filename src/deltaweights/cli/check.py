@@ -17,7 +17,7 @@ from deltaweights.util.name_groups import group_names
 from deltaweights.util.text import counted
 
 if TYPE_CHECKING:
-    from deltaweights.inference.findings import Problem
+    from deltaweights.inference.findings import Finding
     from deltaweights.inference.structure import StructureReport
 
 
@@ -36,7 +36,7 @@ def command(folder: str, *, as_json: bool, quiet: bool) -> None:
     from deltaweights.inference.structure import check_structure  # noqa: PLC0415
 
     terminal = TerminalReport("deltaweights", quiet=quiet)
-    time_limit.end_after(time_limit.SECONDS, "deltaweights", folder)
+    time_limit.exit_after(time_limit.CPU_SECONDS, "deltaweights", folder)
     report = check_structure(folder)
     if not as_json:
         for warning in report.warnings:
@@ -62,9 +62,9 @@ def _lines(report: StructureReport) -> Iterator[str]:
         yield f"tokenizer       {report.tokenizer_size:,} tokens"
 
 
-def _grouped(problems: Iterable[Problem]) -> Iterator[Problem]:
+def _grouped(problems: Iterable[Finding]) -> Iterator[Finding]:
     """Yield the problems, with tensors whose names differ only in numbers as one: hundreds may be missing at once."""
-    alike: defaultdict[Problem, list[str]] = defaultdict(list)
+    alike: defaultdict[Finding, list[str]] = defaultdict(list)
     for problem in problems:
         alike[replace(problem, tensor=None)].append(problem.tensor or "")
     for problem, names in alike.items():

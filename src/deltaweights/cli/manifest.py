@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from deltaweights.checkpoint.files import read_small
+from deltaweights.checkpoint.small_files import read_small
 from deltaweights.cli.json_output import print_document
 from deltaweights.cli.options import json_option, option, quiet_option
 from deltaweights.cli.output import print_outcome
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.errors import DeltaweightsError, TargetBusy
 from deltaweights.manifest.listing import Listing, list_checkpoint
-from deltaweights.manifest.parsed import LISTING, parse_manifest
+from deltaweights.manifest.parse import LISTING, parse_manifest
 from deltaweights.util import limits
 from deltaweights.util.open_folder import replace_file
 from deltaweights.util.sizes import human_bytes

@@ -11,7 +11,7 @@ import click
 from deltaweights.cli.log_report import Console
 from deltaweights.cli.streams import drop_unwritten
 from deltaweights.errors import DeltaweightsError, InputOutputError
-from deltaweights.util.interruption import Interrupted, obeyed
+from deltaweights.util.interruption import Interrupted, signal_first
 from deltaweights.util.open_files import allow_most
 
 
@@ -20,7 +20,7 @@ def run(command: click.Command, name: str) -> int:
     console = Console(name)
     allow_most()
     try:
-        with obeyed():
+        with signal_first():
             status = command.main(prog_name=name, standalone_mode=False, obj=console)
             sys.stdout.flush()
             console.finish()

@@ -10,7 +10,7 @@ import stat
 import sys
 from typing import TYPE_CHECKING
 
-from deltaweights.util.interruption import POLL, check, heard
+from deltaweights.util.interruption import POLL, check, signalled
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -55,7 +55,7 @@ def write(fd: int, data: ReadableBuffer) -> int:
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return os.write(fd, view)
     while not select.select([], [fd], [], POLL)[1]:
-        if heard():
+        if signalled():
             check()
             return len(view)
     return os.write(fd, view[: select.PIPE_BUF])

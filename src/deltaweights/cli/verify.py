@@ -12,11 +12,11 @@ from deltaweights.cli.log_report import log_format_option, report_for
 from deltaweights.cli.options import json_option, option, silent_option
 from deltaweights.cli.output import print_outcome
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
-from deltaweights.manifest.entries import names_in
+from deltaweights.manifest.folder_check import SignedFiles
+from deltaweights.manifest.folder_entries import name_inside
 from deltaweights.manifest.junit import junit_bytes, junit_of_error
-from deltaweights.manifest.problems import VerifyReport
-from deltaweights.manifest.signed import Signed
 from deltaweights.manifest.verify import verify
+from deltaweights.manifest.verify_report import VerifyReport
 from deltaweights.util.open_folder import replace_file
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
@@ -81,7 +81,7 @@ def command(
         raise CheckFailed(counted(len(report.problems), "problem"), where=folder, remedy=remedy)
 
 
-def _signed(folder: str, public_key: str, signature: str | None) -> Signed:
+def _signed(folder: str, public_key: str, signature: str | None) -> SignedFiles:
     from deltaweights.signing.folder import read_signature  # noqa: PLC0415  (slow to load)
 
     return read_signature(folder, public_key, signature)
@@ -89,7 +89,7 @@ def _signed(folder: str, public_key: str, signature: str | None) -> Signed:
 
 def _check_junit(folder: str, junit: Path) -> None:
     """Raise ``UsageError`` for a report among the files to verify, or in place of another file."""
-    if names_in(Path(folder), junit):
+    if name_inside(Path(folder), junit):
         problem = "--junit would add a file to those that are looked at"
         raise UsageError(problem, found=junit, expected="a file outside of DIR")
     if junit.exists() and not junit.is_file():
@@ -108,7 +108,7 @@ def _is_report(path: Path) -> bool:
     return not head.strip() or (head.startswith(b"<") and b"<testsuite" in head)
 
 
-def _lines(report: VerifyReport, signed: Signed | None) -> Iterator[str]:
+def _lines(report: VerifyReport, signed: SignedFiles | None) -> Iterator[str]:
     if not report.ok:
         yield from (f"FAILED          {problem}" for problem in report.problems)
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from deltaweights.cli.log_report import report_for
 from deltaweights.cli.options import hub_of
 from deltaweights.cli.output import plan_lines, print_outcome, print_published
-from deltaweights.util.interruption import Interrupted, obeyed
+from deltaweights.util.interruption import Interrupted, signal_first
 
 if TYPE_CHECKING:
     from deltaweights.jobs.request import Request
@@ -42,7 +42,7 @@ def write_checkpoint(
         print_outcome(plan, plan_lines(plan, output), as_json=as_json)
         return
     try:
-        with obeyed():
+        with signal_first():
             published = run(request, report)
     except Interrupted as error:
         raise Interrupted(error.number, "run the same command again to continue") from None

@@ -9,17 +9,15 @@ from deltaweights.cluster.handoff import has_handoff, load_handoff
 from deltaweights.errors import CheckFailed, InputOutputError
 from deltaweights.hub.ids import PathLike
 from deltaweights.jobs.options import Options
-from deltaweights.jobs.result import Published
-from deltaweights.jobs.result import published as published_result
+from deltaweights.jobs.result import Published, published
 from deltaweights.jobs.run import publish_result
 from deltaweights.merge.plan import Plan
 from deltaweights.report import Report
-from deltaweights.staging.folder import StagingFolder
+from deltaweights.staging.location import PARTS, TargetLocation, locate_target
 from deltaweights.staging.lock import StagingLock
-from deltaweights.staging.opened import PARTS
-from deltaweights.staging.place import Place, locate
-from deltaweights.staging.publish import forget, recover
-from deltaweights.staging.standing import Target, published
+from deltaweights.staging.publish import clear_staging, recover_publication
+from deltaweights.staging.staged_shards import StagedShards
+from deltaweights.staging.target_state import TargetState, published_result
 from deltaweights.util.text import counted
 
 
@@ -50,7 +48,7 @@ def finish_parts(
     """
     began = time.monotonic()
     report = report or Report()
-    place = locate(target)
+    place = locate_target(target)
     options = Options(
         overwrite=overwrite,
         strict=strict,
@@ -63,18 +61,18 @@ def finish_parts(
         return None
     seconds: dict[str, float] = {}
     with StagingLock(place) as lock:
-        for text in (lock.note, recover(lock.staging)):
+        for text in (lock.note, recover_publication(lock.staging)):
             if text:
                 report.note(text)
         if not has_handoff(place):  # the recovery finished the publication
             _refuse_nothing(place)
             return None
         planned = load_handoff(lock.staging)
-        if Target(place, planned.plan.identity).published() is not None:
-            forget(lock.staging)
+        if TargetState(place, planned.plan.identity).published_result() is not None:
+            clear_staging(lock.staging)
             return None
         lock.staging.refuse_content(overwrite=overwrite)
-        staging = StagingFolder(lock.staging)
+        staging = StagedShards(lock.staging)
         fragments = staging.finished(planned.plan, planned.plan.shards, read=False)
         _refuse_missing(planned.plan, set(fragments), place)
         lock.staging.root.remove(PARTS)
@@ -82,19 +80,17 @@ def finish_parts(
             staging.shards.remove(leftover)
         outcome = publish_result(planned, staging, fragments, options, report, seconds)
     seconds["total"] = time.monotonic() - began
-    return FinishResult(
-        target=str(place.target), **vars(published_result(planned.plan, planned.recipe, outcome, seconds))
-    )
+    return FinishResult(target=str(place.target), **vars(published(planned.plan, planned.recipe, outcome, seconds)))
 
 
-def _refuse_nothing(place: Place) -> None:
+def _refuse_nothing(place: TargetLocation) -> None:
     """Raise ``InputOutputError`` unless a result is published already."""
-    if published(place) is None:
+    if published_result(place) is None:
         remedy = "run the parts first: deltaweights apply ... --part 1/N"
         raise InputOutputError("no part of a merge here", where=place.target, remedy=remedy)
 
 
-def _refuse_missing(plan: Plan, finished: set[str], place: Place) -> None:
+def _refuse_missing(plan: Plan, finished: set[str], place: TargetLocation) -> None:
     missing = [shard.file for shard in plan.shards if shard.file not in finished]
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.jobs.planned_result import PlannedResult
-from deltaweights.manifest.manifest import plain_name
+from deltaweights.manifest.records import check_file_name
 from deltaweights.merge.frame import frame_of
 from deltaweights.merge.plan import PlannedTensor, Shard
-from deltaweights.staging.opened import COMPANIONS, ENDING, OpenStaging
-from deltaweights.staging.place import Place
+from deltaweights.staging.location import COMPANIONS, ENDING, TargetLocation
+from deltaweights.staging.open_staging import OpenStaging
 from deltaweights.util.codec import decode, encode
 from deltaweights.util.limits import ENDING as HANDOFF_LIMIT
 from deltaweights.util.text import Json, compact_json, refuse_excess, strict_json
@@ -59,7 +59,7 @@ def load_handoff(staging: OpenStaging) -> PlannedResult:
             for file, tensors in handoff.shards
         )
         plan = replace(plan, shards=shards)
-        names = [plain_name(name) for name in handoff.companions]
+        names = [check_file_name(name) for name in handoff.companions]
         fault = None if plan.identity == document["identity"] else "its plan does not have the identity that it states"
     except (ValueError, TypeError, KeyError) as error:
         fault = str(error)
@@ -71,9 +71,9 @@ def load_handoff(staging: OpenStaging) -> PlannedResult:
     return replace(handoff.result, plan=plan, companions=companions)
 
 
-def has_handoff(place: Place) -> bool:
+def has_handoff(place: TargetLocation) -> bool:
     """Return whether a part stored its handoff here. Raises ``InputOutputError``."""
     try:
-        return place.ending.exists()
+        return (place.root / ENDING).exists()
     except OSError as error:
-        raise InputOutputError.from_os(error, place.ending, "look for it") from error
+        raise InputOutputError.from_os(error, place.root / ENDING, "look for it") from error

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from deltaweights.errors import UsageError
 from deltaweights.merge.parts import Part
-from deltaweights.util.interruption import aside, heard
+from deltaweights.util.interruption import run_in_side_thread, signalled
 
 LONGEST = timedelta(days=7)
 """How long one process waits for the others. Torch's default of half an hour is too short: shards are uneven, disks may be slow."""
@@ -51,7 +51,7 @@ def rank(device: str) -> Iterator[Rank]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its number of threads, but computes nothing here
         # Without ``cpu=True`` on a machine without a GPU, accelerate tells each process that it is the only one.
-        state = aside(lambda: PartialState(cpu=on_cpu, timeout=LONGEST))
+        state = run_in_side_thread(lambda: PartialState(cpu=on_cpu, timeout=LONGEST))
     world = int(os.environ["WORLD_SIZE"])
     if state.num_processes != world:
         raise UsageError(
@@ -65,8 +65,8 @@ def rank(device: str) -> Iterator[Rank]:
             part=Part(state.process_index + 1, world),
             device="cpu" if on_cpu else f"cuda:{state.local_process_index}",
             is_main=state.is_main_process,
-            wait=lambda: aside(state.wait_for_everyone),
+            wait=lambda: run_in_side_thread(state.wait_for_everyone),
         )
     finally:
-        if not heard():  # after a signal it would block: the others may be waiting for this process
+        if not signalled():  # after a signal it would block: the others may be waiting for this process
             state.destroy_process_group()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from deltaweights.cluster.handoff import has_handoff, store_handoff
 from deltaweights.errors import InputOutputError, UsageError
-from deltaweights.hub.ids import Given, PathLike
+from deltaweights.hub.ids import ModelLocation, PathLike
 from deltaweights.jobs.apply import apply_request
 from deltaweights.jobs.planned_result import planned_result
 from deltaweights.jobs.prepare import Prepared
@@ -21,16 +21,16 @@ from deltaweights.jobs.result import ALREADY_COMPLETE
 from deltaweights.jobs.run import with_prepared
 from deltaweights.jobs.stream import stream_shards
 from deltaweights.jobs.summary import check_space, report_plan
-from deltaweights.manifest.manifest import Fragment
+from deltaweights.manifest.records import Fragment
 from deltaweights.merge.device import check_device
 from deltaweights.merge.parts import Part, parse_part, share_of
 from deltaweights.merge.plan import Shard
 from deltaweights.report import Report
-from deltaweights.staging.folder import StagingFolder
+from deltaweights.staging.location import PARTS
 from deltaweights.staging.lock import PATIENCE, StagingLock
-from deltaweights.staging.opened import PARTS
-from deltaweights.staging.publish import recover
-from deltaweights.staging.standing import Target
+from deltaweights.staging.publish import recover_publication
+from deltaweights.staging.staged_shards import StagedShards
+from deltaweights.staging.target_state import TargetState
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -58,8 +58,8 @@ class PartResult:
 
 
 def apply_part(
-    base: Given | None,
-    delta: Given | None,
+    base: ModelLocation | None,
+    delta: ModelLocation | None,
     target: PathLike,
     *,
     part: str | Part,
@@ -93,7 +93,7 @@ def _run(prepared: Prepared, part: Part, report: Report, began: float) -> PartRe
     report_plan(prepared, report)
     plan, place, overwrite = prepared.plan, prepared.place, prepared.request.options.overwrite
     mine = share_of(plan.shards, part)
-    target = Target(place, plan.identity)
+    target = TargetState(place, plan.identity)
 
     def result(status: str, made: Sequence[str], finished: int) -> PartResult:
         return PartResult(
@@ -108,7 +108,7 @@ def _run(prepared: Prepared, part: Part, report: Report, began: float) -> PartRe
             seconds={"total": round(time.monotonic() - began, 3)},
         )
 
-    if target.published() is not None:
+    if target.published_result() is not None:
         report.note("the result of this plan is published already")
         return result(ALREADY_COMPLETE, [], len(plan.shards))
     _wait_for_inputs(prepared)
@@ -116,13 +116,13 @@ def _run(prepared: Prepared, part: Part, report: Report, began: float) -> PartRe
     if place.publication_begun():
         # Under the exclusive lock: two processes that recover one publication would undo each other's steps.
         with StagingLock(place, patience=PATIENCE) as lock:
-            _note(recover(lock.staging), report)
+            _note(recover_publication(lock.staging), report)
     with StagingLock(place, shared=True, patience=PATIENCE) as lock:
         _note(lock.note, report)
-        if target.published() is not None:  # while this part prepared
+        if target.published_result() is not None:  # while this part prepared
             return result(ALREADY_COMPLETE, [], len(plan.shards))
         lock.staging.refuse_content(overwrite=overwrite)
-        staging, fragments = StagingFolder.join(lock.staging, plan, mine)
+        staging, fragments = StagedShards.join(lock.staging, plan, mine)
         for done in fragments.values():
             report.shard_reused(done.file, done.record.size, done.record.sha256)
         if not has_handoff(place):
@@ -151,12 +151,12 @@ def _wait_for_inputs(prepared: Prepared) -> None:
         checkpoint.check_unchanged()
 
 
-def _make(prepared: Prepared, missing: Sequence[Shard], staging: StagingFolder, report: Report) -> list[str]:
+def _make(prepared: Prepared, missing: Sequence[Shard], staging: StagedShards, report: Report) -> list[str]:
     """Write shards in a folder of this process, and move each to the shards of all parts once it is whole; return their names."""
     made: list[str] = []
 
     def keep(fragment: Fragment) -> None:
-        staging.keep_from(folder, fragment)
+        staging.adopt(folder, fragment)
         made.append(fragment.file)
 
     own = secrets.token_hex(8)  # unique among all parts on all machines

@@ -1,41 +1,37 @@
-"""Two checkpoints compared, whatever container, sharding and order they are stored in.
-
-Enters: two paths. Leaves: a report of every tensor that is not the same in both, and how far it is apart. Never: trust in
-a manifest unasked, or a verdict on bytes that changed while they were read.
-"""
+"""Compare two checkpoints, whatever container, sharding and order they are stored in."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from deltaweights.checkpoint.archived.scratch import Scratch
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.tensors import TensorSpec
+from deltaweights.checkpoint.zipped_folder.unpack import TemporaryUnpacker
 from deltaweights.diff.distance import NUMPY, Figures, add_up, comparable
-from deltaweights.diff.read_pairs import Pair, read_pairs
+from deltaweights.diff.tensor_pairs import TensorPair, compare_pairs
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.hub.ids import Given
+from deltaweights.hub.ids import ModelLocation
 from deltaweights.hub.locate import HubOptions, located
-from deltaweights.manifest.beside import lists_exactly, manifest_beside
-from deltaweights.manifest.manifest import MANIFEST
+from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of
+from deltaweights.manifest.records import MANIFEST
 from deltaweights.merge.rules import is_buffer
 from deltaweights.report import Report
 from deltaweights.util.text import natural_key
-from deltaweights.util.workers import workers_of
+from deltaweights.util.workers import resolve_workers
 
 
 @dataclass(frozen=True, kw_only=True)
 class DifferingTensor:
-    """A tensor of one shape in both whose dtype, or any bit, is not the same; pairs are of the first and the second checkpoint.
+    """A tensor of the same shape in both whose dtype or bits differ; ``dtypes`` are those of A and B.
 
-    ``elements`` counts those that differ: in any bit, or, when dtypes differ, in value (0 when only the dtype is another).
-    ``bits`` counts the bits that differ; None when dtypes do. ``nonfinite`` counts the differing elements of which at least one is
-    NaN or infinite; all others make ``max_abs``, the largest difference, and ``relative_norm``, the 2-norm of the differences by
-    that of the first tensor's finite elements: 0 when none of them differs in value, None when that norm is 0.
+    ``elements`` counts those that differ: in any bit, or, if the dtypes differ, in value. ``bits`` counts the bits that differ;
+    None if the dtypes differ. ``nonfinite`` counts the differing elements of which at least one is NaN or infinite. All others make
+    ``max_abs``, the largest difference, and ``relative_norm``, the 2-norm of the differences divided by that of the finite elements
+    of A: 0 if none of them differs in value, None if the norm of A is 0.
 
-    A figure is also None where it has no meaning or float64 no room: for dtypes without arithmetic (float8, bool, complex), 64-bit
-    integers against another dtype, squares beyond 1e308; and all are where manifests were trusted.
+    A figure is also None if it has no meaning or does not fit float64: for dtypes without arithmetic (float8, bool, complex),
+    64-bit integers against another dtype, squares beyond 1e308. All are None if manifests were trusted.
     """
 
     name: str
@@ -50,7 +46,7 @@ class DifferingTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class ReshapedTensor:
-    """A tensor that has another shape in the second checkpoint than in the first."""
+    """A tensor whose shapes in A and B differ."""
 
     name: str
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
@@ -59,7 +55,7 @@ class ReshapedTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How the weights, or the buffers, of two checkpoints compare; in natural order. ``identical`` counts."""
+    """How the weights, or the buffers, of two checkpoints compare, in natural order; ``identical`` is a count."""
 
     identical: int
     differing: tuple[DifferingTensor, ...]
@@ -69,17 +65,16 @@ class Comparison:
 
     @property
     def different(self) -> int:
-        """How many tensors are not the same in both."""
+        """How many tensors differ or are in one checkpoint only."""
         return len(self.differing) + len(self.other_shape) + len(self.only_in_a) + len(self.only_in_b)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffReport:
-    """How two checkpoints compare. ``bytes`` counts those of A's weights; ``weights_read`` is False where manifests were trusted.
+    """How two checkpoints compare. ``bytes`` counts those of A's weights; ``weights_read`` is False if manifests were trusted.
 
-    ``identical`` speaks of ``tensors`` alone: ``buffers`` (rotary ``inv_freq``) are compared, too, but current loaders recompute
-    them, and writers of checkpoints keep or drop them as they like. ``same_kind`` is False when no tensor has the same name and
-    shape in both.
+    ``identical`` is about ``tensors`` only: ``buffers`` (rotary ``inv_freq``) are compared, too, but current loaders recompute
+    them, and not all writers save them. ``same_kind`` is False if no tensor has the same name and shape in both.
     """
 
     a: str
@@ -93,8 +88,8 @@ class DiffReport:
 
 
 def diff_checkpoints(
-    a: Given,
-    b: Given,
+    a: ModelLocation,
+    b: ModelLocation,
     *,
     workers: int | None = None,
     trust_manifests: bool = False,
@@ -103,38 +98,43 @@ def diff_checkpoints(
 ) -> DiffReport:
     """Compare the checkpoints at ``a`` and ``b`` tensor by tensor; each is a folder, an index, or one weights file.
 
-    With ``trust_manifests``, digests that two ``manifest.json`` state are compared instead of weights; where one has none that
-    describes its weights, they are read. Raises ``InputOutputError`` when something cannot be read or changes meanwhile,
-    ``MalformedInput`` when a file breaks its format or its bytes are not those that it records a checksum of, ``UsageError`` when
-    no worker may work.
+    With ``trust_manifests``, the digests in the two ``manifest.json`` are compared instead of weights; if either has none that
+    describes its weights, the weights are read. Raises ``InputOutputError`` when something cannot be read or changes meanwhile,
+    ``MalformedInput`` when a file breaks its format or does not match a checksum that it records, ``UsageError`` when ``workers``
+    is less than 1.
     """
-    count, report = workers_of(workers), report or Report()
+    count, report = resolve_workers(workers), report or Report()
     with (
-        Scratch() as scratch,
+        TemporaryUnpacker() as scratch,
         located([("first checkpoint", a), ("second checkpoint", b)], hub, report) as (one_at, other_at),
         open_checkpoint(one_at, "first checkpoint", scratch, report) as one,
         open_checkpoint(other_at, "second checkpoint", scratch, report) as other,
     ):
         for note in (*one.notes, *other.notes):
             report.note(note)
-        digests = _stated_digests(one, other, report) if trust_manifests else None
         pairs = {
-            name: Pair(tensor, other.tensors[name])
+            name: TensorPair(tensor, other.tensors[name])
             for name, tensor in one.tensors.items()
             if name in other.tensors and tensor.spec.shape == other.tensors[name].spec.shape
         }
+        digests = None
+        if trust_manifests:
+            try:
+                digests = _stated_digests(one), _stated_digests(other)
+            except (InputOutputError, MalformedInput) as error:
+                report.note(f"the weights are read, since there are not two manifests to trust: {error}")
         if digests is None:
-            loose = [tensor for checkpoint in (one, other) for file in checkpoint.files for tensor in file.loose]
-            read_pairs(list(pairs.values()), loose, count, report)
-            differing = {
-                name: _outcome(pair) for name, pair in pairs.items() if pair.parts or pair.dtypes[0] != pair.dtypes[1]
-            }
+            loose = [
+                tensor for checkpoint in (one, other) for file in checkpoint.files for tensor in file.extra_checksums
+            ]
+            compare_pairs(list(pairs.values()), loose, count, report)
+            differing = {name: _figures_of(pair) for name, pair in pairs.items() if pair.parts or not pair.same_dtype}
         else:
-            report.note("no weights were read: their digests are compared as the manifests state them")
+            report.note("no weights were read: the digests in the manifests are compared")
             differing = {
                 name: DifferingTensor(name=name, shape=pair.one.spec.shape, dtypes=pair.dtypes)
                 for name, pair in pairs.items()
-                if pair.dtypes[0] != pair.dtypes[1] or digests[0][name] != digests[1][name]
+                if not pair.same_dtype or digests[0][name] != digests[1][name]
             }
         for checkpoint in (one, other):
             checkpoint.check_unchanged()
@@ -155,16 +155,16 @@ def _sort(
     one: Checkpoint,
     other: Checkpoint,
     differing: dict[str, DifferingTensor],
-    pairs: dict[str, Pair],
+    pairs: dict[str, TensorPair],
     *,
     buffers: bool,
 ) -> Comparison:
-    """Put the weights, or the buffers, of both checkpoints under their headings."""
+    """Return how the weights, or the buffers, of both checkpoints compare."""
     names = sorted(one.tensors.keys() | other.tensors.keys(), key=natural_key)
     names = [name for name in names if is_buffer(name) == buffers]
     a, b = ({name: tensor.spec for name, tensor in checkpoint.tensors.items()} for checkpoint in (one, other))
     return Comparison(
-        identical=sum(name in pairs and name not in differing for name in names),
+        identical=len([name for name in names if name in pairs and name not in differing]),
         differing=tuple(differing[name] for name in names if name in differing),
         other_shape=tuple(
             ReshapedTensor(name=name, shapes=(a[name].shape, b[name].shape), dtypes=(a[name].dtype, b[name].dtype))
@@ -176,25 +176,25 @@ def _sort(
     )
 
 
-def _outcome(pair: Pair) -> DifferingTensor:
-    """Return what is to be said of a pair that was read and is not the same."""
+def _figures_of(pair: TensorPair) -> DifferingTensor:
+    """Return the figures of a pair that was read and differs."""
     spec, dtypes = pair.one.spec, pair.dtypes
     if not comparable(*dtypes):
         return DifferingTensor(name=spec.name, shape=spec.shape, dtypes=dtypes)
-    total, same, numbers = add_up(list(pair.parts.values())), dtypes[0] == dtypes[1], dtypes[0] in NUMPY
+    total, has_numbers = add_up(list(pair.parts.values())), dtypes[0] in NUMPY
     return DifferingTensor(
         name=spec.name,
         shape=spec.shape,
         dtypes=dtypes,
         elements=total.elements,
-        bits=total.bits if same else None,
-        max_abs=_finite(total.max_abs) if numbers else None,
-        relative_norm=_relative(total) if numbers else None,
-        nonfinite=total.nonfinite if numbers else None,
+        bits=total.bits if pair.same_dtype else None,
+        max_abs=_finite(total.max_abs) if has_numbers else None,
+        relative_norm=_relative_norm(total) if has_numbers else None,
+        nonfinite=total.nonfinite if has_numbers else None,
     )
 
 
-def _relative(total: Figures) -> float | None:
+def _relative_norm(total: Figures) -> float | None:
     if not total.squares:
         return 0.0
     known = 0 < total.norm < math.inf
@@ -205,19 +205,10 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _stated_digests(one: Checkpoint, other: Checkpoint, report: Report) -> tuple[dict[str, str], dict[str, str]] | None:
-    """Return the digests of all tensors by name as both manifests state them, or None when one does not."""
-    try:
-        return _digests_of(one), _digests_of(other)
-    except (InputOutputError, MalformedInput) as error:
-        report.note(f"the weights are read, since there are not two manifests to trust: {error}")
-        return None
-
-
-def _digests_of(checkpoint: Checkpoint) -> dict[str, str]:
-    manifest = manifest_beside(checkpoint)
-    if not lists_exactly(manifest, checkpoint):
-        problem = "manifest is of other tensors than those that are here"
-        remedy = "compare the tensors themselves: without --trust-manifests"
-        raise MalformedInput(problem, where=checkpoint.directory.path / MANIFEST, remedy=remedy)
+def _stated_digests(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the digests of all tensors by name, from the checkpoint's manifest."""
+    manifest = manifest_of(checkpoint)
+    if not lists_same_tensors(manifest, checkpoint):
+        where = checkpoint.directory.path / MANIFEST
+        raise MalformedInput("the manifest lists other tensors than the checkpoint has", where=where)
     return {name: digest for name, (_dtype, _shape, digest) in manifest.tensors.items()}

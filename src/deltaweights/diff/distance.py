@@ -1,7 +1,6 @@
 """How far two blocks of numbers are apart.
 
-Enters: bytes of two blocks of as many elements, and their dtypes. Leaves: counts, the largest difference, and sums of squares in
-float64, which add up to the same figures in whatever order blocks were finished. Never: a file, or a NaN.
+The figures of blocks add up to the same figures of a tensor in whatever order the blocks were finished.
 """
 
 from __future__ import annotations
@@ -9,21 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deltaweights.checkpoint.tensors import ITEM_SIZES
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, np.dtype[Any]]
+Array = Any
+"""A numpy array; numpy is loaded only if something is compared."""
 
 NUMPY = {
     "BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8",
     "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
     "U8": "<u1", "U16": "<u2", "U32": "<u4", "U64": "<u8",
 }  # fmt: skip
-"""The dtypes that have figures, by numpy's name for their bytes (BF16 has none); of others only elements and bits are counted."""
+"""Dtypes that are numbers to us, by numpy's name for their bytes (BF16 has none); of others only elements and bits are counted."""
 
 ROUNDED = frozenset({"I64", "U64"})
 """Dtypes with numbers that float64 cannot hold; their differences are taken before they are rounded to it."""
@@ -31,11 +28,11 @@ ROUNDED = frozenset({"I64", "U64"})
 
 @dataclass(frozen=True)
 class Figures:
-    """What is known of a block, or, added up, of a tensor.
+    """The figures of a block, or of a tensor.
 
-    ``elements`` and ``bits`` count those that differ, ``nonfinite`` the differing elements of which one is NaN or infinite: these
-    have no part in ``max_abs`` and ``squares``, the largest difference and the sum of the squares of all. ``norm`` is the sum of
-    the squares of the first block's finite elements.
+    ``elements`` and ``bits`` count those that differ, ``nonfinite`` the differing elements of which one is NaN or infinite. These
+    are left out of ``max_abs``, the largest difference, and of ``squares``, the sum of the squared differences in float64.
+    ``norm`` is the sum of the squares of the first block's finite elements.
     """
 
     elements: int = 0
@@ -52,67 +49,75 @@ def comparable(one: str, other: str) -> bool:
 
 
 def add_up(parts: Sequence[Figures]) -> Figures:
-    """Return the figures of all parts together; ``math.fsum`` rounds once, so their order does not matter."""
+    """Return the figures of all parts together."""
     return Figures(
-        sum(part.elements for part in parts),
-        sum(part.bits for part in parts),
-        sum(part.nonfinite for part in parts),
-        max((part.max_abs for part in parts), default=0.0),
-        _total([part.squares for part in parts]),
-        _total([part.norm for part in parts]),
+        elements=sum(part.elements for part in parts),
+        bits=sum(part.bits for part in parts),
+        nonfinite=sum(part.nonfinite for part in parts),
+        max_abs=max((part.max_abs for part in parts), default=0.0),
+        squares=_total([part.squares for part in parts]),
+        norm=_total([part.norm for part in parts]),
     )
 
 
-class Gauge:
-    """What measures one worker's blocks, with the room for it: numpy's own, made anew for every step, costs more than the steps."""
+def _total(values: Sequence[float]) -> float:
+    try:
+        return math.fsum(values)  # rounds once, so that the order does not matter
+    except OverflowError:
+        return math.inf
+
+
+class BlockComparer:
+    """Compares blocks, with one worker's scratch buffers: if numpy allocated for each step, that would cost more than the steps."""
 
     def __init__(self, count: int) -> None:
-        """Make room for ``count`` elements; pages that are never used cost nothing."""
-        import numpy as np  # noqa: PLC0415  (a tenth of a second, for those who compare)
+        """Allocate buffers for ``count`` elements; pages that are never used cost nothing."""
+        import numpy as np  # noqa: PLC0415  (a tenth of a second)
 
-        self._one, self._other, self._room = (np.empty(count, "<f8") for _ in range(3))
+        self._one, self._other, self._scratch = (np.empty(count, "<f8") for _ in range(3))
 
-    def measure(self, one: memoryview, other: memoryview, dtypes: tuple[str, str]) -> Figures | None:
-        """Return the figures of two blocks of as many elements, of ``dtypes`` that are ``comparable``; None when no bit differs.
+    def compare(self, one: memoryview, other: memoryview, dtypes: tuple[str, str]) -> Figures | None:
+        """Return the figures of two blocks of equal length, of ``comparable`` dtypes; None when no bit differs.
 
-        Elements of one dtype differ when any bit does, of two dtypes when their values do (``bits`` is 0 then, and two NaNs are one
-        value).
+        Elements of one dtype differ when any bit does; elements of two dtypes when their values do (then ``bits`` is 0, and all
+        NaNs are equal).
         """
         import numpy as np  # noqa: PLC0415  (see above)
 
         a, b = (np.frombuffer(data, f"<u{ITEM_SIZES[dtype]}") for data, dtype in zip((one, other), dtypes, strict=True))
         if dtypes[0] != dtypes[1]:
-            return self._of_numbers(a, b, dtypes, None, 0)
+            return self._compare_numbers(a, b, dtypes)
         if np.array_equal(a, b):  # fifty times as fast as comparing memoryviews, and other threads can run
             return None
         differs = a != b
-        bits = _ones(np.bitwise_xor(a, b, out=self._room.view(a.dtype)[: len(a)]))
+        bits = _count_ones(np.bitwise_xor(a, b, out=self._scratch.view(a.dtype)[: len(a)]))
         if dtypes[0] not in NUMPY:
             return Figures(int(np.count_nonzero(differs)), bits)
-        return self._of_numbers(a, b, dtypes, differs, bits)
+        return self._compare_numbers(a, b, dtypes, differs, bits)
 
     def norm(self, one: memoryview, dtype: str) -> Figures:
-        """Return the figures of a block that differs in nothing: its norm, where there is arithmetic."""
+        """Return the figures of a block without differences: the norm, if the dtype has numbers."""
         import numpy as np  # noqa: PLC0415  (see above)
 
         if dtype not in NUMPY:
             return Figures()
-        return Figures(norm=_squares(self._numbers(np.frombuffer(one, f"<u{ITEM_SIZES[dtype]}"), dtype, self._one)))
+        words = np.frombuffer(one, f"<u{ITEM_SIZES[dtype]}")
+        return Figures(norm=_sum_of_squares(self._as_float64(words, dtype, self._one)))
 
-    def _of_numbers(
-        self, one: Array, other: Array, dtypes: tuple[str, str], differs: Array | None, bits: int
+    def _compare_numbers(
+        self, one: Array, other: Array, dtypes: tuple[str, str], differs: Array | None = None, bits: int = 0
     ) -> Figures:
-        """Return the figures of two blocks, given as unsigned integers; without ``differs``, values tell which elements do."""
+        """Return the figures of two blocks of unsigned integers; if ``differs`` is None, elements differ if their values do."""
         import numpy as np  # noqa: PLC0415  (see above)
 
-        a, b = self._numbers(one, dtypes[0], self._one), self._numbers(other, dtypes[1], self._other)
-        apart, nonfinite = self._room[: len(a)], 0
+        a, b = self._as_float64(one, dtypes[0], self._one), self._as_float64(other, dtypes[1], self._other)
+        apart, nonfinite = self._scratch[: len(a)], 0
         with np.errstate(all="ignore"):
             if differs is None:
                 differs = (a != b) & ~(np.isnan(a) & np.isnan(b))
             if dtypes[0] in ROUNDED:
                 x, y = one.view(NUMPY[dtypes[0]]), other.view(NUMPY[dtypes[0]])
-                # Where the difference overflows as a signed number, the same bits are right as an unsigned one.
+                # If the difference overflows as a signed number, the same bits are right as an unsigned one.
                 np.copyto(apart, np.where(x > y, x - y, y - x).view("<u8"))
             else:
                 np.abs(np.subtract(a, b, out=apart), out=apart)
@@ -120,25 +125,25 @@ class Gauge:
                 finite = np.isfinite(a) & np.isfinite(b)
                 nonfinite = int(np.count_nonzero(differs & ~finite))
                 apart[~finite] = 0.0
-            max_abs, norm = float(apart.max()), _squares(a)
+            max_abs, norm = float(apart.max()), _sum_of_squares(a)
             squares = float(np.square(apart, out=apart).sum())
         return Figures(int(np.count_nonzero(differs)), bits, nonfinite, max_abs, squares, norm)
 
-    def _numbers(self, words: Array, dtype: str, out: Array) -> Array:
-        """Write the values to ``out``; but for those of ``ROUNDED`` dtypes, all are exact."""
+    def _as_float64(self, words: Array, dtype: str, out: Array) -> Array:
+        """Write the values to ``out``: exactly, unless the dtype is one of ``ROUNDED``."""
         import numpy as np  # noqa: PLC0415  (see above)
 
         numbers = words.view(NUMPY[dtype])
         if dtype == "BF16":  # the upper half of a float32
-            wide = self._room.view("<u4")[: len(words)]
+            wide = self._scratch.view("<u4")[: len(words)]
             np.copyto(wide, words)
             numbers = np.left_shift(wide, 16, out=wide).view("<f4")
         np.copyto(out[: len(words)], numbers)
         return out[: len(words)]
 
 
-def _squares(numbers: Array) -> float:
-    """Return the sum of the squares of those ``numbers`` that are finite; they are overwritten."""
+def _sum_of_squares(numbers: Array) -> float:
+    """Return the sum of the squares of the finite ``numbers``, which are overwritten."""
     import numpy as np  # noqa: PLC0415  (see above)
 
     with np.errstate(all="ignore"):
@@ -147,7 +152,7 @@ def _squares(numbers: Array) -> float:
         return float(np.square(numbers, out=numbers).sum())
 
 
-def _ones(words: Array) -> int:
+def _count_ones(words: Array) -> int:
     import numpy as np  # noqa: PLC0415  (see above)
 
     if words.nbytes % 8 == 0:
@@ -155,10 +160,3 @@ def _ones(words: Array) -> int:
     if hasattr(np, "bitwise_count"):
         return int(np.bitwise_count(words).sum())
     return int(np.count_nonzero(np.unpackbits(words.view("u1"))))  # numpy 1
-
-
-def _total(values: Sequence[float]) -> float:
-    try:
-        return math.fsum(values)
-    except OverflowError:
-        return math.inf

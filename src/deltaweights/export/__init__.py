@@ -1,1 +1,1 @@
-"""A merged model in the form that current transformers loads: names, configuration and tokenizer. Documents in, documents out."""
+"""Converts a merged model to the layout that current transformers loads: tensor names, configuration and tokenizer."""

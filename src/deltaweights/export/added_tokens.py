@@ -1,7 +1,6 @@
-"""Tokens that stand beside a tokenizer's vocabulary: what the files say of them, brought together.
+"""Tokens beside a tokenizer's vocabulary, as several files state them, merged.
 
-Enters: JSON documents of a tokenizer. Leaves: tokens by content, with their ids and the way they are found in text. Never: a token
-with two ids, or an id with two tokens: files that disagree are a ``Mismatch``.
+No token has two ids, and no id has two tokens: files that disagree are a ``Mismatch``.
 """
 
 from __future__ import annotations
@@ -13,18 +12,18 @@ from pathlib import Path
 from deltaweights.errors import MalformedInput, Mismatch
 from deltaweights.util.text import Json
 
-LARGEST_ID = 2**31 - 1
+MAX_ID = 2**31 - 1
 
-MOST_TOKENS = 400_000
-"""Some have 262,144."""
+MAX_TOKENS = 400_000
+"""Some tokenizers have 262,144."""
 
 
 @dataclass(frozen=True)
-class Flags:
-    """The way a token is found in text, in the order and the words of ``tokenizers``.
+class TokenFlags:
+    """How a token is matched in text, in the words of ``tokenizers``.
 
-    ``lstrip`` and ``rstrip``: with the white space on its left and right; ``normalized``: after the text was normalized, where
-    ``▁`` may stand before it; ``special``: left out when text without special tokens is wanted.
+    ``lstrip`` and ``rstrip`` include the white space beside it; ``normalized`` matches after normalization, where ``▁`` may precede
+    it; ``special`` tokens are left out of a decoded text without special tokens.
     """
 
     single_word: bool = False
@@ -34,75 +33,77 @@ class Flags:
     special: bool = True
 
 
-STRIPPING = Flags(lstrip=True, rstrip=True)
-"""As transformers of 2023 found a token of which no file says how: its LlamaTokenizer (in Python) stripped the text beside it."""
+STRIPPING = TokenFlags(lstrip=True, rstrip=True)
+"""For a token without stated flags: the LlamaTokenizer (in Python) of 2023 stripped the text beside it."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """What one file says: ids by content, and the matching of those for which it gives one."""
+class TokenSource:
+    """What one file states: ids by content, and flags by content where it has any."""
 
     name: str
     ids: Mapping[str, int]
-    flags: Mapping[str, Flags]
+    flags: Mapping[str, TokenFlags]
 
 
-def plain_source(name: str, ids: Mapping[str, Json], where: Path) -> Source:
+def source_of_ids(name: str, ids: Mapping[str, Json], where: Path) -> TokenSource:
     """Read an object of ids by content, such as added_tokens.json. Raises ``MalformedInput``."""
-    if len(ids) > MOST_TOKENS:
+    if len(ids) > MAX_TOKENS:
         raise _unusable(f"{len(ids):,} tokens", where)
-    return Source(name, {content: _checked_id(number, where) for content, number in ids.items()}, {})
+    return TokenSource(name, {content: _checked_id(number, where) for content, number in ids.items()}, {})
 
 
-def full_source(name: str, entries: Iterable[tuple[Json, Json]], where: Path) -> Source:
-    """Read pairs of an id and what is said of its token: content and flags. Raises ``MalformedInput``."""
+def source_of_entries(name: str, entries: Iterable[tuple[Json, Json]], where: Path) -> TokenSource:
+    """Read pairs of an id and a token's description: content and flags. Raises ``MalformedInput``."""
     ids: dict[str, int] = {}
-    matching: dict[str, Flags] = {}
+    flags: dict[str, TokenFlags] = {}
     for number, entry in entries:
         content = entry.get("content") if isinstance(entry, dict) else None
         if not isinstance(content, str) or content in ids:
             raise _unusable(f"an entry with the content {content!r}", where)
         ids[content] = _checked_id(number, where)
-        flags = {flag: entry.get(flag, False) for flag in vars(STRIPPING)}
-        if not all(isinstance(value, bool) for value in flags.values()):
+        stated = {flag: entry.get(flag, False) for flag in vars(STRIPPING)}
+        if not all(isinstance(value, bool) for value in stated.values()):
             raise _unusable(f"{content!r} with flags that are not true or false", where)
-        matching[content] = Flags(**flags)
-    return Source(name, ids, matching)
+        flags[content] = TokenFlags(**stated)
+    return TokenSource(name, ids, flags)
 
 
 def decoder_entries(decoder: Json, where: Path) -> Iterator[tuple[Json, Json]]:
     """Yield the entries of an ``added_tokens_decoder``, an object of tokens by their ids, which are strings there."""
     if not isinstance(decoder, dict):
-        raise _unusable("added_tokens_decoder that is no object", where)
+        raise _unusable("an added_tokens_decoder that is not an object", where)
     for number, entry in decoder.items():
         yield int(number) if number.isdecimal() and len(number) <= 10 else number, entry
 
 
-def unite(sources: Iterable[Source], where: Path) -> dict[str, int]:
-    """Return all tokens of ``sources`` by content. Raises ``Mismatch`` when two of them disagree; ``where`` is their folder."""
+def merge_ids(sources: Iterable[TokenSource], where: Path) -> dict[str, int]:
+    """Return the ids of all tokens by content. Raises ``Mismatch`` when two sources disagree; ``where`` is their folder."""
     by_content: dict[str, tuple[int, str]] = {}
     by_id: dict[int, tuple[str, str]] = {}
     for source in sources:
         for content, number in source.ids.items():
             other_id, first = by_content.setdefault(content, (number, source.name))
             if other_id != number:
-                raise _contradiction("two ids for one token", content, (other_id, number), (first, source.name), where)
+                found = _conflict(content, (other_id, first), (number, source.name))
+                raise _contradiction("two ids for one token", found, where)
             other, first = by_id.setdefault(number, (content, source.name))
             if other != content:
-                raise _contradiction("two tokens for one id", number, (other, content), (first, source.name), where)
+                found = _conflict(number, (other, first), (content, source.name))
+                raise _contradiction("two tokens for one id", found, where)
     return {content: number for content, (number, _) in by_content.items()}
 
 
-def _contradiction(
-    problem: str, what: object, values: tuple[object, object], names: tuple[str, str], where: Path
-) -> Mismatch:
-    what, one, two = (str(value)[:80] for value in (what, *values))
-    found = f"{what}: {one} in {names[0]}, {two} in {names[1]}"
+def _conflict(subject: object, one: tuple[object, str], two: tuple[object, str]) -> str:
+    return f"{str(subject)[:80]}: {str(one[0])[:80]} in {one[1]}, {str(two[0])[:80]} in {two[1]}"
+
+
+def _contradiction(problem: str, found: str, where: Path) -> Mismatch:
     return Mismatch(problem, where=where, found=found, remedy="keep the files of one tokenizer together")
 
 
 def _checked_id(number: Json, where: Path) -> int:
-    if type(number) is not int or not 0 <= number <= LARGEST_ID:
+    if type(number) is not int or not 0 <= number <= MAX_ID:
         raise _unusable(f"the id {number!r}", where)
     return number
 

@@ -1,7 +1,4 @@
-"""The configuration files that current transformers reads, from those of 2023.
-
-Enters: config.json of the delta and of the vision tower, and the sizes that the tensors have. Leaves: the documents. Never: a size
-that the tensors contradict, or a special token's id that the tokenizer does not have.
+"""The configuration files that current transformers reads, from those of 2023 and the sizes of the tensors.
 
 Keys and their defaults: LlamaConfig, CLIPVisionConfig and LlavaConfig of transformers; CLIP's preprocessing: its
 preprocessor_config.json.
@@ -13,12 +10,11 @@ from dataclasses import dataclass
 
 from deltaweights.errors import Mismatch
 from deltaweights.export.sizes import TextSizes, VisionSizes
-from deltaweights.recipes import table as forms
-from deltaweights.recipes.table import Table
+from deltaweights.recipes.table import LINE, Table
 from deltaweights.util.text import Json
 
-MOST, MOST_LAYERS = 1_000_000, 1_000
-"""Far above any size of a model."""
+MAX_SIZE, MAX_LAYERS = 1_000_000, 1_000
+"""Far above any model's."""
 
 CONTEXT = 2048
 """LLaMA-1's longest input, in tokens."""
@@ -30,89 +26,71 @@ BICUBIC = 3
 """Pillow's number for the filter."""
 
 STEPS = ("do_center_crop", "do_convert_rgb", "do_normalize", "do_rescale", "do_resize")
-"""What CLIP's preprocessing does to an image."""
+"""CLIP's preprocessing of an image."""
 
-FAMILY = ("llama", "llava")
+MODEL_TYPES = ("llama", "llava")
 
 ACTIVATIONS = ("silu", "swish", "gelu", "quick_gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
-"""Names of transformers (ACT2FN) that LLaMA and CLIP models have."""
+"""Names in transformers (ACT2FN) that LLaMA and CLIP models have."""
 
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
-class Seeing:
-    """How LLaVA's config.json says that images are seen: which layer's features, and whether tokens stand around an image's."""
+class ImageFeatures:
+    """LLaVA's settings for images: the layer that features are taken from, and whether tokens surround an image's."""
 
     layer: int = -2
     start_and_end: bool = False
 
 
-def read_seeing(config: Table) -> Seeing:
-    """Return what LLaVA's code of 2023 reads of config.json. Raises ``MalformedInput``, and ``Mismatch`` for what it cannot be."""
-    feature = config.text("mm_vision_select_feature", forms.LINE)
+def read_image_features(config: Table) -> ImageFeatures:
+    """Return what LLaVA's code of 2023 reads from config.json. Raises ``MalformedInput``, and ``Mismatch`` if unsupported."""
+    feature = config.text("mm_vision_select_feature", LINE)
     if feature not in {None, "patch"}:
-        remedy = "use --layout original"
-        raise Mismatch(
-            "this model takes other features of an image",
-            where=config.where,
-            found=f"mm_vision_select_feature {feature}",
-            expected="patch",
-            remedy=remedy,
-        )
-    layer = config.number("mm_vision_select_layer", least=-MOST)
+        problem, found = "this model uses other features of an image", f"mm_vision_select_feature {feature}"
+        raise Mismatch(problem, where=config.where, found=found, expected="patch", remedy="use --layout original")
+    layer = config.number("mm_vision_select_layer", least=-MAX_SIZE)
     if layer is not None and layer != int(layer):
         raise config.unusable("mm_vision_select_layer", "a whole number")
     start_and_end = config.flag("mm_use_im_start_end", default=False)
-    return Seeing(Seeing.layer if layer is None else int(layer), start_and_end)
+    return ImageFeatures(ImageFeatures.layer if layer is None else int(layer), start_and_end)
 
 
 def text_config(
-    config: Table, sizes: TextSizes, special: dict[str, int], dtype: str, heads: int | None = None
+    config: Table, sizes: TextSizes, special: dict[str, int], dtype: str, known_heads: int | None = None
 ) -> dict[str, Json]:
     """Return the configuration of the language model; ``special`` are the ids under ``SPECIAL``, ``dtype`` is torch's name.
 
-    ``heads`` is how many a recipe knows, None where there is none that knows. Raises ``MalformedInput`` and ``Mismatch``.
+    ``known_heads`` is a recipe's number of heads. Raises ``MalformedInput`` and ``Mismatch``.
     """
-    kind = config.text("model_type", forms.LINE)
-    if kind not in {None, *FAMILY}:
-        problem, remedy = "not a LLaMA: layout transformers knows no other model", "use --layout original"
+    kind = config.text("model_type", LINE)
+    if kind not in {None, *MODEL_TYPES}:
+        problem, remedy = "not a LLaMA: layout transformers supports no other model", "use --layout original"
         raise Mismatch(
-            problem, where=config.where, found=f"model_type {kind}", expected=" or ".join(FAMILY), remedy=remedy
+            problem, where=config.where, found=f"model_type {kind}", expected=" or ".join(MODEL_TYPES), remedy=remedy
         )
     for key, found in (
         ("hidden_size", sizes.hidden),
         ("intermediate_size", sizes.intermediate),
         ("num_hidden_layers", sizes.layers),
     ):
-        stated = config.whole(key, MOST)
+        stated = config.whole(key, MAX_SIZE)
         if stated not in {None, found}:
             problem = f"config.json and the tensors disagree about {key}"
             raise Mismatch(problem, where=config.where, found=stated, expected=found, remedy="fetch config.json again")
-    if heads is None:
-        config.require("num_attention_heads")  # no tensor tells
-    heads = config.whole("num_attention_heads", MOST) or heads or 1
-    width = sizes.hidden // heads
-    groups = config.whole("num_key_value_heads", MOST) or heads
-    if sizes.hidden % heads or sizes.key_value_rows != groups * width:
-        raise Mismatch(
-            "config.json and the tensors disagree about the heads",
-            where=config.where,
-            found=f"{heads} of {width}, {groups} for keys",
-            expected=f"{sizes.hidden} rows of q_proj and {sizes.key_value_rows} of k_proj",
-            remedy="fetch config.json again",
-        )
-    length = config.whole("max_position_embeddings", MOST) or config.whole("max_sequence_length", MOST) or CONTEXT
-    epsilon, width_of_start = config.number("rms_norm_eps", least=0), config.number("initializer_range", least=0)
+    heads, groups = _heads(config, sizes, known_heads)
+    length = config.whole("max_position_embeddings", MAX_SIZE) or config.whole("max_sequence_length", MAX_SIZE)
+    epsilon, initializer_range = config.number("rms_norm_eps", least=0), config.number("initializer_range", least=0)
     return {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
         **special,
         "hidden_act": config.choice("hidden_act", ACTIVATIONS, "silu"),
         "hidden_size": sizes.hidden,
-        "initializer_range": 0.02 if width_of_start is None else width_of_start,
+        "initializer_range": 0.02 if initializer_range is None else initializer_range,
         "intermediate_size": sizes.intermediate,
-        "max_position_embeddings": length,
+        "max_position_embeddings": length or CONTEXT,
         "mlp_bias": False,
         "model_type": "llama",
         "num_attention_heads": heads,
@@ -127,8 +105,26 @@ def text_config(
     }
 
 
+def _heads(config: Table, sizes: TextSizes, known: int | None) -> tuple[int, int]:
+    """Return the number of attention heads, and of key-value heads."""
+    if known is None:
+        config.require("num_attention_heads")  # it does not follow from the tensors
+    heads = config.whole("num_attention_heads", MAX_SIZE) or known or 1
+    groups = config.whole("num_key_value_heads", MAX_SIZE) or heads
+    width = sizes.hidden // heads
+    if sizes.hidden % heads or sizes.key_value_rows != groups * width:
+        raise Mismatch(
+            "config.json and the tensors disagree about the heads",
+            where=config.where,
+            found=f"{heads} of {width}, {groups} for keys",
+            expected=f"{sizes.hidden} rows of q_proj and {sizes.key_value_rows} of k_proj",
+            remedy="fetch config.json again",
+        )
+    return heads, groups
+
+
 def _rotary(config: Table) -> dict[str, Json]:
-    """Return what is stated of rotary embeddings, in the words of transformers 4 and 5; LLaMA-1 states nothing."""
+    """Return the settings of rotary embeddings, in the words of transformers 4 and 5; LLaMA-1 states none."""
     found: dict[str, Json] = {}
     theta = config.number("rope_theta", least=0)
     if theta is not None:
@@ -141,12 +137,12 @@ def _rotary(config: Table) -> dict[str, Json]:
 
 
 @dataclass(frozen=True)
-class Vision:
-    """A CLIP vision model: its sizes, what its config.json says besides, and what its preprocessor_config.json does."""
+class VisionConfig:
+    """A CLIP vision model: its sizes, the rest of its config.json, and the settings of its preprocessor_config.json."""
 
     sizes: VisionSizes
     heads: int
-    act: str
+    activation: str
     epsilon: float
     images: dict[str, Json]
 
@@ -154,7 +150,7 @@ class Vision:
         """Return its configuration; ``dtype`` is torch's name."""
         return {
             "attention_dropout": 0.0,
-            "hidden_act": self.act,
+            "hidden_act": self.activation,
             "hidden_size": self.sizes.hidden,
             "image_size": self.sizes.image,
             "intermediate_size": self.sizes.intermediate,
@@ -168,7 +164,7 @@ class Vision:
         }
 
     def preprocessor(self) -> dict[str, Json]:
-        """Return preprocessor_config.json: the shorter side scaled to the model's, the middle cut out, CLIP's normalization."""
+        """Return preprocessor_config.json: scale the shorter side to the model's, crop the centre, normalize as CLIP does."""
         side = self.sizes.image
         return {
             "crop_size": {"height": side, "width": side},
@@ -184,7 +180,7 @@ class Vision:
         }
 
     def processor(self, image_token: str) -> dict[str, Json]:
-        """Return processor_config.json: for one ``image_token``, the processor writes as many as the model gives features."""
+        """Return processor_config.json: the processor repeats ``image_token`` once for each feature of an image."""
         return {
             "image_token": image_token,
             "num_additional_image_tokens": 1,  # CLIP's class token, which the strategy "default" leaves out again
@@ -194,20 +190,20 @@ class Vision:
         }
 
 
-def read_vision(config: Table, images: Table | None) -> Vision:
-    """Return the vision model that a CLIP config.json describes, whole or of the vision model alone.
+def read_vision(config: Table, images: Table | None) -> VisionConfig:
+    """Return the vision model of a CLIP config.json, which may be that of the vision model alone.
 
-    ``images`` is its preprocessor_config.json, if there is one. Raises ``MalformedInput``, and ``Mismatch`` for what does not fit.
+    ``images`` is its preprocessor_config.json, if there is one. Raises ``MalformedInput`` and ``Mismatch``.
     """
     part = config.table("vision_config") if "vision_config" in config else config
 
     def size(key: str, default: int) -> int:
-        return part.whole(key, MOST) or default
+        return part.whole(key, MAX_SIZE) or default
 
     sizes = VisionSizes(
         hidden=size("hidden_size", 768),
         intermediate=size("intermediate_size", 3072),
-        layers=min(size("num_hidden_layers", 12), MOST_LAYERS),  # with more, no tensors are those of the configuration
+        layers=min(size("num_hidden_layers", 12), MAX_LAYERS),  # bounds the work: with more, the tensors cannot match
         image=size("image_size", 224),
         patch=size("patch_size", 32),
         channels=size("num_channels", 3),
@@ -216,14 +212,18 @@ def read_vision(config: Table, images: Table | None) -> Vision:
     heads = size("num_attention_heads", 12)
     if sizes.hidden % heads:
         key = "num_attention_heads" if "num_attention_heads" in part else "hidden_size"
-        raise part.unusable(key, f"a hidden_size that num_attention_heads, {heads}, divides")
-    act = part.choice("hidden_act", ACTIVATIONS, "quick_gelu")
-    seen = _images(images, sizes.image) if images is not None else {}
-    return Vision(sizes, heads, act, 1e-05 if epsilon is None else epsilon, seen)
+        raise part.unusable(key, f"a hidden_size that is divisible by num_attention_heads, {heads}")
+    return VisionConfig(
+        sizes=sizes,
+        heads=heads,
+        activation=part.choice("hidden_act", ACTIVATIONS, "quick_gelu"),
+        epsilon=1e-05 if epsilon is None else epsilon,
+        images=_image_settings(images, sizes.image) if images is not None else {},
+    )
 
 
-def _images(table: Table, side: int) -> dict[str, Json]:
-    """Return what preprocessor_config.json says of images that differs between models; sizes must be the model's own."""
+def _image_settings(table: Table, side: int) -> dict[str, Json]:
+    """Return what differs between models in preprocessor_config.json; sizes must be the model's own."""
     found: dict[str, Json] = {}
     for key in ("image_mean", "image_std"):
         if key in table:
@@ -237,29 +237,28 @@ def _images(table: Table, side: int) -> dict[str, Json]:
     for key in ("size", "crop_size"):
         stated = table.value(key) if key in table else side
         sides = list(stated.values()) if isinstance(stated, dict) else [stated]
-        if not sides or any(found != side for found in sides):
+        if not sides or any(each != side for each in sides):
             problem = f"the vision tower's {key} is not its image_size"
             raise Mismatch(problem, where=table.where, found=stated, expected=side, remedy="fetch it again")
     return found
 
 
 def llava_config(
-    text: dict[str, Json], vision: dict[str, Json], seeing: Seeing, image_token: int, patches: int, *, bias: bool
+    text: dict[str, Json], vision: VisionConfig, features: ImageFeatures, image_token_id: int, *, projector_bias: bool
 ) -> dict[str, Json]:
-    """Return config.json of a LLaVA; ``bias`` says whether the projector has one. ``image_token`` is an id."""
-    special = {key: text[key] for key in SPECIAL}
+    """Return config.json of a LLaVA with the language model ``text``."""
     return {
         "architectures": ["LlavaForConditionalGeneration"],
-        **special,
-        "image_seq_length": patches,
-        "image_token_index": image_token,
+        **{key: text[key] for key in SPECIAL},
+        "image_seq_length": vision.sizes.patches,
+        "image_token_index": image_token_id,
         "model_type": "llava",
-        "multimodal_projector_bias": bias,
+        "multimodal_projector_bias": projector_bias,
         "projector_hidden_act": "linear",
         "text_config": text,
         "tie_word_embeddings": False,
         "torch_dtype": text["torch_dtype"],
-        "vision_config": vision,
-        "vision_feature_layer": seeing.layer,
+        "vision_config": vision.config(text["torch_dtype"]),
+        "vision_feature_layer": features.layer,
         "vision_feature_select_strategy": "default",
     }

@@ -1,12 +1,12 @@
-"""How one speaks to a model: the prompts of its own code, as the chat template that current transformers renders.
+"""Chat templates for current transformers, which give the prompts of the models' own code.
 
-Enters: the name of a conversation; conversations.toml, which lies in the package, has its strings and where they are from. Leaves:
-the text of chat_template.jinja, and the strings at which an answer ends. Never: a change to what the user says, or the beginning
-``<s>``, which the tokenizer adds.
+conversations.toml, in this package, has the strings of each conversation and their sources. The beginning ``<s>`` is left to the
+tokenizer.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,71 +15,20 @@ from importlib.resources import files
 from string import Template
 
 from deltaweights.errors import UsageError
-from deltaweights.recipes import table as forms
-from deltaweights.recipes.document import read_document
-from deltaweights.recipes.table import Table, candidates
+from deltaweights.recipes.table import LINE, TEXT, URL, Table, candidates
+from deltaweights.recipes.toml_document import parse_toml
 
 DATA = "conversations.toml"
 
 IMAGE, START, END = "<im_patch>", "<im_start>", "<im_end>"
-"""LLaVA's tokens: one for each feature of an image, which a template has once and the processor repeats, and those around them."""
+"""LLaVA's tokens: one for each feature of an image, which a template has once and the processor repeats, and those around it."""
 
 KEYS = (
     "title", "sources", "images", "after_system", "user", "assistant", "generation", "stop", "single", "forms",
 )  # fmt: skip
 
-TEMPLATE = Template("""\
-{#- The prompts of $title, as its own code made them. conv_mode chooses the form: $choices. -#}
-{%- set systems = {
-    $systems
-} -%}
-{%- set openings = {
-    $openings
-} -%}
-{%- set image = $image -%}
-{%- set form = conv_mode | default("simple", true) -%}
-{%- if form not in systems -%}
-    {{- raise_exception("conv_mode is " ~ form ~ $expected) -}}
-{%- endif -%}
-
-{#- What a message says: its text, and after that its images. -#}
-{%- macro said(message) -%}
-    {%- set content = message["content"] -%}
-    {%- if content is string -%}
-        {{- content -}}
-    {%- elif content and content is sequence and content is not mapping -%}
-        {%- for part in content -%}
-            {%- if part["type"] == "text" -%}
-                {{- part["text"] -}}
-            {%- elif part["type"] != "image" or message["role"] != "user" or not image -%}
-                {{- raise_exception("the model cannot read this part of the " ~ message["role"] ~ "'s message: " ~ part["type"]) -}}
-            {%- endif -%}
-        {%- endfor -%}
-        {%- for part in content if part["type"] == "image" -%}
-            {{- image -}}
-        {%- endfor -%}
-    {%- else -%}
-        {{- raise_exception("the " ~ message["role"] ~ "'s message has no content") -}}
-    {%- endif -%}
-{%- endmacro -%}
-
-{%- if messages and messages[0]["role"] == "system" -%}
-    {{- said(messages[0]) ~ $after_system -}}
-{%- else -%}
-    {{- systems[form] ~ $after_system -}}
-{%- endif -%}
-{{- openings[form] -}}
-{%- for message in messages -%}
-    {%- if message["role"] == "user" -%}
-        {{- $before_user ~ said(message) ~ $after_user -}}
-    {%- elif message["role"] == "assistant" -%}
-        {{- $before_assistant ~ said(message) ~ $after_assistant -}}
-    {%- elif not (loop.first and message["role"] == "system") -%}
-        {{- raise_exception("a message is of user or assistant, the first also of system; not of " ~ message["role"]) -}}
-    {%- endif -%}
-{%- endfor -%}
-$ending""")
-"""Every tag trims the blanks around it, so that what is rendered does not depend on an environment's own trimming."""
+TEMPLATE = "chat_template.jinja.in"
+"""In this package. Every tag trims the blanks around it, so that the result does not depend on an environment's own trimming."""
 
 ASKED = """\
 {%- if add_generation_prompt -%}
@@ -99,8 +48,8 @@ SINGLE = """\
 
 
 @dataclass(frozen=True)
-class Form:
-    """One way to open a conversation: the system's text, and turns of user and assistant, by turns, that stand before the first."""
+class PromptFormat:
+    """One way to open a conversation: the system's text, and opening turns, alternately of user and assistant."""
 
     system: str
     turns: tuple[str, ...]
@@ -108,10 +57,10 @@ class Form:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What conversations.toml says of a model, in its words; ``forms`` by name, "simple" first.
+    """A model's entry in conversations.toml; ``forms`` are its prompt formats by name, "simple" first.
 
-    ``user`` and ``assistant`` are the strings before and after a turn; ``generation`` is empty where the model itself writes how
-    its turn begins.
+    ``user`` and ``assistant`` are the strings before and after a turn; ``generation`` is empty where the model itself writes the
+    beginning of its turn.
     """
 
     title: str
@@ -123,13 +72,13 @@ class Conversation:
     generation: str
     stop: tuple[str, ...]
     single: bool
-    forms: Mapping[str, Form]
+    forms: Mapping[str, PromptFormat]
 
 
 @cache
 def conversations() -> dict[str, Conversation]:
     """Return all known conversations by name, in the order of conversations.toml."""
-    document = read_document(files("deltaweights.export").joinpath(DATA).read_bytes(), DATA)
+    document = parse_toml(files(__package__).joinpath(DATA).read_bytes(), DATA)
     top = Table(document, DATA)
     return {name: _conversation(top.table(name, KEYS)) for name in top}
 
@@ -137,81 +86,77 @@ def conversations() -> dict[str, Conversation]:
 def chat_template(name: str, *, start_and_end: bool = True) -> str:
     """Return the text of chat_template.jinja for the conversation ``name``.
 
-    Beside transformers' own variables the template has one, ``conv_mode``, named as the option of the original scripts: the form,
-    such as "simple", the default, or "multimodal". A message's content is a string or a list of parts, ``{"type": "text", "text":
-    ...}`` and, in the user's turns, ``{"type": "image"}``; a leading system message stands instead of the form's system text. Each
-    image is one ``IMAGE`` on a line of its own after the text, between ``START`` and ``END`` unless ``start_and_end`` is false
-    (``mm_use_im_start_end`` of LLaVA's config.json). What cannot be rendered raises through ``raise_exception``.
-
-    Raises ``UsageError`` when no conversation has this name.
+    Its variable ``conv_mode``, named after the option of the original scripts, chooses the prompt format: "simple", the default, or
+    for example "multimodal". A message's content is a string or a list of parts, ``{"type": "text", "text": ...}`` and, from the
+    user, ``{"type": "image"}``; a leading system message replaces the format's system text. Each image is one ``IMAGE`` on a line
+    of its own after the text, between ``START`` and ``END`` if ``start_and_end`` (``mm_use_im_start_end`` of LLaVA's config.json).
+    What cannot be rendered raises through ``raise_exception``. Raises ``UsageError`` for an unknown conversation.
     """
     known = _known(name)
     image = f"\n{START}{IMAGE}{END}" if start_and_end else f"\n{IMAGE}"
-    ending = ASKED if known.generation else NOT_ASKED
+    ending = Template(ASKED if known.generation else NOT_ASKED).substitute(
+        generation=_quoted(known.generation), assistant=_quoted(known.assistant[0].strip())
+    )
     first, *others = map(_quoted, known.forms)
-    return TEMPLATE.substitute(
+    template = Template(files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
+    return template.substitute(
         title=known.title,
         choices=f"{first}, the default{''.join(f', or {other}' for other in others)}",
         expected=_quoted(f"; it must be one of: {', '.join(known.forms)}"),
-        systems=_dictionary({form: opened.system for form, opened in known.forms.items()}),
-        openings=_dictionary({form: _opening(known, opened) for form, opened in known.forms.items()}),
+        systems=_dictionary({key: form.system for key, form in known.forms.items()}),
+        openings=_dictionary({key: _opening(known, form) for key, form in known.forms.items()}),
         image=_quoted(image if known.images else ""),
         after_system=_quoted(known.after_system),
         before_user=_quoted(known.user[0]),
         after_user=_quoted(known.user[1]),
         before_assistant=_quoted(known.assistant[0]),
         after_assistant=_quoted(known.assistant[1]),
-        ending=(SINGLE if known.single else "")
-        + Template(ending).substitute(
-            generation=_quoted(known.generation), assistant=_quoted(known.assistant[0].strip())
-        ),
+        ending=f"{SINGLE if known.single else ''}{ending}",
     )
 
 
 def stop_strings(name: str) -> tuple[str, ...]:
-    """Return the strings after which the original code stopped reading an answer. Raises ``UsageError`` as above."""
+    """Return the strings at which the original code ended an answer. Raises ``UsageError`` for an unknown conversation."""
     return _known(name).stop
 
 
 def _known(name: str) -> Conversation:
     known = conversations()
     if name not in known:
-        raise UsageError(
-            "no conversation has this name", found=name, expected=candidates(name, tuple(known)), remedy="correct it"
-        )
+        expected = candidates(name, tuple(known))
+        raise UsageError("no conversation has this name", found=name, expected=expected, remedy="correct it")
     return known[name]
 
 
 def _conversation(table: Table) -> Conversation:
     table.require("title", "sources", "after_system", "user", "assistant", "stop", "forms")
-    opened = table.table("forms")
+    formats = table.table("forms")
     return Conversation(
-        table.text("title", forms.LINE) or "",
-        table.texts("sources", forms.URL) or (),
-        table.flag("images", default=False),
-        table.text("after_system", forms.TEXT) or "",
-        _around(table, "user"),
-        _around(table, "assistant"),
-        table.text("generation", forms.TEXT) or "",
-        table.texts("stop", forms.LINE) or (),
-        table.flag("single", default=False),
-        {name: _form(opened.table(name, ("system", "turns"))) for name in opened},
+        title=table.text("title", LINE) or "",
+        sources=table.texts("sources", URL) or (),
+        images=table.flag("images", default=False),
+        after_system=table.text("after_system", TEXT) or "",
+        user=_around(table, "user"),
+        assistant=_around(table, "assistant"),
+        generation=table.text("generation", TEXT) or "",
+        stop=table.texts("stop", LINE) or (),
+        single=table.flag("single", default=False),
+        forms={name: _format(formats.table(name, ("system", "turns"))) for name in formats},
     )
 
 
 def _around(table: Table, key: str) -> tuple[str, str]:
-    before, after = table.texts(key, forms.TEXT) or ("", "")
+    before, after = table.texts(key, TEXT) or ("", "")
     return before, after
 
 
-def _form(table: Table) -> Form:
-    return Form(table.text("system", forms.TEXT) or "", table.texts("turns", forms.TEXT) or ())
+def _format(table: Table) -> PromptFormat:
+    return PromptFormat(table.text("system", TEXT) or "", table.texts("turns", TEXT) or ())
 
 
-def _opening(known: Conversation, opened: Form) -> str:
-    """Return the turns that stand before the first."""
-    roles = (known.user, known.assistant)
-    return "".join(roles[i % 2][0] + said + roles[i % 2][1] for i, said in enumerate(opened.turns))
+def _opening(known: Conversation, form: PromptFormat) -> str:
+    roles = itertools.cycle((known.user, known.assistant))
+    return "".join(before + turn + after for (before, after), turn in zip(roles, form.turns))  # noqa: B905  (endless)
 
 
 def _dictionary(values: dict[str, str]) -> str:
@@ -219,5 +164,5 @@ def _dictionary(values: dict[str, str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return ``text`` as a literal of Jinja, which reads JSON's escapes as Python does."""
+    """Return ``text`` as a Jinja literal: Jinja reads JSON's escapes as Python does."""
     return json.dumps(text, ensure_ascii=False)

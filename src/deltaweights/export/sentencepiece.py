@@ -1,10 +1,7 @@
-"""The sentencepiece model of a LLaMA tokenizer: its pieces, and the merges that they stand for.
+"""Reads the sentencepiece model of a LLaMA tokenizer: its pieces, and the merges they imply.
 
-Enters: the bytes of a tokenizer.model. Leaves: the pieces with their scores and kinds, the few settings that matter, and the merges
-of the same byte-pair encoding. Never: the sentencepiece library, which compiles what the file holds: a hostile character map
-ends the interpreter, and empty pieces fill gigabytes.
-
-The file is one protobuf message, ``ModelProto`` of sentencepiece_model.proto, from which the numbers of the fields are.
+The file is one protobuf message, ``ModelProto`` of sentencepiece_model.proto, which defines the field numbers. The sentencepiece
+library is not used, since a hostile file can abuse it: a character map can crash the interpreter, and empty pieces fill gigabytes.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaweights.checkpoint.documents import refuse_another
+from deltaweights.checkpoint.small_files import refuse_wrong_content
 from deltaweights.errors import MalformedInput
 from deltaweights.util.text import counted
 
@@ -38,26 +35,29 @@ SPACE = "▁"
 """Stands for a space in pieces: U+2581."""
 
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
-"""Pieces for the bytes of characters that have no piece."""
+"""Pieces for the bytes of characters without a piece of their own."""
 
-MOST_BYTES = 5 * 1024 * 1024
+MAX_BYTES = 5 * 1024 * 1024
 """LLaMA's tokenizer.model has half a megabyte, the largest known one (256,000 pieces) four."""
 
-MOST_PIECES, MOST_OTHERS = 262_144, 1_000
-"""And fields beside the pieces: there are three."""
+MAX_PIECES, MAX_OTHER_FIELDS = 262_144, 1_000
+"""Pieces, and other fields: there are three."""
 
-LONGEST_PIECE = 128
+MAX_PIECE_LENGTH = 128
 """Characters; LLaMA's longest piece has 16."""
 
-MOST_MERGES = 400_000
+MAX_MERGES = 400_000
 """LLaMA's 32,000 pieces stand for 61,249 merges. More could not be read back by ``strict_json``."""
+
+FIXED_SIZES = {1: 8, 5: 4}
+"""Bytes of a number, by its protobuf wire type."""
 
 REMEDY = "fetch it again"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """An entry of the vocabulary; the higher its score, the sooner two neighbours become it."""
+    """An entry of the vocabulary; the higher its score, the earlier it is merged."""
 
     text: str
     score: float
@@ -68,8 +68,8 @@ class Piece:
 class SentencePieceModel:
     """What a tokenizer.model holds; the id of a piece is its place.
 
-    ``fault`` says in what way it is not LLaMA's kind: a byte-pair encoding that changes nothing in the text but to put
-    ``SPACE`` for spaces and before the first word. Only that kind can be converted exactly.
+    ``fault`` says in what way it is not of LLaMA's kind: a byte-pair encoding whose only change to a text is ``SPACE`` for spaces
+    and before the first word. Only that kind can be converted exactly.
     """
 
     pieces: tuple[Piece, ...]
@@ -83,8 +83,8 @@ class SentencePieceModel:
 
 
 def read_model(data: bytes, where: Path) -> SentencePieceModel:
-    """Return what ``data``, the content of ``where``, says. Raises ``MalformedInput`` when it is no sentencepiece model."""
-    refuse_another(data, where)
+    """Parse ``data``, the content of ``where``. Raises ``MalformedInput`` when it is not a sentencepiece model."""
+    refuse_wrong_content(data, where)
     try:
         return _model(data)
     except ValueError as error:
@@ -92,16 +92,16 @@ def read_model(data: bytes, where: Path) -> SentencePieceModel:
 
 
 def merges_of(model: SentencePieceModel, where: Path) -> list[tuple[str, str]]:
-    """Return the pairs of pieces that become a piece, first those that become it first.
+    """Return the pairs of pieces that merge into a piece, in the order of merging.
 
-    Sentencepiece joins the two neighbours whose piece has the highest score. Every way to cut a piece in two pieces is thus a merge
-    with the rank of its score; for one piece, the longer left part goes first (as in the tokenizer.json of LLaMA).
-    Raises ``MalformedInput`` for a ``model`` that is not of LLaMA's kind, or has more than ``MOST_MERGES``.
+    Sentencepiece joins the two neighbours whose piece has the highest score. Every way to cut a piece in two is thus a merge with
+    the rank of its score; of one piece, the merge with the longer left part comes first (as in LLaMA's tokenizer.json).
+    Raises ``MalformedInput`` for a model that is not of LLaMA's kind, or has more than ``MAX_MERGES``.
     """
     if model.fault is not None:
         remedy = "put the tokenizer.json of the model beside it"
         raise MalformedInput("not a LLaMA tokenizer", where=where, found=model.fault, remedy=remedy)
-    # Text never becomes a control or byte piece by merging.
+    # Merging never yields a control or byte piece.
     scores = {piece.text: piece.score for piece in model.pieces if piece.kind == NORMAL}
     merges = []
     for text, score in scores.items():
@@ -109,29 +109,29 @@ def merges_of(model: SentencePieceModel, where: Path) -> list[tuple[str, str]]:
             left, right = text[:cut], text[cut:]
             if left in scores and right in scores:
                 merges.append((score, cut, len(text), left, right))
-        if len(merges) > MOST_MERGES:
-            found = f"more than {MOST_MERGES:,} merges"
+        if len(merges) > MAX_MERGES:
+            found = f"more than {MAX_MERGES:,} merges"
             raise MalformedInput("not a sentencepiece model", where=where, found=found, remedy=REMEDY)
-    # A sort keeps the order of equals, also when it is reversed: that of the vocabulary.
+    # A sort, even a reversed one, keeps the order of equals: that of the vocabulary.
     merges.sort(key=lambda merge: merge[:3], reverse=True)
     return [(left, right) for _, _, _, left, right in merges]
 
 
 def _model(data: bytes) -> SentencePieceModel:
-    if len(data) > MOST_BYTES:
+    if len(data) > MAX_BYTES:
         raise ValueError(f"{len(data):,} bytes")
     pieces: dict[str, Piece] = {}
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
     for count, (number, value) in enumerate(_fields(data)):
-        if count > MOST_PIECES + MOST_OTHERS:
-            raise ValueError(f"more than {MOST_PIECES + MOST_OTHERS:,} fields")
+        if count > MAX_PIECES + MAX_OTHER_FIELDS:
+            raise ValueError(f"more than {MAX_PIECES + MAX_OTHER_FIELDS:,} fields")
         if number == 1:
             piece = _piece(_chosen(value, 1, 2, 3))
             if piece.text in pieces:
                 raise ValueError(f"the piece {piece.text} twice")
-            if len(pieces) == MOST_PIECES:
-                raise ValueError(f"more than {MOST_PIECES:,} pieces")
+            if len(pieces) == MAX_PIECES:
+                raise ValueError(f"more than {MAX_PIECES:,} pieces")
             pieces[piece.text] = piece
         elif number == 2:
             trainer |= _chosen(value, MODEL_TYPE, SUFFIX, BYTE_FALLBACK)
@@ -139,7 +139,7 @@ def _model(data: bytes) -> SentencePieceModel:
             normalizer |= _chosen(value, CHARACTER_MAP, *LLAMA_NORMALIZER)
     unknown = sum(piece.kind == UNKNOWN for piece in pieces.values())
     if unknown != 1:
-        raise ValueError(f"{counted(unknown, 'piece')} for what is unknown")
+        raise ValueError(f"{counted(unknown, 'piece')} for unknown text")
     byte_fallback = bool(trainer.get(BYTE_FALLBACK, 0))
     if byte_fallback and not pieces.keys() >= {*BYTES}:
         raise ValueError("bytes without a piece")
@@ -148,8 +148,8 @@ def _model(data: bytes) -> SentencePieceModel:
 
 def _piece(fields: Mapping[int, int | bytes]) -> Piece:
     text, score, kind = fields.get(1, b""), fields.get(2, bytes(4)), fields.get(3, NORMAL)
-    if not isinstance(text, bytes) or not 0 < len(content := text.decode()) <= LONGEST_PIECE:
-        raise ValueError("a piece without a text, or with a long one")
+    if not isinstance(text, bytes) or not 0 < len(content := text.decode()) <= MAX_PIECE_LENGTH:
+        raise ValueError("a piece without text, or too long")
     if not isinstance(score, bytes) or len(score) != 4 or not math.isfinite(number := struct.unpack("<f", score)[0]):
         raise ValueError(f"the piece {content} without a score")
     if not isinstance(kind, int) or not NORMAL <= kind <= BYTE or (kind == BYTE and content not in BYTES):
@@ -161,26 +161,26 @@ def _fault(
     pieces: Mapping[str, Piece], trainer: Mapping[int, int | bytes], normalizer: Mapping[int, int | bytes]
 ) -> str | None:
     if trainer.get(MODEL_TYPE, 1) != BPE:
-        return "a model that is no byte-pair encoding"
+        return "a model that is not a byte-pair encoding"
     if normalizer.get(CHARACTER_MAP) or any(
         bool(normalizer.get(setting, True)) != llama for setting, llama in LLAMA_NORMALIZER.items()
     ):
         return "a model that normalizes text"
     if trainer.get(SUFFIX):
-        return "a model with spaces behind words"
+        return "a model with spaces after words"
     odd = [text for text, piece in pieces.items() if piece.kind in {USER_DEFINED, UNUSED} or " " in text]
-    return f"the piece {odd[0]}, which no merge makes" if odd else None
+    return f"the piece {odd[0]}, which no merge yields" if odd else None
 
 
 def _chosen(message: int | bytes, *numbers: int) -> dict[int, int | bytes]:
-    """Return the fields ``numbers`` of ``message``; of one that stands twice the last, as protobuf has it."""
+    """Return the fields ``numbers`` of ``message``; the last one where a field is repeated, as in protobuf."""
     if not isinstance(message, bytes):
-        raise ValueError("a number in place of a message")
+        raise ValueError("a number instead of a message")
     return {number: value for number, value in _fields(message) if number in numbers}
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield number and value of each field of a protobuf message; numbers of a fixed size as their bytes."""
+    """Yield the number and value of each field of a protobuf message; fixed-size numbers as bytes."""
     place = 0
     while place < len(message):
         key, place = _varint(message, place)
@@ -191,8 +191,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         else:
             if wire_type == 2:
                 size, place = _varint(message, place)
-            elif wire_type in {1, 5}:
-                size = 8 if wire_type == 1 else 4
+            elif wire_type in FIXED_SIZES:
+                size = FIXED_SIZES[wire_type]
             else:
                 raise ValueError(f"a field of the wire type {wire_type}")
             value = message[place : place + size]
@@ -203,7 +203,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(message: bytes, place: int) -> tuple[int, int]:
-    """Return the number at ``place``, 7 bits a byte, the low ones first, and the place behind it."""
+    """Return the number at ``place``, 7 bits a byte, the low ones first, and the place after it."""
     number = 0
     for shift in range(0, 70, 7):
         if place >= len(message):

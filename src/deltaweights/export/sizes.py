@@ -1,8 +1,6 @@
-"""What tensors a LLaMA and a CLIP vision model of given sizes consist of.
+"""The tensors of a LLaMA and of a CLIP vision model of given sizes, under original names.
 
-Enters: sizes. Leaves: the name and shape of every tensor, under original names. Never: a tensor that a loader makes itself.
-
-Shapes: ``modeling_llama.py`` and ``modeling_clip.py`` of transformers.
+Shapes: ``modeling_llama.py`` and ``modeling_clip.py`` of transformers. Buffers that a loader creates itself are left out.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ EMBEDDING = "model.embed_tokens.weight"
 
 @dataclass(frozen=True)
 class TextSizes:
-    """Sizes of a LLaMA; ``rows`` are those of embedding and head, ``key_value_rows`` those of k_proj and v_proj."""
+    """Sizes of a LLaMA: ``rows`` of embedding and head, ``key_value_rows`` of k_proj and v_proj."""
 
     hidden: int
     intermediate: int
@@ -27,9 +25,9 @@ class TextSizes:
     key_value_rows: int
 
     @classmethod
-    def of(cls, shapes: Mapping[str, Shape]) -> TextSizes | None:
-        """Return the sizes that tensors of these shapes tell; None when they are no LLaMA's."""
-        names = (EMBEDDING, *(f"model.layers.0.{part}_proj.weight" for part in ("mlp.gate", "self_attn.k")))
+    def from_shapes(cls, shapes: Mapping[str, Shape]) -> TextSizes | None:
+        """Return the sizes that follow from these tensors, None when they are not a LLaMA's."""
+        names = (EMBEDDING, "model.layers.0.mlp.gate_proj.weight", "model.layers.0.self_attn.k_proj.weight")
         if any(len(shapes.get(name, ())) != 2 for name in names):
             return None
         (rows, hidden), (intermediate, _), (key_value_rows, _) = (shapes[name] for name in names)
@@ -37,7 +35,7 @@ class TextSizes:
         return cls(hidden, intermediate, len(layers), rows, key_value_rows)
 
     def tensors(self) -> Iterator[tuple[str, Shape]]:
-        """Yield name and shape of every weight."""
+        """Yield the name and shape of every weight."""
         hidden, inner = self.hidden, self.intermediate
         yield EMBEDDING, (self.rows, hidden)
         for layer in range(self.layers):
@@ -66,11 +64,11 @@ class VisionSizes:
 
     @property
     def patches(self) -> int:
-        """How many patches an image has: so many features the language model gets."""
+        """Patches of an image, and so the number of features that the language model gets."""
         return (self.image // self.patch) ** 2
 
     def tensors(self) -> Iterator[tuple[str, Shape]]:
-        """Yield name and shape of every weight."""
+        """Yield the name and shape of every weight."""
         hidden, inner, at = self.hidden, self.intermediate, "vision_model."
         yield f"{at}embeddings.class_embedding", (hidden,)
         yield f"{at}embeddings.patch_embedding.weight", (hidden, self.channels, self.patch, self.patch)
@@ -78,13 +76,13 @@ class VisionSizes:
         for norm in ("pre_layrnorm", "post_layernorm"):  # the first is spelled so
             yield from _with_bias(f"{at}{norm}", (hidden,))
         for layer in range(self.layers):
-            deeper = f"{at}encoder.layers.{layer}."
+            inside = f"{at}encoder.layers.{layer}."
             for part in ("q", "k", "v", "out"):
-                yield from _with_bias(f"{deeper}self_attn.{part}_proj", (hidden, hidden))
-            yield from _with_bias(f"{deeper}layer_norm1", (hidden,))
-            yield from _with_bias(f"{deeper}layer_norm2", (hidden,))
-            yield from _with_bias(f"{deeper}mlp.fc1", (inner, hidden))
-            yield from _with_bias(f"{deeper}mlp.fc2", (hidden, inner))
+                yield from _with_bias(f"{inside}self_attn.{part}_proj", (hidden, hidden))
+            yield from _with_bias(f"{inside}layer_norm1", (hidden,))
+            yield from _with_bias(f"{inside}layer_norm2", (hidden,))
+            yield from _with_bias(f"{inside}mlp.fc1", (inner, hidden))
+            yield from _with_bias(f"{inside}mlp.fc2", (hidden, inner))
 
 
 def _with_bias(module: str, shape: Shape) -> Iterator[tuple[str, Shape]]:

@@ -1,9 +1,4 @@
-"""The tokenizer of a delta of 2023, repaired so that current transformers loads it, every token at its id.
-
-Enters: the tokenizer files that lie beside the weights, the rows of the embedding, and what a recipe knows. Leaves: the files that
-transformers 4 and 5 load, the ids that the other files of a model need, and what was repaired, in words. Never: a token moved to
-another id, a token without a row, or files that disagree.
-"""
+"""Repairs the tokenizer of a delta of 2023 so that transformers 4 and 5 load it, with every token at its id."""
 
 from __future__ import annotations
 
@@ -12,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltaweights.errors import MalformedInput, Mismatch, printable
-from deltaweights.export.added_tokens import STRIPPING, Flags, Source, unite
+from deltaweights.export.added_tokens import STRIPPING, TokenFlags, TokenSource, merge_ids
 from deltaweights.export.tokenizer_files import (
     ADDED,
     BOS,
@@ -33,24 +28,24 @@ PAD = "[PAD]"
 """The token that fine-tunings of 2023 added for padding."""
 
 CLASS = "PreTrainedTokenizerFast"
-"""Loads tokenizer.json as it is, in transformers 4 and 5. LlamaTokenizer of 5 does not: it puts no space before a text that begins
-with one, as the original did."""
+"""Loads tokenizer.json as it is, in transformers 4 and 5. LlamaTokenizer of 5 does not: unlike the original, it puts no space
+before a text that begins with one."""
 
 CONTEXT = 2048
-"""Tokens that LLaMA-1 was trained on at once: the length where the files state none, or one that stands for "any"."""
+"""LLaMA-1's longest input, in tokens: the length where the files state none, or one that means "any"."""
 
-MOST_CONTEXT = 1_000_000
+MAX_CONTEXT = 1_000_000
 
-MOST_NAMES = 8
-"""Tokens named in a line; the others are counted."""
+MAX_LISTED = 8
+"""Tokens named in a note; the others are counted."""
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Ids of the finished tokenizer.
+class TokenIds:
+    """Ids of the repaired tokenizer.
 
-    ``pad`` is [PAD], or ``unk`` where [PAD] has no row; ``added`` are the tokens behind the vocabulary, by content, in the order
-    of their ids; ``size`` is the count of all tokens.
+    ``pad`` is [PAD], or ``unk`` where [PAD] has no row; ``added`` are the tokens after the vocabulary, by content, in the order of
+    their ids; ``size`` is the number of all tokens.
     """
 
     bos: int
@@ -63,20 +58,20 @@ class Tokens:
 
 @dataclass(frozen=True)
 class RepairedTokenizer:
-    """Contents of files by name, the ids in them, and what was repaired: a printable line each, for people."""
+    """Contents of files by name, the ids of its tokens, and a printable line for each repair."""
 
     files: dict[str, bytes]
-    tokens: Tokens
+    tokens: TokenIds
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class _Token:
-    """A token that is looked for in a text before the text is cut into pieces."""
+class _AddedToken:
+    """A token that is matched before a text is split into pieces."""
 
     id: int
     content: str
-    flags: Flags
+    flags: TokenFlags
 
 
 def repair_tokenizer(
@@ -88,28 +83,29 @@ def repair_tokenizer(
     chat_template: str | None = None,
     stop_strings: Sequence[str] = (),
 ) -> RepairedTokenizer:
-    """Return the tokenizer that ``files``, contents by name, of the folder ``where``, hold, in the form of current transformers.
+    """Return the tokenizer in ``files``, contents by name, of the folder ``where``, in the form of current transformers.
 
-    ``rows`` are those of the embedding: a token whose id is not below them is left out. ``known`` are ids by token that a recipe
-    states; ``stop_strings`` stand in tokenizer_config.json, where only this program looks for them. One of tokenizer.model and
-    tokenizer.json must be there. A tokenizer.json is kept, but for its added tokens and what begins a text.
+    ``rows`` is the embedding's: a token whose id is not below it is dropped. ``known`` are ids by token from a recipe.
+    ``stop_strings`` go into tokenizer_config.json, where only this program looks for them. tokenizer.model or tokenizer.json must
+    be there; of a tokenizer.json only the added tokens, and what begins a text, are changed.
 
-    Raises ``MalformedInput`` when there is no tokenizer, none of LLaMA's kind, or a file breaks its format's rules, and
-    ``Mismatch`` when files, recipe and rows contradict each other, or an id below another has no token.
+    Raises ``MalformedInput`` for a missing or malformed tokenizer, or one not of LLaMA's kind, and ``Mismatch`` when files, recipe
+    and rows contradict each other, or an id below another has no token.
     """
-    held = read_files(files, where)
-    stated = unite((held.vocabulary, *held.beside), where)
-    united = unite((Source("the files", stated, {}), Source("the recipe", known or {}, {})), where)
-    ids = _with_rows(united, held.vocabulary, rows, where)
-    tokens = _tokens(ids, held.vocabulary, where)
+    source = read_files(files, where)
+    stated = merge_ids((source.vocabulary, *source.added), where)
+    merged = merge_ids((TokenSource("the files", stated, {}), TokenSource("the recipe", known or {}, {})), where)
+    ids = _with_rows(merged, source.vocabulary, rows, where)
+    tokens = _token_ids(ids, source.vocabulary, where)
     special = {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK, "pad_token": PAD if PAD in ids else UNK}
-    added = list(_added(held, ids, frozenset(special.values())))
+    added = list(_added_tokens(source, ids, frozenset(special.values())))
     document = with_tokens(
-        held.document, [(token.id, token.content, token.flags) for token in added], (tokens.bos, BOS)
+        source.document, [(token.id, token.content, token.flags) for token in added], (tokens.bos, BOS)
     )
-    config = _config(held, special, added, stop_strings)
+    config = _config(source, special, added, stop_strings)
+    unchanged = not source.converted and document == source.document
     result = {
-        DOCUMENT: _written(document, where) if held.made or document != held.document else files[DOCUMENT],
+        DOCUMENT: files[DOCUMENT] if unchanged else _written(document, where),
         CONFIG: _written(config, where),
         SPECIAL: _written(_special_tokens_map(special, added), where),
     }
@@ -120,17 +116,17 @@ def repair_tokenizer(
     if chat_template is not None:
         result[TEMPLATE] = chat_template.encode()
     notes = [
-        *_named("from the recipe", (content for content in united if content not in stated)),
-        *_named("left out, without a row of the embedding", (content for content in united if content not in ids)),
-        *_changes(held, added, config, special),
+        *_list_tokens("from the recipe", (content for content in merged if content not in stated)),
+        *_list_tokens("dropped, without a row of the embedding", (content for content in merged if content not in ids)),
+        *_repairs(source, added, config, special),
     ]
     if rows > tokens.size:
         notes.append(f"{counted(rows - tokens.size, 'row')} of the embedding without a token")
     return RepairedTokenizer(result, tokens, tuple(notes))
 
 
-def _with_rows(united: Mapping[str, int], vocabulary: Source, rows: int, where: Path) -> dict[str, int]:
-    """Return the tokens with a row, by content in the order of their ids, which are consecutive."""
+def _with_rows(merged: Mapping[str, int], vocabulary: TokenSource, rows: int, where: Path) -> dict[str, int]:
+    """Return the tokens with a row, by content in the order of their ids, which must be consecutive."""
     largest = max(vocabulary.ids.values(), default=-1)
     if largest >= rows:
         raise Mismatch(
@@ -140,53 +136,52 @@ def _with_rows(united: Mapping[str, int], vocabulary: Source, rows: int, where: 
             expected=f"at least {largest + 1:,}",
             remedy="take the tokenizer of this model",
         )
-    kept = sorted((number, content) for content, number in united.items() if number < rows)
+    kept = sorted((number, content) for content, number in merged.items() if number < rows)
     for expected, (number, content) in enumerate(kept):
         if number != expected:
+            problem, remedy = "an id without a token", f"name it in {ADDED}, or name the recipe: deltaweights recipes"
             raise Mismatch(
-                "an id without a token",
-                where=where,
-                found=f"none for {expected:,}, but {content} for {number:,}",
-                remedy=f"name it in {ADDED}, or name the recipe: deltaweights recipes",
+                problem, where=where, found=f"none for {expected:,}, but {content} for {number:,}", remedy=remedy
             )
     return {content: number for number, content in kept}
 
 
-def _tokens(ids: Mapping[str, int], vocabulary: Source, where: Path) -> Tokens:
+def _token_ids(ids: Mapping[str, int], vocabulary: TokenSource, where: Path) -> TokenIds:
     for content in (BOS, EOS, UNK):
         if content not in ids:
-            remedy = "use --layout original"
-            raise MalformedInput("not a LLaMA tokenizer", where=where, found=f"no token {content}", remedy=remedy)
+            found, remedy = f"no token {content}", "use --layout original"
+            raise MalformedInput("not a LLaMA tokenizer", where=where, found=found, remedy=remedy)
     added = {content: number for content, number in ids.items() if content not in vocabulary.ids}
-    return Tokens(ids[BOS], ids[EOS], ids[UNK], ids.get(PAD, ids[UNK]), added, len(ids))
+    unk = ids[UNK]
+    return TokenIds(bos=ids[BOS], eos=ids[EOS], unk=unk, pad=ids.get(PAD, unk), added=added, size=len(ids))
 
 
-def _added(held: TokenizerFiles, ids: Mapping[str, int], special: frozenset[str]) -> Iterator[_Token]:
-    """Yield the tokens behind the vocabulary, and those in it that are special or that a file names, in the order of their ids."""
-    stated: dict[str, Flags] = {}
-    for source in held.beside:
-        stated = {**source.flags, **stated}
-    beside = special.union(*(source.ids for source in held.beside))
+def _added_tokens(source: TokenizerFiles, ids: Mapping[str, int], special: frozenset[str]) -> Iterator[_AddedToken]:
+    """Yield the tokens after the vocabulary, and those in it that are special or that a file names, in the order of ids."""
+    stated: dict[str, TokenFlags] = {}
+    for each in source.added:
+        stated = {**each.flags, **stated}
+    named = special.union(*(each.ids for each in source.added))
     for content, number in ids.items():
-        inside = content in held.vocabulary.ids
-        if inside and content not in beside:
+        in_vocabulary = content in source.vocabulary.ids
+        if in_vocabulary and content not in named:
             continue
-        flags = stated.get(content, Flags() if inside else STRIPPING)
-        # In normalized text a token is found only behind a space: of 256 image tokens in a row the first one.
-        flags = replace(flags, normalized=flags.normalized and inside, special=flags.special or content in special)
-        yield _Token(number, content, flags)
+        flags = stated.get(content, TokenFlags() if in_vocabulary else STRIPPING)
+        # In normalized text a token is found only after a space: of 256 image tokens in a row the first one.
+        normalized, is_special = flags.normalized and in_vocabulary, flags.special or content in special
+        yield _AddedToken(number, content, replace(flags, normalized=normalized, special=is_special))
 
 
 def _config(
-    held: TokenizerFiles, special: Mapping[str, str], added: Iterable[_Token], stop_strings: Sequence[str]
+    source: TokenizerFiles, special: Mapping[str, str], added: Iterable[_AddedToken], stop_strings: Sequence[str]
 ) -> dict[str, Json]:
     """Return tokenizer_config.json."""
-    length, side = held.config.get("model_max_length"), held.config.get("padding_side")
-    splitter = held.document.get("pre_tokenizer")
+    length, side = source.config.get("model_max_length"), source.config.get("padding_side")
+    splitter = source.document.get("pre_tokenizer")
     config = {
         "tokenizer_class": CLASS,
-        "model_max_length": length if type(length) is int and 0 < length <= MOST_CONTEXT else CONTEXT,
-        # For those who ask for transformers' slow LlamaTokenizer, which reads tokenizer.model: as in 2023.
+        "model_max_length": length if type(length) is int and 0 < length <= MAX_CONTEXT else CONTEXT,
+        # For transformers' slow LlamaTokenizer, which reads tokenizer.model: as in 2023.
         "legacy": True,
         "add_bos_token": True,
         "add_eos_token": False,
@@ -196,40 +191,41 @@ def _config(
     if side in ("left", "right"):
         config["padding_side"] = side
     if isinstance(splitter, dict) and splitter.get("add_prefix_space") is True:
-        config["add_prefix_space"] = True  # without it transformers 4.46 to 4.57 puts it out in tokenizer.json's own
+        config["add_prefix_space"] = True  # without it transformers 4.46 to 4.57 turns it off in tokenizer.json's own
     if stop_strings:
         config["stop_strings"] = list(stop_strings)
     decoder = {str(token.id): {"content": token.content, **vars(token.flags)} for token in added}
     return {**config, "added_tokens_decoder": decoder}
 
 
-def _special_tokens_map(special: Mapping[str, str], added: Iterable[_Token]) -> dict[str, Json]:
-    """Return special_tokens_map.json, which transformers before 4.34 reads, and other programs."""
-    flags = {token.content: vars(token.flags) for token in added}
-    return {
-        role: {"content": content, **{flag: on for flag, on in flags[content].items() if flag != "special"}}
-        for role, content in special.items()
-    }
+def _special_tokens_map(special: Mapping[str, str], added: Iterable[_AddedToken]) -> dict[str, Json]:
+    """Return special_tokens_map.json, for transformers before 4.34 and other programs."""
+    flags = {token.content: {**vars(token.flags)} for token in added}
+    for each in flags.values():
+        del each["special"]
+    return {role: {"content": content, **flags[content]} for role, content in special.items()}
 
 
-def _changes(
-    held: TokenizerFiles, added: Iterable[_Token], config: Mapping[str, Json], special: Mapping[str, str]
+def _repairs(
+    source: TokenizerFiles, added: Iterable[_AddedToken], config: Mapping[str, Json], special: Mapping[str, str]
 ) -> Iterator[str]:
-    """Yield a line for each thing that a file says otherwise."""
-    if held.made:
+    """Yield a line for each difference to the files."""
+    if source.converted:
         yield f"{DOCUMENT} is made from {MODEL}"
     else:
-        stated = held.beside[0].flags
-        yield from _named(f"added to {DOCUMENT}", (token.content for token in added if token.content not in stated))
+        stated = source.added[0].flags
+        yield from _list_tokens(
+            f"added to {DOCUMENT}", (token.content for token in added if token.content not in stated)
+        )
         other = (token.content for token in added if stated.get(token.content, token.flags) != token.flags)
-        yield from _named(f"found in another way than {DOCUMENT} said", other)
+        yield from _list_tokens(f"matched otherwise than {DOCUMENT} stated", other)
         bos = next(token.id for token in added if token.content == BOS)
-        if not begins_with(held.document.get("post_processor"), bos, BOS):
+        if not begins_with(source.document.get("post_processor"), bos, BOS):
             yield f"{DOCUMENT}: a text begins with {BOS}"
     for key in ("tokenizer_class", "model_max_length"):
-        if held.config.get(key) not in (None, config[key]):
-            yield f"{CONFIG}: {key} is {config[key]}, not {_shown(held.config[key])}"
-    for name, document in ((CONFIG, held.config), (SPECIAL, held.special)):
+        if source.config.get(key) not in (None, config[key]):
+            yield f"{CONFIG}: {key} is {config[key]}, not {_shown(source.config[key])}"
+    for name, document in ((CONFIG, source.config), (SPECIAL, source.special)):
         for role, content in special.items():
             value = document.get(role)
             value = value.get("content") if isinstance(value, dict) else value
@@ -237,12 +233,12 @@ def _changes(
                 yield f"{name}: {role} is {content}, not {_shown(value)}"
 
 
-def _named(what: str, contents: Iterable[str]) -> Iterator[str]:
-    """Yield one line that says ``what`` became of the tokens ``contents``, or none when there are none."""
+def _list_tokens(what: str, contents: Iterable[str]) -> Iterator[str]:
+    """Yield a line on the tokens ``contents``, or nothing when there are none."""
     names = list(contents)
     if names:
-        shown = ", ".join(printable(name[:80]) for name in names[:MOST_NAMES])
-        rest = f" and {counted(len(names) - MOST_NAMES, 'other')}" if len(names) > MOST_NAMES else ""
+        shown = ", ".join(printable(name[:80]) for name in names[:MAX_LISTED])
+        rest = f" and {counted(len(names) - MAX_LISTED, 'other')}" if len(names) > MAX_LISTED else ""
         yield f"{what}: {shown}{rest}"
 
 

@@ -1,8 +1,4 @@
-"""The tokenizer files of a folder, read together.
-
-Enters: contents of files by name. Leaves: one vocabulary, the tokens beside it by the file that names them, and the settings.
-Never: the vocabularies of two tokenizers.
-"""
+"""The tokenizer files of a folder, read together: one vocabulary, the tokens beside it, and the settings."""
 
 from __future__ import annotations
 
@@ -10,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaweights.checkpoint.documents import json_object
+from deltaweights.checkpoint.small_files import json_object
 from deltaweights.errors import MalformedInput, Mismatch
-from deltaweights.export.added_tokens import Source, decoder_entries, full_source, plain_source
+from deltaweights.export.added_tokens import TokenSource, decoder_entries, source_of_entries, source_of_ids
 from deltaweights.export.sentencepiece import merges_of, read_model
 from deltaweights.export.tokenizer_json import added_entries, llama_document, vocabulary_of
 from deltaweights.util.text import Json
@@ -24,31 +20,30 @@ BOS, EOS, UNK = "<s>", "</s>", "<unk>"
 """LLaMA's special tokens, with the ids 1, 2 and 0."""
 
 UNLIMITED = b"1000000000000000019884624838656"
-"""int(1e30), which transformers writes for a ``model_max_length`` without limit: too long a number for strict JSON."""
+"""int(1e30), which transformers writes for an unlimited ``model_max_length``: too long a number for strict JSON."""
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What the files say.
+    """What the files state.
 
-    ``document`` is tokenizer.json, ``made`` from tokenizer.model or as it was; ``config`` is tokenizer_config.json, and
-    ``special`` special_tokens_map.json, empty where they are missing; ``beside`` are the tokens beside the ``vocabulary``, those
-    of tokenizer.json first.
+    ``document`` is tokenizer.json, or ``converted`` from tokenizer.model; ``config`` is tokenizer_config.json, and ``special``
+    special_tokens_map.json, empty where missing; ``added`` are the tokens beside the ``vocabulary``, those of tokenizer.json first.
     """
 
     document: dict[str, Json]
-    made: bool
+    converted: bool
     config: dict[str, Json]
     special: dict[str, Json]
-    vocabulary: Source
-    beside: tuple[Source, ...]
+    vocabulary: TokenSource
+    added: tuple[TokenSource, ...]
 
 
 def read_files(files: Mapping[str, bytes], where: Path) -> TokenizerFiles:
-    """Return what ``files``, contents by name, of the folder ``where`` say; others than a tokenizer's are passed over.
+    """Return what ``files``, contents by name, of the folder ``where`` state; files not of a tokenizer are ignored.
 
-    Raises ``MalformedInput`` when one breaks its format's rules, or there is no tokenizer, and ``Mismatch`` when tokenizer.model
-    and tokenizer.json have different vocabularies.
+    Raises ``MalformedInput`` for a malformed or missing tokenizer, and ``Mismatch`` when tokenizer.model and tokenizer.json have
+    different vocabularies.
     """
 
     def read(name: str) -> dict[str, Json]:
@@ -60,18 +55,14 @@ def read_files(files: Mapping[str, bytes], where: Path) -> TokenizerFiles:
     elif model is not None:
         document = llama_document(model, merges_of(model, where / MODEL), UNK)
     else:
-        raise MalformedInput(
-            "no tokenizer",
-            where=where,
-            expected=f"{MODEL} or {DOCUMENT}",
-            remedy="copy it from the repository of the delta, or of its base, into this folder",
-        )
-    vocabulary = plain_source(
-        DOCUMENT if DOCUMENT in files else MODEL, vocabulary_of(document, where / DOCUMENT), where / DOCUMENT
-    )
+        remedy = "copy it from the repository of the delta, or of its base, into this folder"
+        raise MalformedInput("no tokenizer", where=where, expected=f"{MODEL} or {DOCUMENT}", remedy=remedy)
+    at = where / DOCUMENT
+    vocabulary = source_of_ids(DOCUMENT if DOCUMENT in files else MODEL, vocabulary_of(document, at), at)
     if model is not None and vocabulary.ids != model.vocabulary:
-        odd = {*vocabulary.ids.items()} ^ {*model.vocabulary.items()}
-        number, content = min((number, content) for content, number in odd)
+        number, content = min(
+            (number, content) for content, number in vocabulary.ids.items() ^ model.vocabulary.items()
+        )
         raise Mismatch(
             f"{MODEL} and {DOCUMENT} have different vocabularies",
             where=where,
@@ -79,9 +70,10 @@ def read_files(files: Mapping[str, bytes], where: Path) -> TokenizerFiles:
             remedy="keep the files of one tokenizer together",
         )
     config = read(CONFIG)
-    beside = (
-        full_source(DOCUMENT, added_entries(document, where / DOCUMENT), where / DOCUMENT),
-        full_source(CONFIG, decoder_entries(config.get("added_tokens_decoder", {}), where / CONFIG), where / CONFIG),
-        plain_source(ADDED, read(ADDED), where / ADDED),
+    decoder = decoder_entries(config.get("added_tokens_decoder", {}), where / CONFIG)
+    added = (
+        source_of_entries(DOCUMENT, added_entries(document, at), at),
+        source_of_entries(CONFIG, decoder, where / CONFIG),
+        source_of_ids(ADDED, read(ADDED), where / ADDED),
     )
-    return TokenizerFiles(document, DOCUMENT not in files, config, read(SPECIAL), vocabulary, beside)
+    return TokenizerFiles(document, DOCUMENT not in files, config, read(SPECIAL), vocabulary, added)

@@ -1,8 +1,7 @@
-"""tokenizer.json, the form of a tokenizer that transformers loads as it is.
+"""tokenizer.json, which transformers loads as it is: made from a sentencepiece model, or repaired.
 
-Enters: a sentencepiece model of LLaMA's kind, or the tokenizer.json that is there. Leaves: a document that the ``tokenizers``
-library loads, with its tokens beside the vocabulary and the token that begins a text. Never: other ids for a text than those of the
-LlamaTokenizer of 2023, which cut a text at its added tokens and gave each stretch between two of them to sentencepiece.
+Texts keep the ids of the LlamaTokenizer of 2023, which split a text at its added tokens and gave each stretch between two of
+them to sentencepiece.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deltaweights.errors import MalformedInput
-from deltaweights.export.added_tokens import Flags
+from deltaweights.export.added_tokens import TokenFlags
 from deltaweights.export.sentencepiece import SPACE, SentencePieceModel
 from deltaweights.util.text import Json
 
@@ -19,7 +18,7 @@ from deltaweights.util.text import Json
 def llama_document(model: SentencePieceModel, merges: Sequence[tuple[str, str]], unk: str) -> dict[str, Json]:
     """Return the document for a sentencepiece model of LLaMA's kind, in the words of every ``tokenizers`` since 0.13.
 
-    ``added_tokens`` and ``post_processor`` are still empty; ``unk`` is the piece for what is unknown.
+    ``added_tokens`` and ``post_processor`` are still empty; ``unk`` is the piece for unknown text.
     """
     normalizers = [
         {"type": "Prepend", "prepend": SPACE},
@@ -55,7 +54,7 @@ def llama_document(model: SentencePieceModel, merges: Sequence[tuple[str, str]],
 
 
 def vocabulary_of(document: Mapping[str, Json], where: Path) -> dict[str, Json]:
-    """Return the vocabulary of a tokenizer.json, ids by token. Raises ``MalformedInput`` when it has none."""
+    """Return the ids by token of a tokenizer.json. Raises ``MalformedInput`` when it has no vocabulary."""
     model = document.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, dict):
@@ -68,20 +67,19 @@ def vocabulary_of(document: Mapping[str, Json], where: Path) -> dict[str, Json]:
 
 
 def added_entries(document: Mapping[str, Json], where: Path) -> list[tuple[Json, Json]]:
-    """Return id and description of each of the added tokens. Raises ``MalformedInput`` when they are no list of objects."""
+    """Return the id and description of each added token. Raises ``MalformedInput`` unless they are a list of objects."""
     added = document.get("added_tokens", [])
     if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
-        raise MalformedInput(
-            "unusable added_tokens", where=where, expected="a list of objects", remedy="fetch it again"
-        )
+        expected = "a list of objects"
+        raise MalformedInput("unusable added_tokens", where=where, expected=expected, remedy="fetch it again")
     return [(entry.get("id"), entry) for entry in added]
 
 
 def with_tokens(
-    document: Mapping[str, Json], added: Sequence[tuple[int, str, Flags]], bos: tuple[int, str]
+    document: Mapping[str, Json], added: Sequence[tuple[int, str, TokenFlags]], bos: tuple[int, str]
 ) -> dict[str, Json]:
-    """Return ``document`` with ``added`` (id, content, matching), in the order of their ids, beginning every text with ``bos``."""
-    tokens = [{"id": number, "content": content, **vars(matching)} for number, content, matching in added]
+    """Return ``document`` with ``added`` (id, content, flags), in the order of their ids, and every text beginning with ``bos``."""
+    tokens = [{"id": number, "content": content, **vars(flags)} for number, content, flags in added]
     result = {**document, "added_tokens": tokens}
     if not begins_with(document.get("post_processor"), *bos):
         result["post_processor"] = _template(*bos)
@@ -89,7 +87,7 @@ def with_tokens(
 
 
 def begins_with(processor: Json, number: int, token: str) -> bool:
-    """Tell whether ``processor`` or, if it is a sequence, one of its parts puts ``token``, and nothing else, to a text."""
+    """Return whether ``processor``, or one in its sequence, adds ``token`` at the beginning of a text, and nothing else."""
     parts = [processor]
     if isinstance(processor, dict) and isinstance(processor.get("processors"), list):
         parts += processor["processors"]
@@ -102,8 +100,7 @@ def begins_with(processor: Json, number: int, token: str) -> bool:
 
 
 def _template(number: int, token: str) -> dict[str, Json]:
-    begin = {"SpecialToken": {"id": token, "type_id": 0}}
-    first = [begin, {"Sequence": {"id": "A", "type_id": 0}}]
+    first = [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     second = [{"SpecialToken": {"id": token, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}]
     return {
         "type": "TemplateProcessing",

@@ -1,8 +1,4 @@
-"""Files of the Hub, opened: on their way, or in the cache.
-
-Enters: what the scheduler fetches, or a blob. Leaves: ``InputFile``. Never: bytes of a file that was begun anew, given out as if
-they were those of before.
-"""
+"""Hub files as ``InputFile``: while they are downloaded, or verified in the cache."""
 
 from __future__ import annotations
 
@@ -12,72 +8,68 @@ from pathlib import Path
 from deltaweights.checkpoint.files import InputFile, LocalFile
 from deltaweights.errors import InputOutputError
 from deltaweights.hub.downloads import Downloads
-from deltaweights.hub.hashed import Job
-from deltaweights.hub.transfer import Damaged
+from deltaweights.hub.file_download import FileDownload
+from deltaweights.hub.transfer import DamagedFile
 
 AGAIN = "run again"
-"""What is left to do where nobody begins anew by himself."""
+"""The remedy, unless the caller starts over by itself."""
 
 
-class Refetched(Damaged):
-    """What was read of a file was damaged on its way, and is fetched anew: what was made of it is worth nothing."""
+class Refetched(DamagedFile):
+    """What was read of a file arrived damaged, and is downloaded again: results made of it must be discarded."""
 
     @classmethod
-    def of(cls, job: Job) -> Refetched:
-        """Return that it happened to this file."""
-        problem, expected = "was damaged on its way, and is fetched again", job.arrival.file.key
-        return cls(problem, where=job.path, found=f"hash {job.found}", expected=expected, remedy=AGAIN)
+    def of(cls, download: FileDownload) -> Refetched:
+        """Return the error for this file."""
+        problem, expected = "arrived damaged, and is downloaded again", download.pieces.file.key
+        return cls(problem, where=download.path, found=f"hash {download.found}", expected=expected, remedy=AGAIN)
 
 
-class ArrivingFile(InputFile):
-    """A file on its way."""
+class DownloadingFile(InputFile):
+    """A file that is being downloaded."""
 
-    def __init__(self, downloads: Downloads, job: Job, path: Path) -> None:
-        self.path, self.size = path, job.arrival.file.size
-        self.verified_sha256 = job.arrival.file.sha256 if job.store is not None else None
-        self.streamed = job.store is None
-        self._downloads, self._job = downloads, job
-        self._generation, self.arrival = downloads.state_of(job)
+    def __init__(self, downloads: Downloads, download: FileDownload, path: Path) -> None:
+        self.path, self.size = path, download.pieces.file.size
+        self.verified_sha256 = download.pieces.file.sha256 if download.cache is not None else None
+        self.streamed = download.cache is None
+        self._downloads, self._download = downloads, download
+        self._generation, self.arrival = downloads.state_of(download)
 
     def read_into(self, out: memoryview, offset: int) -> None:
         if offset + len(out) > self.size:
-            raise InputOutputError(
-                "ends too early", where=self.path, found=f"{self.size} bytes", remedy="fetch it again"
-            )
+            found, remedy = f"{self.size} bytes", "fetch it again"
+            raise InputOutputError("ends too early", where=self.path, found=found, remedy=remedy)
         try:
-            self._downloads.read(self._job, out, offset)
-        finally:  # also where reading failed, since the file was emptied meanwhile
+            self._downloads.read(self._download, out, offset)
+        finally:  # even when reading failed, since the file was emptied meanwhile
             self._check_generation()
 
-    def expect(self, places: Iterable[tuple[int, int]]) -> None:
+    def prefetch(self, places: Iterable[tuple[int, int]]) -> None:
         inside = [(offset, min(length, self.size - offset)) for offset, length in places if 0 <= offset < self.size]
-        self._downloads.expect(self._job, inside)
+        self._downloads.expect(self._download, inside)
 
     @property
-    def to_come(self) -> int:
-        return self.size - self._job.arrival.arrived if self._job.store is not None else 0
+    def pending_bytes(self) -> int:
+        return 0 if self.streamed else self.size - self._download.pieces.bytes_present
 
     def check_unchanged(self) -> None:
-        """See ``InputFile``: waits until the file is whole and its hash was compared. Raises ``Refetched``."""
-        if self._job.store is not None:
-            self._downloads.wait_until_verified(self._job)
+        """Wait until the file is complete and its hash verified. Raises ``Refetched``."""
+        if not self.streamed:
+            self._downloads.wait_until_verified([self._download])
         self._check_generation()
 
     def _check_generation(self) -> None:
-        if self._job.arrival.generation != self._generation:
-            raise Refetched.of(self._job)
+        if self._download.pieces.generation != self._generation:
+            raise Refetched.of(self._download)
 
     def close(self) -> None:
-        """See ``InputFile``: the scheduler holds it."""
+        """Do nothing: ``Downloads`` closes the file."""
 
 
 class VerifiedFile(LocalFile):
-    """A file of the cache that has the hash that the Hub states; ``name`` is its place in a snapshot, for messages.
-
-    ``fd`` is the blob, opened, if it was.
-    """
+    """A cached file that has the hash the Hub states; ``name`` is its place in a snapshot, for messages."""
 
     def __init__(self, blob: Path, name: Path, sha256: str | None, fd: int | None = None) -> None:
         super().__init__(blob, fd)
-        self.hash_counts()
+        self.rely_on_hash()
         self.path, self.verified_sha256 = name, sha256

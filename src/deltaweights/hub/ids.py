@@ -1,7 +1,4 @@
-"""The names of models on the Hub: ``ORG/NAME``, ``ORG/NAME@REVISION``, and the same after ``hf://``.
-
-Enters: what a user gave for a base or a delta. Leaves: a ``HubId``, or None when it is a path. Never: a look at the network.
-"""
+"""Model ids of the Hub: ``ORG/NAME``, ``ORG/NAME@REVISION``, and the same after ``hf://``."""
 
 from __future__ import annotations
 
@@ -15,13 +12,13 @@ PREFIX = "hf://"
 
 _NAME = r"\w(?:[\w.-]{0,94}\w)?"
 _ID = re.compile(f"(?:{_NAME}/)?{_NAME}", re.ASCII)
-"""The Hub's own rule, but for what must not stand in a name: ``--``, ``..``, and ``.git`` at its end."""
+"""The Hub's own rule, except for what a name must not contain: ``--``, ``..``, and ``.git`` at its end."""
 _REVISION = re.compile(r"[A-Za-z0-9][\w./+-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
 class HubId:
-    """A repository, and a branch, tag or commit of it; None stands for its main branch."""
+    """A repository, and a branch, tag or commit of it; None is its main branch."""
 
     repo: str
     revision: str | None = None
@@ -31,8 +28,8 @@ class HubId:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A repository that is meant, but for its files whose names end as one of ``hidden``."""
+class ModelSource:
+    """A repository, without the files whose names end with one of ``hidden``."""
 
     id: HubId
     hidden: tuple[str, ...] = ()
@@ -40,14 +37,14 @@ class Source:
 
 PathLike = str | os.PathLike[str]
 
-Given = PathLike | Source
+ModelLocation = PathLike | ModelSource
 """Where a checkpoint is: a path or an id, as a user writes it, or a repository."""
 
 
 def hub_id(given: PathLike) -> HubId | None:
-    """Return the id that ``given`` is, None when it is a path: what exists on this machine is one, unless it begins with ``hf://``.
+    """Return the id that ``given`` is, None when it is a path.
 
-    Raises ``UsageError`` when it begins so and is no id.
+    What exists on this machine is a path, unless it begins with ``hf://``. Raises ``UsageError`` for an invalid ``hf://`` id.
     """
     if not isinstance(given, str):
         return None
@@ -55,13 +52,16 @@ def hub_id(given: PathLike) -> HubId | None:
     repo, at, revision = given.removeprefix(PREFIX).partition("@")
     if not forced and (repo.count("/") != 1 or os.path.lexists(given)):
         return None
-    fits = _ID.fullmatch(repo) and ".." not in repo and "--" not in repo and not repo.endswith(".git")
-    if fits and (not at or _is_revision(revision)):
+    valid = _ID.fullmatch(repo) and ".." not in repo and "--" not in repo and not repo.endswith(".git")
+    valid_revision = _REVISION.fullmatch(revision) and ".." not in revision and "//" not in revision
+    if valid and (not at or valid_revision):
         return HubId(repo, revision or None)
     if forced:
         raise UsageError("not a Hub id", found=given, expected="hf://ORG/NAME or hf://ORG/NAME@REVISION")
     return None
 
 
-def _is_revision(text: str) -> bool:
-    return _REVISION.fullmatch(text) is not None and ".." not in text and "//" not in text
+def model_source(place: PathLike) -> ModelSource | None:
+    """Return the repository that ``place`` names, None when it is a path. Raises ``UsageError``."""
+    wanted = hub_id(place)
+    return None if wanted is None else ModelSource(wanted)

@@ -1,7 +1,6 @@
-"""From what a user gave for a checkpoint to where its bytes are: a path of this machine, or a repository of the Hub.
+"""Finds the checkpoints that a user names: local paths, or Hub repositories that are downloaded while they are read.
 
-Enters: paths, ids, and options. Leaves: paths, and directories whose files arrive while they are read. Never: a download before its
-size is said and known to fit on the disk.
+Downloads are listed, and checked against the free disk space, before they start.
 """
 
 from __future__ import annotations
@@ -16,27 +15,28 @@ from pathlib import Path
 from deltaweights.checkpoint.companions import COPIED, LEGAL, README
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.index import read_index
-from deltaweights.checkpoint.layout import PARAMS, PART, find_start
+from deltaweights.checkpoint.layout import META_PART, PARAMS, find_main_file
 from deltaweights.checkpoint.projector import FILE as PROJECTOR
 from deltaweights.errors import InputOutputError, MalformedInput, Mismatch
-from deltaweights.hub.access import Access, Listing, access
-from deltaweights.hub.directory import How, HubDirectory
+from deltaweights.hub.access import configured_access
+from deltaweights.hub.directory import HubDirectory
 from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.files import Refetched
-from deltaweights.hub.ids import Given, HubId, PathLike, Source, hub_id
-from deltaweights.hub.notes import Notes
-from deltaweights.hub.store import Store
+from deltaweights.hub.ids import HubId, ModelLocation, ModelSource, PathLike, model_source
+from deltaweights.hub.repo_cache import RepoCache
+from deltaweights.hub.repo_listing import RepoListing
+from deltaweights.hub.verified import VerificationRecords
 from deltaweights.report import Report
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
 SLACK = 16 * 1024 * 1024
-"""Bytes kept free in the cache beyond what is fetched."""
+"""Bytes kept free in the cache beyond what is downloaded."""
 
 
 @dataclass(frozen=True)
 class HubOptions:
-    """How to use the Hub: what is None is the environment's, as the ``hf`` command reads it."""
+    """How to use the Hub; None stands for the environment's setting, as the ``hf`` command reads it."""
 
     token: str | None = field(default=None, repr=False)
     cache_dir: Path | None = None
@@ -46,119 +46,124 @@ class HubOptions:
 
 
 class Hub:
-    """Opens repositories; what they are read from arrives until it is closed."""
+    """Opens repositories, and downloads their files until it is closed."""
 
     def __init__(self, options: HubOptions, report: Report) -> None:
-        self._access: Access = access(
+        self._access = configured_access(
             token=options.token, cache=options.cache_dir, offline=options.offline, note=report.note
         )
-        self._how, self._report, self._notes = How(options.stream, options.recheck), report, Notes(report)
+        self._options, self._report, self._records = options, report, VerificationRecords(report)
         self._downloads = Downloads(self._access, report.warn)
-        self._promised = 0
+        self._reserved = 0
         self._opened: list[tuple[HubId, HubDirectory]] = []
         self._used: dict[HubDirectory, Sequence[str]] = {}
 
     def open(self, wanted: HubId, hidden: Sequence[str] = ()) -> HubDirectory:
-        """Return the directory of ``wanted``, files whose names end as one of ``hidden`` left out. Raises ``InputOutputError``."""
+        """Return the directory of ``wanted``, without files whose names end with one of ``hidden``. Raises ``InputOutputError``."""
         listing = self._listing(wanted)
-        directory = HubDirectory(self._access, listing, self._downloads, self._how, self._report, tuple(hidden))
+        directory = HubDirectory(
+            self._access,
+            listing,
+            self._downloads,
+            self._report,
+            tuple(hidden),
+            stream=self._options.stream,
+            recheck=self._options.recheck,
+        )
         self._opened.append((wanted, directory))
         return directory
 
-    def _listing(self, wanted: HubId) -> Listing:
-        store = Store.of(self._access.cache, wanted.repo)
+    def _listing(self, wanted: HubId) -> RepoListing:
         if self._access.offline:
-            known = store.listing(wanted)
-            if known is None:
+            cached = RepoCache.of(self._access.cache, wanted.repo).listing(wanted)
+            if cached is None:
                 remedy = "leave --offline out, or fetch it first: deltaweights download"
                 raise InputOutputError("not in the cache", where=str(wanted), found=self._access.cache, remedy=remedy)
-            return self._notes.as_the_hub_had_it(known)
+            return self._records.with_stated_hashes(cached)
         listing = self._access.list_files(wanted)
-        self._notes.keep_listing(listing)
+        self._records.add_listing(listing)
         return listing
 
     def announce(self, directory: HubDirectory, names: Sequence[str]) -> None:
-        """Say which files are used and how much is to be fetched. Raises ``InputOutputError`` when it does not fit on the disk."""
+        """Report which files are used and how much is to be downloaded. Raises ``InputOutputError`` when it does not fit."""
         self._used[directory] = names
         missing = directory.missing(names)
-        begun = sum(_on_disk(directory.store.incomplete(file.key)) for file in missing)
+        begun = sum(_bytes_on_disk(directory.cache.incomplete(file.key)) for file in missing)
         total, to_fetch = sum(directory.file(name).size for name in names), sum(file.size for file in missing) - begun
-        what = "read by ranges, and not kept" if self._how.stream else "to fetch"
+        what = "read by ranges, and not kept" if self._options.stream else "to fetch"
         files = f"{counted(len(names), 'file')}, {human_bytes(total)}; {human_bytes(max(0, to_fetch))} {what}"
         self._report.note(f"{directory.id}: {files}")
         for file in missing:
             self._report.note(f"  {human_bytes(file.size):>9}  {file.name}")
-        if not missing or self._how.stream:
+        if not missing or self._options.stream:
             return
-        directory.store.prepare()
-        self._promised += to_fetch
-        needed, free = self._promised + SLACK, shutil.disk_usage(directory.store.root).free
+        directory.cache.create()
+        self._reserved += to_fetch
+        needed, free = self._reserved + SLACK, shutil.disk_usage(directory.cache.root).free
         if free < needed:
             raise InputOutputError(
                 "not enough free disk for the download",
-                where=directory.store.root,
+                where=directory.cache.root,
                 found=f"{human_bytes(free)} free",
                 expected=human_bytes(needed),
                 remedy="make room, choose another place with --cache-dir, or keep nothing with --stream",
             )
 
     def fetch(self, chosen: Sequence[tuple[HubDirectory, Sequence[str]]]) -> None:
-        """Fetch files into the cache, and return when all are there and have their hashes. Raises ``InputOutputError``."""
-        jobs = {
-            job: None for directory, names in chosen for name in names if (job := directory.fetch(directory.file(name)))
-        }
-        began = sum(job.arrival.arrived for job in jobs)
-        self._report.begin("fetching", sum(job.arrival.file.size for job in jobs) - began)
+        """Download files into the cache, and return when all are verified. Raises ``InputOutputError``."""
+        files = [(directory, directory.file(name)) for directory, names in chosen for name in names]
+        started = (directory.fetch(file) for directory, file in files)
+        downloads = list(dict.fromkeys(download for download in started if download is not None))
+
+        def present() -> int:
+            return sum(download.pieces.bytes_present for download in downloads)
+
+        before = present()
+        self._report.begin("fetching", sum(download.pieces.file.size for download in downloads) - before)
         try:
-            self._downloads.wait_for_all(
-                jobs, lambda: self._report.progress(max(0, sum(job.arrival.arrived for job in jobs) - began))
-            )
+            self._downloads.wait_until_verified(downloads, lambda: self._report.progress(max(0, present() - before)))
         finally:
             self._report.end()
-        for directory, names in chosen:
-            for name in names:
-                directory.store.link(directory.listing.commit, directory.file(name))
+        for directory, file in files:
+            directory.cache.link(directory.listing.commit, file)
 
-    def doubt(self, error: MalformedInput) -> None:
-        """Wait for the hashes of what is on its way: only they tell whether a file is malformed, or became so on its way.
+    def recheck(self, error: MalformedInput) -> None:
+        """Wait for the hashes of all downloads: a file that seems malformed may have arrived damaged.
 
-        Raises ``Refetched`` when one came damaged, and ``InputOutputError`` when one does not come.
+        Raises ``Refetched`` when one did, and ``InputOutputError`` when one fails.
         """
-        if self._downloads.under_way:
-            self._report.note(f"{error}: whether it only came so is seen when all of it is here")
-        damaged = self._downloads.came_damaged()
+        if self._downloads.any_unverified:
+            self._report.note(f"{error}: waiting for the complete file to see whether it only arrived damaged")
+        damaged = self._downloads.first_damaged()
         if damaged is not None:
             raise Refetched.of(damaged) from error
 
-    def forget(self) -> None:
-        """Let the next run fetch again what was read of files that have no hash yet. Only after ``close``."""
-        self._downloads.forget()
+    def forget_unverified(self) -> None:
+        """Have the next run download again what was read of files without a verified hash, after ``close``."""
+        self._downloads.forget_unverified()
 
     def close(self) -> None:
-        """End all connections. A branch is at a commit, for those who are offline, once what is used of it is all here."""
+        """End all connections. A branch's commit is recorded for offline use once all used files are cached."""
         self._downloads.close()
         for wanted, directory in self._opened:
             used = self._used.get(directory)
-            if used and not self._access.offline and not self._how.stream and not directory.missing(used):
-                directory.store.name_commit(wanted, directory.listing.commit)
+            if used and not self._access.offline and not self._options.stream and not directory.missing(used):
+                directory.cache.set_ref(wanted, directory.listing.commit)
 
 
-def _on_disk(path: Path) -> int:
+def _bytes_on_disk(path: Path) -> int:
     try:
         return path.stat().st_blocks * 512
     except OSError:
         return 0
 
 
-def needed(directory: Directory, role: str) -> list[str]:
-    """Return the names of the files of a checkpoint that are used: weights, index, and what travels with them.
-
-    Raises ``MalformedInput`` when there are no weights.
-    """
-    start, names = find_start(directory, role).name, directory.names()
+def needed_files(directory: Directory, role: str) -> list[str]:
+    """Return the names of a checkpoint's weights, index and companion files. Raises ``MalformedInput`` without weights."""
+    start, names = find_main_file(directory, role).name, directory.names()
     used = {start, *(name for name in names if name in COPIED or LEGAL.fullmatch(name) or name in {README, PROJECTOR})}
     if start == PARAMS:
-        used |= {name for name in names if PART.fullmatch(name)}
+        used |= {name for name in names if META_PART.fullmatch(name)}
     elif start.endswith(".index.json"):
         index = read_index(directory, start)
         index.refuse_missing(directory)
@@ -168,15 +173,15 @@ def needed(directory: Directory, role: str) -> list[str]:
 
 @contextmanager
 def located(
-    given: Sequence[tuple[str, Given]], options: HubOptions | None, report: Report
+    given: Sequence[tuple[str, ModelLocation]], options: HubOptions | None, report: Report
 ) -> Iterator[list[Path | HubDirectory]]:
-    """Yield where each checkpoint is, of its role, and a path, an id of the Hub, or a source.
+    """Yield where each checkpoint is, given its role and location.
 
     Nothing of the Hub is loaded when all are paths. Raises ``UsageError``, ``MalformedInput`` and ``InputOutputError``.
     """
-    sources = [place if isinstance(place, Source) else source_of(place) for _, place in given]
+    sources = [place if isinstance(place, ModelSource) else model_source(place) for _, place in given]
     if not any(sources):
-        yield [Path(place) for _, place in given if not isinstance(place, Source)]
+        yield [Path(place) for _, place in given if not isinstance(place, ModelSource)]
         return
     hub = Hub(options or HubOptions(), report)
     try:
@@ -184,28 +189,23 @@ def located(
         for (role, place), source in zip(given, sources, strict=True):
             if source is not None:
                 directory = hub.open(source.id, source.hidden)
-                hub.announce(directory, needed(directory, role))
+                hub.announce(directory, needed_files(directory, role))
                 places.append(directory)
-            elif not isinstance(place, Source):
+            elif not isinstance(place, ModelSource):
                 places.append(Path(place))
         yield places
     except MalformedInput as error:
-        hub.doubt(error)
+        hub.recheck(error)
         raise
-    except Mismatch:  # by a flipped bit a name may become another: the next run does not start from it
+    except Mismatch:  # a flipped bit may turn one name into another: the next run must not start from it
         hub.close()
-        hub.forget()
+        hub.forget_unverified()
         raise
     finally:
         hub.close()
 
 
-def paths_among(given: Iterable[Given]) -> list[PathLike]:
-    """Return those that are paths, empty ones left out. Raises ``UsageError``."""
-    return [place for place in given if not isinstance(place, Source) and os.fspath(place) and not source_of(place)]
-
-
-def source_of(place: PathLike) -> Source | None:
-    """Return the repository that ``place`` names, None when it is a path. Raises ``UsageError``."""
-    wanted = hub_id(place)
-    return None if wanted is None else Source(wanted)
+def local_paths(given: Iterable[ModelLocation]) -> list[PathLike]:
+    """Return those that are non-empty paths. Raises ``UsageError``."""
+    paths = (place for place in given if not isinstance(place, ModelSource))
+    return [path for path in paths if os.fspath(path) and not model_source(path)]

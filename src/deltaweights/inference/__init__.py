@@ -1,1 +1,1 @@
-"""What current transformers makes of a folder: whether it loads, and what it answers. The only room that imports transformers."""
+"""Structure checks and answers with transformers; no other package imports it."""

@@ -1,22 +1,16 @@
-"""What a check found, each thing on one line.
-
-Enters: what is wrong, where, and what was expected. Leaves: problems, warnings and notes, in the order in which they were found.
-Never: a decision what to look at.
-"""
+"""What a structure check found: problems, warnings and notes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from deltaweights.errors import printable
-
-LONGEST_FACT = 300
-"""Characters of a value from a file that a line shows."""
+from deltaweights.errors import DeltaweightsError
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One thing that is not as it should be: in which file, of which tensor, what was found and what was expected."""
+class Finding:
+    """One problem or warning: of a file, or of one tensor in it."""
 
     file: str
     problem: str
@@ -25,43 +19,39 @@ class Problem:
     expected: str | None = None
 
     def __str__(self) -> str:
-        parts = [self.file, *([f"tensor {self.tensor}"] if self.tensor is not None else []), self.problem]
-        facts = [f"found {_short(self.found)}"] if self.found is not None else []
-        facts += [f"expected {_short(self.expected)}"] if self.expected is not None else []
-        return printable(": ".join(map(_short, parts)) + (f": {', '.join(facts)}" if facts else ""))
+        """Return one printable line, in the form of error messages."""
+        facts = {"tensor": self.tensor, "found": self.found, "expected": self.expected}
+        return str(DeltaweightsError(self.problem, where=self.file, **facts))
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST_FACT else f"{text[:LONGEST_FACT]} and so on"
+def first_of(problems: Sequence[Finding]) -> str:
+    """Return the first problem, and how many more there are."""
+    return f"{problems[0]} (and {len(problems) - 1} more)" if len(problems) > 1 else str(problems[0])
 
 
 @dataclass
-class Findings:
-    """What was found so far. ``strict`` says that the folder claims to be one that current transformers runs as it stands."""
+class CheckFindings:
+    """Findings so far. ``strict`` is for a folder that claims to run in current transformers: its doubts are problems."""
 
     strict: bool
-    problems: list[Problem] = field(default_factory=list)
-    warnings: list[Problem] = field(default_factory=list)
+    problems: list[Finding] = field(default_factory=list)
+    warnings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def problem(
         self, file: str, problem: str, *, tensor: str | None = None, found: object = None, expected: object = None
     ) -> None:
-        """Add what makes the folder useless to whoever loads it."""
-        self.problems.append(Problem(file, problem, tensor, _text(found), _text(expected)))
+        """Add what makes loading fail or answers wrong."""
+        self.problems.append(Finding(file, problem, tensor, _text(found), _text(expected)))
 
     def doubt(self, file: str, problem: str, *, found: object = None, expected: object = None) -> None:
-        """Add what is wrong in a folder that is made to run, and in any other only what its publisher wrote: a warning."""
-        target = self.problems if self.strict else self.warnings
-        target.append(Problem(file, problem, None, _text(found), _text(expected)))
+        """Add a problem if ``strict``, else a warning: the publisher left it that way."""
+        findings = self.problems if self.strict else self.warnings
+        findings.append(Finding(file, problem, None, _text(found), _text(expected)))
 
     def warn(self, file: str, problem: str, *, found: object = None, expected: object = None) -> None:
-        """Add what is not as it should be, and hurts nobody who loads the folder."""
-        self.warnings.append(Problem(file, problem, None, _text(found), _text(expected)))
-
-    def note(self, text: str) -> None:
-        """Add a remark."""
-        self.notes.append(text)
+        """Add something that is wrong but does no harm."""
+        self.warnings.append(Finding(file, problem, None, _text(found), _text(expected)))
 
 
 def _text(fact: object) -> str | None:

@@ -1,11 +1,8 @@
-"""Whether a library will load a folder: its structure, without a byte of weights.
+"""``deltaweights check``: whether transformers will load a folder, found without reading weights.
 
-Enters: a folder. Leaves: a report of what is missing, superfluous or contradictory. Never: weights, or memory for them: the model
-that everything is compared with has shapes alone.
-
-The library itself is asked, current transformers: it makes the model that the configuration describes on the meta device, and
-loads names and shapes into it. A LLaVA as the code of 2023 saved it, which no current library loads, is compared with
-transformers' LLaMA, of which that code's model is a subclass, and with the one linear layer that it adds.
+Transformers itself builds the configured model on the meta device, and loads names and shapes into it. A LLaVA saved by the
+code of 2023, which no current library loads, is compared with transformers' LLaMA, of which that code's model is a subclass,
+and with the one linear layer that it adds.
 """
 
 from __future__ import annotations
@@ -17,42 +14,34 @@ from typing import Any
 
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.errors import CheckFailed
-from deltaweights.inference.bounds import absurd_size
-from deltaweights.inference.findings import Findings, Problem
-from deltaweights.inference.folder import CONFIG, GENERATION, ORIGINAL_CLASS, Held, read_folder
-from deltaweights.inference.ids import SPECIAL, Stated, check_ids, check_length
-from deltaweights.inference.images import DOCUMENT, check_images
-from deltaweights.inference.loading import (
-    Refusal,
-    empty_model,
-    ends,
-    load_config,
-    load_processor,
-    load_tokenizer,
-    named_class,
-    quietly,
-    refusals,
-    usual_class,
+from deltaweights.inference import transformers_loader as loader
+from deltaweights.inference.chat_template import check_template
+from deltaweights.inference.findings import CheckFindings, Finding, first_of
+from deltaweights.inference.images import check_images
+from deltaweights.inference.model_folder import (
+    CONFIG,
+    GENERATION_CONFIG,
+    ORIGINAL_CLASS,
+    PROCESSOR_CONFIG,
+    TOKENIZER_CONFIG,
+    VOCABULARIES,
+    ModelFolder,
+    read_model_folder,
 )
-from deltaweights.inference.template import check_template
-from deltaweights.inference.tensors import check_tensors
-
-TRANSFORMERS, ORIGINAL = "transformers", "the original LLaVA code"
-
-TOKENIZER = "tokenizer_config.json"
-
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-"""Files of which a tokenizer needs one; without any, some versions of transformers make one up."""
+from deltaweights.inference.size_limits import implausible_size
+from deltaweights.inference.special_ids import SPECIAL_IDS, DocumentIds, check_special_ids, check_vocabulary_size
+from deltaweights.inference.tensor_names import check_tensors
+from deltaweights.inference.transformers_loader import LibraryError, library_errors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StructureReport:
-    """What the check found.
+    """The result of a structure check.
 
-    ``model_class`` is the class that ``loads_in`` ("transformers" or "the original LLaVA code") makes, None when there is none for
-    the configuration; ``parameters`` counts that model's weights, tied ones once; ``tokenizer_size`` is None without a tokenizer.
-    ``problems`` are what makes loading fail or answers wrong; ``warnings`` what its publisher left contradictory in a folder that
-    does not claim to run in current transformers.
+    ``model_class`` is the class that ``loads_in`` ("transformers" or "the original LLaVA code") builds, None when there is none
+    for the configuration. ``parameters`` counts the model's weights, tied ones once; ``tokenizer_size`` is None without a
+    tokenizer. ``problems`` make loading fail or answers wrong; ``warnings`` are contradictions that the publisher left in a
+    folder that does not claim to run in current transformers.
     """
 
     target: str
@@ -61,145 +50,145 @@ class StructureReport:
     tensors: int
     parameters: int | None
     tokenizer_size: int | None
-    problems: tuple[Problem, ...]
-    warnings: tuple[Problem, ...]
+    problems: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
     notes: tuple[str, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether nothing keeps the folder from being loaded and used."""
+        """Whether there are no problems."""
         return not self.problems
 
     def raise_if_failed(self) -> None:
-        """Raise ``CheckFailed`` with the first problem when there is one."""
+        """Raise ``CheckFailed`` with the first problem, if any."""
         if self.problems:
-            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
-            raise CheckFailed(f"{self.problems[0]}{more}", where=self.target)
+            raise CheckFailed(first_of(self.problems), where=self.target)
 
 
 def check_structure(folder: str | os.PathLike[str]) -> StructureReport:
-    """Check that a library will load ``folder``: names, shapes, ties, tokenizer, special ids, images, template; no weights read.
+    """Check that transformers will load ``folder``: names, shapes, ties, tokenizer, special ids, images, template.
 
-    Problems are collected in the report. Raises ``InputOutputError`` when the folder or its config.json is not there or cannot be
-    read, ``MalformedInput`` when a header or a document breaks its format.
+    No weights are read; problems are collected in the report. Raises ``InputOutputError`` when the folder or its config.json does
+    not exist or cannot be read, ``MalformedInput`` when a header or a document breaks its format.
     """
-    held = read_folder(folder)
-    found = Findings(held.is_made_to_run, notes=list(held.notes))
-    model_class = model = size = None
-    absurd = absurd_size(held)
-    if absurd is not None:
-        found.problem(absurd[0], "states a size that no model has", found=absurd[1])
+    model_folder = read_model_folder(folder)
+    findings = CheckFindings(model_folder.claims_to_run, notes=list(model_folder.notes))
+    model_class = model = tokenizer_size = None
+    implausible = implausible_size(model_folder)
+    if implausible is not None:
+        findings.problem(implausible[0], "has an implausible size", found=implausible[1])
     else:
-        with quietly():
-            model_class, model, config = _model(held, found)
+        with loader.quiet_and_offline():
+            model_class, model, config = _build_model(model_folder, findings)
             if model is not None:
-                check_tensors(held, model_class, config, model, found)
-            size = _check_texts(held, config, model, found)
-    if held.is_original:
-        found.note(
-            f"{held.path}: current transformers does not load this layout; deltaweights apply --layout transformers, or"
+                check_tensors(model_folder, model_class, config, model, findings)
+            tokenizer_size = _check_texts(model_folder, config, model, findings)
+    if model_folder.is_original:
+        findings.notes.append(
+            f"{model_folder.path}: current transformers does not load this layout; deltaweights apply --layout transformers, or"
             " deltaweights export, writes a folder that it loads"
         )
     return StructureReport(
-        str(held.path),
-        ORIGINAL_CLASS if held.is_original else getattr(model_class, "__name__", None),
-        ORIGINAL if held.is_original else TRANSFORMERS,
-        len(held.tensors),
-        None if model is None else _parameters(held, model),
-        size,
-        tuple(found.problems),
-        tuple(found.warnings),
-        tuple(found.notes),
+        target=str(model_folder.path),
+        model_class=ORIGINAL_CLASS if model_folder.is_original else getattr(model_class, "__name__", None),
+        loads_in="the original LLaVA code" if model_folder.is_original else "transformers",
+        tensors=len(model_folder.tensors),
+        parameters=None if model is None else _count_parameters(model_folder, model),
+        tokenizer_size=tokenizer_size,
+        problems=tuple(findings.problems),
+        warnings=tuple(findings.warnings),
+        notes=tuple(findings.notes),
     )
 
 
-def _parameters(held: Held, model: Any) -> int:
-    own = PROJECTOR if held.is_original else ()
-    added = sum(held.tensors[name].spec.count for name in own if name in held.tensors)
-    return added + int(sum(parameter.numel() for parameter in model.parameters()))
+def _count_parameters(folder: ModelFolder, model: Any) -> int:
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if folder.is_original:
+        count += sum(folder.tensors[name].spec.count for name in PROJECTOR if name in folder.tensors)
+    return int(count)
 
 
-def _model(held: Held, found: Findings) -> tuple[Any, Any, Any]:
-    """Return the model's class, an empty model and its configuration; None for what cannot be had."""
+def _build_model(folder: ModelFolder, findings: CheckFindings) -> tuple[Any, Any, Any]:
+    """Return the model's class, the model on the meta device, and its configuration; None for what transformers refuses."""
     config = model_class = None
     try:
-        config = _original_config(held) if held.is_original else load_config(held.path)
-        model_class = _class_of(held, config, found)
-        model = empty_model(model_class, config)
-        ends(model)  # it is a model of language, or it refuses
+        config = _original_config(folder) if folder.is_original else loader.load("AutoConfig", folder.path)
+        model_class = _model_class(folder, config, findings)
+        model = loader.meta_model(model_class, config)
+        loader.embedding_weights(model)  # fails unless it is a language model
         return model_class, model, config
-    except Refusal as refusal:
-        found.problem(CONFIG, "transformers makes no model of it", found=refusal)
+    except LibraryError as error:
+        findings.problem(CONFIG, "transformers cannot build the model", found=error)
         return model_class, None, config
 
 
-def _class_of(held: Held, config: Any, found: Findings) -> Any:
-    """Return the class that the configuration names, or the usual one when that is none of the library's. Raises ``Refusal``."""
-    named = held.config.get("architectures")
+def _model_class(folder: ModelFolder, config: Any, findings: CheckFindings) -> Any:
+    """Return the class that the configuration names, or the default when transformers has none. Raises ``LibraryError``."""
+    named = folder.config.get("architectures")
     name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
-    if held.is_original or name is None:
-        return usual_class(config)
-    stated = named_class(name, config)
-    if stated is None:
-        stated = usual_class(config)
-        found.warn(CONFIG, "names a class that transformers does not have for it", found=name, expected=stated.__name__)
-    return stated
+    if folder.is_original or name is None:
+        return loader.default_model_class(config)
+    model_class = loader.model_class_named(name, config)
+    if model_class is None:
+        model_class = loader.default_model_class(config)
+        problem = "names a class that transformers does not have for it"
+        findings.warn(CONFIG, problem, found=name, expected=model_class.__name__)
+    return model_class
 
 
-def _original_config(held: Held) -> Any:
-    """Return the LLaMA that the flat configuration of a LLaVA describes. Raises ``Refusal``."""
+def _original_config(folder: ModelFolder) -> Any:
+    """Return the LLaMA that the flat configuration of a LLaVA describes. Raises ``LibraryError``."""
     from transformers import LlamaConfig  # noqa: PLC0415
 
-    left_out = {"model_type", "architectures", "auto_map", "quantization_config"}
-    with refusals():
-        return LlamaConfig.from_dict({key: value for key, value in held.config.items() if key not in left_out})
+    excluded = {"model_type", "architectures", "auto_map", "quantization_config"}
+    with library_errors():
+        return LlamaConfig.from_dict({key: value for key, value in folder.config.items() if key not in excluded})
 
 
-def _check_texts(held: Held, config: Any, model: Any, found: Findings) -> int | None:
-    """Check tokenizer, special ids and, for a model of images, its processor; return the length of the tokenizer."""
-    tokenizer, length, ids, tokens = None, None, {}, {}
+def _check_texts(folder: ModelFolder, config: Any, model: Any, findings: CheckFindings) -> int | None:
+    """Check tokenizer, special ids and, for a model with vision, its processor; return the tokenizer's length."""
+    length, special = None, dict[str, tuple[int | None, str]]()
     try:
-        tokenizer = _tokenizer(held)
-        with refusals():
+        if folder.file_names.isdisjoint(VOCABULARIES):
+            raise LibraryError(f"no {' or '.join(VOCABULARIES)}")  # noqa: TRY301
+        tokenizer = loader.load("AutoTokenizer", folder.path)
+        with library_errors():
             length = len(tokenizer)
-            ids = {key: getattr(tokenizer, key) for key in SPECIAL}
-            tokens = {key: str(getattr(tokenizer, key.removesuffix("_id"))) for key in SPECIAL}
-    except Refusal as refusal:
-        found.doubt(TOKENIZER, "transformers loads no tokenizer", found=refusal)
+            special = {
+                key: (getattr(tokenizer, key), str(getattr(tokenizer, key.removesuffix("_id")))) for key in SPECIAL_IDS
+            }
+    except LibraryError as error:
+        findings.doubt(TOKENIZER_CONFIG, "transformers cannot load the tokenizer", found=error)
     if model is None:
         return length
-    rows = ends(model)[0].shape[0]
+    rows = loader.embedding_weights(model)[0].shape[0]
     if length is not None:
-        check_length(TOKENIZER, length, rows, found)
-    check_ids(_stated(held, config), ids, tokens, rows, found)
+        check_vocabulary_size(length, rows, findings)
+    check_special_ids(_document_ids(folder, config), special, rows, findings)
     if length is None:
         return None
     if getattr(config, "vision_config", None) is None:
-        check_template(tokenizer, held.names, found, sees=False)
+        check_template(tokenizer, folder.file_names, findings, vision=False)
         return length
     try:
-        processor = load_processor(held.path)
-    except Refusal as refusal:
-        found.problem(DOCUMENT, "transformers loads no processor", found=refusal)
+        processor = loader.load_processor(folder.path)
+    except LibraryError as error:
+        findings.problem(PROCESSOR_CONFIG, "transformers cannot load the processor", found=error)
         return length
-    check_images(processor, config, found)
-    check_template(processor, held.names, found, sees=True)
+    check_images(processor, config, findings)
+    check_template(processor, folder.file_names, findings, vision=True)
     return length
 
 
-def _tokenizer(held: Held) -> Any:
-    if not any(name in held.names for name in VOCABULARIES):
-        raise Refusal(f"no {' or '.join(VOCABULARIES)}")
-    return load_tokenizer(held.path)
-
-
-def _stated(held: Held, config: Any) -> list[Stated]:
-    """Return the special ids of all documents, those first that the model is made of."""
-    text = held.config.get("text_config")
-    written: Mapping[str, Any] = text if isinstance(text, dict) else held.config
+def _document_ids(folder: ModelFolder, config: Any) -> list[DocumentIds]:
+    """Return the special ids of all documents; first those of the text model's configuration."""
+    text = folder.config.get("text_config")
+    written: Mapping[str, Any] = text if isinstance(text, dict) else folder.config
     effective = config.get_text_config()
-    defaults = frozenset(SPECIAL) - written.keys()
-    stated = [Stated(CONFIG, {key: getattr(effective, key, None) for key in SPECIAL}, defaults)]
-    if written is not held.config:
-        stated.append(Stated(CONFIG, held.config))
-    return stated if held.generation is None else [*stated, Stated(GENERATION, held.generation)]
+    defaults = frozenset(SPECIAL_IDS) - written.keys()
+    documents = [DocumentIds(CONFIG, {key: getattr(effective, key, None) for key in SPECIAL_IDS}, defaults)]
+    if written is not folder.config:
+        documents.append(DocumentIds(CONFIG, folder.config))
+    if folder.generation_config is not None:
+        documents.append(DocumentIds(GENERATION_CONFIG, folder.generation_config))
+    return documents

@@ -1,7 +1,4 @@
-"""An end to what the library may take: it reads documents that strangers wrote.
-
-Enters: how many seconds. Leaves: a process that ends by itself. Never: an exception in the middle of code that is not ours.
-"""
+"""A limit on this process's CPU time: transformers reads documents that strangers wrote."""
 
 from __future__ import annotations
 
@@ -15,30 +12,27 @@ from typing import NoReturn
 
 from deltaweights.errors import CheckFailed, printable
 
-SECONDS = 120
-"""Of the processor, for a whole check: most take 4, and models of ten thousands of experts ten times as many."""
-
-GRACE = 30
-"""Seconds more for code that hears of no signal, after which the system ends the process."""
+CPU_SECONDS = 120  # for a whole check: most take 4, and models with tens of thousands of experts ten times as many
+GRACE_SECONDS = 30  # more for native code that does not handle the signal; then the kernel ends the process
 
 
-def end_after(seconds: int, name: str, where: str) -> None:
-    """Have this process end with the code of ``CheckFailed`` and a line on stderr when it has taken that much of the processor.
+def exit_after(seconds: int, program: str, where: str) -> None:
+    """End this process with ``CheckFailed``'s exit code and message once it has used that much CPU time.
 
-    To be called in the main thread, by a process that has nothing to put right.
+    An exception could be swallowed by the libraries. Call it in the main thread of a process that has nothing to clean up.
     """
-    said_to = os.dup(2)  # while the library works, 2 leads nowhere
+    stderr = os.dup(2)  # file descriptor 2 is redirected while a library works
 
     def give_up(_number: int, _frame: FrameType | None) -> NoReturn:
-        problem = f"the library takes more than {seconds} seconds of the processor"
-        said = str(
-            CheckFailed(problem, where=where, remedy="do not use this folder; its documents are not those of a model")
+        problem = f"transformers takes more than {seconds} seconds of CPU time"
+        error = CheckFailed(
+            problem, where=where, remedy="do not use this folder: its documents are not those of a model"
         )
-        os.write(said_to, f"{name}: error: {printable(said)}\n".encode(errors="backslashreplace"))
+        os.write(stderr, f"{program}: error: {printable(str(error))}\n".encode(errors="backslashreplace"))
         os._exit(CheckFailed.exit_code)
 
     signal.signal(signal.SIGPROF, give_up)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     _soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    most = math.ceil(time.process_time()) + seconds + GRACE
+    most = math.ceil(time.process_time()) + seconds + GRACE_SECONDS
     resource.setrlimit(resource.RLIMIT_CPU, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))

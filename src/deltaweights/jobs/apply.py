@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deltaweights.hub.ids import Given, PathLike
+from deltaweights.hub.ids import ModelLocation, PathLike
 from deltaweights.jobs.options import Options
 from deltaweights.jobs.request import Request, make_request
 from deltaweights.jobs.result import Published
@@ -28,8 +28,8 @@ class ApplyResult(Published):
 
 
 def apply_delta(
-    base: Given | None,
-    delta: Given | None,
+    base: ModelLocation | None,
+    delta: ModelLocation | None,
     target: PathLike,
     *,
     report: Report | None = None,
@@ -63,8 +63,8 @@ def apply_delta(
 
 
 def apply_request(
-    base: Given | None,
-    delta: Given | None,
+    base: ModelLocation | None,
+    delta: ModelLocation | None,
     target: PathLike,
     *,
     part: Part | None = None,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.export.conversation import stop_strings
-from deltaweights.export.layout import conversation_of
+from deltaweights.export.layout import conversation_name
 from deltaweights.export.names import IDENTITY
 from deltaweights.export.sizes import EMBEDDING
 from deltaweights.jobs.model_card import CardFacts, Origin
@@ -32,7 +32,7 @@ def card_facts(planned: PlannedResult, digests: Digests, findings: Findings) -> 
     names = {tensor.spec.name for tensor in plan.tensors}
     laid_out = plan.options.layout == TRANSFORMERS or IDENTITY in names
     has_vision = bool({PROJECTOR[0], IDENTITY} & names)
-    conversation = conversation_of(recipe, sees=has_vision and laid_out)
+    conversation = conversation_name(recipe, vision=has_vision and laid_out)
     origins, kind = _origins(planned, digests.inputs), KINDS[plan.operation]
     base, primary = origins.get("base", Origin()), origins[plan.operation.primary]
     if plan.operation is Operation.EXPORT:

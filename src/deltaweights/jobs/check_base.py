@@ -8,30 +8,30 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from math import ceil
 
-from deltaweights.checkpoint.archived.scratch import Scratch
-from deltaweights.checkpoint.checksums import proving, refuse_damage
+from deltaweights.checkpoint.checksums import refuse_damage, verify_in_pieces
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.checkpoint.zipped_folder.unpack import TemporaryUnpacker
 from deltaweights.errors import CheckFailed, Mismatch, UsageError
-from deltaweights.hub.ids import Given, PathLike
+from deltaweights.hub.ids import ModelLocation, PathLike
 from deltaweights.hub.locate import HubOptions
 from deltaweights.jobs.findings import doubt_of
 from deltaweights.jobs.inputs import Inputs, open_pair
 from deltaweights.jobs.request import InputRequest, compute_dtype_of, find_recipe, parse_place
 from deltaweights.manifest.findings import ProofRecord
 from deltaweights.manifest.tally import Proof
-from deltaweights.merge.arithmetic import Kernels, Task, Workbench
+from deltaweights.merge.arithmetic import BlockCombiner, Kernels, Task
+from deltaweights.merge.base_proof import MIN_EVIDENCE, Verdict
 from deltaweights.merge.blocks import Block, blocks_of
 from deltaweights.merge.choices import TORCH_NAMES
 from deltaweights.merge.device import check_device, kernels_on
-from deltaweights.merge.evidence import LEAST_EVIDENCE, Verdict
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import PlannedTensor
 from deltaweights.merge.record import proof_of
 from deltaweights.merge.stream import BLOCK, read_block
 from deltaweights.report import Report
 from deltaweights.util.text import natural_key
-from deltaweights.util.workers import share_out, workers_of
+from deltaweights.util.workers import resolve_workers, run_parallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +70,14 @@ class BaseReport:
         raise CheckFailed(doubt_of(self.proof), where=self.base, remedy=remedy)
 
 
-ENOUGH = f"at least {LEAST_EVIDENCE:,}"
+ENOUGH = f"at least {MIN_EVIDENCE:,}"
 OTHER_BASE = "use the base that the delta was made from"
 OTHER_DTYPE = "try --compute-dtype, if you know in which arithmetic the delta was computed"
 
 
 def check_base(
-    base: Given,
-    delta: Given,
+    base: ModelLocation,
+    delta: ModelLocation,
     *,
     recipe: str | None = None,
     recipe_file: PathLike | None = None,
@@ -97,7 +97,7 @@ def check_base(
     report = report or Report()
     if not 0 < sample <= 1:
         raise UsageError("sample is not a share", found=sample, expected="more than 0, at most 1")
-    count, named = workers_of(workers), find_recipe(recipe, recipe_file)
+    count, named = resolve_workers(workers), find_recipe(recipe, recipe_file)
     compute_dtype_of(compute_dtype, named)
     check_device(device)
     if sample < 1:
@@ -112,7 +112,7 @@ def check_base(
         allow_other_base=None,
     )
     with (
-        Scratch() as scratch,
+        TemporaryUnpacker() as scratch,
         open_pair(request, scratch, report) as inputs,
         kernels_on(device) as make_kernels,
     ):
@@ -181,15 +181,15 @@ def _prove(
         batches = list(_sampled(inputs, sample))
     else:
         batches = list(_batches(inputs, base))
-        loose = [tensor for each in (base, inputs.primary) for file in each.files for tensor in file.loose]
+        loose = [tensor for each in (base, inputs.primary) for file in each.files for tensor in file.extra_checksums]
     lock, proofs = threading.Lock(), dict[str, Proof]()
 
-    def make_bench() -> Workbench:
-        return Workbench(make_kernels(), Task(Operation.APPLY, inputs.compute, inputs.compute, check=True), BLOCK)
+    def make_bench() -> BlockCombiner:
+        return BlockCombiner(make_kernels(), Task(Operation.APPLY, inputs.compute, inputs.compute, check=True), BLOCK)
 
-    def prove(bench: Workbench, batch: _Batch | LazyTensor) -> Iterator[int]:
+    def prove(bench: BlockCombiner, batch: _Batch | LazyTensor) -> Iterator[int]:
         if isinstance(batch, LazyTensor):
-            yield from proving(batch)
+            yield from verify_in_pieces(batch)
             return
         sums = [(tensor, tensor.checksum.start()) if tensor and tensor.checksum else None for tensor in batch.whole]
         for block in batch.blocks:
@@ -211,6 +211,6 @@ def _prove(
 
     total = sum(batch.nbytes for batch in batches) + sum(tensor.spec.nbytes for tensor in loose)
     todo: Iterator[_Batch | LazyTensor] = chain(loose, batches)
-    share_out(todo, make_bench, prove, workers=workers, report=report, doing="checking the base", total=total)
+    run_parallel(todo, make_bench, prove, workers=workers, report=report, doing="checking the base", total=total)
     names = (match.primary.name for match in inputs.matching.matches)
     return {name: proofs[name] for name in names if name in proofs}

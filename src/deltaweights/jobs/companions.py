@@ -11,8 +11,8 @@ from deltaweights.checkpoint.companions import (
     read_companions,
 )
 from deltaweights.checkpoint.folder import Checkpoint
-from deltaweights.checkpoint.meta.config import meta_companions
-from deltaweights.checkpoint.meta.llama import CONTAINER as META
+from deltaweights.checkpoint.meta_llama.hf_config import meta_companions
+from deltaweights.checkpoint.meta_llama.weights import CONTAINER as META
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.jobs.inputs import Inputs
 from deltaweights.merge.choices import TORCH_NAMES
@@ -35,7 +35,7 @@ def companions_of(operation: Operation, inputs: Inputs) -> Companions:
     if inputs.base is None and primary.container == META:
         specs = {match.primary.name: match.primary for match in inputs.matching.matches}
         return Companions({NOTICE_NAME: notice.encode(), **meta_companions(primary.directory, specs, dtype)}, ())
-    if primary.alone:
+    if primary.is_lone_file:
         return Companions({NOTICE_NAME: notice.encode()}, ())
     ours = inputs.manifest is not None
     return read_companions(primary.directory, primary.names, dtype, operation.primary, notice, ours=ours)

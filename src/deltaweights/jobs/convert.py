@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deltaweights.hub.ids import Given, PathLike
+from deltaweights.hub.ids import ModelLocation, PathLike
 from deltaweights.jobs.options import Options
 from deltaweights.jobs.request import Request, make_request
 from deltaweights.jobs.result import Published
@@ -28,7 +28,7 @@ class ConvertResult(Published):
 
 
 def convert_checkpoint(
-    base: Given, target: PathLike, *, report: Report | None = None, **options: Unpack[ConvertOptions]
+    base: ModelLocation, target: PathLike, *, report: Report | None = None, **options: Unpack[ConvertOptions]
 ) -> ConvertResult:
     """Write the checkpoint at ``base``, in Meta's format or any other that can be read, as a Hugging Face folder at ``target``.
 
@@ -43,7 +43,7 @@ def convert_checkpoint(
 
 
 def export_checkpoint(
-    merged: Given, target: PathLike, *, report: Report | None = None, **options: Unpack[ExportOptions]
+    merged: ModelLocation, target: PathLike, *, report: Report | None = None, **options: Unpack[ExportOptions]
 ) -> ConvertResult:
     """Write the merged checkpoint at ``merged`` in the layout of current transformers at ``target``.
 
@@ -56,14 +56,14 @@ def export_checkpoint(
 
 
 def convert_request(
-    base: Given, target: PathLike, *, dry_run: bool = False, **options: Unpack[ConvertOptions]
+    base: ModelLocation, target: PathLike, *, dry_run: bool = False, **options: Unpack[ConvertOptions]
 ) -> Request:
     """Return the checked request of ``convert_checkpoint``. Raises as ``make_request`` does."""
     return make_request(Operation.CONVERT, None, base, target, Options(**options), dry_run=dry_run)
 
 
 def export_request(
-    merged: Given, target: PathLike, *, dry_run: bool = False, **options: Unpack[ExportOptions]
+    merged: ModelLocation, target: PathLike, *, dry_run: bool = False, **options: Unpack[ExportOptions]
 ) -> Request:
     """Return the checked request of ``export_checkpoint``. Raises as ``make_request`` does."""
     asked = Options(layout=TRANSFORMERS, **options)

@@ -12,7 +12,7 @@ from deltaweights.jobs.model_card import model_card
 from deltaweights.jobs.planned_result import PlannedResult
 from deltaweights.manifest.digest import digested
 from deltaweights.manifest.findings import Findings
-from deltaweights.manifest.manifest import MANIFEST, SUMS, FileRecord, Fragment, index_bytes, sums_bytes
+from deltaweights.manifest.records import MANIFEST, SUMS, FileRecord, Fragment, index_bytes, sums_bytes
 from deltaweights.merge.record import digests_of, merge_manifest, records_of
 from deltaweights.merge.shards import index_name
 from deltaweights.util.open_folder import OpenFolder

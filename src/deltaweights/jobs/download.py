@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from deltaweights.errors import UsageError
 from deltaweights.hub.directory import HubDirectory
-from deltaweights.hub.ids import Source, hub_id
-from deltaweights.hub.locate import Hub, HubOptions, needed
+from deltaweights.hub.ids import ModelSource, hub_id
+from deltaweights.hub.locate import Hub, HubOptions, needed_files
 from deltaweights.jobs.inputs import show_notice
 from deltaweights.recipes.catalogue import load
-from deltaweights.recipes.source import base_of, delta_of
+from deltaweights.recipes.hub_sources import base_source, delta_source
 from deltaweights.report import Report
 
 
@@ -62,21 +62,21 @@ def download(
         hub.close()
 
 
-def _sources(model: str, report: Report) -> list[tuple[str, Source]]:
+def _sources(model: str, report: Report) -> list[tuple[str, ModelSource]]:
     """Return the repositories, by role; show the notice of a recipe."""
     wanted = hub_id(model)
     if wanted is not None:
-        return [("checkpoint", Source(wanted))]
+        return [("checkpoint", ModelSource(wanted))]
     if "/" in model:
         raise UsageError("not a Hub id", found=model, expected="ORG/NAME, ORG/NAME@REVISION, or the name of a recipe")
     recipe = load(model)
     show_notice(recipe, report)
-    return [("base", base_of(recipe)), ("delta", delta_of(recipe))]
+    return [("base", base_source(recipe)), ("delta", delta_source(recipe))]
 
 
 def _chosen(directory: HubDirectory, role: str, include: Sequence[str]) -> list[str]:
     if not include:
-        return needed(directory, role)
+        return needed_files(directory, role)
     names = [name for name in directory.names() if any(fnmatch.fnmatchcase(name, pattern) for pattern in include)]
     if not names:
         raise UsageError("no file matches", found=", ".join(include), expected=", ".join(directory.names()[:8]))

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from deltaweights.errors import CheckFailed, Mismatch
 from deltaweights.manifest.findings import Findings, ProofRecord
-from deltaweights.manifest.manifest import TensorRecord
+from deltaweights.manifest.records import TensorRecord
 from deltaweights.manifest.tally import Proof
-from deltaweights.merge.evidence import LEAST_EVIDENCE, Verdict, suspicion
+from deltaweights.merge.base_proof import MIN_EVIDENCE, Verdict, likely_cause
 from deltaweights.merge.operation import Operation
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
@@ -65,7 +65,7 @@ def proof_line(proof: ProofRecord | None) -> str | None:
     if proof.verdict == Verdict.PROVED:
         return f"proved: {_region(proof)}, 0 violations"
     if proof.verdict == Verdict.NO_EVIDENCE:
-        return f"no evidence: {proof.evidence:,} weights moved; less than {LEAST_EVIDENCE:,} say nothing"
+        return f"no evidence: {proof.evidence:,} weights moved; less than {MIN_EVIDENCE:,} say nothing"
     if proof.verdict == Verdict.PARTIAL:
         return f"NOT proved: {_region(proof)}, 0 violations, but {_untested(proof)}"
     return f"NOT proved: {_region(proof)}, {proof.violations:,} violations ({_rate(proof)})"
@@ -117,7 +117,7 @@ def _untested(proof: ProofRecord) -> str:
 def _violations(proof: ProofRecord) -> str:
     found = f"{proof.violations:,} of {proof.region:,} weights do not come back ({_rate(proof)})"
     counts = Proof(proof.weights, proof.region, proof.violations, proof.evidence)
-    return f"{found}, most in {worst(proof.tensors)}; likely {suspicion(counts)}"
+    return f"{found}, most in {worst(proof.tensors)}; likely {likely_cause(counts)}"
 
 
 def worst(violations: Mapping[str, int]) -> str:

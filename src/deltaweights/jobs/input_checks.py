@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.samples import same_weights
 from deltaweights.errors import Mismatch
-from deltaweights.hub.cache import snapshot_at
+from deltaweights.hub.repo_cache import snapshot_at
 from deltaweights.jobs.request import InputRequest
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.rules import Matching
 from deltaweights.recipes.catalogue import recipe_of_repo
-from deltaweights.recipes.identity import AS_LARGE, Identity, generation_of_config, size_of_delta
+from deltaweights.recipes.identify import Identity, generation_of_config
 from deltaweights.recipes.models import known_file, model
 from deltaweights.recipes.recipe import Recipe
+from deltaweights.recipes.weight_scale import AS_LARGE, relative_scale
 from deltaweights.report import Report
 
 
@@ -92,7 +93,7 @@ def refuse_no_delta(
         return
     if operation is not Operation.APPLY:
         return
-    share = size_of_delta(base.tensors, primary.tensors)
+    share = relative_scale(base.tensors, primary.tensors)
     if share is None or share < AS_LARGE:
         return
     found = f"weights {share:.2g} times as large as the base's"

@@ -8,22 +8,22 @@ from dataclasses import dataclass
 
 from deltaweights.checkpoint.folder import Checkpoint, Unpacker, open_checkpoint
 from deltaweights.errors import UsageError
-from deltaweights.hub.cache import snapshot_at
-from deltaweights.hub.ids import Source
+from deltaweights.hub.ids import ModelSource
 from deltaweights.hub.locate import located
+from deltaweights.hub.repo_cache import snapshot_at
 from deltaweights.jobs.input_checks import check_base_identity, check_delta_files, refuse_no_delta
 from deltaweights.jobs.request import InputRequest, Place, compute_dtype_of
-from deltaweights.manifest.beside import lists_exactly, stated_beside
-from deltaweights.manifest.parsed import Manifest
+from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any
+from deltaweights.manifest.parse import Manifest
 from deltaweights.merge.choices import DTYPES, TORCH_NAMES
 from deltaweights.merge.operation import NewRows, Operation
-from deltaweights.merge.rules import PLAIN, Matching, Rules, copies, match
+from deltaweights.merge.rules import LLAVA_RULES, Matching, MatchRules, copy_all, match_tensors
 from deltaweights.recipes.catalogue import load, recipe_of_archive, recipe_of_file, recipe_of_repo
-from deltaweights.recipes.expected_shapes import refuse_others
-from deltaweights.recipes.hashes import Hashes, hashes_of
-from deltaweights.recipes.identity import Identity, identify
+from deltaweights.recipes.hub_sources import base_source, has_base_source
+from deltaweights.recipes.identify import Identity, identify
+from deltaweights.recipes.input_hashes import InputHashes, collect_hashes
+from deltaweights.recipes.pair_check import check_pair
 from deltaweights.recipes.recipe import Recipe
-from deltaweights.recipes.source import base_of, has_base
 from deltaweights.report import Report
 
 
@@ -38,7 +38,7 @@ class Inputs:
 
     base: Checkpoint | None
     primary: Checkpoint
-    hashes: Hashes
+    hashes: InputHashes
     matching: Matching
     recipe: Recipe | None
     compute: str
@@ -78,14 +78,14 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
         open_checkpoint(base_at, "base", unpacker, report) as base,
         open_checkpoint(primary_at, operation.primary, unpacker, report) as primary,
     ):
-        hashes = hashes_of({base.role: base, primary.role: primary}, request.hash_workers, report)
+        hashes = collect_hashes({base.role: base, primary.role: primary}, request.hash_workers, report)
         if recipe is None and operation is Operation.APPLY:
             recipe = _recipe_of_delta(primary, hashes.files[primary.role], report)
-        rules = PLAIN
+        rules = LLAVA_RULES
         if recipe is not None:
-            refuse_others(recipe, base, primary)
-            rules = Rules(recipe.delta_only, NewRows(recipe.new_rows))
-        matching = match(base.tensors, primary.tensors, operation, rules)
+            check_pair(recipe, base, primary)
+            rules = MatchRules(recipe.delta_only, NewRows(recipe.new_rows))
+        matching = match_tensors(base.tensors, primary.tensors, operation, rules)
         for text in (*base.notes, *primary.notes, *matching.warnings):
             report.warn(text)
         compute = compute_dtype_of(request.compute_dtype, recipe)
@@ -116,15 +116,15 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
         located([(role, request.primary)], request.hub, report) as (at,),
         open_checkpoint(at, role, unpacker, report) as source,
     ):
-        matching = copies(source.tensors, request.operation)
+        matching = copy_all(source.tensors, request.operation)
         for text in source.notes:
             report.warn(text)
-        hashes = hashes_of({role: source}, request.hash_workers, report)
-        stated = stated_beside(source)
+        hashes = collect_hashes({role: source}, request.hash_workers, report)
+        stated = manifest_of_if_any(source)
         identity = identify(source, hashes.files[role], read=role in hashes.read, stated=lambda _: stated)
         report.note(f"{role:15} {identity.text}")
         # The bytes are compared with this manifest as they are read.
-        manifest = stated if stated is not None and lists_exactly(stated, source) else None
+        manifest = stated if stated is not None and lists_same_tensors(stated, source) else None
         if recipe is None and manifest is not None and manifest.recipe:
             recipe = _recipe_of_manifest(manifest.recipe, report)
         compute = stored = DTYPES[request.dtype] if request.dtype is not None else _dtype_of(matching)
@@ -161,7 +161,7 @@ def _dtype_of(matching: Matching) -> str:
     return found[0]
 
 
-def _identify(checkpoint: Checkpoint, hashes: Hashes, report: Report) -> Identity:
+def _identify(checkpoint: Checkpoint, hashes: InputHashes, report: Report) -> Identity:
     role = checkpoint.role
     identity = identify(checkpoint, hashes.files[role], read=role in hashes.read)
     report.note(f"{role:15} {identity.text}")
@@ -170,10 +170,10 @@ def _identify(checkpoint: Checkpoint, hashes: Hashes, report: Report) -> Identit
 
 def _pinned(base: Place, recipe: Recipe | None) -> Place:
     """Return ``base``; if it is the recipe's repository, hide the files whose hashes are not known."""
-    if not isinstance(base, Source) or recipe is None or not has_base(recipe):
+    if not isinstance(base, ModelSource) or recipe is None or not has_base_source(recipe):
         return base
-    known = base_of(recipe)
-    return Source(base.id, known.hidden) if known.id.repo.lower() == base.id.repo.lower() else base
+    known = base_source(recipe)
+    return ModelSource(base.id, known.hidden) if known.id.repo.lower() == base.id.repo.lower() else base
 
 
 def show_notice(recipe: Recipe, report: Report) -> None:
@@ -186,7 +186,7 @@ def show_notice(recipe: Recipe, report: Report) -> None:
 
 def _recipe_of_repository(delta: Place, report: Report) -> Recipe | None:
     """Return the recipe of a delta that is a Hub repository."""
-    if not isinstance(delta, Source):
+    if not isinstance(delta, ModelSource):
         return None
     name = recipe_of_repo(delta.id.repo)
     return _use(name, f"{delta.id.repo} on the Hub", report) if name is not None else None

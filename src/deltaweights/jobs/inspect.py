@@ -7,21 +7,21 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from deltaweights.checkpoint.archived.scratch import Scratch
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.hub.ids import Given, Source
+from deltaweights.checkpoint.zipped_folder.unpack import TemporaryUnpacker
+from deltaweights.hub.ids import ModelLocation, ModelSource
 from deltaweights.hub.locate import HubOptions, located
 from deltaweights.jobs.provenance import verified_hashes
 from deltaweights.jobs.shared_storage import SharedStorage, by_storage, distinct_elements, shared_storage
-from deltaweights.manifest.beside import lists_exactly, stated_beside
+from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any
 from deltaweights.merge.rules import is_buffer
-from deltaweights.recipes.hashes import hashes_of
-from deltaweights.recipes.identity import Identity, config_of, identify
+from deltaweights.recipes.identify import Identity, config_of, identify
+from deltaweights.recipes.input_hashes import collect_hashes
 from deltaweights.report import Report
 from deltaweights.util.name_groups import NameGroup, group_names
 from deltaweights.util.text import natural_key
-from deltaweights.util.workers import workers_of
+from deltaweights.util.workers import resolve_workers
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class InspectReport:
 
 
 def inspect_checkpoint(
-    path: Given,
+    path: ModelLocation,
     *,
     hash_inputs: bool = False,
     workers: int | None = None,
@@ -104,7 +104,7 @@ def inspect_checkpoint(
     hub = replace(hub or HubOptions(), stream=not hash_inputs)  # headers and samples are a small part of a model
     report = report or Report()
     with (
-        Scratch() as scratch,
+        TemporaryUnpacker() as scratch,
         located([("checkpoint", path)], hub, report) as (at,),
         open_checkpoint(at, "checkpoint", scratch, report) as checkpoint,
     ):
@@ -115,11 +115,11 @@ def inspect_checkpoint(
             by_dtype[tensor.spec.dtype].append(tensor)
         model_type, architectures = _config(checkpoint)
         weights = [tensor for tensor in tensors if not is_buffer(tensor.spec.name)]
-        known = hashes_of({"": checkpoint}, workers_of(workers) if hash_inputs else None, report)
+        known = collect_hashes({"": checkpoint}, resolve_workers(workers) if hash_inputs else None, report)
         verified = verified_hashes({"": checkpoint}, known)[""]
-        stated = stated_beside(checkpoint)
+        stated = manifest_of_if_any(checkpoint)
         return InspectReport(
-            path=str(path.id) if isinstance(path, Source) else os.fspath(path),
+            path=str(path.id) if isinstance(path, ModelSource) else os.fspath(path),
             identity=identify(checkpoint, known.files[""], read=bool(known.read), stated=lambda _: stated),
             container=checkpoint.container,
             model_type=model_type,
@@ -134,7 +134,7 @@ def inspect_checkpoint(
                 for w in checkpoint.files
             ),
             shared=tuple(shared_storage(sharing) for sharing in by_storage(tensors) if len(sharing) > 1),
-            manifest=StatedManifest(stated.content_digest, lists_exactly(stated, checkpoint)) if stated else None,
+            manifest=StatedManifest(stated.content_digest, lists_same_tensors(stated, checkpoint)) if stated else None,
             notes=checkpoint.notes,
             tensors=entries,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deltaweights.hub.ids import Given, PathLike
+from deltaweights.hub.ids import ModelLocation, PathLike
 from deltaweights.jobs.options import Options
 from deltaweights.jobs.prepare import Prepared
 from deltaweights.jobs.request import Request, make_request
@@ -34,7 +34,12 @@ class MakeResult(Published):
 
 
 def make_delta(
-    base: Given, target: Given, delta: PathLike, *, report: Report | None = None, **options: Unpack[MakeOptions]
+    base: ModelLocation,
+    target: ModelLocation,
+    delta: PathLike,
+    *,
+    report: Report | None = None,
+    **options: Unpack[MakeOptions],
 ) -> MakeResult:
     """Subtract ``base`` from the fine-tuned ``target`` and publish the delta at ``delta``.
 
@@ -48,7 +53,12 @@ def make_delta(
 
 
 def make_delta_request(
-    base: Given, target: Given, delta: PathLike, *, dry_run: bool = False, **options: Unpack[MakeOptions]
+    base: ModelLocation,
+    target: ModelLocation,
+    delta: PathLike,
+    *,
+    dry_run: bool = False,
+    **options: Unpack[MakeOptions],
 ) -> Request:
     """Return the checked request of ``make_delta``. Raises as ``make_request`` does."""
     prove = options.pop("check", True)

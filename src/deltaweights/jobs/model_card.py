@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from deltaweights.errors import printable
-from deltaweights.recipes import table as forms
+from deltaweights.recipes.table import REPO, URL
 
 MAX_FOREIGN_TEXT = 300  # characters
 
@@ -46,7 +46,7 @@ class Origin:
     @property
     def hub_id(self) -> str | None:
         """The repository, if it is a valid Hub id."""
-        return self.repo if self.repo is not None and forms.REPO.accepts(self.repo) else None
+        return self.repo if self.repo is not None and REPO.accepts(self.repo) else None
 
 
 @dataclass(frozen=True)
@@ -295,4 +295,4 @@ def _code(text: str | None) -> str:
 
 
 def _link(url: str) -> str:
-    return f"<{url.replace('<', '%3C').replace('>', '%3E')}>" if forms.URL.accepts(url) else _code(url)
+    return f"<{url.replace('<', '%3C').replace('>', '%3E')}>" if URL.accepts(url) else _code(url)

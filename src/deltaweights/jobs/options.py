@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from deltaweights.merge.choices import DTYPES, LAYOUTS, ORIGINAL
 
 if TYPE_CHECKING:
-    from deltaweights.hub.ids import Given, PathLike
+    from deltaweights.hub.ids import ModelLocation, PathLike
     from deltaweights.hub.locate import HubOptions
 
 
@@ -47,7 +47,7 @@ class Options:
         "bin: torch files, for loaders of 2023 without safetensors; original layout only.",
         choices=("safetensors", "bin"),
     )
-    vision_tower: Given | None = _option(  # noqa: RUF009  (it returns a field)
+    vision_tower: ModelLocation | None = _option(  # noqa: RUF009  (it returns a field)
         None,
         "--vision-tower",
         "CLIP vision tower, for vision-language models in layout transformers [default: the recipe's].",
@@ -94,7 +94,7 @@ class ApplyOptions(OutputOptions, total=False):
     compute_dtype: str | None
     layout: str
     weights: str
-    vision_tower: Given | None
+    vision_tower: ModelLocation | None
     device: str
     prove: bool
     allow_unproved_base: bool
@@ -123,5 +123,5 @@ class ExportOptions(OutputOptions, total=False):
 
     recipe: str | None
     recipe_file: PathLike | None
-    vision_tower: Given | None
+    vision_tower: ModelLocation | None
     check: bool

@@ -11,8 +11,8 @@ from deltaweights.checkpoint.companions import Companions
 from deltaweights.checkpoint.folder import Checkpoint, Unpacker
 from deltaweights.checkpoint.samples import sample_digests
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.export.layout import Laid, lay_out, refuse_laid_out, sees
-from deltaweights.export.tower import Tower, open_tower
+from deltaweights.export.layout import ExportPlan, has_projector, plan_export, refuse_transformers_layout
+from deltaweights.export.vision_tower import VisionTower, open_vision_tower
 from deltaweights.jobs.companions import companions_of
 from deltaweights.jobs.inputs import Inputs, open_inputs
 from deltaweights.jobs.provenance import refuse_unverified
@@ -22,12 +22,12 @@ from deltaweights.merge.document_sizes import refuse_unreadable
 from deltaweights.merge.operation import VISION_TOWER
 from deltaweights.merge.plan import Companion, InputFileRecord, InputRecord, Options, Plan, RecipeRecord, make_plan
 from deltaweights.merge.rules import Dropped
-from deltaweights.recipes.hashes import Hashes
+from deltaweights.recipes.input_hashes import InputHashes
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
-from deltaweights.staging.contents import refuse_foreign
-from deltaweights.staging.place import Place, locate, refuse_inputs
-from deltaweights.staging.unpacking import Unpacking
+from deltaweights.staging.location import TargetLocation, locate_target, refuse_inputs
+from deltaweights.staging.target_contents import refuse_foreign_content
+from deltaweights.staging.unpacking import StagingUnpacker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +36,11 @@ class Prepared:
 
     request: Request
     inputs: Inputs
-    tower: Tower | None
-    laid: Laid
+    tower: VisionTower | None
+    laid: ExportPlan
     plan: Plan
-    place: Place
-    unpacking: Unpacking
+    place: TargetLocation
+    unpacking: StagingUnpacker
 
     @property
     def checkpoints(self) -> Mapping[str, Checkpoint]:
@@ -52,7 +52,7 @@ class Prepared:
         }
 
     @property
-    def hashes(self) -> Hashes:
+    def hashes(self) -> InputHashes:
         """The known sha256 of the inputs' files."""
         return self.inputs.hashes | self.tower.hashes if self.tower else self.inputs.hashes
 
@@ -85,11 +85,11 @@ def prepare(request: Request, report: Report) -> Iterator[Prepared]:
     ``InputOutputError``, ``CheckFailed`` (``require_verified``), and ``TargetBusy`` when output and input overlap, or the target
     holds something else.
     """
-    place = locate(request.target)
+    place = locate_target(request.target)
     refuse_inputs(place, request.paths)
     if not request.dry_run:
-        refuse_foreign(place, overwrite=request.options.overwrite)
-    with Unpacking(place) as unpacking:
+        refuse_foreign_content(place, overwrite=request.options.overwrite)
+    with StagingUnpacker(place) as unpacking:
         unpacker = None if request.part is not None else unpacking
         with (
             open_inputs(request.inputs, unpacker, report) as inputs,
@@ -114,42 +114,46 @@ def prepare(request: Request, report: Report) -> Iterator[Prepared]:
 
 
 @contextmanager
-def _open_tower(request: Request, inputs: Inputs, unpacker: Unpacker | None, report: Report) -> Iterator[Tower | None]:
+def _open_tower(
+    request: Request, inputs: Inputs, unpacker: Unpacker | None, report: Report
+) -> Iterator[VisionTower | None]:
     """Open the vision tower, if the result has one."""
     if request.options.layout != ORIGINAL:
-        refuse_laid_out(inputs.matching, inputs.primary.path)
-    if request.options.layout == ORIGINAL or not sees(inputs.matching):
+        refuse_transformers_layout(inputs.matching, inputs.primary.path)
+    if request.options.layout == ORIGINAL or not has_projector(inputs.matching):
         if request.vision_tower is not None:
             report.warn("--vision-tower is not used: the model has no projector, so it takes no images")
         yield None
         return
-    with open_tower(
+    with open_vision_tower(
         request.vision_tower, inputs.recipe, request.inputs.hub, unpacker, request.threads, report
     ) as tower:
         yield tower
 
 
-def _lay_out(request: Request, inputs: Inputs, tower: Tower | None) -> Laid:
+def _lay_out(request: Request, inputs: Inputs, tower: VisionTower | None) -> ExportPlan:
     """Return names and companions in the layout of the request."""
     companions = companions_of(request.operation, inputs)
     if request.options.layout == ORIGINAL:
-        return Laid(inputs.matching, {}, companions)
+        return ExportPlan(inputs.matching, {}, companions)
     dtype = TORCH_NAMES[inputs.stored]
-    return lay_out(inputs.matching, companions, inputs.primary.directory.path, dtype, inputs.recipe, tower)
+    return plan_export(inputs.matching, companions, inputs.primary.directory.path, dtype, inputs.recipe, tower)
 
 
-def _plan(request: Request, inputs: Inputs, tower: Tower | None, laid: Laid) -> Plan:
-    base, recipe = inputs.base, inputs.recipe
+def _plan(request: Request, inputs: Inputs, tower: VisionTower | None, laid: ExportPlan) -> Plan:
+    base, recipe, matching = inputs.base, inputs.recipe, inputs.matching
+    records = {"base": record_of(base, matching.dropped_base)} if base is not None else {}
+    records[request.operation.primary] = record_of(inputs.primary, matching.dropped_primary)
+    if tower is not None:
+        records[VISION_TOWER] = record_of(tower.checkpoint, tower.dropped)
     return make_plan(
         laid.matching,
         Options(inputs.compute, inputs.stored, request.shard_limit, request.options.layout, request.container),
-        record_of(base, inputs.matching.dropped_base) if base is not None else None,
-        record_of(inputs.primary, inputs.matching.dropped_primary),
+        records,
         [Companion(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in laid.companions.files.items()],
         request.operation,
         check=base is not None and request.options.prove,
         recipe=RecipeRecord(recipe.name, recipe.digest, recipe.checks is not None) if base and recipe else None,
-        tower=record_of(tower.checkpoint, tower.dropped) if tower else None,
     )
 
 

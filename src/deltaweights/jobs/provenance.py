@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import CheckFailed
-from deltaweights.recipes.hashes import Hashes
+from deltaweights.recipes.input_hashes import InputHashes
 
 UNVERIFIED = "not cryptographically verified"
 """Streamed inputs are read out of order, so their hash cannot be compared."""
@@ -23,7 +23,7 @@ def is_streamed(checkpoint: Checkpoint) -> bool:
     return any(weights.file.streamed for weights in checkpoint.files)
 
 
-def refuse_unverified(checkpoints: Checkpoints, hashes: Hashes) -> None:
+def refuse_unverified(checkpoints: Checkpoints, hashes: InputHashes) -> None:
     """Raise ``CheckFailed`` unless the sha256 of every weights file was compared with the Hub's, or computed."""
     for role, checkpoint in checkpoints.items():
         for weights in checkpoint.files:
@@ -42,7 +42,7 @@ def marks_of(checkpoints: Checkpoints) -> dict[str, str]:
     }
 
 
-def verified_hashes(checkpoints: Checkpoints, hashes: Hashes) -> Mapping[str, Mapping[str, str]]:
+def verified_hashes(checkpoints: Checkpoints, hashes: InputHashes) -> Mapping[str, Mapping[str, str]]:
     """Return the sha256 of files, by role and name, that this run computed or compared."""
     return {
         role: hashes.files[role]

@@ -7,20 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltaweights.errors import UsageError
-from deltaweights.hub.ids import Given, PathLike, Source
-from deltaweights.hub.locate import HubOptions, source_of
+from deltaweights.hub.ids import ModelLocation, ModelSource, PathLike, model_source
+from deltaweights.hub.locate import HubOptions
 from deltaweights.jobs.options import Options
 from deltaweights.merge.choices import CONTAINERS, DTYPES, LAYOUTS, ORIGINAL, TORCH
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.parts import Part
 from deltaweights.merge.stream import Resources
 from deltaweights.recipes.catalogue import load, load_file
+from deltaweights.recipes.hub_sources import base_source, delta_source
 from deltaweights.recipes.recipe import Recipe
-from deltaweights.recipes.source import base_of, delta_of
 from deltaweights.util.sizes import parse_size
-from deltaweights.util.workers import workers_of
+from deltaweights.util.workers import resolve_workers
 
-Place = Path | Source
+Place = Path | ModelSource
 """Where a checkpoint is: a path on this machine, or a repository on the Hub."""
 
 UNSET = "is a variable unset?"
@@ -64,7 +64,7 @@ class Request:
     @property
     def threads(self) -> int:
         """The number of workers."""
-        return workers_of(self.options.workers)
+        return resolve_workers(self.options.workers)
 
     @property
     def resources(self) -> Resources:
@@ -90,8 +90,8 @@ class Request:
 
 def make_request(
     operation: Operation,
-    base: Given | None,
-    primary: Given | None,
+    base: ModelLocation | None,
+    primary: ModelLocation | None,
     target: PathLike,
     options: Options,
     *,
@@ -106,8 +106,8 @@ def make_request(
     check_options(options)
     recipe = find_recipe(options.recipe, options.recipe_file)
     if operation is Operation.APPLY:
-        base = base_of(_needed(recipe, "base")) if base is None else base
-        primary = delta_of(_needed(recipe, "delta")) if primary is None else primary
+        base = base_source(_needed(recipe, "base")) if base is None else base
+        primary = delta_source(_needed(recipe, "delta")) if primary is None else primary
     if not os.fspath(target):
         raise UsageError(f"{operation.output} is an empty path", remedy=UNSET)
     compute_dtype_of(options.compute_dtype, recipe)
@@ -121,7 +121,7 @@ def make_request(
         dtype=options.dtype,
         # A dry run reads only headers and samples: a small part of a model, not worth keeping.
         hub=replace(hub, stream=True) if dry_run and not options.hash_inputs else hub,
-        hash_workers=workers_of(options.workers) if options.hash_inputs else None,
+        hash_workers=resolve_workers(options.workers) if options.hash_inputs else None,
         allow_other_base=options.allow_unproved_base,
     )
     tower = options.vision_tower
@@ -151,16 +151,16 @@ def check_options(options: Options) -> None:
         remedy = "give --layout transformers, or leave --vision-tower out"
         raise UsageError("the original layout has no vision tower", remedy=remedy)
     parse_size(options.max_shard_size, "max shard size")
-    workers_of(options.workers)
+    resolve_workers(options.workers)
 
 
-def parse_place(role: str, given: Given | None) -> Place:
+def parse_place(role: str, given: ModelLocation | None) -> Place:
     """Return a path or a Hub repository. Raises ``UsageError`` for an empty path, and for a malformed id."""
-    if isinstance(given, Source):
+    if isinstance(given, ModelSource):
         return given
     if given is None or not os.fspath(given):
         raise UsageError(f"{role} is an empty path", remedy=UNSET)
-    return source_of(given) or Path(given)
+    return model_source(given) or Path(given)
 
 
 def find_recipe(name: str | None, file: PathLike | None) -> Recipe | None:

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from deltaweights.errors import CheckFailed, TargetBusy
 from deltaweights.hub.files import AGAIN, Refetched
-from deltaweights.hub.transfer import Damaged
-from deltaweights.inference.child import check_in_child
+from deltaweights.hub.transfer import DamagedFile
+from deltaweights.inference.check_process import check_in_subprocess
 from deltaweights.jobs.documents import write_documents
 from deltaweights.jobs.findings import check_sum, judge_base, report_numbers
 from deltaweights.jobs.options import Options
@@ -21,19 +21,19 @@ from deltaweights.jobs.result import ALREADY_COMPLETE, Outcome, Published, publi
 from deltaweights.jobs.stream import stream_shards
 from deltaweights.jobs.summary import check_space, report_plan
 from deltaweights.manifest.findings import Findings
-from deltaweights.manifest.manifest import Fragment
-from deltaweights.manifest.verify import verify_rest
+from deltaweights.manifest.records import Fragment
+from deltaweights.manifest.verify import finish_verify
 from deltaweights.merge.device import check_device
 from deltaweights.merge.operation import VISION_TOWER
 from deltaweights.merge.plan import Plan
 from deltaweights.merge.record import findings_of, records_of
 from deltaweights.report import Report
-from deltaweights.staging.folder import StagingFolder
-from deltaweights.staging.opened import OpenStaging
-from deltaweights.staging.publish import forget, publish, recover
+from deltaweights.staging.open_staging import OpenStaging
+from deltaweights.staging.publish import clear_staging, publish, recover_publication
 from deltaweights.staging.read_back import read_back
-from deltaweights.staging.standing import Target
-from deltaweights.util.workers import workers_of
+from deltaweights.staging.staged_shards import StagedShards
+from deltaweights.staging.target_state import TargetState
+from deltaweights.util.workers import resolve_workers
 
 T = TypeVar("T")
 
@@ -60,11 +60,11 @@ def _run(prepared: Prepared, report: Report, began: float) -> Published:
     hashing = prepared.hashes.seconds
     seconds = {"prepare": time.monotonic() - began - hashing, "hash inputs": hashing}
     place, options = prepared.place, prepared.request.options
-    target = Target(place, prepared.plan.identity)
+    target = TargetState(place, prepared.plan.identity)
     outcome = None if prepared.unpacking.holds_the_lock else _already_complete(prepared, target)
     if outcome is None or place.root.exists():
         with prepared.unpacking.locked() as lock:
-            for text in (lock.note, recover(lock.staging)):
+            for text in (lock.note, recover_publication(lock.staging)):
                 if text:
                     report.note(text)
             # The run that held the lock before this one may have published the same plan.
@@ -73,7 +73,7 @@ def _run(prepared: Prepared, report: Report, began: float) -> Published:
                 lock.staging.refuse_content(overwrite=options.overwrite)
                 outcome = _make(prepared, lock.staging, report, seconds)
             else:
-                forget(lock.staging)
+                clear_staging(lock.staging)
     if outcome.status == ALREADY_COMPLETE:
         report.note(
             "the result of these inputs is already there, judging by headers and samples; remove it to make it again"
@@ -82,18 +82,18 @@ def _run(prepared: Prepared, report: Report, began: float) -> Published:
             report.warn("the existing manifest is not changed: --hash-inputs adds nothing to it")
         _judge(prepared.plan, outcome.findings, options, report, stated=prepared.inputs.arithmetic_stated)
         if options.check:
-            check_in_child(place.target, place.target, report)
+            check_in_subprocess(place.target, place.target, report)
     seconds["total"] = time.monotonic() - began
     return published(prepared.plan, prepared.recipe, outcome, seconds)
 
 
-def _already_complete(prepared: Prepared, target: Target) -> Outcome | None:
+def _already_complete(prepared: Prepared, target: TargetState) -> Outcome | None:
     """Return the published result of this plan if it verifies; None if the target is empty, or holds something else.
 
     Raises ``TargetBusy`` when it is damaged and may not be replaced.
     """
     options, where = prepared.request.options, prepared.place.target
-    there = target.published()
+    there = target.published_result()
     if there is None:
         return None
     manifest, check = there
@@ -106,7 +106,7 @@ def _already_complete(prepared: Prepared, target: Target) -> Outcome | None:
             found=f"no sha256 of input {manifest.unverified[0]}",
             remedy="make it again with --overwrite",
         )
-    found = verify_rest(check, expect=manifest.content_digest)
+    found = finish_verify(check, expect=manifest.content_digest)
     if options.overwrite and not found.ok:
         return None
     if not found.ok or found.manifest_sha256 is None:
@@ -130,7 +130,7 @@ def _make(prepared: Prepared, opened: OpenStaging, report: Report, seconds: dict
     began = time.monotonic()
     check_device(request.options.device)
     seconds["load arithmetic"] = time.monotonic() - began
-    staging, fragments, discarded = StagingFolder.prepare(opened, plan, marks_of(prepared.checkpoints))
+    staging, fragments, discarded = StagedShards.prepare(opened, plan, marks_of(prepared.checkpoints))
     if discarded:
         report.note("staging held another plan (other inputs or options): it was discarded")
     if fragments:
@@ -150,7 +150,7 @@ def _make(prepared: Prepared, opened: OpenStaging, report: Report, seconds: dict
         seconds["stream"] = time.monotonic() - began
         for checkpoint in prepared.checkpoints.values():
             checkpoint.check_unchanged()
-    except Damaged:
+    except DamagedFile:
         staging.discard()  # the next run must not reuse shards made of damaged bytes
         raise
     seconds["rest of the download"] = time.monotonic() - began - seconds["stream"]
@@ -159,31 +159,31 @@ def _make(prepared: Prepared, opened: OpenStaging, report: Report, seconds: dict
 
 def publish_result(
     planned: PlannedResult,
-    staging: StagingFolder,
+    staging: StagedShards,
     fragments: Mapping[str, Fragment],
     options: Options,
     report: Report,
     seconds: dict[str, float],
 ) -> Outcome:
     """Check the findings of finished shards, write the documents beside them, and publish. Raises what ``apply_delta`` raises."""
-    plan, place, records = planned.plan, staging.staging.place, records_of(fragments)
+    plan, place, records = planned.plan, staging.staging.location, records_of(fragments)
     findings = findings_of(records, allowed=options.allow_unproved_base and planned.arithmetic_stated)
     _judge(plan, findings, options, report, stated=planned.arithmetic_stated)
     published_sum = check_sum(records.values(), planned.recipe, report)
     if options.read_back:
         began = time.monotonic()
-        read_back(staging, fragments, workers_of(options.workers), report)
+        read_back(staging, fragments, resolve_workers(options.workers), report)
         seconds["read back"] = time.monotonic() - began
     began = time.monotonic()
     digest, manifest_sha256 = write_documents(planned, staging.shards, fragments, findings)
     if options.check:
-        check_in_child(place.shards, place.target, report)
+        check_in_subprocess(place.shards, place.target, report)
         staging.staging.refuse_moved()  # the child process opened the folder by its path
-    staging.refuse_touched(fragments)
+    staging.refuse_modified(fragments)
     publish(staging.staging, plan.identity, overwrite=options.overwrite)
     seconds["publish"] = time.monotonic() - began
     return Outcome(
-        status=plan.operation.value.status,
+        status=plan.operation.status,
         content_digest=digest,
         manifest_sha256=manifest_sha256,
         findings=findings,

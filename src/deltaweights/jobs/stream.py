@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from deltaweights.checkpoint.checksums import prove
+from deltaweights.checkpoint.checksums import verify_checksum
 from deltaweights.jobs.prepare import Prepared
-from deltaweights.manifest.manifest import Fragment
+from deltaweights.manifest.records import Fragment
 from deltaweights.merge.operation import VISION_TOWER
 from deltaweights.merge.plan import Shard
 from deltaweights.merge.stream import Stream
@@ -25,7 +25,7 @@ def stream_shards(
     _check_unread(prepared)
     plan, resources = prepared.plan, prepared.request.resources
     stream = Stream(plan, prepared.base_tensors, prepared.primary_tensors, folder, keep, resources, report)
-    report.begin(plan.operation.value.doing, sum(shard.nbytes for shard in missing))
+    report.begin(plan.operation.doing, sum(shard.nbytes for shard in missing))
     try:
         for done in stream.run(missing):
             report.progress(done)
@@ -39,7 +39,7 @@ def _check_unread(prepared: Prepared) -> None:
     for role, record in prepared.plan.inputs.items():
         checkpoint = prepared.checkpoints[role]
         for weights in checkpoint.files:
-            for loose in weights.loose:
-                prove(loose)
+            for loose in weights.extra_checksums:
+                verify_checksum(loose)
         for dropped in record.dropped if role != VISION_TOWER else ():  # CLIP's text model does not matter here
-            prove(checkpoint.tensors[dropped.spec.name])
+            verify_checksum(checkpoint.tensors[dropped.spec.name])

@@ -50,7 +50,7 @@ def report_plan(prepared: Prepared, report: Report) -> None:
         left = prepared.companions.left_behind
         others = f" and {len(left) - 8} more" if len(left) > 8 else ""
         report.note(f"not copied from the {role_of_primary}: {', '.join(left[:8])}{others}")
-    if prepared.inputs.primary.alone:
+    if prepared.inputs.primary.is_lone_file:
         report.note(f"the {role_of_primary} is a single file: no configuration or tokenizer is copied")
     for change in prepared.companions.changes:
         report.note(change)
@@ -73,7 +73,7 @@ def _to_come(prepared: Prepared) -> int:
     """Return the bytes of inputs yet to be downloaded to the disk of the result."""
     device = _device_of(prepared.place.root)
     return sum(
-        weights.file.to_come
+        weights.file.pending_bytes
         for checkpoint in prepared.checkpoints.values()
         if _device_of(checkpoint.directory.path) == device
         for weights in checkpoint.files

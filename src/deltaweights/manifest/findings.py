@@ -1,7 +1,4 @@
-"""What was found in the numbers of a result and of what it was made of, as the manifest records it.
-
-Enters: counts by tensor. Leaves: JSON, and the same read back and checked. Never: an opinion.
-"""
+"""What was found in the numbers of a result and its inputs, as the manifest records it."""
 
 from __future__ import annotations
 
@@ -13,10 +10,10 @@ from deltaweights.util.text import Json
 
 @dataclass(frozen=True, kw_only=True)
 class ProofRecord:
-    """What the sums say of their base, of all tensors together (see ``Proof``).
+    """What all sums together say about the base (see ``Proof``).
 
-    ``tensors`` counts violations by name, ``untested`` names those of which too few weights lie in the region to say anything.
-    ``verdict`` is one of ``Verdict``'s, ``allowed`` says that the user let a base pass that is not proved.
+    ``tensors`` counts violations by tensor; ``untested`` names the tensors with too few weights in the region to tell. ``verdict``
+    is a value of ``Verdict``; ``allowed`` says that the user accepted a base that is not proved.
     """
 
     weights: int
@@ -29,21 +26,20 @@ class ProofRecord:
     allowed: bool = False
 
     def document(self) -> dict[str, Json]:
-        """Return the record as JSON; ``untested`` and ``allowed`` only where there is something to say."""
-        rare = {"untested": list(self.untested), "allowed": self.allowed}
+        """Return the record as JSON; ``untested`` and ``allowed`` only where they are not empty or false."""
+        optional = {"untested": list(self.untested), "allowed": self.allowed}
         return {
-            **{key: value for key, value in vars(self).items() if key not in rare},
-            **{key: value for key, value in rare.items() if value},
+            **{key: value for key, value in vars(self).items() if key not in optional},
+            **{key: value for key, value in optional.items() if value},
         }
 
     @classmethod
-    def of(cls, document: Mapping[str, Json]) -> ProofRecord:
-        """Read a record. Raises ``ValueError``, ``KeyError`` or ``TypeError`` when it is none."""
-        counts = {key: size(document[key]) for key in ("weights", "region", "violations", "evidence")}
+    def from_document(cls, document: Mapping[str, Json]) -> ProofRecord:
+        """Read a record. Raises ``ValueError``, ``KeyError`` or ``TypeError`` when it is malformed."""
         return cls(
-            **counts,
+            **{key: check_size(document[key]) for key in ("weights", "region", "violations", "evidence")},
             verdict=str(document["verdict"]),
-            tensors=sizes(document["tensors"]),
+            tensors=check_sizes(document["tensors"]),
             untested=tuple(map(str, document.get("untested", ()))),
             allowed=document.get("allowed") is True,
         )
@@ -51,10 +47,10 @@ class ProofRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Counts by tensor, of those that have any (see ``Tally``), and the proof of the base.
+    """Counts by tensor (see ``Tally``), without tensors that have none, and the proof of the base.
 
-    ``uniform`` names, for each matrix of which it is so, those of "result", "base" and "lead" that hold one number throughout.
-    ``inexact`` is None for what is no delta, or a delta that nobody tried; ``proof`` when nothing was added, or nobody looked.
+    ``uniform`` maps a matrix to those of "result", "base" and "lead" whose elements are all the same number. ``inexact`` is None
+    unless a delta was made and tried; ``proof`` is None when nothing was added, or the base was not checked.
     """
 
     nonfinite: dict[str, int] = field(default_factory=dict)
@@ -66,42 +62,36 @@ class Findings:
     proof: ProofRecord | None = None
 
     def document(self) -> dict[str, Json]:
-        """Return the findings as JSON: ``nonfinite`` always, the rest where there is something to say."""
-        rare: dict[str, Json] = {
-            "nonfinite_base": self.nonfinite_base,
-            "nonfinite_lead": self.nonfinite_lead,
-            "overflow": self.overflow,
-            "uniform": {name: list(roles) for name, roles in self.uniform.items()},
-        }
-        asked = {"inexact": self.inexact, "proof": self.proof.document() if self.proof else None}
+        """Return the findings as JSON: ``nonfinite`` always, the rest only where something was found."""
+        rare: dict[str, Json] = {key: getattr(self, key) for key in ("nonfinite_base", "nonfinite_lead", "overflow")}
+        rare["uniform"] = {name: list(roles) for name, roles in self.uniform.items()}
+        optional = {"inexact": self.inexact, "proof": self.proof.document() if self.proof else None}
         return {
             "nonfinite": self.nonfinite,
             **{key: value for key, value in rare.items() if value},
-            **{key: value for key, value in asked.items() if value is not None},
+            **{key: value for key, value in optional.items() if value is not None},
         }
 
     @classmethod
-    def of(cls, document: Mapping[str, Json]) -> Findings:
+    def from_document(cls, document: Mapping[str, Json]) -> Findings:
         """Read findings among other keys. Raises ``ValueError``, ``KeyError`` or ``TypeError`` when they are malformed."""
+        counts = ("nonfinite", "nonfinite_base", "nonfinite_lead", "overflow")
         inexact, proof = document.get("inexact"), document.get("proof")
         return cls(
-            nonfinite=sizes(document.get("nonfinite", {})),
-            nonfinite_base=sizes(document.get("nonfinite_base", {})),
-            nonfinite_lead=sizes(document.get("nonfinite_lead", {})),
-            overflow=sizes(document.get("overflow", {})),
+            **{key: check_sizes(document.get(key, {})) for key in counts},
             uniform={name: tuple(map(str, roles)) for name, roles in document.get("uniform", {}).items()},
-            inexact=None if inexact is None else sizes(inexact),
-            proof=None if proof is None else ProofRecord.of(proof),
+            inexact=None if inexact is None else check_sizes(inexact),
+            proof=None if proof is None else ProofRecord.from_document(proof),
         )
 
 
-def size(value: Json) -> int:
-    """Return ``value`` if it is a size. Raises ``ValueError``."""
+def check_size(value: Json) -> int:
+    """Return ``value`` if it is a whole number, at least 0. Raises ``ValueError``."""
     if type(value) is not int or value < 0:
         raise ValueError(f"{value!r:.40} is not a size")
     return value
 
 
-def sizes(document: Json) -> dict[str, int]:
-    """Return a map of sizes. Raises ``ValueError`` or ``AttributeError`` when it is none."""
-    return {name: size(value) for name, value in document.items()}
+def check_sizes(document: Json) -> dict[str, int]:
+    """Return ``document`` if all its values are sizes. Raises ``ValueError``, or ``AttributeError`` when it is not an object."""
+    return {name: check_size(value) for name, value in document.items()}

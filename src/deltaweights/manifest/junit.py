@@ -1,6 +1,4 @@
-"""What verification found, as JUnit's XML: the form in which GitHub's, GitLab's and Jenkins' reports take results of tests.
-
-Enters: a report, or the error for which there is none. Leaves: a document. Never: a character that XML or a terminal does not take.
+"""The result of a verification as JUnit XML, for the test reports of GitHub, GitLab and Jenkins.
 
 The elements are those that GitLab and Jenkins read: https://docs.gitlab.com/ci/testing/unit_test_reports/.
 """
@@ -11,35 +9,35 @@ from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
 from deltaweights.errors import printable
-from deltaweights.manifest.problems import CONTENT, FILE, VerifyReport
+from deltaweights.manifest.verify_report import CONTENT, FILE, VerifyReport
 
 SUITE = "deltaweights verify"
 
 
 def junit_bytes(report: VerifyReport) -> bytes:
-    """Return a document with a test for each file, and one for the content digest and all tensors where they were looked at.
+    """Return a document with a test per file, and one for the content digest and all tensors where they were checked.
 
-    A test fails with the lines of its problems, the first of which is its message.
+    A failed test lists its problems; the first one is its message.
     """
-    faults: dict[str, list[str]] = {name: [] for name in report.listed}
+    problems: dict[str, list[str]] = {name: [] for name in report.listed}
     of_content: list[str] = []
     for problem in report.problems:
-        of_this = faults.setdefault(problem.file, []) if problem.about == FILE else of_content
-        of_this.append(str(problem))
-    tests = dict(sorted(faults.items()))
+        of_test = problems.setdefault(problem.file, []) if problem.about == FILE else of_content
+        of_test.append(str(problem))
+    tests = dict(sorted(problems.items()))
     if report.recomputed or of_content:
         tests[CONTENT] = of_content
     return _document(report.target, tests, "failure", "CheckFailed")
 
 
 def junit_of_error(target: str, error: Exception) -> bytes:
-    """Return a document with one test, which could not be made."""
+    """Return a document with one test, which ended with an error."""
     return _document(target, {"verify": [str(error)]}, "error", type(error).__name__)
 
 
 def _document(target: str, tests: Mapping[str, Sequence[str]], outcome: str, kind: str) -> bytes:
     counts = {"tests": len(tests), "failures": 0, "errors": 0, "skipped": 0}
-    counts[f"{outcome}s"] = sum(map(bool, tests.values()))
+    counts[f"{outcome}s"] = len([lines for lines in tests.values() if lines])
     totals = {key: str(count) for key, count in counts.items()}
     root = ElementTree.Element("testsuites", totals)
     suite = ElementTree.SubElement(root, "testsuite", {"name": SUITE} | totals)

@@ -1,7 +1,4 @@
-"""A manifest of any checkpoint, whoever wrote it: a listing of its files and tensors.
-
-Enters: a folder. Leaves: the bytes of a manifest that names no inputs. Never: a changed folder, or a file that is named by a path.
-"""
+"""Make the manifest of any checkpoint: a listing of its files and tensors, without inputs."""
 
 from __future__ import annotations
 
@@ -14,18 +11,18 @@ from pathlib import Path
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import MalformedInput
 from deltaweights.manifest.digest import content_digest
-from deltaweights.manifest.entries import Entries, names_in, scan
-from deltaweights.manifest.manifest import MANIFEST, SUMS, manifest_pieces, plain_name
-from deltaweights.manifest.reading import Found, read
-from deltaweights.manifest.weights import job_of, open_listed
+from deltaweights.manifest.digest_files import Digests, digest_all
+from deltaweights.manifest.folder_entries import FolderEntries, name_inside, scan_folder
+from deltaweights.manifest.open_weights import open_for_listing, request_for
+from deltaweights.manifest.records import MANIFEST, SUMS, check_file_name, manifest_pieces
 from deltaweights.report import Report
 from deltaweights.util.text import Json, in_chunks, natural_key
-from deltaweights.util.workers import workers_of
+from deltaweights.util.workers import resolve_workers
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The manifest of a folder, and what it says. ``folders`` are those in it, of which it says nothing but their names."""
+    """The manifest of a folder as a ``document``, and a summary. ``folders`` are subfolders, of which only the names are listed."""
 
     folder: str
     document: bytes
@@ -45,63 +42,63 @@ def list_checkpoint(
     workers: int | None = None,
     report: Report | None = None,
 ) -> Listing:
-    """Make the manifest of the checkpoint in ``folder``, in any form that is read, from one reading of all its files.
+    """Make the manifest of the checkpoint in ``folder``, in any supported format; each file is read once.
 
-    ``apart`` is where the manifest will stand: should that be in the folder, it is none of its files; nor are manifest.json and
+    ``apart`` is where the manifest will be written: if that is in the folder, it is not listed; nor are manifest.json and
     SHA256SUMS. Links to files are followed. Raises ``InputOutputError`` when something cannot be read, ``MalformedInput`` when
-    the weights break their format, are damaged as their own checksums have it, or a name is none that a manifest can hold.
+    the weights are malformed, do not match their recorded checksums, or a file name cannot be in a manifest.
     """
     root, report = Path(folder), report or Report()
-    entries = scan(root, "list")
-    names = sorted(entries.readable - {MANIFEST, SUMS} - names_in(root, apart))
-    _refuse_unlisted(root, names, entries)
-    with open_listed(root) as checkpoint:
+    entries = scan_folder(root, "list")
+    names = sorted(entries.readable - {MANIFEST, SUMS} - name_inside(root, apart))
+    _refuse_unlistable(root, names, entries)
+    with open_for_listing(root) as checkpoint:
         for note in checkpoint.notes:
             report.warn(note)
-        found = read(job_of(checkpoint, names, compare=True, links=entries.links), _fail, workers_of(workers), report)
+        request = request_for(checkpoint, names, verify_checksums=True, links=entries.links)
+        digests = digest_all(request, _raise, resolve_workers(workers), report)
         checkpoint.check_unchanged()
-        result = _result(checkpoint, names, found, entries)
+        result = _result(checkpoint, names, digests, entries)
     document = b"".join(in_chunks(manifest_pieces(result, {})))
     return Listing(
-        str(root),
-        document,
-        result["content_digest"],
-        hashlib.sha256(document).hexdigest(),
-        len(names),
-        sum(found.files[name].size for name in names),
-        len(found.tensors),
-        result["parameters"],
-        tuple(sorted(entries.folders)),
+        folder=str(root),
+        document=document,
+        content_digest=result["content_digest"],
+        manifest_sha256=hashlib.sha256(document).hexdigest(),
+        files=len(names),
+        bytes=sum(digests.files[name].size for name in names),
+        tensors=len(digests.tensors),
+        parameters=result["parameters"],
+        folders=tuple(sorted(entries.folders)),
     )
 
 
-def _refuse_unlisted(root: Path, names: Iterable[str], entries: Entries) -> None:
+def _refuse_unlistable(root: Path, names: Iterable[str], entries: FolderEntries) -> None:
     for name, kind in entries.others.items():
         raise MalformedInput("cannot be listed", where=root / name, found=kind, expected="files", remedy="remove it")
     for name in names:
         try:
-            plain_name(name)
+            check_file_name(name)
         except ValueError as error:
             raise MalformedInput(f"cannot be listed: {error}", where=root, remedy="rename it") from None
 
 
-def _fail(_name: str, error: Exception) -> None:
+def _raise(_name: str, error: Exception) -> None:
     raise error
 
 
-def _result(checkpoint: Checkpoint, names: list[str], found: Found, entries: Entries) -> dict[str, Json]:
-    specs = {name: tensor.spec for name, tensor in checkpoint.tensors.items()}
-    folders = {"folders": sorted(entries.folders)} if entries.folders else {}
+def _result(checkpoint: Checkpoint, names: list[str], digests: Digests, entries: FolderEntries) -> dict[str, Json]:
+    specs = [tensor.spec for tensor in checkpoint.tensors.values()]
+    tensors = {}
+    for name in sorted(checkpoint.tensors, key=natural_key):
+        dtype, shape, digest = digests.tensors[name]
+        file = checkpoint.tensors[name].file
+        tensors[name] = {"dtype": dtype, "shape": list(shape), "file": file, "digest": digest}
     return {
-        "content_digest": content_digest((name, *row) for name, row in found.tensors.items()),
-        "parameters": sum(spec.count for spec in specs.values()),
-        "bytes": sum(spec.nbytes for spec in specs.values()),
-        "files": {name: vars(found.files[name]) for name in names},
-        **folders,
-        "tensors": {name: _tensor(checkpoint, found, name) for name in sorted(specs, key=natural_key)},
+        "content_digest": content_digest((name, *row) for name, row in digests.tensors.items()),
+        "parameters": sum(spec.count for spec in specs),
+        "bytes": sum(spec.nbytes for spec in specs),
+        "files": {name: vars(digests.files[name]) for name in names},
+        **({"folders": sorted(entries.folders)} if entries.folders else {}),
+        "tensors": tensors,
     }
-
-
-def _tensor(checkpoint: Checkpoint, found: Found, name: str) -> dict[str, Json]:
-    dtype, shape, digest = found.tensors[name]
-    return {"dtype": dtype, "shape": list(shape), "file": checkpoint.tensors[name].file, "digest": digest}

@@ -1,7 +1,4 @@
-"""The unit of streaming: a run of elements of one result tensor, and the part of its base that belongs to it.
-
-Enters: planned tensors. Leaves: blocks in file order. Never: bytes.
-"""
+"""The unit of streaming: a range of elements of one result tensor, and the part of the base that belongs to it."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from deltaweights.merge.rules import Match
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Elements ``[start, stop)`` of a block that meet the elements from ``base`` on, of the base's part."""
+    """Elements ``[start, stop)`` of a block, to be combined with the elements from ``base`` on of the base's part."""
 
     start: int
     stop: int
@@ -29,9 +26,9 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Elements ``[start, stop)`` of ``tensor``; the ``number``-th block of its shard, from 0, and whether it is the shard's last.
+    """Elements ``[start, stop)`` of ``tensor``; ``number`` counts the blocks of a shard from 0.
 
-    ``base_start`` and ``base_stop`` bound the elements of the base tensor that belong here: one piece, since both are row-major.
+    ``base_start`` and ``base_stop`` bound the elements of the base tensor that belong here: one range, since both are row-major.
     """
 
     tensor: PlannedTensor
@@ -42,11 +39,6 @@ class Block:
     base_start: int
     base_stop: int
     runs: tuple[Run, ...]
-
-    @property
-    def first_of_tensor(self) -> bool:
-        """Whether the tensor begins here."""
-        return self.start == 0
 
     @property
     def last_of_tensor(self) -> bool:
@@ -60,7 +52,7 @@ class Block:
 
 
 def blocks_of(tensors: Sequence[PlannedTensor], size: int) -> Iterator[Block]:
-    """Yield the blocks of a shard's ``tensors``, of at most ``size`` elements each, in file order."""
+    """Yield the blocks of a shard's ``tensors`` in file order, at most ``size`` elements each; an empty tensor is one block."""
     number = 0
     for tensor in tensors:
         count = tensor.spec.count
@@ -72,7 +64,7 @@ def blocks_of(tensors: Sequence[PlannedTensor], size: int) -> Iterator[Block]:
 
 
 def base_part(match: Match, start: int, stop: int) -> tuple[int, int, tuple[Run, ...]]:
-    """Return which elements of the base belong to elements ``[start, stop)`` of the primary, and where they meet."""
+    """Return the bounds of the base's elements that belong to elements ``[start, stop)`` of the primary, and their runs."""
     if match.base is None:
         return 0, 0, ()
     if match.fate in {Fate.ADD, Fate.SUBTRACT}:
@@ -96,6 +88,6 @@ def base_part(match: Match, start: int, stop: int) -> tuple[int, int, tuple[Run,
 
 
 def _elements_before(element: int, rows: int, columns: int, width: int) -> int:
-    """Return how many elements of a ``rows x columns`` block stand before ``element`` of a matrix of ``width`` columns."""
+    """Return how many elements of a top-left block of ``rows x columns`` precede ``element`` of a matrix of ``width`` columns."""
     row, column = divmod(element, width)
     return rows * columns if row >= rows else row * columns + min(column, columns)

@@ -1,8 +1,4 @@
-"""Which kernels compute: those of the processor, or torch's.
-
-Enters: a device as the user names it. Leaves: kernels that have proved themselves on this machine. Never: torch loaded for a merge
-that does without it.
-"""
+"""Choose the kernels that compute: those of the processor, or torch's, which are loaded only if needed."""
 
 from __future__ import annotations
 
@@ -12,46 +8,46 @@ from functools import partial
 
 from deltaweights.errors import DeltaweightsError, InputOutputError, UsageError
 from deltaweights.merge.arithmetic import Kernels
-from deltaweights.merge.known_answers import proven
+from deltaweights.merge.self_test import passes_self_test
 
 
 def check_device(name: str) -> None:
     """Load what computes on device ``name``. Raises ``UsageError`` when this machine has no such device, or no torch for it."""
     if name == "cpu":
-        import deltaweights.merge.kernels_cpu  # noqa: F401, PLC0415  (only who merges needs it)
+        import deltaweights.merge.kernels_cpu  # noqa: F401, PLC0415  (only merges need it)
     else:
-        _torch_kernels(
-            name, UsageError(f"device {name} needs torch", remedy="pip install torch, or run with --device cpu")
-        )
+        remedy = "pip install torch, or run with --device cpu"
+        _torch_kernels(name, without_torch=UsageError(f"device {name} needs torch", remedy=remedy))
 
 
-def _torch_kernels(name: str, otherwise: DeltaweightsError) -> Callable[[], Kernels]:
-    """Return what makes torch's kernels for device ``name``; raise ``otherwise`` when torch is not installed."""
+def _torch_kernels(name: str, without_torch: DeltaweightsError) -> Callable[[], Kernels]:
+    """Return a factory of torch's kernels for device ``name``."""
     try:
         from deltaweights.merge.kernels_torch import TorchKernels, choose_device  # noqa: PLC0415  (over a second, 190 MB)
     except ModuleNotFoundError as error:
-        raise otherwise from error
+        raise without_torch from error
     return partial(TorchKernels, choose_device(name))
 
 
 @contextmanager
 def kernels_on(name: str) -> Iterator[Callable[[], Kernels]]:
-    """Yield what makes the kernels of one worker, in the worker's thread.
+    """Yield a factory of kernels, to be called in each worker's thread.
 
-    On the processor, torch stands in where ours do not give the known answers. Raises ``UsageError`` when there is no such device,
-    ``InputOutputError`` when torch does not give them either, or would have to stand in and is not installed.
+    On the processor, torch takes over if numkong fails the self-test. Raises ``UsageError`` when there is no such device,
+    ``InputOutputError`` when torch fails the self-test, too, or is needed but not installed.
     """
     wrong = f"device {name} does not round as IEEE 754 demands: the result would differ from everybody else's"
     if name == "cpu":
-        from deltaweights.merge.kernels_cpu import ProcessorKernels  # noqa: PLC0415
+        from deltaweights.merge.kernels_cpu import CpuKernels  # noqa: PLC0415
 
-        if proven(ProcessorKernels()):
-            yield ProcessorKernels
+        if passes_self_test(CpuKernels()):
+            yield CpuKernels
             return
-    make = _torch_kernels(name, InputOutputError(wrong, remedy="pip install torch, which may do it right"))
-    from deltaweights.merge.kernels_torch import single_threaded  # noqa: PLC0415
+    remedy = "pip install torch, which may round correctly here"
+    make = _torch_kernels(name, without_torch=InputOutputError(wrong, remedy=remedy))
+    from deltaweights.merge.kernels_torch import torch_workers  # noqa: PLC0415
 
-    with single_threaded():
-        if not proven(make()):
+    with torch_workers():
+        if not passes_self_test(make()):
             raise InputOutputError(wrong, remedy="use another machine or --device")
         yield make

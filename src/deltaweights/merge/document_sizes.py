@@ -1,6 +1,6 @@
-"""How large the documents of a result will be at most, known from its plan: what could not be read back is not begun.
+"""Upper bounds for the documents of a result, computed from its plan: what could not be read back is refused before the run.
 
-Enters: a plan. Leaves: nothing, or ``MalformedInput``. Never: a bound that a document can pass, whatever is found in the weights.
+No document may exceed its bound, whatever is found in the weights.
 """
 
 from __future__ import annotations
@@ -10,76 +10,74 @@ from functools import lru_cache
 
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.errors import MalformedInput
-from deltaweights.manifest.manifest import index_bytes
+from deltaweights.manifest.records import index_bytes
 from deltaweights.merge.choices import SAFETENSORS
 from deltaweights.merge.operation import Operation
-from deltaweights.merge.plan import InputRecord, Plan, PlannedTensor, Shard
+from deltaweights.merge.plan import Plan, PlannedTensor, Shard
 from deltaweights.merge.shards import index_name
 from deltaweights.util.limits import FRAGMENT, HEADER, INDEX, MANIFEST, MOST_TENSORS, Limit
 from deltaweights.util.text import MOST_FOREIGN, compact_json, counted, refuse_excess
 
 DIGEST = len("blake3:") + 64
 
+# Bytes of a row without the tensor's or file's name, and without its shape.
 RESULT_ROW = len('      : {"dtype": "BF16", "shape": , "fate": "add_zero_rows", "file": "", "digest": ""},\n') + DIGEST
 INPUT_ROW = len('        : {"dtype": "BF16", "shape": , "digest": ""},\n') + DIGEST
 SOURCE = len('"source": , ')
 COUNT_ROW = len("        : ,\n")
 UNIFORM_ROW = len('      : ["result", "base", "lead"],\n')
-FILE_ROW = (
-    len('      : {"size": , "header_digest": "", "sha256": "", "checks": ["header", "crc32", "sha256"]},\n')
-    + 2 * DIGEST
-    + 20
-)
+FILE_CHECKS = ', "checks": ["header", "crc32", "sha256"]},\n'
+FILE_ROW = len('      : {"size": , "header_digest": "", "sha256": ""' + FILE_CHECKS) + 2 * DIGEST + 20
 FRAGMENT_ROW = 3 * DIGEST + 900
 """Of a tensor's record in a fragment, when it has every field, each on a line of its own."""
 
-REST, SIGNS = 64 * 1024, 1024
-"""Bytes of a manifest, and signs of each kind in it, besides tensors and files."""
+REST, REST_SIGNS = 64 * 1024, 1024
+"""Bytes of a manifest, and brackets and commas of each kind, besides tensors and files."""
 
 
-@lru_cache(maxsize=16)  # a name stands in one row after the other
+@lru_cache(maxsize=16)  # one tensor has several rows, one after the other
 def _cost(name: str) -> tuple[int, int, int, int]:
-    """Return the bytes, braces, brackets and commas of a name as JSON has it."""
+    """Return the bytes, braces, brackets and commas of a name as JSON."""
     text = compact_json(name)
     nbytes = len(text) if text.isascii() else len(text.encode())
     return nbytes, text.count("{"), text.count("["), text.count(",")
 
 
-class Size:
-    """What a document holds at most, in the terms of a ``Limit``: ``nbytes`` and ``signs`` of each kind to begin with."""
+class DocumentSize:
+    """An upper bound of a document's size, in the terms of a ``Limit``."""
 
     def __init__(self, nbytes: int, signs: int) -> None:
+        """Begin with ``nbytes``, and so many ``signs``: objects, lists and commas each."""
         self.bytes = nbytes
         self.objects = self.lists = self.commas = signs
 
     def add(self, name: str, nbytes: int, *, commas: int, objects: int = 0, lists: int = 0, times: int = 1) -> None:
-        """Add a row, so many ``times``: ``name``, and ``nbytes`` and signs besides."""
-        of_name, braces, brackets, more = _cost(name)
-        self.bytes += times * (of_name + nbytes)
+        """Add a row ``times`` times: ``name``, and ``nbytes``, commas, objects and lists besides."""
+        name_bytes, braces, brackets, name_commas = _cost(name)
+        self.bytes += times * (name_bytes + nbytes)
         self.objects += times * (braces + objects)
         self.lists += times * (brackets + lists)
-        self.commas += times * (more + commas)
+        self.commas += times * (name_commas + commas)
 
-    def passes(self, limit: Limit) -> bool:
-        """Tell whether there may be more than ``limit`` allows."""
+    def exceeds(self, limit: Limit) -> bool:
+        """Return whether the document may exceed ``limit``."""
         within = self.bytes <= limit.size and self.objects <= limit.objects and self.lists <= limit.lists
         return not within or self.commas > limit.commas
 
 
 def refuse_unreadable(plan: Plan, where: str) -> None:
-    """Raise ``MalformedInput`` when a document about the result would hold more than its reader takes; ``where`` is the primary."""
+    """Raise ``MalformedInput`` if a document about the result may exceed what its reader accepts; ``where`` is the primary."""
     tensors = plan.tensors
     if len(tensors) > MOST_TENSORS:
-        expected, remedy = f"at most {MOST_TENSORS:,}", "no reader of checkpoints takes as many"
-        raise MalformedInput(
-            "too many tensors", where=where, found=f"{len(tensors):,}", expected=expected, remedy=remedy
-        )
-    if _manifest(plan).passes(MANIFEST):
+        found, expected = f"{len(tensors):,}", f"at most {MOST_TENSORS:,}"
+        remedy = "no reader of checkpoints takes as many"
+        raise MalformedInput("too many tensors", where=where, found=found, expected=expected, remedy=remedy)
+    if _manifest(plan).exceeds(MANIFEST):
         raise _refusal("manifest.json", tensors, where, MANIFEST)
     for shard in plan.shards:
-        if _fragment(shard).passes(FRAGMENT):
+        if _fragment(shard).exceeds(FRAGMENT):
             raise _refusal(f"the record of {shard.file}", shard.tensors, where, FRAGMENT)
-        if plan.options.container == SAFETENSORS and not _header_is_read(shard):
+        if plan.options.container == SAFETENSORS and not _header_is_readable(shard):
             raise _refusal(f"the header of {shard.file}", shard.tensors, where, HEADER)
     if len(plan.shards) > 1:
         try:
@@ -90,70 +88,69 @@ def refuse_unreadable(plan: Plan, where: str) -> None:
 
 
 def _refusal(what: str, tensors: Sequence[PlannedTensor], where: str, limit: Limit) -> MalformedInput:
-    lengths = [len(tensor.spec.name) for tensor in tensors]
-    mean = sum(lengths) // len(lengths)
-    found = f"{counted(len(lengths), 'tensor')} with names of {mean:,} characters on average"
-    expected = f"what fits in {limit.size:,} bytes and {limit.commas:,} commas"
-    problem, remedy = f"{what} of the result could not be read back", "shorten the names of the tensors"
-    return MalformedInput(problem, where=where, found=found, expected=expected, remedy=remedy)
+    mean = sum(len(tensor.spec.name) for tensor in tensors) // len(tensors)
+    return MalformedInput(
+        f"{what} of the result could not be read back",
+        where=where,
+        found=f"{counted(len(tensors), 'tensor')} with names of {mean:,} characters on average",
+        expected=f"what fits in {limit.size:,} bytes and {limit.commas:,} commas",
+        remedy="shorten the names of the tensors",
+    )
 
 
-def _manifest(plan: Plan) -> Size:
-    size = Size(REST, SIGNS)
+def _manifest(plan: Plan) -> DocumentSize:
+    size = DocumentSize(REST, REST_SIGNS)
+    inputs = plan.inputs.values()
     files = [shard.file for shard in plan.shards] + [companion.name for companion in plan.companions]
-    records = list(plan.inputs.values())
-    for file in [*files, *(file.name for record in records for file in record.files)]:
+    for file in [*files, *(file.name for record in inputs for file in record.files)]:
         size.add(file, FILE_ROW, commas=7, objects=1, lists=1)
     for shard in plan.shards:
         for tensor in shard.tensors:
             _add_tensor(size, tensor, shard.file, plan)
-    for record in records:
-        _add_dropped(size, record)
+    for dropped in (dropped for record in inputs for dropped in record.dropped):
+        spec = dropped.spec
+        size.add(spec.name, INPUT_ROW + _length(spec), commas=len(spec.shape) + 2, objects=1, lists=1)
+        size.add(dropped.reason, 0, commas=0)
     return size
 
 
-def _add_tensor(size: Size, tensor: PlannedTensor, file: str, plan: Plan) -> None:
+def _add_tensor(size: DocumentSize, tensor: PlannedTensor, file: str, plan: Plan) -> None:
     spec, match = tensor.spec, tensor.match
-    axes, shape = len(spec.shape), _length(spec)
-    size.add(spec.name, RESULT_ROW + shape + len(file), commas=axes + 5, objects=1, lists=1)
+    axes = len(spec.shape)
+    size.add(spec.name, RESULT_ROW + _length(spec) + len(file), commas=axes + 5, objects=1, lists=1)
     if match.renamed is not None:
         size.add(match.primary.name, SOURCE, commas=1)
     for read in (match.primary, match.base):
         if read is not None:
             size.add(read.name, INPUT_ROW + _length(read), commas=len(read.shape) + 2, objects=1, lists=1)
-    # What may be found: NaNs in the result, the primary and the base, an overflow; and what trying a delta or the base gives.
-    has_base, is_matrix = match.base is not None, axes > 1
-    counts = 2 + 2 * has_base + (plan.check and (has_base or plan.operation is Operation.MAKE))
-    size.add(spec.name, COUNT_ROW + len(str(spec.count)), commas=1, times=counts)
-    if plan.check and has_base:
+    findings = 2
+    if match.base is not None:
+        findings = 4  # not finite in the result, the primary or the base; an overflow
+    if plan.check and (match.base is not None or plan.operation is Operation.MAKE):
+        findings += 1  # violations of the base proof, or what does not come back
+    size.add(spec.name, COUNT_ROW + len(str(spec.count)), commas=1, times=findings)
+    if plan.check and match.base is not None:
         size.add(spec.name, COUNT_ROW, commas=1)  # untested
-    if is_matrix:
+    if axes > 1:
         size.add(spec.name, UNIFORM_ROW, commas=3, lists=1)
 
 
-def _add_dropped(size: Size, record: InputRecord) -> None:
-    for dropped in record.dropped:
-        spec = dropped.spec
-        size.add(spec.name, INPUT_ROW + _length(spec), commas=len(spec.shape) + 2, objects=1, lists=1)
-        size.add(dropped.reason, 0, commas=0)
-
-
-def _fragment(shard: Shard) -> Size:
-    size = Size(REST, SIGNS)
+def _fragment(shard: Shard) -> DocumentSize:
+    size = DocumentSize(REST, REST_SIGNS)
     for tensor in shard.tensors:
         size.add(tensor.spec.name, FRAGMENT_ROW, commas=18, objects=1, lists=2)
     return size
 
 
-def _header_is_read(shard: Shard) -> bool:
-    """Tell whether our reader takes the header of a safetensors file, whose length the place of the first tensor tells."""
-    size = Size(0, 0)
+def _header_is_readable(shard: Shard) -> bool:
+    """Return whether our reader accepts the header of a safetensors file."""
+    size = DocumentSize(0, 0)
     for tensor in shard.tensors:
         size.add(tensor.spec.name, 0, commas=max(len(tensor.spec.shape), 1) + 3, objects=1, lists=2)
     size.objects += 2  # the header's own, and that of its metadata
-    size.bytes = shard.tensors[0].offset - 8  # behind the length
+    size.bytes = shard.tensors[0].offset - 8  # exactly: the tensors follow the header, whose length takes 8 bytes
     foreign = size.bytes > MOST_FOREIGN and not all(tensor.spec.name.isascii() for tensor in shard.tensors)
-    return not foreign and not size.passes(HEADER)
+    return not foreign and not size.exceeds(HEADER)
 
 
 def _length(spec: TensorSpec) -> int:

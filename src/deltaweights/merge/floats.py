@@ -1,8 +1,4 @@
-"""Floating-point formats as bits: what is NaN, what is infinite, and which NaN is written.
-
-Enters: bytes of numbers. Leaves: the same with every computed NaN as the one quiet NaN, and counts. Never: arithmetic that is
-rounded to a dtype.
-"""
+"""Floating-point formats as bits: what is NaN, what is infinite, and which NaN is written."""
 
 from __future__ import annotations
 
@@ -15,73 +11,84 @@ from deltaweights.merge.blocks import Run
 
 
 @dataclass(frozen=True)
-class Format:
-    """An IEEE 754 layout: bytes per number, the bits of infinity and of the quiet NaN that we write, and the fraction's length."""
+class FloatFormat:
+    """An IEEE 754 layout: bytes per number, the bits of infinity and of the quiet NaN that we write.
+
+    ``magnitude`` masks all bits but the sign; ``exponent_step`` is the distance, as integers, from a number to its double.
+    """
 
     item_size: int
     infinity: int
     quiet_nan: int
-    fraction: int
-
-    @property
-    def magnitude(self) -> int:
-        """All bits but the sign."""
-        return (1 << (8 * self.item_size - 1)) - 1
-
-    @property
-    def exponent_step(self) -> int:
-        """How far apart, as integers, the bits of a number and of its double are."""
-        return 1 << self.fraction
+    magnitude: int
+    exponent_step: int
 
 
 FORMATS = {
-    "F16": Format(2, 0x7C00, 0x7E00, 10),
-    "BF16": Format(2, 0x7F80, 0x7FC0, 7),
-    "F32": Format(4, 0x7F80_0000, 0x7FC0_0000, 23),
-    "F64": Format(8, 0x7FF0_0000_0000_0000, 0x7FF8_0000_0000_0000, 52),
+    "F16": FloatFormat(2, 0x7C00, 0x7E00, 0x7FFF, 1 << 10),
+    "BF16": FloatFormat(2, 0x7F80, 0x7FC0, 0x7FFF, 1 << 7),
+    "F32": FloatFormat(4, 0x7F80_0000, 0x7FC0_0000, 0x7FFF_FFFF, 1 << 23),
+    "F64": FloatFormat(8, 0x7FF0 << 48, 0x7FF8 << 48, (1 << 63) - 1, 1 << 52),
 }
 
 ITEM_SIZES = {dtype: form.item_size for dtype, form in FORMATS.items()}
 
+Numbers = tuple[memoryview | bytes, str]
+"""The bytes of some numbers, and their dtype."""
 
-def settle_nans(data: memoryview, dtype: str, runs: Iterable[Run]) -> int:
-    """Make every NaN within ``runs`` of the numbers in ``data`` the quiet one; return how many numbers are NaN or infinite."""
-    import numpy as np  # noqa: PLC0415  (not for those who only verify)
 
-    form = FORMATS[dtype]
-    words = np.frombuffer(data, f"<u{form.item_size}")
+def _words(data: memoryview | bytes, dtype: str) -> Any:
+    """Return a numpy array of unsigned integers over the bytes of some numbers."""
+    import numpy as np  # noqa: PLC0415  (a tenth of a second that commands such as verify do without)
+
+    return np.frombuffer(data, f"<u{FORMATS[dtype].item_size}")
+
+
+def canonicalize_nans(data: memoryview, dtype: str, runs: Iterable[Run]) -> int:
+    """Make every NaN within ``runs`` of ``data`` the quiet one; return how many of all numbers are NaN or infinite."""
+    form, words = FORMATS[dtype], _words(data, dtype)
     magnitudes = words & form.magnitude
     for run in runs:
         words[run.start : run.stop][magnitudes[run.start : run.stop] > form.infinity] = form.quiet_nan
     return int((magnitudes >= form.infinity).sum())
 
 
-Numbers = tuple[memoryview | bytes, str]
-"""The bytes of some numbers, and their dtype."""
+def copy_nans(source: memoryview, source_dtype: str, out: memoryview, dtype: str) -> None:
+    """Write the quiet NaN to ``out`` wherever ``source`` has a NaN: some ways of rounding make another number of it."""
+    form = FORMATS[source_dtype]
+    is_nan = (_words(source, source_dtype) & form.magnitude) > form.infinity
+    _words(out, dtype)[is_nan] = FORMATS[dtype].quiet_nan
 
 
-def count_nonfinite(result: Numbers, primary: Numbers, base: Numbers, rest: Numbers, runs: Sequence[Run]) -> Tally:
-    """Count the NaN and infinite numbers of a block's result, of its primary and of the part of its base that meets it at ``runs``.
+def count_nonfinite(result: Numbers, primary: Numbers, base: Numbers, tail: Numbers, runs: Sequence[Run]) -> Tally:
+    """Count the NaN and infinite numbers of a block's result, of its primary, and of the base's part that the ``runs`` read.
 
-    ``rest`` is what the last numbers met that have no base; like the base's part it may be empty.
+    ``tail`` is what the last numbers, which have no base, were combined with; like the base's part it may be empty.
     """
     import numpy as np  # noqa: PLC0415  (see above)
 
-    in_result, in_primary, in_base, in_rest = (_nonfinite(*numbers) for numbers in (result, primary, base, rest))
-    met = np.zeros_like(in_result)
+    in_result, in_primary, in_base, in_tail = (_nonfinite(*numbers) for numbers in (result, primary, base, tail))
+    in_operand = np.zeros_like(in_result)
     for run in runs:
-        met[run.start : run.stop] = in_base[run.base : run.end]
-    met[len(met) - len(in_rest) :] |= in_rest
-    overflow = in_result & ~in_primary & ~met
-    counts = [int(np.count_nonzero(found)) for found in (in_result, in_base, in_primary, overflow)]
-    return Tally(nonfinite=counts[0], nonfinite_base=counts[1], nonfinite_lead=counts[2], overflow=counts[3])
+        in_operand[run.start : run.stop] = in_base[run.base : run.end]
+    in_operand[len(in_operand) - len(in_tail) :] |= in_tail
+    return Tally(
+        nonfinite=int(np.count_nonzero(in_result)),
+        nonfinite_base=int(np.count_nonzero(in_base)),
+        nonfinite_lead=int(np.count_nonzero(in_primary)),
+        overflow=int(np.count_nonzero(in_result & ~in_primary & ~in_operand)),
+    )
 
 
 def _nonfinite(data: memoryview | bytes, dtype: str) -> Any:
+    return (_words(data, dtype) & FORMATS[dtype].magnitude) >= FORMATS[dtype].infinity
+
+
+def count_different(one: memoryview, other: memoryview, dtype: str) -> int:
+    """Return how many numbers of ``dtype`` in ``one`` and ``other`` differ in any bit."""
     import numpy as np  # noqa: PLC0415  (see above)
 
-    form = FORMATS[dtype]
-    return (np.frombuffer(data, f"<u{form.item_size}") & form.magnitude) >= form.infinity
+    return int(np.count_nonzero(_words(one, dtype) != _words(other, dtype)))
 
 
 def as_float64(data: memoryview, dtype: str) -> Any:
@@ -94,14 +101,15 @@ def as_float64(data: memoryview, dtype: str) -> Any:
         return np.frombuffer(data, f"<f{FORMATS[dtype].item_size}").astype("<f8")
 
 
-class RoundTrip:
-    """Counts where ``sum - base == delta`` must hold, and where it does not; one worker's, with its room.
+class RoundTripCounter:
+    """Counts where ``sum - base == delta`` must hold, and where it does not; has scratch buffers, so one for each worker.
 
-    The region, for either sign: the bits of sum and base, as integers, are at most one exponent step apart, and the sum is finite.
+    It must hold in the region, for either sign: the bits of sum and base, as integers, are at most one exponent step apart, and
+    the sum is finite.
     """
 
     def __init__(self, dtype: str, block: int) -> None:
-        """Make room for ``block`` numbers of ``dtype``."""
+        """Allocate scratch buffers for ``block`` numbers of ``dtype``."""
         import numpy as np  # noqa: PLC0415  (see above)
 
         self._form = FORMATS[dtype]
@@ -112,15 +120,15 @@ class RoundTrip:
     def count(
         self, base: memoryview, delta: memoryview, total: memoryview, difference: memoryview, *, finite: bool
     ) -> Proof:
-        """Return the counts for blocks of as many numbers; ``difference`` is ``total`` less ``base``, correctly rounded.
+        """Return the counts for blocks of equal length; ``difference`` is ``total`` less ``base``, correctly rounded.
 
-        ``finite`` says that all of ``total`` is finite.
+        ``finite`` says that all of ``total`` is known to be finite.
         """
         import numpy as np  # noqa: PLC0415  (see above)
 
         form, step = self._form, self._form.exponent_step
         b, d, t, apart = (np.frombuffer(data, self._word) for data in (base, delta, total, difference))
-        gap, inside, wrong = (room[: len(t)] for room in (self._gap, self._inside, self._wrong))
+        gap, inside, wrong = (scratch[: len(t)] for scratch in (self._gap, self._inside, self._wrong))
         np.subtract(t, b, out=gap)
         unmoved = len(gap) - int(np.count_nonzero(gap))
         np.add(gap, gap.dtype.type(step), out=gap)  # unsigned: the region is now from 0 to two steps
@@ -131,27 +139,9 @@ class RoundTrip:
         region = int(np.count_nonzero(inside))
         np.not_equal(apart, d, out=wrong)
         wrong &= inside
-        if wrong.any():  # numerically: a difference of +0 is right for a delta of -0
+        if wrong.any():  # compared as numbers: a difference of +0 is right for a delta of -0
             np.bitwise_or(apart, d, out=gap)
             np.bitwise_and(gap, form.magnitude, out=gap)
             np.not_equal(gap, 0, out=inside)
             wrong &= inside
         return Proof(len(t), region, int(np.count_nonzero(wrong)), region - unmoved)
-
-
-def count_different(one: memoryview, other: memoryview, dtype: str) -> int:
-    """Return how many numbers of ``dtype`` in ``one`` and ``other`` differ in any bit."""
-    import numpy as np  # noqa: PLC0415  (see above)
-
-    words = [np.frombuffer(data, f"<u{FORMATS[dtype].item_size}") for data in (one, other)]
-    return int(np.count_nonzero(words[0] != words[1]))
-
-
-def copy_nans(source: memoryview, source_dtype: str, out: memoryview, dtype: str) -> None:
-    """Write the quiet NaN to ``out`` wherever ``source`` has a NaN: some ways of rounding make another number of it."""
-    import numpy as np  # noqa: PLC0415  (see above)
-
-    form, target = FORMATS[source_dtype], FORMATS[dtype]
-    words = np.frombuffer(source, f"<u{form.item_size}")
-    magnitudes = words & form.magnitude
-    np.frombuffer(out, f"<u{target.item_size}")[magnitudes > form.infinity] = target.quiet_nan

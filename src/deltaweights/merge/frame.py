@@ -1,8 +1,4 @@
-"""What stands around the tensors of a file, by container.
-
-Enters: the specs of the tensors in the order of the file. Leaves: where each tensor begins, and the bytes before, between and
-behind them. Never: a tensor's bytes, or an open file.
-"""
+"""The bytes around the tensors of a file, by container."""
 
 from __future__ import annotations
 
@@ -23,15 +19,16 @@ class Frame(Protocol):
     offsets: tuple[int, ...]
     needs_crcs: bool
 
-    def between(self, index: int, crcs: Sequence[int]) -> bytes:
-        """Return what stands before tensor ``index``, from 0, or behind the last one, whose ``index`` is the number of tensors.
+    def bytes_before(self, index: int, crcs: Sequence[int]) -> bytes:
+        """Return the bytes before tensor ``index``, from 0, and behind the tensor that precedes it.
 
-        ``crcs`` are the CRC-32s of the tensors where ``needs_crcs``; only those before ``index`` are looked at.
+        If ``index`` is the number of tensors, these are the last bytes of the file. ``crcs`` are the CRC-32s of the tensors if
+        ``needs_crcs``; only those before ``index`` are used.
         """
 
 
 class SafetensorsFrame:
-    """The frame of a safetensors file: a header, and nothing behind it but tensors."""
+    """The frame of a safetensors file: a header, and nothing between or behind the tensors."""
 
     needs_crcs = False
 
@@ -40,10 +37,10 @@ class SafetensorsFrame:
         *offsets, self.size = accumulate((spec.nbytes for spec in specs), initial=len(safetensors_header(specs)))
         self.offsets = tuple(offsets)
 
-    def between(self, index: int, crcs: Sequence[int]) -> bytes:  # noqa: ARG002  (the other container's)
-        return b"" if index else safetensors_header(self._specs)  # made again: it may have megabytes
+    def bytes_before(self, index: int, crcs: Sequence[int]) -> bytes:  # noqa: ARG002  (the other container's)
+        return b"" if index else safetensors_header(self._specs)  # not kept: it may have megabytes
 
 
 def frame_of(specs: Sequence[TensorSpec], file: str, container: str) -> Frame:
-    """Return the frame of ``file``."""
+    """Return the frame of ``file``, which holds ``specs`` in this order."""
     return TorchFrame(specs, file.rpartition(".")[0]) if container == TORCH else SafetensorsFrame(specs)

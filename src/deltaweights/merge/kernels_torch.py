@@ -1,15 +1,11 @@
-"""Arithmetic by torch: on GPUs, and on processors where ours does not prove itself.
-
-Enters: arrays of numbers. Leaves: their casts and sums. Never: on the processor, a number flushed to zero.
-"""
+"""Arithmetic by torch: on GPUs, and on processors where numkong fails the self-test."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import ParamSpec, TypeVar, cast
+from typing import cast
 
 import torch
 
@@ -18,12 +14,10 @@ from deltaweights.manifest.tally import Proof
 from deltaweights.merge.floats import FORMATS
 
 TORCH_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 WORDS = {2: torch.int16, 4: torch.int32}
-"""Integers by their bytes, to look at bits with."""
-
-P = ParamSpec("P")
-R = TypeVar("R")
+"""Integers by their bytes, to look at bits with: signed ones, since torch cannot compute with most unsigned types."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -33,48 +27,38 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    unknown = UsageError("no such device", found=name, expected="cpu, cuda, cuda:N or auto")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError("no such device", found=name, expected="cpu, cuda, cuda:N or auto") from None
+        raise unknown from None
     if device.type not in {"cpu", "cuda"}:
-        raise UsageError("no such device", found=name, expected="cpu, cuda, cuda:N or auto")
+        raise unknown
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = f"{torch.cuda.device_count()} CUDA devices"
-        raise UsageError(
-            f"device {name} is not here", found=found, remedy="run with --device cpu; the bits are the same"
-        )
+        found, remedy = f"{torch.cuda.device_count()} CUDA devices", "run with --device cpu; the bits are the same"
+        raise UsageError(f"device {name} is not available", found=found, remedy=remedy)
     return device
 
 
 @contextmanager
-def single_threaded() -> Iterator[None]:
-    """Let each worker compute on its own thread: torch's thread pool would only make workers wait for each other."""
+def torch_workers() -> Iterator[None]:
+    """Let each worker compute on its own thread: torch's own pool would only make workers wait for each other.
+
+    Raises ``InputOutputError`` when the GPU runs out of memory.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
+    except torch.cuda.OutOfMemoryError as error:
+        remedy = "run with fewer --workers or --device cpu"
+        raise InputOutputError("the GPU has no memory left", remedy=remedy) from error
     finally:
         torch.set_num_threads(before)
 
 
-def _within_memory(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn a full GPU into an error of ours."""
-
-    @wraps(function)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return function(*args, **kwargs)
-        except torch.cuda.OutOfMemoryError as error:
-            raise InputOutputError(
-                "the GPU has no memory left", remedy="run with fewer --workers or --device cpu"
-            ) from error
-
-    return guarded
-
-
 class TorchKernels:
-    """See ``Kernels``; to be made in the thread that uses them."""
+    """``Kernels`` by torch; to be made in the thread that uses them."""
 
     def __init__(self, device: torch.device) -> None:
         torch.set_flush_denormal(False)  # in this thread; small weights of bfloat16 and float32 would vanish
@@ -89,42 +73,35 @@ class TorchKernels:
         # numpy's arrays have no buffer protocol in their type stubs before Python 3.12's own Buffer.
         return memoryview(cast(bytearray, host.numpy()))
 
-    def over(self, buffer: memoryview, dtype: str) -> torch.Tensor:
+    def as_array(self, buffer: memoryview, dtype: str) -> torch.Tensor:
         return torch.frombuffer(buffer, dtype=TORCH_DTYPES[dtype])
 
-    @_within_memory
-    def room(self, count: int, dtype: str) -> torch.Tensor:
+    def scratch(self, count: int, dtype: str) -> torch.Tensor:
         return torch.empty(count, dtype=TORCH_DTYPES[dtype], device=self._device)
 
-    @_within_memory
     def cast(self, source: torch.Tensor, out: torch.Tensor) -> None:
-        """See ``Kernels``. To the device it returns at once: what comes next on the device waits for it."""
+        # To the device it returns at once: the next operation there waits for it.
         out.copy_(source, non_blocking=out.device.type == "cuda")
 
-    @_within_memory
     def add(self, one: torch.Tensor, other: torch.Tensor, out: torch.Tensor) -> None:
         torch.add(one, other, out=out)
 
-    @_within_memory
     def subtract(self, one: torch.Tensor, other: torch.Tensor, out: torch.Tensor) -> None:
         torch.sub(one, other, out=out)
 
-    @_within_memory
-    def different(self, one: torch.Tensor, other: torch.Tensor) -> int:
+    def count_different(self, one: torch.Tensor, other: torch.Tensor) -> int:
         words = WORDS[one.itemsize]
         return int((one.view(words) != other.view(words)).sum())
 
-    def finite(self, numbers: torch.Tensor) -> bool:
+    def all_finite(self, numbers: torch.Tensor) -> bool:
         return math.isfinite(numbers.sum(dtype=torch.float32).item())
 
-    @_within_memory
-    def prove(self, base: torch.Tensor, delta: torch.Tensor, total: torch.Tensor, *, finite: bool) -> Proof:
-        """See ``Kernels``, and ``RoundTrip``; signed integers here, since torch can compute with no others."""
-        del finite  # one more step costs nothing here
-        form = FORMATS[{dtype: name for name, dtype in TORCH_DTYPES.items()}[total.dtype]]
-        words = WORDS[total.itemsize]
+    def prove_base(self, base: torch.Tensor, delta: torch.Tensor, total: torch.Tensor, *, finite: bool) -> Proof:
+        """Count as ``RoundTripCounter`` does, which explains the region."""
+        del finite  # looking again costs nothing here
+        step, words = FORMATS[DTYPES[total.dtype]].exponent_step, WORDS[total.itemsize]
         gap = total.view(words) - base.view(words)
-        inside = (gap >= -form.exponent_step) & (gap <= form.exponent_step) & total.isfinite()
+        inside = (gap >= -step) & (gap <= step) & total.isfinite()
         wrong = inside & (torch.sub(total, base) != delta)
         moved = inside & (gap != 0)
         region, violations, evidence = torch.stack([part.sum() for part in (inside, wrong, moved)]).tolist()

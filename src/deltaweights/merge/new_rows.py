@@ -1,10 +1,7 @@
-"""What the rows of an extended vocabulary are added to, where a recipe says: zeros, or the mean of the base's rows.
-
-Enters: planned tensors, and the lazy tensors of the base. Leaves: for each block the numbers that its new rows meet, in the compute
-dtype. Never: a mean that depends on block size, workers or machine.
+"""What the new rows of an extended vocabulary are added to if a recipe says so: zeros, or the mean of the base's rows.
 
 Zeros: FastChat's apply_delta.py, which grows the base by ``resize_token_embeddings`` and clears the new rows. Mean: Alpaca's
-weight_diff.py, in float32.
+weight_diff.py, in float32; it depends on neither block size nor workers nor machine.
 """
 
 from __future__ import annotations
@@ -22,57 +19,57 @@ READ = 1 << 19
 """Bytes of the base that are read at once for its mean."""
 
 
-class NewRows:
-    """One row, repeated: what every new row of a tensor meets."""
+class RepeatedRow:
+    """The row that every new row of a tensor is added to."""
 
     def __init__(self, row: bytes, item_size: int, block: int) -> None:
-        """Make room for a block of ``block`` elements that begins anywhere in a row."""
+        """Repeat ``row`` to cover a block of ``block`` elements that begins anywhere in a row."""
         self._width, self._item_size = len(row) // item_size, item_size
         self._rows = memoryview(bytearray(row * (block // self._width + 2)))
 
-    def beside(self, block: Block) -> memoryview | None:
-        """Return what the elements of ``block`` meet that lie behind those of its base; None when there are none."""
-        met = block.runs[-1].stop if block.runs else 0
-        count = block.stop - block.start - met
-        first = (block.start + met) % self._width
+    def operand(self, block: Block) -> memoryview | None:
+        """Return what the elements of ``block`` behind its base's are added to; None when there are none."""
+        with_base = block.runs[-1].stop if block.runs else 0
+        count = block.stop - block.start - with_base
+        first = (block.start + with_base) % self._width
         return self._rows[first * self._item_size : (first + count) * self._item_size] if count else None
 
 
-def new_rows_of(
+def new_row_operands(
     tensors: Iterable[PlannedTensor], base: Mapping[str, LazyTensor], compute: str, block: int
-) -> dict[str, NewRows]:
-    """Return, by name, what new rows meet. Reads those tensors of the base of whose rows the mean is wanted.
+) -> dict[str, RepeatedRow]:
+    """Return, by tensor name, what new rows are added to, in the compute dtype (for means, recipes allow float32 only).
 
-    Recipes want means in float32 alone. Raises ``InputOutputError`` when the base cannot be read.
+    Reads the tensors of the base that a mean is made of. Raises ``InputOutputError`` when they cannot be read.
     """
     found = {}
     for tensor in tensors:
         match, item = tensor.match, ITEM_SIZES[compute]
         if match.base is None or match.fate not in {Fate.ADD_ZERO_ROWS, Fate.ADD_MEAN_ROWS} or not match.base.shape[1]:
             continue
-        zeros = bytes(match.base.shape[1] * item)
-        row = mean_row(base[match.base.name]) if match.fate is Fate.ADD_MEAN_ROWS else zeros
-        found[match.primary.name] = NewRows(row, item, block)
+        is_mean = match.fate is Fate.ADD_MEAN_ROWS
+        row = mean_row(base[match.base.name]) if is_mean else bytes(match.base.shape[1] * item)
+        found[match.primary.name] = RepeatedRow(row, item, block)
     return found
 
 
 def mean_row(tensor: LazyTensor) -> bytes:
     """Return the mean of the rows of a matrix that has columns, as the bytes of float32 numbers.
 
-    Summed in float64, row by row from the first on, so that the result is the same everywhere, and rounded twice: when it is
-    divided by the number of rows and to float32. torch's float32 mean, which Alpaca's script takes, is within some 2^-23 of the
-    column's mean magnitude, and depends on how torch adds up.
+    It is summed in float64, row by row from the first on, so that it is the same everywhere, and rounded twice: by the division and
+    to float32. torch's float32 mean, which Alpaca's script takes, is within some 2^-23 of the column's mean magnitude, and depends
+    on how torch adds up.
     """
     import numpy as np  # noqa: PLC0415  (few need it)
 
     rows, columns = tensor.spec.shape
     row_bytes = columns * tensor.spec.item_size
-    together = max(1, READ // row_bytes)
-    buffer = memoryview(bytearray(together * row_bytes))
+    rows_at_once = max(1, READ // row_bytes)
+    buffer = memoryview(bytearray(rows_at_once * row_bytes))
     total: Any = np.zeros(columns, "<f8")
     with np.errstate(invalid="ignore", over="ignore"):  # infinities of both signs in one column; sums beyond float32
-        for first in range(0, rows, together):
-            piece = buffer[: min(together, rows - first) * row_bytes]
+        for first in range(0, rows, rows_at_once):
+            piece = buffer[: min(rows_at_once, rows - first) * row_bytes]
             tensor.source.read_into(piece, first * row_bytes)
             for row in as_float64(piece, tensor.spec.dtype).reshape(-1, columns):
                 total += row

@@ -1,7 +1,6 @@
-"""Which shards of a plan belong to which part of a job that is done by several processes.
+"""Which shards of a plan belong to which part of a job that several processes share.
 
-Enters: a plan's shards, and a part. Leaves: the part's shards. Never: a share that depends on anything but the sizes and names of
-the shards and the number of parts, so that everybody comes to the same one.
+A part's shards depend on nothing but the sizes and names of all shards and the number of parts, so all processes agree on them.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ def parse_part(text: str) -> Part:
 def share_of(shards: Sequence[Shard], part: Part) -> list[Shard]:
     """Return the shards of ``part``, in the order of the plan.
 
-    The largest shard goes first, each to the part that has the fewest bytes so far, the first of them where several have: no part
-    has more than the smallest by more than one shard.
+    The largest shard is assigned first, each to the part with the fewest bytes so far, the first such part on a tie; so the loads
+    of two parts differ by at most one shard.
     """
     loads = [0] * part.of
     mine: set[str] = set()
     for shard in sorted(shards, key=lambda shard: (-shard.size, shard.file)):
-        least = min(range(part.of), key=lambda index: (loads[index], index))
-        loads[least] += shard.size
-        if least == part.number - 1:
+        lightest = loads.index(min(loads))
+        loads[lightest] += shard.size
+        if lightest == part.number - 1:
             mine.add(shard.file)
     return [shard for shard in shards if shard.file in mine]

@@ -1,13 +1,12 @@
-"""The plan: every output shard, its tensors, their places and fates, as pure data.
+"""The plan, as pure data: every output shard, its tensors, their offsets and fates.
 
-Enters: a matching, options, and what the headers of the inputs say. Leaves: a frozen ``Plan`` and its identity. Never: an open
-file, or anything that depends on the machine, the path or the time.
+It depends neither on the machine nor on paths nor on time.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -16,19 +15,19 @@ from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.manifest.digest import json_digest
 from deltaweights.merge.choices import ORIGINAL, SAFETENSORS
 from deltaweights.merge.frame import Frame, frame_of
-from deltaweights.merge.operation import VISION_TOWER, Operation
+from deltaweights.merge.operation import Operation
 from deltaweights.merge.rules import Dropped, Match, Matching
 from deltaweights.merge.shards import shard_cuts, shard_name
-from deltaweights.util.text import Json, Members, natural_key
+from deltaweights.util.text import Json, LazyObject, natural_key
 
 FORMAT, VERSION = "deltaweights-plan", 2
 
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for, as far as it changes the result. ``max_shard_size`` counts bytes of tensors.
+    """The options that change the result. ``max_shard_size`` counts bytes of tensors.
 
-    ``layout`` says how tensors are named, "original" or "transformers"; ``container`` is "safetensors" or "torch".
+    ``layout`` is one of ``LAYOUTS``; ``container`` is "safetensors" or "torch".
     """
 
     compute_dtype: str = "F16"
@@ -38,7 +37,7 @@ class Options:
     container: str = SAFETENSORS
 
     def document(self) -> dict[str, Json]:
-        """Return the options as JSON; layout and container only where they are not what they were before there was a choice."""
+        """Return the options as JSON, without a default layout or container: older plans have no such keys."""
         usual = {"layout": ORIGINAL, "container": SAFETENSORS}
         return {key: value for key, value in vars(self).items() if usual.get(key) != value}
 
@@ -54,7 +53,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Shard:
-    """One output file: its name, what stands around its tensors, and its tensors in file order."""
+    """One output file, with its tensors in file order."""
 
     file: str
     frame: Frame = field(repr=False, compare=False)
@@ -73,9 +72,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class InputFileRecord:
-    """One weights file that was opened. ``header_digest`` covers all bytes that say where its tensors are.
+    """One weights file that was opened. ``header_digest`` covers all bytes that locate its tensors.
 
-    ``checks`` names what is checked of it while it is read.
+    ``checks`` names what is checked while the file is read.
     """
 
     name: str
@@ -86,7 +85,7 @@ class InputFileRecord:
 
 @dataclass(frozen=True)
 class InputRecord:
-    """One input checkpoint: its files, its tensors by name, and what of it has no part in the result.
+    """One input checkpoint: its files, its tensors by name, and those that the result does not use.
 
     ``samples`` has a digest of samples of each tensor, in the same order. (Not by name: a table costs more than what is in it.)
     """
@@ -97,10 +96,24 @@ class InputRecord:
     samples: tuple[str, ...]
     dropped: tuple[Dropped, ...]
 
+    def document(self) -> dict[str, Json]:
+        """Return the record as JSON, of lazy objects."""
+
+        def tensors() -> Iterator[tuple[str, Json]]:
+            for spec, sample in zip(self.tensors, self.samples, strict=True):
+                yield spec.name, {**spec_document(spec), "sample": sample}
+
+        return {
+            "container": self.container,
+            "files": [vars(file) for file in self.files],
+            "tensors": LazyObject(tensors),
+            "dropped": {dropped.spec.name: dropped.reason for dropped in self.dropped},
+        }
+
 
 @dataclass(frozen=True)
 class Companion:
-    """A file that is copied beside the weights, or made by us: its name in the target, size and sha256."""
+    """A file beside the weights, copied or generated: its name in the target, size and sha256."""
 
     name: str
     size: int
@@ -109,43 +122,47 @@ class Companion:
 
 @dataclass(frozen=True)
 class RecipeRecord:
-    """By which recipe a delta is applied, and the digest of what it decides. ``adds_up`` says that it wants the result's sum."""
+    """The recipe of a delta, and the digest of what it decides. ``wants_sum``: it needs the sum of the result's elements."""
 
     name: str
     digest: str
-    adds_up: bool = False
+    wants_sum: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything that decides the bytes of the result.
 
-    With ``check``, the base of what is added is proved, and a delta that is made is tried: the manifest says what was found.
+    ``inputs`` are by role: the base first, if there is one, then the primary, then the vision tower, if one is needed. With
+    ``check``, the base of what is added is proved, and a delta that is made is tried out, and the manifest has the findings.
     """
 
     options: Options
     shards: tuple[Shard, ...]
     companions: tuple[Companion, ...]
-    base: InputRecord | None
-    primary: InputRecord
+    inputs: Mapping[str, InputRecord]
     operation: Operation = Operation.APPLY
     check: bool = False
     recipe: RecipeRecord | None = None
-    tower: InputRecord | None = None
 
     @property
     def document(self) -> dict[str, Json]:
-        """The plan as JSON, of ``Members``; from inputs that are what it says, two with one document give the same bytes."""
+        """The plan as JSON, of lazy objects. Two plans with equal documents give the same bytes from unchanged inputs."""
         return {
             "format": FORMAT,
             "version": VERSION,
             "options": self.options.document(),
             "shards": [{"file": shard.file, "tensors": _tensors_of(shard)} for shard in self.shards],
             "companions": [vars(companion) for companion in self.companions],
-            **{role: _input_document(record) for role, record in self.inputs.items()},
+            **{role: record.document() for role, record in self.inputs.items()},
             "check": self.check,
-            **({"recipe": {"name": self.recipe.name, "digest": self.recipe.digest}} if self.recipe else {}),
+            **self.recipe_document,
         }
+
+    @property
+    def recipe_document(self) -> dict[str, Json]:
+        """The recipe as JSON under its key; empty without one."""
+        return {"recipe": {"name": self.recipe.name, "digest": self.recipe.digest}} if self.recipe else {}
 
     @cached_property
     def identity(self) -> str:
@@ -153,18 +170,9 @@ class Plan:
         return json_digest("plan1", self.document)
 
     @property
-    def inputs(self) -> dict[str, InputRecord]:
-        """The inputs by what they are called, the base first, the model that sees last."""
-        of_base, of_tower = (
-            ({"base": self.base} if self.base else {}),
-            ({VISION_TOWER: self.tower} if self.tower else {}),
-        )
-        return of_base | {self.operation.primary: self.primary} | of_tower
-
-    @property
-    def adds_up(self) -> bool:
-        """Whether the sum of the result's elements is wanted."""
-        return self.recipe is not None and self.recipe.adds_up
+    def wants_sum(self) -> bool:
+        """Whether the sum of the result's elements is needed."""
+        return self.recipe is not None and self.recipe.wants_sum
 
     @property
     def nbytes(self) -> int:
@@ -182,41 +190,31 @@ class Plan:
         return [tensor for shard in self.shards for tensor in shard.tensors]
 
 
-def _tensors_of(shard: Shard) -> Members:
+def spec_document(spec: TensorSpec) -> dict[str, Json]:
+    """Return dtype and shape of a tensor as JSON."""
+    return {"dtype": spec.dtype, "shape": list(spec.shape)}
+
+
+def _tensors_of(shard: Shard) -> LazyObject:
     def members() -> Iterator[tuple[str, Json]]:
         for tensor in shard.tensors:
-            spec, fate = tensor.spec, tensor.match.fate.value
-            yield spec.name, {"dtype": spec.dtype, "shape": list(spec.shape), "fate": fate, "offset": tensor.offset}
+            row = {**spec_document(tensor.spec), "fate": tensor.match.fate.value, "offset": tensor.offset}
+            yield tensor.spec.name, row
 
-    return Members(members)
-
-
-def _input_document(record: InputRecord) -> dict[str, Json]:
-    def tensors() -> Iterator[tuple[str, Json]]:
-        for spec, sample in zip(record.tensors, record.samples, strict=True):
-            yield spec.name, {"dtype": spec.dtype, "shape": list(spec.shape), "sample": sample}
-
-    return {
-        "container": record.container,
-        "files": [vars(file) for file in record.files],
-        "tensors": Members(tensors),
-        "dropped": {dropped.spec.name: dropped.reason for dropped in record.dropped},
-    }
+    return LazyObject(members)
 
 
 def make_plan(
     matching: Matching,
     options: Options,
-    base: InputRecord | None,
-    primary: InputRecord,
+    inputs: Mapping[str, InputRecord],
     companions: Iterable[Companion],
     operation: Operation = Operation.APPLY,
     *,
     check: bool = False,
     recipe: RecipeRecord | None = None,
-    tower: InputRecord | None = None,
 ) -> Plan:
-    """Put the matched tensors in order and into shards, and return the whole as a plan."""
+    """Order the matched tensors, cut them into shards, and return the plan; for ``inputs`` see ``Plan``."""
     matches = sorted(matching.matches, key=lambda match: natural_key(match.name))
     results = [_result_of(match, options.dtype) for match in matches]
     cuts = shard_cuts([spec.nbytes for spec in results], options.max_shard_size)
@@ -227,7 +225,7 @@ def make_plan(
         tensors = map(PlannedTensor, specs, matches[first:last], frame.offsets)
         shards.append(Shard(file, frame, tuple(tensors)))
     ordered = tuple(sorted(companions, key=lambda companion: companion.name))
-    return Plan(options, tuple(shards), ordered, base, primary, operation, check, recipe, tower)
+    return Plan(options, tuple(shards), ordered, inputs, operation, check, recipe)
 
 
 def _result_of(match: Match, dtype: str) -> TensorSpec:

@@ -1,7 +1,4 @@
-"""The manifest of a merge, from its plan and what was digested on the way.
-
-Enters: a plan, the fragments of its shards, the records of the other files. Leaves: the manifest's bytes. Never: an open file.
-"""
+"""The manifest of a merge, from its plan and the fragments of its shards."""
 
 from __future__ import annotations
 
@@ -10,12 +7,12 @@ from dataclasses import dataclass
 
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.findings import Findings, ProofRecord
-from deltaweights.manifest.manifest import FileRecord, Fragment, TensorRecord, manifest_pieces
+from deltaweights.manifest.records import FileRecord, Fragment, TensorRecord, manifest_pieces
 from deltaweights.manifest.tally import Proof
+from deltaweights.merge.base_proof import Verdict, untested, verdict
 from deltaweights.merge.choices import ORIGINAL
-from deltaweights.merge.evidence import Verdict, untested, verdict
-from deltaweights.merge.plan import InputRecord, Plan
-from deltaweights.util.text import Json, Members
+from deltaweights.merge.plan import InputFileRecord, InputRecord, Plan, spec_document
+from deltaweights.util.text import Json, LazyObject
 
 
 def records_of(fragments: Mapping[str, Fragment]) -> dict[str, TensorRecord]:
@@ -24,7 +21,7 @@ def records_of(fragments: Mapping[str, Fragment]) -> dict[str, TensorRecord]:
 
 
 def findings_of(records: Mapping[str, TensorRecord], *, allowed: bool = False) -> Findings:
-    """Return what was found in all tensors; ``allowed`` says that the user lets a base pass that is not proved."""
+    """Return what was found in all tensors; ``allowed``: the user accepts a base that is not proved."""
 
     def counts(what: str) -> dict[str, int]:
         return {name: count for name, record in records.items() if (count := getattr(record.tally, what))}
@@ -42,29 +39,29 @@ def findings_of(records: Mapping[str, TensorRecord], *, allowed: bool = False) -
 
 
 def proof_of(proofs: Mapping[str, Proof], *, allowed: bool = False) -> ProofRecord | None:
-    """Return what the tensors together say of the base; None when there are none."""
+    """Return the base proof of all tensors together; None when there are none."""
     if not proofs:
         return None
-    said, whole = verdict(proofs), sum(proofs.values(), Proof())
+    judged, whole = verdict(proofs), sum(proofs.values(), Proof())
     return ProofRecord(
         weights=whole.weights,
         region=whole.region,
         violations=whole.violations,
         evidence=whole.evidence,
-        verdict=said.value,
+        verdict=judged.value,
         tensors={name: proof.violations for name, proof in proofs.items() if proof.violations},
         untested=untested(proofs),
-        allowed=allowed and said not in {Verdict.PROVED, Verdict.NO_EVIDENCE},
+        allowed=allowed and judged not in {Verdict.PROVED, Verdict.NO_EVIDENCE},
     )
 
 
 @dataclass(frozen=True)
 class Digests:
-    """The digests that documents state of a merge: ``content`` is the result's.
+    """The digests of a merge. ``content`` is that of the result.
 
-    ``original`` is that of the same tensors in the original layout: it leaves out what only the other layout holds, and has the
-    names of the primary; it is ``content`` where the layouts are one. ``read`` has those of the tensors that were read, by role and
-    their name in that input, ``inputs`` the content digests of these, by role.
+    ``original`` is the content digest of the same tensors in the original layout: without constant and vision tower tensors, and
+    with the primary's names. ``read`` has the digests of the tensors that were read, by role and name in that input; ``inputs`` the
+    content digests of these, by role.
     """
 
     content: str
@@ -75,17 +72,23 @@ class Digests:
 
 def digests_of(plan: Plan, records: Mapping[str, TensorRecord]) -> Digests:
     """Return all digests of a merge whose tensors have ``records``."""
-
-    def rows(*, original: bool) -> Iterator[tuple[str, str, tuple[int, ...], str]]:
-        for tensor in plan.tensors:
-            spec, match = tensor.spec, tensor.match
-            if not original or plan.operation.source(match.fate) == plan.operation.primary:
-                yield match.primary.name if original else match.name, spec.dtype, spec.shape, records[spec.name].digest
-
-    content = content_digest(rows(original=False))
+    content = content_digest(
+        (t.match.name, t.spec.dtype, t.spec.shape, records[t.spec.name].digest) for t in plan.tensors
+    )
+    original = content
+    if plan.options.layout != ORIGINAL:
+        original = content_digest(
+            (t.match.primary.name, t.spec.dtype, t.spec.shape, records[t.spec.name].digest)
+            for t in plan.tensors
+            if plan.operation.source(t.match.fate) == plan.operation.primary
+        )
     read = _read_digests(plan, records)
-    inputs = {role: _tensors_digest(plan.inputs[role], digests) for role, digests in read.items()}
-    original = content if plan.options.layout == ORIGINAL else content_digest(rows(original=True))
+    inputs = {
+        role: content_digest(
+            (s.name, s.dtype, s.shape, digests[s.name]) for s in plan.inputs[role].tensors if s.name in digests
+        )
+        for role, digests in read.items()
+    }
     return Digests(content, original, read, inputs)
 
 
@@ -101,12 +104,6 @@ def _read_digests(plan: Plan, records: Mapping[str, TensorRecord]) -> dict[str, 
     return digests
 
 
-def _tensors_digest(record: InputRecord, digests: Mapping[str, str]) -> str:
-    """Return the content digest of an input, as far as it was read: of the tensors that ``digests`` names."""
-    used = (spec for spec in record.tensors if spec.name in digests)
-    return content_digest((spec.name, spec.dtype, spec.shape, digests[spec.name]) for spec in used)
-
-
 def merge_manifest(
     plan: Plan,
     digests: Digests,
@@ -116,26 +113,19 @@ def merge_manifest(
     origins: Mapping[str, Mapping[str, str]],
     findings: Findings,
 ) -> Iterator[str]:
-    """Yield the manifest, piece by piece.
+    """Yield the manifest in pieces.
 
-    ``files`` are all files of the target but the manifest and SHA256SUMS; ``input_sha256`` holds, by role and file name, the
-    whole-file hashes of inputs that were made, ``origins`` by role where inputs are from and how far they are verified.
+    ``files`` are all files of the target but the manifest and SHA256SUMS; ``input_sha256`` holds the known whole-file hashes of
+    inputs, by role and file name; ``origins`` where inputs are from and how far they are verified, by role.
     """
 
     def tensors() -> Iterator[tuple[str, Json]]:
         for shard in plan.shards:
             for tensor in shard.tensors:
-                yield (
-                    tensor.spec.name,
-                    {
-                        "dtype": tensor.spec.dtype,
-                        "shape": list(tensor.spec.shape),
-                        "fate": tensor.match.fate.value,
-                        **({"source": tensor.match.primary.name} if tensor.match.renamed else {}),
-                        "file": shard.file,
-                        "digest": records[tensor.spec.name].digest,
-                    },
-                )
+                row = {**spec_document(tensor.spec), "fate": tensor.match.fate.value}
+                if tensor.match.renamed:
+                    row["source"] = tensor.match.primary.name
+                yield tensor.spec.name, {**row, "file": shard.file, "digest": records[tensor.spec.name].digest}
 
     result: Json = {
         "content_digest": digests.content,
@@ -143,10 +133,10 @@ def merge_manifest(
         "parameters": plan.parameters,
         "bytes": plan.nbytes,
         "options": plan.options.document(),
-        **({"recipe": {"name": plan.recipe.name, "digest": plan.recipe.digest}} if plan.recipe else {}),
+        **plan.recipe_document,
         **findings.document(),
         "files": {name: vars(files[name]) for name in sorted(files)},
-        "tensors": Members(tensors),
+        "tensors": LazyObject(tensors),
     }
     inputs: Json = {
         "plan": plan.identity,
@@ -164,27 +154,22 @@ def _input(role: str, record: InputRecord, digests: Digests, sha256: Mapping[str
     def tensors() -> Iterator[tuple[str, Json]]:
         for spec in record.tensors:
             if spec.name in read:
-                yield spec.name, {"dtype": spec.dtype, "shape": list(spec.shape), "digest": read[spec.name]}
+                yield spec.name, {**spec_document(spec), "digest": read[spec.name]}
 
     return {
         "container": record.container,
         "tensors_digest": digests.inputs[role],
-        "files": {
-            file.name: {
-                "size": file.size,
-                "header_digest": file.header_digest,
-                **({"sha256": sha256[file.name]} if file.name in sha256 else {}),
-                "checks": [*file.checks] + ["sha256"] * (file.name in sha256),
-            }
-            for file in record.files
-        },
-        "dropped": {
-            dropped.spec.name: {
-                "dtype": dropped.spec.dtype,
-                "shape": list(dropped.spec.shape),
-                "reason": dropped.reason,
-            }
-            for dropped in record.dropped
-        },
-        "tensors": Members(tensors),
+        "files": {file.name: _file(file, sha256.get(file.name)) for file in record.files},
+        "dropped": {d.spec.name: {**spec_document(d.spec), "reason": d.reason} for d in record.dropped},
+        "tensors": LazyObject(tensors),
+    }
+
+
+def _file(file: InputFileRecord, sha256: str | None) -> Json:
+    hashed = {} if sha256 is None else {"sha256": sha256}
+    return {
+        "size": file.size,
+        "header_digest": file.header_digest,
+        **hashed,
+        "checks": [*file.checks, *hashed],
     }

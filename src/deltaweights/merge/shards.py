@@ -1,7 +1,4 @@
-"""How a row of tensors is cut into files, what the files are called, and how a safetensors file begins.
-
-Enters: sizes, specs. Leaves: cuts, names, headers. Never: an open file.
-"""
+"""How tensors are cut into shards, the names of the files, and the header of a safetensors file."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.merge.choices import SAFETENSORS, TORCH
-from deltaweights.util.text import Json, Members, compact_pieces, in_chunks
+from deltaweights.util.text import Json, LazyObject, compact_pieces, in_chunks
 
 NAMES = {SAFETENSORS: ("model", ".safetensors"), TORCH: ("pytorch_model", ".bin")}
 """How Hugging Face names weights files, before and after the number, by container."""
@@ -28,10 +25,10 @@ def index_name(container: str) -> str:
 
 
 def shard_cuts(sizes: Sequence[int], limit: int) -> list[int]:
-    """Cut a row of tensors into shards of even size; return the cuts, from 0 to ``len(sizes)``.
+    """Cut a row of tensors into shards of even size; return the cuts, from 0 to ``len(sizes)``. Sizes and limit are in bytes.
 
-    First fit under ``limit`` says how many shards are needed; the smallest limit that needs no more makes them even. A
-    tensor larger than the limit stands alone. Sizes and limit are in bytes.
+    First fit under ``limit`` tells how many shards are needed; the smallest limit that needs no more makes them even. A tensor
+    larger than the limit gets a shard of its own.
     """
     fewest = len(_first_fit(sizes, limit))
     if fewest == 1:
@@ -47,7 +44,7 @@ def shard_cuts(sizes: Sequence[int], limit: int) -> list[int]:
 
 
 def _first_fit(sizes: Sequence[int], limit: int) -> list[int]:
-    """Return the index after the last tensor of each shard, starting a new shard when the next tensor would pass ``limit``."""
+    """Return the index after the last tensor of each shard; a new shard starts when the next tensor would exceed ``limit``."""
     ends: list[int] = []
     filled = 0
     for index, size in enumerate(sizes):
@@ -59,19 +56,19 @@ def _first_fit(sizes: Sequence[int], limit: int) -> list[int]:
 
 
 def safetensors_header(specs: Iterable[TensorSpec]) -> bytes:
-    """Return the header of a safetensors file that holds ``specs`` one after the other: length prefix, JSON, padding to 8 bytes.
+    """Return the header of a safetensors file that holds ``specs`` in this order: length prefix, JSON, padding to 8 bytes.
 
     ``__metadata__`` is exactly ``{"format":"pt"}``: the library keeps it in a hash map, so more keys would have no fixed order.
     """
-    text = b"".join(in_chunks(compact_pieces(Members(lambda: _entries(specs)))))
+
+    def entries() -> Iterator[tuple[str, Json]]:
+        yield "__metadata__", {"format": "pt"}
+        offset = 0
+        for spec in specs:
+            end = offset + spec.nbytes
+            yield spec.name, {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, end]}
+            offset = end
+
+    text = b"".join(in_chunks(compact_pieces(LazyObject(entries))))
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def _entries(specs: Iterable[TensorSpec]) -> Iterator[tuple[str, Json]]:
-    yield "__metadata__", {"format": "pt"}
-    offset = 0
-    for spec in specs:
-        end = offset + spec.nbytes
-        yield spec.name, {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, end]}
-        offset = end

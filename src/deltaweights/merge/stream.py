@@ -1,7 +1,6 @@
-"""The merge: read, combine, write, digest, record; block by block, on several workers.
+"""Stream shards to the disk on several workers: read, combine, write and digest blocks; flush and record finished shards.
 
-Enters: a plan and the lazy tensors of both inputs. Leaves: shards on the disk, each with a fragment that was kept after its flush.
-Never: more in memory than a few blocks per worker, or an unfinished shard after an error.
+Memory holds a few blocks per worker. After an error no unfinished shard is left behind.
 """
 
 from __future__ import annotations
@@ -14,35 +13,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.manifest.manifest import Fragment
-from deltaweights.merge.arithmetic import Kernels, Task, Workbench
+from deltaweights.manifest.records import Fragment
+from deltaweights.merge.arithmetic import BlockCombiner, Kernels, Task
 from deltaweights.merge.blocks import Block, blocks_of
 from deltaweights.merge.device import kernels_on
-from deltaweights.merge.lane import Lane, Stopped
-from deltaweights.merge.new_rows import NewRows, new_rows_of
+from deltaweights.merge.new_rows import RepeatedRow, new_row_operands
+from deltaweights.merge.open_shard import OpenShard, RunStopped
 from deltaweights.merge.plan import Plan, PlannedTensor, Shard
 from deltaweights.merge.writer import ShardWriter
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
-from deltaweights.util.workers import Crew, default_workers
+from deltaweights.util.workers import WorkerPool, default_workers
 
 BLOCK = 1 << 18
-"""Elements per block: 512 KiB of float16, so that a block is still in a core's own cache when it is digested and written. Twice as
-much makes writing three times as slow (docs/benchmarks.md)."""
+"""Elements per block: 512 KiB of float16, which stay in a core's own cache until they are digested and written. Blocks twice as
+large make writing three times as slow (docs/benchmarks.md)."""
 
-WORKERS_PER_LANE = 2
-"""SHA-256 of one file is sequential and takes about a third of all work, so more workers on one shard would wait."""
-
+WORKERS_PER_SHARD = 2
+"""The SHA-256 of one file is sequential and takes about a third of all work, so more workers on one shard would wait."""
 
 TINY = 1 << 16
-"""Bytes of a tensor that is added and digested in less time than the interpreter needs to arrange it."""
+"""Bytes of a tensor that is combined and digested in less time than the interpreter needs to set it up."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """How to run, none of which changes a bit of the result. ``block`` counts elements.
+    """How to run; none of it changes a bit of the result. ``block`` counts elements.
 
-    Without a number of ``workers``, there are as many as the tensors keep busy, and at most ``default_workers``.
+    If ``workers`` is None, as many are started as the tensors keep busy, at most ``default_workers``.
     """
 
     device: str = "cpu"
@@ -51,7 +49,7 @@ class Resources:
 
 
 class Stream:
-    """One run over the shards that are still to be made."""
+    """One run over the shards that are still missing."""
 
     def __init__(
         self,
@@ -59,119 +57,123 @@ class Stream:
         base: Mapping[str, LazyTensor],
         primary: Mapping[str, LazyTensor],
         folder: OpenFolder,
-        keep: Callable[[Fragment], None],
+        record: Callable[[Fragment], None],
         resources: Resources,
         report: Report,
     ) -> None:
-        """``keep`` is given the fragment of each shard once it is on the disk; shards are written into ``folder``.
+        """Write into ``folder``; call ``record`` with the fragment of each shard once the shard is on the disk.
 
-        ``report`` is told of each shard, from the workers' threads.
+        ``record`` and ``report`` are called from worker threads.
         """
-        self._new_rows: Mapping[str, NewRows] = {}
         self._plan, self._base, self._primary = plan, base, primary
-        self._folder, self._keep, self._resources, self._report = folder, keep, resources, report
+        self._folder, self._record, self._resources, self._report = folder, record, resources, report
+        self._new_rows: Mapping[str, RepeatedRow] = {}
+        self._opened: list[OpenShard] = []
         self._lock = threading.Lock()
-        self._lanes: list[Lane] = []
-
-    def run(self, shards: Sequence[Shard]) -> Iterator[int]:
-        """Make ``shards``; yield the bytes done so far, about ten times a second. Raises what a worker met first."""
-        tensors = [tensor for shard in shards for tensor in shard.tensors]
-        self._workers = self._resources.workers or (default_workers() if _keeps_several_busy(tensors) else 1)
-        self._new_rows = new_rows_of(tensors, self._base, self._plan.options.compute_dtype, self._resources.block)
-        self._feed = self._blocks(shards)
-        with kernels_on(self._resources.device) as make_kernels:
-            self._crew = Crew(lambda: self._work_unless_stopped(make_kernels), self._workers)
-            try:
-                for _ in self._crew.run():
-                    yield sum(lane.done for lane in self._lanes)
-            finally:
-                for lane in self._lanes:
-                    lane.writer.abandon()
 
     @property
     def flush_seconds(self) -> float:
-        """Seconds that workers waited for the disk to have finished shards."""
-        return sum(lane.writer.flush_seconds for lane in self._lanes)
+        """Seconds that workers waited for the disk at the end of shards."""
+        return sum(shard.writer.flush_seconds for shard in self._opened)
 
-    def _work_unless_stopped(self, make_kernels: Callable[[], Kernels]) -> None:
-        with contextlib.suppress(Stopped):
-            self._work(make_kernels())
+    def run(self, shards: Sequence[Shard]) -> Iterator[int]:
+        """Write ``shards``; yield the bytes done so far, about ten times a second. Raises the first error of a worker."""
+        tensors = [tensor for shard in shards for tensor in shard.tensors]
+        workers = self._resources.workers or (default_workers() if _keeps_several_busy(tensors) else 1)
+        self._new_rows = new_row_operands(tensors, self._base, self._plan.options.compute_dtype, self._resources.block)
+        self._blocks = self._blocks_in_turn(shards, max(1, workers // WORKERS_PER_SHARD))
+        with kernels_on(self._resources.device) as make_kernels:
+            self._pool = WorkerPool(lambda: self._work(make_kernels), workers)
+            try:
+                for _ in self._pool.run():
+                    yield sum(shard.done for shard in self._opened)
+            finally:
+                for shard in self._opened:
+                    shard.writer.discard_unfinished()
 
-    def _work(self, kernels: Kernels) -> None:
-        options = self._plan.options
-        task = Task(self._plan.operation, options.compute_dtype, options.dtype, self._plan.check, self._plan.adds_up)
-        bench = Workbench(kernels, task, self._resources.block)
-        while (job := self._next()) is not None:
-            lane, block = job
-            if block.number == 0:
-                self._report.shard_started(lane.shard.file, lane.shard.size, lane.shard.nbytes)
-            primary, base = read_block(block, bench, self._base, self._primary)
-            match = block.tensor.match
-            base_dtype = match.base.dtype if match.base else None
-            new_rows = self._new_rows.get(match.primary.name)
-            rest = new_rows.beside(block) if new_rows else None
-            outcome = bench.combine(block.stop - block.start, match.primary.dtype, base_dtype, block.runs, rest)
-            lane.writer.write(outcome.data, block.offset)
-            with lane.tensor_turns.turn(block.number):
-                lane.digest_tensors(block, base, primary, outcome)
-            with lane.file_turns.turn(block.number):
-                lane.digest_file(block, outcome.data)
-            lane.writer.send()
-            if block.last_of_shard:
-                self._finish(lane)
-
-    def _finish(self, lane: Lane) -> None:
-        fragment = lane.finish(self._plan.identity)
-        self._keep(fragment)
-        seconds, record = time.monotonic() - lane.began, fragment.record
-        self._report.shard_finished(fragment.file, record.size, lane.shard.nbytes, seconds, record.sha256)
-
-    def _next(self) -> tuple[Lane, Block] | None:
-        with self._lock:
-            if self._crew.is_off:
-                raise Stopped
-            return next(self._feed, None)
-
-    def _blocks(self, shards: Sequence[Shard]) -> Iterator[tuple[Lane, Block]]:
-        """Yield the blocks of all shards: those of one shard in order, those of the shards in flight in turn."""
+    def _blocks_in_turn(self, shards: Sequence[Shard], open_at_once: int) -> Iterator[tuple[OpenShard, Block]]:
+        """Yield the blocks of all shards: those of one shard in order, alternating between the open shards."""
         waiting = deque(shards)
-        flying: deque[tuple[Lane, Iterator[Block]]] = deque()
-        most = max(1, self._workers // WORKERS_PER_LANE)
-        while waiting or flying:
-            while waiting and len(flying) < most:
-                shard = waiting.popleft()
-                lane = Lane(shard, ShardWriter(self._folder, shard), self._base, self._primary, self._crew)
-                self._lanes.append(lane)
-                flying.append((lane, blocks_of(shard.tensors, self._resources.block)))
-            lane, blocks = flying.popleft()
+        opened: deque[tuple[OpenShard, Iterator[Block]]] = deque()
+        while waiting or opened:
+            while waiting and len(opened) < open_at_once:
+                planned = waiting.popleft()
+                writer = ShardWriter(self._folder, planned)
+                shard = OpenShard(planned, writer, self._base, self._primary, self._pool)
+                self._opened.append(shard)
+                opened.append((shard, blocks_of(planned.tensors, self._resources.block)))
+            shard, blocks = opened.popleft()
             block = next(blocks, None)
             if block is not None:
-                flying.append((lane, blocks))
-                yield lane, block
+                opened.append((shard, blocks))
+                yield shard, block
+
+    def _next_block(self) -> tuple[OpenShard, Block] | None:
+        with self._lock:
+            return None if self._pool.stopped else next(self._blocks, None)
+
+    def _work(self, make_kernels: Callable[[], Kernels]) -> None:
+        """Do one worker's share, block by block, until there are no more blocks or the run is stopped."""
+        with contextlib.suppress(RunStopped):
+            self._stream_blocks(make_kernels())
+
+    def _stream_blocks(self, kernels: Kernels) -> None:
+        plan, options = self._plan, self._plan.options
+        task = Task(plan.operation, options.compute_dtype, options.dtype, check=plan.check, wants_sum=plan.wants_sum)
+        combiner = BlockCombiner(kernels, task, self._resources.block)
+        while (job := self._next_block()) is not None:
+            shard, block = job
+            match = block.tensor.match
+            if block.number == 0:
+                self._report.shard_started(shard.planned.file, shard.planned.size, shard.planned.nbytes)
+
+            primary, base = read_block(block, combiner, self._base, self._primary)
+
+            base_dtype = match.base.dtype if match.base else None
+            new_rows = self._new_rows.get(match.primary.name)
+            tail = new_rows.operand(block) if new_rows else None
+            result = combiner.combine(block.stop - block.start, match.primary.dtype, base_dtype, block.runs, tail)
+
+            shard.writer.write(result.data, block.offset)
+
+            with shard.tensor_order.section(block.number):
+                shard.digest_tensors(block, base, primary, result)
+            with shard.file_order.section(block.number):
+                shard.digest_file(block, result.data)
+            shard.writer.start_writeback()
+
+            if block.last_of_shard:
+                self._flush_and_record(shard)
+
+    def _flush_and_record(self, shard: OpenShard) -> None:
+        fragment = shard.finish(self._plan.identity)
+        self._record(fragment)
+        seconds, file = time.monotonic() - shard.began, fragment.record
+        self._report.shard_finished(fragment.file, file.size, shard.planned.nbytes, seconds, file.sha256)
 
 
 def _keeps_several_busy(tensors: Sequence[PlannedTensor]) -> bool:
-    """Return whether most of the work is done outside the interpreter's lock.
+    """Return whether most of the work is done without the interpreter's lock.
 
-    Where tensors are tiny it is not, and two workers that pass the lock to and fro take up to 1.6 times as long as one.
+    With tiny tensors it is not, and two workers that pass the lock back and forth take up to 1.6 times as long as one.
     """
     return sum(tensor.spec.nbytes for tensor in tensors) >= TINY * len(tensors)
 
 
 def read_block(
-    block: Block, bench: Workbench, base: Mapping[str, LazyTensor], primary: Mapping[str, LazyTensor]
+    block: Block, combiner: BlockCombiner, base: Mapping[str, LazyTensor], primary: Mapping[str, LazyTensor]
 ) -> tuple[memoryview, memoryview]:
-    """Read a block of the primary and its part of the base into the bench's buffers; return the parts that were filled.
+    """Read a block of the primary, and its part of the base, into the combiner's buffers; return the parts that were filled.
 
     Raises ``InputOutputError`` when the bytes cannot be read.
     """
     match = block.tensor.match
     item = match.primary.item_size
-    of_primary = bench.primary[: (block.stop - block.start) * item]
+    of_primary = combiner.primary[: (block.stop - block.start) * item]
     primary[match.primary.name].source.read_into(of_primary, block.start * item)
     if match.base is None:
-        return of_primary, bench.base[:0]
+        return of_primary, combiner.base[:0]
     item = match.base.item_size
-    of_base = bench.base[: (block.base_stop - block.base_start) * item]
+    of_base = combiner.base[: (block.base_stop - block.base_start) * item]
     base[match.base.name].source.read_into(of_base, block.base_start * item)
     return of_primary, of_base

@@ -1,8 +1,6 @@
-"""What stands before, between and behind the tensors of a torch file: a zip of stored members, one for each tensor.
+"""The bytes around the tensors of a torch file: a zip of stored members, one for each tensor.
 
-Enters: the specs of the tensors in the order of the file, and the archive's name. Leaves: where each tensor's bytes begin, the size
-of the whole, and the bytes around the tensors, of which only CRC-32s wait for the tensors' bytes. Never: a tensor's bytes, or
-anything that depends on the machine, the path or the time.
+Of these bytes only the CRC-32s depend on the tensors' bytes; nothing depends on the machine, the path or the time.
 
 Sources: PKWARE's APPNOTE.TXT 6.3.10, 4.3 to 4.5 (records); PyTorch's caffe2/serialize/inline_container.cc (members, alignment), and
 what ``torch.save`` of torch 2.13 writes.
@@ -16,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.tensors import TensorSpec
-from deltaweights.checkpoint.zipped.entries import MARK32
-from deltaweights.checkpoint.zipped.rules import DESCRIPTOR_FOLLOWS, STORED, TORCH_ALIGNMENT, UTF8, ZIP64
+from deltaweights.checkpoint.zip_format.central_directory import MARK32
+from deltaweights.checkpoint.zip_format.rules import DESCRIPTOR_FOLLOWS, STORED, TORCH_ALIGNMENT, UTF8, ZIP64
 from deltaweights.merge.torch_pickle import state_dict_pickle
 
 ALIGNMENT = 64
-"""Every member's bytes begin at a multiple of this, as torch wants its storages in a mapped file."""
+"""Every member's bytes begin at a multiple of this, as torch needs for storages in a mapped file."""
 
 _MARK16 = 0xFFFF
 
@@ -37,20 +35,20 @@ _NO_TIME = (0, 0)
 """Time and date of all members, as torch writes them."""
 
 _PLAIN, _WIDE = 10, 45
-"""The versions of the format, 1.0 and 4.5, that a reader must know: the second is the one with sizes of eight bytes."""
+"""The zip versions, 1.0 and 4.5, that a reader must support: the second has sizes of eight bytes."""
 
 
 class TorchFrame:
-    """The frame of a file that ``torch.load`` reads as a plain dict of tensors, each in a storage of its own.
+    """The ``Frame`` of a file that ``torch.load`` reads as a plain dict of tensors, each in a storage of its own.
 
-    ``specs`` may have the dtypes of which torch has a storage class. ``name`` is that of the archive's one folder, without a slash;
-    torch takes the stem of the file's name. ``size`` is the whole file's in bytes, ``offsets`` are those of the tensors in it.
+    ``specs`` may have the dtypes for which torch has a storage class. ``name`` is the archive's single folder, without a slash;
+    torch uses the stem of the file's name.
     """
 
     needs_crcs = True
 
     def __init__(self, specs: Sequence[TensorSpec], name: str) -> None:
-        # Members that today's and 2023's loaders ask for. Without .format_version nobody takes places for granted.
+        # The members that today's and 2023's loaders need. .format_version would let readers assume offsets, so it is left out.
         contents = {"data.pkl": state_dict_pickle(specs), "byteorder": b"little", "version": b"3\n"}
         sizes = {member: len(content) for member, content in contents.items()}
         sizes |= {f"data/{key}": spec.nbytes for key, spec in enumerate(specs)}
@@ -61,21 +59,18 @@ class TorchFrame:
         self.offsets = tuple(storage.begin for storage in self._storages)
         self.size = self._end + len(self._directory([0] * len(specs)))
 
-    def between(self, index: int, crcs: Sequence[int]) -> bytes:
-        """Return what stands before tensor ``index``, from 0, or behind the last one, whose ``index`` is the number of tensors.
-
-        ``crcs`` are the CRC-32s of the tensors; only those before ``index`` are looked at.
-        """
+    def bytes_before(self, index: int, crcs: Sequence[int]) -> bytes:
         if index:
             frame = self._storages[index - 1].descriptor(crcs[index - 1])
         else:
-            frame = b"".join(map(_whole, self._small, self._contents))
+            small = zip(self._small, self._contents, strict=True)
+            frame = b"".join(m.header + content + m.descriptor(zlib.crc32(content)) for m, content in small)
         if index < len(self._storages):
             return frame + self._storages[index].header
         return frame + self._directory(crcs)
 
     def _directory(self, crcs: Sequence[int]) -> bytes:
-        """Return the central directory, and its end records: also the wide ones, as torch does, whether they are needed or not."""
+        """Return the central directory and its end records; like torch, always with the zip64 ones."""
         members = [*self._small, *self._storages]
         known = [zlib.crc32(content) for content in self._contents]
         entries = b"".join(member.entry(crc) for member, crc in zip(members, [*known, *crcs], strict=True))
@@ -90,7 +85,7 @@ class TorchFrame:
 
 @dataclass(frozen=True)
 class _Member:
-    """One stored member of ``size`` bytes; its local header is at byte ``offset``. CRC and size stand behind its bytes."""
+    """One stored member of ``size`` bytes; its local header is at byte ``offset``, CRC and size follow its bytes."""
 
     name: bytes
     offset: int
@@ -98,12 +93,12 @@ class _Member:
 
     @property
     def needed(self) -> int:
-        """The version that a reader must know."""
+        """The zip version that a reader must support."""
         return _WIDE if max(self.size, self.offset) >= MARK32 else _PLAIN
 
     @property
     def header(self) -> bytes:
-        """The local header, with padding up to the member's bytes; what the descriptor will say is zero here (APPNOTE 4.4.4)."""
+        """The local header, padded up to the member's bytes; what the descriptor holds is zero here (APPNOTE 4.4.4)."""
         is_wide = self.size >= MARK32
         size = MARK32 if is_wide else 0
         extra = _wide_field(0, 0) if is_wide else b""
@@ -137,17 +132,12 @@ class _Member:
 
 
 def _placed(root: str, sizes: dict[str, int]) -> Iterator[_Member]:
-    """Yield members of these sizes, one after the other from byte 0 on."""
+    """Yield members of these sizes, in this order from byte 0 on."""
     offset = 0
     for name, size in sizes.items():
         member = _Member(f"{root}/{name}".encode(), offset, size)
         yield member
         offset = member.end
-
-
-def _whole(member: _Member, content: bytes) -> bytes:
-    """Return all bytes of a member."""
-    return member.header + content + member.descriptor(zlib.crc32(content))
 
 
 def _wide_field(*values: int) -> bytes:

@@ -1,19 +1,18 @@
-"""The pickle of a torch file: the dict of its tensors, written opcode by opcode.
+"""The pickle of a torch file, ``data.pkl``: the dict of its tensors, written opcode by opcode.
 
-Enters: the specs of tensors, each in a storage of its own. Leaves: the bytes of ``data.pkl``: those that ``torch.save`` writes, but
-that a pickler divides dicts of 1000 and more. Never: a pickler, torch, or an opcode or a name that the first
-``torch.load(weights_only=True)``, that of torch 1.13, does not take.
+The bytes are those that ``torch.save`` writes, but that a pickler splits dicts of 1000 items and more. All opcodes and names are
+accepted by the first ``torch.load(weights_only=True)``, that of torch 1.13.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from deltaweights.checkpoint.pickled.tables import GLOBALS, StorageType
 from deltaweights.checkpoint.tensors import TensorSpec, row_major
+from deltaweights.checkpoint.torch_format.pickled_types import GLOBALS, StorageType
 
 _STORAGES = {kind.dtype: name for name, kind in GLOBALS.items() if isinstance(kind, StorageType) and kind.dtype}
-"""Module and name of the storage class of each dtype that has one: what we write is what we read."""
+"""Module and name of the storage class of each dtype that has one, from the table that our reader uses."""
 
 _REBUILD, _NO_HOOKS = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"
 
@@ -21,9 +20,9 @@ _SHORT_TUPLES = {1: b"\x85", 2: b"\x86", 3: b"\x87"}
 
 
 def state_dict_pickle(specs: Iterable[TensorSpec]) -> bytes:
-    """Return the pickle, of protocol 2, of the plain dict of ``specs``; the storage of the n-th tensor, from 0, has the key ``n``.
+    """Return the pickle (protocol 2) of the plain dict of ``specs``; the storage of the n-th tensor, from 0, has the key ``n``.
 
-    All tensors are on the CPU, row-major, and need no gradient. Their dtypes must be ones of which torch has a storage class.
+    All tensors are on the CPU, row-major, and need no gradient. Torch must have a storage class for their dtypes.
     """
     pickle = _Pickle()
     pickle.new(b"}")
@@ -36,7 +35,7 @@ def state_dict_pickle(specs: Iterable[TensorSpec]) -> bytes:
 
 
 class _Pickle:
-    """The opcodes so far. Values get numbers in the order in which they are made, and what is needed again is got by its number."""
+    """The opcodes so far. Like a pickler, it numbers values (the memo) and refers to repeated ones by their number."""
 
     def __init__(self) -> None:
         self.written = bytearray(b"\x80\x02")
@@ -48,12 +47,12 @@ class _Pickle:
         self.written += opcodes
 
     def new(self, opcodes: bytes) -> None:
-        """Add opcodes that make a value, and give it the next number (BINPUT)."""
+        """Add opcodes that create a value, and give it the next number (BINPUT)."""
         self.written += opcodes + _numbered(b"q", b"r", self._values)
         self._values += 1
 
     def shared(self, opcodes: bytes) -> None:
-        """Add opcodes that make a value, or, from the second time on, get it (BINGET)."""
+        """Add opcodes that create a value, or, from the second time on, refer to it (BINGET)."""
         if opcodes in self._numbers:
             self.written += _numbered(b"h", b"j", self._numbers[opcodes])
         else:
@@ -81,7 +80,7 @@ class _Pickle:
         self.new(b"R")
 
     def add_tuple(self, numbers: Sequence[int]) -> None:
-        """Add a tuple of whole numbers from 0 on."""
+        """Add a tuple of non-negative integers."""
         items = b"".join(map(_integer, numbers))
         if not numbers:
             self.add(b")")
@@ -92,7 +91,7 @@ class _Pickle:
 
 
 def _numbered(short: bytes, long: bytes, number: int) -> bytes:
-    """Return the opcode for a number of one byte, or the one for a number of four."""
+    """Return the opcode with a one-byte or a four-byte number."""
     return short + number.to_bytes(1, "little") if number < 0x100 else long + number.to_bytes(4, "little")
 
 

@@ -1,8 +1,4 @@
-"""One output shard, written at any offset and digested in order.
-
-Enters: blocks of bytes. Leaves: a file that is flushed to the disk, and the record of it. Never: a file whose size or written bytes
-differ from what was asked for without an error, or permissions other than the umask's.
-"""
+"""One output shard, written at any offset, digested in order, and flushed to the disk."""
 
 from __future__ import annotations
 
@@ -14,27 +10,26 @@ import os
 import time
 
 from deltaweights.errors import InputOutputError
-from deltaweights.manifest.manifest import FileRecord
+from deltaweights.manifest.records import FileRecord
 from deltaweights.merge.plan import Shard
 from deltaweights.util.disk import flush
 from deltaweights.util.open_folder import OpenFolder
 
-KEPT = "finished shards are kept: make room or mend the disk, then run the same command again"
+KEPT = "finished shards are kept: free some space or repair the disk, then run the same command again"
 
-
-SEND_EVERY = 64 * 1024 * 1024
-"""Bytes after which the system is asked to start writing them to the disk."""
+WRITEBACK_EVERY = 64 * 1024 * 1024
+"""Bytes after which the system is asked to start writing to the disk."""
 
 FALLOC_FL_KEEP_SIZE = 1
-"""From linux/falloc.h: reserve blocks, leave the file's size alone, so that the size still tells how much was written."""
+"""From linux/falloc.h: reserve blocks but leave the file's size alone, so that the size still tells how much was written."""
 
 _fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
 
 
 def _preallocate(fd: int, size: int) -> None:
-    """Reserve ``size`` bytes of disk: no space is an error now, not later, and writing takes half the time (ext4, measured).
+    """Reserve ``size`` bytes of disk, to fail early if there is no space and write in half the time (ext4, measured).
 
-    Not ``os.posix_fallocate``, which writes a byte to every block where the file system cannot reserve.
+    Not ``os.posix_fallocate``, which writes a byte to every block if the file system cannot reserve.
     """
     if _fallocate is None:
         return
@@ -47,7 +42,7 @@ def _preallocate(fd: int, size: int) -> None:
 class ShardWriter:
     """Writes ``shard`` into ``folder``. ``write`` may be called from any thread in any order, ``digest`` in file order only.
 
-    ``flush_seconds`` is the time that the final flush to the disk took.
+    ``flush_seconds`` is the duration of the final flush to the disk.
     """
 
     def __init__(self, folder: OpenFolder, shard: Shard) -> None:
@@ -57,7 +52,7 @@ class ShardWriter:
         self._sha256 = hashlib.sha256()
         self._fd = -1
         self._finished = False
-        self._digested = self._sent = 0
+        self._digested = self._written_back = 0
         self.flush_seconds = 0.0
         try:
             self._fd = folder.create(shard.file)
@@ -66,28 +61,28 @@ class ShardWriter:
         try:
             _preallocate(self._fd, shard.size)
         except OSError as error:
-            self.abandon()
-            raise InputOutputError.from_os(error, self._path, f"make room for {shard.size} bytes", KEPT) from error
+            self.discard_unfinished()
+            raise InputOutputError.from_os(error, self._path, f"reserve {shard.size} bytes", KEPT) from error
         try:
-            self.append(shard.frame.between(0, ()))
+            self.append(shard.frame.bytes_before(0, ()))
         except InputOutputError:
-            self.abandon()
+            self.discard_unfinished()
             raise
 
     def write(self, data: memoryview, offset: int) -> None:
-        """Write ``data`` at byte ``offset``. Raises ``InputOutputError`` when the disk refuses."""
+        """Write ``data`` at byte ``offset``. Raises ``InputOutputError`` when that fails."""
         done = 0
-        while done < len(data):  # a short write is no error: the rest may fit, or tell why not
+        while done < len(data):  # a short write is no error: the rest may fit, or fail with the reason
             try:
                 written = os.pwrite(self._fd, data[done:], offset + done)
             except OSError as error:
                 raise InputOutputError.from_os(error, self._path, f"write at byte {offset + done}", KEPT) from error
-            if written <= 0:  # never of a sound disk; asking again could go on for ever
+            if written <= 0:  # a sound disk never does this; retrying might never end
                 raise InputOutputError(f"the disk took nothing at byte {offset + done}", where=self._path, remedy=KEPT)
             done += written
 
     def append(self, data: bytes) -> None:
-        """Write ``data`` where what was digested ends, and digest it. Raises ``InputOutputError`` when the disk refuses."""
+        """Write ``data`` behind the digested bytes, and digest it. Raises ``InputOutputError`` when that fails."""
         view = memoryview(data)
         self.write(view, self._digested)
         self.digest(view)
@@ -97,16 +92,16 @@ class ShardWriter:
         self._sha256.update(data)
         self._digested += len(data)
 
-    def send(self) -> None:
-        """Have the system start writing out what was digested, now and then; takes milliseconds, so not in a turn."""
-        if self._digested - self._sent < SEND_EVERY or not hasattr(os, "posix_fadvise"):
+    def start_writeback(self) -> None:
+        """From time to time, have the system start writing what was digested; takes milliseconds, so not in an in-order section."""
+        if self._digested - self._written_back < WRITEBACK_EVERY or not hasattr(os, "posix_fadvise"):
             return
-        self._sent = self._digested
-        # On Linux this starts writing dirty pages out and drops clean ones (mm/fadvise.c). The disk so works along, the final
-        # flush has little left to do, and the page cache stays free for the machine's other jobs. From byte 0 on: what the
-        # last call sent out is clean by now, and its memory is the next blocks'.
-        with contextlib.suppress(OSError):  # advice
-            os.posix_fadvise(self._fd, 0, self._sent, os.POSIX_FADV_DONTNEED)
+        self._written_back = self._digested
+        # On Linux this starts writing dirty pages and drops clean ones (mm/fadvise.c), so that the disk is busy all along, the
+        # final flush has little left to do, and the page cache stays free for other jobs. From byte 0 on: what the last call
+        # started to write is clean by now, and its memory can be reused for the next blocks.
+        with contextlib.suppress(OSError):  # only advice
+            os.posix_fadvise(self._fd, 0, self._written_back, os.POSIX_FADV_DONTNEED)
 
     def finish(self) -> FileRecord:
         """Flush the file to the disk and close it; return its record."""
@@ -125,7 +120,7 @@ class ShardWriter:
         self._finished = True
         return FileRecord(self._size, self._sha256.hexdigest())
 
-    def abandon(self) -> None:
+    def discard_unfinished(self) -> None:
         """Close and remove the file if it is unfinished."""
         if not self._finished:
             with contextlib.suppress(OSError):

@@ -1,1 +1,1 @@
-"""Recipes: known pairs of base and delta, as data, with the rules that merge them and the hashes by which files are known."""
+"""Recipes: the known pairs of delta and base, the rules that merge them, and known models."""

@@ -1,7 +1,6 @@
-"""Known models by the hashes of their files, so that a base can be told from its siblings of the same shapes.
+"""Known models, identified by the hashes of their files (models.toml).
 
-Enters: models.toml, which lies in the package. Leaves: ``KnownModel``. Never: a verdict on a file that is not listed: it is
-unknown, not corrupt, since more copies circulate than anyone has listed.
+Other models have the same shapes. A file that is not listed is unknown, not corrupt: more copies circulate than anyone has listed.
 """
 
 from __future__ import annotations
@@ -11,15 +10,14 @@ from functools import cache
 from importlib.resources import files
 
 from deltaweights.errors import UsageError
-from deltaweights.recipes import table as forms
-from deltaweights.recipes.document import read_document
 from deltaweights.recipes.recipe import FileHash, Shapes, check_head, read_hashes, read_shapes
-from deltaweights.recipes.table import Table, candidates
+from deltaweights.recipes.table import LINE, REPO, REVISION, Table, candidates
+from deltaweights.recipes.toml_document import parse_toml
 
 FORMAT = "deltaweights-models"
 
 FORMS = {"meta": "Meta's files", "bin": "Hugging Face .bin", "safetensors": "Hugging Face safetensors"}
-"""Meta's own layout; the Hugging Face layout in torch's format, and in safetensors."""
+"""Meta's own layout, and the Hugging Face layout in both containers."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +29,9 @@ class KnownFile(FileHash):
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model whose files are known. ``config`` holds what its config.json says and that of its siblings does not.
+    """A model whose files are known. ``config`` holds the values of its config.json that distinguish it from its siblings.
 
-    ``revisions`` are the full commit ids of ``repo`` at which these files were seen, the one to take first.
+    ``revisions`` are full commit ids of ``repo`` that have these files; the first one is preferred.
     """
 
     key: str
@@ -47,14 +45,14 @@ class KnownModel:
 
     @property
     def revision(self) -> str | None:
-        """The commit to take, if any is known."""
+        """The preferred commit, if any is known."""
         return self.revisions[0] if self.revisions else None
 
 
 @cache
 def models() -> tuple[KnownModel, ...]:
     """Return all known models, in the order of models.toml."""
-    document = read_document(files("deltaweights.recipes").joinpath("models.toml").read_bytes(), "models.toml")
+    document = parse_toml(files("deltaweights.recipes").joinpath("models.toml").read_bytes(), "models.toml")
     check_head(document, "models.toml", FORMAT)
     listed = Table(document, "models.toml", keys=("format", "version", "models")).table("models")
     return tuple(_model(key, listed) for key in listed)
@@ -65,19 +63,21 @@ def _model(key: str, listed: Table) -> KnownModel:
     table.require("title", "generation")
     by_form, config = table.table("files", tuple(FORMS)), table.table("config")
     return KnownModel(
-        key,
-        table.text("title", forms.LINE) or "",
-        table.text("generation", forms.LINE) or "",
-        table.text("repo", forms.REPO),
-        table.texts("revisions", forms.REVISION) or (),
-        read_shapes(table),
-        {name: config.number(name) or 0.0 for name in config},
-        tuple(KnownFile(**vars(file), form=form) for form in by_form for file in read_hashes(by_form.table(form))),
+        key=key,
+        title=table.text("title", LINE) or "",
+        generation=table.text("generation", LINE) or "",
+        repo=table.text("repo", REPO),
+        revisions=table.texts("revisions", REVISION) or (),
+        shapes=read_shapes(table),
+        config={name: config.number(name) or 0.0 for name in config},
+        files=tuple(
+            KnownFile(**vars(file), form=form) for form in by_form for file in read_hashes(by_form.table(form))
+        ),
     )
 
 
 def model(key: str) -> KnownModel:
-    """Return the model of this key. Raises ``UsageError`` when there is none."""
+    """Return the model with this key. Raises ``UsageError`` when there is none."""
     for known in models():
         if known.key == key:
             return known
@@ -91,5 +91,5 @@ def _by_hash() -> dict[str, tuple[KnownModel, KnownFile]]:
 
 
 def known_file(sha256: str) -> tuple[KnownModel, KnownFile] | None:
-    """Return the model that has a file of this sha256 (lower-case hex), and the file; None when it is unknown."""
+    """Return the model that has a file with this sha256 (lower-case hex), and the file; None when it is unknown."""
     return _by_hash().get(sha256)

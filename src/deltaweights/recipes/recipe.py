@@ -1,39 +1,32 @@
-"""What a recipe says: which delta, on which base, by which rules. docs/recipes.md states every key.
-
-Enters: a document. Leaves: a ``Recipe``, or ``MalformedInput``. Never: an open file, or a key that is passed over.
-"""
+"""The recipe schema: which delta, on which base, by which rules. docs/recipes.md describes every key."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from blake3 import blake3
 
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.errors import MalformedInput
-from deltaweights.recipes import table as forms
-from deltaweights.recipes.document import Document
-from deltaweights.recipes.table import Table
+from deltaweights.recipes.table import ARCHIVE, FILE_NAME, LINE, NAME, REPO, REVISION, SHA256, TEXT, URL, Table
+from deltaweights.recipes.toml_document import TomlDocument
 
 FORMAT, VERSION = "deltaweights-recipe", 1
 
 COMPUTE_DTYPES = ("float16", "float32", "bfloat16")
 
 NEW_ROWS = ("copy", "zero", "mean")
-"""What the base has below its rows: nothing, so that the delta's rows are kept; rows of zero; or the mean of its rows."""
+"""What the delta's new rows are added to: nothing, so that they are copied; zero; or the mean of the base's rows."""
 
 DELTA_ONLY = PROJECTOR
-"""What may be in the delta alone unless a recipe says otherwise: LLaVA's projector."""
+"""The tensors that only the delta may have, unless a recipe says otherwise: LLaVA's projector."""
 
-MOST_SIZE = 1_000_000
-"""Far above any dimension of a LLaMA."""
-
-MOST_LAYERS = 10_000
-
-MOST_BYTES = 2**53
+MAX_DIMENSION = 1_000_000
+MAX_LAYERS = 10_000
+MAX_FILE_SIZE = 2**53
 
 KEYS = (
     "format", "version", "extends", "name", "title", "description", "sources", "notice", "notes",
@@ -43,7 +36,7 @@ KEYS = (
 
 @dataclass(frozen=True)
 class FileHash:
-    """The sha256 (hex) that a file of this name is known to have, and its bytes where that is known, too."""
+    """The sha256 (hex) of a known file, and its size where that is known, too."""
 
     name: str
     sha256: str
@@ -52,10 +45,10 @@ class FileHash:
 
 @dataclass(frozen=True)
 class DeltaSource:
-    """Where a delta is published: a repository of the Hub, and zip files that hold the same delta.
+    """Where a delta is published: a repository on the Hub, and zip files with the same delta.
 
-    ``revision`` may be the beginning of a commit id. ``has_weights`` is False when the repository exists, but without weights. Two
-    files of one name are two that circulate.
+    ``revision`` may be an abbreviated commit id. ``has_weights`` is False when the repository exists without weights. If two
+    ``files`` have the same name, both circulate.
     """
 
     repo: str | None
@@ -67,7 +60,7 @@ class DeltaSource:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes of a model, None where not known; rows are those of embedding and head, of the base and of the delta."""
+    """Sizes of a model, None where unknown. Rows are those of embedding and head, in the base and in the delta."""
 
     hidden_size: int | None = None
     intermediate_size: int | None = None
@@ -79,7 +72,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class SumCheck:
-    """The sum over all elements of the merged checkpoint that is published, ``with_buffers`` or over weights alone."""
+    """The published sum over all elements of the merged checkpoint, ``with_buffers`` or over weights only."""
 
     sum: float
     tolerance: float
@@ -90,13 +83,13 @@ class SumCheck:
 class Recipe:
     """A pair of base and delta, and the rules that merge it.
 
-    ``base_model`` is a key of models.toml, ``base_files`` are further files that a right base is known to have. ``stated`` says
-    that the delta is known to have been computed in ``compute_dtype``. ``new_rows`` is one of ``NEW_ROWS``, ``delta_only`` names
-    the tensors that may be in the delta alone, ``required`` those without which it is not whole. ``digest`` is over what decides
-    the weights: name, arithmetic, rules (but ``required``), shapes and checks.
+    ``base_model`` is a key of models.toml; ``base_files`` are further known files of the right base. ``stated`` says that the
+    delta is known to have been computed in ``compute_dtype``. ``new_rows`` is one of ``NEW_ROWS``; ``delta_only`` names the
+    tensors that only the delta may have, ``required`` those of them that it must have. ``digest`` covers everything that decides
+    the weights: name, arithmetic, rules (except ``required``), shapes and checks.
 
     For the layout of current transformers: ``vision_tower`` is a key of models.toml, ``conversation`` one of conversations.toml,
-    ``tokens`` are the ids of tokens that were added.
+    ``tokens`` are the ids of added tokens.
     """
 
     name: str
@@ -121,131 +114,129 @@ class Recipe:
     tokens: Mapping[str, int] = field(default_factory=dict)
 
 
-def check_head(document: Document, where: str, expected: str = FORMAT) -> None:
-    """Raise ``MalformedInput`` unless ``document`` says that it is of the ``expected`` format, in the version that is read here."""
+def check_head(document: TomlDocument, where: str, expected: str = FORMAT) -> None:
+    """Raise ``MalformedInput`` unless ``document`` has the ``expected`` format and the supported version."""
     top = Table(document, where)
     top.require("format", "version")
     top.choice("format", (expected,), "")
-    top.whole("version", MOST_SIZE)
-    if document["version"] != VERSION:
-        raise MalformedInput(
-            "version is not known",
-            where=where,
-            found=document["version"],
-            expected=VERSION,
-            remedy="use a newer deltaweights",
-        )
+    version = top.whole("version", MAX_DIMENSION)
+    if version != VERSION:
+        problem, remedy = "version is not known", "use a newer deltaweights"
+        raise MalformedInput(problem, where=where, found=version, expected=VERSION, remedy=remedy)
 
 
-def parse_recipe(document: Document, where: str) -> Recipe:
-    """Return the recipe in ``document``, in which ``extends`` is resolved; ``where`` is for messages.
+def parse_recipe(document: TomlDocument, where: str) -> Recipe:
+    """Parse a recipe that extends no other; ``where`` is for messages.
 
     Raises ``MalformedInput`` when a key is unknown, missing or of the wrong kind.
     """
     check_head(document, where)
     top = Table(document, where, keys=KEYS)
     if "extends" in top:
-        raise MalformedInput("extends cannot stand in a recipe that others extend", where=where, remedy="leave it out")
+        raise MalformedInput("a recipe of the package cannot have extends", where=where, remedy="leave it out")
     top.require("name", "arithmetic")
-    name = top.text("name", forms.NAME) or ""
+    name = top.text("name", NAME) or ""
     arithmetic = top.table("arithmetic", ("compute_dtype", "stated"))
     arithmetic.require("compute_dtype")
     compute_dtype = arithmetic.choice("compute_dtype", COMPUTE_DTYPES, "")
     stated = arithmetic.flag("stated", default=False)
-    rules = top.table("rules", ("new_rows", "delta_only", "required"))
-    new_rows = rules.choice("new_rows", NEW_ROWS, "copy")
-    named = rules.texts("delta_only", forms.LINE)
-    delta_only = sorted(set(DELTA_ONLY if named is None else named))
-    required = rules.texts("required", forms.LINE) or ()
-    foreign = sorted(set(required) - set(delta_only))
-    if foreign:
-        raise rules.unusable("required", f"names of delta_only, which has no {foreign[0]}")
-    if new_rows == "mean" and compute_dtype != "float32":
-        raise rules.unusable("new_rows", 'mean only with arithmetic.compute_dtype = "float32"')
+    rules = _rules(top, compute_dtype)
     base = top.table("base", ("model", "files"))
     shapes = read_shapes(top)
     checks = _checks(top, shapes)
-    decisive = {
-        "name": name,
-        "arithmetic": {"compute_dtype": compute_dtype, "stated": stated},
-        "rules": {"new_rows": new_rows, "delta_only": delta_only},
-        "shapes": {key: size for key, size in asdict(shapes).items() if size is not None},
-        "checks": asdict(checks) if checks else None,
-    }
-    return Recipe(
-        name,
-        top.text("title", forms.LINE) or name,
-        top.text("description", forms.TEXT) or "",
-        top.texts("sources", forms.URL) or (),
-        top.text("notice", forms.TEXT) or "",
-        top.texts("notes", forms.TEXT) or (),
-        _delta(top),
-        base.text("model", forms.NAME),
-        tuple(read_hashes(base.table("files"))),
-        compute_dtype,
-        stated,
-        new_rows,
-        frozenset(delta_only),
-        required,
-        shapes,
-        checks,
-        f"recipe1:{blake3(_canonical(decisive)).hexdigest()}",
+    recipe = Recipe(
+        name=name,
+        title=top.text("title", LINE) or name,
+        description=top.text("description", TEXT) or "",
+        sources=top.texts("sources", URL) or (),
+        notice=top.text("notice", TEXT) or "",
+        notes=top.texts("notes", TEXT) or (),
+        delta=_delta(top),
+        base_model=base.text("model", NAME),
+        base_files=tuple(read_hashes(base.table("files"))),
+        compute_dtype=compute_dtype,
+        stated=stated,
+        **rules,
+        shapes=shapes,
+        checks=checks,
+        digest="",
         **_transformers(top),
     )
+    return replace(recipe, digest=_digest(recipe))
+
+
+def _rules(top: Table, compute_dtype: str) -> dict[str, Any]:
+    """Return the fields from ``rules``."""
+    table = top.table("rules", ("new_rows", "delta_only", "required"))
+    new_rows = table.choice("new_rows", NEW_ROWS, "copy")
+    named = table.texts("delta_only", LINE)
+    delta_only = frozenset(DELTA_ONLY if named is None else named)
+    required = table.texts("required", LINE) or ()
+    others = sorted(set(required) - delta_only)
+    if others:
+        raise table.unusable("required", f"names of delta_only, which has no {others[0]}")
+    if new_rows == "mean" and compute_dtype != "float32":
+        raise table.unusable("new_rows", 'mean only with arithmetic.compute_dtype = "float32"')
+    return {"new_rows": new_rows, "delta_only": delta_only, "required": required}
+
+
+def _digest(recipe: Recipe) -> str:
+    """Return ``recipe1:`` and the BLAKE3 of the canonical JSON of what decides the weights."""
+    decisive = {
+        "name": recipe.name,
+        "arithmetic": {"compute_dtype": recipe.compute_dtype, "stated": recipe.stated},
+        "rules": {"new_rows": recipe.new_rows, "delta_only": sorted(recipe.delta_only)},
+        "shapes": {key: size for key, size in asdict(recipe.shapes).items() if size is not None},
+        "checks": asdict(recipe.checks) if recipe.checks else None,
+    }
+    canonical = json.dumps(decisive, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+    return f"recipe1:{blake3(canonical.encode()).hexdigest()}"
 
 
 def _transformers(top: Table) -> dict[str, Any]:
-    """Return what stands under ``transformers``, which decides nothing of the weights."""
+    """Return the fields from ``transformers``, which do not affect the weights."""
     table = top.table("transformers", ("vision_tower", "conversation", "tokens"))
-    listed = table.table("tokens")
-    for token in listed:
-        if not forms.LINE.accepts(token):
-            problem = f"the key {listed.name(token)} is not usable"
-            raise MalformedInput(problem, where=listed.where, expected=forms.LINE.expected, remedy="correct it")
+    tokens = table.table("tokens")
+    for token in tokens:
+        tokens.check_key(token, LINE)
     return {
-        "vision_tower": table.text("vision_tower", forms.NAME),
-        "conversation": table.text("conversation", forms.NAME),
-        "tokens": {token: listed.whole(token, MOST_SIZE) or 0 for token in listed},
+        "vision_tower": table.text("vision_tower", NAME),
+        "conversation": table.text("conversation", NAME),
+        "tokens": {token: tokens.whole(token, MAX_DIMENSION) or 0 for token in tokens},
     }
-
-
-def _canonical(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _delta(top: Table) -> DeltaSource:
     delta = top.table("delta", ("repo", "revision", "has_weights", "archives", "files"))
     return DeltaSource(
-        delta.text("repo", forms.REPO),
-        delta.text("revision", forms.REVISION),
-        delta.flag("has_weights", default=True),
-        delta.texts("archives", forms.ARCHIVE) or (),
-        tuple(read_hashes(delta.table("files"))),
+        repo=delta.text("repo", REPO),
+        revision=delta.text("revision", REVISION),
+        has_weights=delta.flag("has_weights", default=True),
+        archives=delta.texts("archives", ARCHIVE) or (),
+        files=tuple(read_hashes(delta.table("files"))),
     )
 
 
 def read_hashes(files: Table) -> Iterator[FileHash]:
-    """Yield the hashes in a table of file names; each has a sha256, a table of sha256 and size, or a list of such.
+    """Yield the hashes in a table of file names; each value is a sha256, a table of sha256 and size, or a list of these.
 
     Raises ``MalformedInput``.
     """
     for name in files:
-        if not forms.FILE_NAME.accepts(name):
-            problem = f"the key {files.name(name)} is not usable"
-            raise MalformedInput(problem, where=files.where, expected=forms.FILE_NAME.expected, remedy="correct it")
+        files.check_key(name, FILE_NAME)
         value = files.value(name)
         for entry in value if isinstance(value, list) else [value]:
-            known = entry if isinstance(entry, dict) else {"sha256": entry}
-            table = Table(known, files.where, files.name(name), ("sha256", "size"))
+            values = entry if isinstance(entry, dict) else {"sha256": entry}
+            table = Table(values, files.where, files.name(name), ("sha256", "size"))
             table.require("sha256")
-            yield FileHash(name, table.text("sha256", forms.SHA256) or "", table.whole("size", MOST_BYTES))
+            yield FileHash(name, table.text("sha256", SHA256) or "", table.whole("size", MAX_FILE_SIZE))
 
 
 def read_shapes(top: Table) -> Shapes:
-    """Return what stands under ``shapes``. Raises ``MalformedInput``."""
+    """Return the sizes in the table ``shapes``. Raises ``MalformedInput``."""
     keys = tuple(asdict(Shapes()))
     table = top.table("shapes", keys)
-    shapes = Shapes(**{key: table.whole(key, MOST_LAYERS if key == "layers" else MOST_SIZE) for key in keys})
+    shapes = Shapes(**{key: table.whole(key, MAX_LAYERS if key == "layers" else MAX_DIMENSION) for key in keys})
     if shapes.base_rows is not None and shapes.delta_rows is not None and shapes.delta_rows < shapes.base_rows:
         raise table.unusable("delta_rows", f"base_rows, {shapes.base_rows}, or more")
     return shapes

@@ -1,1 +1,1 @@
-"""Signed results: who says that a folder is theirs."""
+"""Signatures of results, in the format of OpenSSF Model Signing."""

@@ -1,7 +1,4 @@
-"""The file that a signature is in: a Sigstore bundle around a DSSE envelope.
-
-Enters: a payload and its signature, or the bytes of a bundle. Leaves: the other one. Never: a judgement whether the signature is
-right.
+"""The signature file: a Sigstore bundle around a DSSE envelope.
 
 Formats: https://docs.sigstore.dev/about/bundle/ (version 0.3, with a public key), https://github.com/secure-systems-lab/dsse.
 """
@@ -12,28 +9,27 @@ import base64
 import binascii
 from dataclasses import dataclass
 
-from deltaweights.signing.spellings import refuse_second_spellings, spelled
+from deltaweights.signing.protobuf_json import normalized_key, parse_protobuf_json
 from deltaweights.util.limits import BUNDLE
-from deltaweights.util.text import Json, compact_json, strict_json
+from deltaweights.util.text import Json, compact_json
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 
-
-_OTHERS = frozenset(map(spelled, ("messageSignature", "certificate", "x509CertificateChain")))
-"""What a bundle may hold in place of an envelope, or of a key; one that holds both says two things."""
+_ALTERNATIVES = frozenset(map(normalized_key, ("messageSignature", "certificate", "x509CertificateChain")))
+"""What a bundle may have in place of an envelope or a key. With both, programs could verify different things."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A payload, the signature of its ``pae``, and the sha256 (hex) of the public key's PEM, which says whose it is."""
+    """A payload, the signature of its ``pae``, and the sha256 (hex) of the public key's PEM as a hint; "" for no hint."""
 
     payload: bytes
     signature: bytes
     key: str
 
     def to_bytes(self) -> bytes:
-        """Return the bundle as it is written."""
+        """Return the bundle as a JSON document."""
         document = {
             "mediaType": MEDIA_TYPE,
             "verificationMaterial": {"publicKey": {"hint": self.key}, "tlogEntries": []},
@@ -47,11 +43,10 @@ class Bundle:
 
 
 def parse_bundle(data: bytes) -> Bundle:
-    """Return the bundle in ``data``. Raises ``ValueError`` that says what is wrong with it."""
-    document = strict_json(data, BUNDLE)
+    """Parse a bundle; its signature is not verified. Raises ``ValueError``."""
+    document = parse_protobuf_json(data, BUNDLE)
     if not isinstance(document, dict) or document.get("mediaType") != MEDIA_TYPE:
         raise ValueError(f"not a bundle of type {MEDIA_TYPE}")
-    refuse_second_spellings(document)
     try:
         envelope = document["dsseEnvelope"]
         if envelope["payloadType"] != PAYLOAD_TYPE:
@@ -59,17 +54,18 @@ def parse_bundle(data: bytes) -> Bundle:
         signatures, material = envelope["signatures"], document["verificationMaterial"]
         if len(signatures) != 1:
             raise ValueError(f"{len(signatures)} signatures, not one")
-        foreign = sorted(key for key in (*document, *material) if spelled(key) in _OTHERS)
-        if foreign:
-            raise ValueError(f"more than a signature by a key: {', '.join(foreign)}")
-        key = material["publicKey"].get("hint")
-        return Bundle(_decoded(envelope["payload"]), _decoded(signatures[0]["sig"]), "" if key is None else _text(key))
+        extra = sorted(key for key in (*document, *material) if normalized_key(key) in _ALTERNATIVES)
+        if extra:
+            raise ValueError(f"more than a signature by a key: {', '.join(extra)}")
+        hint = material["publicKey"].get("hint")
+        key = "" if hint is None else _text(hint)
+        return Bundle(_from_base64(envelope["payload"]), _from_base64(signatures[0]["sig"]), key)
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"not a bundle with one signature by a key: no {error}") from None
 
 
 def pae(payload: bytes) -> bytes:
-    """Return what is signed for ``payload``: DSSE's pre-authentication encoding, version 1."""
+    """Return the bytes that are signed for ``payload``: DSSE's pre-authentication encoding, version 1."""
     return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload)
 
 
@@ -79,7 +75,7 @@ def _text(value: Json) -> str:
     return value
 
 
-def _decoded(value: Json) -> bytes:
+def _from_base64(value: Json) -> bytes:
     try:
         return base64.b64decode(_text(value), validate=True)
     except binascii.Error as error:

@@ -1,7 +1,4 @@
-"""The statement that is signed: an in-toto statement with the digest of every file.
-
-Enters: digests by file name, or the bytes of a statement. Leaves: the other one. Never: a file, a key, or a name that leaves its
-folder.
+"""The signed statement: an in-toto statement with the sha256 of every file.
 
 The format is that of OpenSSF Model Signing, predicate type ``https://model_signing/signature/v1.0``
 (https://github.com/sigstore/model-transparency), in in-toto's Statement v1 (https://github.com/in-toto/attestation).
@@ -13,28 +10,28 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 
-from deltaweights.signing.spellings import refuse_second_spellings
+from deltaweights.signing.protobuf_json import parse_protobuf_json
 from deltaweights.util.limits import STATEMENT
-from deltaweights.util.text import Json, compact_json, strict_json
+from deltaweights.util.text import Json, compact_json
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 METHOD = {"method": "files", "hash_type": "sha256"}
 
-_HEX = re.compile("[0-9a-f]{64}")
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def statement_bytes(subject: str, digests: Mapping[str, str], ignored: Iterable[str]) -> bytes:
-    """Return the statement that the files named in ``digests``, and no others but ``ignored``, have these sha256 (hex).
+    """Return the statement that the model has exactly the files in ``digests`` (sha256 in hex by name), besides ``ignored``.
 
-    ``subject`` is what the model is called; it is told, not compared. The digest of the subject is the sha256 over the digests of
-    the files, as bytes, in the order of their names.
+    ``subject`` names the model for readers; it is not compared. The subject's digest is the sha256 over the files' digests, as
+    bytes, in the order of the names.
     """
     names = sorted(digests)
     resources = [{"name": name, "algorithm": "sha256", "digest": digests[name]} for name in names]
     document = {
         "_type": STATEMENT_TYPE,
-        "subject": [{"name": subject, "digest": {"sha256": _root(digests[name] for name in names)}}],
+        "subject": [{"name": subject, "digest": {"sha256": _digest_of(digests[name] for name in names)}}],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
             "serialization": {**METHOD, "allow_symlinks": False, "ignore_paths": sorted(ignored)},
@@ -45,9 +42,8 @@ def statement_bytes(subject: str, digests: Mapping[str, str], ignored: Iterable[
 
 
 def parse_statement(data: bytes) -> dict[str, str]:
-    """Return the sha256 of every file that a statement names. Raises ``ValueError`` that says what is wrong with it."""
-    document = strict_json(data, STATEMENT)
-    refuse_second_spellings(document)
+    """Return the sha256 of every file that a statement names. Raises ``ValueError``."""
+    document = parse_protobuf_json(data, STATEMENT)
     for key, expected in (("_type", STATEMENT_TYPE), ("predicateType", PREDICATE_TYPE)):
         if _get(document, key, str) != expected:
             raise ValueError(f"{key} is {document[key]}, not {expected}")
@@ -55,32 +51,28 @@ def parse_statement(data: bytes) -> dict[str, str]:
     serialization = _get(predicate, "serialization", dict)
     for key, expected in METHOD.items():
         if serialization.get(key) != expected:
-            raise ValueError(f"files are digested by {key} {serialization.get(key)}: only {expected} is known here")
+            raise ValueError(f"files are digested by {key} {serialization.get(key)}: only {expected} is supported")
     digests: dict[str, str] = {}
     for resource in _get(predicate, "resources", list):
         name, algorithm, digest = (_get(resource, key, str) for key in ("name", "algorithm", "digest"))
-        if algorithm != "sha256" or not _HEX.fullmatch(digest):
-            raise ValueError(f"the digest of {name} is no sha256")
+        if algorithm != "sha256" or not _SHA256.fullmatch(digest):
+            raise ValueError(f"the digest of {name} is not a sha256")
         if name in digests:
             raise ValueError(f"{name} is named twice")
         digests[name] = digest
     subjects = _get(document, "subject", list)
     if len(subjects) != 1:
         raise ValueError(f"{len(subjects)} subjects, not one")
-    stated = _get(_get(subjects[0], "digest", dict), "sha256", str)
-    if stated != _root(digests.values()):
+    if _get(_get(subjects[0], "digest", dict), "sha256", str) != _digest_of(digests.values()):
         raise ValueError("the subject's digest is not that of its files")
     return digests
 
 
-def _root(digests: Iterable[str]) -> str:
-    hasher = hashlib.sha256()
-    for digest in digests:
-        hasher.update(bytes.fromhex(digest))
-    return hasher.hexdigest()
+def _digest_of(digests: Iterable[str]) -> str:
+    return hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest()
 
 
 def _get(value: Json, key: str, kind: type) -> Json:
     if not isinstance(value, dict) or not isinstance(value.get(key), kind):
-        raise ValueError(f"no {key} as it should be")
+        raise ValueError(f"{key} is missing or of the wrong type")
     return value[key]

@@ -1,1 +1,1 @@
-"""From a folder nobody looks at to a target that is whole or absent."""
+"""Building a result in a staging directory, and publishing it in one step."""

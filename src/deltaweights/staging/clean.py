@@ -1,26 +1,24 @@
-"""Removing abandoned staging.
-
-Enters: a target. Leaves: what was done, in words. Never: staging of a run that is alive.
-"""
+"""Removing abandoned staging directories."""
 
 from __future__ import annotations
 
 import os
 
+from deltaweights.staging.location import locate_target
 from deltaweights.staging.lock import StagingLock
-from deltaweights.staging.place import locate
-from deltaweights.staging.publish import forget, recover
+from deltaweights.staging.publish import clear_staging, recover_publication
 
 
 def clean(target: str | os.PathLike[str]) -> list[str]:
-    """Remove the staging folder of ``target``.
+    """Remove the staging directory of ``target``; return what was done, in words.
 
     Raises ``TargetBusy`` when a run is using it, ``MalformedInput`` when it is not ours, ``InputOutputError``.
     """
-    place = locate(target)
-    if not os.path.lexists(place.root):
-        return [f"nothing to clean for {place.target}"]
-    with StagingLock(place) as lock:
-        done = recover(lock.staging)
-        forget(lock.staging)
-    return [*([done] if done else []), f"removed {place.root}"]
+    location = locate_target(target)
+    if not os.path.lexists(location.root):
+        return [f"nothing to clean for {location.target}"]
+    with StagingLock(location) as lock:
+        recovered = recover_publication(lock.staging)
+        clear_staging(lock.staging)
+    removed = f"removed {location.root}"
+    return [recovered, removed] if recovered else [removed]

@@ -1,7 +1,7 @@
-"""The record of a publication of several steps, so that a run that finds it cut off can tell what was done.
+"""The record of a publication in several steps, so that a run that finds it cut off can tell what was done.
 
-A journal lists the files of the old model and of the new one by marks that tell them from others of their names: what somebody put
-there since is neither moved nor removed.
+A journal lists the files of the old model and of the new one with their stamps: other files that were put under their names since
+are neither moved nor removed.
 """
 
 from __future__ import annotations
@@ -11,20 +11,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deltaweights.errors import MalformedInput
-from deltaweights.manifest.manifest import plain_name
-from deltaweights.staging.contents import Contents, Mark, contents_of, is_hub_metadata, mark_of, may_stand_in_a_result
-from deltaweights.staging.folder import head_of_plan
-from deltaweights.staging.opened import JOURNAL, PLAN, OpenStaging
-from deltaweights.staging.place import Place
+from deltaweights.manifest.records import check_file_name
+from deltaweights.staging.location import JOURNAL, PLAN, TargetLocation
+from deltaweights.staging.open_staging import OpenStaging
+from deltaweights.staging.staged_shards import plan_header
+from deltaweights.staging.target_contents import (
+    Contents,
+    FileStamp,
+    contents_of,
+    is_hub_metadata,
+    is_result_file,
+    stamp_of,
+)
 from deltaweights.util.limits import JOURNAL as JOURNAL_LIMIT
 from deltaweights.util.open_folder import OpenFolder
 from deltaweights.util.text import Json, readable_json, strict_json
 
 VERSION = 2
 
-
-Marks = Mapping[str, Mark]
-"""Files by their names."""
+Stamps = Mapping[str, FileStamp]
+"""Stamps of files by their names."""
 
 
 @dataclass(frozen=True)
@@ -32,48 +38,45 @@ class Journal:
     """The publication of the result of ``plan``: the files of the ``new`` model, and of the ``old`` one in the target."""
 
     plan: str
-    new: Marks
-    old: Marks
+    new: Stamps
+    old: Stamps
 
     def write(self, staging: OpenStaging) -> None:
-        """Put the journal into staging. Raises ``InputOutputError``."""
-        lists = {
-            key: {name: list(mark) for name, mark in marks.items()}
-            for key, marks in (("new", self.new), ("old", self.old))
-        }
-        staging.root.replace(JOURNAL, readable_json({"version": VERSION, "plan": self.plan, **lists}))
+        """Write the journal into staging. Raises ``InputOutputError``."""
+        document = {"version": VERSION, "plan": self.plan, "new": dict(self.new), "old": dict(self.old)}
+        staging.root.replace(JOURNAL, readable_json(document))
 
-    def is_new(self, folder: OpenFolder, place: Place) -> bool:
-        """Tell whether ``folder`` is the new model, complete."""
-        contents = contents_of(folder, place)
-        return not _folders(contents) and marks_of(contents) == self.new
+    def is_new(self, folder: OpenFolder, location: TargetLocation) -> bool:
+        """Return whether ``folder`` is the complete new model."""
+        contents = contents_of(folder, location)
+        return not _folders(contents) and stamps_of(contents) == self.new
 
-    def is_old(self, folder: OpenFolder, place: Place) -> bool:
-        """Tell whether ``folder`` is the old model, or what a removal that was cut off left of it."""
-        contents = contents_of(folder, place)
+    def is_old(self, folder: OpenFolder, location: TargetLocation) -> bool:
+        """Return whether ``folder`` is the old model, or what an interrupted removal left of it."""
+        contents = contents_of(folder, location)
         metadata = all(is_hub_metadata(folder, name) for name in _folders(contents))
-        return metadata and marks_of(contents).items() <= self.old.items()
+        return metadata and stamps_of(contents).items() <= self.old.items()
 
 
 def _folders(contents: Contents) -> list[str]:
     return [name for name, found in contents.items() if stat.S_ISDIR(found.st_mode)]
 
 
-def marks_of(contents: Contents) -> dict[str, Mark]:
-    """Return the marks of the files among ``contents``, folders left out."""
-    return {name: mark_of(found) for name, found in contents.items() if not stat.S_ISDIR(found.st_mode)}
+def stamps_of(contents: Contents) -> dict[str, FileStamp]:
+    """Return the stamps of the files among ``contents``, without folders."""
+    return {name: stamp_of(found) for name, found in contents.items() if not stat.S_ISDIR(found.st_mode)}
 
 
 def read_journal(staging: OpenStaging) -> Journal | None:
-    """Return the journal of a publication that was cut off, None when there is none.
+    """Return the journal of an interrupted publication, None when there is none.
 
-    Raises ``MalformedInput`` when it is not one that was written for the plan in ``staging``, or names what no result holds.
+    Raises ``MalformedInput`` when it was not written for the plan in ``staging``, or names files that no result has.
     """
     if not staging.has(JOURNAL):
         return None
     try:
-        journal = _parsed(staging.root.read(JOURNAL, JOURNAL_LIMIT.size))
-        fault = None if staging.root.begins(PLAN, head_of_plan(journal.plan)) else "one of another plan"
+        journal = _parse(staging.root.read(JOURNAL, JOURNAL_LIMIT.size))
+        fault = None if staging.root.begins(PLAN, plan_header(journal.plan)) else "one of another plan"
     except (MalformedInput, ValueError, TypeError, LookupError, AttributeError) as error:
         fault = str(error)
     if fault is not None:
@@ -82,19 +85,19 @@ def read_journal(staging: OpenStaging) -> Journal | None:
     return journal
 
 
-def _parsed(data: bytes) -> Journal:
-    """Parse a journal. Raises ``ValueError``, ``TypeError``, ``KeyError`` and ``AttributeError`` when it is none."""
+def _parse(data: bytes) -> Journal:
+    """Parse a journal; raise ``ValueError``, ``TypeError``, ``LookupError`` or ``AttributeError`` when it is none."""
     document = strict_json(data, JOURNAL_LIMIT)
     if document["version"] != VERSION:
         raise ValueError(f"version {document['version']}, this program reads version {VERSION}")
-    return Journal(str(document["plan"]), _marks(document["new"]), _marks(document["old"]))
+    return Journal(str(document["plan"]), _parse_stamps(document["new"]), _parse_stamps(document["old"]))
 
 
-def _marks(document: Json) -> dict[str, Mark]:
-    return {_name(name): (int(inode), int(size), int(time)) for name, (inode, size, time) in document.items()}
+def _parse_stamps(document: Json) -> dict[str, FileStamp]:
+    return {_result_file(name): (int(inode), int(size), int(time)) for name, (inode, size, time) in document.items()}
 
 
-def _name(name: object) -> str:
-    if not may_stand_in_a_result(plain_name(name)):
+def _result_file(name: object) -> str:
+    if not is_result_file(check_file_name(name)):
         raise ValueError(f"{name!r:.80} is no file of a result")
-    return plain_name(name)
+    return check_file_name(name)

@@ -1,8 +1,4 @@
-"""One run at a time in a staging folder.
-
-Enters: a place. Leaves: the right to change what is in it, until the process ends or lets go. Never: two that have it alone, as far
-as the file system tells them apart.
-"""
+"""One run at a time in a staging directory, as far as the file system supports it."""
 
 from __future__ import annotations
 
@@ -12,90 +8,93 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
-from deltaweights.checkpoint.files import read_small
+from deltaweights.checkpoint.small_files import read_small
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
-from deltaweights.staging.opened import OpenStaging
-from deltaweights.staging.place import Place, locate
-from deltaweights.staging.seal import SEAL
+from deltaweights.staging.location import TargetLocation, locate_target
+from deltaweights.staging.open_staging import OpenStaging
+from deltaweights.staging.ownership import OWNERSHIP
 from deltaweights.util.interruption import check
 
 PATIENCE = 5.0
-"""Seconds that a part waits for one that ends: it holds the lock alone for a moment, to see whether it is the last."""
+"""Seconds that a part waits for one that ends, which holds the lock alone for a moment, to see whether it is the last."""
 
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
-"""What ``flock`` says where there are none."""
+"""Errors of ``flock`` on file systems without locks."""
 
-MOST_OF_A_NAME = 500
-"""Bytes that say who an owner is."""
+MAX_HOLDER = 500
+"""Bytes of a holder's name."""
 
-LOCK, OWNER = "lock", "owner"
-"""The names of the files in staging."""
+LOCK, HOLDER = "lock", "owner"
+"""The locked file, and the one that names the lock's holder where there are no locks."""
 
 NOTE = "this file system has no locks: make sure that no other run writes to this folder"
 
 
 class StagingLock:
-    """Holds the staging folder for this process; the system lets go when the process ends, however it ends.
+    """Holds the staging directory for this process; the system releases it when the process ends, however it ends.
 
-    A ``shared`` one is held by parts of one job, as many as there are, and by nobody who holds it alone. Where the file system has
-    no locks, a file that names its ``owner`` stands for one that is held alone; that one stays when the process is killed.
+    A ``shared`` lock is held by any number of parts of one job, and excludes an exclusive one. Where the file system has no locks,
+    a file that names its holder takes the place of an exclusive one; it stays behind when the process is killed.
     """
 
-    def __init__(self, place: Place, *, shared: bool = False, patience: float = 0) -> None:
+    def __init__(
+        self,
+        location: TargetLocation,
+        *,
+        shared: bool = False,
+        patience: float = 0,
+        locate: Callable[[Path], TargetLocation] = locate_target,
+    ) -> None:
         """Take the lock; ``staging`` is what it holds.
 
         Raises ``TargetBusy`` when another run has it for ``patience`` seconds, or stages elsewhere; ``MalformedInput`` when staging
         is not ours; ``InputOutputError``.
         """
-        self._place, self._shared = place, shared
-        self._owns = False
+        self._location, self._shared, self._locate = location, shared, locate
+        self._has_holder_file = False
         self._fd = -1
         self.note: str | None = None
         until = time.monotonic() + patience
-        self._refuse_other_place()  # also before anything is made: it would stand in the way of that other run
+        self._refuse_other_location()  # before anything is created, too: it would get in the way of that other run
         while not self._acquired(until):
             check()
         try:
-            self.staging.seal()
-            self._refuse_other_place()
-        except BaseException as error:
-            if isinstance(error, MalformedInput):  # what is not ours stays as it is
-                self._let_go()
-            else:
-                self.__exit__(None, None, None)
+            self.staging.verify_ownership()
+            self._refuse_other_location()
+        except MalformedInput:  # what is not ours stays as it is
+            self._close()
+            raise
+        except BaseException:
+            self.release()
             raise
 
     def _acquired(self, until: float) -> bool:
-        """Open staging and try to lock it; return False when it has to be tried again."""
-        self.staging = OpenStaging(self._place)
-        path = self._place.root / LOCK
+        """Open staging and try to lock it; return False when that has to be tried again."""
+        self.staging = OpenStaging(self._location)
+        acquired = False
         try:
-            self._fd = os.open(
-                LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.staging.root.fd
-            )
-            if self._try(until) and self._is_current():
-                return True
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._fd = os.open(LOCK, flags, 0o600, dir_fd=self.staging.root.fd)
+            acquired = self._try_lock(until) and self._is_current()
         except FileNotFoundError:
-            pass  # a run that ended removed the folder in between
+            pass  # a run that ended removed the directory in between
         except OSError as error:
-            self._let_go()
-            raise InputOutputError.from_os(error, path, "lock") from error
-        except BaseException:
-            self._let_go()
-            raise
-        self._let_go()
-        return False
+            raise InputOutputError.from_os(error, self._location.root / LOCK, "lock") from error
+        finally:
+            if not acquired:
+                self._close()
+        return acquired
 
-    def _refuse_other_place(self) -> None:
-        found = locate(self._place.target)
-        if found != self._place and found.root.exists():
+    def _refuse_other_location(self) -> None:
+        found = self._locate(self._location.target)
+        if found != self._location and found.root.exists():
             problem = "another run has begun to build this folder elsewhere"
-            raise TargetBusy(problem, where=self._place.target, remedy="wait for it to end, and run again")
+            raise TargetBusy(problem, where=self._location.target, remedy="wait for it to end, and run again")
 
-    def _try(self, until: float) -> bool:
+    def _try_lock(self, until: float) -> bool:
         try:
             fcntl.flock(self._fd, (fcntl.LOCK_SH if self._shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -103,58 +102,57 @@ class StagingLock:
                 time.sleep(0.05)
                 check()
                 return False
-            remedy = "wait for it to end"
-            raise TargetBusy("another run is writing to this folder", where=self._place.root, remedy=remedy) from None
+            problem, remedy = "another run is writing to this folder", "wait for it to end"
+            raise TargetBusy(problem, where=self._location.root, remedy=remedy) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            self._claim()
+            self._take_holder_file()
             self.note = NOTE
         return True
 
-    def _claim(self) -> None:
-        """Take the file that stands for a lock. Raises ``TargetBusy`` when it is there, and its owner may live."""
+    def _take_holder_file(self) -> None:
+        """Create the file that takes the place of a lock. Raises ``TargetBusy`` when its holder may be alive."""
         root = self.staging.root
-        if self._is_dead():
-            root.remove(OWNER)
+        if self._holder_is_dead():
+            root.remove(HOLDER)
         if not self._shared:
             try:
-                fd = os.open(OWNER, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=root.fd)
+                fd = os.open(HOLDER, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=root.fd)
             except FileExistsError:
                 pass
             else:
-                self._owns = True
+                self._has_holder_file = True
                 with open(fd, "w", encoding="utf-8") as file:
-                    file.write(_named(os.getpid()))
+                    file.write(_process_name(os.getpid()))
                 return
-        elif not self.staging.has(OWNER):
+        elif not self.staging.has(HOLDER):
             return
-        found = "its owner"
-        with contextlib.suppress(InputOutputError, MalformedInput):
-            found = root.read(OWNER, MOST_OF_A_NAME).decode("utf-8", "replace") or found
-        remedy = f"wait for it to end; if that process is gone, remove {root.path / OWNER}"
+        found = self._holder() or "its owner"
+        remedy = f"wait for it to end; if that process is gone, remove {root.path / HOLDER}"
         raise TargetBusy("another run is writing to this folder", where=root.path, found=found, remedy=remedy)
 
-    def _is_dead(self) -> bool:
-        """Tell whether the owner is certainly no more: a process of this machine that is not there."""
+    def _holder(self) -> str:
         try:
-            name = self.staging.root.read(OWNER, MOST_OF_A_NAME).decode("utf-8", "replace")
+            return self.staging.root.read(HOLDER, MAX_HOLDER).decode("utf-8", "replace")
         except (InputOutputError, MalformedInput):
-            return False
+            return ""
+
+    def _holder_is_dead(self) -> bool:
+        """Return whether the holder was a process of this machine that has certainly ended."""
+        name = self._holder()
         number = name.removeprefix("process ").partition(" ")[0]
-        if not number.isdecimal() or name != _named(int(number)):
+        if not number.isdecimal() or name != _process_name(int(number)):
             return False
         try:
             os.kill(int(number), 0)
-        except ProcessLookupError:
-            return True
-        except (OSError, OverflowError):
-            return False
+        except (OSError, OverflowError) as error:
+            return isinstance(error, ProcessLookupError)
         return False
 
     def _is_current(self) -> bool:
-        # The run that had the lock before us may have removed the file that we opened, or the whole folder. Opened, not looked
-        # at: an attribute that a network file system remembers may be older than that.
+        # The run that had the lock before may have removed the file that we opened, or the whole directory. The file is opened
+        # again, because a network file system may answer ``stat`` from an older cache.
         if not self.staging.is_current():
             return False
         try:
@@ -162,44 +160,44 @@ class StagingLock:
         except FileNotFoundError:
             return False
         try:
-            ours, theirs = os.fstat(self._fd), os.fstat(named)
+            return os.path.sameopenfile(self._fd, named)
         finally:
             os.close(named)
-        return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
 
     def __enter__(self) -> StagingLock:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # What a run leaves must be worth finding: a finished shard, or a publication that was begun.
-        # Errors here change nothing about the result; the next run, or `clean`, comes across what is left.
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Unlock staging, and remove it unless it holds finished shards or a publication that was started."""
         discard = False
+        # An error here changes nothing about the result; the next run, or `clean`, will come across what is left.
         with contextlib.suppress(InputOutputError, MalformedInput, OSError):
-            # Alone first: a part that runs may finish a shard while one that ends looks.
-            discard = self._is_alone() and self._is_current() and not self.staging.worth_keeping()
+            # Exclusive first: a running part may finish a shard while one that ends is looking.
+            discard = self._is_exclusive() and self._is_current() and not self.staging.worth_keeping()
             if discard:
                 self._discard()
-        self._let_go(remove=discard)
+        self._close(remove=discard)
 
-    def _let_go(self, *, remove: bool = False) -> None:
-        """Unlock, and close staging; ``remove`` it, which is empty then but for what another run may have begun."""
-        if self._owns:
-            self._owns = False
+    def _close(self, *, remove: bool = False) -> None:
+        """Unlock and close staging; ``remove`` the directory, which holds at most what another run has just created."""
+        if self._has_holder_file:
+            self._has_holder_file = False
             with contextlib.suppress(OSError):
-                os.unlink(OWNER, dir_fd=self.staging.root.fd)
+                os.unlink(HOLDER, dir_fd=self.staging.root.fd)
         fd, self._fd = self._fd, -1
         if fd >= 0:
             with contextlib.suppress(OSError):
                 os.close(fd)
         if remove:
             with contextlib.suppress(OSError):
-                os.rmdir(self._place.root.name, dir_fd=self.staging.holder.fd)
+                os.rmdir(self._location.root.name, dir_fd=self.staging.parent.fd)
         self.staging.close()
 
-    def _is_alone(self) -> bool:
-        """Tell whether no other part holds the lock; from then on none can take it."""
+    def _is_exclusive(self) -> bool:
+        """Return whether no other part holds the lock; from then on none can take it."""
         if not self._shared:
             return True
         try:
@@ -209,17 +207,17 @@ class StagingLock:
         return True
 
     def _discard(self) -> None:
-        """Remove everything, the seal and the lock last: as long as the lock is there, no other run begins to work here."""
+        """Remove everything, the ownership record and the lock last: while the lock file exists, no other run starts here."""
         root = self.staging.root
-        for name in sorted(set(root.names()) - {LOCK, OWNER}, key=SEAL.__eq__):
+        for name in sorted(set(root.names()) - {LOCK, HOLDER}, key=lambda name: name == OWNERSHIP):
             root.remove(name)
         os.unlink(LOCK, dir_fd=root.fd)
 
 
-def _named(process: int) -> str:
-    """Return how a process signs as an owner: with what tells its machine, since when it runs, and its container."""
-    machine = ["?", "?"]
+def _process_name(process: int) -> str:
+    """Return how a process signs as a holder: with its machine, that machine's boot, and its container."""
+    boot, container = "?", "?"
     with contextlib.suppress(OSError, InputOutputError, MalformedInput):
-        machine[0] = read_small(Path("/proc/sys/kernel/random/boot_id"), MOST_OF_A_NAME).decode().strip()
-        machine[1] = str(Path("/proc/self/ns/pid").readlink())
-    return f"process {process} of {socket.gethostname()}, started {' '.join(machine)}"
+        boot = read_small(Path("/proc/sys/kernel/random/boot_id"), MAX_HOLDER).decode().strip()
+        container = str(Path("/proc/self/ns/pid").readlink())
+    return f"process {process} of {socket.gethostname()}, started {boot} {container}"

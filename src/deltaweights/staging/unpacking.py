@@ -1,7 +1,4 @@
-"""Archives unpacked in staging, under its lock, so that the next run of the same job finds what is there.
-
-Enters: a place. Leaves: folders in it, while the job lasts or after it was cut off. Never: a folder that two runs use.
-"""
+"""Unpacking archives into staging, under its lock, so that the next run of the same job finds what is there."""
 
 from __future__ import annotations
 
@@ -10,49 +7,48 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-from deltaweights.checkpoint.archived.unpack import NoRoom
+from deltaweights.checkpoint.zipped_folder.unpack import NotEnoughDisk
 from deltaweights.errors import InputOutputError
+from deltaweights.staging.location import UNPACKED, TargetLocation
 from deltaweights.staging.lock import StagingLock
-from deltaweights.staging.opened import UNPACKED
-from deltaweights.staging.place import Place
 from deltaweights.util.interruption import Interrupted
 from deltaweights.util.open_folder import OpenFolder
 
 
-class Unpacking:
-    """An ``Unpacker`` whose folders lie in staging; it holds staging's lock from the first on."""
+class StagingUnpacker:
+    """An ``Unpacker`` whose folders are in staging; it takes staging's lock with the first folder, and holds it."""
 
     copies = 2
-    """See ``Unpacker``: the result, about as large, comes to lie on the same disk."""
+    """As in ``Unpacker``: the result, about as large, will be on the same disk."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, location: TargetLocation) -> None:
+        self._location = location
         self._lock: StagingLock | None = None
         self._found = False
 
     @property
     def holds_the_lock(self) -> bool:
-        """Whether something is unpacked."""
+        """Whether something was unpacked."""
         return self._lock is not None
 
     def folder(self, role: str) -> OpenFolder:
-        """See ``Unpacker``. Raises ``TargetBusy`` when another run has the lock, ``MalformedInput``, ``InputOutputError``."""
+        """Open the folder for one input. Raises ``TargetBusy`` when another run has the lock, ``MalformedInput``."""
         if self._lock is None:
-            self._found = self._place.unpacked.exists()
-            self._lock = StagingLock(self._place)
+            self._found = self._location.unpacked.exists()
+            self._lock = StagingLock(self._location)
         with self._lock.staging.folder(UNPACKED) as unpacked:
             return unpacked.make(role)
 
     @contextmanager
     def locked(self) -> Iterator[StagingLock]:
-        """Hold staging's lock, taken now unless it was before. Raises ``TargetBusy`` when another run has it."""
+        """Hold staging's lock, taking it unless it is held already. Raises ``TargetBusy`` when another run has it."""
         if self._lock is not None:
             yield self._lock
             return
-        with StagingLock(self._place) as lock:
+        with StagingLock(self._location) as lock:
             yield lock
 
-    def __enter__(self) -> Unpacking:
+    def __enter__(self) -> StagingUnpacker:
         return self
 
     def __exit__(
@@ -60,8 +56,9 @@ class Unpacking:
     ) -> None:
         if self._lock is None:
             return
-        # What was cut off goes on where it was, also after a dry run; after a refusal, gigabytes in a hidden folder are a trap.
-        if kind is None or kind is NoRoom:
+        # An interrupted job continues from here, also after a dry run; after a refusal, nobody would look for gigabytes in a
+        # hidden folder.
+        if kind is None or kind is NotEnoughDisk:
             keep = self._found
         else:
             keep = issubclass(kind, (Interrupted, KeyboardInterrupt, InputOutputError))

@@ -1,1 +1,1 @@
-"""What any part of the program may need, and what knows nothing of checkpoints."""
+"""Helpers for every part of the program, which know nothing about checkpoints."""

@@ -1,8 +1,4 @@
-"""Frozen dataclasses as JSON, and back.
-
-Enters: values made of dataclasses, enums, tuples, frozen sets, mappings and what JSON knows; or their JSON, and the class. Leaves:
-the same value, or ``ValueError``. Never: a class that the JSON names: what is made is what was asked for.
-"""
+"""Frozen dataclasses to JSON and back; what is made is the class that the caller asks for, never one that the JSON names."""
 
 from __future__ import annotations
 
@@ -10,13 +6,14 @@ import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from deltaweights.util.text import Json
 
 
 def encode(value: object) -> Json:
-    """Return ``value`` as JSON; an enum is its name."""
+    """Return ``value`` as JSON: dataclasses, enums (as their names), tuples, frozen sets, mappings, and what JSON has itself."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: encode(getattr(value, field.name)) for field in fields(value) if field.init}
     if isinstance(value, Enum):
@@ -31,18 +28,15 @@ def encode(value: object) -> Json:
 
 
 def decode(wanted: Any, value: Json) -> Any:
-    """Return the value of the type ``wanted`` that ``encode`` gave. Raises ``ValueError`` when it is something else."""
+    """Return the value of the type ``wanted`` that ``encode`` turned into ``value``. Raises ``ValueError`` when there is none."""
     origin, arguments = get_origin(wanted), get_args(wanted)
     if origin in {Union, types.UnionType}:
-        return _one_of(arguments, value)
+        if value is None and type(None) in arguments:
+            return None
+        (kind,) = (kind for kind in arguments if kind is not type(None))
+        return decode(kind, value)
     if is_dataclass(wanted):
-        hints = _hints(cast(type[Any], wanted))
-        if not isinstance(value, dict) or value.keys() - hints.keys():
-            raise ValueError(f"not a {_name(wanted)}")
-        try:
-            return wanted(**{key: decode(hints[key], item) for key, item in value.items()})  # type: ignore[operator]
-        except TypeError as error:
-            raise ValueError(f"not a {_name(wanted)}: {error}") from None
+        return _dataclass(wanted, value)
     if origin in {dict, Mapping}:
         if not isinstance(value, dict):
             raise ValueError("not an object")
@@ -58,15 +52,18 @@ def decode(wanted: Any, value: Json) -> Any:
     if type(value) is not wanted:
         raise ValueError(f"not a {_name(wanted)}: {value!r:.40}")
     if isinstance(value, str):
-        value.encode()  # half a character, which JSON can spell, is a ValueError, too
+        value.encode()  # a lone surrogate, which JSON can spell, is a ValueError, too
     return value
 
 
-def _one_of(kinds: tuple[Any, ...], value: Json) -> Any:
-    if value is None and type(None) in kinds:
-        return None
-    (kind,) = (kind for kind in kinds if kind is not type(None))
-    return decode(kind, value)
+def _dataclass(wanted: Any, value: Json) -> Any:
+    hints = _hints(wanted)
+    if not isinstance(value, dict) or value.keys() - hints.keys():
+        raise ValueError(f"not a {_name(wanted)}")
+    try:
+        return wanted(**{key: decode(hints[key], item) for key, item in value.items()})
+    except TypeError as error:
+        raise ValueError(f"not a {_name(wanted)}: {error}") from None
 
 
 def _sequence(origin: Any, arguments: tuple[Any, ...], value: Json) -> Any:
@@ -79,18 +76,10 @@ def _sequence(origin: Any, arguments: tuple[Any, ...], value: Json) -> Any:
     return origin(decode(arguments[0], item) for item in value)
 
 
-def _hints(wanted: type[Any]) -> dict[str, Any]:
-    if wanted not in _HINTS:
-        _HINTS[wanted] = _hints_of(wanted)
-    return _HINTS[wanted]
-
-
-_HINTS: dict[type[Any], dict[str, Any]] = {}
-"""The types of the fields of classes that were met."""
-
-
-def _hints_of(wanted: type[Any]) -> dict[str, Any]:
-    return {name: hint for name, hint in get_type_hints(wanted).items() if name in {f.name for f in fields(wanted)}}
+@cache
+def _hints(wanted: Any) -> dict[str, Any]:
+    names = {field.name for field in fields(wanted)}
+    return {name: hint for name, hint in get_type_hints(wanted).items() if name in names}
 
 
 def _name(wanted: Any) -> str:

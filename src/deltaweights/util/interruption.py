@@ -1,9 +1,9 @@
-"""Signals that end a run: noted whenever they come, obeyed at known points.
+"""Signals that end a run: recorded by a handler whenever they arrive, acted on where the code calls ``check``.
 
-Enters: SIGINT and SIGTERM. Leaves: ``Interrupted``, raised by ``check`` in the main thread. Never: an exception out of a handler:
-it could come between any two steps, right after a lock was taken as well, which nobody would release then.
+A handler never raises. An exception from it could surface between any two steps, also right after a lock was taken, which would
+then never be released.
 
-Only the command line listens. In a program that uses the package, signals are that program's, and nothing here does anything.
+Only the command line installs handlers. In a program that uses the package, signals are that program's, and nothing here acts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections import deque
 from contextlib import contextmanager
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # without the module ``typing``: nothing hears a signal before this one is loaded
+if TYPE_CHECKING:  # ``typing`` is not imported: until this module is loaded, signals are not handled
     from collections.abc import Callable, Iterator
     from concurrent.futures import ThreadPoolExecutor
     from types import FrameType
@@ -28,16 +28,16 @@ if TYPE_CHECKING:  # without the module ``typing``: nothing hears a signal befor
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 POLL = 0.1
-"""Seconds after which whoever waits looks whether a signal came."""
+"""Seconds between two looks for a signal while waiting."""
 
-IMPATIENT, WITHIN = 3, 2.0
+FORCE_QUIT_SIGNALS, FORCE_QUIT_SECONDS = 3, 2.0
 """So many signals within so many seconds end the process at once, whatever it is doing."""
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to end; finished shards stay in staging. ``exit_code`` is what a shell makes of such a signal.
+    """A signal asked the run to end; ``exit_code`` is what shells use for it. Finished shards stay in staging.
 
-    No ``Exception``: whoever gets along with what is wrong with a file must not get along with this.
+    It is no ``Exception``, so that code which tolerates a broken file does not swallow it.
     """
 
     def __init__(self, number: int, remedy: str | None = None) -> None:
@@ -46,63 +46,63 @@ class Interrupted(BaseException):
         self.number, self.exit_code = number, 128 + number
 
 
-class _Ear:
-    """What was heard: ``first`` is the first signal's number; ``main`` the thread that ``check`` ends, None if nobody listens."""
+class _Signals:
+    """The process's state: the first signal's number, the thread in which ``check`` raises, whether signals are ignored."""
 
     first: int | None = None
     main: int | None = None
-    settled: bool = False
+    ignored: bool = False
     pool: ThreadPoolExecutor | None = None
 
 
 def listen() -> None:
-    """From now on note signals instead of dying of them. What was ignored when the process started stays ignored."""
+    """Record signals from now on, instead of dying of them. What was ignored when the process started stays ignored."""
     for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and background jobs of scripts have it
-            signal.signal(number, _note)
-    _Ear.main = threading.get_ident()
-    sys.meta_path.insert(0, _Imports())  # torch, which takes seconds, is not loaded to its end
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup, and in background jobs of scripts
+            signal.signal(number, _record)
+    _Signals.main = threading.get_ident()
+    sys.meta_path.insert(0, _CheckOnImport())  # loading torch takes seconds
 
 
-def count() -> None:
-    """Have a thread count signals: it hears them also while the main one is held up by the system, or by code in C."""
+def force_quit_on_repeat() -> None:
+    """Start a thread that ends the process after ``FORCE_QUIT_SIGNALS``, even while the main thread hangs in the system or in C."""
     try:
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        threading.Thread(target=_count, args=(reader,), daemon=True).start()
-    except (OSError, RuntimeError):  # without it a signal that is not obeyed has to be followed by SIGKILL
+        threading.Thread(target=_count_signals, args=(reader,), daemon=True).start()
+    except (OSError, RuntimeError):  # without the thread, a process that hangs needs SIGKILL
         return
 
 
-def settle() -> None:
-    """From now on ignore signals: how the process ends is decided."""
-    _Ear.settled = True
+def ignore_signals() -> None:
+    """Ignore signals from now on: how the process ends is decided."""
+    _Signals.ignored = True
     for number in SIGNALS:
-        if signal.getsignal(number) is _note:
+        if signal.getsignal(number) is _record:
             signal.signal(number, signal.SIG_IGN)
 
 
-def heard() -> bool:
-    """Tell whether a signal came: what waits in a worker's thread ends then, for whatever reason it likes."""
-    return _Ear.first is not None
+def signalled() -> bool:
+    """Return whether a signal arrived; worker threads poll this, and stop in any way they like."""
+    return _Signals.first is not None
 
 
 def check() -> None:
-    """Raise ``Interrupted`` in the main thread when a signal came; do nothing while that is on its way up already."""
-    if _Ear.first is None or _Ear.settled or threading.get_ident() != _Ear.main:
+    """Raise ``Interrupted`` in the main thread when a signal arrived, unless it is being handled already."""
+    if _Signals.first is None or _Signals.ignored or threading.get_ident() != _Signals.main:
         return
     error = sys.exc_info()[1]
     while error is not None:
         if isinstance(error, Interrupted):
             return
         error = error.__context__
-    raise Interrupted(_Ear.first)
+    raise Interrupted(_Signals.first)
 
 
 @contextmanager
-def obeyed() -> Iterator[None]:
-    """Raise ``Interrupted`` for whatever else is raised after a signal, which may have reached a child or a worker first."""
+def signal_first() -> Iterator[None]:
+    """Raise ``Interrupted`` in place of any error after a signal, which may have broken a child process or a worker first."""
     try:
         yield
     except BaseException:
@@ -110,45 +110,45 @@ def obeyed() -> Iterator[None]:
         raise
 
 
-def aside(do: Callable[[], Result]) -> Result:
-    """Return what ``do`` returns; it is called in another thread, always the same, so that this one hears signals meanwhile.
+def run_in_side_thread(call: Callable[[], Result]) -> Result:
+    """Return the result of ``call``, made in another thread (always the same), while this one polls for signals.
 
-    For what holds up its thread in code of others. When a signal comes it is left behind, and ends with the process.
+    For third-party code that blocks. After a signal the call is abandoned, and ends with the process.
     """
-    if threading.get_ident() != _Ear.main:
-        return do()
-    from concurrent.futures import ThreadPoolExecutor, wait  # noqa: PLC0415  (who waits for others)
+    if threading.get_ident() != _Signals.main:
+        return call()
+    from concurrent.futures import ThreadPoolExecutor, wait  # noqa: PLC0415  (needed only by commands that call others)
 
-    if _Ear.pool is None:
-        _Ear.pool = ThreadPoolExecutor(1)
-    future = _Ear.pool.submit(do)
+    if _Signals.pool is None:
+        _Signals.pool = ThreadPoolExecutor(1)
+    future = _Signals.pool.submit(call)
     while wait([future], timeout=POLL).not_done:
         check()
-    with obeyed():
+    with signal_first():
         return future.result()
 
 
-def _note(number: int, _frame: FrameType | None) -> None:
-    if _Ear.first is None:
-        _Ear.first = number
+def _record(number: int, _frame: FrameType | None) -> None:
+    if _Signals.first is None:
+        _Signals.first = number
 
 
-def _count(reader: int) -> None:
-    times: deque[float] = deque(maxlen=IMPATIENT)
+def _count_signals(reader: int) -> None:
+    times: deque[float] = deque(maxlen=FORCE_QUIT_SIGNALS)
     while True:
         for number in os.read(reader, 64):
             if number not in SIGNALS:
                 continue
-            _note(number, None)
+            _record(number, None)
             times.append(time.monotonic())
-            if len(times) == IMPATIENT and times[-1] - times[0] <= WITHIN:
-                os._exit(128 + (_Ear.first or number))
+            if len(times) == FORCE_QUIT_SIGNALS and times[-1] - times[0] <= FORCE_QUIT_SECONDS:
+                os._exit(128 + (_Signals.first or number))
 
 
-class _Imports:
-    """The first of those that are asked where a module is: knows none, and looks for signals."""
+class _CheckOnImport:
+    """A finder that finds no module, and checks for signals on every import."""
 
     @staticmethod
     def find_spec(_name: str, _path: object = None, _target: object = None) -> None:
-        """Tell that somebody else must know."""
+        """Leave the module to the next finder."""
         check()

@@ -1,7 +1,4 @@
-"""Names that differ in numbers alone, told as one: ``layers.{0-31}.w{1,3}``.
-
-Enters: names. Leaves: groups that hold each of them once, and no other. Never: a name that is left out.
-"""
+"""Names that differ only in numbers, written as one: ``layers.{0-31}.w{1,3}``."""
 
 from __future__ import annotations
 
@@ -14,30 +11,30 @@ from dataclasses import dataclass
 from deltaweights.util.text import natural_key
 
 MOST_NUMBERS = 16
-"""Numbers in a name that are told apart; known names have at most three."""
+"""Numbers in a name that may vary; known names have at most three."""
 
 
 @dataclass(frozen=True)
 class NameGroup:
-    """Names that are alike but for their numbers: all combinations of ``values`` between the pieces of ``text``."""
+    """All names with the pieces of ``text``, and between them all combinations of ``values``."""
 
     text: tuple[str, ...]
     values: tuple[tuple[str, ...], ...]
 
     @property
     def count(self) -> int:
-        """How many names these are."""
+        """The number of names."""
         return math.prod(map(len, self.values))
 
     @property
     def first(self) -> str:
-        """The name that comes first in natural order."""
+        """The first name in natural order."""
         return self._join(values[0] for values in self.values)
 
     def spelled(self, most: int | None = None) -> str:
         """Return the names as one, with what varies in braces: ``layers.{0-31}.w{1,3}``.
 
-        A list of more than ``most`` numbers and ranges is cut in its middle, where dots stand for the rest.
+        The middle of a list of more than ``most`` numbers and ranges is replaced by dots.
         """
         return self._join(values[0] if len(values) == 1 else f"{{{_ranges(values, most)}}}" for values in self.values)
 
@@ -46,7 +43,7 @@ class NameGroup:
 
 
 def group_names(names: Iterable[str]) -> list[NameGroup]:
-    """Group names that differ in numbers alone, in natural order: each name is in exactly one group, and no other name is."""
+    """Group names that differ only in numbers, in natural order; each name is in exactly one group, which holds no others."""
     alike: defaultdict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
     for name in names:
         parts = re.split("([0-9]+)", name, maxsplit=MOST_NUMBERS)
@@ -56,7 +53,7 @@ def group_names(names: Iterable[str]) -> list[NameGroup]:
 
 
 def _products(rows: Set[tuple[str, ...]]) -> Iterator[tuple[tuple[str, ...], ...]]:
-    """Split rows of one length into sets that hold all combinations of some values."""
+    """Split rows of equal length into Cartesian products of values."""
     if rows == {()}:
         yield ()
         return
@@ -74,7 +71,7 @@ def _products(rows: Set[tuple[str, ...]]) -> Iterator[tuple[tuple[str, ...], ...
 def _ranges(values: tuple[str, ...], most: int | None) -> str:
     runs: list[list[str]] = []
     for value in values:
-        # "01" follows nothing and nothing follows it: a range could not say how many zeros there are.
+        # Numbers with leading zeros, such as "01", are in no range: it could not tell how many zeros there are.
         if runs and str(int(runs[-1][-1]) + 1) == value and str(int(runs[-1][-1])) == runs[-1][-1]:
             runs[-1].append(value)
         else:

@@ -1,7 +1,4 @@
-"""How many files this process may hold open at once.
-
-Enters: nothing. Leaves: a limit that is as high as the system lets it be, and what to do where that is too low.
-"""
+"""How many files this process may have open at once."""
 
 from __future__ import annotations
 
@@ -9,13 +6,13 @@ import resource
 from contextlib import suppress
 
 ENOUGH = 65_536
-"""What is asked for where the system names no limit, or grants less than it names."""
+"""Requested where the system states no limit, or grants less than it states."""
 
 
 def allow_most() -> None:
-    """Raise this process's limit as far as it may be raised without rights."""
+    """Raise this process's limit as far as possible without privileges."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for wanted in (hard, ENOUGH, 10_240):  # macOS says "unlimited", and grants 10,240 at times
+    for wanted in (hard, ENOUGH, 10_240):  # macOS says "unlimited", and sometimes grants 10,240
         if wanted == resource.RLIM_INFINITY or soft < wanted:
             with suppress(ValueError, OSError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,8 +1,4 @@
-"""Sizes as people write and read them.
-
-Enters: text such as ``5GB``, or counts of bytes. Leaves: counts of bytes, or text. Never: a guess at what a unit means: ``GB`` is
-10^9 bytes, ``GiB`` is 2^30.
-"""
+"""Sizes as people write and read them: ``GB`` is 10^9 bytes, ``GiB`` is 2^30."""
 
 from __future__ import annotations
 
@@ -15,20 +11,19 @@ UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def parse_size(text: str | int, what: str) -> int:
-    """Return the bytes that ``text`` says for ``what``, such as ``5GB``, ``512MiB`` or ``1000``. Raises ``UsageError``."""
+    """Return the bytes in ``text``, the value of ``what``: ``5GB``, ``512MiB`` or ``1000``. Raises ``UsageError``."""
     parts = re.fullmatch(r"([0-9]{1,15})\s*([A-Za-z]*)", str(text).strip())
     size = int(parts[1]) * UNITS.get(parts[2].upper(), 0) if parts else 0
     if size < 1:
-        raise UsageError(
-            f"{what} is not a size", found=text, expected="a number above 0 with B, KB, MB, GB, KiB, MiB or GiB"
-        )
+        expected = "a number above 0 with B, KB, MB, GB, KiB, MiB or GiB"
+        raise UsageError(f"{what} is not a size", found=text, expected=expected)
     return size
 
 
 def human_bytes(count: float) -> str:
     """Return ``count`` bytes with three digits and a decimal unit, such as ``13.5 GB``."""
     for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 999.5:  # what is more would be rounded to 1000
+        if count < 999.5:  # more would be rounded to 1000
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"

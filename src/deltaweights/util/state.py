@@ -1,4 +1,4 @@
-"""The user's own state folder, and the key in it that tells what this user made from what others made."""
+"""The user's state folder, and the secret key in it that proves what this user made."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ KEY_BYTES = 32
 
 
 def state_folder() -> Path | None:
-    """Return our folder of the XDG Base Directory Specification's state; None when neither XDG_STATE_HOME nor HOME tells."""
+    """Return our state folder by the XDG Base Directory Specification; None without a usable XDG_STATE_HOME or HOME."""
     state, home = (Path(os.environ.get(name, "")) for name in ("XDG_STATE_HOME", "HOME"))
     if state.is_absolute():
         return state / "deltaweights"
     with contextlib.suppress(OSError):
-        if home.is_absolute() and home.stat().st_uid in {0, os.geteuid()}:  # not that of whoever called sudo
+        if home.is_absolute() and home.stat().st_uid in {0, os.geteuid()}:  # sudo may keep the caller's HOME
             return home / ".local" / "state" / "deltaweights"
     return None
 
 
 def user_key() -> bytes | None:
-    """Return the secret key of this user, made at the first call; None where none can be kept that is this user's alone.
+    """Return this user's secret key, created by the first call; None where no key can be kept that only this user can read.
 
-    Raises ``InputOutputError`` when there is one, and it cannot be read.
+    Raises ``InputOutputError`` when the key exists, and cannot be read.
     """
-    place = state_folder()
-    if place is None:
+    path = state_folder()
+    if path is None:
         return None
     try:
-        place.mkdir(0o700, parents=True, exist_ok=True)
-        folder = OpenFolder.at(place, follow=False)
+        path.mkdir(0o700, parents=True, exist_ok=True)
+        folder = OpenFolder.at(path, follow=False)
     except (OSError, InputOutputError):
         return None
     with folder:
-        about = folder.status()
-        if about.st_uid != os.geteuid() or about.st_mode & 0o022:
+        status = folder.status()
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             return None
         if folder.look(KEY) is None:
             with contextlib.suppress(InputOutputError):  # a full or read-only disk

@@ -1,9 +1,4 @@
-"""Foreign text, made safe: strict JSON in, printable lines out.
-
-Enters: bytes of JSON documents and names from files that strangers wrote. Leaves: Python values, or a ``ValueError`` that says
-which rule was broken; strings without control characters. Never: a duplicate key that wins in silence, NaN, or an escape
-sequence that reaches a terminal.
-"""
+"""Strict JSON in and out, and text for people."""
 
 from __future__ import annotations
 
@@ -12,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 from deltaweights.errors import printable
@@ -19,55 +15,57 @@ from deltaweights.util.interruption import check
 from deltaweights.util.limits import USUAL, Limit
 
 Json = Any
-"""A value that ``json`` can represent. (A recursive type gives no more safety: every reader checks what it takes.)"""
+"""A value that ``json`` can represent. (A recursive type would add no safety: every reader checks what it takes.)"""
 
-
+# Made once, because ``json.dumps`` would make one for each of a manifest's tensors.
 _COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _SPACED = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
-"""Made once: ``json.dumps`` would make one for each of a manifest's tensors."""
 
 
 def counted(number: int, thing: str) -> str:
-    """Return ``number`` and ``thing``, in the plural unless it is one."""
+    """Return ``number`` and ``thing``, in the plural unless the number is 1."""
     return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def natural_key(name: str) -> tuple[list[object], str]:
-    """Sort key under which numbers inside names compare as numbers; ties (``1`` and ``01``) fall back to the name itself."""
+    """Return a sort key by which numbers in names compare as numbers; ties (``1`` and ``01``) are broken by the name itself."""
     check()
     parts = re.split("([0-9]+)", name)
-    # (length, digits) orders like the number, and has no limit on the count of digits, as int() has.
+    # (length, digits) orders like the number, without int()'s limit on the count of digits.
     numbers = [(len(digits.lstrip("0")), digits.lstrip("0")) for digits in parts[1::2]]
     key: list[object] = list(parts)
     key[1::2] = numbers
     return key, name
 
 
-class Members:
-    """An object of a document that is too large to be held: its members are made while it is written, anew each time.
+# Writing.
 
-    Where it is written for people, their values are objects that hold no others.
+
+@dataclass(frozen=True)
+class LazyObject:
+    """An object too large to be in memory: ``make`` yields its members, again each time it is written.
+
+    In a readable document its values must be objects that hold no others.
     """
 
-    def __init__(self, make: Callable[[], Iterable[tuple[str, Json]]]) -> None:
-        self._make = make
+    make: Callable[[], Iterable[tuple[str, Json]]]
 
     def __iter__(self) -> Iterator[tuple[str, Json]]:
-        return iter(self._make())
+        return iter(self.make())
 
 
-class Items:
-    """The same for a list of objects, which hold no others."""
+@dataclass(frozen=True)
+class LazyList:
+    """The same for a list of objects, which must hold no others."""
 
-    def __init__(self, make: Callable[[], Iterable[Json]]) -> None:
-        self._make = make
+    make: Callable[[], Iterable[Json]]
 
     def __iter__(self) -> Iterator[Json]:
-        return iter(self._make())
+        return iter(self.make())
 
 
 def compact_json(value: Json) -> str:
-    """Return ``value`` as JSON without spaces, non-ASCII characters as themselves: the form that digests are made over."""
+    """Return ``value`` as JSON without spaces, non-ASCII characters unescaped: the form that digests are made of."""
     check()
     return _COMPACT.encode(value)
 
@@ -76,35 +74,37 @@ CHUNK = 1 << 16
 """Characters of a document that are written at once."""
 
 BATCH = 1000
-"""Members that are written at once: enough that most of the time goes into writing them, too few to fill memory."""
+"""Members that are encoded at once: enough to spend most of the time in the encoder, too few to fill memory."""
 
 
 def compact_pieces(value: Json) -> Iterator[str]:
-    """Yield ``compact_json`` of a value that may hold ``Members``, in pieces."""
-    if isinstance(value, Members):
-        members, sign = iter(value), "{"
+    """Yield ``compact_json`` of a value that may hold ``LazyObject``, in pieces."""
+    if isinstance(value, LazyObject):
+        members, separator = iter(value), "{"
         while batch := dict(itertools.islice(members, BATCH)):
-            yield f"{sign}{compact_json(batch)[1:-1]}"
-            sign = ","
-        yield "{}" if sign == "{" else "}"
+            yield f"{separator}{compact_json(batch)[1:-1]}"
+            separator = ","
+        yield "{}" if separator == "{" else "}"
     elif isinstance(value, dict):
-        yield "{"
-        for number, (key, item) in enumerate(value.items()):
-            yield f"{',' if number else ''}{compact_json(key)}:"
+        separator = "{"
+        for key, item in value.items():
+            yield f"{separator}{compact_json(key)}:"
             yield from compact_pieces(item)
-        yield "}"
+            separator = ","
+        yield "{}" if separator == "{" else "}"
     elif isinstance(value, list):
-        yield "["
-        for number, item in enumerate(value):
-            yield "," * (number > 0)
+        separator = "["
+        for item in value:
+            yield separator
             yield from compact_pieces(item)
-        yield "]"
+            separator = ","
+        yield "[]" if separator == "[" else "]"
     else:
         yield compact_json(value)
 
 
 def in_chunks(pieces: Iterable[str]) -> Iterator[bytes]:
-    """Yield ``pieces`` in UTF-8, some ten thousands of characters at once."""
+    """Yield ``pieces`` in UTF-8, in chunks of at least ``CHUNK`` characters."""
     waiting, length = [], 0
     for piece in pieces:
         waiting.append(piece)
@@ -117,15 +117,15 @@ def in_chunks(pieces: Iterable[str]) -> Iterator[bytes]:
 
 
 def readable_json(value: Json) -> bytes:
-    """Return a JSON document that people can read. Raises as ``readable_pieces`` does."""
+    """Return the document that ``readable_pieces`` yields. Raises ``ValueError``."""
     return b"".join(in_chunks(readable_pieces(value)))
 
 
 def readable_pieces(value: Json) -> Iterator[str]:
-    """Yield a JSON document that people can read and ``diff`` can compare, a final newline included.
+    """Yield a JSON document that people can read and ``diff`` can compare, including a final newline.
 
-    Two spaces of indent, keys in their order; a list, or an object of at most 8 keys, that holds no object stands on one line.
-    Raises ``ValueError`` for what JSON cannot say, or that is nested too deeply to be read.
+    It is indented by two spaces. A list, or an object of at most 8 keys, is on one line if it holds no object. Raises
+    ``ValueError`` for what JSON cannot represent, or is nested too deeply to be read back.
     """
     try:
         holders: set[int] = set()
@@ -137,12 +137,12 @@ def readable_pieces(value: Json) -> Iterator[str]:
 
 
 MOST_LEVELS = 200
-"""Of nesting in a document that we write: each is indented."""
+"""Levels of nesting in a document that we write."""
 
 
 def _find_holders(value: Json, holders: set[int], levels: int) -> bool:
-    """Tell whether ``value`` is an object or holds one, having put what lists and objects below it do into ``holders``."""
-    if isinstance(value, Members | Items):
+    """Return whether ``value`` is or holds an object; add to ``holders`` each list and object that holds one."""
+    if isinstance(value, LazyObject | LazyList):
         return True
     if not isinstance(value, dict | list):
         return False
@@ -150,9 +150,7 @@ def _find_holders(value: Json, holders: set[int], levels: int) -> bool:
         raise ValueError("nested too deeply")
     check()
     inside = value.values() if isinstance(value, dict) else value
-    holds = (
-        sum(_find_holders(item, holders, levels - 1) for item in inside) > 0
-    )  # all of them, each with what is below it
+    holds = True in [_find_holders(item, holders, levels - 1) for item in inside]  # a list, to visit every item
     if holds:
         holders.add(id(value))
     return holds or isinstance(value, dict)
@@ -160,23 +158,31 @@ def _find_holders(value: Json, holders: set[int], levels: int) -> bool:
 
 def _indented(value: Json, indent: str, holders: Set[int]) -> Iterator[str]:
     check()
-    made = isinstance(value, Members | Items)
-    if not made and id(value) not in holders and not (isinstance(value, dict) and len(value) > 8):
+    lazy = isinstance(value, LazyObject | LazyList)
+    if not lazy and id(value) not in holders and not (isinstance(value, dict) and len(value) > 8):
         yield _SPACED.encode(value)
         return
-    is_list = isinstance(value, Items | list)
+    is_list = isinstance(value, LazyList | list)
     begin, end = "[]" if is_list else "{}"
-    deeper, sign = f"{indent}  ", f"{begin}\n"
+    deeper, separator = f"{indent}  ", f"{begin}\n"
     for item in value.items() if isinstance(value, dict) else value:
         key, inside = ("", item) if is_list else (f"{_SPACED.encode(item[0])}: ", item[1])
-        if made and len(inside) <= 8:  # most of a large document, so not by way of another generator
+        if lazy and len(inside) <= 8:  # most of a large document, so without another generator
             check()
-            yield f"{sign}{deeper}{key}{_SPACED.encode(inside)}"
+            yield f"{separator}{deeper}{key}{_SPACED.encode(inside)}"
         else:
-            yield f"{sign}{deeper}{key}"
-            yield from _indented(inside, deeper, frozenset() if made else holders)
-        sign = ",\n"
-    yield f"\n{indent}{end}" if sign == ",\n" else f"{begin}{end}"
+            yield f"{separator}{deeper}{key}"
+            yield from _indented(inside, deeper, frozenset() if lazy else holders)
+        separator = ",\n"
+    yield f"\n{indent}{end}" if separator == ",\n" else f"{begin}{end}"
+
+
+# Reading.
+
+
+def duplicate_key(key: str) -> ValueError:
+    """Return the error for a key that is written twice in one object."""
+    return ValueError(f"duplicate key {printable(json.dumps(key[:200], ensure_ascii=False))}")
 
 
 def _no_duplicates(pairs: Sequence[tuple[str, Json]]) -> dict[str, Json]:
@@ -184,7 +190,7 @@ def _no_duplicates(pairs: Sequence[tuple[str, Json]]) -> dict[str, Json]:
     result: dict[str, Json] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"duplicate key {printable(json.dumps(key[:200], ensure_ascii=False))}")
+            raise duplicate_key(key)
         result[key] = value
     return result
 
@@ -195,7 +201,7 @@ def _no_constant(text: str) -> Json:
 
 def _finite(text: str) -> float:
     number = float(text)
-    if number in {math.inf, -math.inf}:
+    if math.isinf(number):
         raise ValueError(f"{text[:40]} is larger than any number")
     return number
 
@@ -209,14 +215,14 @@ def _bounded_int(text: str) -> int | float:
 STRICT = json.JSONDecoder(
     object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded_int
 )
-"""Refuses what readers may take for two different things."""
+"""Refuses everything that two readers may interpret differently."""
 
 MOST_FOREIGN = 20 * 1024 * 1024
-"""Bytes of a document that is not ASCII: one character may make each of its characters take 4 bytes of memory, twice."""
+"""Bytes of a document that is not ASCII: one such character can make every character take 4 bytes of memory, twice."""
 
 
 def refuse_excess(data: bytes, limit: Limit) -> None:
-    """Raise ``ValueError`` for a document that holds more than ``limit``, or is long and not all ASCII; see ``strict_json``."""
+    """Raise ``ValueError`` for a document that exceeds ``limit``, or ``MOST_FOREIGN`` bytes that are not all ASCII."""
     if len(data) > limit.size:
         raise ValueError(f"more than {limit.size:,} bytes")
     if data.count(b"{") > limit.objects or data.count(b",") > limit.commas:
@@ -230,9 +236,9 @@ def refuse_excess(data: bytes, limit: Limit) -> None:
 def strict_json(data: bytes, limit: Limit = USUAL) -> Json:
     """Parse one UTF-8 JSON document.
 
-    Raises ``ValueError`` for: bytes that are not UTF-8, a byte-order mark, a key written twice in one object (also when spelled
-    with different escapes), NaN, Infinity and what is larger than any number, integers of more than 20 characters, nesting that
-    exhausts the stack, trailing bytes, and more than ``limit``, or more than ``MOST_FOREIGN`` bytes that are not all ASCII.
+    Raises ``ValueError`` for: bytes that are not UTF-8, a byte-order mark, a key written twice in one object (also with different
+    escapes), NaN, Infinity, floats out of range, integers of more than 20 characters, nesting that exhausts the stack, trailing
+    bytes, and what ``refuse_excess`` refuses.
     """
     refuse_excess(data, limit)
     try:

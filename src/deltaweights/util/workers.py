@@ -1,8 +1,4 @@
-"""Jobs shared out among threads.
-
-Enters: jobs, and what does one. Leaves: all of them done, with progress. Never: an order in which they are done, or a second error
-after the first.
-"""
+"""Worker threads that report progress, stop at signals, and pass on the first error."""
 
 from __future__ import annotations
 
@@ -15,36 +11,36 @@ from typing import TypeVar
 
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.report import Report
-from deltaweights.util.interruption import POLL, check, heard
+from deltaweights.util.interruption import POLL, check, signalled
 
-Desk = TypeVar("Desk")
-Job = TypeVar("Job")
+State = TypeVar("State")
+Item = TypeVar("Item")
 
 
-class Crew:
-    """Threads that all do the same work, each until it returns; the work looks at ``is_off`` between two steps, and ends then.
+class WorkerPool:
+    """Threads that all call ``work``, once each; ``work`` polls ``stopped`` between two steps, and returns when it is set.
 
-    In a program that uses us, Ctrl-C may raise an exception in the main thread between any two steps. So that one here waits at a
-    queue in C, and enters no condition, event or semaphore: a function of Python's takes their lock, and when that raises as it
-    returns, the lock stays taken. The workers would wait for it for ever.
+    In a program that uses the package, Ctrl-C may raise an exception in the main thread between any two steps. The main thread
+    therefore waits at a queue implemented in C, and uses no condition, event or semaphore: their ``__enter__`` is a Python
+    function that takes a lock. If the exception comes as it returns, the lock is never released, and the workers wait for ever.
     """
 
     def __init__(self, work: Callable[[], None], workers: int) -> None:
-        self._work, self._off = work, False
-        self._threads = [threading.Thread(target=self._guard, daemon=True) for _ in range(workers)]
+        self._work, self._stopped = work, False
+        self._threads = [threading.Thread(target=self._run_one, daemon=True) for _ in range(workers)]
         self._errors: list[BaseException] = []
         self._ended: list[None] = []
-        self._news: SimpleQueue[None] = SimpleQueue()
+        self._wakeups: SimpleQueue[None] = SimpleQueue()
 
     @property
-    def is_off(self) -> bool:
-        """Whether there is nothing more to be done: one of them failed, whoever waits was interrupted, or a signal came."""
-        return self._off or heard()
+    def stopped(self) -> bool:
+        """Whether workers have to return: one of them failed, the main thread was interrupted, or a signal arrived."""
+        return self._stopped or signalled()
 
     def run(self) -> Iterator[None]:
-        """Work; yield about ten times a second. However this is left, nobody is at work any more.
+        """Run the workers; yield about ten times a second. However this generator ends, all workers have ended by then.
 
-        Raises what a worker met first, ``Interrupted``, and ``InputOutputError`` when none can be started.
+        Raises the first error of a worker, ``Interrupted``, and ``InputOutputError`` when a thread cannot be started.
         """
         try:
             for thread in self._threads:
@@ -54,20 +50,20 @@ class Crew:
                 check()
                 yield
         finally:
-            self._off = True
+            self._stopped = True
             self._wait_for_all()
-        check()  # they end when they hear a signal, or break of it
+        check()  # a signal makes workers return, or fail
         if self._errors:
             raise self._errors[0]
 
     def _wait(self) -> None:
         with contextlib.suppress(Empty):
-            self._news.get(timeout=POLL)
+            self._wakeups.get(timeout=POLL)
 
     def _wait_for_all(self) -> None:
-        """Wait until all have ended, however often Ctrl-C asks not to; then pass its exception on."""
+        """Wait until all have ended, no matter how often Ctrl-C is pressed; then raise its exception."""
         late: BaseException | None = None
-        while len(self._ended) < sum(thread.ident is not None for thread in self._threads):
+        while len(self._ended) < len([thread for thread in self._threads if thread.ident is not None]):
             try:
                 self._wait()
             except BaseException as error:  # noqa: BLE001  (raised below)
@@ -75,15 +71,15 @@ class Crew:
         if late is not None:
             raise late
 
-    def _guard(self) -> None:
+    def _run_one(self) -> None:
         try:
             self._work()
         except BaseException as error:  # noqa: BLE001  (raised again by ``run``, in the caller's thread)
             self._errors.append(error)
-            self._off = True
+            self._stopped = True
         finally:
             self._ended.append(None)
-            self._news.put(None)
+            self._wakeups.put(None)
 
 
 def _start(thread: threading.Thread) -> None:
@@ -93,49 +89,49 @@ def _start(thread: threading.Thread) -> None:
         raise InputOutputError(f"cannot start a worker: {error}", remedy="run with fewer --workers") from error
 
 
-def share_out(
-    jobs: Iterator[Job],
-    make_desk: Callable[[], Desk],
-    do: Callable[[Desk, Job], Iterable[int]],
+def run_parallel(
+    items: Iterator[Item],
+    make_state: Callable[[], State],
+    do: Callable[[State, Item], Iterable[int]],
     *,
     workers: int,
     report: Report,
     doing: str,
     total: int,
 ) -> None:
-    """Have every job done by one of ``workers`` threads, each with a desk of its own, made in it.
+    """Process each item in one of ``workers`` threads, each of which makes a state of its own; the order is unspecified.
 
-    ``do`` yields how many of the ``total`` bytes it did, now and then: between two such steps it can be stopped. Raises what
-    ``Crew.run`` raises.
+    ``do`` yields now and then how many of the ``total`` bytes it has processed; it can be stopped there. Raises what
+    ``WorkerPool.run`` raises.
     """
     lock, done = threading.Lock(), 0
 
     def work() -> None:
         nonlocal done
-        desk = make_desk()
-        while not crew.is_off:
+        state = make_state()
+        while not pool.stopped:
             with lock:
-                job = next(jobs, None)
-            if job is None:
+                item = next(items, None)
+            if item is None:
                 return
-            for nbytes in do(desk, job):
+            for nbytes in do(state, item):
                 with lock:
                     done += nbytes
-                if crew.is_off:
+                if pool.stopped:
                     return
 
-    crew = Crew(work, workers)
+    pool = WorkerPool(work, workers)
     report.begin(doing, total)
     try:
-        for _ in crew.run():
+        for _ in pool.run():
             report.progress(done)
         report.progress(done)
     finally:
         report.end()
 
 
-def workers_of(given: int | None) -> int:
-    """Return the number of workers asked for, or ``default_workers``. Raises ``UsageError`` when none may work."""
+def resolve_workers(given: int | None) -> int:
+    """Return the number of workers ``given``, or ``default_workers``. Raises ``UsageError`` when it is below 1."""
     if given is not None and given < 1:
         raise UsageError("no workers", found=given, expected="at least 1")
     return default_workers() if given is None else given

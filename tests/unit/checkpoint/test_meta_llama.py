@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from deltaweights.checkpoint.checksums import prove
+from deltaweights.checkpoint.checksums import verify_checksum
 from deltaweights.checkpoint.directory import LocalDirectory
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
-from deltaweights.checkpoint.meta.config import meta_companions
+from deltaweights.checkpoint.meta_llama.hf_config import meta_companions
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
-from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput
+from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.jobs.apply import apply_delta
+from tests.support.errors import refused
 from tests.support.meta import meta_tensors, params_of, save_meta, split
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, save
 from tests.unit.checkpoint.test_folder import POINTER
@@ -49,7 +50,7 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 
 def read(tensor: LazyTensor, block: int) -> bytes:
-    """Return a tensor's bytes, read in blocks of so many elements; its checksum sees them as they come."""
+    """Return a tensor's bytes, read in blocks of so many elements, after verifying its checksum on the way."""
     item = tensor.spec.item_size
     running = tensor.checksum.start() if tensor.checksum else None
     data = bytearray(tensor.spec.nbytes)
@@ -63,7 +64,7 @@ def read(tensor: LazyTensor, block: int) -> bytes:
 
 
 def weights_of(checkpoint: Checkpoint, block: int = 97) -> dict[str, bytes]:
-    """Return all weights, those of Meta's buffers left out."""
+    """Return all weights without Meta's buffers."""
     return {n: read(t, block) for n, t in checkpoint.tensors.items() if not n.endswith("rope.freqs")}
 
 
@@ -72,7 +73,7 @@ def weights_of(checkpoint: Checkpoint, block: int = 97) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_reads_what_was_split(tmp_path: Path, parts: int) -> None:
-    """The tensors of one, two and four parts are, byte for byte and under their names, those that were split."""
+    """The tensors read from one, two and four parts are, byte for byte, those that were split."""
     tensors = tiny(layers=2)
     with open_checkpoint(save_meta(tensors, tmp_path / "meta", parts), "base") as checkpoint:
         assert checkpoint.container == "meta"
@@ -83,13 +84,13 @@ def test_reads_what_was_split(tmp_path: Path, parts: int) -> None:
         }
         assert weights_of(checkpoint) == {name: bits(tensor) for name, tensor in tensors.items()}
         assert all(tensor.checksum is not None for tensor in checkpoint.tensors.values())
-        assert not any(weights.loose for weights in checkpoint.files)
+        assert not any(weights.extra_checksums for weights in checkpoint.files)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_split_converts_back(tmp_path: Path, data: st.DataObject) -> None:
-    """Whatever the heads, key heads, width of a head, parts and blocks, what was split comes back bit for bit."""
+    """For any heads, key heads, head size, parts and blocks, the tensors that were split are read bit for bit."""
     parts = data.draw(st.sampled_from([1, 2, 4]))
     kv_heads = parts * data.draw(st.integers(1, 2))
     heads = kv_heads * data.draw(st.integers(1, 3))
@@ -100,7 +101,7 @@ def test_any_split_converts_back(tmp_path: Path, data: st.DataObject) -> None:
 
 
 def meta_logits(tensors: Tensors, tokens: torch.Tensor, heads: int, epsilon: float) -> torch.Tensor:
-    """Run a LLaMA as Meta's model.py does: rotation of neighbours by complex numbers. ``tensors`` have Meta's names; float32."""
+    """Run a LLaMA as Meta's model.py does, rotating neighbours by complex numbers. ``tensors`` have Meta's names; float32."""
 
     def normed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon) * weight
@@ -130,7 +131,7 @@ def meta_logits(tensors: Tensors, tokens: torch.Tensor, heads: int, epsilon: flo
 
 
 def test_the_order_of_rows_is_the_models_own(tmp_path: Path) -> None:
-    """Meta's model on Meta's tensors and transformers' model on what is read here give the same logits."""
+    """Meta's model on Meta's tensors and transformers' model on the tensors read here give the same logits."""
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=40,
@@ -160,7 +161,7 @@ def test_the_order_of_rows_is_the_models_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_merged_weights_have_the_same_bytes(tmp_path: Path, parts: int) -> None:
-    """A base in Meta's format gives the files of weights that the same base gives as torch and as safetensors."""
+    """A base in Meta's format gives the same weights files as in torch's and safetensors."""
     base = base_tensors(hidden=32)
     delta = save(delta_tensors(base), tmp_path / "delta")
     bases = {
@@ -185,9 +186,9 @@ def test_merged_weights_have_the_same_bytes(tmp_path: Path, parts: int) -> None:
 
 
 def damage(tensor: LazyTensor) -> str | None:
-    """Return what is said of a tensor whose bytes are not those that were stored."""
+    """Return the error about a tensor whose stored bytes are damaged."""
     try:
-        prove(tensor)
+        verify_checksum(tensor)
     except MalformedInput as error:
         return str(error)
     return None
@@ -195,7 +196,7 @@ def damage(tensor: LazyTensor) -> str | None:
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_flipped_bit_of_any_tensor_is_noticed(tmp_path: Path, parts: int) -> None:
-    """A bit that flips in the last part, in whatever tensor, is found by the checksum while the whole tensor is read."""
+    """A flipped bit in any tensor of the last part is found by the checksum while the whole tensor is read."""
     tensors = tiny()
     folder = save_meta(tensors, tmp_path / "meta", parts)
     path = folder / PARTS.format(parts - 1)
@@ -219,33 +220,22 @@ def test_a_flipped_bit_of_any_tensor_is_noticed(tmp_path: Path, parts: int) -> N
 
 
 def test_copies_that_disagree(tmp_path: Path) -> None:
-    """A norm that is not the same in all parts is refused with part and tensor."""
+    """A norm that differs between parts is refused with part and tensor."""
     tensors = tiny()
     folder = save_meta(tensors, tmp_path / "meta", 2)
     parts = split(tensors, 2, 8)
     parts[1]["layers.0.ffn_norm.weight"] += 1
     torch.save(parts[1], folder / PARTS.format(1))
-    message = refusal(folder)
-    assert message.startswith(
-        f"{folder / PARTS.format(1)}: tensor layers.0.ffn_norm.weight: parts disagree: found other"
-    )
-    assert "expected those of consolidated.00.pth" in message
-
-
-def refusal(path: Path, kind: type[DeltaweightsError] = MalformedInput) -> str:
-    """Return the message with which the checkpoint is refused."""
-    with pytest.raises(DeltaweightsError) as caught:
-        open_checkpoint(path, "base")
-    assert caught.type is kind, caught.value
-    assert str(caught.value).isprintable()
-    return str(caught.value)
+    where, name, expected = folder / PARTS.format(1), "layers.0.ffn_norm.weight", "those of consolidated.00.pth"
+    with refused(MalformedInput, where=where, tensor=name, found="other values", expected=expected):
+        open_checkpoint(folder, "base")
 
 
 # Parts and parameters that do not fit.
 
 
 def edited(change: Callable[[list[Tensors]], object]) -> Callable[[Path], None]:
-    """Return what writes the parts of a tiny model anew after ``change``."""
+    """Return a function that rewrites the parts of a tiny model after ``change``."""
 
     def write(folder: Path) -> None:
         parts = split(tiny(), 2, 8)
@@ -257,7 +247,7 @@ def edited(change: Callable[[list[Tensors]], object]) -> Callable[[Path], None]:
 
 
 def with_params(**changes: object) -> Callable[[Path], None]:
-    """Return what writes params.json anew, with some values changed, and those that are None left out."""
+    """Return a function that rewrites params.json with some values changed, or removed if None."""
 
     def write(folder: Path) -> None:
         params = params_of(tiny(), 8) | changes
@@ -295,11 +285,11 @@ MISFITS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "unknown-tensor": (
         edited(lambda parts: parts[0].update({"layers.1.attention.wq.weight": torch.ones(2)})),
-        "tensor layers.1.attention.wq.weight: is no tensor of a LLaMA of 1 layers",
+        "tensor layers.1.attention.wq.weight: is not a tensor of a LLaMA of 1 layers",
     ),
     "part-of-another-shape": (
         edited(lambda parts: parts[1].update({WQ: torch.ones(8, 32).half()})),
-        f"tensor {WQ}: has another shape: found [8, 32], expected [16, 32], one of 2 parts of [32, 32] as params.json",
+        f"tensor {WQ}: has another shape: found [8, 32], expected [16, 32], one of 2 parts of [32, 32] according to params.json",
     ),
     "part-of-another-dtype": (
         edited(lambda parts: parts[1].update({WQ: torch.ones(16, 32)})),
@@ -344,11 +334,11 @@ MISFITS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "row18-params-pointer": (
         lambda folder: (folder / "params.json").write_text(POINTER),
-        "params.json: not what its name says: found a git-LFS pointer; run git lfs pull in its folder, or download",
+        "params.json: not what its name says: found a git-LFS pointer",
     ),
     "row18-params-page": (
         lambda folder: (folder / "params.json").write_text("<!DOCTYPE html>"),
-        "params.json: not what its name says: found an HTML page; download the file itself, not a page",
+        "params.json: not what its name says: found an HTML page",
     ),
     "params-list": (lambda folder: (folder / "params.json").write_text("[]"), "params.json: not a JSON object"),
 }  # fmt: skip
@@ -356,27 +346,28 @@ MISFITS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize(("change", "part"), MISFITS.values(), ids=MISFITS)
 def test_parts_that_do_not_fit(tmp_path: Path, change: Callable[[Path], object], part: str) -> None:
-    """Parts that are missing, cut, or of other shapes than params.json says are refused by file and tensor, nothing left open."""
+    """Parts that are missing, cut, or of other shapes than params.json says are refused with file and tensor."""
     folder = save_meta(tiny(), tmp_path / "meta", 2)
     change(folder)
-    message = refusal(folder)
+    with refused(MalformedInput) as caught:
+        open_checkpoint(folder, "base")
+    message = str(caught.value)
     assert message.startswith(str(folder))
+    assert message.isprintable()
     assert part in message
 
 
 def test_without_params(tmp_path: Path) -> None:
-    """Meta's weights without params.json are an input error (5) that says what is missing and why, also when a part is given."""
+    """Meta's weights without params.json are an input error (5) that names it, also when a part is given."""
     folder = save_meta(tiny(), tmp_path / "meta", 1)
     (folder / "params.json").unlink()
     for path in (folder, folder / PARTS.format(0)):
-        assert refusal(path, InputOutputError) == (
-            f"{folder / 'params.json'}: is missing beside Meta's weights; "
-            "it comes with the weights, and says how many heads there are: put it beside them"
-        )
+        with refused(InputOutputError, where=folder / "params.json"):
+            open_checkpoint(path, "base")
 
 
 def test_without_frequencies(tmp_path: Path) -> None:
-    """Parts that hold no rotary frequencies, as those of later models, are read all the same."""
+    """Parts without rotary frequencies, as in later models, are read."""
     folder = save_meta(tiny(), tmp_path / "meta", 2)
     edited(lambda parts: [part.pop("rope.freqs") for part in parts])(folder)
     with open_checkpoint(folder, "base") as checkpoint:
@@ -398,8 +389,8 @@ SPECS = {
 
 
 @pytest.mark.parametrize(("params", "length"), PUBLISHED.values(), ids=PUBLISHED)
-def test_how_long_inputs_may_be(tmp_path: Path, params: dict[str, float], length: int) -> None:
-    """LLaMA-1 has 2048 tokens and LLaMA-2 4096, told apart by the epsilon, and where it does not, by sizes."""
+def test_longest_input(tmp_path: Path, params: dict[str, float], length: int) -> None:
+    """LLaMA-1 takes 2048 tokens and LLaMA-2 4096; they are told apart by the epsilon, or else by sizes."""
     (tmp_path / "params.json").write_text(json.dumps(params))
     config = json.loads(meta_companions(LocalDirectory(tmp_path), SPECS, "float16")["config.json"])
     assert (config["max_position_embeddings"], config["rms_norm_eps"]) == (length, params["norm_eps"])
@@ -410,10 +401,9 @@ def test_how_long_inputs_may_be(tmp_path: Path, params: dict[str, float], length
     [(POINTER, "a git-LFS pointer"), ("<html>", "an HTML page"), ("", "an empty file"), ('{"error": 1}', "a text document")],
     ids=["row18-pointer", "row18-page", "row18-empty", "row18-error"],
 )  # fmt: skip
-def test_what_is_no_tokenizer(tmp_path: Path, content: str, found: str) -> None:
-    """What stands in place of a tokenizer.model is refused with what it is, not copied."""
+def test_a_replaced_tokenizer_is_refused(tmp_path: Path, content: str, found: str) -> None:
+    """A pointer or page in place of a tokenizer.model is refused with what it is, not copied."""
     (tmp_path / "params.json").write_text(json.dumps(PUBLISHED["llama-1-7b"][0]))
     (tmp_path / "tokenizer.model").write_text(content)
-    with pytest.raises(MalformedInput) as caught:
+    with refused(MalformedInput, where=tmp_path / "tokenizer.model", found=found):
         meta_companions(LocalDirectory(tmp_path), SPECS, "float16")
-    assert str(caught.value).startswith(f"{tmp_path / 'tokenizer.model'}: not what its name says: found {found}; ")

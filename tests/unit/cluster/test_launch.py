@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from deltaweights import ApplyResult
+from deltaweights.staging.location import locate_target
 from deltaweights.staging.lock import StagingLock
-from deltaweights.staging.place import locate
 from tests.support.limits import PATIENCE
 from tests.unit.cluster import SIZE, Pair, files_of
 
@@ -52,7 +52,7 @@ def test_launched_processes_share_the_shards(
 
 def test_a_rank_that_fails_ends_the_others(tiny: Pair, tmp_path: Path) -> None:
     """When one process fails, its one line of error is shown, and all end at once, not when a timeout strikes."""
-    with StagingLock(locate(tmp_path / "out")):
+    with StagingLock(locate_target(tmp_path / "out")):
         began = time.monotonic()
         done = launched(tiny, tmp_path / "out", *TORCHRUN)
     assert done.returncode != 0

@@ -25,8 +25,8 @@ from deltaweights import (
 from deltaweights.cluster.finish import finish_parts
 from deltaweights.cluster.part import apply_part
 from deltaweights.hub.locate import HubOptions
+from deltaweights.staging.location import locate_target
 from deltaweights.staging.lock import StagingLock
-from deltaweights.staging.place import locate
 from tests.support.errors import refused
 from tests.support.limits import PATIENCE
 from tests.support.pairs import base_tensors, delta_tensors, save
@@ -73,7 +73,7 @@ def test_a_missing_part_is_refused(tiny: Pair, tmp_path: Path) -> None:
     """While a shard is missing nothing is published (6); the error names it and says what to do, which works."""
     target = tmp_path / "out"
     part(tiny, target, "1/2")
-    with refused(CheckFailed, where=locate(target).root, remedy="run the missing parts again") as info:
+    with refused(CheckFailed, where=locate_target(target).root, remedy="run the missing parts again") as info:
         finish_parts(target)
     assert str(info.value.found).startswith("no model-0")
     assert not target.exists()
@@ -103,7 +103,7 @@ def test_a_part_again_makes_nothing(tiny: Pair, tmp_path: Path) -> None:
     target = tmp_path / "out"
     first = part(tiny, target, "1/2")
     assert part(tiny, target, "1/2").made == ()
-    shards = locate(target).shards
+    shards = locate_target(target).shards
     (shards / first.shards[0]).unlink()
     data = bytearray((shards / first.shards[1]).read_bytes())
     data[-1] ^= 1
@@ -115,27 +115,27 @@ def test_parts_of_two_plans_never_mix(tiny: Pair, tmp_path: Path) -> None:
     """A part with other options or inputs is refused while another plan is in staging (7); the remedy is ``clean``."""
     target = tmp_path / "out"
     part(tiny, target, "1/2")
-    before = files_of(locate(target).shards)
+    before = files_of(locate_target(target).shards)
     for options in ({"dtype": "float32"}, {"prove": False}):
         with pytest.raises(TargetBusy, match=r"staging holds another plan.*deltaweights clean"):
             part(tiny, target, "2/2", **options)
     other = save(delta_tensors(base_tensors(), seed=9), tmp_path / "other")
     with pytest.raises(TargetBusy, match="staging holds another plan"):
         part((tiny[0], other), target, "2/2")
-    assert files_of(locate(target).shards) == before
+    assert files_of(locate_target(target).shards) == before
 
 
 def test_finish_does_not_wait(tiny: Pair, tmp_path: Path) -> None:
     """While a part holds staging, finish and a merge by one process end with 7; other parts go on."""
     target = tmp_path / "out"
     part(tiny, target, "1/2")
-    with StagingLock(locate(target), shared=True):
-        with refused(TargetBusy, where=locate(target).root):
+    with StagingLock(locate_target(target), shared=True):
+        with refused(TargetBusy, where=locate_target(target).root):
             finish_parts(target)
-        with refused(TargetBusy, where=locate(target).root):
+        with refused(TargetBusy, where=locate_target(target).root):
             apply_delta(*tiny, target, max_shard_size=SIZE)
         part(tiny, target, "2/2")
-    with StagingLock(locate(target)), refused(TargetBusy, where=locate(target).root):
+    with StagingLock(locate_target(target)), refused(TargetBusy, where=locate_target(target).root):
         part(tiny, target, "2/2")
     assert finish_parts(target) is not None
 
@@ -152,9 +152,9 @@ def test_one_process_takes_over_what_parts_made(tiny: Pair, whole: tuple[Path, A
 def test_a_killed_part_is_done_again(tiny: Pair, whole: tuple[Path, ApplyResult], tmp_path: Path) -> None:
     """A killed part leaves its half-written shard in a folder of its own; finish removes all traces."""
     target = tmp_path / "out"
-    place = locate(target)
+    place = locate_target(target)
     part(tiny, target, "1/2")
-    room = place.workrooms / "elsewhere-1"
+    room = place.root / "parts" / "elsewhere-1"
     room.mkdir(parents=True)
     (room / "model-00001-of-00012.safetensors").write_bytes(b"half")
     (place.fragments / "x.json.elsewhere.1.new").write_bytes(b"half")
@@ -189,15 +189,15 @@ def test_a_part_killed_at_any_time(
     target = tmp_path / "out"
     program = (
         "import os, signal, sys, time\n"
-        "from deltaweights.cluster.part import StagingFolder\n"
-        "keep, kept = StagingFolder.keep_from, []\n"
+        "from deltaweights.cluster.part import StagedShards\n"
+        "keep, kept = StagedShards.adopt, []\n"
         "def count(self, folder, fragment):\n"
         "    keep(self, folder, fragment)\n"
         "    kept.append(fragment)\n"
         "    if len(kept) == 2:\n"
         f"        os.kill(os.getpid(), {int(number)})\n"
         "        time.sleep(0.5)\n"  # until the main thread, which is told of it, has run
-        "StagingFolder.keep_from = count\n"
+        "StagedShards.adopt = count\n"
         "from deltaweights.cli import main\n"
         "main()\n"
     )
@@ -207,7 +207,7 @@ def test_a_part_killed_at_any_time(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == (143 if number is signal.SIGTERM else -9), done.stderr
-    assert len(list(locate(target).fragments.glob("*.json"))) >= 2
+    assert len(list(locate_target(target).fragments.glob("*.json"))) >= 2
     again = part(tiny, target, "1/1")
     assert 0 < len(again.made) < len(again.shards)
     finish_parts(target)
@@ -243,7 +243,7 @@ def test_a_compressed_archive(tiny: Pair, tmp_path: Path) -> None:
     with pytest.raises((InputOutputError, MalformedInput)) as caught:
         part((tiny[0], Path(archive)), tmp_path / "out", "1/2", hub=HubOptions())
     assert "\n" not in str(caught.value)
-    assert not locate(tmp_path / "out").root.exists()
+    assert not locate_target(tmp_path / "out").root.exists()
 
 
 def test_two_parts_begin_at_once(tiny: Pair, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizer
 from deltaweights.errors import UsageError
 from deltaweights.export.conversation import END, IMAGE, START, chat_template, conversations, stop_strings
 from deltaweights.recipes import catalogue
+from tests.support.errors import refused
 
 Message = dict[str, Any]
 
@@ -126,7 +127,7 @@ def render(name: str, *messages: Message, start_and_end: bool = True, **variable
 def test_llava_med_is_asked_as_by_its_evaluation(
     messages: tuple[Message, ...], variables: dict[str, Any], expected: str, asked: bool
 ) -> None:
-    """The prompt of v1.0.0, whatever form and content; asking for an answer adds nothing, as the model begins it itself."""
+    """The prompt is that of v1.0.0; asking for an answer adds nothing, since the model begins it itself."""
     assert render("llava-med", *messages, **variables, add_generation_prompt=asked) == expected
 
 
@@ -187,7 +188,7 @@ def test_alpaca_is_trained_on_the_answer_right_behind_its_prompt() -> None:
 @settings(max_examples=60, deadline=None)
 @given(text=st.text() | st.sampled_from(["{{ 7 * 7 }}", "{% raw %}", "{#- a -#}", " <b>&amp;'\"\\n</b>\r\n\t ", "###"]))
 def test_what_is_said_comes_through_unchanged(name: str, text: str) -> None:
-    """Any text of system, user and assistant stands in the prompt as it is: nothing is escaped, trimmed or evaluated."""
+    """Text of system, user and assistant is neither escaped, trimmed nor evaluated."""
     for content in (text, [{"type": "text", "text": text}]):
         for role in ("system", "user", "assistant"):
             messages = [plain("system", "S"), plain("user", "U"), plain("assistant", "A")]
@@ -207,7 +208,7 @@ def test_what_is_said_comes_through_unchanged(name: str, text: str) -> None:
     )
 )
 def test_every_image_has_its_own_start_and_end(name: str, turns: list[list[str | None]]) -> None:
-    """A prompt has one patch, one start and one end for each image of all turns, in this order, on a line of their own."""
+    """A prompt has one patch, one start and one end for each image, in this order, on a line of their own."""
     prompt = render(name, *(user(*parts) for parts in turns), add_generation_prompt=True)
     images = sum(part is None for parts in turns for part in parts)
     assert prompt.count(f"\n{START}{IMAGE}{END}") == images
@@ -217,7 +218,7 @@ def test_every_image_has_its_own_start_and_end(name: str, turns: list[list[str |
 @pytest.mark.parametrize("start_and_end", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_rendering_does_not_depend_on_how_blocks_are_trimmed(name: str, start_and_end: bool) -> None:
-    """An environment that trims nothing, unlike transformers' own, renders the same: the template trims itself."""
+    """An environment that trims nothing, unlike transformers' own, renders the same."""
     template = ImmutableSandboxedEnvironment().from_string(chat_template(name, start_and_end=start_and_end))
     messages = [plain("system", "S\n"), user("U\n", *([None] if name in SEEING else [])), plain("assistant", " A")]
     for asked in (False, True):
@@ -268,7 +269,7 @@ def test_rendering_does_not_depend_on_how_blocks_are_trimmed(name: str, start_an
 def test_what_cannot_be_asked_is_refused(
     name: str, messages: tuple[Message, ...], variables: dict[str, Any], message: str
 ) -> None:
-    """A form that does not exist, a part, role or turn that the model has no prompt for: one sentence says which."""
+    """An unknown form, and a part, role or turn without a prompt, is refused."""
     with pytest.raises(TemplateError) as caught:
         render(name, *messages, **variables)
     assert str(caught.value) == message
@@ -288,7 +289,7 @@ def test_the_processor_passes_the_form_and_repeats_the_patch() -> None:
 
 
 def test_conversations_are_complete() -> None:
-    """Six conversations are known, each with "simple" as its first form, and a source; their code stopped at these strings."""
+    """Each conversation has "simple" as its first form, a source, and its code's stop strings."""
     assert tuple(conversations()) == NAMES
     for name, known in conversations().items():
         assert next(iter(known.forms)) == "simple"
@@ -300,15 +301,12 @@ def test_conversations_are_complete() -> None:
 
 
 def test_every_recipe_names_a_conversation() -> None:
-    """How one speaks to the model of each recipe of the package is known."""
+    """Every recipe of the package has a conversation."""
     assert {catalogue.load(name).conversation for name in catalogue.names()} == set(NAMES)
 
 
 def test_an_unknown_conversation_is_refused() -> None:
-    """A name that no conversation has is refused in one line, with the nearest ones."""
+    """An unknown conversation is refused, with the nearest names."""
     for function in (chat_template, stop_strings):
-        with pytest.raises(UsageError) as caught:
+        with refused(UsageError, found="llava-mad", expected="one of llava-med, llava-v1, llava-v0"):
             function("llava-mad")
-        assert str(caught.value) == (
-            "no conversation has this name: found llava-mad, expected one of llava-med, llava-v1, llava-v0; correct it"
-        )

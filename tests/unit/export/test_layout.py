@@ -1,4 +1,4 @@
-"""The layout of current transformers: the same model, under other names, that a library loads and that answers the same."""
+"""The layout of current transformers: the same model under other names, which a library loads and which answers the same."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration, LlavaProcessor
@@ -33,16 +30,21 @@ from deltaweights import (
     finish_parts,
     verify,
 )
-from deltaweights.export.made import ONE, Diagonal, Zeros
-from deltaweights.export.names import FIELDS, TABLE, original_name, transformers_name
+from deltaweights.export.names import transformers_name
 from deltaweights.manifest.digest import content_digest
 from deltaweights.report import Report
 from tests.support.llava_2023 import HIDDEN, PATCHES, Described, Published, make_tower, publish, write
 from tests.support.pairs import Tensors, load, same_bits, save
 
 AutoModelForCausalLM: Any = transformers.AutoModelForCausalLM
+
+
 AutoModelForImageTextToText: Any = transformers.AutoModelForImageTextToText
+
+
 AutoProcessor: Any = transformers.AutoProcessor
+
+
 AutoTokenizer: Any = transformers.AutoTokenizer
 """Without their types, which say less than what they return."""
 
@@ -100,7 +102,9 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )
 
+
 HELLO = "###Human: Hi!###Assistant: Hi there!  How can I help you today?\n###Human: "
+
 
 SEEN = f"\n<im_start>{'<im_patch>' * PATCHES}<im_end>"
 
@@ -143,7 +147,7 @@ def both_ways(
 
 
 def test_generation_runs_with_an_image(exported: Path) -> None:
-    """The classes that people ask for load the folder without a key missing or too many, and an answer comes out."""
+    """The Auto classes load the folder without missing or extra keys, and generate an answer."""
     model, loading = AutoModelForImageTextToText.from_pretrained(exported, output_loading_info=True)
     assert not any(loading.values()), loading
     assert type(model).__name__ == "LlavaForConditionalGeneration"
@@ -157,7 +161,7 @@ def test_generation_runs_with_an_image(exported: Path) -> None:
 
 
 def test_both_layouts_hold_the_same_weights(published: Published, exported: Path, tmp_path: Path) -> None:
-    """Every tensor of the original layout has its bits under another name; the tower's are CLIP's; two are made."""
+    """Every tensor of the original layout has its bits under another name; the tower's are CLIP's; two are constant."""
     original = apply_delta(published.base, published.delta, tmp_path / "original", dtype="float32")
     there, here = load(exported), load(tmp_path / "original")
     renamed = {str(transformers_name(name)): tensor for name, tensor in here.items()}
@@ -192,19 +196,19 @@ def test_an_export_is_what_a_merge_gives(published: Published, exported: Path, t
 
 
 def test_a_merge_that_is_not_what_its_manifest_says_is_not_exported(published: Published, tmp_path: Path) -> None:
-    """Weights that were damaged after the merge are found while they are exported: 6, and no target."""
+    """Weights damaged after the merge are detected during export (6), and nothing is published."""
     apply_delta(published.base, published.delta, tmp_path / "merged")
     weights = tmp_path / "merged" / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-3] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(CheckFailed, match=r"is not what its own manifest\.json says.*deltaweights verify tells where"):
+    with pytest.raises(CheckFailed):
         export_checkpoint(tmp_path / "merged", tmp_path / "out", vision_tower=published.tower)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_plain_llama_keeps_its_weights(tmp_path: Path) -> None:
-    """Of a LLaMA that does not see, both layouts have the same weights; configuration and tokenizer are repaired."""
+    """Without vision, both layouts have the same weights; configuration and tokenizer are repaired."""
     published = publish(tmp_path / "published", projector=False)
     original = apply_delta(published.base, published.delta, tmp_path / "original")
     there = merge(published, tmp_path / "out", vision_tower=None)
@@ -229,45 +233,6 @@ def test_the_original_layout_changes_no_byte_beside_the_weights(published: Publi
         if (path.suffix == ".json" and "index" not in path.name) or path.name == "tokenizer.model":
             assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
     assert (tmp_path / "out" / "DELTA_README.md").read_bytes() == (published.delta / "README.md").read_bytes()
-
-
-# Names.
-
-
-@given(row=st.integers(0, len(TABLE) - 1), data=st.data())
-def test_names_go_there_and_back(row: int, data: st.DataObject) -> None:
-    """Every name that fits a row of the table has exactly one in the other layout, from which it comes back."""
-    fields = {name: data.draw(st.from_regex(pattern, fullmatch=True)) for name, pattern in FIELDS.items()}
-    original, other = (template.format(**fields) for template in TABLE[row])
-    assert (transformers_name(original), original_name(other)) == (other, original)
-    assert original_name(original) is None or original.startswith("lm_head") is False
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["", "model.layers.x.mlp", "xmodel.norm.weight", "model.norm.weight ", "model.norm", "model.mm_projector.0.weight"],
-)
-def test_other_names_have_no_place(name: str) -> None:
-    """The rules are anchored: what only looks like a name of the table has none in the other layout."""
-    assert transformers_name(name) is None
-
-
-@given(size=st.integers(1, 9), dtype=st.sampled_from(["F16", "BF16", "F32"]), cuts=st.lists(st.integers(0, 81)))
-def test_an_identity_is_made_in_any_pieces(size: int, dtype: str, cuts: list[int]) -> None:
-    """Read in any pieces, the made tensors are torch's identity and zeros."""
-    item, count = len(ONE[dtype]), size * size
-    places = sorted({0, count, *(min(cut, count) for cut in cuts)})
-    made, zeros = bytearray(b"x" * count * item), bytearray(b"x" * count * item)
-    for start, stop in pairwise(places):
-        part = slice(start * item, stop * item)
-        Diagonal(size, dtype).read_into(memoryview(made)[part], start * item)
-        Zeros().read_into(memoryview(zeros)[part], start * item)
-    kind = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[dtype]
-    assert torch.equal(torch.frombuffer(made, dtype=kind).reshape(size, size), torch.eye(size, dtype=kind))
-    assert not any(zeros)
-
-
-# Refusals.
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -367,84 +332,84 @@ def _malformed_config(pair: Published) -> None:
 
 
 REFUSED: dict[str, tuple[Damage, type[DeltaweightsError], str]] = {
-    "no-image-token": (_without_tokens, Mismatch, "the tokenizer lacks the token <im_patch>.*added_tokens.json"),
+    "no-image-token": (_without_tokens, Mismatch, "<im_patch>"),
     "no-tokenizer": (_without_a_tokenizer, MalformedInput, "tokenizer"),
     "another-tower": (
         _another_tower,
         Mismatch,
-        r"mm_projector.weight: .*vision tower is another model's: found \[32, 24\]",
+        r"model\.mm_projector\.weight.*\[32, 24\]",
     ),
     "no-config-of-the-tower": (
         _a_tower_without_config,
         InputOutputError,
-        "config.json: is missing beside the vision tower",
+        r"clip/config\.json",
     ),
     "a-tower-of-other-sizes": (
         _a_tower_of_other_sizes,
         Mismatch,
-        "position_embedding.*not the vision tower that its config",
+        r"position_embedding\.weight",
     ),
-    "a-llama-as-tower": (_a_llama_as_tower, Mismatch, "vision tower .*class_embedding: not the vision tower"),
-    "a-layer-more": (_a_layer_more, Mismatch, "disagree about num_hidden_layers: found 3, expected 2"),
-    "other-heads": (_other_heads, Mismatch, "disagree about the heads: found 5 of 6"),
+    "a-llama-as-tower": (_a_llama_as_tower, Mismatch, r"class_embedding"),
+    "a-layer-more": (_a_layer_more, Mismatch, "num_hidden_layers: found 3, expected 2"),
+    "other-heads": (_other_heads, Mismatch, "found 5 of 6"),
     "other-features": (_other_features, Mismatch, "mm_vision_select_feature cls_patch, expected patch"),
-    "no-config": (_without_config, MalformedInput, "config.json: is missing; put the model's config.json beside"),
-    "no-heads": (_without_heads, MalformedInput, "lacks the key num_attention_heads"),
-    "another-family": (_another_family, Mismatch, "not a LLaMA: .*found model_type mistral, expected llama or llava"),
+    "no-config": (_without_config, MalformedInput, r"delta/config\.json"),
+    "no-heads": (_without_heads, MalformedInput, "num_attention_heads"),
+    "another-family": (_another_family, Mismatch, "model_type mistral, expected llama or llava"),
     "a-layer-too-deep": (
         _a_layer_too_deep,
         Mismatch,
-        "a layer that the vision tower has not: found mm_vision_select_layer -5",
+        "mm_vision_select_layer -5",
     ),
-    "half-a-layer": (_half_a_layer, MalformedInput, "mm_vision_select_layer is not usable: found -2.5"),
+    "half-a-layer": (_half_a_layer, MalformedInput, r"mm_vision_select_layer.*-2\.5"),
     "an-unknown-activation": (
         _an_unknown_activation,
         MalformedInput,
-        "hidden_act is not usable: found .zzz., expected one of",
+        "hidden_act.*zzz",
     ),
-    "images-of-another-size": (_images_of_another_size, Mismatch, "the vision tower's crop_size is not its image_size"),
+    "images-of-another-size": (_images_of_another_size, Mismatch, "crop_size"),
     "heads-that-do-not-divide": (
         _heads_that_do_not_divide,
         MalformedInput,
-        "num_attention_heads is not usable: found 7",
+        "num_attention_heads.*found 7",
     ),
-    "malformed-config": (_malformed_config, MalformedInput, "config.json: not strict JSON"),
+    "malformed-config": (_malformed_config, MalformedInput, r"delta/config\.json"),
 }
 
 
-@pytest.mark.parametrize(("damage", "kind", "message"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("damage", "kind", "fact"), REFUSED.values(), ids=REFUSED)
 def test_what_does_not_fit_is_refused(
-    published: Published, tmp_path: Path, damage: Damage, kind: type[DeltaweightsError], message: str
+    published: Published, tmp_path: Path, damage: Damage, kind: type[DeltaweightsError], fact: str
 ) -> None:
-    """What would not load, or would see something else, is refused from the plan alone, in one line, before a byte is written."""
+    """A model that would not load, or would get other image features, is refused before a byte is written."""
     pair = copied(published, tmp_path)
     damage(pair)
-    with pytest.raises(kind, match=message) as caught:
+    with pytest.raises(kind, match=fact) as caught:
         merge(pair, tmp_path / "target" / "out")
     assert "\n" not in str(caught.value)
     assert [path.name for path in (tmp_path / "target").iterdir()] == ["own.toml"]
 
 
 def test_options_that_contradict_each_other(published: Published, tmp_path: Path) -> None:
-    """A tower in the original layout, torch files in the other, and an unknown layout end with 2 before anything is read."""
+    """Contradictory options are refused (2) before anything is read."""
     for options, message in (
-        ({"vision_tower": published.tower}, "the original layout holds no vision tower"),
-        ({"layout": "transformers", "weights": "bin"}, "written as safetensors alone"),
-        ({"layout": "hf"}, "unknown layout: found hf, expected original, transformers"),
-        ({"weights": "gguf"}, "unknown format: found gguf, expected safetensors, bin"),
+        ({"vision_tower": published.tower}, "vision tower"),
+        ({"layout": "transformers", "weights": "bin"}, "safetensors"),
+        ({"layout": "hf"}, "found hf, expected original, transformers"),
+        ({"weights": "gguf"}, "found gguf, expected safetensors, bin"),
     ):
         with pytest.raises(UsageError, match=message):
             apply_delta(tmp_path / "nowhere", tmp_path / "nowhere", tmp_path / "out", **options)
 
 
 def test_a_model_that_sees_needs_a_tower(published: Published, tmp_path: Path) -> None:
-    """Without a recipe and without ``--vision-tower`` nobody knows which tower it is: 2, and how to say it."""
-    with pytest.raises(UsageError, match="which vision tower belongs to this model is not known; give --vision-tower"):
+    """Without a recipe, a vision-language model needs ``--vision-tower`` (2)."""
+    with pytest.raises(UsageError, match="--vision-tower"):
         apply_delta(published.base, published.delta, tmp_path / "out", layout="transformers")
 
 
 def test_another_tower_than_the_recipes_is_said(published: Published, tmp_path: Path) -> None:
-    """A tower that the user chose, and whose sha256 is not that of the recipe's, is hashed, recorded, and warned of."""
+    """A tower of the user's choice, other than the recipe's, is hashed, recorded, and warned about."""
     said: list[str] = []
 
     class Listener(Report):
@@ -459,9 +424,6 @@ def test_another_tower_than_the_recipes_is_said(published: Published, tmp_path: 
     assert "sha256" in file["checks"]
     assert "logit_scale" in inputs["vision_tower"]["dropped"]
     assert len(inputs["vision_tower"]["tensors"]) == 55
-
-
-# Torch files.
 
 
 def test_torch_files_hold_what_safetensors_do(published: Published, tmp_path: Path) -> None:
@@ -493,15 +455,12 @@ def test_a_bit_of_a_torch_file_is_found(published: Published, tmp_path: Path) ->
 
 
 def test_a_sharded_tower_of_torch_files_is_read(published: Published, tmp_path: Path) -> None:
-    """A tower as two .bin files, which are read by their checksums, gives the files that the one of safetensors gives."""
+    """A sharded tower of .bin files gives the same result as one of safetensors."""
     save(load(published.tower), tmp_path / "clip", config=False)
     shutil.copy(published.tower / "config.json", tmp_path / "clip")
     one = merge(published, tmp_path / "one" / "out")
     other = merge(published, tmp_path / "other" / "out", vision_tower=tmp_path / "clip")
     assert one.content_digest == other.content_digest
-
-
-# What goes along.
 
 
 def test_what_config_states_goes_along(published: Published, tmp_path: Path) -> None:
@@ -518,7 +477,7 @@ def test_what_config_states_goes_along(published: Published, tmp_path: Path) -> 
 
 
 def test_a_projector_in_float64_gets_its_second_layer(published: Published, tmp_path: Path) -> None:
-    """What is made is of the stored dtype, whatever the projector was stored in."""
+    """Constant tensors have the written dtype, whatever the projector's."""
     pair = copied(published, tmp_path)
     delta: Tensors = {}
     for path in sorted(pair.delta.glob("*.bin")):
@@ -534,7 +493,7 @@ def test_a_projector_in_float64_gets_its_second_layer(published: Published, tmp_
 
 
 def test_workers_and_containers_change_no_byte(published: Published, tmp_path: Path) -> None:
-    """In this layout, too, the files are the same for any number of workers and any container of the inputs, origins apart."""
+    """The files do not depend on the number of workers or the containers of the inputs, origins apart."""
     one = merge(published, tmp_path / "one" / "out", workers=1, max_shard_size=30_000)
     four = merge(published, tmp_path / "four" / "out", workers=4, max_shard_size=30_000)
     assert one.shards > 4
@@ -559,7 +518,7 @@ def test_workers_and_containers_change_no_byte(published: Published, tmp_path: P
 
 
 def test_parts_in_this_layout(published: Published, tmp_path: Path) -> None:
-    """Parts and finish give the bytes of one process in this layout, too, the tower read by whichever part has its shards."""
+    """Parts and finish give the same bytes as one process."""
     merge(published, tmp_path / "one" / "out", max_shard_size=30_000)
     own = tmp_path / "one" / "own.toml"
     for number in (1, 2, 3):
@@ -584,7 +543,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_either_digest_pins_the_folder(published: Published, exported: Path, tmp_path: Path) -> None:
-    """``verify --expect`` takes the digest of either layout, recomputed from the bytes; a forged one is found out."""
+    """``verify --expect`` accepts the digest of either layout; a forged one is detected."""
     original = apply_delta(published.base, published.delta, tmp_path / "original", dtype="float32")
     assert verify(exported, expect=original.content_digest).ok
     assert not verify(exported, expect=f"dw1:{'0' * 64}").ok
@@ -596,7 +555,7 @@ def test_either_digest_pins_the_folder(published: Published, exported: Path, tmp
 
 
 def test_notices_travel_with_an_export(published: Published, exported: Path, tmp_path: Path) -> None:
-    """The notice of a recipe that is not known any more goes on into the exported folder, and so does the delta's own card."""
+    """The notice of a recipe that is no longer known, and the delta's card, are copied to the export."""
     own = exported.parent / "own.toml"
     options: dict[str, Any] = {"recipe_file": own, "allow_unproved_base": True}
     apply_delta(published.base, published.delta, tmp_path / "merged", **options)
@@ -606,7 +565,7 @@ def test_notices_travel_with_an_export(published: Published, exported: Path, tmp
 
 
 def test_a_card_states_what_is_known(published: Published, exported: Path, tmp_path: Path) -> None:
-    """An export of a merge without manifest names no delta; a copy of this layout says how it is loaded, one of CLIP does not."""
+    """A card names no unknown delta, and says how to load this layout, but not CLIP."""
     apply_delta(published.base, published.delta, tmp_path / "merged")
     (tmp_path / "merged" / "manifest.json").unlink()
     export_checkpoint(tmp_path / "merged", tmp_path / "out", vision_tower=published.tower)
@@ -623,15 +582,15 @@ def test_a_card_states_what_is_known(published: Published, exported: Path, tmp_p
 
 
 def test_what_is_laid_out_already_is_said(published: Published, exported: Path, tmp_path: Path) -> None:
-    """Exporting an exported folder, or merging with one, is refused with what it is (4)."""
-    with pytest.raises(Mismatch, match="is in the layout of current transformers already"):
+    """Exporting an exported folder, or merging with one, is refused (4)."""
+    with pytest.raises(Mismatch, match="language_model"):
         export_checkpoint(exported, tmp_path / "out", vision_tower=published.tower)
-    with pytest.raises(Mismatch, match="the base is in the layout of current transformers"):
+    with pytest.raises(Mismatch):
         apply_delta(exported, published.delta, tmp_path / "out")
 
 
 def test_check_also_looks_at_what_stands_there(published: Published, tmp_path: Path) -> None:
-    """``check`` refuses before publishing what a library would not load, and looks at a result that was published without it."""
+    """``check`` refuses a model that a library would not load, before and after publishing."""
     pair = copied(published, tmp_path)
     own: dict[str, Any] = {"check": True}
     merge(pair, tmp_path / "good" / "out", **own)

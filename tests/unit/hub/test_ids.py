@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltaweights.errors import UsageError
-from deltaweights.hub.cache import snapshot_at, stated_sha256
-from deltaweights.hub.ids import HubId, Source, hub_id
-from deltaweights.hub.locate import paths_among, source_of
-from deltaweights.hub.store import Store
+from deltaweights.hub.ids import HubId, ModelSource, hub_id, model_source
+from deltaweights.hub.locate import local_paths
+from deltaweights.hub.repo_cache import RepoCache, snapshot_at, stated_sha256
+from tests.support.errors import refused
 
 COMMIT = "8416d3fefb0cb3ff5775a7b13c1692d10ff1aa16"
 
@@ -71,31 +71,30 @@ PATHS = [
 
 @pytest.mark.parametrize(("text", "expected"), IDS.items())
 def test_ids(text: str, expected: HubId) -> None:
-    """ORG/NAME, with a revision after an @ or without, is an id; after hf:// a name without an organisation is one, too."""
+    """ORG/NAME, with or without @REVISION, is an id; after hf:// so is a name without an organisation."""
     assert hub_id(text) == expected
-    assert source_of(text) == Source(expected)
-    assert paths_among([text, Source(expected)]) == []
+    assert model_source(text) == ModelSource(expected)
+    assert local_paths([text, ModelSource(expected)]) == []
 
 
 @pytest.mark.parametrize("text", PATHS)
 def test_paths(text: str) -> None:
-    """All else is a path."""
+    """Everything else is a path."""
     assert hub_id(text) is None
-    assert paths_among([text]) == ([text] if text else [])
+    assert local_paths([text]) == ([text] if text else [])
 
 
 @pytest.mark.parametrize(
     "text", ["", "/", "a/b/c", "a/b@", "a/b@..", "/a/b", "a//b", "a/b c", "../b", "a/b@x y", "a/" + 97 * "b"]
 )
 def test_what_hf_forces_must_be_an_id(text: str) -> None:
-    """After hf:// it is an id or a slip of the pen."""
-    with pytest.raises(UsageError) as caught:
+    """After hf://, anything but an id is refused."""
+    with refused(UsageError, found=f"hf://{text}", expected="hf://ORG/NAME or hf://ORG/NAME@REVISION"):
         hub_id(f"hf://{text}")
-    assert str(caught.value) == f"not a Hub id: found hf://{text}, expected hf://ORG/NAME or hf://ORG/NAME@REVISION"
 
 
 def test_what_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What exists on this machine is a path, a link to nothing, too; hf:// says that the other is meant."""
+    """An existing path, even a dangling link, is a path; hf:// forces the id."""
     monkeypatch.chdir(tmp_path)
     Path("acme").mkdir()
     Path("acme/base").mkdir()
@@ -106,7 +105,7 @@ def test_what_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_path_object_is_a_path() -> None:
-    """What is given as a path, rather than as text, is one."""
+    """A ``Path`` is never an id."""
     assert hub_id(Path("acme/base")) is None
     assert hub_id(os.fsencode("acme/base")) is None  # type: ignore[arg-type]
 
@@ -126,7 +125,7 @@ def is_valid(repo: str) -> bool:
 
 @given(names, names)
 def test_the_names_are_those_of_the_hub(organisation: str, name: str) -> None:
-    """Of such names we take exactly those that the Hub's client takes."""
+    """Exactly the names that the Hub's own client accepts are accepted."""
     repo = f"{organisation}/{name}"
     assert (hub_id(repo) is not None) == is_valid(repo)
 
@@ -142,7 +141,7 @@ def test_an_id_is_written_as_it_is_read(organisation: str, name: str, revision: 
 
 @given(st.text(st.sampled_from(string.ascii_letters + "/@.:-_ ~\n\0\u00e4"), max_size=30))
 def test_any_text_is_an_id_or_none(text: str) -> None:
-    """Whatever text is given, what comes out is a name without surprises: no step up, no absolute path, nothing unprintable."""
+    """An id never contains a step up, an absolute path, or anything unprintable."""
     for given_text in (text, f"hf://{text}"):
         try:
             found = hub_id(given_text)
@@ -158,7 +157,7 @@ def test_any_text_is_an_id_or_none(text: str) -> None:
 
 @given(st.text(max_size=20).filter(lambda text: not is_valid(text)))
 def test_whatever_is_no_id_is_said_in_one_line(text: str) -> None:
-    """The message about what is no id is one printable line, whatever was given."""
+    """The error for an invalid id is one printable line."""
     if "@" not in text:
         with pytest.raises(UsageError) as caught:
             hub_id(f"hf://{text}")
@@ -167,7 +166,7 @@ def test_whatever_is_no_id_is_said_in_one_line(text: str) -> None:
 
 @given(names, names, st.none() | revisions)
 def test_the_cache_of_an_id_stays_in_the_cache(organisation: str, name: str, revision: str | None) -> None:
-    """Folder, snapshot and ref of any id are inside the cache, and the folder's name leads back to the id."""
+    """Folder, snapshot and ref of any id are inside the cache, and the folder's name gives the id."""
     wanted = (
         hub_id(f"hf://{organisation}/{name}" + (f"@{revision}" if revision else ""))
         if is_valid(f"{organisation}/{name}")
@@ -175,7 +174,7 @@ def test_the_cache_of_an_id_stays_in_the_cache(organisation: str, name: str, rev
     )
     if wanted is None:
         return
-    store = Store.of(Path("/cache"), wanted.repo)
+    store = RepoCache.of(Path("/cache"), wanted.repo)
     ref = Path(os.path.normpath(store.root / "refs" / (wanted.revision or "main")))
     assert ref.is_relative_to(store.root / "refs")
     assert store.root.parent == Path("/cache")

@@ -6,20 +6,16 @@ import itertools
 import json
 import math
 import os
-import re
 import resource
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -28,7 +24,6 @@ from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.inspect import inspect_checkpoint
 from deltaweights.merge.rules import is_buffer
-from deltaweights.util.name_groups import group_names
 from deltaweights.util.sizes import human_bytes
 from tests.conftest import Run
 from tests.support.limits import MOMENT, PATIENCE
@@ -386,71 +381,6 @@ def test_control_characters_in_a_name(run: Run, tmp_path: Path) -> None:
     by_hand(tmp_path / "model.safetensors", {"w\x1b[2J\x07\n.weight": (1,)})
     for arguments in ((), ("--json",)):
         assert r"w\x1b[2J\x07\n.weight" in error_of(run("inspect", tmp_path, *arguments), 3)
-
-
-# Groups.
-
-
-def expand(spelled: str) -> list[str]:
-    """Return the names that one with braces stands for, as a shell would."""
-    pieces = re.split(r"\{([^}]*)\}", spelled)
-    choices: list[list[str]] = [[piece] for piece in pieces]
-    for k in range(1, len(pieces), 2):
-        choices[k] = []
-        for item in pieces[k].split(","):
-            first, _, last = item.partition("-")
-            choices[k] += map(str, range(int(first), int(last) + 1)) if last else [item]
-    return ["".join(parts) for parts in itertools.product(*choices)]
-
-
-NUMBERS = st.sampled_from(["0", "1", "2", "3", "8", "9", "10", "11", "00", "01", "1" * 30])
-NAMES = st.one_of(
-    st.text("ab.01 9-_é²", min_size=1, max_size=9),
-    st.builds("{}.{}.w{}".format, st.sampled_from(["a", "b1", "layers"]), NUMBERS, NUMBERS),
-    st.builds("l.{}.{}.{}".format, *[st.integers(0, 3)] * 3),
-)
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.sets(NAMES, max_size=40))
-def test_groups_are_the_names(names: set[str]) -> None:
-    """Whatever the names, expanding the groups gives each of them once and nothing else, and their counts say how many."""
-    groups = group_names(names)
-    expanded = [expand(group.spelled()) for group in groups]
-    assert sorted(names) == sorted(itertools.chain.from_iterable(expanded))
-    assert [len(part) for part in expanded] == [group.count for group in groups]
-    assert [group.first for group in groups] == [part[0] for part in expanded]
-
-
-SPELLED = {
-    "one": (["a.1.b"], ["a.1.b"]),
-    "range": ([f"a.{i}" for i in range(12)], ["a.{0-11}"]),
-    "list": (["a.0", "a.2", "a.5"], ["a.{0,2,5}"]),
-    "both": (["a.0", "a.1", "a.2", "a.7"], ["a.{0-2,7}"]),
-    "only-what-varies": ([f"h1.{i}.w2" for i in range(3)], ["h1.{0-2}.w2"]),
-    "two-positions": ([f"{i}.{j}" for i in range(3) for j in range(2)], ["{0-2}.{0-1}"]),
-    "in-step": ([f"{i}.{i}" for i in range(3)], ["0.0", "1.1", "2.2"]),
-    "one-missing": (["0.0", "0.1", "1.0", "1.1", "2.0"], ["{0-1}.{0-1}", "2.0"]),
-    "leading-zeros": (["s.00001", "s.00002", "s.3"], ["s.{00001,00002,3}"]),
-    "no-digits": (["b", "a"], ["a", "b"]),
-}
-
-
-@pytest.mark.parametrize(("names", "expected"), SPELLED.values(), ids=SPELLED)
-def test_spelling(names: list[str], expected: list[str]) -> None:
-    """Ranges are ranges, lists are lists, and what does not vary, or does not vary freely, has no braces."""
-    assert expected == [group.spelled() for group in group_names(names)]
-
-
-def test_numbers_without_end() -> None:
-    """Names of thousands of numbers, which no model has, are grouped in no time, by the first of them."""
-    tail = ".7" * 1500
-    names = {f"{i}.{j}{tail}" for i in range(30) for j in range(30)} | {"9" * 4096}
-    began = time.process_time()
-    first, second = group_names(names)
-    assert time.process_time() - began < MOMENT
-    assert [first.spelled(), second.spelled()] == ["{0-29}.{0-29}" + tail, "9" * 4096]
-    assert first.count + second.count == len(names)
 
 
 def test_is_buffer() -> None:

@@ -19,17 +19,18 @@ from deltaweights.checkpoint.tensors import LazyTensor, Storage, TensorSpec
 from deltaweights.errors import CheckFailed, Mismatch, TargetBusy
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.make import MakeResult, make_delta
-from deltaweights.manifest.parsed import parse_manifest
+from deltaweights.manifest.parse import parse_manifest
 from deltaweights.manifest.verify import verify
-from deltaweights.merge.arithmetic import Kernels, Task, Workbench
+from deltaweights.merge.arithmetic import BlockCombiner, Kernels, Task
 from deltaweights.merge.blocks import Run as Meeting
-from deltaweights.merge.kernels_cpu import ProcessorKernels
+from deltaweights.merge.kernels_cpu import CpuKernels
 from deltaweights.merge.operation import Fate, Operation
-from deltaweights.merge.rules import DELTA_ONLY, GROWN, match
-from deltaweights.staging.place import locate
+from deltaweights.merge.rules import DELTA_ONLY, GROWN, match_tensors
+from deltaweights.staging.location import locate_target
 from tests.conftest import Run
+from tests.support.float_bits import DTYPES, every_or_random, of_bits, strange_pair
+from tests.support.merging import block_size, files_of, small_base
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
-from tests.unit.merge.test_exactness import DTYPES, SMALL, blocks_of, every_or_random, files_of, of_bits, strange_pair
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -103,14 +104,14 @@ def test_strange_numbers_and_mixed_dtypes_are_the_references(
 ) -> None:
     """NaN, infinities, subnormals, ties, mixed dtypes: the reference's difference and an exact count, by both sets of kernels."""
     if engine == "torch":
-        monkeypatch.setattr("deltaweights.merge.kernels_cpu.ProcessorKernels", _never_proven())
-    base, target = SMALL(), tuned_tensors(SMALL(), torch.float32, 0.01)
+        monkeypatch.setattr("deltaweights.merge.kernels_cpu.CpuKernels", _never_proven())
+    base, target = small_base(), tuned_tensors(small_base(), torch.float32, 0.01)
     for number, dtype in enumerate(DTYPES):
         patterns = every_or_random(dtype, seed=number)
         base[f"sum.{dtype}"], target[f"sum.{dtype}"] = (of_bits(row[::37], DTYPES[dtype]) for row in patterns)
         base[f"strange.{dtype}"], target[f"strange.{dtype}"] = strange_pair(dtype)
     pair(tmp_path, base, target)
-    with blocks_of(100_003):
+    with block_size(100_003):
         result = make(tmp_path, compute_dtype=compute, dtype=stored, workers=3)
     made, wanted = load(tmp_path / "made"), difference(base, target, DTYPES[compute], DTYPES[stored])
     quiet = {name: torch.where(tensor.isnan(), torch.nan, tensor) for name, tensor in wanted.items()}
@@ -130,8 +131,8 @@ def test_strange_numbers_and_mixed_dtypes_are_the_references(
     assert result.inexact == {name: count for name, count in counts.items() if count}
 
 
-def _never_proven() -> type[ProcessorKernels]:
-    class Unproven(ProcessorKernels):
+def _never_proven() -> type[CpuKernels]:
+    class Unproven(CpuKernels):
         def add(self, one: Any, other: Any, out: Any) -> None:
             """Leave ``out`` as it is."""
 
@@ -140,14 +141,14 @@ def _never_proven() -> type[ProcessorKernels]:
 
 def test_workers_blocks_and_containers_change_no_byte(tmp_path: Path) -> None:
     """One to four workers, small blocks, several shards: the same files, counts included."""
-    base = SMALL()
+    base = small_base()
     pair(tmp_path, base, tuned_tensors(base, step=0.01))
     first = make(tmp_path, "first", workers=1, max_shard_size=2500)
     assert first.shards >= 3
     assert first.inexact
     for block in (1000, 37):
         for workers in (2, 4):
-            with blocks_of(block):
+            with block_size(block):
                 made = make(tmp_path, f"{block}-{workers}", workers=workers, max_shard_size=2500)
             assert made.inexact == first.inexact
             assert files_of(Path(made.delta)) == files_of(Path(first.delta))
@@ -155,7 +156,7 @@ def test_workers_blocks_and_containers_change_no_byte(tmp_path: Path) -> None:
 
 def test_the_manifest_says_what_a_delta_was_made_from(tmp_path: Path) -> None:
     """The manifest names base and target, fates and counts, and the folder has the notice and the target's configuration."""
-    base = SMALL()
+    base = small_base()
     pair(tmp_path, base, tuned_tensors(base, step=0.01))
     (tmp_path / "target" / "README.md").write_text("my model")
     result = make(tmp_path)
@@ -178,7 +179,7 @@ def test_the_manifest_says_what_a_delta_was_made_from(tmp_path: Path) -> None:
 
 def test_without_the_check_nothing_is_counted(tmp_path: Path) -> None:
     """``check=False`` gives the same weights, without the counts in result and manifest."""
-    base = SMALL()
+    base = small_base()
     pair(tmp_path, base, tuned_tensors(base, step=0.01))
     counted, not_counted = make(tmp_path, "counted"), make(tmp_path, "not", check=False)
     assert not_counted.inexact is None
@@ -192,14 +193,14 @@ def test_without_the_check_nothing_is_counted(tmp_path: Path) -> None:
 
 def test_a_run_that_goes_on_keeps_the_counts_of_finished_shards(tmp_path: Path) -> None:
     """A run that stopped after some shards and is repeated writes what an uninterrupted one writes."""
-    base = SMALL()
+    base = small_base()
     target = tuned_tensors(base, step=0.01)
     target["model.norm.weight"][0] = torch.inf
     pair(tmp_path, base, target)
     whole = make(tmp_path, "whole", max_shard_size=2500)
     with pytest.raises(CheckFailed):
         make(tmp_path, max_shard_size=2500, strict=True)
-    fragments = sorted(locate(tmp_path / "made").fragments.iterdir())
+    fragments = sorted(locate_target(tmp_path / "made").fragments.iterdir())
     assert len(fragments) >= 3
     fragments[0].unlink()
     again = make(tmp_path, max_shard_size=2500)
@@ -234,7 +235,7 @@ UNLIKE: dict[str, tuple[Callable[[Tensors, Tensors], object], str]] = {
 def test_a_base_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A base of another shape, or with other tensors, is a ``Mismatch`` of base and target; nothing is written."""
     monkeypatch.chdir(tmp_path)
-    base = SMALL()
+    base = small_base()
     target = tuned_tensors(base)
     change, message = UNLIKE[name]
     change(base, target)
@@ -274,12 +275,12 @@ def test_the_rules_of_make_are_those_of_apply_backwards(
 ) -> None:
     """A delta can be made from a pair if and only if it can be applied, with the opposite fates."""
     try:
-        made = match(lazy(base), lazy(primary), Operation.MAKE)
+        made = match_tensors(lazy(base), lazy(primary), Operation.MAKE)
     except Mismatch:
         with pytest.raises(Mismatch):
-            match(lazy(base), lazy(primary), Operation.APPLY)
+            match_tensors(lazy(base), lazy(primary), Operation.APPLY)
         return
-    applied = match(lazy(base), lazy(primary), Operation.APPLY)
+    applied = match_tensors(lazy(base), lazy(primary), Operation.APPLY)
     assert [(m.primary, m.base, INVERSE[m.fate]) for m in made.matches] == [
         (m.primary, m.base, m.fate) for m in applied.matches
     ]
@@ -298,8 +299,8 @@ def test_weights_within_a_factor_of_two_of_their_base_always_come_back(seed: int
     step = random.integers(-(1 << digits), 1 << digits, 4096)
     target = np.clip(base + step, 0, top)
     sign = random.integers(0, 2, 4096) << (8 * size - 1)
-    kernels: Kernels = ProcessorKernels()
-    bench = Workbench(kernels, Task(Operation.MAKE, dtype, dtype, check=True), 4096)
+    kernels: Kernels = CpuKernels()
+    bench = BlockCombiner(kernels, Task(Operation.MAKE, dtype, dtype, check=True), 4096)
     bench.primary[: 4096 * size] = (target | sign).astype(kind).tobytes()
     bench.base[: 4096 * size] = (base | sign).astype(kind).tobytes()
     outcome = bench.combine(4096, dtype, dtype, (Meeting(0, 4096, 0),))
@@ -312,7 +313,7 @@ def test_weights_within_a_factor_of_two_of_their_base_always_come_back(seed: int
 
 def test_the_drop_in_takes_the_original_flags(tmp_path: Path, run: Run) -> None:
     """``make-delta`` with full and shortened flags; the line that uploads the delta; one JSON object."""
-    base = SMALL()
+    base = small_base()
     pair(tmp_path, base, tuned_tensors(base, step=0.01))
     full = ("--base-model-path", "base", "--target-model-path", "target", "--delta-path", "d1", "--hub-repo-id", "me/x")
     done = run(*full, cwd=tmp_path, program="make-delta")
@@ -337,7 +338,7 @@ def test_the_drop_in_takes_the_original_flags(tmp_path: Path, run: Run) -> None:
 
 def test_the_output_says_under_which_options_weights_come_back(tmp_path: Path, run: Run) -> None:
     """A float32 target is compared as rounded, and the output says so; the flags that are printed for a float32 delta work."""
-    base = SMALL()
+    base = small_base()
     target = tuned_tensors(base, step=0.01)
     pair(tmp_path, base, {name: tensor.float() for name, tensor in target.items()})
     command = ("make", "--base", "base", "--target", "target")
@@ -360,7 +361,7 @@ def test_what_is_no_hub_id_is_refused(tmp_path: Path, run: Run, repo: str) -> No
 
 def test_what_a_make_prints(tmp_path: Path, run: Run) -> None:
     """The round trip is reported also when every weight comes back; with ``--no-check`` it is not."""
-    base = SMALL()
+    base = small_base()
     pair(tmp_path, base, {name: tensor for name, tensor in base.items() if not name.endswith("inv_freq")})
     command = ("make", "--base", "base", "--target", "target")
     done = run(*command, "--delta", "d1", cwd=tmp_path)

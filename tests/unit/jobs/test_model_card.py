@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from deltaweights.export.conversation import conversations
 from deltaweights.jobs.model_card import FAMILIES, CardFacts, Origin, model_card
-from deltaweights.recipes import table as forms
+from deltaweights.recipes.table import REPO
 
 NOTICE = (
     "LLaVA-Med is for research use only. It is not for clinical care or for any clinical decision. The merged weights are subject "
@@ -437,7 +437,7 @@ def test_what_is_no_id_of_the_hub_is_no_base_model(repo: str, shown: str, tmp_pa
 def test_an_id_of_the_hub_is_read_back_as_it_is(repo: str) -> None:
     """An id that looks like a number, a date or a YAML keyword is read back as text."""
     listed = read(ModelCard(model_card(replace(LLAVA_MED, base=Origin(repo))).decode()))[0]["base_model"]
-    assert listed[0] == (repo if forms.REPO.accepts(repo) else "microsoft/llava-med-7b-delta")
+    assert listed[0] == (repo if REPO.accepts(repo) else "microsoft/llava-med-7b-delta")
 
 
 INLINE = re.compile(r"\\.|(`+).*?(?<!`)\1(?!`)|<https?://[^<> ]*>")
@@ -447,7 +447,7 @@ INLINE = re.compile(r"\\.|(`+).*?(?<!`)\1(?!`)|<https?://[^<> ]*>")
 @given(text=st.text(min_size=1) | st.text(alphabet="`*_[]()<>&|~$#-+=:!\\\n \t'\"{}", min_size=1, max_size=30))
 def test_no_text_changes_the_structure_of_a_card(text: str) -> None:
     """With any text in every field, a card has the structure of a harmless one, and no foreign Markdown or HTML."""
-    assume(text.split() and not forms.REPO.accepts(text))
+    assume(text.split() and not REPO.accepts(text))
     harmless, strange = lines_of(everywhere("harmless")), lines_of(everywhere(text))
     assert len(strange) == len(harmless)
     for line, other in zip(harmless, strange, strict=True):

@@ -28,10 +28,10 @@ from deltaweights.jobs.apply import ApplyResult, apply_delta
 from deltaweights.manifest.verify import verify
 from deltaweights.recipes import catalogue
 from tests.conftest import Run
-from tests.support.limits import PATIENCE
+from tests.support.fork_server import run as forked
+from tests.support.identity import LLAVA_MED, Notes, cached
 from tests.support.pairs import GROWN, Tensors, base_tensors, delta_tensors, load, same_bits, save
 from tests.support.prepared import prepare_merge
-from tests.unit.recipes.test_identity import LLAVA_MED, Notes, cached
 
 Done = subprocess.CompletedProcess[str]
 
@@ -185,7 +185,7 @@ def digest_by_hand(stand_in: StandIn) -> str:
 def drop_in(*arguments: str | Path, cwd: Path) -> Done:
     """Run ``apply-delta ARGUMENTS``."""
     command = [sys.executable, "-c", "from deltaweights.cli import apply_delta; apply_delta()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=cwd)
+    return forked(command, cwd=cwd)
 
 
 def line_of(done: Done, code: int, name: str = "deltaweights") -> str:
@@ -563,7 +563,7 @@ def test_a_repository_without_weights(run: Run, tmp_path: Path) -> None:
     line = line_of(run("apply", SLAKE, "--base", "b", "--target", "out", cwd=tmp_path), 5)
     assert line == (
         "katielink/llava-med-7b-slake-delta: the repository holds no weights; "
-        "give the archive, if you hold it: Slake1.0-9epoch_delta.zip"
+        "give the archive, if you have it: Slake1.0-9epoch_delta.zip"
     )
 
 
@@ -587,7 +587,7 @@ def test_a_recipe_file_without_a_suffix_is_a_file(run: Run, tmp_path: Path) -> N
     assert (done.returncode, json.loads(done.stdout)["fates"]["add_block"]) == (0, 2)
     for absent in ("./ours2", "absent.toml"):
         line = line_of(run("apply", "--recipe", absent, *pair.arguments(), cwd=tmp_path), 5)
-        assert line == f"{Path(absent)}: cannot read the recipe: No such file or directory"
+        assert line == f"{Path(absent)}: cannot open: No such file or directory"
 
 
 # The plan.
@@ -635,7 +635,7 @@ def test_the_result_of_another_recipe_is_other_content(run: Run, tmp_path: Path)
 # Recognised by where it is, or by its hashes.
 
 OTHER = {name: str(number) * 64 for number, name in enumerate(LLAVA_MED)}
-"""Hashes that no recipe lists, of files of the names that LLaVA-Med's have."""
+"""InputHashes that no recipe lists, of files of the names that LLaVA-Med's have."""
 
 RECOGNISED = {
     "by-its-repository": ("microsoft--llava-med-7b-delta", OTHER),
@@ -711,7 +711,7 @@ def alpaca_by_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     tiny = catalogue.load_file(pair.recipe)
     files = {hashlib.sha256(path.read_bytes()).hexdigest(): pair.name for path in (tmp_path / "delta").glob("*.bin")}
     monkeypatch.setattr("deltaweights.jobs.inputs.load", {pair.name: tiny}.__getitem__)
-    for module in ("jobs.inputs", "recipes.identity"):
+    for module in ("jobs.inputs", "recipes.identify"):
         monkeypatch.setattr(f"deltaweights.{module}.recipe_of_file", files.get)
     return pair
 

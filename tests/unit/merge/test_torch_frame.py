@@ -1,4 +1,4 @@
-"""The frame of the torch files that are written: around any tensors, every reader finds every byte.
+"""Tests of the torch files that are written: every reader finds every byte of any tensors.
 
 Files are put together as the stream does it, piece by piece in the order of the file, and read by torch, by zipfile, by Info-ZIP's
 unzip and by our own strict reader.
@@ -23,13 +23,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deltaweights.checkpoint.checksums import Crc32, prove
+from deltaweights.checkpoint.checksums import Crc32, verify_checksum
 from deltaweights.checkpoint.files import LocalFile
-from deltaweights.checkpoint.pickled.reader import read_state_dict
-from deltaweights.checkpoint.pickled.tables import TensorView
-from deltaweights.checkpoint.pickled.torch_file import open_torch_file
-from deltaweights.checkpoint.tensors import TensorSpec, name_fault
-from deltaweights.checkpoint.weights_file import ContiguousSource, WeightsFile
+from deltaweights.checkpoint.tensors import ContiguousSource, TensorSpec, WeightsFile, name_fault
+from deltaweights.checkpoint.torch_format.pickled_types import TensorView
+from deltaweights.checkpoint.torch_format.state_dict import read_state_dict
+from deltaweights.checkpoint.torch_format.torch_file import open_torch_file
 from deltaweights.errors import MalformedInput
 from deltaweights.merge.torch_frame import ALIGNMENT, TorchFrame
 from deltaweights.merge.torch_pickle import state_dict_pickle
@@ -57,11 +56,11 @@ def put_together(frame: TorchFrame, contents: Sequence[bytes]) -> bytes:
     file = bytearray()
     crcs: list[int] = []
     for index, content in enumerate(contents):
-        file += frame.between(index, crcs)
+        file += frame.bytes_before(index, crcs)
         assert len(file) == frame.offsets[index]
         file += content
         crcs.append(zlib.crc32(content))
-    file += frame.between(len(contents), crcs)
+    file += frame.bytes_before(len(contents), crcs)
     assert len(file) == frame.size
     return bytes(file)
 
@@ -167,11 +166,11 @@ def test_any_tensors_come_back(tmp_path: Path, specs: list[TensorSpec]) -> None:
             assert isinstance(tensor.source, ContiguousSource)
             assert (tensor.source.offset, offset % ALIGNMENT) == (offset, 0)
             assert tensor.checksum == Crc32(zlib.crc32(content))
-            prove(tensor)
+            verify_checksum(tensor)
 
 
 def test_a_frame_is_a_value() -> None:
-    """One file, whatever made it: the bytes of a frame never change."""
+    """The bytes of a file depend on nothing but specs and name, and never change."""
     file = put_together(TorchFrame(SPECS, "pytorch_model-00001-of-00002"), contents_of(SPECS))
     assert file == put_together(TorchFrame(list(SPECS), "pytorch_model-00001-of-00002"), contents_of(SPECS))
     assert len(file) == 142_978
@@ -196,14 +195,15 @@ def test_zip_tools_agree(tmp_path: Path) -> None:
         file.write(bytes([contents_of(SPECS)[4][0] ^ 1]))
     assert len(complaints(path)) == 1 + (shutil.which("unzip") is not None)
     with opened(path) as weights, pytest.raises(MalformedInput) as caught:
-        prove(weights.tensors[SPECS[4].name])
+        verify_checksum(weights.tensors[SPECS[4].name])
     crc = zlib.crc32(contents_of(SPECS)[4])
-    assert str(caught.value).startswith(f"{path}: tensor {SPECS[4].name}: stored bytes are damaged: found CRC-32 ")
-    assert str(caught.value).endswith(f", expected {crc:08x}, as the file records; fetch the file again")
+    error = caught.value
+    assert (error.where, error.tensor) == (path, SPECS[4].name)
+    assert f"{crc:08x}" in str(error.expected)
 
 
 def complaints(path: Path) -> list[str]:
-    """Return what zip tools have to say against a file, of those that are there."""
+    """Return the complaints of the installed zip tools about a file."""
     with zipfile.ZipFile(path) as archive:
         bad = archive.testzip()
     found = [] if bad is None else [f"zipfile: {bad}"]
@@ -227,7 +227,7 @@ def write_sparse(path: Path, spec: TensorSpec, crc: int) -> TorchFrame:
     with path.open("wb") as file:
         end = 0
         for index, tensor in enumerate([*specs, None]):
-            assert os.pwrite(file.fileno(), between := frame.between(index, crcs), end) == len(between)
+            assert os.pwrite(file.fileno(), between := frame.bytes_before(index, crcs), end) == len(between)
             if tensor is not None:
                 end = frame.offsets[index] + tensor.nbytes
                 if tensor is not spec:
@@ -240,7 +240,7 @@ def write_sparse(path: Path, spec: TensorSpec, crc: int) -> TorchFrame:
     "size", [2**32 - 2**10, 2**32 - 2, 2**32 - 1, 2**32, 2**33 + 6], ids=["offsets", "last", "mark", "first", "twice"]
 )
 def test_past_four_gigabytes(tmp_path: Path, size: int) -> None:
-    """A storage of 4 GiB and more, or one byte less, and what stands behind it, is where torch, zipfile and our reader look."""
+    """Storages of about 4 GiB and more, and what follows them, are found by torch, zipfile and our reader."""
     spec = TensorSpec("big", "U8", (size,))
     path = tmp_path / "big.bin"
     frame = write_sparse(path, spec, 12345)
@@ -254,7 +254,7 @@ def test_past_four_gigabytes(tmp_path: Path, size: int) -> None:
     with opened(path) as weights:
         assert [t.spec.count for t in weights.tensors.values()] == [3, size, 3]
         assert weights.tensors["big"].checksum == Crc32(12345)
-        prove(weights.tensors["behind"])
+        verify_checksum(weights.tensors["behind"])
         assert [t.source.offset for t in weights.tensors.values()] == list(frame.offsets)  # type: ignore[attr-defined]
 
 

@@ -1,19 +1,19 @@
-"""``--read-back``: what the disk gives back is held against what was written, before anything is published."""
+"""``--read-back`` compares what is on the disk with what was written, before anything is published."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import pytest
-
 from deltaweights.cluster.finish import finish_parts
 from deltaweights.errors import InputOutputError
 from deltaweights.jobs.apply import apply_delta
+from deltaweights.manifest.verify import verify
 from deltaweights.report import Report
-from deltaweights.staging.place import locate
+from deltaweights.staging.location import locate_target
 from tests.conftest import Run
-from tests.unit.staging.test_staging import files_of
+from tests.support.errors import refused
+from tests.support.merges import files_of
 
 Pair = tuple[Path, Path]
 
@@ -26,39 +26,39 @@ class Spoil(Report):
 
     def end(self) -> None:
         """Do it once, at the end of the stream."""
-        shards = sorted(locate(self._target).shards.iterdir())
+        shards = sorted(locate_target(self._target).shards.iterdir())
         if shards and not (self._target.parent / "spoiled").exists():
             (self._target.parent / "spoiled").touch()
             data = bytearray(shards[0].read_bytes())
             data[-1] ^= 1
             before = shards[0].stat()
             shards[0].write_bytes(data)
-            os.utime(shards[0], ns=(before.st_atime_ns, before.st_mtime_ns))  # as no disk that damages bytes tells
+            os.utime(
+                shards[0], ns=(before.st_atime_ns, before.st_mtime_ns)
+            )  # damage on a disk does not change the time
 
 
 def test_what_the_disk_changed_is_not_published(pair: Pair, tmp_path: Path) -> None:
-    """A shard whose bytes on the disk are others ends the run with 5 before it is published; the next run makes it anew."""
+    """A shard that changed on the disk ends the run with 5 before it is published; the next run makes it again."""
     expected = tmp_path / "expected"
     apply_delta(*pair, expected, max_shard_size="20KB")
     target = tmp_path / "merged"
-    with pytest.raises(
-        InputOutputError, match=r"the disk gives back other bytes than were written: found sha256 \w{64}"
-    ):
+    with refused(InputOutputError, problem="the disk gives back other bytes than were written"):
         apply_delta(*pair, target, max_shard_size="20KB", read_back=True, report=Spoil(target))
     assert not target.exists()
     apply_delta(*pair, target, max_shard_size="20KB", read_back=True)
     assert files_of(target) == files_of(expected)
 
 
-def test_without_it_the_same_damage_is_not_looked_for(pair: Pair, tmp_path: Path) -> None:
-    """It is --read-back that finds the damage: without it the folder is published, and does not verify."""
+def test_without_it_the_same_damage_is_published(pair: Pair, tmp_path: Path) -> None:
+    """Without --read-back the damaged folder is published."""
     target = tmp_path / "merged"
     apply_delta(*pair, target, report=Spoil(target))
-    assert target.exists()
+    assert not verify(target).ok
 
 
 def test_the_command_reads_back(pair: Pair, run: Run, tmp_path: Path) -> None:
-    """The option changes no byte of the result, and its time is told apart."""
+    """The option changes no byte of the result, and its time is reported separately."""
     base, delta = pair
     common = ["apply", "--base", base, "--delta", delta, "--json", "--quiet"]
     plain = run(*common, "--target", tmp_path / "plain")
@@ -70,24 +70,24 @@ def test_the_command_reads_back(pair: Pair, run: Run, tmp_path: Path) -> None:
 
 
 def test_a_part_leaves_it_to_the_end(pair: Pair, run: Run, tmp_path: Path) -> None:
-    """A part refuses the option with 2 and says who takes it."""
+    """A part refuses the option with 2, and names the command that takes it."""
     base, delta = pair
     done = run("apply", "--base", base, "--delta", delta, "--target", tmp_path / "m", "--part", "1/2", "--read-back")
     assert done.returncode == 2
-    assert "give them to deltaweights finish" in done.stderr
+    assert "deltaweights finish" in done.stderr
 
 
 def test_finish_reads_back_and_removes_the_record(pair: Pair, run: Run, tmp_path: Path) -> None:
-    """``finish --read-back`` finds a shard that was changed in staging, and the part makes it anew."""
+    """``finish --read-back`` finds a shard that changed in staging, and the part makes it again."""
     base, delta = pair
     target = tmp_path / "merged"
     part = ["apply", "--base", base, "--delta", delta, "--target", target, "--part", "1/1", "--quiet"]
     assert run(*part).returncode == 0
-    shard = sorted(locate(target).shards.iterdir())[0]
+    shard = sorted(locate_target(target).shards.iterdir())[0]
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(InputOutputError, match="other bytes than were written"):
+    with refused(InputOutputError, problem="the disk gives back other bytes than were written", where=shard):
         finish_parts(target, read_back=True)
     assert run(*part).returncode == 0
     assert finish_parts(target, read_back=True) is not None

@@ -1,1 +1,0 @@
-"""A checkpoint's folder in a zip archive."""

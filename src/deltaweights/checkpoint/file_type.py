@@ -1,0 +1,75 @@
+"""Tell from its first bytes what a file is that is not what its name says."""
+
+from __future__ import annotations
+
+import tarfile
+
+HEAD_BYTES = 512
+"""How many bytes ``detect_file_type`` looks at."""
+
+LEGACY_TORCH = b"\x80\x02\x8a\x0a"
+"""The start of files of torch before 1.6: a pickle of protocol 2, and in it a number of ten bytes, the magic number."""
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+"""The start of the file that a clone without git-LFS leaves in place of a large one."""
+
+_MAX_SAFETENSORS_HEADER = 100_000_000
+
+_BY_PREFIX: tuple[tuple[bytes, str, str], ...] = (
+    (LFS_POINTER, "a git-LFS pointer", "run git lfs pull in its folder, or download the file itself"),
+    (b"PK\x03\x04", "a zip archive, as torch.save writes", "if it holds tensors, name it .bin or .pth"),
+    (LEGACY_TORCH, "a file in torch's legacy format", "if it holds tensors, name it .bin or .pth"),
+    (b"\x1f\x8b", "a gzip file", "unpack it first"),
+)
+
+_NOT_A_PAGE = "download the file itself, not a page; a private file needs a login"
+_MAYBE_AN_ERROR = "it may be a server's error message: read it, and download again"
+_BY_TEXT: tuple[tuple[bytes, str, str], ...] = (
+    (b"<!doctype html", "an HTML page", _NOT_A_PAGE),
+    (b"<html", "an HTML page", _NOT_A_PAGE),
+    (b"<?xml", "a text document", _MAYBE_AN_ERROR),
+    (b"{", "a text document", _MAYBE_AN_ERROR),
+)
+
+
+def looks_like_safetensors(head: bytes) -> bool:
+    """Return whether ``head`` starts with a length and the beginning of a JSON object."""
+    return int.from_bytes(head[:8], "little") <= _MAX_SAFETENSORS_HEADER and head[8:9] == b"{"
+
+
+def is_tar(head: bytes) -> bool:
+    """Return whether ``head`` is the start of a tar archive, as ``tarfile`` decides it: by the first block's checksum."""
+    try:
+        tarfile.TarInfo.frombuf(head[:HEAD_BYTES], "ascii", "surrogateescape")
+    except tarfile.TarError:
+        return False
+    return True
+
+
+def detect_file_type(head: bytes) -> tuple[str, str] | None:
+    """Return what a file starting with ``head`` is, and a remedy; None if unknown, or safetensors."""
+    if not head:
+        return "an empty file", "download it again"
+    if looks_like_safetensors(head):  # first, since a length can spell anything: 35,615 is gzip's magic number
+        return None
+    for prefix, what, remedy in _BY_PREFIX:
+        if head.startswith(prefix):
+            return what, remedy
+    if is_tar(head):
+        return "a tar archive", "unpack it first"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for prefix, what, remedy in _BY_TEXT:
+        if text.startswith(prefix) and b"\0" not in text:
+            return what, remedy
+    return None
+
+
+def detect_wrong_content(name: str, head: bytes) -> tuple[str, str] | None:
+    """Return what a file ``name`` starting with ``head`` really is, and a remedy; None if nothing is known to be wrong.
+
+    A git-LFS pointer can take the place of any file. A tokenizer.model must be none of the known types,
+    and a .json file must be possible JSON. Other text may start in any way: a README like a web page, a
+    chat template with a brace.
+    """
+    is_suspicious = name.endswith(".model") or (name.endswith(".json") and b"{" not in head[:8])
+    return detect_file_type(head) if is_suspicious or head.startswith(LFS_POINTER) else None

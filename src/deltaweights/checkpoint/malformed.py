@@ -1,0 +1,27 @@
+"""Errors about one malformed file, without its path and remedy at every check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltaweights.errors import MalformedInput
+
+
+@dataclass(frozen=True)
+class MalformedAt:
+    """Makes ``MalformedInput`` errors about the file ``where``; ``remedy`` is for those without their own."""
+
+    where: str | Path
+    remedy: str
+
+    def __call__(
+        self,
+        problem: str,
+        found: object = None,
+        expected: object = None,
+        remedy: str | None = None,
+        tensor: str | None = None,
+    ) -> MalformedInput:
+        remedy = remedy or self.remedy
+        return MalformedInput(problem, where=self.where, tensor=tensor, found=found, expected=expected, remedy=remedy)

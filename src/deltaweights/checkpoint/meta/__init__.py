@@ -1,1 +1,0 @@
-"""LLaMA in Meta's own layout."""

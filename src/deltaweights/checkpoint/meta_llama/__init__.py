@@ -1,0 +1,1 @@
+"""LLaMA in Meta's own format."""

@@ -1,0 +1,57 @@
+"""Small files that are read whole: configuration, tokenizers, indexes."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from deltaweights.checkpoint.file_type import HEAD_BYTES, detect_wrong_content
+from deltaweights.checkpoint.files import InputFile, LocalFile
+from deltaweights.errors import MalformedInput
+from deltaweights.util.text import Json, strict_json
+
+
+def read_small(path: Path, most: int, *, follow: bool = True) -> bytes:
+    """Return the contents of a regular file of at most ``most`` bytes; without ``follow`` it must not be a symbolic link.
+
+    Raises ``MalformedInput`` when it is something else or longer, ``InputOutputError`` when it cannot be read.
+    """
+    with closing(LocalFile(path, follow=follow)) as file:
+        return read_all(file, most)
+
+
+def read_all(file: InputFile, most: int) -> bytes:
+    """Return the contents of a file. Raises ``MalformedInput`` when it has more than ``most`` bytes."""
+    refuse_long(file, most)
+    return file.read(0, file.size)
+
+
+def refuse_long(file: InputFile, most: int) -> None:
+    """Raise ``MalformedInput`` when a file has more than ``most`` bytes."""
+    if file.size > most:
+        raise MalformedInput(
+            "file is too long",
+            where=file.path,
+            found=f"{file.size} bytes",
+            expected=f"at most {most}",
+            remedy="the file is damaged, or a different file has this name: fetch it again",
+        )
+
+
+def refuse_wrong_content(data: bytes, where: Path) -> None:
+    """Raise ``MalformedInput`` when ``data``, the contents of ``where``, are known not to be what the name says."""
+    other = detect_wrong_content(where.name, data[:HEAD_BYTES])
+    if other is not None:
+        raise MalformedInput("not what its name says", where=where, found=other[0], remedy=other[1])
+
+
+def json_object(data: bytes, where: Path) -> dict[str, Json]:
+    """Parse ``data``, the contents of ``where``, as a JSON object. Raises ``MalformedInput``."""
+    refuse_wrong_content(data, where)
+    try:
+        document = strict_json(data)
+    except ValueError as error:
+        raise MalformedInput("not strict JSON", where=where, found=error, remedy="fetch it again") from None
+    if not isinstance(document, dict):
+        raise MalformedInput("not a JSON object", where=where, remedy="fetch it again")
+    return document

@@ -1,1 +1,0 @@
-"""The records of a zip, for torch's files and for archives."""

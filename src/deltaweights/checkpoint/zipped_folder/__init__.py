@@ -1,0 +1,1 @@
+"""Checkpoints in a zipped folder: read in place, or unpacked."""

@@ -1,0 +1,153 @@
+"""Find the checkpoint's folder in a zip archive, and refuse hostile names and sizes anywhere in the archive."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from deltaweights.checkpoint.layout import MAIN_FILES, META_PART
+from deltaweights.checkpoint.malformed import MalformedAt
+from deltaweights.checkpoint.zip_format.archive import Member
+from deltaweights.checkpoint.zip_format.rules import FOLDER_ZIP
+from deltaweights.errors import MalformedInput
+from deltaweights.util.sizes import human_bytes
+
+MAX_NAME, MAX_PATH = 240, 1024
+"""Bytes of a file name (file systems allow 255, and unpacking appends a suffix), and characters of a path."""
+
+MAX_BYTES, MAX_TOTAL = 256 * 10**9, 10**12
+"""Content of one member and of all members; the largest LLaMA has 130 GB in float16."""
+
+MAX_RATIO = 1032
+"""Deflate cannot make more bytes of one (258 bytes of two bits)."""
+
+LIKELY_RATIO, LIKELY_BELOW = 100, 64 * 2**20
+"""The ratio that all weights together must stay below, unless they are this small. Trained weights have less than 2, a
+delta in float32 of which one weight in a hundred is not zero less than 75; one file may be all zeros."""
+
+MAX_BESIDE = 128 * 2**20
+"""Content of all files beside the weights, which may be in memory together: a tokenizer has some 20 MB."""
+
+_TRUSTED = "if you trust the archive, unpack it and give the folder"
+
+_NESTED = re.compile(r".*\.(zip|tar|tgz|gz|bz2|xz|zst|7z|rar)", re.IGNORECASE)
+
+
+def is_main_weights(path: str) -> bool:
+    """Return whether ``path`` in an archive is an index, an only weights file, or a part in Meta's format."""
+    _, name = _split(path)
+    return name in MAIN_FILES or META_PART.fullmatch(name) is not None
+
+
+def find_checkpoint(where: Path, members: Iterable[Member]) -> tuple[str, dict[str, Member]]:
+    """Return the folder that holds weights ("" for the top of the archive), and the files directly in it by name.
+
+    Raises ``MalformedInput``, about the archive at ``where``, unless there is exactly one such folder, and when
+    any member of the archive has a hostile name or size.
+    """
+    members = tuple(members)
+    _refuse_names(where, members)
+    _refuse_sizes(where, members)
+    files = [member for member in members if not member.name.endswith("/") and not _is_from_macos(member.name)]
+    folders = sorted({_split(member.name)[0] for member in files if is_main_weights(member.name)})
+    if not folders:
+        raise _no_weights(where, [member.name for member in files])
+    if len(folders) > 1:
+        problem, remedy = "more than one folder with weights in the archive", "unpack it and give the one you mean"
+        found = " and ".join(f"{folder}/" if folder else "its top" for folder in folders[:4])
+        raise MalformedInput(problem, where=where, found=found, remedy=remedy)
+    inside = {_split(member.name)[1]: member for member in files if _split(member.name)[0] == folders[0]}
+    for name in inside:
+        length = len(name.encode())
+        if length > MAX_NAME:
+            raise MalformedAt(where, _TRUSTED)(
+                "file name is too long", f"{length} bytes: {name[:80]}", f"at most {MAX_NAME}"
+            )
+    return folders[0], inside
+
+
+def _split(path: str) -> tuple[str, str]:
+    folder, _, name = path.rpartition("/")
+    return folder, name
+
+
+def _is_from_macos(path: str) -> bool:
+    """Return whether macOS added ``path`` for its own use."""
+    return path.startswith("__MACOSX/") or _split(path)[1] == ".DS_Store"
+
+
+def _no_weights(where: Path, names: list[str]) -> MalformedInput:
+    nested = [name for name in names if _NESTED.fullmatch(name)]
+    shown = nested or sorted(names)
+    found = ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
+    expected = " or ".join((*MAIN_FILES, "consolidated.00.pth"))
+    if nested:
+        problem, remedy = "an archive inside the archive, and no weights", "unpack it first"
+    else:
+        problem, remedy = "no weights in the archive", "give the archive of a folder with weights"
+    return MalformedInput(problem, where=where, found=found or "no files", expected=expected, remedy=remedy)
+
+
+def _refuse_names(where: Path, members: Iterable[Member]) -> None:
+    """Refuse paths that mean something else on other systems, and two that are equal on some file systems."""
+    malformed = MalformedAt(where, FOLDER_ZIP.remedy)
+    for member in members:
+        if re.match("[A-Za-z]:", member.name) or len(member.name) > MAX_PATH:
+            expected = f"a plain relative path of at most {MAX_PATH} characters"
+            raise malformed("unsafe name of a zip member", member.name[:80], expected)
+    # Sorted like this, all paths below one folder follow each other, directly after a file of the folder's name.
+    names = sorted(
+        (member.name for member in members), key=lambda name: (folded(name.rstrip("/")).replace("/", "\0"), name)
+    )
+    for one, other in pairwise(names):
+        for here, there in zip(one.split("/"), other.split("/"), strict=False):  # a folder's name ends in an empty part
+            if folded(here) != folded(there):
+                break
+            if here != there:
+                raise malformed("two members of the zip with one name", f"{one} and {other}")
+        else:
+            raise malformed("two members of the zip with one name", f"{one} and {other}")
+
+
+def folded(path: str) -> str:
+    """Return ``path`` as it is compared by file systems that ignore case and Unicode composition (macOS's do)."""
+    if path.isascii():
+        return path.lower()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+
+
+def _refuse_sizes(where: Path, members: Sequence[Member]) -> None:
+    for member in members:
+        if member.size > MAX_BYTES:
+            problem, expected = f"zip member {member.name} is too large", f"at most {human_bytes(MAX_BYTES)}"
+            raise MalformedAt(where, _TRUSTED)(problem, human_bytes(member.size), expected)
+    total = sum(member.size for member in members)
+    if total > MAX_TOTAL:
+        problem, expected = "the members of the zip are too large", f"at most {human_bytes(MAX_TOTAL)}"
+        raise MalformedAt(where, _TRUSTED)(problem, human_bytes(total), expected)
+    for member in members:
+        if member.size > MAX_RATIO * member.packed:
+            raise _bomb(where, f"zip member {member.name} is a bomb", member.packed, member.size, MAX_RATIO)
+
+
+def refuse_bomb(where: Path, weights: Collection[Member], beside: Collection[Member]) -> None:
+    """Raise ``MalformedInput`` when the files that a checkpoint uses would fill the disk.
+
+    One member alone says little, since it may be all zeros. The weights together are compared with their packed size.
+    """
+    size, packed = sum(member.size for member in weights), sum(member.packed for member in weights)
+    if size > max(LIKELY_BELOW, LIKELY_RATIO * packed):
+        raise _bomb(where, "the archive is a bomb", packed, size, LIKELY_RATIO)
+    size = sum(member.size for member in beside)
+    if size > MAX_BESIDE:
+        problem, expected = "the files beside the weights are too large", f"at most {human_bytes(MAX_BESIDE)}"
+        raise MalformedAt(where, _TRUSTED)(problem, human_bytes(size), expected)
+
+
+def _bomb(where: Path, problem: str, packed: int, size: int, most: int) -> MalformedInput:
+    return MalformedAt(where, _TRUSTED)(
+        problem, f"{packed} bytes that unpack to {size}", f"at most {most} times as many"
+    )

@@ -1,0 +1,91 @@
+"""One file being downloaded to the cache, hashed from its beginning on while its pieces arrive in any order.
+
+The scheduler (``Downloads``) guards this state with its own lock, and decides what happens.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltaweights.hub.piece_map import PieceMap
+from deltaweights.hub.piece_storage import DiskPieces
+from deltaweights.hub.repo_cache import RepoCache
+from deltaweights.hub.transfer import Transfer
+from deltaweights.hub.verified import VerificationRecords
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+
+@dataclass(eq=False)
+class FileDownload:
+    """One file: its pieces, how they are requested, and, when it is kept in a ``cache``, how much of it is hashed.
+
+    ``damaged`` says that it arrived once with another hash, ``found``, than the Hub states; ``restarts`` counts how often it was
+    started over from a server without ranges.
+    """
+
+    pieces: PieceMap
+    transfer: Transfer
+    cache: RepoCache | None = None
+    records: VerificationRecords | None = None
+    commit: str = ""
+    hashed: int = 0
+    damaged: bool = False
+    restarts: int = 0
+    found: str = ""
+    verified: bool = False
+    _digest: _Hash = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._digest = self.pieces.file.new_hash()
+
+    @property
+    def disk(self) -> DiskPieces | None:
+        """The storage of the pieces, if it is on disk."""
+        return self.pieces.storage if isinstance(self.pieces.storage, DiskPieces) else None
+
+    @property
+    def path(self) -> Path | None:
+        """Where the cache will have the file; None when it is not kept."""
+        return None if self.cache is None else self.cache.snapshot(self.commit) / self.pieces.file.name
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next piece to hash is present, or none is left."""
+        if self.cache is None or self.verified or self.pieces.failed is not None:
+            return False
+        return self.pieces.first_absent(range(self.hashed, min(self.hashed + 1, self.pieces.count))) is None
+
+    def hash_on(self, stop: threading.Event) -> str | None:
+        """Hash the pieces that are present, in order; return the hash at the end of the file. Raises ``InputOutputError``."""
+        pieces, storage = self.pieces, self.pieces.storage
+        buffer = memoryview(bytearray(storage.piece_size))
+        while self.hashed < pieces.count and self.ready and not stop.is_set():
+            begin, end = pieces.extent(self.hashed, self.hashed + 1)
+            storage.get(buffer[: end - begin], begin)
+            self._digest.update(buffer[: end - begin])
+            self.hashed += 1
+        return self._digest.hexdigest() if self.hashed == pieces.count else None
+
+    def publish(self) -> None:
+        """Give the verified file its final name. Raises ``InputOutputError``."""
+        disk, file = self.disk, self.pieces.file
+        if self.cache is None or disk is None:
+            return
+        download_id = disk.download_id
+        disk.publish(self.cache.blob(file.key))
+        self.cache.link(self.commit, file)
+        if self.records is not None:
+            self.records.add(self.cache.blob(file.key), file.key, os.fstat(disk.fd), download_id)
+
+    def restart(self) -> None:
+        """Drop what arrived, since it is damaged. Raises ``InputOutputError``."""
+        if self.disk is not None:
+            self.disk.clear()
+        self.pieces.clear()
+        self.hashed, self._digest = 0, self.pieces.file.new_hash()

@@ -1,0 +1,77 @@
+"""The files of a Hub repository at one commit, as the Hub's API states them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deltaweights.util.text import Json
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+PLAIN_NAME = re.compile(r"[\w.+ ()-]{1,200}")
+
+MAX_FILE_BYTES = 1 << 40
+"""The Hub accepts files of at most 500 GB."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file as the Hub states it: ``sha256`` for LFS files, only git's SHA-1 for the others."""
+
+    name: str
+    size: int
+    sha256: str | None
+    git_sha1: str
+
+    @property
+    def key(self) -> str:
+        """The name of its blob in the cache."""
+        return self.sha256 or self.git_sha1
+
+    def new_hash(self) -> _Hash:
+        """Return the running hash that yields the key: SHA-256, or git's SHA-1 over a header and the content."""
+        if self.sha256 is not None:
+            return hashlib.sha256()
+        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+
+
+@dataclass(frozen=True)
+class RepoListing:
+    """The top-level files of a repository at a commit."""
+
+    repo: str
+    commit: str
+    files: dict[str, HubFile]
+
+
+def parse_files(siblings: Json) -> dict[str, HubFile]:
+    """Return the files of the API's ``siblings``; dropped are files in folders, odd names, and unusable sizes or hashes.
+
+    Raises ``LookupError``, ``TypeError`` or ``AttributeError`` when this is not a listing.
+    """
+    found = (_parse_file(entry) for entry in siblings)
+    return {file.name: file for file in found if file is not None}
+
+
+def _parse_file(entry: dict[str, Json]) -> HubFile | None:
+    name, lfs, git_sha1 = entry["rfilename"], entry.get("lfs"), entry.get("blobId")
+    size, sha256 = (lfs["size"], lfs["sha256"]) if lfs else (entry.get("size"), None)
+    if not isinstance(name, str) or not _is_plain(name) or type(size) is not int or size not in range(MAX_FILE_BYTES):
+        return None
+    if not isinstance(git_sha1, str) or not COMMIT.fullmatch(git_sha1):
+        return None
+    if sha256 is not None and not (isinstance(sha256, str) and SHA256.fullmatch(sha256)):
+        return None
+    return HubFile(name, size, sha256, git_sha1)
+
+
+def _is_plain(name: str) -> bool:
+    return PLAIN_NAME.fullmatch(name) is not None and name not in {".", ".."} and name.isprintable()

@@ -1,0 +1,109 @@
+"""A model folder as a loader sees it: tensor headers, configuration documents and layout, without weights or transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltaweights.checkpoint.directory import Directory
+from deltaweights.checkpoint.folder import open_checkpoint
+from deltaweights.checkpoint.small_files import json_object
+from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.manifest.parse import parse_manifest
+from deltaweights.manifest.records import MANIFEST
+from deltaweights.util.limits import MANIFEST as LIMIT
+from deltaweights.util.text import Json
+
+CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
+
+PROCESSOR_CONFIG = "processor_config.json"
+
+PROCESSORS = ("preprocessor_config.json", PROCESSOR_CONFIG)
+"""Documents that say how images become numbers, and where their tokens go in a prompt."""
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""Files of which a tokenizer needs one; without any, some versions of transformers invent one."""
+
+MAX_DOCUMENT = 1024 * 1024
+"""Bytes of a configuration file; known ones have a few thousand."""
+
+ORIGINAL_CLASS = "LlavaLlamaForCausalLM"
+"""The model class of LLaVA's own code, in its configurations of 2023."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolder:
+    """The contents of a model folder.
+
+    ``weights_file`` is the index, or else the first weights file. ``processors`` has those of ``PROCESSORS`` that exist.
+    ``layout`` is the manifest's: "original", "transformers", or None if it has none. ``file_names`` are all of the folder.
+    """
+
+    path: Path
+    container: str
+    weights_file: str
+    tensors: dict[str, LazyTensor]
+    config: dict[str, Json]
+    generation_config: dict[str, Json] | None
+    processors: dict[str, dict[str, Json]]
+    layout: str | None
+    file_names: frozenset[str]
+    notes: tuple[str, ...]
+
+    @property
+    def is_original(self) -> bool:
+        """Whether this is a LLaVA as saved by the code of 2023, with a flat configuration; current transformers cannot load it."""
+        named = self.config.get("architectures")
+        is_llava = self.config.get("model_type") == "llava" or (isinstance(named, list) and ORIGINAL_CLASS in named)
+        return is_llava and "text_config" not in self.config
+
+    @property
+    def claims_to_run(self) -> bool:
+        """Whether the folder claims to run in current transformers as it is."""
+        return "text_config" in self.config or self.layout == "transformers"
+
+
+def read_model_folder(folder: str | os.PathLike[str]) -> ModelFolder:
+    """Read the headers and documents of ``folder``.
+
+    Raises ``InputOutputError`` when the folder or its config.json does not exist or cannot be read, ``MalformedInput`` when a
+    header or a document breaks its format.
+    """
+    with open_checkpoint(Path(folder), "checkpoint") as checkpoint:
+        path, directory = checkpoint.path, checkpoint.directory
+        if not path.is_dir():
+            remedy = "give the folder that holds weights and config.json"
+            raise InputOutputError("not a folder", where=path, remedy=remedy)
+        if not directory.has(CONFIG):
+            remedy = "a model in Hugging Face's layout has one; deltaweights convert writes it for one in Meta's"
+            raise InputOutputError("is missing", where=path / CONFIG, remedy=remedy)
+        indexes = [name for name in checkpoint.names if name.endswith(".index.json")]
+        documents = {name: _read(directory, name) for name in PROCESSORS}
+        return ModelFolder(
+            path=path,
+            container=checkpoint.container,
+            weights_file=indexes[0] if indexes else min(checkpoint.names),
+            tensors=checkpoint.tensors,
+            config=json_object(directory.read(CONFIG, MAX_DOCUMENT), path / CONFIG),
+            generation_config=_read(directory, GENERATION_CONFIG),
+            processors={name: document for name, document in documents.items() if document is not None},
+            layout=_layout(directory),
+            file_names=frozenset(directory.names()),
+            notes=checkpoint.notes,
+        )
+
+
+def _read(directory: Directory, name: str) -> dict[str, Json] | None:
+    if not directory.has(name):
+        return None
+    return json_object(directory.read(name, MAX_DOCUMENT), directory.path / name)
+
+
+def _layout(directory: Directory) -> str | None:
+    """Return the layout in the manifest; ``verify`` reports a bad manifest."""
+    with contextlib.suppress(InputOutputError, MalformedInput, ValueError):
+        return parse_manifest(directory.read(MANIFEST, LIMIT.size)).layout or None
+    return None

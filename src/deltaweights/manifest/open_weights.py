@@ -1,0 +1,114 @@
+"""Open the weights in a folder to digest their tensors: those of one of our results, or of any checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+from deltaweights.checkpoint.directory import LocalDirectory
+from deltaweights.checkpoint.files import InputFile, LocalFile
+from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
+from deltaweights.checkpoint.index import SUFFIXES
+from deltaweights.checkpoint.layout import MAIN_FILES, META_PART
+from deltaweights.checkpoint.safetensors_file import open_safetensors
+from deltaweights.checkpoint.tensors import LazyTensor, WeightsFile
+from deltaweights.checkpoint.torch_format.torch_file import open_torch_file
+from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.manifest.digest_files import DigestRequest, assign_to_files
+from deltaweights.manifest.verify_report import TENSOR
+
+OPENERS = {".safetensors": open_safetensors, ".bin": open_torch_file}
+"""What opens the weights files that we write, by suffix."""
+
+SPREAD = "consolidated.*.pth"
+"""The "file" of a tensor that is spread over all parts of Meta's format (see ``LazyTensor.file``)."""
+
+MAX_SHOWN = 8
+"""How often, on average, the tensors of a checkpoint may show the bytes of its files. Tied weights and views show some twice; a
+hostile file of a megabyte could have tensors of a petabyte."""
+
+
+AddProblem = Callable[..., None]
+"""``FolderCheck.add_problem``."""
+
+
+def open_for_listing(root: Path) -> Checkpoint:
+    """Open the checkpoint in ``root``, which may also be a single weights file of any name.
+
+    Raises the errors of ``open_checkpoint``, and ``MalformedInput`` when its tensors show the stored bytes too often.
+    """
+    names = LocalDirectory(root).names()
+    weights = [name for name in names if Path(name).suffix in SUFFIXES]
+    is_single = len(weights) == 1 and not META_PART.fullmatch(weights[0]) and not set(names) & set(MAIN_FILES)
+    with ExitStack() as stack:
+        checkpoint = stack.enter_context(open_checkpoint(root / weights[0] if is_single else root, "checkpoint"))
+        shown = sum(tensor.spec.nbytes for tensor in checkpoint.tensors.values())
+        stored = sum(each.file.size for each in checkpoint.files)
+        if shown > MAX_SHOWN * stored:
+            raise MalformedInput(
+                "tensors show the same bytes too often",
+                where=root,
+                found=f"{shown} bytes of tensors",
+                expected=f"at most {MAX_SHOWN} times the {stored} bytes of the files",
+                remedy="do not use these weights",
+            )
+        stack.pop_all()  # the caller closes the checkpoint
+        return checkpoint
+
+
+def request_for(
+    checkpoint: Checkpoint, names: Iterable[str], *, verify_checksums: bool, links: Collection[str]
+) -> DigestRequest:
+    """Return the request to digest the files ``names`` of a checkpoint's folder, and all its tensors."""
+    names = frozenset(names)
+    return DigestRequest(
+        root=checkpoint.directory.path,
+        names=names,
+        opened={each.file.path.name: each.file for each in checkpoint.files if each.file.path.name in names},
+        tensors=checkpoint.tensors.values(),
+        extra_checksums=[tensor for each in checkpoint.files for tensor in each.extra_checksums],
+        verify_checksums=verify_checksums,
+        links=links,
+    )
+
+
+def open_result_weights(
+    root: Path, names: list[str], add_problem: AddProblem, stack: ExitStack, links: Collection[str]
+) -> DigestRequest:
+    """Open the weights among the files ``names`` of a result, for ``stack`` to close; return the request to digest all files.
+
+    Only ``links`` may be symbolic links. Malformed weights, and weights that we would not have written, are reported to
+    ``add_problem`` and left out.
+    """
+    opened: dict[str, InputFile] = {}
+    tensors: dict[str, LazyTensor] = {}
+    sound = []
+    for name in names:
+        opener = OPENERS.get(Path(name).suffix)
+        try:
+            if opener is not None:
+                weights = opener(LocalFile(root / name, follow=name in links))  # closes the file if it raises
+                stack.callback(weights.file.close)
+                _refuse_overlaps(weights)
+                opened[name] = weights.file
+                for tensor in sorted(tensors.keys() & weights.tensors.keys()):
+                    add_problem(tensor, "is in two weights files", about=TENSOR)
+                tensors |= weights.tensors
+            sound.append(name)
+        except (InputOutputError, MalformedInput) as error:
+            add_problem(name, f"cannot be verified: {error}")
+    return DigestRequest(root, sound, opened, tensors.values(), links=links)
+
+
+def _refuse_overlaps(weights: WeightsFile) -> None:
+    """Raise ``MalformedInput`` unless each tensor is a range of its own, as in all files that we write."""
+    for tensor, file in assign_to_files(weights.tensors.values(), {id(weights.file): weights.file.path.name}):
+        if file is None:
+            raise MalformedInput(
+                "shares bytes with another, or is not in one piece",
+                where=tensor.path,
+                tensor=tensor.spec.name,
+                expected="bytes of its own, in order",
+                remedy="the file was tampered with: get it again",
+            )

@@ -1,0 +1,54 @@
+"""The result of a verification, as values and as text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deltaweights.errors import CheckFailed, printable
+
+FILE, TENSOR, CONTENT = "file", "tensor", "content digest"
+"""What a problem may be about."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong. ``file`` names a file, a tensor, or, for the content digest, the folder."""
+
+    file: str
+    problem: str
+    found: str | None = None
+    expected: str | None = None
+    about: str = FILE
+
+    def __str__(self) -> str:
+        facts = [f"{what} {fact}" for what, fact in (("found", self.found), ("expected", self.expected)) if fact]
+        return printable(": ".join([self.file, self.problem, *([", ".join(facts)] if facts else [])]))
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """The result of a verification. ``content_digest`` is the manifest's or, if ``recomputed``, that of the bytes.
+
+    ``listed`` names the files that were checked, the manifest included; ``notes`` say what was ignored.
+    """
+
+    target: str
+    content_digest: str | None
+    recomputed: bool
+    manifest_sha256: str | None
+    files: int
+    bytes: int
+    problems: tuple[Problem, ...] = ()
+    listed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no problem."""
+        return not self.problems
+
+    def raise_if_failed(self) -> None:
+        """Raise ``CheckFailed`` with the first problem, if there is one."""
+        if self.problems:
+            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+            raise CheckFailed(f"{self.problems[0]}{more}", where=self.target)

@@ -1,0 +1,133 @@
+"""Identify a checkpoint by the hashes of its files or, failing that, guess from its manifest, its shapes and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from deltaweights.checkpoint.folder import Checkpoint
+from deltaweights.errors import DeltaweightsError
+from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any
+from deltaweights.manifest.parse import Manifest
+from deltaweights.recipes.catalogue import load, recipe_of_file
+from deltaweights.recipes.mismatch_hints import FINE_TUNED_ROWS, hidden_size, layers, rows
+from deltaweights.recipes.models import FORMS, KnownModel, known_file, models
+from deltaweights.recipes.weight_scale import SMALL, typical_weight
+from deltaweights.util.text import Json, counted, strict_json
+
+MAX_CONFIG = 1024 * 1024
+"""Bytes of a config.json; real ones have a few kilobytes."""
+
+STATED = " (stated by the Hub's cache)"
+"""Added to hashes that were not computed here; they were right when the file was downloaded."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint is. ``model`` is a key of models.toml; ``certain`` says that computed hashes of all files match.
+
+    ``typical`` is the root mean square of sampled matrices; None when there are none.
+    """
+
+    text: str
+    model: str | None = None
+    certain: bool = False
+    typical: float | None = None
+
+
+def identify(
+    checkpoint: Checkpoint,
+    hashes: Mapping[str, str],
+    *,
+    read: bool,
+    stated: Callable[[Checkpoint], Manifest | None] = manifest_of_if_any,
+) -> Identity:
+    """Return what ``checkpoint`` is; ``hashes`` are sha256 by file name, ``read`` from the files or stated by the Hub's cache.
+
+    ``stated`` returns its manifest; it is called only if hashes do not tell.
+    """
+    typical = typical_weight(checkpoint.tensors.values())
+    by_hash = _by_hashes(checkpoint, hashes, read=read)
+    if by_hash is not None:
+        text, model, certain = by_hash
+        return Identity(text, model, certain, typical)
+    text = _by_manifest(checkpoint, stated(checkpoint)) or _by_shapes(checkpoint, typical)
+    if all(weights.file.path.name in hashes for weights in checkpoint.files):
+        text += f"; the sha256 of its files{'' if read else STATED} are not among those that are known"
+    return Identity(text, typical=typical)
+
+
+def _by_hashes(checkpoint: Checkpoint, hashes: Mapping[str, str], *, read: bool) -> tuple[str, str | None, bool] | None:
+    """Return text, model and certainty if the hash of a file is known."""
+    names = [weights.file.path.name for weights in checkpoint.files]
+    found = {name: known for name in names if (known := known_file(hashes.get(name, "")))}
+    recipes = {name: recipe for name in names if (recipe := recipe_of_file(hashes.get(name, "")))}
+    matching = len(found) + len(recipes)
+    if not matching:
+        return None
+    files = "" if matching == len(names) else f" of {matching} of {len(names)} files"
+    whole = f"sha256{files}{'' if read else STATED} matches"
+    titles = {f"the delta of {load(recipe).title}, recipe {recipe}" for recipe in recipes.values()}
+    titles |= {f"{model.title} ({FORMS[file.form]})" for model, file in found.values()}
+    if len(titles) > 1:
+        return f"files of different models: {', '.join(sorted(titles))}; {whole}", None, False
+    keys = {model.key for model, _ in found.values()}
+    return f"{titles.pop()}; {whole}", keys.pop() if keys else None, read and matching == len(names)
+
+
+def _by_manifest(checkpoint: Checkpoint, manifest: Manifest | None) -> str | None:
+    """Return what an unverified manifest says that deltaweights made, if it lists the same tensors."""
+    if manifest is None or not lists_same_tensors(manifest, checkpoint):
+        return None
+    by = f" by recipe {manifest.recipe}" if manifest.recipe else ""
+    what = {
+        "delta": "a delta that deltaweights made",
+        "merge": f"a merge that deltaweights made{by}, neither a base nor a delta",
+    }
+    return f"{what[manifest.kind]} (as its manifest says)" if manifest.kind in what else None
+
+
+def _by_shapes(checkpoint: Checkpoint, typical: float | None) -> str:
+    specs = {name: tensor.spec for name, tensor in checkpoint.tensors.items()}
+    hidden, depth = hidden_size(specs), layers(specs)
+    if not hidden:
+        return "no embedding under a LLaMA's name"
+    likely = " or ".join(known.title for known in models() if _has_shapes(known, hidden, depth))
+    size = f"{counted(depth, 'layer')}, hidden size {hidden}, {rows(specs)} rows"
+    facts = [f"shapes of {likely}" if likely else f"{size}: no model that is known by its shapes"]
+    if rows(specs) in FINE_TUNED_ROWS:
+        facts.append(f"{rows(specs)} rows as {FINE_TUNED_ROWS[rows(specs)]} has")
+    hint = generation_of_config(checkpoint)
+    if hint:
+        facts.append(f"config.json is that of {hint}")
+    if typical is not None:
+        kind = "as small as a delta's" if typical < SMALL else "as large as a model's"
+        facts.append(f"weights {kind} (typically {typical:.2g})")
+    return "; ".join(facts)
+
+
+def _has_shapes(known: KnownModel, hidden: int, depth: int) -> bool:
+    shapes = known.shapes
+    return (shapes.hidden_size, shapes.layers) == (hidden, depth) and shapes.base_rows is not None
+
+
+def config_of(checkpoint: Checkpoint) -> dict[str, Json]:
+    """Return config.json; empty if it is missing or malformed, or may be that of other weights in the folder."""
+    if checkpoint.is_lone_file:
+        return {}
+    try:
+        config = strict_json(checkpoint.directory.read("config.json", MAX_CONFIG))
+    except (DeltaweightsError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def generation_of_config(checkpoint: Checkpoint) -> str | None:
+    """Return the generation that config.json belongs to. It is only a hint: configurations get copied around."""
+    config = config_of(checkpoint)
+    generations = {
+        known.generation
+        for known in models()
+        if known.config and all(config.get(key) == value for key, value in known.config.items())
+    }
+    return generations.pop() if len(generations) == 1 else None

@@ -1,0 +1,57 @@
+"""How large the weights of a checkpoint are, from samples of a few kilobytes: deltas are much smaller than models."""
+
+from __future__ import annotations
+
+import statistics
+import struct
+from collections.abc import Iterable, Mapping
+
+from deltaweights.checkpoint.tensors import LazyTensor
+
+SAMPLED, ELEMENTS = 16, 1024
+"""Matrices that are sampled, and elements of each."""
+
+SMALL = 0.004
+"""The root mean square of weights below which a checkpoint is likely a delta. LLaMA's matrices have 0.01 to 0.03, a fine-tuning
+step of 2 % of that about 0.0004."""
+
+AS_LARGE = 0.5
+"""The share of the base's weights from which on a delta's weights are those of a model, not of a fine-tuning step."""
+
+_DECODERS = {"F16": "e", "BF16": "f", "F32": "f", "F64": "d"}
+"""Format characters of the struct module."""
+
+
+def typical_weight(tensors: Iterable[LazyTensor]) -> float | None:
+    """Return the median root mean square of sampled matrices; None when there are none."""
+    squares = [value for tensor in _sample(tensors) if (value := mean_square(tensor)) is not None]
+    return statistics.median(squares) ** 0.5 if squares else None
+
+
+def relative_scale(base: Mapping[str, LazyTensor], delta: Mapping[str, LazyTensor]) -> float | None:
+    """Return the size of a delta's weights relative to its base's: the median of sampled matrices; None when unknown."""
+    shares = []
+    for tensor in _sample(tensor for name, tensor in delta.items() if name in base):
+        of_delta, of_base = mean_square(tensor), mean_square(base[tensor.spec.name])
+        if of_delta is not None and of_base:
+            shares.append((of_delta / of_base) ** 0.5)
+    return statistics.median(shares) if shares else None
+
+
+def _sample(tensors: Iterable[LazyTensor]) -> list[LazyTensor]:
+    matrices = [tensor for tensor in tensors if len(tensor.spec.shape) == 2 and tensor.spec.count]
+    return matrices[:: max(1, len(matrices) // SAMPLED)][:SAMPLED]
+
+
+def mean_square(tensor: LazyTensor) -> float | None:
+    """Return the mean square of some elements, starting at a third of the tensor; None without a finite one."""
+    spec = tensor.spec
+    count = min(ELEMENTS, spec.count)
+    if not count or spec.dtype not in _DECODERS:
+        return None
+    data = bytearray(count * spec.item_size)
+    tensor.source.read_into(memoryview(data), (spec.count - count) // 3 * spec.item_size)
+    if spec.dtype == "BF16":  # the upper half of a float32
+        data = bytearray(b"".join(b"\0\0" + data[k : k + 2] for k in range(0, len(data), 2)))
+    total = sum(x * x for x in struct.unpack(f"<{count}{_DECODERS[spec.dtype]}", data)) / count
+    return total if total < float("inf") else None

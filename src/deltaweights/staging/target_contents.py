@@ -1,0 +1,114 @@
+"""What is in a target, and what of it ``--overwrite`` may replace."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+
+from deltaweights.checkpoint.companions import COPIED, LEGAL, NOTICE_NAME, README
+from deltaweights.checkpoint.layout import HF_WEIGHTS
+from deltaweights.errors import InputOutputError, TargetBusy
+from deltaweights.manifest.records import INDEX, MANIFEST, SUMS
+from deltaweights.staging.location import TargetLocation
+from deltaweights.util.open_folder import OpenFolder
+
+READMES = {README, f"DELTA_{README}", f"TARGET_{README}", f"BASE_{README}"}
+
+DOCUMENTS = {MANIFEST, SUMS, INDEX, "pytorch_model.bin.index.json", "model.sig", NOTICE_NAME}
+
+REPLACEABLE = COPIED | READMES | DOCUMENTS | {".gitattributes"}
+"""Files of a checkpoint other than weights and licences; a folder that holds anything else is not ours to replace."""
+
+HUB_METADATA = ".cache"
+"""Where ``hf download --local-dir`` keeps what it knows about the files, in a folder ``huggingface``."""
+
+OF_LOCAL_DIR = frozenset({"download", "upload", ".gitignore", "CACHEDIR.TAG"})
+"""What is in that folder. If the target is HOME, the Hub's whole cache and a token are there as well."""
+
+Contents = Mapping[str, os.stat_result]
+"""The ``lstat`` of each name in a folder."""
+
+FileStamp = tuple[int, int, int]
+"""Inode, size and modification time (ns): tells a file from another one that was put in its place."""
+
+
+def is_result_file(name: str) -> bool:
+    """Return whether a file of a checkpoint may have this name."""
+    return name in REPLACEABLE or HF_WEIGHTS.fullmatch(name) is not None or LEGAL.fullmatch(name) is not None
+
+
+def stamp_of(found: os.stat_result) -> FileStamp:
+    """Return the stamp of a file."""
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def contents_of(folder: OpenFolder, location: TargetLocation) -> dict[str, os.stat_result]:
+    """Return what is in ``folder``, without staging and what belongs to the file system. Raises ``InputOutputError``."""
+    # In a mount point, which is staged inside, ``lost+found`` is the system's; elsewhere it is the user's folder.
+    ignored = {"lost+found", location.root.name} if location.inside else set[str]()
+    looks = {name: folder.look(name) for name in folder.names() if name not in ignored}
+    return {name: found for name, found in looks.items() if found is not None}
+
+
+def refuse_content(contents: Contents, folder: OpenFolder | None, where: Path, *, overwrite: bool) -> None:
+    """Raise ``TargetBusy`` when the ``contents`` of the target ``where`` may not be replaced; ``folder`` is None for a file."""
+    if not contents:
+        return
+    if not overwrite:
+        remedy = "choose another output folder, or replace it with --overwrite"
+        raise TargetBusy("already there, with other content", where=where, found=_some(list(contents)), remedy=remedy)
+    if folder is None:
+        raise TargetBusy("not a folder", where=where, remedy="choose another output folder")
+    # A directory under the name of a checkpoint's file holds something of the user's.
+    strangers = [
+        name
+        for name, found in contents.items()
+        if not (is_hub_metadata(folder, name) if stat.S_ISDIR(found.st_mode) else is_result_file(name))
+    ]
+    if strangers or not any(name == MANIFEST or HF_WEIGHTS.fullmatch(name) for name in contents):
+        raise TargetBusy(
+            "will not overwrite a folder that is not a checkpoint",
+            where=where,
+            found=_some(strangers or list(contents)),
+            remedy="empty it, or choose another output folder",
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def is_hub_metadata(folder: OpenFolder, name: str) -> bool:
+    """Return whether the folder ``name`` holds only what ``hf download --local-dir`` writes. Raises ``InputOutputError``."""
+    if name != HUB_METADATA:
+        return False
+    with folder.folder(name) as metadata:
+        if set(metadata.names()) - {"huggingface"}:
+            return False
+        if metadata.look("huggingface") is None:
+            return True
+        with metadata.folder("huggingface") as inner:
+            return set(inner.names()) <= OF_LOCAL_DIR
+
+
+def refuse_foreign_content(location: TargetLocation, *, overwrite: bool) -> None:
+    """Fail fast, before anything is locked, unpacked or hashed, when the target holds something that may not be replaced.
+
+    What may be a result of ours is left to the check under the lock. Raises ``TargetBusy``, ``InputOutputError``.
+    """
+    target = location.target
+    try:
+        found = target.stat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputOutputError.from_os(error, target, "look into") from error
+    folder = OpenFolder.at(target) if stat.S_ISDIR(found.st_mode) else None
+    with folder or nullcontext():
+        contents = {target.name: found} if folder is None else contents_of(folder, location)
+        if MANIFEST not in contents and not location.worth_keeping():
+            refuse_content(contents, folder, target, overwrite=overwrite)

@@ -1,0 +1,51 @@
+"""Sizes as people write and read them."""
+
+from __future__ import annotations
+
+import pytest
+
+from deltaweights.errors import UsageError
+from deltaweights.util.sizes import human_bytes, parse_size
+from tests.support.errors import refused
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1", 1),
+        (1000, 1000),
+        ("5GB", 5 * 10**9),
+        (" 5 gb ", 5 * 10**9),
+        ("2KB", 2000),
+        ("512MiB", 512 * 2**20),
+        ("1TiB", 2**40),
+        ("7B", 7),
+    ],
+)
+def test_units(text: str | int, size: int) -> None:
+    """``GB`` is 10^9 bytes, ``GiB`` is 2^30, and no unit means bytes."""
+    assert parse_size(text, "--size") == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "0GB", "-1", "1.5GB", "5XB", "GB", "1" * 16, "5 G B"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    """The error names the option and the text."""
+    with refused(UsageError, problem="--size is not a size", found=text):
+        parse_size(text, "--size")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1 MB"),
+        (13_476_851_712, "13.5 GB"),
+        (10**15, "1e+03 TB"),
+    ],
+)
+def test_three_digits_and_a_unit(count: int, text: str) -> None:
+    """The unit is the one in which the number is below 1000 when it is rounded."""
+    assert human_bytes(count) == text
