@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import sys
-
-from deltaweights.util.interruption import force_quit_on_repeat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # Ctrl-C ends in a traceback until ``_start`` handles it, so nothing is imported before that
@@ -44,7 +43,7 @@ def _start(module: str, command: str, name: str) -> NoReturn:
 
 
 def _run(module: str, command: str, name: str) -> int:
-    from deltaweights.util.interruption import Interrupted  # noqa: PLC0415  (not before signals are handled)
+    from deltaweights.util.interruption import Interrupted, force_quit_on_repeat  # noqa: PLC0415  (not before signals are handled)
 
     try:
         import gc  # noqa: PLC0415
