@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import Run
-from tests.support.diffs import BASE, BUFFER, NORM, changed
+from tests.support.diffs import BASE, BUFFER, NORM, changed, merge_three_times
 from tests.support.pairs import base_tensors, save
 
 PARTS = {"identical", "differing", "other_shape", "only_in_a", "only_in_b"}
@@ -116,6 +116,12 @@ def test_command_of_unlike_models(run: Run, tmp_path: Path, how: str) -> None:
     assert len(done.stderr.splitlines()) == 1
     machine = run("diff", "a", "b", "--json", cwd=tmp_path)
     assert json.loads(machine.stdout)["same_kind"] is False
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Merge a pair three times; tests only read the results."""
+    return merge_three_times(tmp_path_factory.mktemp("merged"))
 
 
 def test_command_trusting_manifests(run: Run, merged: Path) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import torch
 
+from deltaweights import apply_delta
 from deltaweights.diff.compare import DifferingTensor
 from deltaweights.report import Report
-from tests.support.pairs import base_tensors
+from tests.support.pairs import base_tensors, make_pair
 
 BASE = base_tensors(layers=1, vocabulary=8, hidden=8)
 BUFFER = "model.layers.0.self_attn.rotary_emb.inv_freq"
@@ -79,3 +81,12 @@ def figures(tensor: DifferingTensor) -> dict[str, Any]:
 
 
 FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+def merge_three_times(folder: Path) -> Path:
+    """Merge a pair into ``one``, in other shards into ``other``, and in another dtype into ``bfloat16``; return the folder."""
+    pair = make_pair(folder)
+    apply_delta(*pair, folder / "one")
+    apply_delta(*pair, folder / "other", max_shard_size="20KB")
+    apply_delta(*pair, folder / "bfloat16", dtype="bfloat16")
+    return folder

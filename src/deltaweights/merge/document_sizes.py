@@ -123,9 +123,7 @@ def _add_tensor(size: DocumentSize, tensor: PlannedTensor, file: str, plan: Plan
     for read in (match.primary, match.base):
         if read is not None:
             size.add(read.name, INPUT_ROW + _length(read), commas=len(read.shape) + 2, objects=1, lists=1)
-    findings = 2
-    if match.base is not None:
-        findings = 4  # not finite in the result, the primary or the base; an overflow
+    findings = 3 if match.base is None else 4  # not finite in the result, the primary or the base; an overflow
     if plan.check and (match.base is not None or plan.operation is Operation.MAKE):
         findings += 1  # violations of the base proof, or what does not come back
     size.add(spec.name, COUNT_ROW + len(str(spec.count)), commas=1, times=findings)

@@ -139,7 +139,7 @@ def test_an_ambiguous_part_is_refused(text: str, environ: Environment, fields: d
     ("environ", "remedy"), [({}, "--part K/N"), (task(4, [1, 4, 9]), "--part slurm:LIST")], ids=["by-hand", "by-list"]
 )
 def test_the_remedy_is_an_option_that_works(environ: Environment, remedy: str) -> None:
-    """Outside of Slurm the part can be given by hand; where ids are uneven, their list can."""
+    """LeadsOutside of Slurm the part can be given by hand; where ids are uneven, their list can."""
     with refused(UsageError) as info:
         part_of_slurm("slurm", environ)
     assert str(info.value.remedy).endswith(remedy)

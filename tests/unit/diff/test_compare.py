@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deltaweights import DiffReport, apply_delta, diff_checkpoints
+from deltaweights import DiffReport, diff_checkpoints
 from deltaweights.diff import tensor_pairs
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.report import Report
-from tests.support.diffs import BASE, BUFFER, NORM, Listener, figures, flipped, only, reference
+from tests.support.diffs import BASE, BUFFER, NORM, Listener, figures, flipped, merge_three_times, only, reference
 from tests.support.errors import refused
 from tests.support.limits import PATIENCE
-from tests.support.pairs import load, make_pair, save
+from tests.support.pairs import load, save
 
 FIGURES = {"name", "shape", "dtypes", "elements", "bits", "max_abs", "relative_norm", "nonfinite"}
 
@@ -99,13 +99,8 @@ def test_names_come_in_natural_order(both: Callable[..., DiffReport]) -> None:
 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Merge a pair twice, the second time in other shards; tests copy the folder with both."""
-    folder = tmp_path_factory.mktemp("merged")
-    pair = make_pair(folder)
-    apply_delta(*pair, folder / "one")
-    apply_delta(*pair, folder / "other", max_shard_size="20KB")
-    apply_delta(*pair, folder / "bfloat16", dtype="bfloat16")
-    return folder
+    """Merge a pair three times; tests copy the folder with all results."""
+    return merge_three_times(tmp_path_factory.mktemp("merged"))
 
 
 def damage(folder: Path) -> None:

@@ -282,7 +282,7 @@ def test_convert_of_several_dtypes(run: Run, tmp_path: Path, dtypes: tuple[torch
 def test_convert_without_weights(tmp_path: Path) -> None:
     """Integer tensors, and a checkpoint of buffers only, are refused."""
     save({"q": torch.ones(3, dtype=torch.int8), "w": torch.ones(3)}, tmp_path / "packed", "safetensors", 1)
-    with refused(Mismatch, tensor="q", found="dtype I8", expected="one of F16 BF16 F32 F64"):
+    with pytest.raises(Mismatch, match=r"tensor q: .*found dtype I8, expected one of F16 BF16 F32 F64"):
         convert_checkpoint(tmp_path / "packed", tmp_path / "hf")
     save({"a.rotary_emb.inv_freq": torch.ones(3)}, tmp_path / "empty", "safetensors", 1)
     with refused(Mismatch):

@@ -12,10 +12,13 @@ import torch
 
 from deltaweights.errors import MalformedInput
 from deltaweights.jobs.apply import apply_delta
+from deltaweights.jobs.convert import convert_checkpoint, convert_request
+from deltaweights.jobs.prepare import prepare
 from deltaweights.manifest.records import FileRecord, Fragment, TensorRecord
 from deltaweights.manifest.tally import Proof, Tally
 from deltaweights.merge import document_sizes
 from deltaweights.merge.plan import Plan
+from deltaweights.report import Report
 from deltaweights.util import limits
 from deltaweights.util.limits import Limit
 from tests.support.pairs import Tensors, save
@@ -119,3 +122,17 @@ def test_limits_fit_each_other() -> None:
     assert limits.MANIFEST.objects > 4 * limits.MOST_TENSORS
     assert limits.MOST_STEPS > 11 * limits.MOST_TENSORS
     assert limits.HEADER.objects > limits.MOST_TENSORS
+
+
+def test_copied_tensors_have_up_to_three_findings(tmp_path: Path) -> None:
+    """A copied tensor may be NaN in its source, infinite in the result, and overflow, all of it recorded by name."""
+    names = [f"{number}.weight" for number in range(300)]
+    source = save({name: torch.tensor([math.nan, 1e6]) for name in names}, tmp_path / "source", "safetensors", 1)
+    convert_checkpoint(source, tmp_path / "out", dtype="float16")
+    data = (tmp_path / "out" / "manifest.json").read_bytes()
+    found = json.loads(data)["result"]
+    assert [len(found[key]) for key in ("nonfinite", "nonfinite_lead", "overflow")] == [300] * 3
+    with prepare(convert_request(source, tmp_path / "none", dtype="float16"), Report()) as prepared:
+        bound = document_sizes._manifest(prepared.plan)
+    assert data.count(b",") <= bound.commas
+    assert len(data) < bound.bytes
