@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench_runs import Contestant, ours
 
-SERVER = Path(__file__).parents[1] / "tests" / "hub_server.py"
+SERVER = Path(__file__).parents[1] / "tests" / "support" / "hub_server.py"
 
 
 @contextmanager
