@@ -92,7 +92,15 @@ def test_while_a_document_is_read(pair: Pair, tmp_path: Path, number: signal.Sig
     assert names_in(tmp_path) == []
 
 
-MODULES = ("gc", "deltaweights.cli.run", "click", "deltaweights.cli.group", "deltaweights.cli.writing", "numpy", "numkong")
+MODULES = (
+    "gc",
+    "deltaweights.cli.run",
+    "click",
+    "deltaweights.cli.group",
+    "deltaweights.cli.writing",
+    "numpy",
+    "numkong",
+)
 
 
 @pytest.mark.trust
