@@ -14,8 +14,8 @@ import yaml  # type: ignore[import-untyped]
 
 from deltaweights.cli.group import deltaweights
 from tests.support.limits import PATIENCE
+from tests.support.listings import FORMS, MANIFEST, ROOT, content_of, kept, small
 from tests.support.pairs import save
-from tests.unit.manifest.test_listing import FORMS, MANIFEST, ROOT, content_of, kept, small
 
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 STEPS = {step["name"]: step for step in ACTION["runs"]["steps"]}

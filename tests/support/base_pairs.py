@@ -1,4 +1,4 @@
-"""Pairs whose base is right, wrong, damaged or has holes, and what is said of it."""
+"""Pairs whose base is right, wrong, damaged or has holes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from deltaweights.manifest.findings import ProofRecord
 from deltaweights.manifest.tally import Proof
 from tests.support.float_bits import DTYPES, FLOAT_NAMES, bits, expected_proof, words_of
 from tests.support.merging import recipe_file, save_pair, small_base
@@ -15,7 +14,7 @@ from tests.support.pairs import Tensors, base_tensors, delta_tensors
 
 
 def proof_of_pair(base: Tensors, delta: Tensors, dtype: str) -> dict[str, Proof]:
-    """Return what the definition counts for each tensor that is added, cast to ``dtype`` first."""
+    """Return the proof, as defined, of each tensor that is added, cast to ``dtype`` first."""
     found = {}
     for name, primary in delta.items():
         if name in base and not name.endswith("inv_freq"):
@@ -39,10 +38,10 @@ UNRELATED = "the base is an unrelated model of the same shape, such as LLaMA-2 f
 OTHER_ARITHMETIC = "the delta was computed in another arithmetic than it was added in"
 
 MOVED = Proof(weights=200_000, region=198_000, violations=0, evidence=150_000)
-"""What proves a base, but for other tensors."""
+"""Enough to prove a base, unless other tensors are untested."""
 
 UNLIKE = Proof(weights=4096, region=10, violations=0, evidence=10)
-"""Of a tensor of zeros, to which a delta is added."""
+"""The counts of a base tensor of zeros: untested."""
 
 
 def moved(count: int) -> tuple[Tensors, Tensors]:
@@ -62,15 +61,6 @@ def wrong_pair(folder: Path) -> tuple[Tensors, Tensors]:
     return base, delta
 
 
-def violations_of(proof: ProofRecord) -> str:
-    """Return how the violations of a wrong pair are told."""
-    share = f"{proof.violations:,} of {proof.region:,} weights do not come back ({proof.violations / proof.region:.2%})"
-    worst = sorted(proof.tensors, key=lambda name: (-proof.tensors[name], name))[:3]
-    return (
-        f"the base is not the one that the delta was made from: {share}, most in {', '.join(worst)}; likely {UNRELATED}"
-    )
-
-
 def other_arithmetic(folder: Path) -> Path:
     """Save a pair whose delta was computed in float32; return a recipe that states float16."""
     generator = torch.Generator().manual_seed(3)
@@ -81,12 +71,12 @@ def other_arithmetic(folder: Path) -> Path:
 
 
 def zeros(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor that was never filled."""
+    """Return zeros of the same shape."""
     return torch.zeros_like(tensor)
 
 
 def noise(tensor: torch.Tensor) -> torch.Tensor:
-    """Return numbers that are none of a model's."""
+    """Return small random numbers of the same shape."""
     return (torch.randn(tensor.shape, generator=torch.Generator().manual_seed(8)) * 1e-6).to(tensor.dtype)
 
 
@@ -102,9 +92,3 @@ def holed_pair(folder: Path, fill: Callable[[torch.Tensor], torch.Tensor]) -> tu
 
 
 LOST = ("model.layers.1.", "model.layers.3.")
-
-
-def part_of(lost: tuple[str, ...]) -> str:
-    """Return what is said of a base without these."""
-    few = f"of {lost[0]} and {len(lost) - 1} more tensors too few weights lie in the region"
-    return f"the base is proved in part only: {few}; likely holes in the base, or a delta that is none"

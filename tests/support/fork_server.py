@@ -75,25 +75,37 @@ class ForkServer:
 
     def run(self, command: Sequence[str], cwd: Path, variables: Mapping[str, str], stdin: str = "") -> Finished:
         """Run a command line of this Python."""
-        request = {"command": list(command), "cwd": str(cwd), "variables": dict(variables)}
-        data = json.dumps(request).encode()
-        with self._lock, ThreadPoolExecutor(3) as pool:
-            (their_in, our_in), (our_out, their_out), (our_err, their_err) = (os.pipe() for _ in range(3))
-            theirs = (their_in, their_out, their_err)
-            socket.send_fds(self._socket, [len(data).to_bytes(8, "little")], theirs)
-            for number in theirs:
-                os.close(number)
-            self._socket.sendall(data)
-            pid = int(self._replies.readline())
+        (their_in, our_in), (our_out, their_out), (our_err, their_err) = (os.pipe() for _ in range(3))
+        theirs = (their_in, their_out, their_err)
+        with ThreadPoolExecutor(3) as pool:
             out, err = (pool.submit(_read, number) for number in (our_out, our_err))
             pool.submit(_write, our_in, stdin)
-            timer = threading.Timer(PATIENCE, os.kill, (pid, signal.SIGKILL))
-            timer.start()
-            code, seconds, peak = json.loads(self._replies.readline())
-            timer.cancel()
+            try:
+                code, seconds, peak = self.run_on(theirs, command, cwd, variables)
+            finally:
+                for number in theirs:
+                    os.close(number)
             done = Finished(list(command), code, out.result(), err.result())
         done.seconds, done.peak = seconds, peak
         return done
+
+    def run_on(
+        self, streams: Sequence[int], command: Sequence[str], cwd: Path, variables: Mapping[str, str]
+    ) -> tuple[int, float, float]:
+        """Run a command line with these descriptors as its streams; return exit code, seconds and peak."""
+        request = {"command": list(command), "cwd": str(cwd), "variables": dict(variables)}
+        data = json.dumps(request).encode()
+        with self._lock:
+            socket.send_fds(self._socket, [len(data).to_bytes(8, "little")], streams)
+            self._socket.sendall(data)
+            pid = int(self._replies.readline())
+            timer = threading.Timer(PATIENCE, os.kill, (pid, signal.SIGKILL))
+            timer.start()
+            try:
+                code, seconds, peak = json.loads(self._replies.readline())
+            finally:
+                timer.cancel()
+        return code, seconds, peak
 
 
 def _read(number: int) -> str:
@@ -119,6 +131,21 @@ def light_server() -> ForkServer:
 def heavy_server() -> ForkServer:
     """Return this process's server that has imported torch and transformers, too."""
     return ForkServer(*LIGHT, *_modules(), "torch", "transformers", "tests.support.tiny_llava")
+
+
+@cache
+def template_server() -> ForkServer:
+    """Return this process's server that has imported what renders chat templates."""
+    return ForkServer("deltaweights.inference.transformers_loader", "transformers.utils.chat_template_utils", "jinja2")
+
+
+def run_python_in_fork(
+    arguments: list[str], _doing: str, *, stdin: str = "", env: Mapping[str, str] | None = None
+) -> tuple[int, str, str]:
+    """Do what ``run_python`` of the package does, in a fork."""
+    server = template_server() if "deltaweights.inference.rendering" in arguments else heavy_server()
+    done = server.run(arguments, ROOT / "src", os.environ if env is None else env, stdin)
+    return done.returncode, done.stdout, done.stderr
 
 
 def _modules() -> list[str]:

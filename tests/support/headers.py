@@ -14,7 +14,7 @@ PROJECTOR, PROJECTOR_BIAS = "model.mm_projector.weight", "model.mm_projector.bia
 
 @dataclass(frozen=True)
 class NoBytes:
-    """Stands where a tensor's bytes would come from; whoever reads it has broken the promise of the rules."""
+    """The source of tensors that must not be read."""
 
     def read_into(self, out: memoryview, start: int) -> None:
         """Fail."""
@@ -25,7 +25,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def stored(key: str) -> Storage:
-    """Return the storage named ``key``; that it has no strides is nothing to the rules."""
+    """Return the storage named ``key``, without strides, which the rules do not use."""
     return Storage("x.bin", key, 0, ())
 
 
@@ -50,7 +50,7 @@ def delta_of(shapes: Shapes, dtype: str = "F16") -> dict[str, LazyTensor]:
 
 
 def llama(rows: int = 32000, hidden: int = 4096, layers: int = 2) -> Shapes:
-    """Return names and shapes of a LLaMA; those of its layers stand for all others."""
+    """Return names and shapes of a LLaMA, with two kinds of tensors per layer."""
     shapes: Shapes = {EMBEDDING: (rows, hidden), "model.norm.weight": (hidden,), HEAD: (rows, hidden)}
     for layer in range(layers):
         shapes[f"model.layers.{layer}.self_attn.q_proj.weight"] = (hidden, hidden)

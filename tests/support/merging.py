@@ -66,12 +66,17 @@ EMBEDDING, PROJECTOR = "model.embed_tokens.weight", "model.mm_projector.weight"
 
 
 def without_card(folder: Path) -> dict[str, bytes]:
-    """Return the files of the model, but for the card, which says by which recipe it was made and whether its base is proved."""
+    """Return the files of the model without the card, which names the recipe and says whether the base is proved."""
     return {name: data for name, data in model_of(folder).items() if name != "README.md"}
 
 
+def missing_facts(text: str, *facts: str) -> list[str]:
+    """Return the facts that a message does not state."""
+    return [fact for fact in facts if fact not in text]
+
+
 class RecordingReport(Report):
-    """A report that keeps what it is told."""
+    """A report that records notes and warnings."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -87,13 +92,13 @@ class RecordingReport(Report):
 
 
 def save_pair(folder: Path, base: Tensors, delta: Tensors) -> None:
-    """Save a pair that knows no configuration, one file each."""
+    """Save a pair without configuration, one file each."""
     save(base, folder / "base", "torch", 1, config=False)
     save(delta, folder / "delta", "torch", 1, config=False)
 
 
 def merge(folder: Path, name: str = "merged", **options: Any) -> tuple[ApplyResult, RecordingReport]:
-    """Merge ``folder/base`` and ``folder/delta`` into ``folder/name``; return the result and what was told."""
+    """Merge ``folder/base`` and ``folder/delta`` into ``folder/name``; return the result and the report."""
     told = RecordingReport()
     return apply_delta(folder / "base", folder / "delta", folder / name, report=told, **options), told
 
@@ -105,13 +110,13 @@ def merge_pair(folder: Path, base: Tensors, delta: Tensors, **options: Any) -> t
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
-    """Return what ``result`` of the manifest in ``folder`` says."""
+    """Return ``result`` of the manifest in ``folder``."""
     result: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())["result"]
     return result
 
 
 def recipe_file(folder: Path, dtype: str = "float16", *, stated: bool = True, more: str = "") -> Path:
-    """Write a recipe of our own, which knows no files, shapes or base."""
+    """Write a recipe without files, shapes or base."""
     head = 'format = "deltaweights-recipe"\nversion = 1\nname = "own"\n'
     path = folder / "own.toml"
     path.write_text(f'{head}[arithmetic]\ncompute_dtype = "{dtype}"\nstated = {str(stated).lower()}\n{more}')
@@ -119,12 +124,12 @@ def recipe_file(folder: Path, dtype: str = "float16", *, stated: bool = True, mo
 
 
 class Killed(BaseException):
-    """What ends a run in these tests."""
+    """Ends a run in these tests."""
 
 
 @contextmanager
 def killed_after(finished: int) -> Iterator[None]:
-    """Let runs die when so many shards are finished."""
+    """End runs when so many shards are finished."""
     number, really_keep = count(), StagedShards.keep
 
     def keep(self: StagedShards, fragment: Fragment) -> None:

@@ -54,7 +54,7 @@ GOOD = "hf_good"
 WEIGHTS = "pytorch_model-00001-of-00002.bin"
 SMALL = ("README.md", "config.json", "sub/vocab.txt")
 LFS = ("large.dat", "model.safetensors", WEIGHTS, "sub/tokenizer.model")
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")

@@ -26,13 +26,13 @@ from deltaweights.util.open_folder import OpenFolder
 from deltaweights.util.text import readable_json, strict_json
 from tests.faults.test_concurrency import pair
 from tests.support.errors import refused
+from tests.support.identity import archive_of
 from tests.support.limits import PATIENCE
 from tests.support.merges import files_of
 from tests.support.meta import save_meta
 from tests.support.pairs import base_tensors
 from tests.support.staged import beside, make_staging, stage_result, within, write_journal
 from tests.support.whole_runs import DEFLATED
-from tests.unit.recipes.test_identity import archive_of
 
 __all__ = ["pair"]
 

@@ -8,6 +8,7 @@ import pty
 import subprocess
 import sys
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from deltaweights.errors import is_shown, printable
 from deltaweights.manifest.listing import list_checkpoint
 from tests.conftest import Run
+from tests.support.fork_server import light_server
 from tests.support.limits import PATIENCE
 from tests.support.pairs import Tensors, base_tensors, save
 
@@ -27,22 +29,34 @@ MEAN = "a\u202egnp.exe\u2066b\u2028c\u2029d\u200be\u00adf\u3164g\ufe0fh\u2800i\U
 def on_a_terminal(*arguments: str | Path, encoding: str = "utf-8") -> tuple[int, str]:
     """Run ``deltaweights ARGUMENTS`` on a terminal of its own; return the exit code and all that reached it."""
     controller, terminal = pty.openpty()
-    environment = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "200"}
-    command = [sys.executable, "-m", "deltaweights", *map(str, arguments)]
-    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment) as child:
+    command = ["-m", "deltaweights", *map(str, arguments)]
+    environment = os.environ | {"COLUMNS": "200"}
+    with ThreadPoolExecutor(1) as pool:
+        said = pool.submit(_all_of, controller)
+        if encoding == "utf-8":
+            code, _, _ = light_server().run_on([terminal] * 3, command, Path.cwd(), environment)
+        else:
+            environment["PYTHONIOENCODING"] = encoding
+            code = subprocess.call(
+                [sys.executable, *command], stdin=terminal, stdout=terminal, stderr=terminal, env=environment
+            )
         os.close(terminal)
-        said = b""
-        while True:
-            try:
-                piece = os.read(controller, 65536)
-            except OSError:  # Linux: nobody has the other end any more
-                break
-            if not piece:
-                break
-            said += piece
-        code = child.wait(PATIENCE)
+        text = said.result().decode(encoding)
     os.close(controller)
-    return code, said.decode(encoding).replace("\r\n", "\n")
+    return code, text.replace("\r\n", "\n")
+
+
+def _all_of(controller: int) -> bytes:
+    """Return what reaches a terminal until nobody has it open any more."""
+    said = b""
+    while True:
+        try:
+            piece = os.read(controller, 65536)
+        except OSError:  # what Linux says then
+            return said
+        if not piece:
+            return said
+        said += piece
 
 
 def model(folder: Path, name: str = MEAN) -> Path:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.identity import archive_of
 from tests.support.pairs import load, reference, same_bits, save
 from tests.support.whole_runs import BARE, BASE, DEFLATED, DELTA, merge, weights_in
-from tests.unit.recipes.test_identity import archive_of
 
 
 @pytest.fixture(scope="session")

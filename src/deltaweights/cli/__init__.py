@@ -6,7 +6,7 @@ import os
 import sys
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # until ``_start`` listens, a Ctrl-C is Python's: nothing is loaded before that is not there already
+if TYPE_CHECKING:  # Ctrl-C ends in a traceback until ``_start`` handles it, so nothing is imported before that
     from typing import NoReturn
 
 
@@ -37,18 +37,16 @@ def _start(module: str, command: str, name: str) -> NoReturn:
     streams = sys.modules.get("deltaweights.cli.streams")
     if streams is not None:
         streams.drop_unwritten()
-    if (
-        interruption.signalled()
-    ):  # without the interpreter's end, which a library that was imported by half may not survive
+    if interruption.signalled():  # skip the interpreter's shutdown, which may crash in a half-imported library
         os._exit(code)
     sys.exit(code)
 
 
 def _run(module: str, command: str, name: str) -> int:
-    from deltaweights.util.interruption import Interrupted, force_quit_on_repeat  # noqa: PLC0415  (see above)
+    from deltaweights.util.interruption import Interrupted, force_quit_on_repeat  # noqa: PLC0415  (not before signals are handled)
 
     try:
-        import gc  # noqa: PLC0415  (see above)
+        import gc  # noqa: PLC0415
         from importlib import import_module  # noqa: PLC0415
 
         from deltaweights.cli.streams import open_standard_streams  # noqa: PLC0415
@@ -57,9 +55,9 @@ def _run(module: str, command: str, name: str) -> int:
         force_quit_on_repeat()
         from deltaweights.cli.run import run  # noqa: PLC0415
 
-        gc.disable()  # headers of 10,000 tensors are walked a tenth faster, and nothing here makes garbage in circles
+        gc.disable()  # a tenth faster on headers of 10,000 tensors; there are no reference cycles to collect
         return run(getattr(import_module(module), command), name)
-    except Interrupted as error:  # before there was somebody to tell it
+    except Interrupted as error:  # before ``run`` could handle it
         from deltaweights.cli.log_report import Console  # noqa: PLC0415
 
         return Console(name).fail(str(error), error.exit_code)

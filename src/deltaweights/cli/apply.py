@@ -1,4 +1,4 @@
-"""``deltaweights apply``, in one process, as one part of several, or started by a launcher."""
+"""``deltaweights apply``: in one process, as one part of several, or started by a launcher."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from deltaweights.cli.log_report import report_for
 from deltaweights.cli.options import apply_options, hub_of, part_of, recipe_of
-from deltaweights.cli.outcome import print_finished, print_outcome
+from deltaweights.cli.output import print_finished, print_outcome
 from deltaweights.cli.writing import write_checkpoint
 from deltaweights.cluster.launch import is_launched
 from deltaweights.errors import UsageError
@@ -53,25 +53,24 @@ def apply(
     part: str | None,
     **options: Any,
 ) -> None:
-    """Add the delta to its base, all of it or a part, or show the plan, and print the outcome."""
-    from deltaweights.jobs.apply import apply as do  # noqa: PLC0415  (slow to load, so not for --help)
-    from deltaweights.jobs.apply import apply_request  # noqa: PLC0415
+    """Add the delta to its base, or write one part of the merge, or show the plan; print the outcome."""
+    from deltaweights.jobs import apply as job  # noqa: PLC0415  (slow to load, so not for --help)
 
     recipe, recipe_file = recipe_of(recipe, recipe_option)
-    request = partial(apply_request, base, delta, target, recipe=recipe, recipe_file=recipe_file)
+    request = partial(job.apply_request, base, delta, target, recipe=recipe, recipe_file=recipe_file)
     if options["dry_run"]:
-        write_checkpoint(name, request, do, **options)
+        write_checkpoint(name, request, job.apply, **options)
     elif is_launched(os.environ):
         if part is not None:
             raise UsageError("--part is set by the launcher", remedy="leave it out, or do not launch several processes")
-        _apply_together(name, request, **options)
+        _apply_launched(name, request, **options)
     elif part is not None:
         _apply_part(name, partial(request, part=part_of(part)), **options)
     else:
-        write_checkpoint(name, request, do, **options)
+        write_checkpoint(name, request, job.apply, **options)
 
 
-def _apply_together(
+def _apply_launched(
     name: str,
     make_request: Callable[..., Request],
     *,
@@ -81,13 +80,13 @@ def _apply_together(
     device: str,
     **options: Any,
 ) -> None:
-    """Do the part of one of several processes that a launcher started; the main one publishes and prints the outcome."""
+    """Write the part of this process, one of several that a launcher started; the main one publishes and prints the outcome."""
     from deltaweights.cluster.finish import finish_parts  # noqa: PLC0415  (slow to load)
     from deltaweights.cluster.launch import rank  # noqa: PLC0415
     from deltaweights.cluster.part import run_part  # noqa: PLC0415
 
-    of_the_result = {key: options.pop(key) for key in ("strict", "check", "read_back")}
-    of_the_result |= {key: options[key] for key in ("overwrite", "allow_unproved_base")}
+    finish_options = {key: options.pop(key) for key in ("strict", "check", "read_back")}
+    finish_options |= {key: options[key] for key in ("overwrite", "allow_unproved_base")}
     by_default = click.get_current_context().get_parameter_source("device") is ParameterSource.DEFAULT
     options["hub"] = hub_of(options)
     with rank("auto" if by_default else device) as here:
@@ -97,12 +96,12 @@ def _apply_together(
         here.wait()
         if here.is_main:
             target = os.fspath(request.target)
-            print_finished(finish_parts(target, report=report, **of_the_result), target, report, as_json=as_json)
+            print_finished(finish_parts(target, report=report, **finish_options), target, report, as_json=as_json)
         here.wait()
 
 
 def _apply_part(name: str, make_request: Callable[..., Request], *, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Do one part of a merge, and print what it did."""
+    """Write one part of a merge, and print the outcome."""
     from deltaweights.cluster.part import run_part  # noqa: PLC0415  (slow to load)
 
     options["hub"] = hub_of(options)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deltaweights.cli.options import json_option
-from deltaweights.cli.results import print_json
+from deltaweights.cli.options import json_option, silent_option
+from deltaweights.cli.output import print_outcome
 from deltaweights.cli.terminal import TerminalReport
-from deltaweights.errors import CheckFailed, printable
+from deltaweights.errors import CheckFailed
 from deltaweights.util.name_groups import group_names
 from deltaweights.util.text import counted
 
@@ -24,51 +24,46 @@ if TYPE_CHECKING:
 @click.command("check")
 @click.argument("folder", metavar="DIR")
 @json_option
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing when everything is as a library wants it.")
+@silent_option
 def command(folder: str, *, as_json: bool, quiet: bool) -> None:
     """Check that a library will load a checkpoint, from its headers.
 
-    Current transformers is asked what it would miss, and what it would not know; then tokenizer, special ids, embeddings and image
-    tokens are compared with each other. No weights are read. Exit 0: it loads; 6: it does not, or not within 120
-    seconds of the processor.
+    Current transformers lists the tensors that it would miss or ignore; then tokenizer, special ids, embeddings and image tokens
+    are compared with each other. No weights are read. Exit 0: it loads; 6: it does not, or the check took more than 120 seconds of
+    processor time.
     """
-    from deltaweights.inference import time_limit  # noqa: PLC0415  (only who checks needs them)
+    from deltaweights.inference import time_limit  # noqa: PLC0415  (slow to load, so not for --help)
     from deltaweights.inference.structure import check_structure  # noqa: PLC0415
 
     terminal = TerminalReport("deltaweights", quiet=quiet)
     time_limit.exit_after(time_limit.CPU_SECONDS, "deltaweights", folder)
     report = check_structure(folder)
-    if as_json:
-        print_json({"ok": report.ok, **asdict(report)})
-    else:
+    if not as_json:
         for warning in report.warnings:
             terminal.warn(f"{report.target}: {warning}")
         for note in report.notes:
             terminal.note(note)
-        if not report.ok:
-            for problem in _grouped(report.problems):
-                click.echo(f"FAILED          {problem}")
-        elif not quiet:
-            click.echo("\n".join(map(printable, _lines(report))))
+    outcome = {"ok": report.ok, **asdict(report)}
+    print_outcome(outcome, [] if report.ok and quiet else _lines(report), as_json=as_json)
     if not report.ok:
         remedy = "make it again with deltaweights export, or with apply --layout transformers"
         raise CheckFailed(counted(len(report.problems), "problem"), where=folder, remedy=remedy)
 
 
-def _lines(report: StructureReport) -> list[str]:
-    lines = [
-        f"checked         {report.target}",
-        f"loads as        {report.model_class}, in {report.loads_in}",
-        f"tensors         {report.tensors:,}, all that the model has and no other",
-        f"parameters      {report.parameters:,}",
-    ]
+def _lines(report: StructureReport) -> Iterator[str]:
+    if not report.ok:
+        yield from (f"FAILED          {problem}" for problem in _grouped(report.problems))
+        return
+    yield f"checked         {report.target}"
+    yield f"loads as        {report.model_class}, in {report.loads_in}"
+    yield f"tensors         {report.tensors:,}, all that the model has and no other"
+    yield f"parameters      {report.parameters:,}"
     if report.tokenizer_size is not None:
-        lines.append(f"tokenizer       {report.tokenizer_size:,} tokens")
-    return lines
+        yield f"tokenizer       {report.tokenizer_size:,} tokens"
 
 
 def _grouped(problems: Iterable[Finding]) -> Iterator[Finding]:
-    """Yield the problems, those of tensors that are alike but for their numbers as one: hundreds may be missing at once."""
+    """Yield the problems, with tensors whose names differ only in numbers as one: hundreds may be missing at once."""
     alike: defaultdict[Finding, list[str]] = defaultdict(list)
     for problem in problems:
         alike[replace(problem, tensor=None)].append(problem.tensor or "")

@@ -12,13 +12,14 @@ from deltaweights.cli.options import (
     hub_options,
     json_option,
     option,
+    quiet_option,
     recipe_of,
     recipe_option,
     stream_option,
 )
-from deltaweights.cli.results import print_json
+from deltaweights.cli.output import print_outcome
 from deltaweights.cli.terminal import TerminalReport
-from deltaweights.errors import UsageError, printable
+from deltaweights.errors import UsageError
 
 
 def _share(_ctx: click.Context, _parameter: click.Parameter, value: float) -> float:
@@ -41,22 +42,20 @@ def _share(_ctx: click.Context, _parameter: click.Parameter, value: float) -> fl
 @option("device")
 @option("workers")
 @json_option
-@click.option("-q", "--quiet", is_flag=True, help="Only the result, and errors.")
+@quiet_option
 def command(recipe: str | None, base: str, delta: str, *, as_json: bool, quiet: bool, **options: Any) -> None:
     """Prove from a delta that a base is the one that it was made from.
 
-    Where a sum lies within one exponent step of its base, the difference of the two must give the delta again; with another base it
-    does not (docs/design.md). Checksums that files record are compared, but not with --sample. Exit 0: proved; 3: file damaged;
-    4: another base; 6: nothing can be said.
+    Where a sum lies within one exponent step of its base, their difference must give the delta again; with another base it does not
+    (docs/design.md). Checksums that files record are compared, but not with --sample. Exit 0: proved; 3: file damaged; 4: another
+    base; 6: neither proved nor refuted.
     """
-    from deltaweights.jobs.check_base import check_base  # noqa: PLC0415  (only who checks needs it)
+    from deltaweights.jobs.check_base import check_base  # noqa: PLC0415  (slow to load, so not for --help)
     from deltaweights.jobs.findings import proof_line  # noqa: PLC0415
 
     name, file = recipe_of(recipe, options.pop("recipe_option"))
     report = TerminalReport("deltaweights", quiet=quiet)
     found = check_base(base, delta, recipe=name, recipe_file=file, hub=hub_of(options), report=report, **options)
-    if as_json:
-        print_json({**asdict(found), "proved": found.proved})
-    else:
-        click.echo(printable(f"base            {proof_line(found.proof) or 'nothing is added to it'}"))
+    line = f"base            {proof_line(found.proof) or 'nothing is added to it'}"
+    print_outcome({**asdict(found), "proved": found.proved}, [line], as_json=as_json)
     found.raise_unless_proved()

@@ -13,8 +13,8 @@ from deltaweights.staging.clean import clean
 def command(target: str) -> None:
     """Remove what a killed run left beside a target.
 
-    Finished shards are lost with it; to use them, run the same apply command again instead. A publication that was cut off half-way
-    is finished first.
+    Its finished shards are deleted, too; to use them, run the same apply command again instead. An interrupted publication is
+    completed first.
     """
     for line in clean(target):
         click.echo(printable(line))

@@ -23,16 +23,15 @@ LLaVA-Med is for research use only; it is not for clinical care or any clinical 
 @click.command("demo")
 @click.option("--keep", metavar="DIR", help="Make the files in this new folder, and leave them there.")
 def command(keep: str | None) -> None:
-    """Run the whole job on a tiny pair that is made on the spot.
+    """Run the whole job on a tiny generated pair.
 
-    Makes a base and a LLaVA-Med-like delta with the structure of the published ones, merges them, and verifies the result.
+    Makes a base and a delta with the structure of LLaVA-Med's, merges them, and verifies the result.
     """
     if keep is not None:
         folder = Path(keep)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise TargetBusy(
-                "will not make the demo's files here", where=folder, found="something", remedy="name a new folder"
-            )
+            remedy = "name a new folder"
+            raise TargetBusy("will not make the demo's files here", where=folder, found="something", remedy=remedy)
         _demo(folder)
         return
     folder = Path(tempfile.mkdtemp(prefix="deltaweights-demo-"))

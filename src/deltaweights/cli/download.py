@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 
-from deltaweights.cli.log_report import keep_result, log_format_option, report_for
+from deltaweights.cli.log_report import log_format_option, report_for
 from deltaweights.cli.options import hub_of, hub_options, json_option, quiet_option
-from deltaweights.cli.results import print_json
-from deltaweights.errors import printable
+from deltaweights.cli.output import print_outcome
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
@@ -19,7 +18,7 @@ from deltaweights.util.text import counted
 @click.argument("model", metavar="RECIPE|ORG/NAME[@REVISION]")
 @click.option("--revision", help="Branch, tag or commit.")
 @click.option(
-    "--include", multiple=True, metavar="PATTERN", help="Only files of such names, as *.json; may be repeated."
+    "--include", multiple=True, metavar="PATTERN", help="Only matching files, such as *.json; may be repeated."
 )
 @hub_options
 @json_option
@@ -28,24 +27,19 @@ from deltaweights.util.text import counted
 def command(
     model: str, *, revision: str | None, include: tuple[str, ...], as_json: bool, quiet: bool, **options: Any
 ) -> None:
-    """Fetch base and delta of a recipe, or a model of the Hub, into the Hub's cache, and check what arrived.
+    """Download base and delta of a recipe, or a model of the Hub, into the Hub's cache, and verify them.
 
-    Every file is held against the hash that the Hub states. What is interrupted, or killed, goes on where it was. The cache is
-    that of the hf command.
+    Every file is compared with the hash that the Hub states. An interrupted or killed download is resumed. The cache is that of
+    the hf command.
     """
-    from deltaweights.jobs.download import download  # noqa: PLC0415  (only who downloads needs it)
+    from deltaweights.jobs.download import download  # noqa: PLC0415  (slow to load, so not for --help)
 
     given = f"{model}@{revision}" if revision else model
     report = report_for("deltaweights", quiet=quiet)
     found = download(given, include=include, options=hub_of(options), report=report)
-    outcome = [asdict(one) for one in found]
-    keep_result(outcome)
-    if as_json:
-        print_json(outcome)
-        return
+    lines = []
     for one in found:
-        size = (
-            f"{counted(len(one.files), 'file')}, {human_bytes(one.bytes)}, {human_bytes(one.fetched)} of it fetched now"
-        )
-        click.echo(printable(f"{one.repo} at {one.commit}: {size}"))
-        click.echo(printable(f"verified        {one.path}"))
+        size = f"{counted(len(one.files), 'file')}, {human_bytes(one.bytes)}"
+        lines.append(f"{one.repo} at {one.commit}: {size}, {human_bytes(one.fetched)} of it fetched now")
+        lines.append(f"verified        {one.path}")
+    print_outcome([asdict(one) for one in found], lines, as_json=as_json)

@@ -1,4 +1,4 @@
-"""``apply-delta`` and ``make-delta``: the command lines of the original scripts, and ours."""
+"""``apply-delta`` and ``make-delta``: the command lines of the original scripts, with our options added."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ HELP = {"help_option_names": ["-h", "--help"]}
 
 
 class AbbreviatedCommand(click.Command):
-    """Takes the original flags also shortened, as argparse, which the original scripts use, allows."""
+    """Accepts abbreviations of the original flags, as argparse, which the original scripts use, does."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Spell shortened original flags out, and parse."""
         own = {name for parameter in self.params for name in (*parameter.opts, *parameter.secondary_opts)}
         return super().parse_args(ctx, [_spell_out(argument, own) for argument in args])
 

@@ -6,7 +6,7 @@ import click
 
 from deltaweights.cli.log_report import log_format_option, report_for
 from deltaweights.cli.options import json_option, option, quiet_option
-from deltaweights.cli.outcome import print_finished
+from deltaweights.cli.output import print_finished
 
 
 @click.command("finish")
@@ -20,12 +20,12 @@ from deltaweights.cli.outcome import print_finished
 @quiet_option
 @log_format_option
 def command(target: str, *, as_json: bool, quiet: bool, **options: bool) -> None:
-    """Publish what `apply --part` has made: check that all shards are there, and write index, manifest and checksums.
+    """Publish what `apply --part` has written: check that no shard is missing, and write index, manifest and checksums.
 
     The result is what one process would have written, byte for byte. No weights are read. Exit 6 when a part is missing, 7 while
     one is running, 0 also when it was published before.
     """
-    from deltaweights.cluster.finish import finish_parts  # noqa: PLC0415  (only who finishes needs it)
+    from deltaweights.cluster.finish import finish_parts  # noqa: PLC0415  (slow to load, so not for --help)
 
     report = report_for("deltaweights", quiet=quiet)
     published = finish_parts(target, report=report, **options)

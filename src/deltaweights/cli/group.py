@@ -1,9 +1,8 @@
-"""The group of commands. Each is a module of its own, imported when it is asked for."""
+"""The ``deltaweights`` command group. Each command is a module, imported when it is used."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from keyword import iskeyword
 
 import click
 
@@ -12,7 +11,7 @@ from deltaweights import __version__
 COMMANDS = {
     "apply": "Add a delta to its base and write the merged checkpoint.",
     "finish": "Publish what `apply --part` has made, from any number of machines.",
-    "download": "Fetch base and delta, or a model of the Hub, and check them.",
+    "download": "Download base and delta, or a model of the Hub, and verify them.",
     "verify": "Check a checkpoint against its manifest or a pinned digest.",
     "manifest": "Make a manifest of any checkpoint, to be kept elsewhere.",
     "sign": "Sign a result, so that others can tell that it is yours.",
@@ -26,28 +25,25 @@ COMMANDS = {
     "convert": "Write a base in Meta's format, or any other, as a Hugging Face folder.",
     "recipes": "List the known pairs of base and delta, or show one.",
     "clean": "Remove what a killed run left beside a target.",
-    "demo": "Run the whole job on a tiny pair that is made on the spot.",
+    "demo": "Run the whole job on a tiny generated pair.",
 }
-"""Command names and their one-line helps, so that listing them imports none."""
+"""Commands and their one-line help, so that listing them imports none; the module has the name of the command."""
 
 
 class LazyGroup(click.Group):
     """A group whose commands are imported on use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order of use."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return a command."""
         if cmd_name not in COMMANDS:
             return None
-        module = cmd_name.replace("-", "_") + "_" * iskeyword(cmd_name)
+        module = "try_" if cmd_name == "try" else cmd_name.replace("-", "_")  # try is a keyword
         command: click.Command = import_module(f"deltaweights.cli.{module}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 

@@ -1,4 +1,4 @@
-"""Logs for machines: what a command says, as JSON events, one per line; docs/logs.md is what they promise."""
+"""Logs for machines: JSON events on stderr, one per line, as docs/logs.md specifies."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ VARIABLE = "DELTAWEIGHTS_LOG_FORMAT"
 
 
 class JsonReport(Report):
-    """Writes events to the file descriptor ``fd``, their times counted from ``began``, by the monotonic clock.
+    """Writes events to the file descriptor ``fd``; their times count from ``began``, by the monotonic clock.
 
-    ``quiet`` leaves warnings and how the command ended. The first event, ``start``, comes with the first other one.
+    The first event, ``start``, is written together with the first other one. ``quiet`` drops notes, the plan, shards and progress.
     """
 
     def __init__(self, program: str, began: float, fd: int) -> None:
@@ -39,48 +39,39 @@ class JsonReport(Report):
         self._program, self._began, self._fd = program, began, fd
         self._lock = threading.Lock()
         self._started = False
-        self._doing, self._total, self._done, self._told = "", 0, 0, 0
-        self._work_began = self._told_at = 0.0
+        self._doing, self._total, self._done, self._logged = "", 0, 0, 0
+        self._work_began = self._logged_at = 0.0
 
     def note(self, text: str) -> None:
-        """Write a remark."""
-        self._tell("note", message=printable(text))
+        self._event("note", message=printable(text))
 
     def warn(self, text: str) -> None:
-        """Write a warning, also when quiet."""
         self._write("warning", message=printable(text))
 
     def plan(self, facts: Mapping[str, Json]) -> None:
-        """Write what will be made."""
-        self._tell("plan", **facts)
+        self._event("plan", **facts)
 
     def shard_started(self, file: str, size: int, nbytes: int) -> None:
-        """Write that a shard is begun."""
-        self._tell("shard_started", file=file, size=size, bytes=nbytes)
+        self._event("shard_started", file=file, size=size, bytes=nbytes)
 
     def shard_finished(self, file: str, size: int, nbytes: int, seconds: float, sha256: str) -> None:
-        """Write that a shard is on the disk."""
-        self._tell("shard_finished", file=file, size=size, bytes=nbytes, seconds=round(seconds, 3), sha256=sha256)
+        self._event("shard_finished", file=file, size=size, bytes=nbytes, seconds=round(seconds, 3), sha256=sha256)
 
     def shard_reused(self, file: str, size: int, sha256: str) -> None:
-        """Write that an earlier run finished a shard."""
-        self._tell("shard_reused", file=file, size=size, sha256=sha256)
+        self._event("shard_reused", file=file, size=size, sha256=sha256)
 
     def begin(self, doing: str, total: int) -> None:
-        """Write that work begins, of which nothing is done."""
         self._doing, self._total, self._done, self._work_began = doing, total, 0, time.monotonic()
         self._progress(self._work_began)
 
     def progress(self, done: int) -> None:
-        """Write how much of the work is done, now and then."""
         self._done = done
         now = time.monotonic()
-        if now - self._told_at >= LOG_EVERY:
+        if now - self._logged_at >= LOG_EVERY:
             self._progress(now)
 
     def end(self) -> None:
-        """Write how much was done in the end, unless that was just said."""
-        if self._done != self._told:
+        if self._done != self._logged:
             self._progress(time.monotonic())
 
     def result(self, outcome: Json) -> None:
@@ -88,16 +79,16 @@ class JsonReport(Report):
         self._write("result", result=outcome)
 
     def failed(self, message: str, exit_code: int, **more: Json) -> None:
-        """Write why the command ends with ``exit_code``, also when quiet: ``interrupted`` for those of signals, else ``error``."""
+        """Write why the command ends with ``exit_code``, also when quiet: ``interrupted`` after a signal, else ``error``."""
         event = "interrupted" if exit_code > 128 else "error"
         self._write(event, message=printable(message), exit_code=exit_code, **more)
 
     def _progress(self, now: float) -> None:
-        self._told, self._told_at = self._done, now
+        self._logged, self._logged_at = self._done, now
         seconds = round(now - self._work_began, 3)
-        self._tell("progress", doing=self._doing, done=self._done, total=self._total, seconds=seconds)
+        self._event("progress", doing=self._doing, done=self._done, total=self._total, seconds=seconds)
 
-    def _tell(self, event: str, **fields: Json) -> None:
+    def _event(self, event: str, **fields: Json) -> None:
         if not self.quiet:
             self._write(event, **fields)
 
@@ -112,13 +103,13 @@ class JsonReport(Report):
 
     def _line(self, event: dict[str, Json]) -> None:
         data = f"{json.dumps(event)}\n".encode()
-        with contextlib.suppress(OSError):  # a full disk under a log file is no reason to stop a merge
-            while data:  # in one piece where the system can: other processes may write to the same log
+        with contextlib.suppress(OSError):  # a log file on a full disk must not stop a merge
+            while data:  # in one write if possible: other processes may write to the same log
                 data = data[write(self._fd, data) :]
 
 
 class StrayText(io.TextIOBase):
-    """Stands in for ``sys.stderr``: what others write there, Python's own warnings for one, becomes events, a warning per line."""
+    """Replaces ``sys.stderr``: what libraries write there, such as Python's own warnings, becomes one warning event per line."""
 
     encoding = "utf-8"
 
@@ -126,7 +117,6 @@ class StrayText(io.TextIOBase):
         self._report, self._lock, self._rest = report, threading.Lock(), ""
 
     def write(self, text: str) -> int:
-        """Take text; what follows the last line break waits for the next."""
         with self._lock:
             *lines, self._rest = re.split(r"[\r\n]+", self._rest + text)
             for line in lines:
@@ -137,10 +127,7 @@ class StrayText(io.TextIOBase):
 
 @dataclass
 class Console:
-    """What ``run`` and the command that it runs share: how to say what is no result. ``events`` is None for people.
-
-    ``result`` is what the command printed on stdout, if it did.
-    """
+    """Shared by ``run`` and the command that it runs: the JSON events, if chosen, and the ``result`` that the command printed."""
 
     name: str
     began: float = field(default_factory=time.monotonic)
@@ -148,7 +135,7 @@ class Console:
     result: Json = None
 
     def begin_events(self) -> None:
-        """Have events on stderr from now on, and nothing else."""
+        """Write only events to stderr from now on."""
         if self.events is None:
             self.events = JsonReport(self.name, self.began, sys.stderr.fileno())
             sys.stderr = StrayText(self.events)
@@ -160,20 +147,20 @@ class Console:
             self.result = None
 
     def fail(self, message: str, exit_code: int, command: click.Command | None = None, **more: Json) -> int:
-        """Say why the program ends with ``exit_code``, and return it. ``command`` is the one whose options could not be parsed."""
-        if self.events is None and _asked_for(sys.argv[1:], command):
+        """Report why the program ends with ``exit_code``, and return it; ``command`` is the one whose options did not parse."""
+        if self.events is None and _events_requested(sys.argv[1:], command):
             self.begin_events()
         if self.events is not None:
             self.finish()
             self.events.failed(message, exit_code, **more)
         else:
-            with contextlib.suppress(OSError):  # the code says it too
+            with contextlib.suppress(OSError):  # the exit code remains
                 click.echo(f"{self.name}: error: {printable(message)}", err=True)
         return exit_code
 
 
 def report_for(name: str, *, quiet: bool) -> Report:
-    """Return the report of the running command: events where they were asked for, else lines and bars for people."""
+    """Return the report of the running command: JSON events if chosen, else lines and a bar for people."""
     console = _console()
     if console is None or console.events is None:
         return TerminalReport(name, quiet=quiet)
@@ -182,7 +169,7 @@ def report_for(name: str, *, quiet: bool) -> Report:
 
 
 def keep_result(outcome: Json) -> None:
-    """Keep what the running command printed on stdout, or would with ``--json``, for the event ``result``."""
+    """Keep the outcome of the running command for the event ``result``."""
     console = _console()
     if console is not None:
         console.result = outcome
@@ -193,8 +180,8 @@ def _console() -> Console | None:
     return context.find_object(Console) if context is not None else None
 
 
-def _asked_for(arguments: Sequence[str], command: click.Command | None) -> bool:
-    """Tell whether events were asked for by a command line that was not, or could not be, parsed."""
+def _events_requested(arguments: Sequence[str], command: click.Command | None) -> bool:
+    """Return whether a command line that was not, or could not be, parsed asks for events."""
     words = [word for argument in arguments for word in argument.split("=", 1)]
     given = [value for option, value in pairwise(words) if option == "--log-format"]
     if given:
@@ -215,9 +202,9 @@ log_format_option = click.option(
     default="text",
     show_default=True,
     envvar=VARIABLE,
-    is_eager=True,  # so that whatever else is wrong with the command line is an event
+    is_eager=True,  # so that errors in the rest of the command line are events
     expose_value=False,
     callback=_choose,
-    help=f"What stderr has: lines for people, or JSON events, one per line; also {VARIABLE}.",
+    help=f"Format of stderr: lines for people, or JSON events, one per line; also {VARIABLE}.",
 )
-"""That of commands that run long; what follows from it is found by ``report_for`` and ``keep_result``."""
+"""For commands that may run long; ``report_for`` and ``keep_result`` act on it."""

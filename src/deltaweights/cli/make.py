@@ -19,15 +19,13 @@ from deltaweights.cli.writing import write_checkpoint
 def command(base: str, target: str, delta: str, **options: Any) -> None:
     """Make a delta: subtract a base from a model that was fine-tuned from it.
 
-    The rules of apply, backwards. The delta is applied as it is made, and the weights that do not come back bit for bit are
-    counted.
+    The reverse of apply. The delta is applied as it is made, and the weights that do not come back bit for bit are counted.
     """
     make("deltaweights", base, target, delta, **options)
 
 
 def make(name: str, base: str, target: str, delta: str, **options: Any) -> None:
-    """Subtract the base from the target, or show the plan, and print the outcome."""
-    from deltaweights.jobs.make import make as do  # noqa: PLC0415  (slow to load, so not for --help)
-    from deltaweights.jobs.make import make_delta_request  # noqa: PLC0415
+    """Subtract the base from the target, or show the plan; print the outcome."""
+    from deltaweights.jobs import make as job  # noqa: PLC0415  (slow to load, so not for --help)
 
-    write_checkpoint(name, partial(make_delta_request, base, target, delta), do, **options)
+    write_checkpoint(name, partial(job.make_delta_request, base, target, delta), job.make, **options)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from deltaweights.checkpoint.small_files import read_small
-from deltaweights.cli.options import json_option, quiet_option
-from deltaweights.cli.results import print_document, print_json
+from deltaweights.cli.json_output import print_document
+from deltaweights.cli.options import json_option, option, quiet_option
+from deltaweights.cli.output import print_outcome
 from deltaweights.cli.terminal import TerminalReport
-from deltaweights.errors import DeltaweightsError, TargetBusy, printable
+from deltaweights.errors import DeltaweightsError, TargetBusy
 from deltaweights.manifest.listing import Listing, list_checkpoint
 from deltaweights.manifest.parse import LISTING, parse_manifest
 from deltaweights.util import limits
@@ -22,15 +24,14 @@ from deltaweights.util.text import counted
 @click.command("manifest")
 @click.argument("folder", metavar="DIR")
 @click.option("--output", metavar="FILE", help="Write the manifest there [default: to stdout].")
-@click.option("--workers", type=click.IntRange(min=1), help="Files read at once [default: one per processor, 2 to 8].")
+@option("workers")
 @json_option
 @quiet_option
 def command(folder: str, *, output: str | None, workers: int | None, as_json: bool, quiet: bool) -> None:
     """Make a manifest of any checkpoint, for `verify --manifest`.
 
-    DIR holds weights in any form that is read here: safetensors, torch files, or Meta's. All files are read once. Keep FILE where
-    the weights are not: in git, say. Without --output, stdout is the manifest itself; on a terminal, what it would not show is
-    escaped.
+    DIR holds weights in any supported format: safetensors, torch files, or Meta's. All files are read once. Keep FILE apart from
+    the weights: in git, say. Without --output, stdout is the manifest itself; on a terminal, unprintable characters are escaped.
     """
     kept = None if output is None else Path(output)
     if kept is not None:
@@ -40,14 +41,12 @@ def command(folder: str, *, output: str | None, workers: int | None, as_json: bo
         print_document(listing.document)
         return
     replace_file(kept, listing.document)
-    if as_json:
-        print_json({"output": output, **_facts(listing)})
-    elif not quiet:
-        click.echo("\n".join(map(printable, _lines(listing, kept))))
+    facts = {key: value for key, value in vars(listing).items() if key != "document"}
+    print_outcome({"output": output, **facts}, [] if quiet else _lines(listing, kept), as_json=as_json)
 
 
 def _refuse_other(path: Path) -> None:
-    """Raise ``TargetBusy`` when ``path`` is anything but free, an empty file, or a listing: weights are easily named by mistake."""
+    """Raise ``TargetBusy`` unless ``path`` is free, an empty file, or a listing: weights are easily named by mistake."""
     if not path.exists():
         return
     try:
@@ -60,18 +59,11 @@ def _refuse_other(path: Path) -> None:
         raise TargetBusy("is not replaced", where=path, found=found, expected=expected, remedy=remedy)
 
 
-def _facts(listing: Listing) -> dict[str, object]:
-    return {key: value for key, value in vars(listing).items() if key != "document"}
-
-
-def _lines(listing: Listing, kept: Path) -> list[str]:
-    lines = [
-        f"listed          {listing.folder}",
-        f"files           {listing.files} ({human_bytes(listing.bytes)})",
-        f"tensors         {counted(listing.tensors, 'tensor')}, {counted(listing.parameters, 'element')}",
-        f"content digest  {listing.content_digest} (recomputed from the bytes)",
-        f"manifest        {kept}, sha256 {listing.manifest_sha256}",
-    ]
+def _lines(listing: Listing, kept: Path) -> Iterator[str]:
+    yield f"listed          {listing.folder}"
+    yield f"files           {listing.files} ({human_bytes(listing.bytes)})"
     if listing.folders:
-        lines.insert(2, f"not looked into {', '.join(listing.folders)}")
-    return lines
+        yield f"not looked into {', '.join(listing.folders)}"
+    yield f"tensors         {counted(listing.tensors, 'tensor')}, {counted(listing.parameters, 'element')}"
+    yield f"content digest  {listing.content_digest} (recomputed from the bytes)"
+    yield f"manifest        {kept}, sha256 {listing.manifest_sha256}"

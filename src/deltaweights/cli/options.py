@@ -1,4 +1,4 @@
-"""The options that commands share: those of ``jobs.options`` as click options, and those that only the command line has."""
+"""Options that commands share: those of ``jobs.options`` as click options, and those that only the command line has."""
 
 from __future__ import annotations
 
@@ -34,26 +34,28 @@ def _hub_repo_id(_ctx: click.Context, _parameter: click.Parameter, value: str | 
     return value
 
 
-SPECIAL: dict[str, dict[str, Any]] = {"workers": {"type": click.IntRange(min=1)}, "device": {"callback": _device}}
-"""What click is told of an option besides its field."""
+CLICK_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "workers": {"type": click.IntRange(min=1)},
+    "device": {"callback": _device},
+}
+"""Arguments of ``click.option`` that a field does not imply."""
 
 
 def option(name: str, **changes: Any) -> Callable[[Function], Function]:
-    """Return the click option of a field of ``Options``; ``changes`` replace what click is told, such as ``help``."""
-    declared = FLAGS[name]
-    flag, choices = declared.metadata["flag"], declared.metadata["choices"]
-    told: dict[str, Any] = {"help": declared.metadata["help"], "metavar": declared.metadata["metavar"]}
-    if isinstance(declared.default, bool) and "/" not in flag:
-        told["is_flag"] = True
-    elif declared.default is not None:
-        told |= {"default": declared.default, "show_default": True}
-    if choices:
-        told["type"] = click.Choice(choices)
-    return click.option(flag, name, **{**told, **SPECIAL.get(name, {}), **changes})
+    """Return the click option of a field of ``Options``; ``changes`` replace arguments of ``click.option``, such as ``help``."""
+    default, metadata = FLAGS[name].default, FLAGS[name].metadata
+    arguments: dict[str, Any] = {"help": metadata["help"], "metavar": metadata["metavar"]}
+    if isinstance(default, bool) and "/" not in metadata["flag"]:
+        arguments["is_flag"] = True
+    elif default is not None:
+        arguments |= {"default": default, "show_default": True}
+    if metadata["choices"]:
+        arguments["type"] = click.Choice(metadata["choices"])
+    return click.option(metadata["flag"], name, **{**arguments, **CLICK_ARGUMENTS.get(name, {}), **changes})
 
 
 def group(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
-    """Return a decorator that adds ``options``, in their order in the help."""
+    """Return a decorator that adds ``options``, which the help lists in this order."""
 
     def add(function: Function) -> Function:
         for each in reversed(options):
@@ -67,6 +69,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Only results and warnings.")
 
+silent_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing when the check passes.")
+
 recipe_option = click.option(
     "--recipe",
     "recipe_option",
@@ -77,14 +81,14 @@ recipe_option = click.option(
 part_option = click.option(
     "--part",
     metavar="K/N",
-    help="Make only this part of the shards, into staging; or slurm, for the part of this array task. Then: finish.",
+    help="Write only this part of the shards, into staging; or slurm, for the part of this array task. Then: finish.",
 )
 
-copied_dtype_option = option("dtype", help="Dtype of the written weights [default: the one that they have].")
+copied_dtype_option = option("dtype", help="Dtype of the written weights [default: that of the input].")
 
 hub_options = group(
     click.option("--offline", is_flag=True, help="Use only what is in the Hub's cache; also HF_HUB_OFFLINE=1."),
-    click.option("--token", help="A token of the Hub [default: HF_TOKEN, or that of `hf auth login`]."),
+    click.option("--token", help="A Hub token [default: HF_TOKEN, or that of `hf auth login`]."),
     click.option(
         "--cache-dir",
         type=click.Path(file_okay=False, path_type=Path),
@@ -92,12 +96,12 @@ hub_options = group(
     ),
     click.option("--recheck", is_flag=True, help="Hash cached files again that were verified before."),
 )
-"""Those of commands that take models of the Hub."""
+"""For commands that read models of the Hub."""
 
 stream_option = click.option(
     "--stream",
     is_flag=True,
-    help="Read models of the Hub by ranges, and keep nothing of them; their hashes are not checked.",
+    help="Read models of the Hub by ranges, without keeping them; their hashes are not checked.",
 )
 
 HUB = ("offline", "token", "cache_dir", "recheck", "stream")
@@ -113,10 +117,10 @@ output_options = group(
     quiet_option,
     log_format_option,
 )
-"""Those of all commands that write a checkpoint."""
+"""For all commands that write a checkpoint."""
 
 arithmetic_options = group(option("compute_dtype"), option("dtype"), option("device"))
-"""Those of commands that compute."""
+"""For commands that compute."""
 
 make_options = group(
     hub_options,
@@ -129,7 +133,7 @@ make_options = group(
     arithmetic_options,
     output_options,
 )
-"""Those of ``make`` and ``make-delta``."""
+"""For ``make`` and ``make-delta``."""
 
 apply_options = group(
     recipe_option,
@@ -147,29 +151,26 @@ apply_options = group(
     arithmetic_options,
     output_options,
 )
-"""Those of ``apply`` and ``apply-delta``."""
+"""For ``apply`` and ``apply-delta``."""
 
 
 def hub_of(options: dict[str, Any]) -> HubOptions:
-    """Take the options of the Hub out of ``options``."""
+    """Remove the options of the Hub from ``options``, and return them as one value."""
     from deltaweights.hub.locate import HubOptions  # noqa: PLC0415  (slow to load)
 
     return HubOptions(**{name: options.pop(name) for name in HUB if name in options})
 
 
 def part_of(text: str) -> Part:
-    """Return the part that an option names. Raises ``UsageError``."""
-    if text.partition(":")[0] == "slurm":
-        from deltaweights.cluster.slurm import part_of_slurm  # noqa: PLC0415  (only for parts)
+    """Return the part that ``--part`` names. Raises ``UsageError``."""
+    from deltaweights.cluster.slurm import part_of_slurm  # noqa: PLC0415  (only for parts)
+    from deltaweights.merge.parts import parse_part  # noqa: PLC0415
 
-        return part_of_slurm(text, os.environ)
-    from deltaweights.merge.parts import parse_part  # noqa: PLC0415  (only for parts)
-
-    return parse_part(text)
+    return part_of_slurm(text, os.environ) if text.partition(":")[0] == "slurm" else parse_part(text)
 
 
 def recipe_of(recipe: str | None, option: str | None) -> tuple[str | None, str | None]:
-    """Return the name of a recipe and the path of one, given the argument and the option, which may be either.
+    """Return the name of a recipe and the path of a recipe file, from the argument and the option, which may be either.
 
     Raises ``UsageError`` when both are names, or the argument is a path.
     """
@@ -185,5 +186,5 @@ def recipe_of(recipe: str | None, option: str | None) -> tuple[str | None, str |
 
 
 def _is_file(recipe: str) -> bool:
-    """Return whether what was given is a path rather than a name of ours."""
+    """Return whether this is a path rather than the name of a recipe."""
     return recipe.endswith(".toml") or "/" in recipe or Path(recipe).is_file()

@@ -7,7 +7,8 @@ from dataclasses import asdict
 
 import click
 
-from deltaweights.cli.results import print_json
+from deltaweights.cli.json_output import print_json
+from deltaweights.cli.options import json_option
 from deltaweights.errors import printable
 from deltaweights.recipes.catalogue import load, names
 from deltaweights.recipes.models import model
@@ -16,18 +17,16 @@ from deltaweights.recipes.recipe import Recipe, Shapes
 NEW_ROWS = {"copy": "kept as they are", "zero": "added to zero", "mean": "added to the mean of the base's rows"}
 
 CONTINUED = "\n" + 16 * " "
-"""A line of a value that has several, below the first."""
-
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+"""Separates the lines of one value."""
 
 
 @click.group("recipes", invoke_without_command=True)
-@AS_JSON
+@json_option
 @click.pass_context
 def command(context: click.Context, *, as_json: bool) -> None:
     """List the known pairs of base and delta, or show one.
 
-    A recipe says which delta belongs on which base, and by which rules they are merged. docs/recipes.md tells how to write one.
+    A recipe says which delta belongs on which base, and by which rules they are merged. To write one, see docs/recipes.md.
     """
     context.obj = as_json
     if context.invoked_subcommand is None:
@@ -35,21 +34,21 @@ def command(context: click.Context, *, as_json: bool) -> None:
 
 
 @command.command("list")
-@AS_JSON
+@json_option
 @click.pass_obj
-def list_command(above: bool, *, as_json: bool) -> None:
+def list_command(group_json: bool, *, as_json: bool) -> None:
     """List the known pairs of base and delta."""
-    _list(as_json=as_json or above)
+    _list(as_json=as_json or group_json)
 
 
 @command.command("show")
 @click.argument("name", metavar="NAME")
-@AS_JSON
+@json_option
 @click.pass_obj
-def show_command(above: bool, name: str, *, as_json: bool) -> None:
+def show_command(group_json: bool, name: str, *, as_json: bool) -> None:
     """Show one recipe: delta, base, rules, hashes, sources, licence notice."""
     recipe = load(name)
-    if as_json or above:
+    if as_json or group_json:
         print_json({**asdict(recipe), "delta_only": sorted(recipe.delta_only)})
     else:
         for label, value in _facts(recipe):
@@ -60,22 +59,14 @@ def show_command(above: bool, name: str, *, as_json: bool) -> None:
 def _list(*, as_json: bool) -> None:
     recipes = [load(name) for name in names()]
     if as_json:
-        entries = [
-            {
-                "name": r.name,
-                "title": r.title,
-                "base": r.base_model,
-                "repo": r.delta.repo,
-                "has_weights": r.delta.has_weights,
-            }
-            for r in recipes
-        ]
-        print_json({"recipes": entries})
+        keys = ("name", "title", "base", "repo", "has_weights")
+        rows = [(r.name, r.title, r.base_model, r.delta.repo, r.delta.has_weights) for r in recipes]
+        print_json({"recipes": [dict(zip(keys, row, strict=True)) for row in rows]})
         return
-    rows = [("recipe", "model", "base", "delta")]
-    rows += [(r.name, r.title, r.base_model or "any", _published(r)) for r in recipes]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
+    table = [("recipe", "model", "base", "delta")]
+    table += [(r.name, r.title, r.base_model or "any", _published(r)) for r in recipes]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
         cells = (f"{printable(cell):{width}}" for cell, width in zip(row, widths, strict=True))
         click.echo("  ".join(cells).rstrip())
 
@@ -86,7 +77,7 @@ def _published(recipe: Recipe) -> str:
 
 
 def _facts(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Yield what ``show`` shows: labels, and values of one line or several."""
+    """Yield the rows of ``show``: labels, and values of one or several lines."""
     yield "recipe", recipe.name
     yield "model", recipe.title
     if recipe.description:

@@ -1,4 +1,4 @@
-"""Running a command: exceptions and exit codes, in one place."""
+"""Run a command: exceptions and exit codes, in one place."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def run(command: click.Command, name: str) -> int:
         return console.fail("interrupted", 130)
     except MemoryError:
         return console.fail("out of memory; run with fewer --workers", InputOutputError.exit_code)
-    except (BrokenPipeError, SystemExit):  # click turns the one into the other, with 1, the exit code of a bug
-        # Whoever read our output has left; without this the interpreter would complain once more while it exits.
+    except (BrokenPipeError, SystemExit):  # click turns the first into the second, with 1, the exit code of a bug
+        # The reader of stdout has gone; without this the interpreter would report that once more when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
         return console.fail("whoever read stdout has left", code) if console.events else code
@@ -50,7 +50,7 @@ def run(command: click.Command, name: str) -> int:
         drop_unwritten()
         where = f"{error.filename}: " if error.filename else ""
         return console.fail(f"{where}{error.strerror or error}", InputOutputError.exit_code)
-    except Exception as error:  # a bug, which an event must tell, too
+    except Exception as error:  # a bug, which must be an event, too
         if console.events is None:
             raise
         import traceback  # noqa: PLC0415  (for bugs alone)

@@ -9,14 +9,14 @@ import click
 
 from deltaweights.cli.log_report import log_format_option, report_for
 from deltaweights.cli.options import json_option, quiet_option
-from deltaweights.cli.outcome import print_outcome
+from deltaweights.cli.output import print_outcome
 from deltaweights.errors import UsageError
 
 
 @click.command("sign")
 @click.argument("folder", metavar="DIR")
-@click.option("--private-key", required=True, metavar="FILE", help="A key on an elliptic curve, in PEM.")
-@click.option("--password-env", metavar="NAME", help="The variable that has the key's password.")
+@click.option("--private-key", required=True, metavar="FILE", help="An elliptic-curve key in PEM.")
+@click.option("--password-env", metavar="NAME", help="The environment variable that holds the key's password.")
 @click.option("--signature", metavar="FILE", help="Where to write the signature [default: DIR/model.sig].")
 @click.option("--rehash", is_flag=True, help="Verify the folder first: reads all files.")
 @json_option
@@ -34,25 +34,25 @@ def command(
 ) -> None:
     """Sign a result: write a bundle of OpenSSF Model Signing that vouches for every file.
 
-    What the manifest states is signed; names and sizes are compared, bytes only with --rehash. Others check it with
+    The digests of the manifest are signed; names and sizes are compared, bytes only with --rehash. Verify the signature with
     `deltaweights verify --public-key` or `python -m model_signing verify key`.
     """
-    from deltaweights.manifest.verify import verify  # noqa: PLC0415  (only who signs needs them)
+    from deltaweights.manifest.verify import verify  # noqa: PLC0415  (slow to load, so not for --help)
     from deltaweights.signing.folder import sign_folder  # noqa: PLC0415
 
     report = report_for("deltaweights", quiet=quiet)
-    password = None if password_env is None else os.environ.get(password_env)
-    if password_env is not None and password is None:
-        raise UsageError("no such variable", found=password_env, remedy="export the key's password in it")
+    password = None
+    if password_env is not None:
+        if password_env not in os.environ:
+            raise UsageError("no such variable", found=password_env, remedy="export the key's password in it")
+        password = os.environ[password_env].encode()
     if rehash:
         verify(folder, report=report).raise_if_failed()
-    done = sign_folder(
-        folder, private_key, signature=signature, password=None if password is None else password.encode()
-    )
+    done = sign_folder(folder, private_key, signature=signature, password=password)
     lines = [
         f"signed          {done.target}: {done.files} files",
         f"signature       {done.signature}",
         f"key             {done.key}",
         f"content digest  {done.content_digest}",
     ]
-    print_outcome(asdict(done), lines if not quiet else [], as_json=as_json)
+    print_outcome(asdict(done), [] if quiet else lines, as_json=as_json)

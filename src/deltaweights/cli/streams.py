@@ -1,4 +1,4 @@
-"""Stdin, stdout and stderr: there, and never in the way of a signal."""
+"""Make stdin, stdout and stderr usable, also when they were closed, and writes to them interruptible by signals."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 
 def open_standard_streams() -> None:
-    """Open what was closed before we began: else the first files that we open would get its numbers, and our messages."""
+    """Open closed standard streams on /dev/null: otherwise the first files that are opened get their numbers, and our messages."""
     for number, stream in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number
         if getattr(sys, stream) is None:
-            # Under its own number: what is wrapped below does not keep its descriptor open.
+            # By its number: the wrapper below does not keep a file object's descriptor open.
             setattr(sys, stream, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
     for stream in ("stdout", "stderr"):
         given = getattr(sys, stream)
         if isinstance(given, io.TextIOWrapper):
             raw = _Output(given.fileno(), "wb", closefd=False)
             lines = stream == "stderr" or given.isatty()
-            # Foreign names may have characters that a terminal's encoding has not.
+            # Foreign names may have characters that the terminal's encoding lacks.
             text = io.TextIOWrapper(io.BufferedWriter(raw), given.encoding, "backslashreplace", line_buffering=lines)
             setattr(sys, stream, text)
 
 
 def drop_unwritten() -> None:
-    """Give up what could not be written to stdout or stderr: the interpreter would try once more at its end, and complain."""
+    """Discard what could not be written to stdout or stderr: otherwise the interpreter tries again at exit, and complains."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -47,9 +47,9 @@ def drop_unwritten() -> None:
 
 
 def write(fd: int, data: ReadableBuffer) -> int:
-    """Write as much of ``data`` as is taken, and return how much that was; what nobody takes once a signal came is dropped.
+    """Write as much of ``data`` as the reader takes, and return how much; after a signal, drop what it does not take.
 
-    Python begins a write anew that a signal interrupts: one to a pager that is not read would never end.
+    Python restarts a write that a signal interrupts: one to a pager that does not read would never end.
     """
     view = memoryview(data)
     if stat.S_ISREG(os.fstat(fd).st_mode):
@@ -62,7 +62,5 @@ def write(fd: int, data: ReadableBuffer) -> int:
 
 
 class _Output(io.FileIO):
-    """A descriptor that is written to as ``write`` does."""
-
     def write(self, data: ReadableBuffer, /) -> int:
         return write(self.fileno(), data)

@@ -1,4 +1,4 @@
-"""What a job says, on a terminal or in a log."""
+"""The report of a running command for people, on a terminal or in a log file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOG_EVERY = 10.0
 
 
 class TerminalReport(Report):
-    """Prints to stderr; ``quiet`` leaves only warnings."""
+    """Prints to stderr, with a progress bar on a terminal; ``quiet`` leaves only warnings."""
 
     def __init__(self, name: str, *, quiet: bool) -> None:
         self._name, self._quiet = name, quiet
@@ -29,27 +29,23 @@ class TerminalReport(Report):
         self._doing, self._total, self._began, self._logged = "", 0, 0.0, 0.0
 
     def note(self, text: str) -> None:
-        """Print a remark."""
         if not self._quiet:
             self._print(text)
 
     def warn(self, text: str) -> None:
-        """Print a warning, also when quiet."""
         self._print(f"{self._name}: warning: {text}")
 
     def begin(self, doing: str, total: int) -> None:
-        """Start a bar, or a row of progress lines."""
-        self._doing, self._total, self._began = doing, total, time.monotonic()
-        self._logged = self._began
+        self._doing, self._total = doing, total
+        self._began = self._logged = time.monotonic()
         if not self._quiet and sys.stderr.isatty():
-            from tqdm import tqdm  # noqa: PLC0415  (40 ms, for those who watch)
+            from tqdm import tqdm  # noqa: PLC0415  (40 ms)
 
             self._bar = tqdm(
                 total=total, desc=doing, unit="B", unit_scale=True, file=sys.stderr, dynamic_ncols=True, leave=False
             )
 
     def progress(self, done: int) -> None:
-        """Move the bar, or print a line now and then."""
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
@@ -60,13 +56,12 @@ class TerminalReport(Report):
             share = f"{human_bytes(done)} of {human_bytes(self._total)}"
             self._print(f"{self._doing}: {share}, {human_bytes(rate)}/s, {left:.0f} s left")
 
-    @staticmethod
-    def _print(text: str) -> None:
-        with contextlib.suppress(OSError):  # a full disk under a log file is no reason to stop a merge
-            click.echo(printable(text), err=True)
-
     def end(self) -> None:
-        """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    @staticmethod
+    def _print(text: str) -> None:
+        with contextlib.suppress(OSError):  # a log file on a full disk must not stop a merge
+            click.echo(printable(text), err=True)

@@ -1,13 +1,13 @@
-"""Running a verb that writes a checkpoint from the command line: the request, a dry run or the run, and the output."""
+"""Run a verb that writes a checkpoint: make the request, run it or show its plan, and print the outcome."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from deltaweights.cli.log_report import report_for
 from deltaweights.cli.options import hub_of
-from deltaweights.cli.outcome import plan_lines, print_outcome, print_published
+from deltaweights.cli.output import plan_lines, print_outcome, print_published
 from deltaweights.util.interruption import Interrupted, signal_first
 
 if TYPE_CHECKING:
@@ -16,17 +16,10 @@ if TYPE_CHECKING:
     from deltaweights.report import Report
 
 
-class MakeRequest(Protocol):
-    """What makes a request of the options that are left once output and Hub are taken out."""
-
-    def __call__(self, *, dry_run: bool, **options: Any) -> Request:
-        """Return the checked request. Raises ``UsageError``."""
-
-
 def write_checkpoint(
     name: str,
-    make_request: MakeRequest,
-    do: Callable[[Request, Report], Published],
+    make_request: Callable[..., Request],
+    run: Callable[[Request, Report], Published],
     *,
     dry_run: bool,
     as_json: bool,
@@ -34,7 +27,7 @@ def write_checkpoint(
     hub_repo_id: str | None = None,
     **options: Any,
 ) -> None:
-    """Make the request, do it or show its plan, and print the outcome; ``name`` is the command's."""
+    """Make the request from the remaining options, and ``run`` it; ``name`` is the program's, for messages."""
     from deltaweights.jobs.prepare import prepare  # noqa: PLC0415  (slow to load, so not for --help)
     from deltaweights.jobs.summary import describe, report_plan  # noqa: PLC0415
 
@@ -50,7 +43,7 @@ def write_checkpoint(
         return
     try:
         with signal_first():
-            published = do(request, report)
+            published = run(request, report)
     except Interrupted as error:
         raise Interrupted(error.number, "run the same command again to continue") from None
     outcome = print_published(published, output, report, as_json=as_json, hub_repo_id=hub_repo_id)

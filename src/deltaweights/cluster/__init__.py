@@ -1,1 +1,1 @@
-"""Merges that several processes do together: on a cluster, or started by a launcher."""
+"""One merge by several processes: on a cluster, or started by a launcher."""

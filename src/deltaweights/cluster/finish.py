@@ -1,4 +1,4 @@
-"""Publish what the parts of a merge have made: the folder that one process would have written."""
+"""Publish the finished parts of a merge: the folder that one process would have written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deltaweights.util.text import counted
 
 @dataclass(frozen=True, kw_only=True)
 class FinishResult(Published):
-    """The merged checkpoint in the folder ``target``."""
+    """A merged checkpoint in the folder ``target``."""
 
     target: str
 
@@ -38,9 +38,9 @@ def finish_parts(
     read_back: bool = False,
     report: Report | None = None,
 ) -> FinishResult | None:
-    """Publish at ``target`` what parts of one plan have made there; None when it was published before.
+    """Publish at ``target`` the shards that parts of one plan have written; return None when they were published before.
 
-    No weights are read, unless ``read_back``: then the finished shards are read and hashed once more. The options are those of
+    Weights are read only with ``read_back``: the finished shards are then hashed once more. The options are those of
     ``apply_delta``.
 
     Raises ``CheckFailed`` when shards are missing (or for ``strict`` and ``check``), ``TargetBusy`` while a part is running or
@@ -84,7 +84,7 @@ def finish_parts(
 
 
 def _refuse_nothing(place: TargetLocation) -> None:
-    """Raise ``InputOutputError`` unless a result of ours is published already."""
+    """Raise ``InputOutputError`` unless a result is published already."""
     if published_result(place) is None:
         remedy = "run the parts first: deltaweights apply ... --part 1/N"
         raise InputOutputError("no part of a merge here", where=place.target, remedy=remedy)

@@ -1,15 +1,14 @@
-"""What a part leaves in staging, so that ``finish`` can publish the result without opening an input."""
+"""The handoff from parts to ``finish``, stored in staging: all that is needed to publish without opening an input."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.jobs.planned_result import PlannedResult, Texts
+from deltaweights.jobs.planned_result import PlannedResult
 from deltaweights.manifest.records import check_file_name
 from deltaweights.merge.frame import frame_of
-from deltaweights.merge.plan import Plan, PlannedTensor, Shard
-from deltaweights.recipes.recipe import Recipe
+from deltaweights.merge.plan import PlannedTensor, Shard
 from deltaweights.staging.location import COMPANIONS, ENDING, TargetLocation
 from deltaweights.staging.open_staging import OpenStaging
 from deltaweights.util.codec import decode, encode
@@ -21,16 +20,11 @@ MAX_COMPANION = 64 * 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class _Handoff:
-    """A ``PlannedResult`` as it is stored: shards without their frames, companions in files of their own."""
+    """A ``PlannedResult`` as it is stored: shards without their frames, companions in separate files."""
 
-    plan: Plan
+    result: PlannedResult
     shards: tuple[tuple[str, tuple[PlannedTensor, ...]], ...]
     companions: tuple[str, ...]
-    recipe: Recipe | None
-    hashes: Texts
-    origins: Texts
-    parents: Texts
-    expected: str | None
 
 
 def store_handoff(result: PlannedResult, staging: OpenStaging) -> None:
@@ -39,59 +33,46 @@ def store_handoff(result: PlannedResult, staging: OpenStaging) -> None:
         for name, data in result.companions.items():
             companions.replace(name, data)
     handoff = _Handoff(
-        plan=replace(result.plan, shards=()),
+        result=replace(result, plan=replace(result.plan, shards=()), companions={}),
         shards=tuple((shard.file, shard.tensors) for shard in result.plan.shards),
         companions=tuple(result.companions),
-        recipe=result.recipe,
-        hashes=result.hashes,
-        origins=result.origins,
-        parents=result.parents,
-        expected=result.expected,
     )
     document: Json = {"identity": result.plan.identity, "rest": encode(handoff)}
     data = compact_json(document).encode()
     try:
-        refuse_excess(data, HANDOFF_LIMIT)  # what cannot be read back must fail now, not in ``finish``
+        refuse_excess(data, HANDOFF_LIMIT)  # fail now rather than in ``finish``
     except ValueError as error:
-        problem, remedy = "too large for parts: finish could not read back what they leave", "merge without --part"
+        problem, remedy = "too large for a merge in parts: finish could not read the plan back", "merge without --part"
         raise MalformedInput(problem, where=staging.root.path, found=error, remedy=remedy) from None
     staging.root.replace(ENDING, data)
 
 
 def load_handoff(staging: OpenStaging) -> PlannedResult:
-    """Return what ``store_handoff`` wrote. Raises ``InputOutputError`` when there is nothing, ``MalformedInput``."""
+    """Read back what ``store_handoff`` wrote. Raises ``InputOutputError`` when it is missing, ``MalformedInput``."""
     try:
         document = strict_json(staging.root.read(ENDING, HANDOFF_LIMIT.size), HANDOFF_LIMIT)
-        handoff = decode(_Handoff, document["rest"])
-        container = handoff.plan.options.container
+        handoff: _Handoff = decode(_Handoff, document["rest"])
+        plan = handoff.result.plan
+        container = plan.options.container
         shards = tuple(
             Shard(file, frame_of([tensor.spec for tensor in tensors], file, container), tensors)
             for file, tensors in handoff.shards
         )
-        plan = replace(handoff.plan, shards=shards)
+        plan = replace(plan, shards=shards)
         names = [check_file_name(name) for name in handoff.companions]
         fault = None if plan.identity == document["identity"] else "its plan does not have the identity that it states"
     except (ValueError, TypeError, KeyError) as error:
         fault = str(error)
     if fault is not None:
         remedy = "run a part again, or discard it: deltaweights clean"
-        raise MalformedInput("not what a part left", where=staging.root.path / ENDING, found=fault, remedy=remedy)
+        raise MalformedInput("not what a part wrote", where=staging.root.path / ENDING, found=fault, remedy=remedy)
     with staging.folder(COMPANIONS) as folder:
         companions = {name: folder.read(name, MAX_COMPANION) for name in names}
-    return PlannedResult(
-        plan=plan,
-        companions=companions,
-        recipe=handoff.recipe,
-        hashes=handoff.hashes,
-        origins=handoff.origins,
-        parents=handoff.parents,
-        expected=handoff.expected,
-        streamed=False,
-    )
+    return replace(handoff.result, plan=plan, companions=companions)
 
 
 def has_handoff(place: TargetLocation) -> bool:
-    """Return whether a part left its handoff here. Raises ``InputOutputError`` when that cannot be told."""
+    """Return whether a part stored its handoff here. Raises ``InputOutputError``."""
     try:
         return (place.root / ENDING).exists()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Processes that ``torchrun`` or ``accelerate launch`` started together, each of which does its part of one merge."""
+"""Processes that ``torchrun`` or ``accelerate launch`` started together: each does one part of the merge."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from deltaweights.merge.parts import Part
 from deltaweights.util.interruption import run_in_side_thread, signalled
 
 LONGEST = timedelta(days=7)
-"""How long one process waits for the others: shards are uneven, and the library's half an hour is no time for a slow disk."""
+"""How long one process waits for the others. Torch's default of half an hour is too short: shards are uneven, disks may be slow."""
 
 
 @dataclass(frozen=True)
 class Rank:
-    """One process among those that were launched; ``wait`` returns when all have called it."""
+    """One of the launched processes; ``wait`` returns when all have called it."""
 
     part: Part
     device: str
@@ -28,29 +28,29 @@ class Rank:
 
 
 def is_launched(environ: Mapping[str, str]) -> bool:
-    """Tell whether this process is one of several that a launcher started."""
+    """Return whether this process is one of several that a launcher started."""
     return "RANK" in environ and environ.get("WORLD_SIZE", "1") not in {"0", "1"}
 
 
 @contextmanager
 def rank(device: str) -> Iterator[Rank]:
-    """Meet the other processes; ``device`` is "cpu", or "auto" or "cuda" for a GPU of one's own where there is one.
+    """Join the other processes; ``device`` is "cpu", or "auto" or "cuda" for a GPU per process where there is one.
 
-    Raises ``UsageError`` when accelerate or torch is not installed, for one GPU for all, and when accelerate sees another number of
-    processes than the launcher started.
+    Raises ``UsageError`` when accelerate or torch is not installed, when ``device`` names one GPU, and when accelerate sees another
+    number of processes than the launcher started.
     """
     if ":" in device:
         remedy = "say --device cuda or auto: each process takes its own"
-        raise UsageError("one device for all processes", found=device, remedy=remedy)
+        raise UsageError("the processes cannot share one device", found=device, remedy=remedy)
     try:
-        import torch  # noqa: PLC0415  (seconds, for those who are launched)
+        import torch  # noqa: PLC0415  (slow)
         from accelerate import PartialState  # type: ignore[import-untyped]  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise UsageError(f"several processes need {error.name}", remedy="pip install accelerate") from error
     on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # how many threads torch takes is of no concern: it computes nothing here
-        # Without ``cpu``, on a machine without a GPU, every process would be told that it is the only one.
+        warnings.simplefilter("ignore")  # torch warns of its number of threads, but computes nothing here
+        # Without ``cpu=True`` on a machine without a GPU, accelerate tells each process that it is the only one.
         state = run_in_side_thread(lambda: PartialState(cpu=on_cpu, timeout=LONGEST))
     world = int(os.environ["WORLD_SIZE"])
     if state.num_processes != world:
@@ -62,11 +62,11 @@ def rank(device: str) -> Iterator[Rank]:
         )
     try:
         yield Rank(
-            Part(state.process_index + 1, world),
-            "cpu" if on_cpu else f"cuda:{state.local_process_index}",
-            state.is_main_process,
-            lambda: run_in_side_thread(state.wait_for_everyone),
+            part=Part(state.process_index + 1, world),
+            device="cpu" if on_cpu else f"cuda:{state.local_process_index}",
+            is_main=state.is_main_process,
+            wait=lambda: run_in_side_thread(state.wait_for_everyone),
         )
     finally:
-        if not signalled():  # it would wait for whoever waits for the others
+        if not signalled():  # after a signal it would block: the others may be waiting for this process
             state.destroy_process_group()

@@ -1,4 +1,4 @@
-"""One part of a merge that several processes do, on one machine or on many that share a disk."""
+"""Write one part of a merge that several processes share, on one machine or on many with a common disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deltaweights.jobs.prepare import Prepared
 from deltaweights.jobs.provenance import is_streamed
 from deltaweights.jobs.request import Request
 from deltaweights.jobs.result import ALREADY_COMPLETE
-from deltaweights.jobs.run import prepare_and
+from deltaweights.jobs.run import with_prepared
 from deltaweights.jobs.stream import stream_shards
 from deltaweights.jobs.summary import check_space, report_plan
 from deltaweights.manifest.records import Fragment
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PartResult:
-    """What a part did. ``status`` is "finished", or "already complete" when the result was published before.
+    """The result of one part. ``status`` is "finished", or "already complete" when the result was published before.
 
-    ``shards`` are those of this part, ``made`` those of them that this run wrote; ``finished`` of ``total`` shards of the plan are
-    there.
+    ``shards`` are those of this part, ``made`` those of them that this run wrote. Of the ``total`` shards of the plan, ``finished``
+    are written.
     """
 
     target: str
@@ -68,9 +68,9 @@ def apply_part(
 ) -> PartResult:
     """Write the shards of one ``part`` (``"K/N"``) of a merge into staging beside ``target``; ``finish_parts`` publishes them.
 
-    The other options are those of ``apply_delta``, and must be the same for all parts: parts of two plans never mix. Any part may
-    run anywhere where base, delta and the target's folder can be reached, at any time, also twice. ``strict``, ``check`` and
-    ``read_back`` look at the whole result, and are given to ``finish_parts``.
+    The other options are those of ``apply_delta``, and must be the same for all parts: parts of two plans never mix. A part may
+    run on any machine that reaches base, delta and the target's folder, at any time, also twice. ``strict``, ``check`` and
+    ``read_back`` concern the whole result: give them to ``finish_parts``.
 
     Raises what ``apply_delta`` raises, and ``TargetBusy`` when staging holds another plan.
     """
@@ -79,14 +79,14 @@ def apply_part(
 
 
 def run_part(request: Request, report: Report) -> PartResult:
-    """Do what ``apply_part`` does. Raises ``UsageError`` for options that look at the whole result."""
+    """Run a request for a part. Raises ``UsageError`` for options that concern the whole result."""
     began = time.monotonic()
     part, options = request.part, request.options
     assert part is not None  # noqa: S101  (this tells mypy)
     if options.strict or options.check or options.read_back:
-        problem = "--strict, --check and --read-back look at the whole result"
+        problem = "--strict, --check and --read-back concern the whole result"
         raise UsageError(problem, remedy="give them to deltaweights finish")
-    return prepare_and(lambda prepared: _run(prepared, part, report, began), request, report)
+    return with_prepared(request, report, lambda prepared: _run(prepared, part, report, began))
 
 
 def _run(prepared: Prepared, part: Part, report: Report, began: float) -> PartResult:
@@ -114,7 +114,7 @@ def _run(prepared: Prepared, part: Part, report: Report, began: float) -> PartRe
     _wait_for_inputs(prepared)
     check_device(prepared.request.options.device)
     if place.publication_begun():
-        # Under the exclusive lock: two that continue one publication would undo each other's steps.
+        # Under the exclusive lock: two processes that recover one publication would undo each other's steps.
         with StagingLock(place, patience=PATIENCE) as lock:
             _note(recover_publication(lock.staging), report)
     with StagingLock(place, shared=True, patience=PATIENCE) as lock:
@@ -141,25 +141,25 @@ def _note(text: str | None, report: Report) -> None:
 
 
 def _wait_for_inputs(prepared: Prepared) -> None:
-    """Wait until downloads are complete and compared: a shard that was handed over cannot be taken back.
+    """Wait until downloads are complete and verified: a shard that was handed over cannot be withdrawn.
 
-    Raises ``UsageError`` for inputs that are not kept, whose hashes are never compared.
+    Raises ``UsageError`` for streamed inputs, whose hashes are never verified.
     """
     for checkpoint in prepared.checkpoints.values():
         if is_streamed(checkpoint):
-            raise UsageError("parts cannot be made of what is streamed", remedy="leave --stream or --part out")
+            raise UsageError("streamed inputs cannot be merged in parts", remedy="leave --stream or --part out")
         checkpoint.check_unchanged()
 
 
 def _make(prepared: Prepared, missing: Sequence[Shard], staging: StagedShards, report: Report) -> list[str]:
-    """Write shards in a folder of this process, and move each to the others once it is whole; return their names."""
+    """Write shards in a folder of this process, and move each to the shards of all parts once it is whole; return their names."""
     made: list[str] = []
 
     def keep(fragment: Fragment) -> None:
         staging.adopt(folder, fragment)
         made.append(fragment.file)
 
-    own = secrets.token_hex(8)  # a folder that no other part has, on this machine or another
+    own = secrets.token_hex(8)  # unique among all parts on all machines
     with staging.staging.folder(PARTS, own) as folder:
         try:
             stream_shards(prepared, missing, folder, keep, report)

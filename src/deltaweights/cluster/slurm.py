@@ -1,9 +1,9 @@
-"""Which part of a merge a process does that Slurm started."""
+"""Find the part of a merge for a process that Slurm started."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from deltaweights.errors import UsageError
 from deltaweights.merge.parts import MOST_PARTS, Part
@@ -11,17 +11,18 @@ from deltaweights.merge.parts import MOST_PARTS, Part
 ARRAY = "SLURM_ARRAY_TASK_"
 
 RESERVED_STEPS = 0xFFFFFFF0
-"""From here on a step is none of srun's: the batch script, the shell of salloc and others (slurm.h, ``SLURM_*_STEP``)."""
+"""Reserved step ids: the batch script, the shell of salloc and others (slurm.h, ``SLURM_*_STEP``)."""
 
-BY_HAND = "say it yourself: --part K/N"
+BY_HAND = "give the part yourself: --part K/N"
+GIVE_THE_LIST = "give the list of sbatch --array: --part slurm:LIST"
 
 
 def part_of_slurm(text: str, environ: Mapping[str, str]) -> Part:
-    """Return the part of this task of an array, of an ``srun`` of several tasks, or of both: then tasks of one id are neighbours.
+    """Return the part of this task of an array, of an ``srun`` of several tasks, or of both: tasks of one id get adjacent parts.
 
-    ``text`` is "slurm", or "slurm:LIST" with the list that ``sbatch --array`` was given: ids count by their position in it, from
-    the smallest. Without it they must be evenly spaced, since Slurm tells a task only the first, the last, the step and how many
-    there are. Raises ``UsageError`` where Slurm did not start this process so, and for an id that is not in the list.
+    ``text`` is "slurm", or "slurm:LIST" with the list that ``sbatch --array`` was given: the part is the position of this id in it,
+    counted from the smallest. Without a list the ids must be evenly spaced, since Slurm tells a task only the first id, the last,
+    the step and the count. Raises ``UsageError`` outside of an array or srun, and for an id that is not in the list.
     """
     spec = text.partition(":")[2] if ":" in text else None
     in_array, in_step = f"{ARRAY}ID" in environ, _is_step(environ)
@@ -37,7 +38,7 @@ def part_of_slurm(text: str, environ: Mapping[str, str]) -> Part:
 
 
 def _is_step(environ: Mapping[str, str]) -> bool:
-    """Tell whether srun started this process. A batch script has a rank, 0, as well, but no step."""
+    """Return whether srun started this process. A batch script has a rank, 0, as well, but no step."""
     return "SLURM_STEP_ID" in environ and _number(environ, "SLURM_STEP_ID") < RESERVED_STEPS
 
 
@@ -56,34 +57,31 @@ def _position(spec: str | None, environ: Mapping[str, str]) -> tuple[int, int]:
     ranges = [_range_of(environ)] if spec is None else _ranges(spec)
     if sum(map(len, ranges)) > MOST_PARTS:
         raise UsageError("too many tasks in the array", expected=f"at most {MOST_PARTS}")
-    ids = sorted(_all(ranges))
+    ids = sorted(set[int]().union(*ranges))
     if own not in ids:
-        told = f"the {len(ids)} that Slurm tells of" if spec is None else spec
+        expected = f"one of the {len(ids)} of Slurm's environment" if spec is None else spec
         raise UsageError(
-            "this task is not in the array", found=f"{ARRAY}ID={own}", expected=told, remedy=_GIVE_THE_LIST
+            "this task is not in the array", found=f"{ARRAY}ID={own}", expected=expected, remedy=GIVE_THE_LIST
         )
     return ids.index(own), len(ids)
 
 
-_GIVE_THE_LIST = "give the list that sbatch has: --part slurm:LIST"
-
-
 def _range_of(environ: Mapping[str, str]) -> range:
-    """Return the ids of an array that is evenly spaced."""
+    """Return the ids of an evenly spaced array."""
     first, last, step, count = (_number(environ, f"{ARRAY}{what}") for what in ("MIN", "MAX", "STEP", "COUNT"))
     ids = range(first, last + 1, max(1, step))
     if len(ids) != count:
         found = f"{count} from {first} to {last}"
-        raise UsageError("the ids of the array are not evenly spaced", found=found, remedy=_GIVE_THE_LIST)
+        raise UsageError("the ids of the array are not evenly spaced", found=found, remedy=GIVE_THE_LIST)
     return ids
 
 
 def _ranges(spec: str) -> list[range]:
-    """Return the ids of a list such as ``1,3,7-9:2``, as ranges. ``%LIMIT``, how many may run at once, is nothing to us."""
+    """Return the ids of a list such as ``1,3,7-9:2``, as ranges. ``%LIMIT``, how many may run at once, is ignored."""
     item = "([0-9]{1,9})(?:-([0-9]{1,9})(?::([0-9]{1,9}))?)?"
     if not re.fullmatch(f"{item}(,{item})*(%[0-9]{{1,9}})?", spec):
         raise UsageError(
-            "not a list of array tasks", found=spec, expected="what sbatch --array has, such as 0-3,8-12:2"
+            "not a list of array tasks", found=spec, expected="the list of sbatch --array, such as 0-3,8-12:2"
         )
     ranges = []
     for first, last, step in re.findall(item, spec.partition("%")[0]):
@@ -92,10 +90,6 @@ def _ranges(spec: str) -> list[range]:
             raise UsageError("not a list of array tasks", found=f"{first}-{last}", expected="the smaller id first")
         ranges.append(ids)
     return ranges
-
-
-def _all(ranges: Iterable[range]) -> set[int]:
-    return {each for ids in ranges for each in ids}
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:

@@ -209,9 +209,6 @@ def _stated_digests(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the digests of all tensors by name, from the checkpoint's manifest."""
     manifest = manifest_of(checkpoint)
     if not lists_same_tensors(manifest, checkpoint):
-        problem, where = (
-            "the manifest lists other tensors than the checkpoint has",
-            checkpoint.directory.path / MANIFEST,
-        )
-        raise MalformedInput(problem, where=where)
+        where = checkpoint.directory.path / MANIFEST
+        raise MalformedInput("the manifest lists other tensors than the checkpoint has", where=where)
     return {name: digest for name, (_dtype, _shape, digest) in manifest.tensors.items()}

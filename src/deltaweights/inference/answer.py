@@ -78,10 +78,10 @@ def answer(
         prompt = QUESTION if pictures else GREETING
     with loader.quiet_and_offline(), without_tf32():
         try:
-            config = loader.load_config(path)
+            config = loader.load("AutoConfig", path)
             model_class = loader.default_model_class(config)
             vision = getattr(config, "vision_config", None) is not None
-            tool = loader.load_processor(path) if vision else loader.load_tokenizer(path)
+            tool = loader.load_processor(path) if vision else loader.load("AutoTokenizer", path)
             tokens = make_prompt(tool, prompt, pictures, conversation, path, vision=vision)
             dtype = _dtype_of(model_folder) if dtype == "auto" else dtype
             with library_errors():

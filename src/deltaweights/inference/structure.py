@@ -112,7 +112,7 @@ def _build_model(folder: ModelFolder, findings: CheckFindings) -> tuple[Any, Any
     """Return the model's class, the model on the meta device, and its configuration; None for what transformers refuses."""
     config = model_class = None
     try:
-        config = _original_config(folder) if folder.is_original else loader.load_config(folder.path)
+        config = _original_config(folder) if folder.is_original else loader.load("AutoConfig", folder.path)
         model_class = _model_class(folder, config, findings)
         model = loader.meta_model(model_class, config)
         loader.embedding_weights(model)  # fails unless it is a language model
@@ -151,11 +151,12 @@ def _check_texts(folder: ModelFolder, config: Any, model: Any, findings: CheckFi
     try:
         if folder.file_names.isdisjoint(VOCABULARIES):
             raise LibraryError(f"no {' or '.join(VOCABULARIES)}")  # noqa: TRY301
-        tokenizer = loader.load_tokenizer(folder.path)
+        tokenizer = loader.load("AutoTokenizer", folder.path)
         with library_errors():
             length = len(tokenizer)
-            for key in SPECIAL_IDS:
-                special[key] = getattr(tokenizer, key), str(getattr(tokenizer, key.removesuffix("_id")))
+            special = {
+                key: (getattr(tokenizer, key), str(getattr(tokenizer, key.removesuffix("_id")))) for key in SPECIAL_IDS
+            }
     except LibraryError as error:
         findings.doubt(TOKENIZER_CONFIG, "transformers cannot load the tokenizer", found=error)
     if model is None:

@@ -9,7 +9,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from logging import CRITICAL, getLogger
 from pathlib import Path
@@ -50,29 +50,24 @@ class _StderrSilencer:
     """
 
     def __init__(self) -> None:
-        self._lock, self._users, self._saved = threading.Lock(), 0, -1
+        self._lock, self._users, self._redirection = threading.Lock(), 0, ExitStack()
 
     def __enter__(self) -> None:
         with self._lock:
             self._users += 1
-            if self._users > 1:
-                return
-            try:
-                self._saved = os.dup(2)
-            except OSError:  # there is no stderr
-                self._saved = -1
-                return
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 2)
-            os.close(null)
+            if self._users == 1:
+                with suppress(OSError):  # there may be no stderr
+                    saved = os.dup(2)
+                    self._redirection.callback(os.close, saved)
+                    self._redirection.callback(os.dup2, saved, 2)
+                    with open(os.devnull, "wb") as null:
+                        os.dup2(null.fileno(), 2)
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._users -= 1
-            if self._users == 0 and self._saved >= 0:
-                os.dup2(self._saved, 2)
-                os.close(self._saved)
-                self._saved = -1
+            if self._users == 0:
+                self._redirection.close()
 
 
 _STDERR = _StderrSilencer()
@@ -114,29 +109,20 @@ def quiet_and_offline() -> Iterator[None]:
         yield
 
 
-def load_config(folder: Path) -> Any:
-    """Return the folder's configuration. Raises ``LibraryError``."""
-    return _from_pretrained("AutoConfig", folder)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """Return the folder's tokenizer. Raises ``LibraryError``."""
-    return _from_pretrained("AutoTokenizer", folder)
-
-
-def load_processor(folder: Path) -> Any:
-    """Return the folder's processor of images and text. Raises ``LibraryError``, also for a tokenizer alone."""
-    processor = _from_pretrained("AutoProcessor", folder)
-    if not hasattr(processor, "image_processor"):
-        raise LibraryError(f"no image processor, only {type(processor).__name__}")
-    return processor
-
-
-def _from_pretrained(auto_class: str, folder: Path) -> Any:
+def load(auto_class: str, folder: Path) -> Any:
+    """Return what a class of transformers, such as ``AutoConfig``, loads from ``folder``. Raises ``LibraryError``."""
     import transformers  # noqa: PLC0415
 
     with library_errors():
         return getattr(transformers, auto_class).from_pretrained(str(folder), **LOCAL)
+
+
+def load_processor(folder: Path) -> Any:
+    """Return the folder's processor of images and text. Raises ``LibraryError``, also for a tokenizer alone."""
+    processor = load("AutoProcessor", folder)
+    if not hasattr(processor, "image_processor"):
+        raise LibraryError(f"no image processor, only {type(processor).__name__}")
+    return processor
 
 
 def model_class_named(name: str, config: Any) -> Any | None:

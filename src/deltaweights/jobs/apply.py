@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deltaweights.hub.ids import ModelLocation, PathLike
 from deltaweights.jobs.options import Options
-from deltaweights.jobs.prepare import Prepared
 from deltaweights.jobs.request import Request, make_request
 from deltaweights.jobs.result import Published
-from deltaweights.jobs.run import prepare_and, run
+from deltaweights.jobs.run import run
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.parts import Part
 from deltaweights.report import Report
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ApplyResult(Published):
-    """The merged checkpoint in the folder ``target``."""
+    """A merged checkpoint in the folder ``target``."""
 
     target: str
 
@@ -41,25 +39,25 @@ def apply_delta(
 
     ``base`` and ``delta`` are folders (Hugging Face's layout or Meta's), index files, weights files (safetensors or torch), zip
     archives of them, or Hub ids (``ORG/NAME``, ``ORG/NAME@REVISION``, ``hf://...``), which are merged while they are downloaded;
-    None stands for the recipe's.
+    None takes the recipe's.
 
-    - ``recipe`` names a known pair (``deltaweights recipes``); ``recipe_file`` is a recipe in a file, laid over the named one.
+    - ``recipe`` names a known pair (``deltaweights recipes``); ``recipe_file`` is a recipe file, laid over the named one.
     - ``compute_dtype`` (float16, bfloat16 or float32; default: the recipe's, or float16): both inputs are cast to it and added
       once. ``dtype``: how the result is stored (default: the compute dtype).
-    - ``max_shard_size``: most bytes of tensors per shard, as a number or text such as ``"5GB"``.
+    - ``max_shard_size``: maximum bytes of tensors per shard, as a number or text such as ``"5GB"``.
     - ``layout``: "original", or "transformers" for a model that current transformers loads; a LLaVA then includes its
       ``vision_tower`` (a path or a Hub id of CLIP; None for the recipe's). ``weights``: "safetensors", or "bin" for torch files.
-    - ``device``: ``cpu``, ``cuda[:N]`` or ``auto``; the bits are the same. ``workers``: threads.
+    - ``device``: ``cpu``, ``cuda[:N]`` or ``auto``; the bits are the same. ``workers``: number of threads.
     - ``overwrite`` replaces a checkpoint at ``target``. ``strict``: NaN, infinite or uniform weights are an error.
     - ``hash_inputs`` records the sha256 of every input file; ``require_verified`` refuses inputs without one.
-    - ``prove``: the sums verify the base (docs/design.md). A base that is refuted is an error where the recipe states how the
-      delta was computed, unless ``allow_unproved_base``.
-    - ``check`` publishes only what a library would load; ``read_back`` reads the finished shards and hashes them once more.
-    - ``hub``: how to use the Hub.
+    - ``prove``: verify the base by the sums (docs/design.md). A refuted base is an error where the recipe states how the delta
+      was computed, unless ``allow_unproved_base``.
+    - ``check`` publishes only what transformers can load; ``read_back`` reads the finished shards and hashes them once more.
+    - ``hub``: how to access the Hub.
 
-    A killed run is continued by the same call. Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``,
-    ``TargetBusy``, and ``CheckFailed`` (``strict``, ``check``, ``require_verified``); the target is then as it was before, and
-    finished shards wait in staging for the next call.
+    The same call continues a killed run. Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``,
+    ``TargetBusy``, and ``CheckFailed`` (``strict``, ``check``, ``require_verified``); the target is then unchanged, and finished
+    shards stay in staging for the next call.
     """
     return apply(apply_request(base, delta, target, **options), report or Report())
 
@@ -78,10 +76,5 @@ def apply_request(
 
 
 def apply(request: Request, report: Report) -> ApplyResult:
-    """Do what ``apply_delta`` does."""
-    began = time.monotonic()
-
-    def result(prepared: Prepared) -> ApplyResult:
-        return ApplyResult(target=str(prepared.place.target), **vars(run(prepared, report, began)))
-
-    return prepare_and(result, request, report)
+    """Run a request of ``apply_request``."""
+    return run(request, report, lambda prepared, done: ApplyResult(target=str(prepared.place.target), **vars(done)))

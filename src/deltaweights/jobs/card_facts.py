@@ -1,4 +1,4 @@
-"""What the model card of a result says."""
+"""The facts for the model card of a result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.export.conversation import stop_strings
 from deltaweights.export.layout import conversation_name
-from deltaweights.export.names import IDENTITY as SECOND
+from deltaweights.export.names import IDENTITY
 from deltaweights.export.sizes import EMBEDDING
 from deltaweights.jobs.model_card import CardFacts, Origin
 from deltaweights.jobs.planned_result import PlannedResult
@@ -27,19 +27,19 @@ KINDS = {
 
 
 def card_facts(planned: PlannedResult, digests: Digests, findings: Findings) -> CardFacts:
-    """Return what the card says. An input that is not a repository of the Hub is named as in the recipe."""
+    """Return the facts of a model card. An input that is not a Hub repository is named as in the recipe."""
     plan, recipe = planned.plan, planned.recipe
     names = {tensor.spec.name for tensor in plan.tensors}
-    laid_out = plan.options.layout == TRANSFORMERS or SECOND in names
-    seeing = bool({PROJECTOR[0], SECOND} & names)
-    conversation = conversation_name(recipe, vision=seeing and laid_out)
+    laid_out = plan.options.layout == TRANSFORMERS or IDENTITY in names
+    has_vision = bool({PROJECTOR[0], IDENTITY} & names)
+    conversation = conversation_name(recipe, vision=has_vision and laid_out)
     origins, kind = _origins(planned, digests.inputs), KINDS[plan.operation]
     base, primary = origins.get("base", Origin()), origins[plan.operation.primary]
     if plan.operation is Operation.EXPORT:
         if "delta" in planned.parents:
             base, primary = (_parent(planned.parents.get(role, {})) for role in ("base", "delta"))
         else:
-            kind = "copy"  # what it was made from is not known
+            kind = "copy"  # its parents are not known
     if recipe is not None and kind != "copy":
         base, primary = _named(base, _base_of(recipe)), _named(primary, recipe.delta.repo)
     proof = findings.proof
@@ -52,7 +52,7 @@ def card_facts(planned: PlannedResult, digests: Digests, findings: Findings) -> 
         original_digest=digests.original if plan.options.layout == TRANSFORMERS else None,
         known=laid_out or EMBEDDING in names,
         vision_tower=origins.get(VISION_TOWER),
-        images=seeing,
+        images=has_vision,
         recipe=recipe.name if recipe else None,
         title=recipe.title if recipe else None,
         conversation=conversation,
@@ -67,7 +67,7 @@ def card_facts(planned: PlannedResult, digests: Digests, findings: Findings) -> 
 
 
 def _origins(planned: PlannedResult, digests: Mapping[str, str]) -> dict[str, Origin]:
-    """Return repository, commit and digest of each input, as far as they are known."""
+    """Return the known repository, commit and digest of each input, by role."""
     origins = {}
     for role in planned.plan.inputs:
         origin = planned.origins.get(role, {})

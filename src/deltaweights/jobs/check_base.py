@@ -1,4 +1,4 @@
-"""Whether a delta was made from a base, told from their weights: the round trip, without a merge."""
+"""Check whether a delta was made from a base: the round trip of the proof, without a merge."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from deltaweights.util.workers import resolve_workers, run_parallel
 
 @dataclass(frozen=True, kw_only=True)
 class BaseReport:
-    """What the sums say of the base.
+    """The result of ``check_base``.
 
-    ``stated`` says that the recipe states the arithmetic of the delta, ``sample`` which share of the blocks was read; ``proof`` is
-    None when nothing is added.
+    ``stated``: the recipe states the arithmetic of the delta. ``sample``: the share of the blocks that was read. ``proof`` is None
+    when nothing is added to the base.
     """
 
     base: str
@@ -88,13 +88,13 @@ def check_base(
     hub: HubOptions | None = None,
     report: Report | None = None,
 ) -> BaseReport:
-    """Prove or refute that ``delta`` was made from ``base``; with ``sample``, from that share of the blocks, spread evenly.
+    """Prove or refute that ``delta`` was made from ``base``; with ``sample``, from that share of the blocks, evenly spaced.
 
     Checksums that the files record are compared, unless only a sample is read. Recipe, ``compute_dtype`` and ``device`` are those
     of ``apply_delta``. Raises ``UsageError``, ``MalformedInput``, ``Mismatch`` when headers or hashes refute the base, and
-    ``InputOutputError``; what the weights say is in the report.
+    ``InputOutputError``; the evidence of the weights is in the returned report.
     """
-    report = Report() if report is None else report
+    report = report or Report()
     if not 0 < sample <= 1:
         raise UsageError("sample is not a share", found=sample, expected="more than 0, at most 1")
     count, named = resolve_workers(workers), find_recipe(recipe, recipe_file)
@@ -118,7 +118,7 @@ def check_base(
     ):
         of_base = inputs.base
         assert of_base is not None  # noqa: S101  (this tells mypy)
-        proofs = _prove(_Reading(inputs, of_base, sample), make_kernels, count, report)
+        proofs = _prove(inputs, of_base, sample, make_kernels, count, report)
         for checkpoint in (of_base, inputs.primary):
             checkpoint.check_unchanged()
         return BaseReport(
@@ -126,7 +126,7 @@ def check_base(
             delta=str(inputs.primary.path),
             recipe=inputs.recipe.name if inputs.recipe else None,
             compute_dtype=TORCH_NAMES[inputs.compute],
-            stated=inputs.recipe is not None and inputs.recipe.stated,
+            stated=inputs.arithmetic_stated,
             sample=sample,
             proof=proof_of(proofs),
         )
@@ -134,7 +134,7 @@ def check_base(
 
 @dataclass(frozen=True)
 class _Batch:
-    """Blocks that one worker takes, in order; ``whole`` are the base's tensor and the delta's if these are all of their blocks."""
+    """Blocks that one worker reads, in order; ``whole`` are the tensors of base and delta if these are all of their blocks."""
 
     blocks: tuple[Block, ...]
     whole: tuple[LazyTensor | None, LazyTensor | None] = (None, None)
@@ -144,56 +144,48 @@ class _Batch:
         return sum((block.stop - block.start) * block.tensor.match.primary.item_size for block in self.blocks)
 
 
-class _Reading:
-    """What is read: ``batches`` of the tensors that have a base, and, unless it is a sample, ``loose`` bytes with a checksum."""
+def _added(inputs: Inputs) -> Iterator[PlannedTensor]:
+    """Yield the tensors that have a base, in an order that does not depend on the container."""
+    matches = sorted(inputs.matching.matches, key=lambda match: natural_key(match.primary.name))
+    return (PlannedTensor(match.primary, match, 0) for match in matches if match.base)
 
-    def __init__(self, inputs: Inputs, base: Checkpoint, sample: float) -> None:
-        self.inputs, self.base = inputs, base
-        self.loose: list[LazyTensor] = []
-        if sample < 1:
-            self.batches = [_Batch((block,)) for block in _sampled(self._blocks(), sample)]
+
+def _batches(inputs: Inputs, base: Checkpoint) -> Iterator[_Batch]:
+    """Yield the blocks one by one, or by tensor where a file records a checksum, which needs the bytes in order."""
+    for planned in _added(inputs):
+        match = planned.match
+        of_base = base.tensors[match.base.name] if match.base else None
+        delta = inputs.primary.tensors[match.primary.name]
+        # Blocks without rows of the base are read only for the delta's checksum.
+        blocks = [block for block in blocks_of((planned,), BLOCK) if block.runs or delta.checksum]
+        if delta.checksum or (of_base is not None and of_base.checksum):
+            yield _Batch(tuple(blocks), (of_base, delta))
         else:
-            self.batches = list(self._by_checksum())
-            self.loose = [
-                loose for each in (base, inputs.primary) for file in each.files for loose in file.extra_checksums
-            ]
-
-    def _added(self) -> Iterator[PlannedTensor]:
-        """Yield what is added, in an order that does not depend on the container."""
-        matches = sorted(self.inputs.matching.matches, key=lambda match: natural_key(match.primary.name))
-        return (PlannedTensor(match.primary, match, 0) for match in matches if match.base)
-
-    def _blocks(self) -> Iterator[Block]:
-        """Yield the blocks of what is added; rows without a base say nothing of it."""
-        return (block for block in blocks_of(tuple(self._added()), BLOCK) if block.runs)
-
-    def _by_checksum(self) -> Iterator[_Batch]:
-        """Yield the blocks one by one, or by tensor where a file records a checksum, which must be made in order."""
-        for tensor in self._added():
-            match = tensor.match
-            base = self.base.tensors[match.base.name] if match.base else None
-            delta = self.inputs.primary.tensors[match.primary.name]
-            # Blocks without rows of the base are read only for the delta's checksum.
-            blocks = [block for block in blocks_of((tensor,), BLOCK) if block.runs or delta.checksum]
-            if delta.checksum or (base is not None and base.checksum):
-                yield _Batch(tuple(blocks), (base, delta))
-            else:
-                yield from (_Batch((block,)) for block in blocks)
+            yield from (_Batch((block,)) for block in blocks)
 
 
-def _sampled(blocks: Iterator[Block], sample: float) -> Iterator[Block]:
-    """Yield the share ``sample`` of the blocks, evenly spaced, and at least one."""
-    return (block for number, block in enumerate(blocks) if ceil((number + 1) * sample) > ceil(number * sample))
+def _sampled(inputs: Inputs, sample: float) -> Iterator[_Batch]:
+    """Yield the share ``sample`` of the blocks that have rows of the base, evenly spaced, and at least one."""
+    blocks = (block for block in blocks_of(tuple(_added(inputs)), BLOCK) if block.runs)
+    return (
+        _Batch((block,)) for number, block in enumerate(blocks) if ceil((number + 1) * sample) > ceil(number * sample)
+    )
 
 
-def _prove(reading: _Reading, make_kernels: Callable[[], Kernels], workers: int, report: Report) -> dict[str, Proof]:
-    """Return what each tensor's blocks say of the base. Raises ``MalformedInput`` for bytes that differ from their checksum."""
+def _prove(
+    inputs: Inputs, base: Checkpoint, sample: float, make_kernels: Callable[[], Kernels], workers: int, report: Report
+) -> dict[str, Proof]:
+    """Return the proof of each tensor. Raises ``MalformedInput`` for bytes that differ from their checksum."""
+    loose: list[LazyTensor] = []
+    if sample < 1:
+        batches = list(_sampled(inputs, sample))
+    else:
+        batches = list(_batches(inputs, base))
+        loose = [tensor for each in (base, inputs.primary) for file in each.files for tensor in file.extra_checksums]
     lock, proofs = threading.Lock(), dict[str, Proof]()
-    inputs, compute = reading.inputs, reading.inputs.compute
-    tensors = reading.base.tensors, inputs.primary.tensors
 
     def make_bench() -> BlockCombiner:
-        return BlockCombiner(make_kernels(), Task(Operation.APPLY, compute, compute, check=True), BLOCK)
+        return BlockCombiner(make_kernels(), Task(Operation.APPLY, inputs.compute, inputs.compute, check=True), BLOCK)
 
     def prove(bench: BlockCombiner, batch: _Batch | LazyTensor) -> Iterator[int]:
         if isinstance(batch, LazyTensor):
@@ -202,8 +194,8 @@ def _prove(reading: _Reading, make_kernels: Callable[[], Kernels], workers: int,
         sums = [(tensor, tensor.checksum.start()) if tensor and tensor.checksum else None for tensor in batch.whole]
         for block in batch.blocks:
             match = block.tensor.match
-            primary, base = read_block(block, bench, *tensors)
-            for side, data in zip(sums, (base, primary), strict=True):
+            primary_data, base_data = read_block(block, bench, base.tensors, inputs.primary.tensors)
+            for side, data in zip(sums, (base_data, primary_data), strict=True):
                 if side is not None:
                     side[1].update(data)
             if block.runs:
@@ -217,8 +209,8 @@ def _prove(reading: _Reading, make_kernels: Callable[[], Kernels], workers: int,
             if side is not None:
                 refuse_damage(*side)
 
-    total = sum(batch.nbytes for batch in reading.batches) + sum(tensor.spec.nbytes for tensor in reading.loose)
-    todo: Iterator[_Batch | LazyTensor] = chain(reading.loose, reading.batches)
+    total = sum(batch.nbytes for batch in batches) + sum(tensor.spec.nbytes for tensor in loose)
+    todo: Iterator[_Batch | LazyTensor] = chain(loose, batches)
     run_parallel(todo, make_bench, prove, workers=workers, report=report, doing="checking the base", total=total)
     names = (match.primary.name for match in inputs.matching.matches)
     return {name: proofs[name] for name in names if name in proofs}

@@ -1,4 +1,4 @@
-"""The files that a result carries besides its weights: configuration, tokenizer, licences and our notice."""
+"""The companion files of a result: configuration, tokenizer, licences and our notice."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOTICES = {
 
 
 def companions_of(operation: Operation, inputs: Inputs) -> Companions:
-    """Read the companions of the primary; the recipe's notice is added to ours. Raises as ``read_companions`` does."""
+    """Read the companions of the primary, and append the recipe's notice to ours. Raises as ``read_companions`` does."""
     primary, dtype = inputs.primary, TORCH_NAMES[inputs.stored]
     notice = _notice(operation, inputs)
     if inputs.base is None and primary.container == META:
@@ -45,11 +45,11 @@ def _notice(operation: Operation, inputs: Inputs) -> str:
     notice, recipe = NOTICES[operation], inputs.recipe
     if recipe is not None:
         return f"{notice}\n{recipe.title}: {recipe.notice}\n" if recipe.notice else notice
-    return notice + _carried(inputs.primary) if inputs.manifest is not None else notice
+    return notice + _foreign_notice(inputs.primary) if inputs.manifest is not None else notice
 
 
-def _carried(source: Checkpoint) -> str:
-    """Return what the notice of one of our results says besides our own words: it stays with the weights."""
+def _foreign_notice(source: Checkpoint) -> str:
+    """Return what follows our own text in the notice of an earlier result: it must stay with the weights."""
     try:
         text = source.directory.read_companion(NOTICE_NAME, MAX_NOTICE).decode()
     except (InputOutputError, MalformedInput, UnicodeDecodeError):

@@ -1,17 +1,15 @@
-"""A checkpoint copied into another layout or container, tensor by tensor the same."""
+"""The same weights in another layout or container."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deltaweights.hub.ids import ModelLocation, PathLike
 from deltaweights.jobs.options import Options
-from deltaweights.jobs.prepare import Prepared
 from deltaweights.jobs.request import Request, make_request
 from deltaweights.jobs.result import Published
-from deltaweights.jobs.run import prepare_and, run
+from deltaweights.jobs.run import run
 from deltaweights.merge.choices import TRANSFORMERS
 from deltaweights.merge.operation import Operation
 from deltaweights.report import Report
@@ -34,12 +32,12 @@ def convert_checkpoint(
 ) -> ConvertResult:
     """Write the checkpoint at ``base``, in Meta's format or any other that can be read, as a Hugging Face folder at ``target``.
 
-    Weights keep their bits, unless ``dtype`` (float16, bfloat16 or float32) asks for others. From Meta's format, config.json
-    and, if ``tokenizer.model`` is beside the weights, tokenizer files are written; from others they are copied. The other
-    options are those of ``apply_delta``.
+    Weights keep their bits, unless ``dtype`` (float16, bfloat16 or float32) is given. From Meta's format, config.json is written,
+    and tokenizer files if ``tokenizer.model`` is beside the weights; from others they are copied. The other options are those of
+    ``apply_delta``.
 
     Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, ``TargetBusy``, and ``CheckFailed`` (``strict``,
-    or when ``base`` is not what its own manifest says).
+    or when ``base`` differs from its own manifest).
     """
     return copy(convert_request(base, target, **options), report or Report())
 
@@ -49,8 +47,8 @@ def export_checkpoint(
 ) -> ConvertResult:
     """Write the merged checkpoint at ``merged`` in the layout of current transformers at ``target``.
 
-    The weights are those that ``apply_delta`` gives with ``layout="transformers"``. ``recipe`` and ``recipe_file`` say which
-    model it is, if its manifest does not. The other options are those of ``apply_delta``.
+    The weights are those of ``apply_delta`` with ``layout="transformers"``. ``recipe`` and ``recipe_file`` say which model it
+    is, if its manifest does not. The other options are those of ``apply_delta``.
 
     Raises as ``convert_checkpoint`` does, and ``CheckFailed`` with ``check``.
     """
@@ -73,10 +71,5 @@ def export_request(
 
 
 def copy(request: Request, report: Report) -> ConvertResult:
-    """Do what ``convert_checkpoint`` and ``export_checkpoint`` do."""
-    began = time.monotonic()
-
-    def result(prepared: Prepared) -> ConvertResult:
-        return ConvertResult(target=str(prepared.place.target), **vars(run(prepared, report, began)))
-
-    return prepare_and(result, request, report)
+    """Run a request of ``convert_request`` or ``export_request``."""
+    return run(request, report, lambda prepared, done: ConvertResult(target=str(prepared.place.target), **vars(done)))

@@ -1,4 +1,4 @@
-"""A tiny base and a tiny LLaVA-Med-like delta of the real structure, made on the spot."""
+"""Make a tiny base and a tiny delta with the structure of LLaVA-Med's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deltaweights.util.text import Json
 LAYERS, HIDDEN, INTERMEDIATE, HEADS, VISION = 4, 128, 344, 4, 1024
 VOCABULARY = 320
 NEW_TOKENS = ("[PAD]", "<im_patch>", "<im_start>", "<im_end>")
-"""Added by LLaVA-Med behind the vocabulary, in this order (added_tokens.json of microsoft/llava-med-7b-delta)."""
+"""LLaVA-Med appends these to the vocabulary, in this order (added_tokens.json of microsoft/llava-med-7b-delta)."""
 
 FINE_TUNING_STEP = 4e-4
 """Standard deviation of the tuned weights' distance from the base: 2 % of the base's own, 0.02."""

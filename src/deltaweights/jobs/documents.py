@@ -1,4 +1,4 @@
-"""The files beside the weights: companions, index, model card, manifest and checksums."""
+"""Write the files beside the weights: companions, index, model card, manifest and checksums."""
 
 from __future__ import annotations
 
@@ -24,12 +24,18 @@ def write_documents(
 ) -> tuple[str, str]:
     """Write everything but the weights into ``folder``; return the content digest and the manifest's sha256.
 
-    Raises ``CheckFailed`` when the weights are not those that the input's manifest states, ``InputOutputError``.
+    Raises ``InputOutputError``, and ``CheckFailed`` when the weights differ from the primary's own manifest.
     """
     plan = planned.plan
     records = records_of(fragments)
     digests = digests_of(plan, records)
-    _refuse_changed(planned, digests.original)
+    if planned.expected not in {None, digests.original}:
+        raise CheckFailed(
+            f"the {plan.operation.primary} is not what its own {MANIFEST} says",
+            found=digests.original,
+            expected=planned.expected,
+            remedy="it was changed or damaged since it was made: find out where with deltaweights verify",
+        )
     documents = {**planned.companions, CARD: model_card(card_facts(planned, digests, findings))}
     if len(plan.shards) > 1:
         weight_map = {tensor.spec.name: shard.file for shard in plan.shards for tensor in shard.tensors}
@@ -43,14 +49,3 @@ def write_documents(
     folder.write(MANIFEST, digested(in_chunks(manifest), sha256))
     folder.write(SUMS, sums_bytes(files, sha256.hexdigest()))
     return digests.content, sha256.hexdigest()
-
-
-def _refuse_changed(planned: PlannedResult, found: str) -> None:
-    """Raise ``CheckFailed`` unless the weights that were read are those of the primary's own manifest."""
-    if planned.expected not in {None, found}:
-        raise CheckFailed(
-            f"the {planned.plan.operation.primary} is not what its own {MANIFEST} says",
-            found=found,
-            expected=planned.expected,
-            remedy="it was changed or damaged since it was made: find out where with deltaweights verify",
-        )

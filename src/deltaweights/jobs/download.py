@@ -1,4 +1,4 @@
-"""Models of the Hub, downloaded into its cache and verified."""
+"""Download models from the Hub into its cache, and verify them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deltaweights.report import Report
 
 @dataclass(frozen=True, kw_only=True)
 class Downloaded:
-    """The files of a commit that are in the cache now, in the folder ``path``: sizes by name; ``fetched`` bytes came just now."""
+    """Files of one commit in the cache folder ``path``: sizes by name; ``fetched`` counts the bytes that this call downloaded."""
 
     repo: str
     commit: str
@@ -31,13 +31,12 @@ class Downloaded:
 def download(
     model: str, *, include: Sequence[str] = (), options: HubOptions | None = None, report: Report | None = None
 ) -> list[Downloaded]:
-    """Fetch the checkpoint ``model``, an id of the Hub or the name of a recipe, or those files of it that match ``include``.
+    """Download the checkpoint ``model``, a Hub id or the name of a recipe, or only its files that match ``include``.
 
-    What is in the cache is checked once, and used. A download that broke off goes on where it was. Raises ``UsageError``,
-    ``MalformedInput`` when there are no weights, and ``InputOutputError``.
+    Cached files are verified once, and used; an interrupted download is resumed. Raises ``UsageError``, ``MalformedInput`` when
+    there are no weights, and ``InputOutputError``.
     """
-    report = Report() if report is None else report
-    options = HubOptions() if options is None else options
+    report, options = report or Report(), options or HubOptions()
     if options.stream:
         raise UsageError("a download that keeps nothing", remedy="leave stream out")
     sources = _sources(model, report)
@@ -64,7 +63,7 @@ def download(
 
 
 def _sources(model: str, report: Report) -> list[tuple[str, ModelSource]]:
-    """Return what is meant, by role. A recipe's notice is shown."""
+    """Return the repositories, by role; show the notice of a recipe."""
     wanted = hub_id(model)
     if wanted is not None:
         return [("checkpoint", ModelSource(wanted))]

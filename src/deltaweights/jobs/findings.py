@@ -1,4 +1,4 @@
-"""What was found in the numbers: how it is reported, and what of it is an error."""
+"""Report what was found in the weights, and decide which of it is an error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANYWAY = "check the inputs; run without --strict to publish it, or discard it wi
 
 
 def report_numbers(findings: Findings, operation: Operation, report: Report, *, strict: bool) -> None:
-    """Report NaN, infinite and uniform weights. Raises ``CheckFailed`` for the first kind when ``strict``."""
+    """Report NaN, infinite and uniform weights; when ``strict``, raise ``CheckFailed`` for the first problem."""
     untuned = [name for name, roles in findings.uniform.items() if "lead" in roles]
     if untuned and operation is Operation.APPLY:
         others = f" and {counted(len(untuned) - 1, 'more tensor')}" if len(untuned) > 1 else ""
@@ -32,7 +32,7 @@ def report_numbers(findings: Findings, operation: Operation, report: Report, *, 
 
 
 def _problems(findings: Findings, operation: Operation) -> list[str]:
-    """Return what is wrong with the numbers, one line per kind."""
+    """Return one line per kind of problem."""
     problems = []
     if findings.nonfinite:
         first = next(iter(findings.nonfinite))
@@ -49,8 +49,7 @@ def _problems(findings: Findings, operation: Operation) -> list[str]:
         why = f" ({', '.join(causes)})" if causes else ""
         problems.append(f"tensor {first}: result is not finite: found {found}{why}")
     # Zero weights in a delta only mean that they were not fine-tuned.
-    looked_at = ("base", "lead") if operation is Operation.MAKE else ("base", "result")
-    for role in looked_at:
+    for role in ("base", "lead" if operation is Operation.MAKE else "result"):
         what = f"the {operation.primary if role == 'lead' else role}"
         names = [name for name, roles in findings.uniform.items() if role in roles]
         if names:
@@ -60,7 +59,7 @@ def _problems(findings: Findings, operation: Operation) -> list[str]:
 
 
 def proof_line(proof: ProofRecord | None) -> str | None:
-    """Return what the proof of the base says, in one line; None when the base was not checked."""
+    """Return the proof of the base in one line; None when the base was not checked."""
     if proof is None:
         return None
     if proof.verdict == Verdict.PROVED:
@@ -84,8 +83,7 @@ def _region(proof: ProofRecord) -> str:
 def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allowed: bool) -> None:
     """Report a base that is not proved.
 
-    Raises ``Mismatch`` when there are violations although the recipe states how the delta was computed (``stated``), unless the
-    user ``allowed`` it.
+    Raises ``Mismatch`` when the recipe states how the delta was computed (``stated``), unless the user ``allowed`` it.
     """
     if proof is None or proof.verdict == Verdict.PROVED:
         return
@@ -100,7 +98,7 @@ def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allow
 
 
 def doubt_of(proof: ProofRecord) -> str:
-    """Return why a base is not proved although there is evidence: the counts, where, and the likely cause."""
+    """Return why a base with evidence is not proved: the counts, the tensors, and the likely cause."""
     if proof.verdict == Verdict.PARTIAL:
         return f"the base is proved in part only: {_untested(proof)}; likely holes in the base, or not a delta"
     problems = {
@@ -111,27 +109,25 @@ def doubt_of(proof: ProofRecord) -> str:
 
 
 def _untested(proof: ProofRecord) -> str:
-    """Return the tensors that were not tested."""
     first, *others = proof.untested
     more = f" and {counted(len(others), 'more tensor')}" if others else ""
     return f"too few weights of {first}{more} lie in the region"
 
 
 def _violations(proof: ProofRecord) -> str:
-    """Return how many violations there are, where most of them are, and the likely cause."""
     found = f"{proof.violations:,} of {proof.region:,} weights do not come back ({_rate(proof)})"
     counts = Proof(proof.weights, proof.region, proof.violations, proof.evidence)
     return f"{found}, most in {worst(proof.tensors)}; likely {likely_cause(counts)}"
 
 
-def worst(violations: Mapping[str, int], most: int = 3) -> str:
-    """Return the names of the tensors with the most violations."""
-    return ", ".join(sorted(violations, key=lambda name: (-violations[name], name))[:most])
+def worst(violations: Mapping[str, int]) -> str:
+    """Return the names of the three tensors with the most violations."""
+    return ", ".join(sorted(violations, key=lambda name: (-violations[name], name))[:3])
 
 
 @dataclass(frozen=True, kw_only=True)
 class SumFound:
-    """The sum of the merged checkpoint (None when it is not finite), and the published one."""
+    """The sum of all elements of the merged checkpoint (None when it is not finite), and the published one."""
 
     found: float | None
     published: float
@@ -140,10 +136,10 @@ class SumFound:
 
 
 def check_sum(records: Iterable[TensorRecord], recipe: Recipe | None, report: Report) -> SumFound | None:
-    """Compare the sum of all elements with the recipe's, and report it; None where none is published.
+    """Compare the sum of all elements with the recipe's, and report it; None where the recipe has none.
 
-    Where the published sum is over rotary buffers, too, theirs is added: 1 / 10000^(2i/d) for i < d/2 in each layer, d the size
-    of a head. Never an error: the published one was accumulated in float32, in an unknown order.
+    Where the published sum includes rotary buffers, theirs is added: 1 / 10000^(2i/d) for i < d/2 in each layer, d the size of a
+    head. A difference is no error: the published sum was accumulated in float32, in an unknown order.
     """
     if recipe is None or recipe.checks is None:
         return None

@@ -1,4 +1,4 @@
-"""The inputs held against what is known of them: by the recipe, by hashes, and by samples of the weights."""
+"""Checks of the inputs against the recipe, known hashes, and samples of the weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_base_identity(
     *,
     allow: bool | None,
 ) -> None:
-    """Compare the base with what the recipe expects: another known model is refused, unknown files are a warning."""
+    """Compare the base with the recipe's: raise ``Mismatch`` for another known model, warn of unknown files."""
     wanted = model(recipe.base_model) if recipe.base_model is not None else None
     title = wanted.title if wanted is not None else f"the base of recipe {recipe.name}"
     unlisted = _unlisted(hashes, recipe)
@@ -49,7 +49,7 @@ def check_base_identity(
 
 
 def _unlisted(hashes: Mapping[str, str], recipe: Recipe) -> list[str]:
-    """Return the names of the files that are not known of the recipe's base."""
+    """Return the names of the files that are not known files of the recipe's base."""
     accepted = {file.sha256 for file in recipe.base_files}
     known = {name: known_file(sha256) for name, sha256 in hashes.items()}
     ours = {name for name, found in known.items() if found is not None and found[0].key == recipe.base_model}
@@ -57,7 +57,7 @@ def _unlisted(hashes: Mapping[str, str], recipe: Recipe) -> list[str]:
 
 
 def check_delta_files(delta: Checkpoint, hashes: Mapping[str, str], recipe: Recipe, report: Report) -> None:
-    """Warn of files and commits that the recipe does not know. Unknown is not damaged."""
+    """Warn of files and commits that the recipe does not list: they may be another copy."""
     known = {file.name for file in recipe.delta.files}
     listed = {file.sha256 for file in recipe.delta.files}
     for name, sha256 in sorted(hashes.items()):
@@ -75,10 +75,10 @@ def check_delta_files(delta: Checkpoint, hashes: Mapping[str, str], recipe: Reci
 def refuse_no_delta(
     base: Checkpoint, primary: Checkpoint, matching: Matching, request: InputRequest, report: Report, *, stated: bool
 ) -> None:
-    """Refuse a primary that is the base, or a delta whose weights are as large as a model's: it is likely merged already.
+    """Raise ``Mismatch`` for a primary that is the base itself, and for a delta whose weights are as large as a merged model's.
 
-    ``stated`` says that the recipe states the arithmetic of the delta, which makes the second an error.
-    Buffers, new rows and tensors of the primary alone do not tell two checkpoints apart: only shared tensors do.
+    The second is only a warning unless ``stated``: the recipe states the arithmetic of the delta. Only tensors of both checkpoints
+    are compared: buffers, new rows and tensors of the primary alone do not tell two checkpoints apart.
     """
     operation, allow = request.operation, request.allow_other_base
     shared = [m.primary.name for m in matching.matches if m.base == m.primary and m.primary.count]

@@ -1,11 +1,10 @@
-"""The inputs of a request: opened, hashed, matched, and held against what is known of them."""
+"""Open the inputs of a request, hash and match them, and compare them with what is known of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import chain, repeat
+from dataclasses import dataclass
 
 from deltaweights.checkpoint.folder import Checkpoint, Unpacker, open_checkpoint
 from deltaweights.errors import UsageError
@@ -30,10 +29,11 @@ from deltaweights.report import Report
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Open checkpoints that belong together, as far as headers, known hashes and samples tell.
+    """Open checkpoints that belong together, judging by headers, known hashes and samples.
 
     ``base`` is None when the primary is copied. ``recipe`` is None where the plain rules apply. ``compute`` and ``stored`` are
-    safetensors dtypes. ``manifest`` is the primary's own, when it lists exactly the primary's tensors.
+    safetensors dtypes. ``manifest`` is the primary's own, when it lists exactly the primary's tensors; ``expected`` is the content
+    digest that the result must then have, unless its dtypes change.
     """
 
     base: Checkpoint | None
@@ -44,20 +44,17 @@ class Inputs:
     compute: str
     stored: str
     manifest: Manifest | None = None
+    expected: str | None = None
 
     @property
-    def expected(self) -> str | None:
-        """The content digest that the result must have, by the primary's manifest; None when its dtypes change."""
-        return self.manifest.content_digest if self.manifest is not None and self._keeps_dtypes else None
-
-    @property
-    def _keeps_dtypes(self) -> bool:
-        return self.manifest is not None and {row[0] for row in self.manifest.tensors.values()} == {self.stored}
+    def arithmetic_stated(self) -> bool:
+        """Whether the recipe states the arithmetic in which the delta was computed."""
+        return self.recipe is not None and self.recipe.stated
 
 
 @contextmanager
 def open_inputs(request: InputRequest, unpacker: Unpacker | None, report: Report) -> Iterator[Inputs]:
-    """Open the inputs and say what they are; nothing is written but archives that must be unpacked.
+    """Open and identify the inputs; only archives that must be unpacked are written.
 
     Raises ``UsageError``, ``MalformedInput``, ``Mismatch`` and ``InputOutputError``.
     """
@@ -107,14 +104,13 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
         _identify(primary, hashes, report)
         if recipe is not None:
             check_delta_files(primary, hashes.files[primary.role], recipe, report)
-        stated = recipe is not None and recipe.stated
-        refuse_no_delta(base, primary, matching, request, report, stated=stated)
+        refuse_no_delta(base, primary, matching, request, report, stated=inputs.arithmetic_stated)
         yield inputs
 
 
 @contextmanager
 def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Report) -> Iterator[Inputs]:
-    """Open a checkpoint to copy. Without a recipe in the request, that of the checkpoint's own manifest is used."""
+    """Open a checkpoint to copy. The recipe is that of the request, else that of the checkpoint's own manifest."""
     role, recipe = request.operation.primary, request.recipe
     with (
         located([(role, request.primary)], request.hub, report) as (at,),
@@ -127,33 +123,33 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
         stated = manifest_of_if_any(source)
         identity = identify(source, hashes.files[role], read=role in hashes.read, stated=lambda _: stated)
         report.note(f"{role:15} {identity.text}")
-        # Its bytes are compared with this manifest when they are read.
+        # The bytes are compared with this manifest as they are read.
         manifest = stated if stated is not None and lists_same_tensors(stated, source) else None
         if recipe is None and manifest is not None and manifest.recipe:
             recipe = _recipe_of_manifest(manifest.recipe, report)
-        stored = DTYPES[request.dtype] if request.dtype is not None else _dtype_of(matching)
-        inputs = Inputs(
+        compute = stored = DTYPES[request.dtype] if request.dtype is not None else _dtype_of(matching)
+        expected = None
+        if manifest is not None and {row[0] for row in manifest.tensors.values()} == {stored}:
+            expected = manifest.content_digest
+            if manifest.compute_dtype in TORCH_NAMES:
+                compute = (
+                    manifest.compute_dtype
+                )  # where the merge stored another dtype, the copy is cast through both again
+        yield Inputs(
             base=None,
             primary=source,
             hashes=hashes,
             matching=matching,
             recipe=recipe,
-            compute=stored,
+            compute=compute,
             stored=stored,
             manifest=manifest,
+            expected=expected,
         )
-        yield replace(inputs, compute=_compute_dtype_of_copy(inputs))
-
-
-def _compute_dtype_of_copy(inputs: Inputs) -> str:
-    """Return the dtype through which a copy goes: what a merge computed in another dtype than it stored goes through it again."""
-    if inputs.expected is None or inputs.manifest is None or inputs.manifest.compute_dtype not in TORCH_NAMES:
-        return inputs.stored
-    return inputs.manifest.compute_dtype
 
 
 def _dtype_of(matching: Matching) -> str:
-    """Return the one dtype of all weights. Raises ``UsageError`` when they have several, or one that is not written."""
+    """Return the one dtype of all weights. Raises ``UsageError`` when they have several, or one that cannot be written."""
     found = sorted({match.primary.dtype for match in matching.matches})
     if len(found) > 1 or found[0] not in TORCH_NAMES:
         raise UsageError(
@@ -173,7 +169,7 @@ def _identify(checkpoint: Checkpoint, hashes: InputHashes, report: Report) -> Id
 
 
 def _pinned(base: Place, recipe: Recipe | None) -> Place:
-    """Return ``base``; if it is the recipe's repository, without the files whose hashes are not known."""
+    """Return ``base``; if it is the recipe's repository, hide the files whose hashes are not known."""
     if not isinstance(base, ModelSource) or recipe is None or not has_base_source(recipe):
         return base
     known = base_source(recipe)
@@ -181,38 +177,37 @@ def _pinned(base: Place, recipe: Recipe | None) -> Place:
 
 
 def show_notice(recipe: Recipe, report: Report) -> None:
-    """Show the recipe's notice, if it has one, line by line."""
-    heads = chain([f"licence         {recipe.title}: "], repeat(" " * 16))
-    for head, line in zip(heads, filter(None, recipe.notice.splitlines()), strict=False):
+    """Show the lines of the recipe's notice, if it has one."""
+    head = f"licence         {recipe.title}: "
+    for line in filter(None, recipe.notice.splitlines()):
         report.note(f"{head}{line}")
+        head = " " * 16
 
 
 def _recipe_of_repository(delta: Place, report: Report) -> Recipe | None:
-    """Return the recipe of a delta that is a repository of the Hub."""
-    name = recipe_of_repo(delta.id.repo) if isinstance(delta, ModelSource) else None
-    return (
-        _use(name, f"{delta.id.repo} on the Hub", report)
-        if isinstance(delta, ModelSource) and name is not None
-        else None
-    )
+    """Return the recipe of a delta that is a Hub repository."""
+    if not isinstance(delta, ModelSource):
+        return None
+    name = recipe_of_repo(delta.id.repo)
+    return _use(name, f"{delta.id.repo} on the Hub", report) if name is not None else None
 
 
 def _recipe_of_delta(delta: Checkpoint, hashes: Mapping[str, str], report: Report) -> Recipe | None:
     """Return the recipe of a delta that is a snapshot of the Hub, a named archive, or files whose hashes are known."""
     snapshot = snapshot_at(delta.path)
+    name = recipe_of_repo(snapshot.repo) if snapshot else None
+    if snapshot and name is not None:
+        return _use(name, f"a snapshot of {snapshot.repo}", report)
     by_hash = {recipe_of_file(sha256) for sha256 in hashes.values()} - {None}
-    for name, how in (
-        (recipe_of_repo(snapshot.repo) if snapshot else None, f"a snapshot of {snapshot.repo}" if snapshot else ""),
-        (by_hash.pop() if len(by_hash) == 1 else None, "by the sha256 of its files"),
-        (recipe_of_archive(delta.path.name), "by the name of its archive"),
-    ):
-        if name is not None:
-            return _use(name, how, report)
-    return None
+    name = by_hash.pop() if len(by_hash) == 1 else None
+    if name is not None:
+        return _use(name, "by the sha256 of its files", report)
+    name = recipe_of_archive(delta.path.name)
+    return _use(name, "by the name of its archive", report) if name is not None else None
 
 
 def _use(name: str, how: str, report: Report) -> Recipe:
-    """Load a recipe, and report why it is used."""
+    """Load a recipe, and report how the delta was recognised."""
     recipe = load(name)
     report.note(f"recipe          {name}: the delta is that of {recipe.title} ({how})")
     show_notice(recipe, report)
@@ -220,7 +215,7 @@ def _use(name: str, how: str, report: Report) -> Recipe:
 
 
 def _recipe_of_manifest(name: str, report: Report) -> Recipe | None:
-    """Return the recipe by which a checkpoint was merged, if it is a known one."""
+    """Return the recipe that a manifest names, if it is a known one."""
     try:
         recipe = load(name)
     except UsageError:

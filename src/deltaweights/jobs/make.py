@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from deltaweights.jobs.options import Options
 from deltaweights.jobs.prepare import Prepared
 from deltaweights.jobs.request import Request, make_request
 from deltaweights.jobs.result import Published
-from deltaweights.jobs.run import prepare_and, run
+from deltaweights.jobs.run import run
 from deltaweights.merge.operation import Operation
 from deltaweights.report import Report
 
@@ -23,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MakeResult(Published):
-    """The delta in the folder ``delta``.
+    """A delta in the folder ``delta``.
 
     ``inexact`` counts, by tensor, the weights that do not come back bit for bit when the delta is applied in ``compute_dtype``;
-    None when that was not tried. A target of another dtype (``target_dtypes``) is compared as rounded to it.
+    None when that was not tried. A target of another dtype (``target_dtypes``) is rounded to it before the comparison.
     """
 
     delta: str
@@ -44,9 +43,9 @@ def make_delta(
 ) -> MakeResult:
     """Subtract ``base`` from the fine-tuned ``target`` and publish the delta at ``delta``.
 
-    The rules are those of ``apply_delta`` backwards, and so are the options. With ``check`` (the default) the delta is applied
-    block by block as it is made, in ``compute_dtype``, and the weights of the target that do not come back are counted:
-    differences are rounded, in float16 mostly those of 0.1 to 3 % of the weights (docs/design.md, "Making a delta").
+    Rules and options are those of ``apply_delta``, in reverse. With ``check`` (the default) each block of the delta is applied as
+    it is made, in ``compute_dtype``, and the weights of the target that do not come back are counted: differences are rounded,
+    in float16 mostly those of 0.1 to 3 % of the weights (docs/design.md, "Making a delta").
 
     Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, ``TargetBusy``, and ``CheckFailed`` (``strict``).
     """
@@ -67,16 +66,14 @@ def make_delta_request(
 
 
 def make(request: Request, report: Report) -> MakeResult:
-    """Do what ``make_delta`` does."""
-    began = time.monotonic()
+    """Run a request of ``make_delta_request``."""
+    return run(request, report, _result)
 
-    def result(prepared: Prepared) -> MakeResult:
-        published = run(prepared, report, began)
-        return MakeResult(
-            delta=str(prepared.place.target),
-            compute_dtype=prepared.plan.options.compute_dtype,
-            target_dtypes=tuple(sorted({tensor.match.primary.dtype for tensor in prepared.plan.tensors})),
-            **vars(published),
-        )
 
-    return prepare_and(result, request, report)
+def _result(prepared: Prepared, published: Published) -> MakeResult:
+    return MakeResult(
+        delta=str(prepared.place.target),
+        compute_dtype=prepared.plan.options.compute_dtype,
+        target_dtypes=tuple(sorted({tensor.match.primary.dtype for tensor in prepared.plan.tensors})),
+        **vars(published),
+    )

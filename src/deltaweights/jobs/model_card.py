@@ -1,7 +1,7 @@
-"""The model card: README.md of every folder that is written, for people, and for the Hub, which reads its head.
+"""The model card: README.md of every folder that is written, for people and, in its YAML head, for the Hub.
 
-The head's keys: https://huggingface.co/docs/hub/model-cards. It is written here, not by ``huggingface_hub``: every value is of our
-own choice or an id of the Hub, which YAML takes as it is, and importing that library's card class takes an eighth of a second.
+The head's keys: https://huggingface.co/docs/hub/model-cards. ``huggingface_hub`` is not used: every value is a constant or a Hub
+id, which need no quoting in YAML, and importing its card class takes an eighth of a second.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from deltaweights.errors import printable
 from deltaweights.recipes.table import REPO, URL
 
-LONGEST = 300  # characters of a stranger's text that a card shows
+MAX_FOREIGN_TEXT = 300  # characters
 
 
 class _Kind(NamedTuple):
@@ -32,7 +32,7 @@ KINDS = {
     "delta": _Kind("Delta weights: target - base, tensor by tensor; of no use without the base.", "Target", "adapter"),
     "copy": _Kind("Converted weights: those of the source, in another form.", "Source", None),
 }
-"""What it is; what its other input is called; the Hub's word for its relation to ``base_model``, of which none fits a copy."""
+"""The description, the name of the primary, and the Hub's term for the relation to ``base_model``; it has none for a copy."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,19 @@ class Origin:
 
     @property
     def hub_id(self) -> str | None:
-        """The id, if it is one that the Hub can have."""
+        """The repository, if it is a valid Hub id."""
         return self.repo if self.repo is not None and REPO.accepts(self.repo) else None
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card is made of; None where a fact is unknown.
+    """The facts of a card; None where one is unknown.
 
     ``kind`` is one of ``KINDS``, ``layout`` "original" or "transformers". ``primary`` is the delta of a merge, the target of a
-    delta, the source of a copy, which needs no ``base``. ``digest`` is the content digest of what was written, in files of the
-    kind ``container``; ``original_digest`` that of the model in the original layout. ``conversation`` says how one speaks to the
-    model, and with that of which family it is; ``images``, that it reads them. Dtypes are torch's names, such as "float16".
-    ``settings`` are names and values of what else shaped the result; ``notices`` and ``sources``, addresses, are the recipe's.
+    delta, or the source of a copy, which needs no ``base``. ``digest`` is the content digest of the result, ``original_digest``
+    that of the model in the original layout. ``known``: the architecture is known here. ``conversation`` is the name of the chat
+    template, which implies the family; ``images``: the model takes images. Dtypes are torch's names, such as "float16".
+    ``settings`` are further names and values; ``notices`` and ``sources`` (addresses) are the recipe's.
     """
 
     kind: str
@@ -136,9 +136,9 @@ FAMILIES = {
     "vicuna-v1.1": _VICUNA,
     "alpaca": _Family(("alpaca",), "[Alpaca](https://github.com/tatsu-lab/stanford_alpaca)", ALPACA_ENTRY, LLAMA),
 }
-"""By the name of the conversation: tags, the code that belongs to the models, how to cite them, and what they were made from."""
+"""By the name of the conversation: tags, the models' own code, how to cite them, and what they were made from."""
 
-SEEING = """\
+LOAD_VISION = """\
 ```python
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -155,7 +155,7 @@ print(processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_t
 With `apply_chat_template(question, conv_mode="multimodal")` the prompt is that of the original demo. The original's projector is
 one linear layer, `linear_1` here; `linear_2` is the identity. That is exact: do not quantize `linear_2`, and leave TF32 off."""
 
-SEEING_2023 = """\
+LOAD_VISION_2023 = """\
 ```python
 from llava import LlavaLlamaForCausalLM
 
@@ -168,7 +168,7 @@ Current transformers loads what this writes:
 $ deltaweights export FOLDER --target OUT
 ```"""
 
-READING = """\
+LOAD_TEXT = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -176,7 +176,7 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER", torch_dtype="auto", devic
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 """
 
-ASKING = """\
+GENERATE_TEXT = """\
 prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hello!"}], add_generation_prompt=True, tokenize=False)
 inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
 answer = model.generate(**inputs, max_new_tokens=256, do_sample=False, stop_strings=STOP, tokenizer=tokenizer)
@@ -189,8 +189,8 @@ def model_card(facts: CardFacts) -> bytes:
     family = FAMILIES.get(facts.conversation or "", _UNKNOWN)
     head = "\n".join(("---", *_head(facts, family), "---"))
     title = _text(facts.title or "") or KINDS[facts.kind].what.partition(":")[0]
-    made = "\n".join(_made(facts))
-    parts = [head, f"# {title}", _notice(facts), KINDS[facts.kind].what, f"## How it was made\n\n{made}"]
+    provenance = "\n".join(_provenance(facts))
+    parts = [head, f"# {title}", _notice(facts), KINDS[facts.kind].what, f"## How it was made\n\n{provenance}"]
     parts += ["## Verify", *_verify(facts), "## Load", *_load(facts, family), "## Cite", _cite(family)]
     return ("\n\n".join(parts) + "\n").encode()
 
@@ -207,7 +207,9 @@ def _head(facts: CardFacts, family: _Family) -> Iterator[str]:
     repos = [origin.hub_id for origin in parents if origin.hub_id is not None]
     if repos and relation is not None:
         yield from ("base_model:", *(f"- {repo}" for repo in repos), f"base_model_relation: {relation}")
-    tags = ["not-for-clinical-use", "research-only", *family.tags] + ["delta-weights"] * bool(relation)
+    tags = ["not-for-clinical-use", "research-only", *family.tags]
+    if relation is not None:
+        tags.append("delta-weights")
     yield from ("tags:", *(f"- {tag}" for tag in sorted(tags)))
 
 
@@ -221,7 +223,7 @@ def _notice(facts: CardFacts) -> str:
     return "\n>\n".join(f"> {line}" for line in lines)
 
 
-def _made(facts: CardFacts) -> Iterator[str]:
+def _provenance(facts: CardFacts) -> Iterator[str]:
     primary = KINDS[facts.kind].primary
     if facts.kind != "copy":
         yield f"- Base: {_origin(facts.base)}"
@@ -239,18 +241,16 @@ def _made(facts: CardFacts) -> Iterator[str]:
 
 
 def _origin(origin: Origin) -> str:
-    return f"{_published(origin)}, content digest {_code(origin.digest)}"
-
-
-def _published(origin: Origin) -> str:
     name = _code(origin.repo) if origin.repo else "repository unknown"
     linked = f"[{name}](https://huggingface.co/{origin.hub_id})" if origin.hub_id is not None else name
-    return f"{linked}, commit {_code(origin.commit)}"
+    return f"{linked}, commit {_code(origin.commit)}, content digest {_code(origin.digest)}"
 
 
 def _verify(facts: CardFacts) -> Iterator[str]:
-    original = f"; of the same model in the original layout: {_code(facts.original_digest)}"
-    yield f"Content digest: {_code(facts.digest)}{original if facts.original_digest else ''}"
+    digest = f"Content digest: {_code(facts.digest)}"
+    if facts.original_digest:
+        digest += f"; of the same model in the original layout: {_code(facts.original_digest)}"
+    yield digest
     expect = f" --expect {facts.digest}" if re.fullmatch("dw1:[0-9a-f]{64}", facts.digest) else ""
     yield f"```console\n$ sha256sum -c --quiet SHA256SUMS\n$ deltaweights verify .{expect}\n```"
 
@@ -263,12 +263,12 @@ def _load(facts: CardFacts, family: _Family) -> Iterator[str]:
     elif not facts.known:
         yield "Not known here."
     elif facts.layout == "transformers" and facts.images:
-        yield SEEING.replace("STOP", stop)
+        yield LOAD_VISION.replace("STOP", stop)
     elif facts.images:
-        yield f"For the code of its time{family.code and f', {family.code}'}:\n\n{SEEING_2023}"
+        yield f"For the code of its time{family.code and f', {family.code}'}:\n\n{LOAD_VISION_2023}"
     else:
-        asking = ASKING if facts.layout == "transformers" and facts.conversation is not None else ""
-        yield f"{READING}{asking.replace('STOP', stop)}```"
+        generate = GENERATE_TEXT if facts.layout == "transformers" and facts.conversation is not None else ""
+        yield f"{LOAD_TEXT}{generate.replace('STOP', stop)}```"
         if facts.layout == "original" and facts.kind != "copy":
             yield "A tokenizer of 2023 that does not load is repaired by `deltaweights export FOLDER --target OUT`."
 
@@ -280,14 +280,14 @@ def _cite(family: _Family) -> str:
 
 
 def _text(text: str) -> str:
-    """Return a stranger's text on one line, as Markdown that shows it as it is."""
-    line = printable(" ".join(text.split())[:LONGEST])
+    """Return foreign text on one line, escaped so that Markdown shows it literally."""
+    line = printable(" ".join(text.split())[:MAX_FOREIGN_TEXT])
     return re.sub(r"[\\`*_{}\[\]<>&|~$#]|^[-+=]", r"\\\g<0>", line)
 
 
 def _code(text: str | None) -> str:
-    """Return a stranger's text as code, between more backticks than it has; "unknown" when there is none."""
-    line = printable(" ".join((text or "").split())[:LONGEST])
+    """Return foreign text as code, between more backticks than it contains; "unknown" when there is none."""
+    line = printable(" ".join((text or "").split())[:MAX_FOREIGN_TEXT])
     if not line:
         return "unknown"
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))

@@ -1,7 +1,7 @@
-"""What a user can ask of the commands that write a checkpoint. Each option is declared here, and nowhere else.
+"""The options of the verbs that write a checkpoint; each is declared only here.
 
-The command line makes its flags from the fields of ``Options`` (``cli/options.py``), the Python functions take their keyword
-arguments from the ``TypedDict`` of their verb. Loads nothing, so that ``--help`` is quick.
+The command line makes its flags from the fields of ``Options`` (``cli/options.py``); the Python functions take the keyword
+arguments of their verb's ``TypedDict``. Imports nothing slow, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 def _option(default: object, flag: str, text: str, *, choices: Sequence[str] = (), metavar: str | None = None) -> Any:
-    """Return a field with what the command line shows of it; ``--a/--no-a`` is a switch with two sides."""
+    """Return a field with its flag and help; a flag such as ``--a/--no-a`` is a pair of switches."""
     return field(default=default, metadata={"flag": flag, "help": text, "choices": tuple(choices), "metavar": metavar})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of all verbs that write a checkpoint; each verb has some of them. Checked when a ``Request`` is made.
+    """The options of all verbs that write a checkpoint; each verb has some of them. Checked by ``make_request``.
 
-    Fields without a flag are given to the command line in other ways: the recipe as an argument, too, the Hub's options one by one.
+    Fields without a flag have other forms on the command line: the recipe may be an argument, the Hub has several options.
     """
 
     recipe: str | None = None
@@ -71,11 +71,11 @@ class Options:
 
 
 FLAGS = {item.name: item for item in fields(Options) if item.metadata}
-"""The options that the command line has, by name."""
+"""The options that have a flag, by name."""
 
 
 class OutputOptions(TypedDict, total=False):
-    """The keyword arguments of every verb."""
+    """The options of every verb."""
 
     dtype: str | None
     max_shard_size: str | int
@@ -87,7 +87,7 @@ class OutputOptions(TypedDict, total=False):
 
 
 class ApplyOptions(OutputOptions, total=False):
-    """Those of ``apply_delta`` and ``apply_part``; ``recipe`` and ``recipe_file`` name a recipe."""
+    """The options of ``apply_delta`` and ``apply_part``."""
 
     recipe: str | None
     recipe_file: PathLike | None
@@ -104,7 +104,7 @@ class ApplyOptions(OutputOptions, total=False):
 
 
 class MakeOptions(OutputOptions, total=False):
-    """Those of ``make_delta``; with ``check`` the delta is applied as it is made."""
+    """The options of ``make_delta``; with ``check`` the delta is applied as it is made."""
 
     compute_dtype: str | None
     weights: str
@@ -113,13 +113,13 @@ class MakeOptions(OutputOptions, total=False):
 
 
 class ConvertOptions(OutputOptions, total=False):
-    """Those of ``convert_checkpoint``."""
+    """The options of ``convert_checkpoint``."""
 
     weights: str
 
 
 class ExportOptions(OutputOptions, total=False):
-    """Those of ``export_checkpoint``."""
+    """The options of ``export_checkpoint``."""
 
     recipe: str | None
     recipe_file: PathLike | None

@@ -1,4 +1,4 @@
-"""The plan of a result, with everything that its documents say of the inputs."""
+"""The plan of a result, and what its documents say about the inputs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Texts = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedResult:
-    """A result to be published, without the open inputs: a part leaves it in staging, so that ``finish`` needs none.
+    """A result to be published, without the open inputs: a part stores it in staging, so that ``finish`` needs no input.
 
-    ``companions`` are files by name. ``hashes`` are the sha256 of input files that were computed or compared. ``origins`` says
-    where inputs are from, ``parents`` what the primary's own manifest says of its inputs. ``expected`` is the content digest, in
-    the original layout, that this manifest states. ``streamed`` says that an input was not kept.
+    ``companions`` are files by name. ``hashes`` are the sha256 of input files that were computed or compared. ``origins`` are the
+    sources of the inputs, ``parents`` those that the primary's own manifest states of its inputs. ``expected`` is the content
+    digest, in the original layout, that this manifest states. ``streamed``: an input was not kept.
     """
 
     plan: Plan
@@ -33,13 +33,13 @@ class PlannedResult:
     streamed: bool
 
     @property
-    def stated(self) -> bool:
+    def arithmetic_stated(self) -> bool:
         """Whether the recipe states the arithmetic in which the delta was computed."""
         return self.recipe is not None and self.recipe.stated
 
 
 def planned_result(prepared: Prepared) -> PlannedResult:
-    """Return what the documents of a prepared request will say."""
+    """Return the planned result of a prepared request."""
     manifest = prepared.inputs.manifest
     return PlannedResult(
         plan=prepared.plan,

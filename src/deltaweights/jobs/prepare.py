@@ -1,4 +1,4 @@
-"""From a request to open inputs and a plan. Nothing is written, but for archives that must be unpacked."""
+"""Open the inputs of a request and plan the result. Nothing is written, except archives that must be unpacked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from deltaweights.staging.unpacking import StagingUnpacker
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A request whose inputs are open, known to fit, and planned."""
+    """A request whose inputs are open and matched, and its plan."""
 
     request: Request
     inputs: Inputs
@@ -53,7 +53,7 @@ class Prepared:
 
     @property
     def hashes(self) -> InputHashes:
-        """The sha256 of the inputs' files, as far as they are known."""
+        """The known sha256 of the inputs' files."""
         return self.inputs.hashes | self.tower.hashes if self.tower else self.inputs.hashes
 
     @property
@@ -62,23 +62,18 @@ class Prepared:
         return self.inputs.recipe
 
     @property
-    def stated(self) -> bool:
-        """Whether the recipe states the arithmetic in which the delta was computed."""
-        return self.recipe is not None and self.recipe.stated
-
-    @property
     def companions(self) -> Companions:
-        """The files that travel with the weights."""
+        """The files that are published with the weights."""
         return self.laid.companions
 
     @property
     def base_tensors(self) -> Mapping[str, LazyTensor]:
-        """The tensors that those of the primary are combined with."""
+        """The tensors of the base; none when the primary is copied."""
         return self.inputs.base.tensors if self.inputs.base else {}
 
     @property
     def primary_tensors(self) -> Mapping[str, LazyTensor]:
-        """The tensors that make those of the result, with or without a base."""
+        """The tensors of the primary, with those that the layout adds."""
         return {**self.inputs.primary.tensors, **self.laid.added}
 
 
@@ -122,7 +117,7 @@ def prepare(request: Request, report: Report) -> Iterator[Prepared]:
 def _open_tower(
     request: Request, inputs: Inputs, unpacker: Unpacker | None, report: Report
 ) -> Iterator[VisionTower | None]:
-    """Open the vision tower, if the result has one. Raises as ``open_vision_tower`` does."""
+    """Open the vision tower, if the result has one."""
     if request.options.layout != ORIGINAL:
         refuse_transformers_layout(inputs.matching, inputs.primary.path)
     if request.options.layout == ORIGINAL or not has_projector(inputs.matching):
@@ -137,7 +132,7 @@ def _open_tower(
 
 
 def _lay_out(request: Request, inputs: Inputs, tower: VisionTower | None) -> ExportPlan:
-    """Return names and companions in the layout of the request. Raises as ``plan_export`` does."""
+    """Return names and companions in the layout of the request."""
     companions = companions_of(request.operation, inputs)
     if request.options.layout == ORIGINAL:
         return ExportPlan(inputs.matching, {}, companions)
@@ -163,8 +158,8 @@ def _plan(request: Request, inputs: Inputs, tower: VisionTower | None, laid: Exp
 
 
 def record_of(checkpoint: Checkpoint, dropped: tuple[Dropped, ...]) -> InputRecord:
-    """Return what the plan keeps of an input, digests of samples of its tensors included. Raises ``InputOutputError``."""
-    samples = sample_digests(checkpoint.tensors)  # in the order of the files, so that the disk reads forward
+    """Return the plan's record of an input, with digests of samples of its tensors. Raises ``InputOutputError``."""
+    samples = sample_digests(checkpoint.tensors)  # in file order, so that the disk reads forward
     names = sorted(samples)
     return InputRecord(
         checkpoint.container,

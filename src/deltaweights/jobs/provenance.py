@@ -1,4 +1,4 @@
-"""Where the inputs are from, and whether their hashes were compared."""
+"""The sources of the inputs, and whether their hashes were verified."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from deltaweights.errors import CheckFailed
 from deltaweights.recipes.input_hashes import InputHashes
 
 UNVERIFIED = "not cryptographically verified"
-"""Said of streamed inputs: they are read out of order, so their hash cannot be compared."""
+"""Streamed inputs are read out of order, so their hash cannot be compared."""
 
 STREAMED = "streamed"
 """The mark of an input that is not kept."""
@@ -33,7 +33,7 @@ def refuse_unverified(checkpoints: Checkpoints, hashes: InputHashes) -> None:
 
 
 def marks_of(checkpoints: Checkpoints) -> dict[str, str]:
-    """Return the marks of inputs from the Hub, by role and name: a shard of streamed bytes is not reused for stored ones."""
+    """Return the marks of files from the Hub, by role and name: shards made of streamed bytes are not reused for stored ones."""
     return {
         f"{role}/{weights.file.path.name}": weights.file.arrival or STREAMED
         for role, checkpoint in checkpoints.items()
@@ -53,7 +53,7 @@ def verified_hashes(checkpoints: Checkpoints, hashes: InputHashes) -> Mapping[st
 
 
 def origins_of(checkpoints: Checkpoints) -> dict[str, dict[str, str]]:
-    """Return where inputs are from, by role, and whether they were verified, as the manifest records it."""
+    """Return the source of each input, by role, and whether it was verified, as the manifest records it."""
     return {
         role: {**checkpoint.directory.origin, **({"verification": UNVERIFIED} if is_streamed(checkpoint) else {})}
         for role, checkpoint in checkpoints.items()

@@ -1,4 +1,4 @@
-"""What a user asks for, as one frozen value: parsed and checked once, then passed whole through the pipeline."""
+"""A request: parsed and checked once, then passed through the pipeline as one frozen value."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ UNSET = "is a variable unset?"
 class InputRequest:
     """What to read, and how. ``base`` is None when the primary is only copied.
 
-    Dtypes are torch's names, None for what the recipe or the inputs say. ``hash_workers`` threads hash the inputs, if any.
-    ``allow_other_base`` lets a base pass that is known to be another model; None where the caller has no such option.
+    Dtypes are torch's names, None for those of the recipe or the inputs. ``hash_workers``: threads that hash the inputs; None not
+    to hash. ``allow_other_base`` accepts a base that is known to be another model; None where the caller has no such option.
     """
 
     operation: Operation
@@ -58,32 +58,32 @@ class Request:
 
     @property
     def operation(self) -> Operation:
-        """What is made of the inputs."""
+        """What to do with the inputs."""
         return self.inputs.operation
 
     @property
     def threads(self) -> int:
-        """How many workers there are, whatever the tensors' sizes."""
+        """The number of workers."""
         return resolve_workers(self.options.workers)
 
     @property
     def resources(self) -> Resources:
-        """What the stream may use."""
+        """Device and workers for the stream."""
         return Resources(self.options.device, self.options.workers)
 
     @property
     def shard_limit(self) -> int:
-        """Most bytes of tensors per shard."""
-        return _shard_limit(self.options)
+        """Maximum bytes of tensors per shard."""
+        return parse_size(self.options.max_shard_size, "max shard size")
 
     @property
     def container(self) -> str:
-        """How the weights are stored, as manifests name it."""
+        """The container of the weights, as manifests name it."""
         return CONTAINERS[self.options.weights]
 
     @property
     def paths(self) -> list[Path]:
-        """The inputs that are on this machine."""
+        """The inputs that are local paths."""
         places = (self.inputs.base, self.inputs.primary, self.vision_tower)
         return [place for place in places if isinstance(place, Path)]
 
@@ -98,7 +98,7 @@ def make_request(
     part: Part | None = None,
     dry_run: bool = False,
 ) -> Request:
-    """Check what was asked for; inputs that are not given are those of the recipe.
+    """Check arguments and options and return the request; inputs that are not given are those of the recipe.
 
     Raises ``UsageError``, ``MalformedInput`` for a recipe file, and ``InputOutputError`` for one that cannot be read, or a recipe
     whose delta is a repository without weights.
@@ -119,7 +119,7 @@ def make_request(
         recipe=recipe,
         compute_dtype=options.compute_dtype,
         dtype=options.dtype,
-        # A dry run keeps nothing: headers and samples are a small part of a model.
+        # A dry run reads only headers and samples: a small part of a model, not worth keeping.
         hub=replace(hub, stream=True) if dry_run and not options.hash_inputs else hub,
         hash_workers=resolve_workers(options.workers) if options.hash_inputs else None,
         allow_other_base=options.allow_unproved_base,
@@ -150,16 +150,12 @@ def check_options(options: Options) -> None:
     if options.layout == ORIGINAL and options.vision_tower is not None:
         remedy = "give --layout transformers, or leave --vision-tower out"
         raise UsageError("the original layout has no vision tower", remedy=remedy)
-    _shard_limit(options)
+    parse_size(options.max_shard_size, "max shard size")
     resolve_workers(options.workers)
 
 
-def _shard_limit(options: Options) -> int:
-    return parse_size(options.max_shard_size, "max shard size")
-
-
 def parse_place(role: str, given: ModelLocation | None) -> Place:
-    """Tell a path from a repository of the Hub. Raises ``UsageError`` for an empty path, and for a malformed id."""
+    """Return a path or a Hub repository. Raises ``UsageError`` for an empty path, and for a malformed id."""
     if isinstance(given, ModelSource):
         return given
     if given is None or not os.fspath(given):
@@ -168,7 +164,7 @@ def parse_place(role: str, given: ModelLocation | None) -> Place:
 
 
 def find_recipe(name: str | None, file: PathLike | None) -> Recipe | None:
-    """Return the recipe of this name, or that in ``file``, laid over the one that is named; None without both.
+    """Return the recipe of this name, or that in ``file``, which overrides the named one; None without both.
 
     Raises ``UsageError``, ``MalformedInput`` and ``InputOutputError``.
     """
@@ -184,9 +180,9 @@ def _needed(recipe: Recipe | None, role: str) -> Recipe:
 
 
 def compute_dtype_of(given: str | None, recipe: Recipe | None) -> str:
-    """Return the dtype of the arithmetic: the recipe's, or what was asked for, or float16.
+    """Return the dtype of the arithmetic: the recipe's, else the given one, else float16.
 
-    Raises ``UsageError`` when what was asked for is unknown, or not what the recipe says.
+    Raises ``UsageError`` for an unknown dtype, and for another one than the recipe's.
     """
     if given is not None and given not in DTYPES:
         raise UsageError("unknown dtype", found=given, expected=", ".join(DTYPES))

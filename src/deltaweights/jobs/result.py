@@ -1,4 +1,4 @@
-"""What a verb returns: the published result, and what was found in it."""
+"""What the verbs return: the published result and its findings."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ ALREADY_COMPLETE = "already complete"
 
 @dataclass(frozen=True, kw_only=True)
 class Published(Findings):
-    """A published result, and what was found in it.
+    """A published result and its findings.
 
     ``status`` is "merged", "made", "converted", "exported" or "already complete". ``bytes`` counts weights; ``seconds`` are by
     stage. ``recipe`` is the name of the recipe used. ``published_sum`` is None where the recipe has none, or nothing was written.
-    ``streamed`` says that an input was read from the Hub and not kept, so that its hash could not be compared.
+    ``streamed``: an input was read from the Hub and not kept, so its hash could not be compared.
     """
 
     status: str
@@ -38,7 +38,7 @@ class Published(Findings):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What is in the target now."""
+    """The published folder, after a run or as an earlier run left it."""
 
     status: str
     content_digest: str
@@ -49,7 +49,7 @@ class Outcome:
 
 
 def published(plan: Plan, recipe: Recipe | None, outcome: Outcome, seconds: dict[str, float]) -> Published:
-    """Return the result of a job."""
+    """Return the result of a verb."""
     dropped = {role: {item.spec.name: item.reason for item in record.dropped} for role, record in plan.inputs.items()}
     return Published(
         status=outcome.status,

@@ -1,4 +1,4 @@
-"""The one pipeline behind all verbs: prepare, stream the missing shards, judge what was found, publish."""
+"""The pipeline behind all verbs: prepare, stream the missing shards, check the findings, publish."""
 
 from __future__ import annotations
 
@@ -38,11 +38,14 @@ from deltaweights.util.workers import resolve_workers
 T = TypeVar("T")
 
 
-def prepare_and(do: Callable[[Prepared], T], request: Request, report: Report) -> T:
-    """Prepare a request and do something with it; once more when an input was damaged in transit and must be fetched again.
+def run(request: Request, report: Report, result_of: Callable[[Prepared, Published], T]) -> T:
+    """Publish the result of a request, unless it is there already. Raises what ``apply_delta`` raises."""
+    began = time.monotonic()
+    return with_prepared(request, report, lambda prepared: result_of(prepared, _run(prepared, report, began)))
 
-    Raises what ``apply_delta`` raises.
-    """
+
+def with_prepared(request: Request, report: Report, do: Callable[[Prepared], T]) -> T:
+    """Prepare a request and return ``do(prepared)``; try once more when an input was damaged in transit and is fetched again."""
     try:
         with prepare(request, report) as prepared:
             return do(prepared)
@@ -52,11 +55,7 @@ def prepare_and(do: Callable[[Prepared], T], request: Request, report: Report) -
         return do(prepared)
 
 
-def run(prepared: Prepared, report: Report, began: float) -> Published:
-    """Publish the result of a prepared request, unless it is there already.
-
-    ``began`` is when the command started, by the monotonic clock. Raises what ``apply_delta`` raises.
-    """
+def _run(prepared: Prepared, report: Report, began: float) -> Published:
     report_plan(prepared, report)
     hashing = prepared.hashes.seconds
     seconds = {"prepare": time.monotonic() - began - hashing, "hash inputs": hashing}
@@ -68,7 +67,7 @@ def run(prepared: Prepared, report: Report, began: float) -> Published:
             for text in (lock.note, recover_publication(lock.staging)):
                 if text:
                     report.note(text)
-            # The run that held the lock before us may have published this very plan.
+            # The run that held the lock before this one may have published the same plan.
             outcome = _already_complete(prepared, target)
             if outcome is None:
                 lock.staging.refuse_content(overwrite=options.overwrite)
@@ -77,11 +76,11 @@ def run(prepared: Prepared, report: Report, began: float) -> Published:
                 clear_staging(lock.staging)
     if outcome.status == ALREADY_COMPLETE:
         report.note(
-            "the result of these inputs is already there, as far as headers and samples tell; remove it to make it again"
+            "the result of these inputs is already there, judging by headers and samples; remove it to make it again"
         )
         if prepared.hashes.read - {VISION_TOWER}:
-            report.warn("the manifest that is there stays as it is: --hash-inputs adds nothing to it")
-        _judge(prepared.plan, outcome.findings, options, report, stated=prepared.stated)
+            report.warn("the existing manifest is not changed: --hash-inputs adds nothing to it")
+        _judge(prepared.plan, outcome.findings, options, report, stated=prepared.inputs.arithmetic_stated)
         if options.check:
             check_in_subprocess(place.target, place.target, report)
     seconds["total"] = time.monotonic() - began
@@ -89,9 +88,9 @@ def run(prepared: Prepared, report: Report, began: float) -> Published:
 
 
 def _already_complete(prepared: Prepared, target: TargetState) -> Outcome | None:
-    """Return what is in the target if it is the result of this plan and verifies; None if it is something else.
+    """Return the published result of this plan if it verifies; None if the target is empty, or holds something else.
 
-    Raises ``TargetBusy`` when it is the result of this plan, damaged, and may not be replaced.
+    Raises ``TargetBusy`` when it is damaged and may not be replaced.
     """
     options, where = prepared.request.options, prepared.place.target
     there = target.published_result()
@@ -112,7 +111,7 @@ def _already_complete(prepared: Prepared, target: TargetState) -> Outcome | None
         return None
     if not found.ok or found.manifest_sha256 is None:
         raise TargetBusy(
-            f"the result of this very plan is there, but it does not verify: {found.problems[0]}",
+            f"the result of this plan is there, but it does not verify: {found.problems[0]}",
             where=where,
             remedy="move it away, or replace it with --overwrite",
         )
@@ -126,7 +125,7 @@ def _already_complete(prepared: Prepared, target: TargetState) -> Outcome | None
 
 
 def _make(prepared: Prepared, opened: OpenStaging, report: Report, seconds: dict[str, float]) -> Outcome:
-    """Write the missing shards into staging, and publish the result."""
+    """Write the missing shards into staging, and publish."""
     request, plan = prepared.request, prepared.plan
     began = time.monotonic()
     check_device(request.options.device)
@@ -152,7 +151,7 @@ def _make(prepared: Prepared, opened: OpenStaging, report: Report, seconds: dict
         for checkpoint in prepared.checkpoints.values():
             checkpoint.check_unchanged()
     except DamagedFile:
-        staging.discard()  # shards of damaged bytes must not be reused by the next run
+        staging.discard()  # the next run must not reuse shards made of damaged bytes
         raise
     seconds["rest of the download"] = time.monotonic() - began - seconds["stream"]
     return publish_result(planned_result(prepared), staging, fragments, request.options, report, seconds)
@@ -166,10 +165,10 @@ def publish_result(
     report: Report,
     seconds: dict[str, float],
 ) -> Outcome:
-    """Judge what was found in finished shards, write the documents beside them, and publish. Raises what ``apply_delta`` raises."""
+    """Check the findings of finished shards, write the documents beside them, and publish. Raises what ``apply_delta`` raises."""
     plan, place, records = planned.plan, staging.staging.location, records_of(fragments)
-    findings = findings_of(records, allowed=options.allow_unproved_base and planned.stated)
-    _judge(plan, findings, options, report, stated=planned.stated)
+    findings = findings_of(records, allowed=options.allow_unproved_base and planned.arithmetic_stated)
+    _judge(plan, findings, options, report, stated=planned.arithmetic_stated)
     published_sum = check_sum(records.values(), planned.recipe, report)
     if options.read_back:
         began = time.monotonic()
@@ -179,12 +178,12 @@ def publish_result(
     digest, manifest_sha256 = write_documents(planned, staging.shards, fragments, findings)
     if options.check:
         check_in_subprocess(place.shards, place.target, report)
-        staging.staging.refuse_moved()  # the check opened the folder by its name
+        staging.staging.refuse_moved()  # the child process opened the folder by its path
     staging.refuse_modified(fragments)
     publish(staging.staging, plan.identity, overwrite=options.overwrite)
     seconds["publish"] = time.monotonic() - began
     return Outcome(
-        status=plan.operation.value.status,
+        status=plan.operation.status,
         content_digest=digest,
         manifest_sha256=manifest_sha256,
         findings=findings,
@@ -194,7 +193,7 @@ def publish_result(
 
 
 def _judge(plan: Plan, findings: Findings, options: Options, report: Report, *, stated: bool) -> None:
-    """Report what was found in the numbers. Raises ``CheckFailed`` or ``Mismatch`` for what must not be published."""
+    """Report the findings. Raises ``CheckFailed`` or ``Mismatch`` for a result that must not be published."""
     report_numbers(findings, plan.operation, report, strict=options.strict)
     judge_base(findings.proof, report, stated=stated, allowed=options.allow_unproved_base)
     if stated and not plan.check:

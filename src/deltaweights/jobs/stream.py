@@ -1,4 +1,4 @@
-"""The shards of a prepared request, written by the stream."""
+"""Write the shards of a prepared request."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def stream_shards(
     keep: Callable[[Fragment], None],
     report: Report,
 ) -> float:
-    """Write shards into ``folder``, ``keep`` each one's fragment, and return the seconds spent waiting for the disk."""
+    """Write shards into ``folder``, ``keep`` the fragment of each, and return the seconds spent waiting for the disk."""
     _check_unread(prepared)
     plan, resources = prepared.plan, prepared.request.resources
     stream = Stream(plan, prepared.base_tensors, prepared.primary_tensors, folder, keep, resources, report)
-    report.begin(plan.operation.value.doing, sum(shard.nbytes for shard in missing))
+    report.begin(plan.operation.doing, sum(shard.nbytes for shard in missing))
     try:
         for done in stream.run(missing):
             report.progress(done)
@@ -35,7 +35,7 @@ def stream_shards(
 
 
 def _check_unread(prepared: Prepared) -> None:
-    """Compare the recorded checksums of what the stream does not read whole: parts of storages, files, and dropped tensors."""
+    """Verify the recorded checksums of what the stream does not read whole: parts of storages, files, and dropped tensors."""
     for role, record in prepared.plan.inputs.items():
         checkpoint = prepared.checkpoints[role]
         for weights in checkpoint.files:

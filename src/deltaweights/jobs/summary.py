@@ -1,4 +1,4 @@
-"""What a prepared request will do, for people, and whether there is room for it on the disk."""
+"""Describe what a prepared request will do, and check that it fits on the disk."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ SLACK = 16 * 1024 * 1024
 """Bytes kept free beyond the shards: folders, fragments, companions, the manifest."""
 
 FOOTPRINT, TORCH, PER_WORKER = 40_000_000, 190_000_000, 8_000_000
-"""Memory of the interpreter, of torch where a GPU is asked for, and of one worker's blocks; measured (docs/benchmarks.md)."""
-
+"""Memory of the interpreter, of torch for a GPU, and of one worker's blocks; measured (docs/benchmarks.md)."""
 
 WORDS = {
     "add": "added",
@@ -32,7 +31,7 @@ WORDS = {
     "identity": "made (identity)",
     "zeros": "made (zeros)",
 }
-"""How the fates are named in reports."""
+"""The fates in reports."""
 
 
 def report_plan(prepared: Prepared, report: Report) -> None:
@@ -66,12 +65,12 @@ def check_space(prepared: Prepared, finished: Container[str]) -> None:
             where=prepared.place.root.parent,
             found=f"{human_bytes(free)} free",
             expected=human_bytes(needed),
-            remedy="make room, or choose a target on another disk",
+            remedy="free some space, or choose a target on another disk",
         )
 
 
 def _to_come(prepared: Prepared) -> int:
-    """Return the bytes of inputs that are still to be downloaded to the disk of the result."""
+    """Return the bytes of inputs yet to be downloaded to the disk of the result."""
     device = _device_of(prepared.place.root)
     return sum(
         weights.file.pending_bytes
@@ -82,13 +81,12 @@ def _to_come(prepared: Prepared) -> int:
 
 
 def _device_of(path: Path) -> int | None:
-    """Return the device of ``path``, or of its first parent that exists."""
     found = next((each for each in (path, *path.parents) if each.exists()), None)
     return found.stat().st_dev if found else None
 
 
 def disk_needed(prepared: Prepared, finished: Container[str]) -> int:
-    """Return the bytes that will be written, without shards that are ``finished``."""
+    """Return the bytes to be written, without shards that are ``finished``."""
     return SLACK + sum(shard.size for shard in prepared.plan.shards if shard.file not in finished)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,6 @@ from pathlib import Path
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.checkpoint.layout import META_PART
 from deltaweights.checkpoint.small_files import read_small, refuse_long
-from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest import content_digest, digested
 from deltaweights.manifest.digest_files import DigestRequest, Digests, digest_all
@@ -139,7 +138,7 @@ class FolderCheck:
         return fault
 
     def _has_document(self, name: str, expected: str | None = None) -> bool:
-        """Return whether a document is a regular file. If it is missing, add a problem; other kinds are reported with the names."""
+        """Return whether a document is a regular file. If it is missing, add a problem; ``compare_names`` adds other kinds."""
         if name in self._entries.files:
             return True
         if name not in self._entries.irregular(self.root):
@@ -196,15 +195,11 @@ class FolderCheck:
     def digest_files(self, workers: int, report: Report, *, with_tensors: bool) -> Digests:
         """Read every file that has the stated size, and compare its sha256; return the digests, also of tensors if asked for."""
         names = [name for name in sorted(self.records) if name in self.files and self.compare_size(name)]
-        errors: dict[str, str] = {}
-
-        def on_error(name: str, error: Exception) -> None:
-            errors[name] = str(error)
-
+        errors: dict[str, Exception] = {}
         with ExitStack() as stack:
-            opened = self._open_weights(names, stack) if with_tensors and self.manifest else None
+            opened = self._open_weights(self.manifest, names, stack) if with_tensors and self.manifest else None
             request = opened or DigestRequest(self.root, names, links=self._links)
-            digests = digest_all(request, on_error, workers, report)
+            digests = digest_all(request, errors.__setitem__, workers, report)
         for name in sorted(errors):
             about = FILE if name in self.records else TENSOR
             self.add_problem(name, f"cannot be verified: {errors[name]}", about=about)
@@ -223,7 +218,7 @@ class FolderCheck:
             self.add_problem(name, "has another size", f"{size} bytes", f"{self.records[name].size} bytes")
         return size == self.records[name].size
 
-    def _open_weights(self, names: list[str], stack: ExitStack) -> DigestRequest | None:
+    def _open_weights(self, manifest: Manifest, names: list[str], stack: ExitStack) -> DigestRequest | None:
         """Open the weights, and return the request to digest all files and tensors; None when no tensors can be read."""
         if not self.is_listing:
             request = open_result_weights(self.root, names, self.add_problem, stack, self._links)
@@ -234,16 +229,12 @@ class FolderCheck:
                 self.add_problem(str(self.root), f"weights cannot be verified: {error}", about=CONTENT)
                 return None
             request = request_for(checkpoint, names, verify_checksums=False, links=self._links)
-        self._compare_places(request.tensors)
-        return request
-
-    def _compare_places(self, tensors: Iterable[LazyTensor]) -> None:
-        places = self.manifest.places if self.manifest else {}
-        for tensor in tensors:
+        places, problem = manifest.places, "is in another file than the manifest says"
+        for tensor in request.tensors:
             name, file = tensor.spec.name, tensor.file
             if places.get(name, file) != file:
-                problem = "is in another file than the manifest says"
                 self.add_problem(name, problem, file, places[name], about=TENSOR)
+        return request
 
     def compare_tensors(self, rows: Mapping[str, TensorRow]) -> None:
         """Compare the tensors in the files with those in the manifest."""

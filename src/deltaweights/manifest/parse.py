@@ -169,14 +169,6 @@ def _read_uniform(reader: JsonReader) -> dict[str, list[str]]:
     return {name: [reader.interned(role) for role in reader.value()] for name in reader.members()}
 
 
-def _read_names(reader: JsonReader) -> list[str]:
-    return [reader.interned(reader.value()) for _ in reader.items()]
-
-
-def _read_folders(reader: JsonReader) -> tuple[str, ...]:
-    return tuple(check_file_name(reader.value()) for _ in reader.items())
-
-
 def _read_unverified(reader: JsonReader) -> list[str]:
     """Return the names of the input files that have no sha256."""
     return [name for name in reader.members() if "sha256" not in reader.value().get("checks", ())]
@@ -193,7 +185,7 @@ _VALUE: Read = JsonReader.value
 _PROOF: dict[str, Read] = {
     **dict.fromkeys(("weights", "region", "violations", "evidence", "verdict", "allowed"), _VALUE),
     "tensors": _read_sizes,
-    "untested": _read_names,
+    "untested": lambda reader: [reader.interned(reader.value()) for _ in reader.items()],
 }
 
 _RESULT: dict[str, Read] = {
@@ -203,7 +195,7 @@ _RESULT: dict[str, Read] = {
     "tensors": _read_tensors,
     "uniform": _read_uniform,
     "proof": lambda reader: _read_members(reader, _PROOF),
-    "folders": _read_folders,
+    "folders": lambda reader: tuple(check_file_name(reader.value()) for _ in reader.items()),
 }
 
 _INPUT: dict[str, Read] = {

@@ -13,7 +13,7 @@ from deltaweights.errors import MalformedInput
 from deltaweights.manifest.records import index_bytes
 from deltaweights.merge.choices import SAFETENSORS
 from deltaweights.merge.operation import Operation
-from deltaweights.merge.plan import InputRecord, Plan, PlannedTensor, Shard
+from deltaweights.merge.plan import Plan, PlannedTensor, Shard
 from deltaweights.merge.shards import index_name
 from deltaweights.util.limits import FRAGMENT, HEADER, INDEX, MANIFEST, MOST_TENSORS, Limit
 from deltaweights.util.text import MOST_FOREIGN, compact_json, counted, refuse_excess
@@ -26,11 +26,8 @@ INPUT_ROW = len('        : {"dtype": "BF16", "shape": , "digest": ""},\n') + DIG
 SOURCE = len('"source": , ')
 COUNT_ROW = len("        : ,\n")
 UNIFORM_ROW = len('      : ["result", "base", "lead"],\n')
-FILE_ROW = (
-    len('      : {"size": , "header_digest": "", "sha256": "", "checks": ["header", "crc32", "sha256"]},\n')
-    + 2 * DIGEST
-    + 20
-)
+FILE_CHECKS = ', "checks": ["header", "crc32", "sha256"]},\n'
+FILE_ROW = len('      : {"size": , "header_digest": "", "sha256": ""' + FILE_CHECKS) + 2 * DIGEST + 20
 FRAGMENT_ROW = 3 * DIGEST + 900
 """Of a tensor's record in a fragment, when it has every field, each on a line of its own."""
 
@@ -72,10 +69,9 @@ def refuse_unreadable(plan: Plan, where: str) -> None:
     """Raise ``MalformedInput`` if a document about the result may exceed what its reader accepts; ``where`` is the primary."""
     tensors = plan.tensors
     if len(tensors) > MOST_TENSORS:
-        expected, remedy = f"at most {MOST_TENSORS:,}", "no reader of checkpoints takes as many"
-        raise MalformedInput(
-            "too many tensors", where=where, found=f"{len(tensors):,}", expected=expected, remedy=remedy
-        )
+        found, expected = f"{len(tensors):,}", f"at most {MOST_TENSORS:,}"
+        remedy = "no reader of checkpoints takes as many"
+        raise MalformedInput("too many tensors", where=where, found=found, expected=expected, remedy=remedy)
     if _manifest(plan).exceeds(MANIFEST):
         raise _refusal("manifest.json", tensors, where, MANIFEST)
     for shard in plan.shards:
@@ -111,8 +107,10 @@ def _manifest(plan: Plan) -> DocumentSize:
     for shard in plan.shards:
         for tensor in shard.tensors:
             _add_tensor(size, tensor, shard.file, plan)
-    for record in inputs:
-        _add_dropped(size, record)
+    for dropped in (dropped for record in inputs for dropped in record.dropped):
+        spec = dropped.spec
+        size.add(spec.name, INPUT_ROW + _length(spec), commas=len(spec.shape) + 2, objects=1, lists=1)
+        size.add(dropped.reason, 0, commas=0)
     return size
 
 
@@ -135,13 +133,6 @@ def _add_tensor(size: DocumentSize, tensor: PlannedTensor, file: str, plan: Plan
         size.add(spec.name, COUNT_ROW, commas=1)  # untested
     if axes > 1:
         size.add(spec.name, UNIFORM_ROW, commas=3, lists=1)
-
-
-def _add_dropped(size: DocumentSize, record: InputRecord) -> None:
-    for dropped in record.dropped:
-        spec = dropped.spec
-        size.add(spec.name, INPUT_ROW + _length(spec), commas=len(spec.shape) + 2, objects=1, lists=1)
-        size.add(dropped.reason, 0, commas=0)
 
 
 def _fragment(shard: Shard) -> DocumentSize:

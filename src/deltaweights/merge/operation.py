@@ -6,7 +6,6 @@ or the fine-tuned target from which the base is subtracted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
 VISION_TOWER = "vision_tower"
@@ -44,35 +43,20 @@ class NewRows(str, Enum):
     MEAN = "mean"
 
 
-@dataclass(frozen=True)
-class Wording:
-    """How messages describe an operation: its primary input, its output, and the verbs for progress and status."""
-
-    primary: str
-    output: str
-    verb: str
-    past: str
-    doing: str
-    status: str
-
-
 class Operation(Enum):
-    """What is done with base and primary. Convert and export copy a primary that has no base."""
+    """What is done with base and primary. Convert and export copy a primary that has no base.
 
-    APPLY = Wording("delta", "target", "add", "added", doing="merging", status="merged")
-    MAKE = Wording("target", "delta", "subtract", "subtracted", doing="making the delta", status="made")
-    CONVERT = Wording("base", "target", "copy", "copied", doing="converting", status="converted")
-    EXPORT = Wording("merged", "target", "copy", "copied", doing="exporting", status="exported")
+    ``primary`` and ``output`` are the roles of the primary and of the result; the other attributes are verbs for messages.
+    """
 
-    @property
-    def primary(self) -> str:
-        """The role of the primary."""
-        return self.value.primary
+    APPLY = ("delta", "target", "add", "added", "merging", "merged")
+    MAKE = ("target", "delta", "subtract", "subtracted", "making the delta", "made")
+    CONVERT = ("base", "target", "copy", "copied", "converting", "converted")
+    EXPORT = ("merged", "target", "copy", "copied", "exporting", "exported")
 
-    @property
-    def output(self) -> str:
-        """The role of the result."""
-        return self.value.output
+    def __init__(self, primary: str, output: str, verb: str, past: str, doing: str, status: str) -> None:
+        self.primary, self.output = primary, output
+        self.verb, self.past, self.doing, self.status = verb, past, doing, status
 
     def fate(self, *, grown: bool, new_rows: NewRows = NewRows.COPY) -> Fate:
         """Return the fate of a tensor that has a base; ``grown``: the base covers only its top-left block."""

@@ -101,7 +101,7 @@ class InputRecord:
 
         def tensors() -> Iterator[tuple[str, Json]]:
             for spec, sample in zip(self.tensors, self.samples, strict=True):
-                yield spec.name, {"dtype": spec.dtype, "shape": list(spec.shape), "sample": sample}
+                yield spec.name, {**spec_document(spec), "sample": sample}
 
         return {
             "container": self.container,
@@ -156,8 +156,13 @@ class Plan:
             "companions": [vars(companion) for companion in self.companions],
             **{role: record.document() for role, record in self.inputs.items()},
             "check": self.check,
-            **({"recipe": {"name": self.recipe.name, "digest": self.recipe.digest}} if self.recipe else {}),
+            **self.recipe_document,
         }
+
+    @property
+    def recipe_document(self) -> dict[str, Json]:
+        """The recipe as JSON under its key; empty without one."""
+        return {"recipe": {"name": self.recipe.name, "digest": self.recipe.digest}} if self.recipe else {}
 
     @cached_property
     def identity(self) -> str:
@@ -185,11 +190,16 @@ class Plan:
         return [tensor for shard in self.shards for tensor in shard.tensors]
 
 
+def spec_document(spec: TensorSpec) -> dict[str, Json]:
+    """Return dtype and shape of a tensor as JSON."""
+    return {"dtype": spec.dtype, "shape": list(spec.shape)}
+
+
 def _tensors_of(shard: Shard) -> LazyObject:
     def members() -> Iterator[tuple[str, Json]]:
         for tensor in shard.tensors:
-            spec, fate = tensor.spec, tensor.match.fate.value
-            yield spec.name, {"dtype": spec.dtype, "shape": list(spec.shape), "fate": fate, "offset": tensor.offset}
+            row = {**spec_document(tensor.spec), "fate": tensor.match.fate.value, "offset": tensor.offset}
+            yield tensor.spec.name, row
 
     return LazyObject(members)
 

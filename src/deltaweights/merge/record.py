@@ -11,7 +11,7 @@ from deltaweights.manifest.records import FileRecord, Fragment, TensorRecord, ma
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge.base_proof import Verdict, untested, verdict
 from deltaweights.merge.choices import ORIGINAL
-from deltaweights.merge.plan import InputRecord, Plan
+from deltaweights.merge.plan import InputFileRecord, InputRecord, Plan, spec_document
 from deltaweights.util.text import Json, LazyObject
 
 
@@ -122,17 +122,10 @@ def merge_manifest(
     def tensors() -> Iterator[tuple[str, Json]]:
         for shard in plan.shards:
             for tensor in shard.tensors:
-                yield (
-                    tensor.spec.name,
-                    {
-                        "dtype": tensor.spec.dtype,
-                        "shape": list(tensor.spec.shape),
-                        "fate": tensor.match.fate.value,
-                        **({"source": tensor.match.primary.name} if tensor.match.renamed else {}),
-                        "file": shard.file,
-                        "digest": records[tensor.spec.name].digest,
-                    },
-                )
+                row = {**spec_document(tensor.spec), "fate": tensor.match.fate.value}
+                if tensor.match.renamed:
+                    row["source"] = tensor.match.primary.name
+                yield tensor.spec.name, {**row, "file": shard.file, "digest": records[tensor.spec.name].digest}
 
     result: Json = {
         "content_digest": digests.content,
@@ -140,7 +133,7 @@ def merge_manifest(
         "parameters": plan.parameters,
         "bytes": plan.nbytes,
         "options": plan.options.document(),
-        **({"recipe": {"name": plan.recipe.name, "digest": plan.recipe.digest}} if plan.recipe else {}),
+        **plan.recipe_document,
         **findings.document(),
         "files": {name: vars(files[name]) for name in sorted(files)},
         "tensors": LazyObject(tensors),
@@ -161,27 +154,22 @@ def _input(role: str, record: InputRecord, digests: Digests, sha256: Mapping[str
     def tensors() -> Iterator[tuple[str, Json]]:
         for spec in record.tensors:
             if spec.name in read:
-                yield spec.name, {"dtype": spec.dtype, "shape": list(spec.shape), "digest": read[spec.name]}
+                yield spec.name, {**spec_document(spec), "digest": read[spec.name]}
 
     return {
         "container": record.container,
         "tensors_digest": digests.inputs[role],
-        "files": {
-            file.name: {
-                "size": file.size,
-                "header_digest": file.header_digest,
-                **({"sha256": sha256[file.name]} if file.name in sha256 else {}),
-                "checks": [*file.checks] + ["sha256"] * (file.name in sha256),
-            }
-            for file in record.files
-        },
-        "dropped": {
-            dropped.spec.name: {
-                "dtype": dropped.spec.dtype,
-                "shape": list(dropped.spec.shape),
-                "reason": dropped.reason,
-            }
-            for dropped in record.dropped
-        },
+        "files": {file.name: _file(file, sha256.get(file.name)) for file in record.files},
+        "dropped": {d.spec.name: {**spec_document(d.spec), "reason": d.reason} for d in record.dropped},
         "tensors": LazyObject(tensors),
+    }
+
+
+def _file(file: InputFileRecord, sha256: str | None) -> Json:
+    hashed = {} if sha256 is None else {"sha256": sha256}
+    return {
+        "size": file.size,
+        "header_digest": file.header_digest,
+        **hashed,
+        "checks": [*file.checks, *hashed],
     }

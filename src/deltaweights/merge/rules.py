@@ -121,10 +121,10 @@ def match_tensors(
         elif name in alone:
             what = f"is in the base, not in the {operation.primary}"
             problems.append(_problem("base", tensor, what, str(tensor.spec), "no such tensor"))
-    specs = _specs(base), _specs(primary)
+    base_specs, primary_specs = ({name: tensor.spec for name, tensor in each.items()} for each in (base, primary))
     if problems or not matches:
-        raise _refusal(problems, likely_reason(*specs, operation.primary), operation)
-    warnings = pair_warnings(*specs) if operation is Operation.APPLY else ()
+        raise _refusal(problems, likely_reason(base_specs, primary_specs, operation.primary), operation)
+    warnings = pair_warnings(base_specs, primary_specs) if operation is Operation.APPLY else ()
     return Matching(tuple(matches), tuple(dropped_base), _buffers(primary), warnings)
 
 
@@ -178,7 +178,7 @@ def _require_floats(operation: Operation, primary: LazyTensor, base: LazyTensor 
     for role, tensor in ((operation.primary, primary), ("base", base)):
         if tensor is not None and tensor.spec.dtype not in FLOATS:
             found = f"dtype {tensor.spec.dtype}"
-            raise _problem(role, tensor, f"cannot be {operation.value.past}", found, "one of F16 BF16 F32 F64")
+            raise _problem(role, tensor, f"cannot be {operation.past}", found, "one of F16 BF16 F32 F64")
 
 
 def _problem(role: str, tensor: LazyTensor, problem: str, found: str, expected: str) -> Mismatch:
@@ -187,10 +187,6 @@ def _problem(role: str, tensor: LazyTensor, problem: str, found: str, expected: 
 
 def _refusal(problems: list[Mismatch], reason: str, operation: Operation) -> Mismatch:
     if not problems:
-        return Mismatch(f"nothing to {operation.value.verb}: the {operation.primary} has no weights")
+        return Mismatch(f"nothing to {operation.verb}: the {operation.primary} has no weights")
     more = f" (and {counted(len(problems) - 1, 'more tensor')} not fitting)" if len(problems) > 1 else ""
     return Mismatch(f"{problems[0]}{more}; {reason}")
-
-
-def _specs(tensors: Mapping[str, LazyTensor]) -> dict[str, TensorSpec]:
-    return {name: tensor.spec for name, tensor in tensors.items()}

@@ -110,9 +110,7 @@ class Stream:
 
     def _next_block(self) -> tuple[OpenShard, Block] | None:
         with self._lock:
-            if self._pool.stopped:
-                raise RunStopped
-            return next(self._blocks, None)
+            return None if self._pool.stopped else next(self._blocks, None)
 
     def _work(self, make_kernels: Callable[[], Kernels]) -> None:
         """Do one worker's share, block by block, until there are no more blocks or the run is stopped."""

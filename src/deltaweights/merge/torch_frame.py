@@ -63,7 +63,8 @@ class TorchFrame:
         if index:
             frame = self._storages[index - 1].descriptor(crcs[index - 1])
         else:
-            frame = b"".join(map(_whole, self._small, self._contents))
+            small = zip(self._small, self._contents, strict=True)
+            frame = b"".join(m.header + content + m.descriptor(zlib.crc32(content)) for m, content in small)
         if index < len(self._storages):
             return frame + self._storages[index].header
         return frame + self._directory(crcs)
@@ -137,11 +138,6 @@ def _placed(root: str, sizes: dict[str, int]) -> Iterator[_Member]:
         member = _Member(f"{root}/{name}".encode(), offset, size)
         yield member
         offset = member.end
-
-
-def _whole(member: _Member, content: bytes) -> bytes:
-    """Return all bytes of a member."""
-    return member.header + content + member.descriptor(zlib.crc32(content))
 
 
 def _wide_field(*values: int) -> bytes:

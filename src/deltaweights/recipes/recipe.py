@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from blake3 import blake3
@@ -114,19 +114,6 @@ class Recipe:
     tokens: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Arithmetic:
-    compute_dtype: str
-    stated: bool
-
-
-@dataclass(frozen=True)
-class _Rules:
-    new_rows: str
-    delta_only: list[str]
-    required: tuple[str, ...]
-
-
 def check_head(document: TomlDocument, where: str, expected: str = FORMAT) -> None:
     """Raise ``MalformedInput`` unless ``document`` has the ``expected`` format and the supported version."""
     top = Table(document, where)
@@ -149,12 +136,15 @@ def parse_recipe(document: TomlDocument, where: str) -> Recipe:
         raise MalformedInput("a recipe of the package cannot have extends", where=where, remedy="leave it out")
     top.require("name", "arithmetic")
     name = top.text("name", NAME) or ""
-    arithmetic = _arithmetic(top)
-    rules = _rules(top, arithmetic.compute_dtype)
+    arithmetic = top.table("arithmetic", ("compute_dtype", "stated"))
+    arithmetic.require("compute_dtype")
+    compute_dtype = arithmetic.choice("compute_dtype", COMPUTE_DTYPES, "")
+    stated = arithmetic.flag("stated", default=False)
+    rules = _rules(top, compute_dtype)
     base = top.table("base", ("model", "files"))
     shapes = read_shapes(top)
     checks = _checks(top, shapes)
-    return Recipe(
+    recipe = Recipe(
         name=name,
         title=top.text("title", LINE) or name,
         description=top.text("description", TEXT) or "",
@@ -164,46 +154,40 @@ def parse_recipe(document: TomlDocument, where: str) -> Recipe:
         delta=_delta(top),
         base_model=base.text("model", NAME),
         base_files=tuple(read_hashes(base.table("files"))),
-        compute_dtype=arithmetic.compute_dtype,
-        stated=arithmetic.stated,
-        new_rows=rules.new_rows,
-        delta_only=frozenset(rules.delta_only),
-        required=rules.required,
+        compute_dtype=compute_dtype,
+        stated=stated,
+        **rules,
         shapes=shapes,
         checks=checks,
-        digest=_digest(name, arithmetic, rules, shapes, checks),
+        digest="",
         **_transformers(top),
     )
+    return replace(recipe, digest=_digest(recipe))
 
 
-def _arithmetic(top: Table) -> _Arithmetic:
-    table = top.table("arithmetic", ("compute_dtype", "stated"))
-    table.require("compute_dtype")
-    return _Arithmetic(table.choice("compute_dtype", COMPUTE_DTYPES, ""), table.flag("stated", default=False))
-
-
-def _rules(top: Table, compute_dtype: str) -> _Rules:
+def _rules(top: Table, compute_dtype: str) -> dict[str, Any]:
+    """Return the fields from ``rules``."""
     table = top.table("rules", ("new_rows", "delta_only", "required"))
     new_rows = table.choice("new_rows", NEW_ROWS, "copy")
     named = table.texts("delta_only", LINE)
-    delta_only = sorted(set(DELTA_ONLY if named is None else named))
+    delta_only = frozenset(DELTA_ONLY if named is None else named)
     required = table.texts("required", LINE) or ()
-    others = sorted(set(required) - set(delta_only))
+    others = sorted(set(required) - delta_only)
     if others:
         raise table.unusable("required", f"names of delta_only, which has no {others[0]}")
     if new_rows == "mean" and compute_dtype != "float32":
         raise table.unusable("new_rows", 'mean only with arithmetic.compute_dtype = "float32"')
-    return _Rules(new_rows, delta_only, required)
+    return {"new_rows": new_rows, "delta_only": delta_only, "required": required}
 
 
-def _digest(name: str, arithmetic: _Arithmetic, rules: _Rules, shapes: Shapes, checks: SumCheck | None) -> str:
+def _digest(recipe: Recipe) -> str:
     """Return ``recipe1:`` and the BLAKE3 of the canonical JSON of what decides the weights."""
     decisive = {
-        "name": name,
-        "arithmetic": asdict(arithmetic),
-        "rules": {"new_rows": rules.new_rows, "delta_only": rules.delta_only},
-        "shapes": {key: size for key, size in asdict(shapes).items() if size is not None},
-        "checks": asdict(checks) if checks else None,
+        "name": recipe.name,
+        "arithmetic": {"compute_dtype": recipe.compute_dtype, "stated": recipe.stated},
+        "rules": {"new_rows": recipe.new_rows, "delta_only": sorted(recipe.delta_only)},
+        "shapes": {key: size for key, size in asdict(recipe.shapes).items() if size is not None},
+        "checks": asdict(recipe.checks) if recipe.checks else None,
     }
     canonical = json.dumps(decisive, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
     return f"recipe1:{blake3(canonical.encode()).hexdigest()}"

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from deltaweights.manifest.verify import verify
+from tests.support.identity import Notes, archive_of, cached
 from tests.support.meta import save_meta
 from tests.support.pairs import Tensors, save
 from tests.support.whole_runs import BARE, BASE, DEFLATED, DELTA, STORED, files_in, merge, names_in, tree_of, weights_in
-from tests.unit.recipes.test_identity import Notes, archive_of, cached
 
 Hold = Callable[[Tensors, Path], Path]
 

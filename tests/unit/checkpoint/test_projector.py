@@ -15,9 +15,9 @@ from deltaweights.errors import MalformedInput
 from deltaweights.jobs.inspect import inspect_checkpoint
 from deltaweights.jobs.make import make_delta
 from tests.support.errors import refused
+from tests.support.identity import Notes, archive_of
 from tests.support.pairs import Tensors, load, same_bits, save
 from tests.support.whole_runs import BARE, BASE, DEFLATED, DELTA, PROJECTOR, STORED, files_in, merge, names_in
-from tests.unit.recipes.test_identity import Notes, archive_of
 
 
 def beside(folder: Path, projector: Tensors, tensors: Tensors = BARE) -> Path:

@@ -7,9 +7,9 @@ from pathlib import Path
 from deltaweights.diff.compare import diff_checkpoints
 from deltaweights.jobs.inspect import inspect_checkpoint
 from tests.conftest import Run
+from tests.support.identity import archive_of
 from tests.support.pairs import save
 from tests.support.whole_runs import BASE, DEFLATED, MEMBERS, FileWatcher, line_of, names_in, run_cut_off
-from tests.unit.recipes.test_identity import archive_of
 
 
 def test_inspect_unpacks_where_temporary_files_are(

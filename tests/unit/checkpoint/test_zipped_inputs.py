@@ -26,6 +26,7 @@ from deltaweights.report import Report
 from deltaweights.staging.location import TargetLocation, locate_target
 from tests.conftest import Run
 from tests.support.errors import refused
+from tests.support.identity import archive_of
 from tests.support.limits import PATIENCE
 from tests.support.pairs import save
 from tests.support.prepared import prepare_merge
@@ -47,7 +48,6 @@ from tests.support.whole_runs import (
     stamps_below,
     tree_of,
 )
-from tests.unit.recipes.test_identity import archive_of
 
 
 @pytest.mark.parametrize("method", [STORED, DEFLATED], ids=["stored", "deflated"])

@@ -1,174 +1,86 @@
-"""Which part a process does that Slurm started, from its environment alone."""
+"""Merges by processes that torchrun or accelerate started together."""
 
 from __future__ import annotations
 
-import re
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from deltaweights.cluster.slurm import part_of_slurm
-from deltaweights.errors import UsageError
-from deltaweights.merge.parts import Part
-
-ARRAY = "SLURM_ARRAY_TASK_"
-
-BATCH = {"SLURM_JOB_ID": "17", "SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
-"""What every batch script has (Slurm 22.05)."""
-
-Environment = dict[str, str]
+from deltaweights import ApplyResult
+from deltaweights.staging.location import locate_target
+from deltaweights.staging.lock import StagingLock
+from tests.support.limits import PATIENCE
+from tests.unit.cluster import SIZE, Pair, files_of
 
 
-def task(own: int, ids: range | list[int]) -> Environment:
-    """Return the environment of a task of an array as slurmd sets it: of uneven ids, the step is 1."""
-    step = ids.step if isinstance(ids, range) else 1
-    told = {"ID": own, "MIN": ids[0], "MAX": ids[-1], "STEP": step, "COUNT": len(ids)}
-    return BATCH | {"SLURM_ARRAY_JOB_ID": "17"} | {f"{ARRAY}{name}": str(value) for name, value in told.items()}
+def launched(tiny: Pair, target: Path, *launcher: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a merge by processes that a launcher starts together."""
+    arguments = [
+        "--base",
+        str(tiny[0]),
+        "--delta",
+        str(tiny[1]),
+        "--target",
+        str(target),
+        "--max-shard-size",
+        str(SIZE),
+    ]
+    command = [sys.executable, "-m", *launcher, "-m", "deltaweights", "apply", *arguments]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")} | variables
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment)
 
 
-def step(rank: int, ranks: int) -> Environment:
-    """Return what srun adds."""
-    return {
-        "SLURM_STEP_ID": "0",
-        "SLURM_STEP_NUM_TASKS": str(ranks),
-        "SLURM_NTASKS": str(ranks),
-        "SLURM_PROCID": str(rank),
-    }
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
 
 
-def all_parts(of: int) -> list[Part]:
-    """Return every part once, in order."""
-    return [Part(number, of) for number in range(1, of + 1)]
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_launched_processes_share_the_shards(
+    tiny: Pair, whole: tuple[Path, ApplyResult], tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
+    """Two processes of a launcher merge together what one does, and one of them says so, once."""
+    done = launched(tiny, tmp_path / "out", *launcher)
+    assert done.returncode == 0, done.stderr
+    assert files_of(tmp_path / "out") == files_of(whole[0])
+    assert done.stdout.count("content digest") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-evenly = st.builds(
-    lambda first, distance, count: range(first, first + distance * count, distance),
-    st.integers(0, 4_000_000),
-    st.integers(1, 1000),
-    st.integers(1, 60),
-)
+def test_a_rank_that_fails_ends_the_others(tiny: Pair, tmp_path: Path) -> None:
+    """When one process fails, its one line of error is shown, and all end at once, not when a timeout strikes."""
+    with StagingLock(locate_target(tmp_path / "out")):
+        began = time.monotonic()
+        done = launched(tiny, tmp_path / "out", *TORCHRUN)
+    assert done.returncode != 0
+    assert "another run is writing to this folder" in done.stderr
+    assert time.monotonic() - began < PATIENCE
+    assert not (tmp_path / "out").exists()
 
 
-@given(evenly)
-def test_an_even_array_needs_no_list(ids: range) -> None:
-    """The tasks of an array with any first id and step get every part once, in the order of their ids."""
-    assert [part_of_slurm("slurm", task(own, ids)) for own in ids] == all_parts(len(ids))
-
-
-@given(st.data())
-def test_a_list_may_be_any(data: st.DataObject) -> None:
-    """Ids of a list, of single ones and ranges in any order and overlapping, get every part once, in the order of the ids."""
-    ranges = data.draw(st.lists(evenly.filter(lambda ids: len(ids) < 20), min_size=1, max_size=5))
-    ids = sorted({each for one in ranges for each in one})
-    items = [f"{one[0]}-{one[-1]}:{one.step}" if len(one) > 1 else str(one[0]) for one in ranges]
-    limit = data.draw(st.sampled_from(["", "%1", "%20"]))
-    text = f"slurm:{','.join(items)}{limit}"
-    assert [part_of_slurm(text, task(own, ids)) for own in ids] == all_parts(len(ids))
-
-
-@given(evenly, st.integers(1, 9))
-def test_tasks_of_srun_share_the_part_of_their_array(ids: range, ranks: int) -> None:
-    """With srun in each task of an array, every pair of id and rank has a part of its own, and none is left out."""
-    found = [part_of_slurm("slurm", task(own, ids) | step(rank, ranks)) for own in ids for rank in range(ranks)]
-    assert found == all_parts(len(ids) * ranks)
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 7])
-def test_srun_alone(ranks: int) -> None:
-    """Without an array the rank in srun is the part, also where Slurm tells the number of tasks of the job only."""
-    assert [part_of_slurm("slurm", step(rank, ranks)) for rank in range(ranks)] == all_parts(ranks)
-    old = [{k: v for k, v in step(rank, ranks).items() if k != "SLURM_STEP_NUM_TASKS"} for rank in range(ranks)]
-    assert [part_of_slurm("slurm", each) for each in old] == all_parts(ranks)
-
-
-@pytest.mark.parametrize("number", [0xFFFFFFFA, 0xFFFFFFFB, 0xFFFFFFFC])
-def test_steps_that_are_none(number: int) -> None:
-    """The shell of salloc, a batch script, and what is extern have steps of their own, which have no ranks."""
-    reserved = step(0, 2) | {"SLURM_STEP_ID": str(number)}
-    assert part_of_slurm("slurm", task(5, range(4, 6)) | reserved) == Part(2, 2)
-    with pytest.raises(UsageError, match="not a task of a Slurm array or of srun"):
-        part_of_slurm("slurm", reserved)
-
-
-HAND = "say it yourself: --part K/N"
-LIST = "give the list that sbatch has: --part slurm:LIST"
-NO_LIST = "not a list of array tasks: found {}, expected what sbatch --array has, such as 0-3,8-12:2"
-
-
-@pytest.mark.parametrize(
-    ("text", "environ", "message"),
-    [
-        pytest.param("slurm", {}, f"not a task of a Slurm array or of srun; {HAND}", id="no-slurm"),
-        pytest.param("slurm", BATCH, f"not a task of a Slurm array or of srun; {HAND}", id="a-batch-script-has-rank-0"),
-        pytest.param(
-            "slurm:1-4",
-            BATCH | step(0, 4),
-            f"not a task of a Slurm array: found no SLURM_ARRAY_TASK_ID; {HAND}",
-            id="a-list-without-an-array",
-        ),
-        pytest.param(
-            "slurm",
-            task(4, [1, 4, 9]),
-            f"the ids of the array are not evenly spaced: found 3 from 1 to 9; {LIST}",
-            id="uneven-ids",
-        ),
-        pytest.param(
-            "slurm:1,4,9",
-            task(5, [1, 4, 5, 9]),
-            f"this task is not in the array: found SLURM_ARRAY_TASK_ID=5, expected 1,4,9; {LIST}",
-            id="another-list",
-        ),
-        pytest.param(
-            "slurm",
-            task(5, range(4, 9, 2)),
-            f"this task is not in the array: found SLURM_ARRAY_TASK_ID=5, expected the 3 that Slurm tells of; {LIST}",
-            id="an-id-in-between",
-        ),
-        pytest.param("slurm:", task(1, range(1, 3)), NO_LIST.format(""), id="an-empty-list"),
-        pytest.param("slurm:1;2", task(1, range(1, 3)), NO_LIST.format("1;2"), id="no-list"),
-        pytest.param("slurm:1-", task(1, range(1, 3)), NO_LIST.format("1-"), id="an-open-range"),
-        pytest.param("slurm:%2", task(1, range(1, 3)), NO_LIST.format("%2"), id="only-a-limit"),
-        pytest.param(
-            "slurm:3-1",
-            task(1, range(1, 4)),
-            "not a list of array tasks: found 3-1, expected the smaller id first",
-            id="a-range-backwards",
-        ),
-        pytest.param(
-            "slurm:0-999999999",
-            task(1, range(1, 3)),
-            "too many tasks in the array: expected at most 100000",
-            id="a-billion-tasks",
-        ),
-        pytest.param(
-            "slurm",
-            task(1, range(1, 50_001)) | step(2, 3),
-            "too many parts: found 150000, expected at most 100000",
-            id="too-many-tasks-of-srun",
-        ),
-        pytest.param(
-            "slurm",
-            step(2, 2),
-            "no such task of srun: found SLURM_PROCID=2, expected less than SLURM_STEP_NUM_TASKS=2",
-            id="a-rank-too-high",
-        ),
-        pytest.param(
-            "slurm",
-            step(0, 2) | {"SLURM_PROCID": "first"},
-            f"SLURM_PROCID is not a number: found first; {HAND}",
-            id="a-rank-that-is-none",
-        ),
-        pytest.param(
-            "slurm", {f"{ARRAY}ID": "3"}, f"SLURM_ARRAY_TASK_MIN is not a number: found none; {HAND}", id="no-first-id"
-        ),
-        pytest.param(
-            "slurm", {"SLURM_STEP_ID": "0\n"}, f"SLURM_STEP_ID is not a number: found 0\\n; {HAND}", id="a-line-break"
-        ),
-    ],
-)
-def test_what_is_no_part_of_slurm(text: str, environ: Environment, message: str) -> None:
-    """Where two processes could take themselves for the same part, there is one line that says why, and no part."""
-    with pytest.raises(UsageError, match=f"^{re.escape(message)}$") as caught:
-        part_of_slurm(text, environ)
-    assert caught.value.exit_code == 2
+def test_a_launch_that_accelerate_does_not_see_is_refused(tiny: Pair, tmp_path: Path) -> None:
+    """Where the launcher says two processes and accelerate sees another number, nothing is done: 2, in one line."""
+    program = (
+        "import accelerate\n"
+        "class Alone:\n"
+        "    num_processes, process_index, is_main_process = 1, 0, True\n"
+        "    def __init__(self, **_): pass\n"
+        "accelerate.PartialState = Alone\n"
+        "from deltaweights.cli import main\n"
+        "main()\n"
+    )
+    arguments = ["apply", "--base", str(tiny[0]), "--delta", str(tiny[1]), "--target", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        env=os.environ | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "the launcher and accelerate disagree about the number of processes: found 1, expected 2" in done.stderr
+    assert not (tmp_path / "out").exists()

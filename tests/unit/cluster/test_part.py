@@ -1,21 +1,16 @@
-"""Parts: several processes, on one machine or many, write the bytes that one would."""
+"""Merges in parts: several processes, on one machine or many, write the bytes that one would."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from deltaweights import (
     ApplyResult,
@@ -28,50 +23,19 @@ from deltaweights import (
     verify,
 )
 from deltaweights.cluster.finish import finish_parts
-from deltaweights.cluster.handoff import load_handoff as load
-from deltaweights.cluster.handoff import store_handoff as store
 from deltaweights.cluster.part import apply_part
 from deltaweights.hub.locate import HubOptions
-from deltaweights.jobs.planned_result import PlannedResult, planned_result
-from deltaweights.jobs.request import find_recipe
-from deltaweights.merge.parts import Part, parse_part, share_of
-from deltaweights.merge.plan import Shard
-from deltaweights.merge.torch_frame import TorchFrame
-from deltaweights.recipes.recipe import Recipe
 from deltaweights.staging.location import locate_target
 from deltaweights.staging.lock import StagingLock
+from tests.support.errors import refused
 from tests.support.limits import PATIENCE
 from tests.support.pairs import base_tensors, delta_tensors, save
-from tests.support.prepared import prepare_merge
-
-SIZE = 6_000
-
-Pair = tuple[Path, Path]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Make a pair whose merge has more than ten shards of ``SIZE`` bytes."""
-    folder = tmp_path_factory.mktemp("tiny")
-    base = base_tensors()
-    return save(base, folder / "base"), save(delta_tensors(base), folder / "delta")
-
-
-@pytest.fixture(scope="module")
-def whole(tiny: Pair, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ApplyResult]:
-    """Merge the pair in one process."""
-    target = tmp_path_factory.mktemp("whole") / "out"
-    return target, apply_delta(*tiny, target, max_shard_size=SIZE)
+from tests.unit.cluster import SIZE, Pair, files_of
 
 
 def part(tiny: Pair, target: Path, which: str, **options: Any) -> Any:
     """Do a part of the pair's merge."""
     return apply_part(*tiny, target, part=which, max_shard_size=SIZE, **options)
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Return the contents of all files of a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("of", [1, 2, 3, 7, 40])
@@ -97,7 +61,7 @@ def test_parts_give_the_bytes_of_one_process(
 
 
 def test_parts_of_the_other_layout_and_container(tiny: Pair, tmp_path: Path) -> None:
-    """Options go through to whoever finishes: torch files made in parts are those of one process."""
+    """``finish`` uses the options of the parts: torch files made in parts are those of one process."""
     apply_delta(*tiny, tmp_path / "one", max_shard_size=SIZE, weights="bin")
     for number in (1, 2):
         part(tiny, tmp_path / "two", f"{number}/2", weights="bin")
@@ -106,13 +70,12 @@ def test_parts_of_the_other_layout_and_container(tiny: Pair, tmp_path: Path) -> 
 
 
 def test_a_missing_part_is_refused(tiny: Pair, tmp_path: Path) -> None:
-    """While a shard is missing nothing is published: 6, with the name of one that lacks and what to do; the part mends it."""
+    """While a shard is missing nothing is published (6); the error names it and says what to do, which works."""
     target = tmp_path / "out"
     part(tiny, target, "1/2")
-    with pytest.raises(
-        CheckFailed, match=r"not all shards are finished: found no model-0.* run the missing parts again"
-    ):
+    with refused(CheckFailed, where=locate_target(target).root, remedy="run the missing parts again") as info:
         finish_parts(target)
+    assert str(info.value.found).startswith("no model-0")
     assert not target.exists()
     part(tiny, target, "2/2")
     assert finish_parts(target) is not None
@@ -120,7 +83,7 @@ def test_a_missing_part_is_refused(tiny: Pair, tmp_path: Path) -> None:
 
 def test_without_parts_there_is_nothing_to_finish(tmp_path: Path) -> None:
     """Where no part has run and nothing is published, finish ends with 5 and says what to run; it leaves nothing."""
-    with pytest.raises(InputOutputError, match="no part of a merge here; run the parts first"):
+    with refused(InputOutputError, where=tmp_path / "out", problem="no part of a merge here"):
         finish_parts(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -149,7 +112,7 @@ def test_a_part_again_makes_nothing(tiny: Pair, tmp_path: Path) -> None:
 
 
 def test_parts_of_two_plans_never_mix(tiny: Pair, tmp_path: Path) -> None:
-    """A part with other options or inputs is refused while another plan's work is there (7), and clean gives that up."""
+    """A part with other options or inputs is refused while another plan is in staging (7); the remedy is ``clean``."""
     target = tmp_path / "out"
     part(tiny, target, "1/2")
     before = files_of(locate_target(target).shards)
@@ -162,17 +125,17 @@ def test_parts_of_two_plans_never_mix(tiny: Pair, tmp_path: Path) -> None:
     assert files_of(locate_target(target).shards) == before
 
 
-def test_finish_waits_for_nobody(tiny: Pair, tmp_path: Path) -> None:
+def test_finish_does_not_wait(tiny: Pair, tmp_path: Path) -> None:
     """While a part holds staging, finish and a merge by one process end with 7; other parts go on."""
     target = tmp_path / "out"
     part(tiny, target, "1/2")
     with StagingLock(locate_target(target), shared=True):
-        with pytest.raises(TargetBusy, match="another run is writing"):
+        with refused(TargetBusy, where=locate_target(target).root):
             finish_parts(target)
-        with pytest.raises(TargetBusy, match="another run is writing"):
+        with refused(TargetBusy, where=locate_target(target).root):
             apply_delta(*tiny, target, max_shard_size=SIZE)
         part(tiny, target, "2/2")
-    with StagingLock(locate_target(target)), pytest.raises(TargetBusy, match="another run is writing"):
+    with StagingLock(locate_target(target)), refused(TargetBusy, where=locate_target(target).root):
         part(tiny, target, "2/2")
     assert finish_parts(target) is not None
 
@@ -187,7 +150,7 @@ def test_one_process_takes_over_what_parts_made(tiny: Pair, whole: tuple[Path, A
 
 
 def test_a_killed_part_is_done_again(tiny: Pair, whole: tuple[Path, ApplyResult], tmp_path: Path) -> None:
-    """A part that was killed with a shard half written leaves that in a room of its own; finish removes all traces."""
+    """A killed part leaves its half-written shard in a folder of its own; finish removes all traces."""
     target = tmp_path / "out"
     place = locate_target(target)
     part(tiny, target, "1/2")
@@ -202,7 +165,7 @@ def test_a_killed_part_is_done_again(tiny: Pair, whole: tuple[Path, ApplyResult]
 
 
 def test_the_same_part_twice_at_once(tiny: Pair, whole: tuple[Path, ApplyResult], tmp_path: Path) -> None:
-    """The same part in four processes at once, as after a requeue whose first run still lives, gives the same bytes."""
+    """The same parts in four processes at once, as after a requeue while the first run still lives, give the same bytes."""
     target = tmp_path / "out"
     command = [sys.executable, "-m", "deltaweights", "apply", "--base", str(tiny[0]), "--delta", str(tiny[1])]
     command += ["--target", str(target), "--max-shard-size", str(SIZE), "-q", "--part"]
@@ -252,170 +215,30 @@ def test_a_part_killed_at_any_time(
 
 
 def test_parts_with_an_overwritten_target(tiny: Pair, whole: tuple[Path, ApplyResult], tmp_path: Path) -> None:
-    """A checkpoint that stands in the target is replaced by finish alone, and only when all were asked to."""
+    """A checkpoint in the target is replaced only by finish, and only when parts and finish have ``overwrite``."""
     target = tmp_path / "out"
     apply_delta(*tiny, target)
     old = files_of(target)
-    with pytest.raises(TargetBusy, match="already there"):
+    with refused(TargetBusy, where=target):
         part(tiny, target, "1/1")
     part(tiny, target, "1/1", overwrite=True)
     assert files_of(target) == old
-    with pytest.raises(TargetBusy, match="already there"):
+    with refused(TargetBusy, where=target):
         finish_parts(target)
     finish_parts(target, overwrite=True)
     assert files_of(target) == files_of(whole[0])
 
 
-def test_what_parts_cannot_do(tiny: Pair, tmp_path: Path) -> None:
-    """A part that is none ends with 2, and so does one of what is streamed, which nobody can compare."""
+def test_text_that_is_no_part(tiny: Pair, tmp_path: Path) -> None:
+    """Text that does not name a part is a usage error, before anything is written."""
     for text in ("0/3", "4/3", "1", "a/b", "1/0", "-1/2", "1/1000000"):
-        with pytest.raises(UsageError, match="not a part"):
+        with refused(UsageError, found=text):
             part(tiny, tmp_path / "out", text)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_ending_is_no_job(tiny: Pair, tmp_path: Path) -> None:
-    """What a part left for whoever finishes is held against the plan's identity: another shard size in it is found (3)."""
-    target = tmp_path / "out"
-    part(tiny, target, "1/1")
-    ending = locate_target(target).root / "ending.json"
-    document = json.loads(ending.read_text())
-    document["rest"]["plan"]["options"]["max_shard_size"] += 1
-    ending.write_text(json.dumps(document))
-    with pytest.raises(MalformedInput, match=r"its plan does not have the identity that it states.*deltaweights clean"):
-        finish_parts(target)
-    ending.write_text('{"identity": 3}')
-    with pytest.raises(MalformedInput, match="not what a part left"):
-        finish_parts(target)
-
-
-# Shares.
-
-
-def shards_of(sizes: list[int]) -> list[Shard]:
-    """Return shards of so many bytes."""
-
-    class Frame(TorchFrame):
-        def __init__(self, size: int) -> None:
-            self.size = size
-
-    return [Shard(f"model-{number:05d}.safetensors", Frame(size), ()) for number, size in enumerate(sizes)]
-
-
-@given(sizes=st.lists(st.integers(1, 1000), max_size=30), of=st.integers(1, 12))
-def test_shares_are_balanced(sizes: list[int], of: int) -> None:
-    """Every shard belongs to one part; no two parts differ by more than the largest shard; the order of shards decides nothing."""
-    shards = shards_of(sizes)
-    shares = [share_of(shards, Part(number, of)) for number in range(1, of + 1)]
-    assert sorted(s.file for share in shares for s in share) == [s.file for s in shards]
-    loads = [sum(s.size for s in share) for share in shares]
-    assert max(loads) - min(loads) <= max(sizes, default=0)
-    assert [[s.file for s in share_of(shards[::-1], Part(k + 1, of))][::-1] for k in range(of)] == [
-        [s.file for s in share] for share in shares
-    ]
-
-
-@given(number=st.integers(1, 500), more=st.integers(0, 500))
-def test_a_part_is_read_as_it_is_written(number: int, more: int) -> None:
-    """K/N is read back as it is printed."""
-    part = Part(number, number + more)
-    assert parse_part(str(part)) == part
-
-
-# The ending.
-
-
-def test_an_ending_comes_back_as_it_was(tiny: Pair, tmp_path: Path) -> None:
-    """What a part leaves in staging, plan, recipe, companions and all, is read back equal, for every recipe of the package."""
-    place = locate_target(tmp_path / "out")
-    with prepare_merge(*tiny, tmp_path / "out", max_shard_size=SIZE) as job:
-        ending = planned_result(job)
-    for name in (None, "llava-med-7b", "alpaca-7b", "vicuna-7b-v0", "llava-13b-v0"):
-        known: Recipe | None = find_recipe(name, None)
-        one = PlannedResult(**{**vars(ending), "recipe": known})
-        with StagingLock(place) as lock:
-            store(one, lock.staging)
-            other = load(lock.staging)
-        assert other.plan.identity == one.plan.identity
-        assert {key: value for key, value in vars(other).items() if key != "plan"} == {
-            key: value for key, value in vars(one).items() if key != "plan"
-        }
-
-
-# Launchers.
-
-
-def launched(tiny: Pair, target: Path, *launcher: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a merge by processes that a launcher starts together."""
-    arguments = [
-        "--base",
-        str(tiny[0]),
-        "--delta",
-        str(tiny[1]),
-        "--target",
-        str(target),
-        "--max-shard-size",
-        str(SIZE),
-    ]
-    command = [sys.executable, "-m", *launcher, "-m", "deltaweights", "apply", *arguments]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")} | variables
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment)
-
-
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
-
-
-@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
-def test_launched_processes_share_the_shards(
-    tiny: Pair, whole: tuple[Path, ApplyResult], tmp_path: Path, launcher: tuple[str, ...]
-) -> None:
-    """Two processes of a launcher merge together what one does, and one of them says so, once."""
-    done = launched(tiny, tmp_path / "out", *launcher)
-    assert done.returncode == 0, done.stderr
-    assert files_of(tmp_path / "out") == files_of(whole[0])
-    assert done.stdout.count("content digest") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_rank_that_fails_ends_the_others(tiny: Pair, tmp_path: Path) -> None:
-    """When one process fails, its one line of error is shown, and all end at once, not when a timeout strikes."""
-    with StagingLock(locate_target(tmp_path / "out")):
-        began = time.monotonic()
-        done = launched(tiny, tmp_path / "out", *TORCHRUN)
-    assert done.returncode != 0
-    assert "another run is writing to this folder" in done.stderr
-    assert time.monotonic() - began < PATIENCE
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_launch_that_accelerate_does_not_see_is_refused(tiny: Pair, tmp_path: Path) -> None:
-    """Where the launcher says two processes and accelerate sees another number, nothing is done: 2, in one line."""
-    program = (
-        "import accelerate\n"
-        "class Alone:\n"
-        "    num_processes, process_index, is_main_process = 1, 0, True\n"
-        "    def __init__(self, **_): pass\n"
-        "accelerate.PartialState = Alone\n"
-        "from deltaweights.cli import main\n"
-        "main()\n"
-    )
-    arguments = ["apply", "--base", str(tiny[0]), "--delta", str(tiny[1]), "--target", str(tmp_path / "out")]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-        env=os.environ | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
-    )
-    assert done.returncode == 2, done.stderr
-    assert "the launcher and accelerate disagree about the number of processes: found 1, expected 2" in done.stderr
-    assert not (tmp_path / "out").exists()
-
-
-def test_streams_and_parts(tiny: Pair, tmp_path: Path) -> None:
-    """An archive whose weights are compressed cannot be unpacked for one part alone; that is said, in one line."""
+def test_a_compressed_archive(tiny: Pair, tmp_path: Path) -> None:
+    """An archive with compressed weights is refused in one line: it cannot be unpacked for one part alone."""
     archive = shutil.make_archive(str(tmp_path / "delta"), "zip", tiny[1].parent, "delta")
     with pytest.raises((InputOutputError, MalformedInput)) as caught:
         part((tiny[0], Path(archive)), tmp_path / "out", "1/2", hub=HubOptions())

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from deltaweights.inference import rendering
+from tests.support.fork_server import run_python_in_fork
 from tests.support.tiny_llava import (
     make_llava,
 )
@@ -22,3 +24,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llava(whole: Path, tmp_path: Path) -> Path:
     """Return a copy of a LLaVA, to be changed."""
     return Path(shutil.copytree(whole, tmp_path / "llava"))
+
+
+@pytest.fixture(autouse=True)
+def _forked_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Render chat templates in forks: a new interpreter takes a second. ``tests/cli`` renders as users do."""
+    monkeypatch.setattr(rendering, "run_python", run_python_in_fork)

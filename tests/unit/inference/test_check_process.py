@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from deltaweights.errors import CheckFailed, InputOutputError
+from deltaweights.inference import check_process
 from deltaweights.inference.check_process import check_in_subprocess
 from tests.support.errors import refused
+from tests.support.fork_server import run_python_in_fork
 from tests.support.limits import PATIENCE
 from tests.support.recorded import RecordingReport
 from tests.support.tiny_llava import (
@@ -32,8 +34,9 @@ def test_a_child_whose_time_is_up_is_told(tmp_path: Path, monkeypatch: pytest.Mo
         check_in_subprocess(tmp_path, Path("target"), RecordingReport())
 
 
-def test_a_child_checks_and_passes_warnings_on(tmp_path: Path) -> None:
+def test_a_child_checks_and_passes_warnings_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A good folder raises nothing; its warnings arrive at the report, with the folder's name."""
+    monkeypatch.setattr(check_process, "run_python", run_python_in_fork)
     folder, report = make_original(tmp_path / "original"), RecordingReport()
     check_in_subprocess(folder, folder, report)
     assert len(report.warnings) == len(published_ids())

@@ -17,9 +17,9 @@ from deltaweights.merge.base_proof import LIKELY_CAUSES, OTHER_CAUSE
 from deltaweights.report import Report
 from tests.conftest import Run
 from tests.support.errors import refused
+from tests.support.identity import archive_of, counted_reads
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, save
 from tests.support.whole_runs import DEFLATED, Done, FileWatcher, line_of, names_in, tree_of
-from tests.unit.recipes.test_identity import archive_of, counted_reads
 
 LARGE = base_tensors(2, 320, 64)
 

@@ -17,6 +17,7 @@ from deltaweights.manifest.verify import verify
 from deltaweights.staging.location import locate_target
 from tests.conftest import Run
 from tests.support.errors import refused
+from tests.support.identity import Notes, archive_of
 from tests.support.meta import save_meta
 from tests.support.pairs import Tensors, load, same_bits, save
 from tests.support.whole_runs import (
@@ -33,7 +34,6 @@ from tests.support.whole_runs import (
     tree_of,
     weights_in,
 )
-from tests.unit.recipes.test_identity import Notes, archive_of
 
 
 def llama(heads: int = 4, keys: int = 4, epsilon: float = 1e-06) -> tuple[LlamaForCausalLM, Tensors]:

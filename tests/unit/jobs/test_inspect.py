@@ -1,4 +1,4 @@
-"""``inspect``: what it says of a checkpoint is what torch and safetensors say, from headers alone, and in few lines."""
+"""``inspect``: its report agrees with torch and safetensors, from headers alone, and its table is short."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 import deltaweights
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.jobs.inspect import InspectReport, SharedStorage, Total, inspect_checkpoint
+from deltaweights.jobs.inspect import inspect_checkpoint
 from deltaweights.merge.rules import is_buffer
 from deltaweights.util.sizes import human_bytes
 from tests.conftest import Run
@@ -63,14 +61,8 @@ def weights_of(tensors: Tensors) -> int:
     return sum(tensor.numel() for name, tensor in tensors.items() if not name.endswith("inv_freq"))
 
 
-def torch_file(folder: Path, tensors: Tensors) -> InspectReport:
-    """Save tensors as torch does, views as views, and return what is in the file."""
-    torch.save(tensors, folder / "pytorch_model.bin")
-    return inspect_checkpoint(folder)
-
-
 def by_hand(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Path:
-    """Write a safetensors file of float16 tensors whose bytes are a hole: only its header takes room."""
+    """Write a sparse safetensors file of float16 tensors: only its header takes disk space."""
     ends = list(itertools.accumulate(2 * math.prod(shape) for shape in shapes.values()))
     entries = {
         name: {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
@@ -92,7 +84,7 @@ IDENTITY = (
 
 
 def test_table(run: Run, tmp_path: Path) -> None:
-    """A LLaMA of twelve layers is twelve lines of weights and one of buffers, aligned, with the sums above and the files below."""
+    """A LLaMA of twelve layers has twelve lines of weights and one of buffers, with totals above and files below."""
     save(BASE, tmp_path / "base", "safetensors", shards=2)
     done = run("inspect", "base", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -122,7 +114,7 @@ dtypes          F16 {weights_of(BASE):,} ({human_bytes(nbytes - 192)}), F32 48 (
 
 
 def test_every_tensor_is_in_the_table(run: Run, tmp_path: Path) -> None:
-    """Names that are alike in all but shape, in a pattern that is not regular, stand in lines that count every tensor once."""
+    """Names in an irregular pattern, with two shapes, are grouped into lines that count every tensor once."""
     shapes = {
         f"experts.{i}.{j}.w{k}": (4, 2) if k != 2 else (2, 4) for i in range(3) for j in range(4) for k in (1, 2, 3)
     }
@@ -138,7 +130,7 @@ def test_every_tensor_is_in_the_table(run: Run, tmp_path: Path) -> None:
 
 
 def test_long_lists_of_numbers_are_cut(run: Run, tmp_path: Path) -> None:
-    """Of more than twelve numbers that are no range the middle is dots; the count beside it is that of all."""
+    """More than twelve numbers that are not a range are abbreviated; the count includes all of them."""
     by_hand(tmp_path / "model.safetensors", {f"layers.{2 * i}.w": (1,) for i in range(40)})
     done = run("inspect", tmp_path)
     assert "  layers.{0,2,4,6,8,10,...,68,70,72,74,76,78}.w  F16  [1]  x40  80 bytes" in done.stdout.splitlines()
@@ -146,7 +138,7 @@ def test_long_lists_of_numbers_are_cut(run: Run, tmp_path: Path) -> None:
 
 
 def test_foreign_text_is_escaped(run: Run, tmp_path: Path) -> None:
-    """No character that a terminal could act on gets out of a name or a config.json, in the table or in JSON."""
+    """Characters that a terminal could act on are escaped in names and in facts of config.json, in the table and in JSON."""
     by_hand(tmp_path / "model.safetensors", {"model.\u202eevil\u2028.weight": (2, 2), "ünï.weight": (1,)})
     (tmp_path / "config.json").write_text('{"model_type": "x\\u001b[2J\\ny", "architectures": ["\\u009b31m"]}')
     plain, machine = run("inspect", tmp_path), run("inspect", tmp_path, "--json")
@@ -166,7 +158,7 @@ def test_foreign_text_is_escaped(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("container", ["torch", "safetensors"])
 def test_json(run: Run, tmp_path: Path, container: str, shards: int) -> None:
-    """``--json`` is one object of the documented keys, whose values are what torch says of tensors and the system of files."""
+    """``--json`` prints one object with the documented keys; its values agree with torch and the file system."""
     folder = save(BASE, tmp_path / "model", container, shards)
     done = run("inspect", folder, "--json")
     assert (done.returncode, done.stderr) == (0, "")
@@ -208,103 +200,25 @@ def test_json(run: Run, tmp_path: Path, container: str, shards: int) -> None:
 
 
 def test_order(tmp_path: Path) -> None:
-    """Tensors are in natural order, whatever the order in the file, so that two listings can be compared."""
+    """Tensors are in natural order, whatever their order in the file."""
     names = ["b", "a.10", "a.9", "a.1"]
     by_hand(tmp_path / "w.safetensors", dict.fromkeys(names, (1,)))
     assert list(inspect_checkpoint(tmp_path / "w.safetensors").tensors) == ["a.1", "a.9", "a.10", "b"]
 
 
 def test_python(tmp_path: Path) -> None:
-    """The package's front door has the function and its report."""
+    """The package exports the function and its report."""
     save_file({"w": torch.zeros(2, 3)}, tmp_path / "w.safetensors")
     report = deltaweights.inspect_checkpoint(tmp_path / "w.safetensors")
     assert isinstance(report, deltaweights.InspectReport)
     assert (report.parameters, report.bytes) == (6, 24)
 
 
-# Shared storage.
-
-
-def test_tied(run: Run, tmp_path: Path) -> None:
-    """Two names of one storage are told as tied, count once as parameters, and twice in the bytes that they show."""
-    embedding = torch.randn(10, 4)
-    report = torch_file(
-        tmp_path, {"embed.weight": embedding, "norm.weight": torch.ones(4), "lm_head.weight": embedding}
-    )
-    assert (SharedStorage("pytorch_model.bin", True, 40, ("embed.weight", "lm_head.weight")),) == report.shared
-    assert (report.parameters, report.bytes, report.dtypes["F32"]) == (44, 336, Total(3, 84, 336))
-    assert "\nshared storage\n  tied   embed.weight, lm_head.weight (40 elements)\n" in run("inspect", tmp_path).stdout
-
-
-WHOLE = torch.arange(48).reshape(8, 6)
-
-VIEWS: dict[str, tuple[tuple[torch.Tensor, ...], bool]] = {
-    "rows": ((WHOLE[:3], WHOLE[3], WHOLE[4:]), False),
-    "columns": ((WHOLE[:, :2], WHOLE[:, 2:]), False),
-    "columns-apart": ((WHOLE[:, :2], WHOLE[:, 3:5]), False),
-    "gaps-reshaped": ((WHOLE.view(-1)[::3], WHOLE.view(-1)[::3].view(4, 4)), False),
-    "transposed": ((WHOLE, WHOLE.t()), False),
-    "reshaped": ((WHOLE, WHOLE.reshape(4, 12)), False),
-    "whole-and-slice": ((WHOLE, WHOLE[2:5], WHOLE[5]), False),
-    "overlapping-rows": ((WHOLE[:5], WHOLE[3:7]), False),
-    "tied-slices": ((WHOLE[2:4], WHOLE[2:4]), True),
-    "tied-and-another": ((WHOLE[2:4], WHOLE[2:4], WHOLE[6:]), False),
-    "transposed-tied": ((WHOLE.t(), WHOLE.t()), True),
-    "every-other": ((WHOLE[::2], WHOLE[::2].t(), WHOLE[1::2]), False),
-    "interleaved-axes": ((WHOLE.reshape(4, 2, 6).permute(2, 0, 1), WHOLE[1:3]), False),
-    "one-element": ((WHOLE[3, 3], WHOLE[3, 3].reshape(1, 1)), False),
-}
-
-
-@pytest.mark.parametrize(("views", "tied"), VIEWS.values(), ids=VIEWS)
-def test_views(tmp_path: Path, views: tuple[torch.Tensor, ...], tied: bool) -> None:
-    """Parameters are the elements of the storage that at least one view shows; same views are tied, others are not."""
-    report = torch_file(tmp_path, {f"v{i}": view for i, view in enumerate(views)} | {"own": torch.zeros(2)})
-    shown = len({value for view in views for value in view.flatten().tolist()})  # each element holds its own number
-    (shared,) = report.shared
-    assert (shown, tied, len(views)) == (shared.elements, shared.tied, len(shared.tensors))
-    assert shown + 2 == report.parameters
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 7), st.integers(1, 8), st.booleans()), min_size=1, max_size=6))
-def test_any_slices(tmp_path_factory: pytest.TempPathFactory, slices: list[tuple[int, int, bool]]) -> None:
-    """Whatever rows of one matrix are saved, plain or transposed, parameters are those that they show, each once."""
-    rows = [(WHOLE[begin : begin + length], turned) for begin, length, turned in slices]
-    views = [view.t() if turned else view for view, turned in rows]
-    report = torch_file(tmp_path_factory.mktemp("slices"), {f"v.{i}": view for i, view in enumerate(views)})
-    assert len({value for view in views for value in view.flatten().tolist()}) == report.parameters
-
-
-def test_views_with_gaps(tmp_path: Path) -> None:
-    """Views with gaps that overlap in part are the one case counted as an upper bound: no more than the storage between them."""
-    report = torch_file(tmp_path, {"a": WHOLE[:, :3], "b": WHOLE[:, 1:4]})
-    assert 8 * 4 <= report.parameters <= 7 * 6 + 4
-
-
-def test_nothing_shares_nothing(tmp_path: Path) -> None:
-    """Tensors without elements share no storage, in either container, though theirs may begin at one place."""
-    empty = torch.empty(0, 3)
-    assert torch_file(tmp_path, {"a": empty, "b": empty, "c": torch.ones(2)}).shared == ()
-    save_file({"a": torch.empty(0, 3), "b": torch.empty(3, 0), "c": torch.ones(2)}, tmp_path / "w.safetensors")
-    report = inspect_checkpoint(tmp_path / "w.safetensors")
-    assert (report.shared, report.parameters, len(report.tensors)) == ((), 2, 3)
-
-
-def test_shared_buffer(tmp_path: Path) -> None:
-    """Buffers are no parameters, shared or not; where a weight lies on a buffer's storage, the weight counts."""
-    one = torch.ones(6)
-    names = [f"layers.{i}.rotary_emb.inv_freq" for i in range(3)]
-    report = torch_file(tmp_path, dict.fromkeys(names, one) | {"w": one[:2]})
-    assert (report.parameters, report.buffers) == (2, Total(3, 18, 72))
-    assert (SharedStorage("pytorch_model.bin", False, 6, (*names, "w")),) == report.shared
-
-
-# What the folder says of itself.
+# Manifest, config.json and notes.
 
 
 def test_manifest(run: Run, tmp_path: Path) -> None:
-    """Of a merged checkpoint the manifest's content digest is shown as stated, and when the manifest is of other tensors, that."""
+    """The content digest of a manifest is shown as stated, or as that of other tensors."""
     base = base_tensors(layers=1, vocabulary=8, hidden=8)
     save(base, tmp_path / "base", "safetensors", 1)
     save(delta_tensors(base), tmp_path / "delta", "torch", 2)
@@ -331,7 +245,7 @@ ODD = {
 @pytest.mark.parametrize("content", [*ODD.values(), None], ids=[*ODD, "fifo"])
 @pytest.mark.parametrize("name", ["config.json", "manifest.json"])
 def test_odd_companion(run: Run, tmp_path: Path, name: str, content: bytes | None) -> None:
-    """A config.json or manifest.json that is not one is no error: what it would have said is absent."""
+    """A malformed config.json or manifest.json is no error: its facts are absent."""
     save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
     if content is None:
         os.mkfifo(tmp_path / name)
@@ -344,7 +258,7 @@ def test_odd_companion(run: Run, tmp_path: Path, name: str, content: bytes | Non
 
 
 def test_config(run: Run, tmp_path: Path) -> None:
-    """Model type and architectures are config.json's; a lone file of another name has no part in what stands beside it."""
+    """Model type and architectures are from config.json, but not for a single weights file of another name."""
     save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
     shutil.copy(tmp_path / "model.safetensors", tmp_path / "other.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
@@ -354,7 +268,7 @@ def test_config(run: Run, tmp_path: Path) -> None:
 
 
 def test_notes(run: Run, tmp_path: Path) -> None:
-    """What is odd but no error, such as an index with a wrong total, is a warning on stderr and a note in the JSON."""
+    """An oddity that is no error, such as an index with a wrong total, is a warning on stderr and a note in the JSON."""
     save({"a": torch.zeros(2), "b": torch.zeros(3)}, tmp_path, "safetensors", 2)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(index.read_text().replace('"total_size": 20', '"total_size": 21'))
@@ -393,7 +307,7 @@ print(report.parameters, read() - before, "torch" in sys.modules, "numkong" in s
 
 
 def test_seven_billion(run: Run, tmp_path: Path) -> None:
-    """A file of LLaMA-7B's 291 tensors, 13.5 GB long, is twelve lines, within seconds of starting Python and all."""
+    """The 291 tensors of LLaMA-7B, in a file of 13.5 GB, are shown in twelve lines, without reading the file."""
     by_hand(tmp_path / "model.safetensors", llama_7b())
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = run("inspect", tmp_path)
@@ -410,7 +324,7 @@ def test_seven_billion(run: Run, tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="this system does not count what a process reads")
 @pytest.mark.parametrize("container", ["safetensors", "torch"])
 def test_reads_headers_only(tmp_path: Path, container: str) -> None:
-    """The system's own count of bytes read stays at the size of the headers, and nothing that computes is loaded."""
+    """The process reads about as many bytes as the headers have, and imports no compute library."""
     if container == "safetensors":
         by_hand(tmp_path / "model.safetensors", llama_7b())
         parameters = 6_738_415_616
@@ -425,7 +339,7 @@ def test_reads_headers_only(tmp_path: Path, container: str) -> None:
     assert int(read) < 300_000
 
 
-# What cannot be read.
+# Errors.
 
 
 def error_of(done: subprocess.CompletedProcess[str], code: int) -> str:
@@ -437,7 +351,7 @@ def error_of(done: subprocess.CompletedProcess[str], code: int) -> str:
 
 
 def test_missing(run: Run, tmp_path: Path) -> None:
-    """A path that is not there ends with 5 and a remedy that fits a checkpoint of any kind."""
+    """A missing path ends with 5 and a remedy that fits any kind of checkpoint."""
     line = error_of(run("inspect", tmp_path / "x"), 5)
     assert line.endswith("no checkpoint here: found nothing; give the folder that holds the checkpoint's weights")
     with pytest.raises(InputOutputError):
@@ -445,12 +359,12 @@ def test_missing(run: Run, tmp_path: Path) -> None:
 
 
 def test_no_path(run: Run) -> None:
-    """Without a path it ends with 2."""
+    """A missing argument ends with 2."""
     assert "Missing argument 'PATH'" in error_of(run("inspect"), 2)
 
 
 def test_malformed(run: Run, tmp_path: Path) -> None:
-    """A file that is cut, one that is something else, a folder without weights: each ends with 3 and one line."""
+    """A truncated file, a file of another kind, and a folder without weights each end with 3 and one line."""
     path = by_hand(tmp_path / "model.safetensors", {"w": (8,)})
     os.truncate(path, path.stat().st_size - 1)
     assert "model.safetensors: tensor w: runs past the end of the file" in error_of(run("inspect", tmp_path), 3)
@@ -463,7 +377,7 @@ def test_malformed(run: Run, tmp_path: Path) -> None:
 
 
 def test_control_characters_in_a_name(run: Run, tmp_path: Path) -> None:
-    """A tensor whose name would act on a terminal is refused with 3, and the name is escaped in the refusal, too."""
+    """A tensor name with control characters is refused with 3, and escaped in the error."""
     by_hand(tmp_path / "model.safetensors", {"w\x1b[2J\x07\n.weight": (1,)})
     for arguments in ((), ("--json",)):
         assert r"w\x1b[2J\x07\n.weight" in error_of(run("inspect", tmp_path, *arguments), 3)

@@ -1,4 +1,4 @@
-"""Deltas that are made: the rules backwards, the reference's bits, and a count of every weight that does not come back."""
+"""``make``: the rules in reverse, the reference's bits, and a count of the weights that do not come back."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def make(folder: Path, name: str = "made", **options: Any) -> MakeResult:
 
 
 def pair(folder: Path, base: Tensors, target: Tensors, container: str = "torch", shards: int = 2) -> None:
-    """Save both."""
+    """Save base and target under ``folder``."""
     save(base, folder / "base", container, shards)
     save(target, folder / "target", container, shards)
 
@@ -80,7 +80,7 @@ def pair(folder: Path, base: Tensors, target: Tensors, container: str = "torch",
 def test_make_and_apply_give_the_target_but_for_the_counted_weights(
     tmp_path: Path, container: str, compute: str
 ) -> None:
-    """The delta has the reference's bits; applied, it gives the target, but for as many weights of each tensor as were counted."""
+    """The delta has the reference's bits; applying it gives the target, except for the counted weights of each tensor."""
     base = base_tensors(dtype=DTYPES[compute])
     target = tuned_tensors(base, DTYPES[compute], step=0.01)
     pair(tmp_path, base, target, container)
@@ -178,7 +178,7 @@ def test_the_manifest_says_what_a_delta_was_made_from(tmp_path: Path) -> None:
 
 
 def test_without_the_check_nothing_is_counted(tmp_path: Path) -> None:
-    """``check=False`` gives the same weights, and says nothing of what comes back, in result and manifest."""
+    """``check=False`` gives the same weights, without the counts in result and manifest."""
     base = small_base()
     pair(tmp_path, base, tuned_tensors(base, step=0.01))
     counted, not_counted = make(tmp_path, "counted"), make(tmp_path, "not", check=False)
@@ -186,13 +186,13 @@ def test_without_the_check_nothing_is_counted(tmp_path: Path) -> None:
     assert "inexact" not in json.loads((tmp_path / "not" / "manifest.json").read_bytes())["result"]
     assert counted.content_digest == not_counted.content_digest
     with pytest.raises(TargetBusy, match="already there"):
-        make(tmp_path, "not")  # who wants the count shall not be told that it is done
+        make(tmp_path, "not")  # the counts are missing, so the result is not the same
     assert make(tmp_path, "counted").status == "already complete"
     assert make(tmp_path, "counted").inexact == counted.inexact
 
 
 def test_a_run_that_goes_on_keeps_the_counts_of_finished_shards(tmp_path: Path) -> None:
-    """A make that stopped after some shards and is run again writes what an uninterrupted one writes."""
+    """A run that stopped after some shards and is repeated writes what an uninterrupted one writes."""
     base = small_base()
     target = tuned_tensors(base, step=0.01)
     target["model.norm.weight"][0] = torch.inf
@@ -233,7 +233,7 @@ UNLIKE: dict[str, tuple[Callable[[Tensors, Tensors], object], str]] = {
 
 @pytest.mark.parametrize("name", UNLIKE)
 def test_a_base_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """A base of another shape, or with other tensors, ends with 4 and a line that speaks of base and target; nothing is written."""
+    """A base of another shape, or with other tensors, is a ``Mismatch`` of base and target; nothing is written."""
     monkeypatch.chdir(tmp_path)
     base = small_base()
     target = tuned_tensors(base)
@@ -273,7 +273,7 @@ INVERSE = {Fate.SUBTRACT: Fate.ADD, Fate.SUBTRACT_BLOCK: Fate.ADD_BLOCK, Fate.CO
 def test_the_rules_of_make_are_those_of_apply_backwards(
     base: dict[str, tuple[int, int]], primary: dict[str, tuple[int, int]]
 ) -> None:
-    """Whatever can be made can be applied to the same base, with the opposite fates, and the other way round."""
+    """A delta can be made from a pair if and only if it can be applied, with the opposite fates."""
     try:
         made = match_tensors(lazy(base), lazy(primary), Operation.MAKE)
     except Mismatch:
@@ -337,7 +337,7 @@ def test_the_drop_in_takes_the_original_flags(tmp_path: Path, run: Run) -> None:
 
 
 def test_the_output_says_under_which_options_weights_come_back(tmp_path: Path, run: Run) -> None:
-    """A target in float32 is said to be compared as rounded; a delta in float32 comes with the flags that it needs, which work."""
+    """A float32 target is compared as rounded, and the output says so; the flags that are printed for a float32 delta work."""
     base = small_base()
     target = tuned_tensors(base, step=0.01)
     pair(tmp_path, base, {name: tensor.float() for name, tensor in target.items()})
@@ -353,14 +353,14 @@ def test_the_output_says_under_which_options_weights_come_back(tmp_path: Path, r
 
 @pytest.mark.parametrize("repo", ["-x", "a b", "a/b/c", "", "x;y"])
 def test_what_is_no_hub_id_is_refused(tmp_path: Path, run: Run, repo: str) -> None:
-    """``--hub-repo-id`` with something else ends with 2 before anything is read."""
+    """An invalid ``--hub-repo-id`` ends with 2 before anything is read."""
     done = run("make", "--base", "x", "--target", "y", "--delta", "z", f"--hub-repo-id={repo}", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "not a Hub id" in done.stderr
 
 
 def test_what_a_make_prints(tmp_path: Path, run: Run) -> None:
-    """The round trip is told in words, for a pair that comes back whole too; ``--no-check`` tells nothing."""
+    """The round trip is reported also when every weight comes back; with ``--no-check`` it is not."""
     base = small_base()
     pair(tmp_path, base, {name: tensor for name, tensor in base.items() if not name.endswith("inv_freq")})
     command = ("make", "--base", "base", "--target", "target")
@@ -374,7 +374,7 @@ def test_what_a_make_prints(tmp_path: Path, run: Run) -> None:
 
 
 def test_a_delta_made_of_a_merge_is_the_delta_again(tmp_path: Path) -> None:
-    """apply, then make, gives back a delta that applies to the very same merged model."""
+    """A delta made from a merged model gives the same model again when it is applied."""
     base = base_tensors()
     save(base, tmp_path / "base")
     save(delta_tensors(base), tmp_path / "delta")

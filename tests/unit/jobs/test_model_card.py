@@ -1,4 +1,4 @@
-"""Model cards: bytes that depend on facts alone, a head that the Hub's own reader reads, nothing that a stranger's text breaks."""
+"""Model cards: their bytes depend only on the facts, the Hub's reader parses the head, and foreign text cannot break them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ LLAVA_MED = CardFacts(
     ),
     stop_strings=("###",),
 )
-"""A merge that everything is known of."""
+"""A merge with every fact known."""
 
 MADE = CardFacts(
     kind="delta",
@@ -60,7 +60,7 @@ MADE = CardFacts(
     compute_dtype="float32",
     stored_dtype="float32",
 )
-"""A delta of two folders that nothing is known of."""
+"""A delta of two folders of unknown origin."""
 
 LLAVA_MED_CARD = """\
 ---
@@ -214,7 +214,7 @@ TEXTS = ("digest", "original_digest", "recipe", "title", "conversation", "comput
 
 
 def everywhere(text: str) -> CardFacts:
-    """Return facts with ``text`` wherever a text can stand."""
+    """Return facts with ``text`` in every field that takes text."""
     origin = Origin(**dict.fromkeys(STRANGERS, text))
     lists: dict[str, Any] = {
         "settings": ((text, text),),
@@ -244,7 +244,7 @@ def lines_of(facts: CardFacts) -> list[str]:
 
 
 def blocks(facts: CardFacts, language: str) -> list[str]:
-    """Return what stands in the card's code blocks of one language."""
+    """Return the code blocks of one language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", model_card(facts).decode(), re.DOTALL | re.MULTILINE)
 
 
@@ -252,12 +252,12 @@ def blocks(facts: CardFacts, language: str) -> list[str]:
     ("facts", "expected"), [(LLAVA_MED, LLAVA_MED_CARD), (MADE, MADE_CARD)], ids=["llava-med", "made"]
 )
 def test_the_bytes_of_a_card_are_pinned(facts: CardFacts, expected: str) -> None:
-    """A merge that all is known of, and a delta that nothing is known of, have these cards, to the byte."""
+    """A merge with all facts and a delta with none have exactly these cards."""
     assert model_card(facts) == expected.encode()
 
 
 def test_another_process_writes_the_same_card() -> None:
-    """Neither the order in which sets are walked nor anything else of a process is in a card."""
+    """A card does not depend on the process: neither on the order of sets nor on anything else."""
     names = "from tests.unit.jobs.test_model_card import LLAVA_MED, model_card"
     program = f"import sys; {names}; sys.stdout.buffer.write(model_card(LLAVA_MED))"
     for seed in ("1", "2"):
@@ -271,7 +271,7 @@ def test_another_process_writes_the_same_card() -> None:
 
 
 def test_the_hub_reads_every_field_of_the_head(tmp_path: Path) -> None:
-    """huggingface_hub finds licence, bases, relation, task, library and tags as they were meant, and the text below."""
+    """huggingface_hub parses licence, bases, relation, task, library and tags, and the text below the head."""
     head, text = load(LLAVA_MED, tmp_path)
     assert head == {
         "license": "other",
@@ -305,7 +305,7 @@ def test_the_hub_reads_every_field_of_the_head(tmp_path: Path) -> None:
 def test_the_head_says_what_fits_the_result(
     facts: CardFacts, expected: tuple[str | None, list[str] | None, str | None, str | None], tmp_path: Path
 ) -> None:
-    """Relation and bases where they are known, a task for what can do one, the library only for what it loads."""
+    """The head has relation and bases where they are known, a task for models, and the library only where it loads them."""
     relation, bases, task, library = expected
     known = {"base": BASE.repo, "lead": DELTA.repo}
     head, _ = load(facts, tmp_path)
@@ -318,7 +318,7 @@ def test_the_head_says_what_fits_the_result(
     "facts", EVERY, ids=lambda facts: f"{facts.kind}-{facts.layout}-{facts.images}-{facts.conversation}"
 )
 def test_every_card_can_be_read_and_warns(facts: CardFacts, tmp_path: Path) -> None:
-    """Of every kind, layout and family: the head is read, the notice stands first, the code compiles, and it is about a page."""
+    """For every kind, layout and family the head parses, the notice comes first, the code compiles, and it is about a page."""
     head, text = load(facts, tmp_path)
     assert head["license"] == "other"
     assert {"research-only", "not-for-clinical-use"} <= set(head["tags"])
@@ -333,7 +333,7 @@ def test_every_card_can_be_read_and_warns(facts: CardFacts, tmp_path: Path) -> N
 
 
 def test_families_are_those_of_the_conversations() -> None:
-    """A card knows of every conversation what to cite, and of no others."""
+    """Every conversation has a family to cite, and every family a conversation."""
     assert FAMILIES.keys() == conversations().keys()
 
 
@@ -354,7 +354,7 @@ def test_a_card_cites_the_model_and_what_it_was_made_from(conversation: str, pap
 
 
 def test_what_is_unknown_is_said() -> None:
-    """With no fact but the digest, each line says that it is unknown; none is missing."""
+    """With no fact but the digest, each line says unknown; none is missing."""
     known, unknown = (
         [line.partition(":")[0] for line in lines_of(facts) if line.startswith("- ") and ":" in line]
         for facts in (LLAVA_MED, CardFacts("merge", "transformers", "dw1:0", Origin(), images=True, title="T"))
@@ -393,7 +393,7 @@ def test_what_is_unknown_is_said() -> None:
     ids=["delta", "delta-float32", "hostile-base", "original", "verify", "hostile-digest"],
 )
 def test_commands_have_only_what_is_safe_to_paste(facts: CardFacts, command: str) -> None:
-    """Ids of the Hub, dtypes and digests stand in commands if they are such, and nothing else of a stranger ever does."""
+    """Commands contain only valid Hub ids, dtypes and digests, and no other foreign text."""
     assert command in [line for block in blocks(facts, "console") for line in block.splitlines()]
 
 
@@ -410,8 +410,8 @@ def test_commands_have_only_what_is_safe_to_paste(facts: CardFacts, command: str
     ],
     ids=["lines", "html", "links", "marks", "list", "terminal", "long"],
 )
-def test_a_strangers_text_is_shown_as_it_is(text: str, shown: str) -> None:
-    """A title stays on its line, and what would be Markdown, HTML or an escape sequence is written out."""
+def test_foreign_text_is_shown_literally(text: str, shown: str) -> None:
+    """A title stays on one line; Markdown, HTML and escape sequences in it are escaped."""
     assert f"\n# {shown}\n" in model_card(replace(LLAVA_MED, title=text)).decode()
 
 
@@ -427,7 +427,7 @@ def test_a_strangers_text_is_shown_as_it_is(text: str, shown: str) -> None:
     ],
 )
 def test_what_is_no_id_of_the_hub_is_no_base_model(repo: str, shown: str, tmp_path: Path) -> None:
-    """It is shown as code, without a link, and is not in the head."""
+    """An invalid id is shown as code, without a link, and is not in the head."""
     facts = replace(LLAVA_MED, base=Origin(repo))
     assert shown in model_card(facts).decode()
     assert load(facts, tmp_path)[0]["base_model"] == ["microsoft/llava-med-7b-delta"]
@@ -435,18 +435,18 @@ def test_what_is_no_id_of_the_hub_is_no_base_model(repo: str, shown: str, tmp_pa
 
 @given(repo=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,5}/[A-Za-z0-9][A-Za-z0-9._-]{0,5}", fullmatch=True))
 def test_an_id_of_the_hub_is_read_back_as_it_is(repo: str) -> None:
-    """Whatever an id looks like, a number, a date or a word of YAML's, the head has it as text."""
+    """An id that looks like a number, a date or a YAML keyword is read back as text."""
     listed = read(ModelCard(model_card(replace(LLAVA_MED, base=Origin(repo))).decode()))[0]["base_model"]
     assert listed[0] == (repo if REPO.accepts(repo) else "microsoft/llava-med-7b-delta")
 
 
 INLINE = re.compile(r"\\.|(`+).*?(?<!`)\1(?!`)|<https?://[^<> ]*>")
-"""What Markdown takes first, from left to right: an escaped character, code, a link in angle brackets."""
+"""What Markdown parses first, from left to right: an escaped character, code, a link in angle brackets."""
 
 
 @given(text=st.text(min_size=1) | st.text(alphabet="`*_[]()<>&|~$#-+=:!\\\n \t'\"{}", min_size=1, max_size=30))
-def test_no_text_changes_the_build_of_a_card(text: str) -> None:
-    """With any text in every place, a card has the lines of a harmless one, and no mark of Markdown or HTML that is not our own."""
+def test_no_text_changes_the_structure_of_a_card(text: str) -> None:
+    """With any text in every field, a card has the structure of a harmless one, and no foreign Markdown or HTML."""
     assume(text.split() and not REPO.accepts(text))
     harmless, strange = lines_of(everywhere("harmless")), lines_of(everywhere(text))
     assert len(strange) == len(harmless)

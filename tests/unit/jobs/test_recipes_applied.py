@@ -29,9 +29,9 @@ from deltaweights.manifest.verify import verify
 from deltaweights.recipes import catalogue
 from tests.conftest import Run
 from tests.support.fork_server import run as forked
+from tests.support.identity import LLAVA_MED, Notes, cached
 from tests.support.pairs import GROWN, Tensors, base_tensors, delta_tensors, load, same_bits, save
 from tests.support.prepared import prepare_merge
-from tests.unit.recipes.test_identity import LLAVA_MED, Notes, cached
 
 Done = subprocess.CompletedProcess[str]
 
@@ -563,7 +563,7 @@ def test_a_repository_without_weights(run: Run, tmp_path: Path) -> None:
     line = line_of(run("apply", SLAKE, "--base", "b", "--target", "out", cwd=tmp_path), 5)
     assert line == (
         "katielink/llava-med-7b-slake-delta: the repository holds no weights; "
-        "give the archive, if you hold it: Slake1.0-9epoch_delta.zip"
+        "give the archive, if you have it: Slake1.0-9epoch_delta.zip"
     )
 
 
@@ -587,7 +587,7 @@ def test_a_recipe_file_without_a_suffix_is_a_file(run: Run, tmp_path: Path) -> N
     assert (done.returncode, json.loads(done.stdout)["fates"]["add_block"]) == (0, 2)
     for absent in ("./ours2", "absent.toml"):
         line = line_of(run("apply", "--recipe", absent, *pair.arguments(), cwd=tmp_path), 5)
-        assert line == f"{Path(absent)}: cannot read the recipe: No such file or directory"
+        assert line == f"{Path(absent)}: cannot open: No such file or directory"
 
 
 # The plan.

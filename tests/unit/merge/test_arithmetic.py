@@ -48,7 +48,7 @@ from tests.support.pairs import Tensors, delta_tensors, same_bits
 
 @pytest.mark.parametrize("make", [CpuKernels, torch_kernels], ids=["ours", "torch"])
 def test_kernels_leave_their_inputs_alone(make: type[CpuKernels]) -> None:
-    """The bytes that were read are what is digested afterwards: a sum, a cast or a NaN does not change them."""
+    """Sums, casts and NaNs do not change the input buffers, which are digested afterwards."""
     base, delta = strange_pair("float16")
     bench = BlockCombiner(make(), Task(Operation.APPLY, "BF16", "F16"), len(base))
     before = [tensor.view(torch.uint8).numpy().tobytes() for tensor in (base, delta)]
@@ -218,7 +218,7 @@ def test_casts_are_correctly_rounded(tmp_path: Path, given: str, stored: str) ->
 
 
 def meetings(meets: Sequence[bool]) -> tuple[BlockRun, ...]:
-    """Return the runs in which a block meets its base."""
+    """Return the runs of the elements that have a base."""
     runs, place, done = [], 0, 0
     for met, group in groupby(meets):
         length = len(list(group))
@@ -246,10 +246,10 @@ def tally_of(pairs: Sequence[tuple[int, int]], meets: Sequence[bool], dtype: str
 
 @settings(deadline=None, max_examples=200)
 @given(data=st.data(), drawn=DtypeAndPairs, engine=st.sampled_from([*ENGINES]), stored=st.sampled_from([*FLOAT_NAMES]))
-def test_counts_are_the_reference_s_in_blocks_of_any_size(
+def test_counts_are_as_defined_in_blocks_of_any_size(
     data: st.DataObject, drawn: tuple[str, list[tuple[int, int]]], engine: str, stored: str
 ) -> None:
-    """Whatever is met or kept, stored as whatever, and cut into whatever blocks: the counts are those of the definition."""
+    """The counts are as defined, whatever is added or copied, however it is stored and cut into blocks."""
     dtype, pairs = drawn
     meets = data.draw(st.lists(st.booleans(), min_size=len(pairs), max_size=len(pairs)) | st.just([True] * len(pairs)))
     block = data.draw(st.integers(1, len(pairs)))

@@ -39,7 +39,7 @@ small = st.integers(0, 7)
 def test_base_part_is_the_top_left_block(
     rows: int, columns: int, more_rows: int, more_columns: int, ends: tuple[int, int]
 ) -> None:
-    """For any range of any grown tensor, runs say which base element meets which delta element, as numpy's indexing does."""
+    """For any range of any grown tensor, runs pair base and delta elements as numpy's indexing does."""
     delta = TensorSpec(HEAD, "F16", (rows + more_rows, columns + more_columns))
     grown = Match(delta, TensorSpec(HEAD, "F16", (rows, columns)), Fate.ADD_BLOCK)
     start, stop = sorted(min(end, delta.count) for end in ends)
@@ -57,7 +57,7 @@ def test_base_part_is_the_top_left_block(
     shape=st.lists(st.integers(0, 5), max_size=3).map(tuple), ends=st.tuples(st.integers(0, 200), st.integers(0, 200))
 )
 def test_base_part_of_equal_shapes(shape: tuple[int, ...], ends: tuple[int, int]) -> None:
-    """Where the shapes are equal each range of the delta meets the same range of the base; a copied tensor meets nothing."""
+    """If the shapes are equal, each range of the delta has the same range of the base; a copied tensor has none."""
     spec = TensorSpec("w", "F16", shape)
     start, stop = sorted(min(end, spec.count) for end in ends)
     first, last, runs = base_part(Match(spec, spec, Fate.ADD), start, stop)

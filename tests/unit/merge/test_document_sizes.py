@@ -25,7 +25,7 @@ NAMES = ("w", "слой.{}", 'a"\\{,[', "x" * 300, "😀.weight")
 
 
 def faulty(shape: tuple[int, ...], order: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a base and a delta in which everything is found: NaNs in both, an overflow, violations of the base."""
+    """Return a base and a delta with every finding: NaNs in both, an overflow, violations of the base proof."""
     base, delta = (torch.empty(shape).normal_(0, 1, generator=order).half() for _ in range(2))
     if base.numel() > 4:
         base.view(-1)[0] = delta.view(-1)[1] = math.nan
@@ -54,7 +54,7 @@ def plan_of(base: Path, delta: Path, limit: int) -> Plan:
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_no_manifest_passes_its_bound(tmp_path: Path, shards: int) -> None:
-    """A manifest that tells of everything that can be found holds no more than was computed from the plan, nor much less."""
+    """A manifest with every finding is below its bound, and not far below it."""
     base, delta = pair_of([f"{number}.{kind}" for kind in NAMES for number in range(120)], tmp_path, shards)
     apply_delta(base, delta, tmp_path / "merged", max_shard_size=100_000 if shards > 1 else 10**9)
     data = (tmp_path / "merged" / "manifest.json").read_bytes()
@@ -71,7 +71,7 @@ def test_no_manifest_passes_its_bound(tmp_path: Path, shards: int) -> None:
 
 
 def test_no_fragment_passes_its_bound() -> None:
-    """Nor does a tensor's record in a fragment that has every field."""
+    """A tensor's record in a fragment, with every field, is below its bound."""
     most = 2**53
     tally = Tally(most, most, most, most, most, Proof(most, most, most, most), -1.2345678901234567e-300)
     digest = f"blake3:{'0' * 64}"
@@ -92,16 +92,17 @@ SMALL = Limit(2000, 30, 60, 300)
 
 @pytest.mark.parametrize("which", ["MANIFEST", "FRAGMENT", "HEADER", "INDEX"])
 def test_each_limit_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
-    """Whichever document would hold too much, nothing is begun, and the line says which one."""
+    """If any document would exceed its limit, the run is refused before it starts, and the error names the document."""
     base, delta = pair_of([f"{number}.w" for number in range(40)], tmp_path, 1)
     monkeypatch.setattr(document_sizes, which, SMALL)
     says = {"MANIFEST": "manifest.json", "FRAGMENT": "the record of", "HEADER": "the header of", "INDEX": "index.json"}
-    with pytest.raises(MalformedInput, match=f"{says[which]}.*could not be read back: found .* tensors with names of"):
+    with pytest.raises(MalformedInput) as caught:
         plan_of(base, delta, limit=10_000 if which == "INDEX" else 10**9)
+    assert says[which] in caught.value.problem
 
 
 def test_what_is_as_large_as_it_may_be_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The header is held against its limit to the byte and the sign."""
+    """The bound of a header is exact in bytes, objects, lists and commas."""
     base, delta = pair_of([f"{number}.w" for number in range(40)], tmp_path, 1)
     (shard,) = plan_of(base, delta, limit=10**9).shards
     header = shard.frame.bytes_before(0, ())[8:]
@@ -114,7 +115,7 @@ def test_what_is_as_large_as_it_may_be_passes(tmp_path: Path, monkeypatch: pytes
 
 
 def test_limits_fit_each_other() -> None:
-    """A manifest may hold every tensor that a checkpoint may have, thrice, and whatever is found in it."""
+    """The limits of a manifest allow three times the tensors that a checkpoint may have, and all findings."""
     assert limits.MANIFEST.objects > 4 * limits.MOST_TENSORS
     assert limits.MOST_STEPS > 11 * limits.MOST_TENSORS
     assert limits.HEADER.objects > limits.MOST_TENSORS

@@ -75,7 +75,7 @@ for first in range(0, 65536, rows):
     ids=lambda part: part if isinstance(part, str) else f"without-{'-'.join(part) or 'none'}",
 )
 def test_every_sum_and_difference_of_16_bits_is_torchs(dtype: str, left_out: tuple[str, ...], operation: str) -> None:
-    """All 2^32 have torch's bits, NaN payloads aside: in bfloat16, and in float16 on every kind of processor."""
+    """All 2^32 equal torch's, except for NaN payloads: in bfloat16, and in float16 on every kind of processor."""
     program = f"OPERATION, DTYPE = {operation!r}, {dtype!r}{WITHOUT}{EVERY_SUM}"
     subprocess.run([sys.executable, "-c", program, *left_out], check=True, timeout=LONG - 60)
 
@@ -89,7 +89,7 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "test_a_cast_keeps_n
 @pytest.mark.slow
 @pytest.mark.parametrize("left_out", older_processors()[1:], ids=lambda names: f"without-{'-'.join(names)}")
 def test_older_processors_keep_nan(left_out: tuple[str, ...]) -> None:
-    """What the known answers leave out, NaN in casts, holds on every kind of processor."""
+    """Casts of NaN, which the self-test leaves out, are right on every kind of processor."""
     program = f"FILE = {__file__!r}{WITHOUT}{NAN_TEST}"
     done = subprocess.run(
         [sys.executable, "-c", program, *left_out], capture_output=True, text=True, check=False, timeout=PATIENCE
@@ -103,7 +103,7 @@ def test_older_processors_keep_nan(left_out: tuple[str, ...]) -> None:
 def test_both_sets_of_kernels_write_the_same_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compute: str, stored: str
 ) -> None:
-    """Merges by torch on the processor have the bytes of merges by ours, with NaN, subnormal and cast numbers in them."""
+    """Torch on the processor writes the same bytes as numkong, with NaN, subnormal and cast numbers in them."""
     base, delta = base_tensors(), delta_tensors(base_tensors())
     for seed, dtype in enumerate(DTYPES):
         patterns = every_or_random(dtype, seed)
@@ -113,13 +113,13 @@ def test_both_sets_of_kernels_write_the_same_files(
     save(base, tmp_path / "base")
     save(delta, tmp_path / "delta")
     ours = merge_and_load(tmp_path, "ours", compute_dtype=compute, dtype=stored)
-    monkeypatch.setattr("deltaweights.merge.kernels_cpu.CpuKernels", _Unproven)
+    monkeypatch.setattr("deltaweights.merge.kernels_cpu.CpuKernels", _FailsSelfTest)
     by_torch = merge_and_load(tmp_path, "by-torch", compute_dtype=compute, dtype=stored)
     assert files_of(ours.folder) == files_of(by_torch.folder)
 
 
-class _Unproven(CpuKernels):
-    """Kernels that no proof accepts."""
+class _FailsSelfTest(CpuKernels):
+    """Kernels that fail the self-test."""
 
     def add(self, one: Array, other: Array, out: Array) -> None:
         """Leave ``out`` as it is."""
@@ -224,7 +224,7 @@ def test_no_delta_of_its_base_ever_violates_the_law(dtype: str, in_region: int, 
 @settings(deadline=None, max_examples=300)
 @given(drawn=DtypeAndPairs, shift=st.integers(0, 3))
 def test_the_round_trip_is_counted_as_it_is_defined(drawn: tuple[str, list[tuple[int, int]]], shift: int) -> None:
-    """``RoundTripCounter``, our kernels and torch's count what the definition says, number by number, wherever a block begins."""
+    """``RoundTripCounter`` and both sets of kernels count as defined, number by number, wherever a block begins."""
     dtype, pairs = drawn
     base, delta = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     total = [total_of(b, d, dtype) for b, d in pairs]
@@ -246,7 +246,7 @@ def test_the_round_trip_is_counted_as_it_is_defined(drawn: tuple[str, list[tuple
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_one_instance_proves_in_several_dtypes(engine: str) -> None:
-    """What was made for one dtype, and for as many numbers, is not taken for another: the wider ones would not fit."""
+    """Scratch buffers for one dtype and length are not used for wider or more numbers."""
     kernels = ENGINES[engine]()
     random = np.random.default_rng(7)
     for dtype, length in (("F16", 5000), ("F32", 5000), ("BF16", 3000), ("F32", 7000), ("F16", 6000), ("F32", 10)):
@@ -260,7 +260,7 @@ def test_one_instance_proves_in_several_dtypes(engine: str) -> None:
 
 
 def test_our_kernels_refuse_two_dtypes_in_one_sum() -> None:
-    """The library would write numbers of 4 bytes into room for as many of 2."""
+    """Mixed dtypes are refused: numkong would write numbers of 4 bytes into a buffer for as many of 2."""
     kernels = CpuKernels()
     wide, narrow = kernels.scratch(64, "F32"), kernels.scratch(64, "F16")
     for compute in (kernels.add, kernels.subtract):

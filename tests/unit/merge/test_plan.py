@@ -125,7 +125,7 @@ class Inputs:
     delta: Tensors
 
     def identity(self, **options: Any) -> str:
-        """Return the identity of the plan for the pair as it stands on the disk."""
+        """Return the identity of the plan for the pair on the disk."""
         base, delta, out = (self.folder / name for name in ("base", "delta", "out"))
         with prepare_merge(base, delta, out, **options) as job:
             return job.plan.identity
@@ -217,7 +217,7 @@ def test_plan_identity_follows_the_options(inputs: Inputs, options: dict[str, st
 
 
 def test_plan_identity_ignores_place_and_time(inputs: Inputs, tmp_path: Path) -> None:
-    """The plan keeps its identity when the inputs are moved, touched, opened by another path, or hold files nobody copies."""
+    """The plan keeps its identity when the inputs are moved, touched, opened by another path, or hold files that are not copied."""
     before = inputs.identity()
     for path in inputs.folder.rglob("*"):
         os.utime(path, (1, 1))

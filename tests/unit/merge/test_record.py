@@ -46,8 +46,8 @@ def test_the_content_digest_is_what_its_definition_says(tmp_path: Path, stored: 
         assert parse_manifest((merged.folder / "manifest.json").read_bytes()).content_digest == expected
 
 
-def test_the_record_names_what_is_untested_where_there_is_something() -> None:
-    """``untested`` is in the record, and in its JSON only where it has names; a record without it, of before, is read."""
+def test_a_proof_record_names_untested_tensors() -> None:
+    """``untested`` is in the JSON only if it has names; a record without it, from an older version, can be read."""
     whole, holed = proof_of({"moved": MOVED}), proof_of({"moved": MOVED, "b10": UNLIKE, "b2": UNLIKE})
     assert whole is not None
     assert holed is not None

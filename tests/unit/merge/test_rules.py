@@ -21,7 +21,7 @@ def fate_of(matching: Matching, name: str) -> Fate:
 
 
 def test_fates_of_a_llava_med_pair() -> None:
-    """Each tensor of a pair with the published shapes meets as in the original script: added, into a block, copied, dropped."""
+    """Each tensor of a pair with the published shapes has the fate of the original script: add, add block, copy, drop."""
     base = base_of(llama())
     delta = delta_of(llama(32004) | {PROJECTOR: (4096, 1024), PROJECTOR_BIAS: (4096,)})
     buffers = [f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in (0, 1)]
@@ -87,7 +87,7 @@ def test_base_tensor_that_is_not_tied_is_refused(shape: tuple[int, ...], storage
 
 
 def refusal(base: dict[str, LazyTensor], delta: dict[str, LazyTensor]) -> str:
-    """Return the message with which a pair is refused."""
+    """Return the error message for a pair."""
     with pytest.raises(Mismatch) as caught:
         match_tensors(base, delta)
     return str(caught.value)
@@ -231,7 +231,7 @@ REFUSALS: dict[str, tuple[dict[str, LazyTensor], dict[str, LazyTensor], tuple[st
 
 @pytest.mark.parametrize(("base", "delta", "parts"), REFUSALS.values(), ids=REFUSALS)
 def test_refuses(base: dict[str, LazyTensor], delta: dict[str, LazyTensor], parts: tuple[str, ...]) -> None:
-    """A pair that does not fit is refused with the tensor, both shapes, how many more do not fit, and the likely reason."""
+    """The error names the first tensor, both shapes, how many more do not fit, and the likely reason."""
     message = refusal(base, delta)
     assert [part for part in parts if part not in message] == [], message
 
@@ -258,7 +258,7 @@ BUFFERS = [f"model.layers.{layer}.rotary_emb.inv_freq" for layer in range(3)]
 
 @st.composite
 def legal_pairs(draw: st.DrawFn) -> tuple[dict[str, LazyTensor], dict[str, LazyTensor]]:
-    """Make pairs that the rules must take."""
+    """Draw pairs that the rules must accept."""
     shape = st.lists(st.integers(0, 4), max_size=3).map(tuple)
     dtype = st.sampled_from(sorted(FLOATS))
     base: dict[str, LazyTensor] = {}
@@ -293,7 +293,7 @@ def legal_pairs(draw: st.DrawFn) -> tuple[dict[str, LazyTensor], dict[str, LazyT
 @settings(deadline=None)
 @given(pair=legal_pairs())
 def test_every_tensor_has_exactly_one_fate(pair: tuple[dict[str, LazyTensor], dict[str, LazyTensor]]) -> None:
-    """For any legal pair, every tensor of both inputs stands exactly once among the matches and the dropped."""
+    """For any legal pair, every tensor of both inputs is exactly once among the matches and the dropped."""
     base, delta = pair
     matching = match_tensors(base, delta)
     of_delta = [found.primary for found in matching.matches] + [item.spec for item in matching.dropped_primary]

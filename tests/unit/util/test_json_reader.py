@@ -39,7 +39,7 @@ JSON = st.recursive(
 def test_reads_what_strict_json_reads(
     value: object, size: int, levels: int, indent: int | None, ascii_only: bool
 ) -> None:
-    """However a document is written and cut, what is read member by member is what is read at once; the same is refused."""
+    """However a document is written and cut into chunks, reading by member gives what reading at once gives."""
     data = json.dumps(value, indent=indent, ensure_ascii=ascii_only).encode()
     reader = JsonReader(chunks_of(data, size), MANIFEST)
     assert tree(reader, levels) == strict_json(data)
@@ -74,7 +74,7 @@ BAD = {
 @pytest.mark.parametrize("data", BAD.values(), ids=BAD)
 @pytest.mark.parametrize("how", ["skip", "tree"])
 def test_refuses_what_strict_json_refuses(data: bytes, how: str) -> None:
-    """Whatever breaks the rules is refused also where nobody asks what it says."""
+    """Malformed JSON is refused, also in parts that are skipped."""
     with pytest.raises(ValueError):  # noqa: PT011  (each has a message of its own)
         strict_json(data)
 
@@ -97,7 +97,7 @@ FULL = {
 
 @pytest.mark.parametrize(("data", "says"), FULL.values(), ids=FULL)
 def test_refuses_more_than_its_limit(data: bytes, says: str) -> None:
-    """What a document may hold is counted before it is parsed."""
+    """Bytes, objects, lists and commas are limited before anything is parsed."""
     with pytest.raises(ValueError, match=says):
         JsonReader(data, Limit(2000, 30, 60, 300)).skip()
 

@@ -13,12 +13,12 @@ from deltaweights.util.text import Json
 
 
 def print_json(value: Json) -> None:
-    """Print a value as one JSON document, in ASCII: a file name may hold bytes that are no text."""
+    """Print a value as one JSON document, in ASCII: a file name may hold bytes that are not text."""
     print_document(f"{json.dumps(value, indent=2)}\n".encode())
 
 
 def print_document(document: bytes) -> None:
-    """Print the bytes of a JSON document in UTF-8, which only inside strings has what is escaped for a terminal."""
+    """Print a JSON document in UTF-8; on a terminal, escape what it would act on or cannot show (it occurs only in strings)."""
     if not sys.stdout.isatty():
         click.echo(document, nl=False)
         return

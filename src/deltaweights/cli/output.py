@@ -1,0 +1,107 @@
+"""What commands print on stdout: JSON, or lines for people."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING
+
+import click
+
+from deltaweights.cli.json_output import print_json
+from deltaweights.cli.log_report import keep_result
+from deltaweights.errors import printable
+from deltaweights.report import Report
+from deltaweights.util.sizes import human_bytes
+from deltaweights.util.text import Json, counted
+
+if TYPE_CHECKING:
+    from deltaweights.cluster.finish import FinishResult
+    from deltaweights.jobs.result import Published
+
+NOTICE = "research use only; LLaVA-Med: never for clinical use"
+
+
+def print_outcome(outcome: Json, lines: Iterable[str], *, as_json: bool) -> None:
+    """Print an outcome, as JSON or as ``lines``, which may be none."""
+    keep_result(outcome)
+    if as_json:
+        print_json(outcome)
+        return
+    # Escaped: a file name may hold bytes that are not text, and printing it must not make a finished run fail.
+    text = "\n".join(map(printable, lines))
+    if text:
+        click.echo(text)
+
+
+def print_published(
+    published: Published, output: str, report: Report, *, as_json: bool, hub_repo_id: str | None = None
+) -> dict[str, Json]:
+    """Print what was published, and return it; ``output`` is the option that names the folder, "target" or "delta"."""
+    from deltaweights.jobs.findings import proof_line  # noqa: PLC0415  (slow to load, so not for --help)
+    from deltaweights.manifest.findings import Findings  # noqa: PLC0415
+
+    result = asdict(published)
+    findings = {item.name: result.pop(item.name) for item in fields(Findings)}
+    outcome = {output: result.pop(output), **result, **findings}
+    if hub_repo_id is not None:
+        outcome["upload"] = f"hf upload {hub_repo_id} {shlex.quote(outcome[output])}"
+    print_outcome(outcome, _result_lines(outcome, output, proof_line(published.proof)), as_json=as_json)
+    report.note(f"notice          {NOTICE} (see DELTAWEIGHTS_NOTICE.txt in it)")
+    report.note(f"check it with   deltaweights verify {shlex.quote(outcome[output])}")
+    return outcome
+
+
+def print_finished(published: FinishResult | None, target: str, report: Report, *, as_json: bool) -> None:
+    """Print the result of a merge in parts; ``published`` is None when it was published before."""
+    if published is not None:
+        print_published(published, "target", report, as_json=as_json)
+        return
+    status = {"target": target, "status": "already complete"}
+    print_outcome(status, [f"target          {target}", "status          already complete"], as_json=as_json)
+
+
+def _result_lines(outcome: dict[str, Json], output: str, base: str | None) -> Iterator[str]:
+    shards = counted(outcome["shards"], "shard")
+    yield f"{output:15} {outcome[output]}"
+    yield f"status          {outcome['status']} in {outcome['seconds']['total']:.1f} s"
+    size = f"{outcome['parameters']:,} parameters, {human_bytes(outcome['bytes'])}, {shards}"
+    yield f"tensors         {outcome['tensors']} ({size})"
+    yield f"content digest  {outcome['content_digest']}"
+    yield f"manifest        sha256 {outcome['manifest_sha256']}"
+    if base is not None:
+        yield f"base            {base}"
+    if outcome["streamed"]:
+        yield "inputs          not cryptographically verified: they were streamed"
+    if outcome.get("inexact") is not None:
+        yield from _round_trip_lines(outcome)
+    if "upload" in outcome:
+        yield f"publish it with {outcome['upload']}"
+
+
+def _round_trip_lines(outcome: dict[str, Json]) -> Iterator[str]:
+    """Yield how many weights do not come back, under which options, and compared with what."""
+    inexact, compute = outcome["inexact"], outcome["compute_dtype"]
+    others = [dtype for dtype in outcome["target_dtypes"] if dtype != compute]
+    rounded = f"; the target's {', '.join(others)} weights are compared as rounded to {compute}" if others else ""
+    how = f"applied in {compute}{rounded}"
+    if not inexact:
+        yield f"round trip      every weight comes back bit for bit ({how})"
+        return
+    count, total = sum(inexact.values()), outcome["parameters"]
+    share = f"{count:,} of {total:,} weights ({count / total:.2%})"
+    yield f"round trip      {share} in {counted(len(inexact), 'tensor')} do not come back bit for bit ({how})"
+    for name, number in sorted(inexact.items(), key=lambda item: (-item[1], item[0]))[:3]:
+        yield f"  {number:>14,} in {name}"
+
+
+def plan_lines(plan: dict[str, Json], output: str) -> Iterator[str]:
+    """Yield what a dry run prints."""
+    yield f"{output:15} {plan[output]}"
+    yield f"tensors         {plan['tensors']} ({human_bytes(plan['bytes'])}), {counted(len(plan['shards']), 'shard')}"
+    for shard in plan["shards"]:
+        yield f"  {shard['file']}  {human_bytes(shard['size'])}, {counted(shard['tensors'], 'tensor')}"
+    yield f"disk            {human_bytes(plan['disk_needed'])} needed, {human_bytes(plan['disk_free'])} free"
+    yield f"memory          about {human_bytes(plan['memory_needed'])}"
+    yield f"plan            {plan['plan']}"

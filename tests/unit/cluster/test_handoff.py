@@ -1,0 +1,68 @@
+"""What a part stores in staging for ``finish``: read back equal, and refused when it was changed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltaweights import MalformedInput
+from deltaweights.cluster.finish import finish_parts
+from deltaweights.cluster.handoff import load_handoff, store_handoff
+from deltaweights.cluster.part import apply_part
+from deltaweights.jobs.planned_result import planned_result
+from deltaweights.jobs.request import find_recipe
+from deltaweights.merge.plan import Options
+from deltaweights.staging.location import ENDING, locate_target
+from deltaweights.staging.lock import StagingLock
+from deltaweights.util.codec import decode, encode
+from tests.support.errors import refused
+from tests.support.prepared import prepare_merge
+from tests.unit.cluster import SIZE, Pair
+
+
+@pytest.mark.parametrize("name", [None, "llava-med-7b", "alpaca-7b", "vicuna-7b-v0", "llava-13b-v0"])
+def test_a_handoff_is_read_back_equal(tiny: Pair, tmp_path: Path, name: str | None) -> None:
+    """Plan, recipe, companions and all the rest are read back equal, for every kind of recipe of the package."""
+    place = locate_target(tmp_path / "out")
+    with prepare_merge(*tiny, tmp_path / "out", max_shard_size=SIZE) as prepared:
+        stored = replace(planned_result(prepared), recipe=find_recipe(name, None))
+    with StagingLock(place) as lock:
+        store_handoff(stored, lock.staging)
+        loaded = load_handoff(lock.staging)
+    assert loaded.plan.identity == stored.plan.identity
+    assert replace(loaded, plan=stored.plan) == stored
+
+
+def test_a_changed_handoff_is_refused(tiny: Pair, tmp_path: Path) -> None:
+    """A handoff is compared with the identity of its plan: one with another shard size is refused (3)."""
+    target = tmp_path / "out"
+    apply_part(*tiny, target, part="1/1", max_shard_size=SIZE)
+    ending = locate_target(target).root / ENDING
+    document = json.loads(ending.read_text())
+    document["rest"]["result"]["plan"]["options"]["max_shard_size"] += 1
+    ending.write_text(json.dumps(document))
+    with refused(MalformedInput, where=ending, found="its plan does not have the identity that it states") as info:
+        finish_parts(target)
+    assert str(info.value.remedy).endswith("deltaweights clean")
+    ending.write_text('{"identity": 3}')
+    with refused(MalformedInput, where=ending):
+        finish_parts(target)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [3, [], {}, {"compute_dtype": 3}, {"compute_dtype": "F16", "unknown": 1}, {"max_shard_size": "5"}, None],
+    ids=str,
+)
+def test_what_is_no_such_value_is_refused(value: Any) -> None:
+    """JSON that is not what a class encodes to is a ``ValueError``, never a value with fields of the wrong kind."""
+    if value == {}:
+        assert decode(Options, value) == Options()
+        return
+    with pytest.raises(ValueError, match="not a"):
+        decode(Options, value)
+    assert decode(Options, encode(Options())) == Options()
