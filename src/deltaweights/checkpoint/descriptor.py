@@ -32,7 +32,6 @@ class Descriptor:
     _count = 0  # held by all files of the process
 
     def __init__(self, fd: int, path: Path, status: os.stat_result) -> None:
-        """Take over ``fd``, the file at ``path``."""
         self.status, self._path, self.held = status, path, fd
         limit = most_open()
         with Descriptor._lock:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from deltaweights.checkpoint.descriptor import Descriptor
 from deltaweights.checkpoint.safe_open import READ, file_kind
-from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.errors import InputOutputError, MalformedInput, wrap_os_errors
 from deltaweights.util.interruption import check
 
 CHUNK = 1024 * 1024
@@ -68,8 +68,7 @@ class InputFile(ABC):
     def check_unchanged(self) -> None:
         """Raise ``InputOutputError`` when the content changed since the file was opened."""
 
-    @abstractmethod
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (many hold nothing)
         """Release what the file holds."""
 
     def read(self, offset: int, length: int) -> bytes:
@@ -133,7 +132,7 @@ class LocalFile(InputFile):
     @property
     def status(self) -> os.stat_result:
         """The status of the file when it was opened."""
-        return self._opened
+        return self._descriptor.status
 
     def close(self) -> None:
         self._descriptor.close()
@@ -175,22 +174,18 @@ class LocalFile(InputFile):
         The owner of a file can set its modification time back, but not its ctime. That one also changes with
         links and modes, so it is compared only where a hash is relied on, in files of other users.
         """
-        try:
-            with self._descriptor.use() as fd:
-                now, then = os.fstat(fd), self._opened
-        except OSError as error:
-            raise InputOutputError.from_os(error, self.path, "check it again") from error
+        with wrap_os_errors(self.path, "check it again"), self._descriptor.use() as fd:
+            now, then = os.fstat(fd), self._opened
         same = (now.st_size, now.st_mtime_ns) == (then.st_size, then.st_mtime_ns)
         if self._relies_on_hash and then.st_uid not in {0, os.geteuid()}:
             same = same and now.st_ctime_ns == then.st_ctime_ns
         if not same:
-            raise InputOutputError(
-                "changed while being read",
-                where=self.path,
-                found=f"{now.st_size} bytes, modified after the run began",
-                expected=f"the {then.st_size} bytes that were opened",
-                remedy="wait until nothing writes to it, and run again",
+            problem, remedy = "changed while being read", "wait until nothing writes to it, and run again"
+            found, expected = (
+                f"{now.st_size} bytes, modified after the run began",
+                f"the {then.st_size} bytes that were opened",
             )
+            raise InputOutputError(problem, where=self.path, found=found, expected=expected, remedy=remedy)
 
 
 class MemoryFile(InputFile):
@@ -210,9 +205,6 @@ class MemoryFile(InputFile):
         if self._origin is not None:
             self._origin.check_unchanged()
 
-    def close(self) -> None:
-        pass
-
 
 class FileSlice(InputFile):
     """``size`` bytes of ``file`` from ``offset`` on, as a file of its own; closing it leaves ``file`` open."""
@@ -228,7 +220,6 @@ class FileSlice(InputFile):
         self._file.scatter_into(pieces, self._place(offset, sum(map(len, pieces))))
 
     def _place(self, offset: int, length: int) -> int:
-        """Return where ``offset`` is in the other file. Raises ``InputOutputError`` when ``length`` bytes do not follow it."""
         if not 0 <= offset <= self.size - length:
             raise _cut_short(self, self.size)
         return self._offset + offset
@@ -239,15 +230,13 @@ class FileSlice(InputFile):
     def check_unchanged(self) -> None:
         self._file.check_unchanged()
 
-    def close(self) -> None:
-        pass
-
 
 def _cut_short(file: InputFile, at: int) -> InputOutputError:
+    found, expected, remedy = (
+        f"end of file at byte {at}",
+        f"{file.size} bytes",
+        "check the file and the disk, and run again",
+    )
     return InputOutputError(
-        "cut short while being read",
-        where=file.path,
-        found=f"end of file at byte {at}",
-        expected=f"{file.size} bytes",
-        remedy="check the file and the disk, and run again",
+        "cut short while being read", where=file.path, found=found, expected=expected, remedy=remedy
     )

@@ -41,7 +41,6 @@ def sample_digests(tensors: Mapping[str, LazyTensor]) -> dict[str, str]:
 
 
 def _sample_places(tensor: LazyTensor) -> tuple[list[int], int]:
-    """Return where the samples of a tensor begin, and their length, in bytes."""
     nbytes = tensor.spec.nbytes
     if nbytes <= SAMPLES * SAMPLE:
         return [0], nbytes

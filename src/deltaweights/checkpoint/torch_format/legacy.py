@@ -42,11 +42,7 @@ U = TypeVar("U", bound=Unpickler)
 
 
 def read_legacy(file: InputFile) -> WeightsFile:
-    """Read the pickles and the storages' sizes of ``file``, which begins with ``LEGACY_TORCH``.
-
-    Raises ``MalformedInput`` when the file breaks a rule of the format or is not a dict of tensors, ``InputOutputError``
-    when it cannot be read.
-    """
+    """Read the pickles and the storages' sizes of ``file``, which begins with ``LEGACY_TORCH``. Raises as ``open_torch_file``."""
     return _LegacyReader(file).weights()
 
 
@@ -54,10 +50,7 @@ class _LegacyStateDict(StateDictUnpickler):
     """The state dict's pickle, whose storage records have one field more than those in an archive."""
 
     def storage(self, record: object) -> PickledStorage:
-        """Return the storage of the record ``("storage", type, key, device, count, None)``.
-
-        The first versions of torch could have a part of the storage in place of None.
-        """
+        """Return the storage of ``("storage", type, key, device, count, None)``; the first torch could have a part for None."""
         if not isinstance(record, tuple) or len(record) != 6:
             raise self.refuse("invalid storage record", value_kind(record))
         if record[5] is not None:
@@ -71,7 +64,6 @@ class _StorageKeys(Unpickler):
     builds = "list of storages"
 
     def keys(self) -> list[str]:
-        """Run the pickle, and return the keys."""
         result = self.run()
         if not isinstance(result, list):
             raise self.refuse("not a list of storages", value_kind(result), "a list")
@@ -136,7 +128,6 @@ class _LegacyReader:
     # The pickles.
 
     def read_more(self) -> bool:
-        """Read more of the file into ``head``; return False at its end."""
         have = len(self.head)
         if have == self.file.size:
             return False
@@ -170,8 +161,9 @@ class _LegacyReader:
         little = facts.get("little_endian")
         if little is not True:
             found = f"little_endian {little}" if isinstance(little, bool) else value_kind(little)
-            remedy = "save it again on a little-endian machine"
-            raise self.refuse("not little-endian", found, "little_endian True", remedy)
+            raise self.refuse(
+                "not little-endian", found, "little_endian True", "save it again on a little-endian machine"
+            )
 
     # Storages.
 

@@ -161,6 +161,11 @@ class Unpickler:
                 "the pickle builds too much for its tensors", expected=f"at most {MAX_MEMORY} bytes besides"
             )
 
+    def allow_tensor(self) -> None:
+        """Allow the steps and the memory of one more tensor."""
+        self.steps_left += STEPS_PER_TENSOR
+        self.memory_left += MEMORY_PER_TENSOR
+
     def push(self, value: object) -> None:
         """Push a value."""
         if len(self.stack) >= MAX_STACK:
