@@ -42,10 +42,8 @@ def refuse_damage(tensor: LazyTensor, running: RunningChecksum | None) -> None:
     """Raise ``MalformedInput`` if ``running``, which was fed the whole tensor, does not match the recorded checksum."""
     fault = None if running is None else running.fault()
     if fault is not None:
-        is_file, name = tensor.spec.name == tensor.file, tensor.spec.name
-        raise MalformedAt(tensor.path, "fetch the file again")(
-            "stored bytes are damaged", *fault, tensor=None if is_file else name
-        )
+        name = None if tensor.spec.name == tensor.file else tensor.spec.name  # the former is a whole file
+        raise MalformedAt(tensor.path, "fetch the file again")("stored bytes are damaged", *fault, tensor=name)
 
 
 def with_whole_file_checksum(weights: WeightsFile) -> WeightsFile:

@@ -29,14 +29,9 @@ INPUT_README = re.compile("(DELTA|TARGET|BASE)_README[.]md")
 OWN_FILES = frozenset({"README.md", "DELTAWEIGHTS_NOTICE.txt", "manifest.json", "SHA256SUMS"})
 """Files in every folder that this program writes, which describe that folder alone."""
 
-MAX_SIZE = 64 * 1024 * 1024
-"""Limit for configuration and tokenizer files; a tokenizer.json has at most some 20 MB."""
-
-MAX_TEXT = 8 * 1024 * 1024
-"""Limit for a licence or a model card."""
-
-MAX_TOTAL = 128 * 1024 * 1024
-"""Limit for all companions together, which are held in memory."""
+MAX_SIZE, MAX_TEXT, MAX_TOTAL = 64 * 2**20, 8 * 2**20, 128 * 2**20
+"""Limits for a configuration or tokenizer file (a tokenizer.json has at most some 20 MB), for a licence or a model card, and for
+all companions together, which are held in memory."""
 
 NOTICE_NAME = "DELTAWEIGHTS_NOTICE.txt"
 
@@ -123,10 +118,7 @@ def read_companions(
 
 
 def state_dtype(config: bytes, dtype: str, where: Path) -> tuple[bytes, str | None]:
-    """Return ``config`` with its ``torch_dtype`` (``dtype`` in newer files) set to ``dtype``, and a line that says what changed.
-
-    No other byte changes. Raises ``MalformedInput`` when it is not a JSON object.
-    """
+    """Return ``config`` with only the value of ``torch_dtype`` (newer: ``dtype``) set to ``dtype``, and a line about the change."""
     document = json_object(config, where)
     text, changes = config.decode(), []
     for key in ("torch_dtype", "dtype"):

@@ -23,10 +23,7 @@ class Replaced(OSError):
 
 
 class Descriptor:
-    """The descriptor of an open file: held, or reopened for each use when too many are held already.
-
-    ``status`` is the file's status when it was first opened. ``held`` is -1 where the descriptor is not held.
-    """
+    """An open file: its descriptor ``held``, or -1 and a new one for each use if too many are held; ``status`` at first."""
 
     _lock = threading.Lock()
     _count = 0  # held by all files of the process

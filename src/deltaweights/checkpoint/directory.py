@@ -24,7 +24,7 @@ from deltaweights.checkpoint.safe_open import (
     open_outside,
 )
 from deltaweights.checkpoint.small_files import read_all
-from deltaweights.errors import InputOutputError, MalformedInput, wrap_os_errors
+from deltaweights.errors import InputOutputError, wrap_os_errors
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,7 @@ class LocalDirectory(Directory):
             fd, by_others = open_outside(self._fd, name)
         except ForeignLink:
             remedy = "give the folder that it leads to, or make the link yourself"
-            malformed = MalformedAt(where, remedy)("another user's link to a file that is not theirs", target)
-            raise malformed from None
+            raise MalformedAt(where, remedy)("another user's link to a file that is not theirs", target) from None
         except NotRegularFile as error:
             raise MalformedAt(where, "give the file itself")("not a regular file", error.args[0]) from None
         self._outside_links[name] = OutsideLink(target, by_others)
@@ -161,10 +160,7 @@ class LocalDirectory(Directory):
             try:
                 file = LocalFile(path, open_inside(self._fd, name))
             except LeadsOutside:
-                problem, remedy = (
-                    "a link that leaves the folder",
-                    "if it belongs to the checkpoint, put a copy of it there",
-                )
-                raise MalformedInput(problem, where=path, found=link_target(path), remedy=remedy) from None
+                remedy = "if it belongs to the checkpoint, put a copy of it there"
+                raise MalformedAt(path, remedy)("a link that leaves the folder", link_target(path)) from None
         with closing(file):
             return read_all(file, most)

@@ -129,7 +129,8 @@ def open_checkpoint(
 
 
 def _report_outside_links(directory: Directory, names: Iterable[str], report: Report) -> list[str]:
-    """Report which files were opened through links out of the folder (common); return a warning if another user made one."""
+    """Report which files were opened through links out of the folder; return a warning if another user made one."""
+    # Such links are common and the files are only read (companions must be in the folder): allowed, but not silently.
     links = [(name, directory.outside_links[name]) for name in sorted(names) if name in directory.outside_links]
     if not links:
         return []
@@ -150,29 +151,25 @@ def _locate(path: Path, role: str, unpacker: Unpacker | None, report: Report) ->
         if not path.exists():
             if path.is_symlink():
                 raise _dangling_link(path, role)
-            is_id, remedy = path.parts[:1] == ("hf:",), f"give the folder that holds the {role}'s weights"
-            remedy = "this command does not accept a model of the Hub" if is_id else remedy
+            remedy = f"give the folder that holds the {role}'s weights"
+            if path.parts[:1] == ("hf:",):
+                remedy = "this command does not accept a model of the Hub"
             raise InputOutputError(f"no {role} here", where=path, found="nothing", remedy=remedy)
     fault = name_fault(path.name)
     if fault:
         raise MalformedInput("unusable file name", where=path, found=fault, remedy="rename it")
-    if _is_archive(path):
-        if unpacker is None:
-            return open_archive(path, None, report), None
-        return open_archive(path, partial(unpacker.folder, role), report, copies=unpacker.copies), None
+    if path.suffix not in {*SUFFIXES, ".json"}:
+        with closing(LocalFile(path)) as file:
+            is_archive = is_checkpoint_archive(file)
+        if is_archive:
+            unpack_into = None if unpacker is None else partial(unpacker.folder, role)
+            return open_archive(path, unpack_into, report, copies=1 if unpacker is None else unpacker.copies), None
     return LocalDirectory(path.parent), PARAMS if META_PART.fullmatch(path.name) else path.name
 
 
 def _dangling_link(path: Path, role: str) -> InputOutputError:
     remedy = "finish the download, or give the folder that it was copied from"
     return InputOutputError(f"no {role} here", where=path, found="a dangling link", remedy=remedy)
-
-
-def _is_archive(path: Path) -> bool:
-    if path.suffix in {*SUFFIXES, ".json"}:
-        return False
-    with closing(LocalFile(path)) as file:
-        return is_checkpoint_archive(file)
 
 
 def _index_of(directory: Directory, name: str, role: str) -> Index | None:

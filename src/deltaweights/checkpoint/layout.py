@@ -66,10 +66,7 @@ def _more_than_one_set(directory: Directory, found: str, name: str) -> Malformed
 
 
 def _choose_format(directory: Directory, safetensors: str, torch: str) -> MainFile:
-    """Choose between two formats of one checkpoint, as the Hub's loaders do.
-
-    A clone without git-LFS has every file of the Hub's repository by name: a pointer counts as a missing file.
-    """
+    """Choose as the Hub's loaders do; a git-LFS pointer, which a clone has in place of each large file, counts as missing."""
     fault, safetensors_files = _check_set(directory, safetensors)
     torch_fault, torch_files = _check_set(directory, torch)
     if fault is None:

@@ -17,8 +17,7 @@ NAMES = ("model.mm_projector.weight", "model.mm_projector.bias")
 def open_projector(directory: Directory, tensors: Mapping[str, LazyTensor]) -> WeightsFile | None:
     """Open the projector beside the shards, under its names in the model; None if there is none, or ``tensors`` contain one.
 
-    In the file, anything may precede ``mm_projector`` in the names. Raises ``MalformedInput`` when the file is
-    malformed or holds something else, ``InputOutputError`` when it cannot be read.
+    In the file, anything may precede ``mm_projector`` in the names. Raises ``MalformedInput``, ``InputOutputError``.
     """
     if any(name in tensors for name in NAMES) or not directory.has(FILE):
         return None

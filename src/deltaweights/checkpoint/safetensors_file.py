@@ -37,10 +37,7 @@ FETCH_AGAIN = "the file is damaged or cut: fetch it again"
 
 
 def open_safetensors(file: InputFile) -> WeightsFile:
-    """Read the header of ``file``, and close it if that fails.
-
-    Raises ``MalformedInput`` when the file breaks a rule of the format, ``InputOutputError`` when it cannot be read.
-    """
+    """Read the header of ``file``, and close it if that fails. Raises ``MalformedInput``, ``InputOutputError``."""
     try:
         malformed = MalformedAt(file.path, FETCH_AGAIN)
         header = _header(file, malformed)

@@ -12,10 +12,7 @@ from deltaweights.util.text import Json, strict_json
 
 
 def read_small(path: Path, most: int, *, follow: bool = True) -> bytes:
-    """Return the contents of a regular file of at most ``most`` bytes; without ``follow`` it must not be a symbolic link.
-
-    Raises ``MalformedInput`` when it is something else or longer, ``InputOutputError`` when it cannot be read.
-    """
+    """Read at most ``most`` bytes: a regular file, without ``follow`` no link. Raises ``MalformedInput``, ``InputOutputError``."""
     with closing(LocalFile(path, follow=follow)) as file:
         return read_all(file, most)
 

@@ -131,16 +131,14 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class LazyTensor:
-    """A tensor whose bytes have not been read. ``path`` is its file, for messages.
-
-    Code that reads the whole tensor must verify ``checksum``, which the container records for exactly these bytes, if any.
-    """
+    """A tensor whose bytes have not been read. ``path`` is its file, for messages."""
 
     spec: TensorSpec
     source: ByteSource
     path: Path
     storage: Storage
     checksum: Checksum | None = None
+    """Recorded by the container for exactly these bytes; code that reads the whole tensor must verify it."""
 
     @property
     def file(self) -> str:

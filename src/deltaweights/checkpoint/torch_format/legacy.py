@@ -8,7 +8,7 @@ It has no checksums.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from blake3 import blake3
 
@@ -19,14 +19,7 @@ from deltaweights.checkpoint.tensors import WeightsFile
 from deltaweights.checkpoint.torch_format.pickled_types import PickledStorage
 from deltaweights.checkpoint.torch_format.state_dict import MAX_PICKLE, StateDictUnpickler
 from deltaweights.checkpoint.torch_format.strided import view_tensor
-from deltaweights.checkpoint.torch_format.unpickler import (
-    DOWNLOAD_AGAIN,
-    RESAVE,
-    Opcodes,
-    Unpickler,
-    by_opcode,
-    value_kind,
-)
+from deltaweights.checkpoint.torch_format.unpickler import DOWNLOAD_AGAIN, RESAVE, Unpickler, by_opcode, value_kind
 from deltaweights.util.limits import MOST_TENSORS
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -50,10 +43,10 @@ class _LegacyStateDict(StateDictUnpickler):
     """The state dict's pickle, whose storage records have one field more than those in an archive."""
 
     def storage(self, record: object) -> PickledStorage:
-        """Return the storage of ``("storage", type, key, device, count, None)``; the first torch could have a part for None."""
+        """Return the storage of the record ``("storage", type, key, device, count, None)``."""
         if not isinstance(record, tuple) or len(record) != 6:
             raise self.refuse("invalid storage record", value_kind(record))
-        if record[5] is not None:
+        if record[5] is not None:  # as the first versions of torch could write it
             raise self.refuse("a part of a storage (view_metadata)", value_kind(record[5]), "None", RESAVE)
         return super().storage(record[:5])
 
@@ -81,7 +74,7 @@ class _StorageKeys(Unpickler):
         if len(target) > MOST_TENSORS:
             raise self.refuse("too many storages", len(target), f"at most {MOST_TENSORS}")
 
-    opcodes: ClassVar[Opcodes] = {ord(shared): Unpickler.opcodes[ord(shared)] for shared in "(Xqr"} | by_opcode(
+    opcodes = {ord(shared): Unpickler.opcodes[ord(shared)] for shared in "(Xqr"} | by_opcode(
         {
             "]": lambda unpickler: unpickler.make([]),
             "a": lambda unpickler: unpickler.append(unpickler.pop_many(1)),
@@ -161,9 +154,8 @@ class _LegacyReader:
         little = facts.get("little_endian")
         if little is not True:
             found = f"little_endian {little}" if isinstance(little, bool) else value_kind(little)
-            raise self.refuse(
-                "not little-endian", found, "little_endian True", "save it again on a little-endian machine"
-            )
+            remedy = "save it again on a little-endian machine"
+            raise self.refuse("not little-endian", found, "little_endian True", remedy)
 
     # Storages.
 

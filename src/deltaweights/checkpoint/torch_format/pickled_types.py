@@ -9,14 +9,11 @@ from deltaweights.checkpoint.tensors import ITEM_SIZES
 
 @dataclass(frozen=True, slots=True)
 class TensorView:
-    """One tensor: a view of the storage with the key ``storage``; ``offset`` and ``strides`` are in elements.
-
-    ``dtype`` is the safetensors name; ``storage_nbytes`` is the size that the pickle states for the whole storage.
-    """
+    """One tensor: a view of the storage with the key ``storage``; ``offset`` and ``strides`` are in elements."""
 
     storage: str
-    storage_nbytes: int
-    dtype: str
+    storage_nbytes: int  # as the pickle states it for the whole storage
+    dtype: str  # the safetensors name
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]

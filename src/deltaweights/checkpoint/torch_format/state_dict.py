@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, TypeGuard
+from typing import TypeGuard
 
 from deltaweights.checkpoint.tensors import ITEM_SIZES, MAX_BYTES, name_fault
 from deltaweights.checkpoint.torch_format.pickled_types import (
@@ -17,7 +17,7 @@ from deltaweights.checkpoint.torch_format.pickled_types import (
     StorageType,
     TensorView,
 )
-from deltaweights.checkpoint.torch_format.unpickler import RESAVE, Opcodes, Unpickler, by_opcode, value_kind
+from deltaweights.checkpoint.torch_format.unpickler import RESAVE, Unpickler, by_opcode, value_kind
 from deltaweights.util.limits import MOST_TENSORS
 
 MAX_PICKLE = 64 * 2**20
@@ -119,9 +119,7 @@ class StateDictUnpickler(Unpickler):
             raise self.refuse(f"{function.name} has a wrong number of arguments", len(arguments))
         self.make(call(self, *arguments))
 
-    opcodes: ClassVar[Opcodes] = Unpickler.opcodes | by_opcode(
-        {"b": build, "c": find_global, "Q": persistent_id, "R": reduce}
-    )
+    opcodes = Unpickler.opcodes | by_opcode({"b": build, "c": find_global, "Q": persistent_id, "R": reduce})
 
     # The functions that the pickle may call. Autograd's flags do not matter; hooks and other extras must be empty.
 

@@ -38,7 +38,7 @@ _PACKED = 128 * 1024
 
 @dataclass(frozen=True)
 class Member:
-    """One member: its content of ``size`` bytes is stored or deflated in ``packed`` bytes. The name of a folder ends in a slash."""
+    """``size`` bytes of content, stored or deflated in ``packed`` bytes from ``offset`` on. A folder's name ends in a slash."""
 
     name: str
     offset: int
@@ -144,10 +144,7 @@ def _overlap(archive: ZipInput, entry: CentralEntry) -> MalformedInput:
 
 
 def read_member(file: InputFile, member: Member) -> Iterator[memoryview]:
-    """Yield the content of ``member`` in order, in pieces that are valid until the next one.
-
-    Raises ``MalformedInput``, at the latest after the last piece, when it is not the recorded content, and ``InputOutputError``.
-    """
+    """Yield its content in pieces valid until the next. Raises ``MalformedInput``, at the latest at the end, if damaged."""
     crc = 0
     part = FileSlice(file, file.path / member.name, member.offset, member.packed)
     for piece in _inflate(part, member.size) if member.method == DEFLATED else part.chunks():

@@ -100,7 +100,6 @@ def _no_end_record(archive: ZipInput) -> MalformedInput:
         expected = "a comment of the length that the record says" if archive.rules.comment else "none, nor a comment"
         return archive.refuse("bytes after the archive", f"{extra} bytes after the end record", expected)
     if kind is not None:
-        return archive.refuse(
-            "truncated: the zip has no end record", f"{file.size} bytes", None, "download it again, in full"
-        )
+        problem, remedy = "truncated: the zip has no end record", "download it again, in full"
+        return archive.refuse(problem, f"{file.size} bytes", remedy=remedy)
     return archive.refuse(problem, f"{head[:8]!r} at its start", "b'PK\\x03\\x04'", "check what it is")
