@@ -6,8 +6,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.tensors import LazyTensor, RunningChecksum, WeightsFile, stored_bytes
-from deltaweights.errors import MalformedInput
 
 CHUNK = 1024 * 1024
 
@@ -42,24 +42,12 @@ def refuse_damage(tensor: LazyTensor, running: RunningChecksum | None) -> None:
     """Raise ``MalformedInput`` if ``running``, which was fed the whole tensor, does not match the recorded checksum."""
     fault = None if running is None else running.fault()
     if fault is not None:
-        found, expected = fault
-        name = tensor.spec.name
-        raise MalformedInput(
-            "stored bytes are damaged",
-            where=tensor.path,
-            tensor=None if name == tensor.file else name,  # a whole file
-            found=found,
-            expected=expected,
-            remedy="fetch the file again",
-        )
+        name = None if tensor.spec.name == tensor.file else tensor.spec.name  # the former is a whole file
+        raise MalformedAt(tensor.path, "fetch the file again")("stored bytes are damaged", *fault, tensor=name)
 
 
 def with_whole_file_checksum(weights: WeightsFile) -> WeightsFile:
-    """Add the checksum of the file as a whole to ``weights``, if that is the only one recorded.
-
-    So it is for a file in an archive whose own format has no checksums. Tensors are read by range in the
-    order of the plan, so this CRC-32 takes a pass of its own (``verify_checksum``).
-    """
+    """Add the checksum of the whole file if it is the only one recorded, as in an archive; verifying it takes another pass."""
     file = weights.file
     if file.crc32 is None or "crc32" in weights.checks:
         return weights
@@ -74,7 +62,7 @@ def verify_checksum(tensor: LazyTensor) -> None:
 
 
 def verify_in_pieces(tensor: LazyTensor) -> Iterator[int]:
-    """Do the work of ``verify_checksum``, and yield the size of each piece read."""
+    """Do ``verify_checksum``, and yield the size of each piece read."""
     if tensor.checksum is None:
         return
     running = tensor.checksum.start()

@@ -29,14 +29,9 @@ INPUT_README = re.compile("(DELTA|TARGET|BASE)_README[.]md")
 OWN_FILES = frozenset({"README.md", "DELTAWEIGHTS_NOTICE.txt", "manifest.json", "SHA256SUMS"})
 """Files in every folder that this program writes, which describe that folder alone."""
 
-MAX_SIZE = 64 * 1024 * 1024
-"""Limit for configuration and tokenizer files; a tokenizer.json has at most some 20 MB."""
-
-MAX_TEXT = 8 * 1024 * 1024
-"""Limit for a licence or a model card."""
-
-MAX_TOTAL = 128 * 1024 * 1024
-"""Limit for all companions together, which are held in memory."""
+MAX_SIZE, MAX_TEXT, MAX_TOTAL = 64 * 2**20, 8 * 2**20, 128 * 2**20
+"""Limits for a configuration or tokenizer file (a tokenizer.json has at most some 20 MB), for a licence or a model card, and for
+all companions together, which are held in memory."""
 
 NOTICE_NAME = "DELTAWEIGHTS_NOTICE.txt"
 
@@ -93,10 +88,9 @@ def read_companions(
 ) -> Companions:
     """Read the companions in ``directory``, set config.json's dtype to ``dtype`` (torch's name), and add ``notice``.
 
-    ``weights`` are the files to skip. ``role`` is "delta", "target" or "base". With ``ours`` the folder was
-    written by this program, and the files that describe it alone are skipped.
-    Raises ``MalformedInput`` when config.json is not a JSON object, or a companion is not a regular file or
-    not what its name says, ``InputOutputError`` when one cannot be read.
+    ``weights`` are the files to skip; with ``ours``, for a folder written by this program, so are ``OWN_FILES``. ``role`` is
+    "delta", "target" or "base". Raises ``MalformedInput`` when config.json is not a JSON object, or a companion is not a
+    regular file or not what its name says, ``InputOutputError`` when one cannot be read.
     """
     files = {NOTICE_NAME: notice.encode()}
     left_behind: list[str] = []
@@ -109,12 +103,8 @@ def read_companions(
             where = directory.path / name
             twin = seen.setdefault(name.casefold(), name)
             if twin != name:
-                raise MalformedInput(
-                    "two files whose names differ only in case",
-                    where=where,
-                    found=f"{name} beside {twin}",
-                    remedy="give a folder with one of them",
-                )
+                problem, remedy = "two files whose names differ only in case", "give a folder with one of them"
+                raise MalformedInput(problem, where=where, found=f"{name} beside {twin}", remedy=remedy)
             data = directory.read_companion(name, min(left, MAX_SIZE if name in COPIED else MAX_TEXT))
             left -= len(data)
             refuse_wrong_content(data, where)
@@ -128,11 +118,7 @@ def read_companions(
 
 
 def state_dtype(config: bytes, dtype: str, where: Path) -> tuple[bytes, str | None]:
-    """Return ``config`` with its ``torch_dtype`` (``dtype`` in newer files) set to ``dtype``, and a line that says what changed.
-
-    No other byte changes; a config that states no dtype, or the right one, is returned as it is.
-    Raises ``MalformedInput`` when it is not a JSON object.
-    """
+    """Return ``config`` with only the value of ``torch_dtype`` (newer: ``dtype``) set to ``dtype``, and a line about the change."""
     document = json_object(config, where)
     text, changes = config.decode(), []
     for key in ("torch_dtype", "dtype"):

@@ -23,16 +23,12 @@ class Replaced(OSError):
 
 
 class Descriptor:
-    """The descriptor of an open file: held, or reopened for each use when too many are held already.
-
-    ``status`` is the file's status when it was first opened. ``held`` is -1 where the descriptor is not held.
-    """
+    """An open file: its descriptor ``held``, or -1 and a new one for each use if too many are held; ``status`` at first."""
 
     _lock = threading.Lock()
     _count = 0  # held by all files of the process
 
     def __init__(self, fd: int, path: Path, status: os.stat_result) -> None:
-        """Take over ``fd``, the file at ``path``."""
         self.status, self._path, self.held = status, path, fd
         limit = most_open()
         with Descriptor._lock:

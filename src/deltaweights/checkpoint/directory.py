@@ -13,6 +13,7 @@ from pathlib import Path
 
 from deltaweights.checkpoint.file_type import HEAD_BYTES
 from deltaweights.checkpoint.files import InputFile, LocalFile
+from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.safe_open import (
     SEARCH,
     ForeignLink,
@@ -23,7 +24,7 @@ from deltaweights.checkpoint.safe_open import (
     open_outside,
 )
 from deltaweights.checkpoint.small_files import read_all
-from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.errors import InputOutputError, wrap_os_errors
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,7 @@ class LocalDirectory(Directory):
             self._hold(os.dup(fd))
 
     def _hold(self, fd: int) -> None:
-        self._held_fd = fd
-        self._close = weakref.finalize(self, os.close, fd)
+        self._held_fd, self._close = fd, weakref.finalize(self, os.close, fd)
 
     @property
     def outside_links(self) -> Mapping[str, OutsideLink]:
@@ -110,14 +110,12 @@ class LocalDirectory(Directory):
             self._close()
 
     def names(self) -> list[str]:
-        try:
+        with wrap_os_errors(self.path, "list"):
             fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
             try:
                 return sorted(entry.name for entry in os.scandir(fd))
             finally:
                 os.close(fd)
-        except OSError as error:
-            raise InputOutputError.from_os(error, self.path, "list") from error
 
     def has(self, name: str) -> bool:
         try:
@@ -136,13 +134,11 @@ class LocalDirectory(Directory):
         It is refused if it, or a link that it leads to, belongs to another user who does not own the file:
         they could make us read a file for them that they may not read.
         """
-        try:
+        with wrap_os_errors(self.path / name, "open"):
             try:
                 fd = open_inside(self._fd, name)
             except LeadsOutside:
                 fd = self._open_outside(name)
-        except OSError as error:
-            raise InputOutputError.from_os(error, self.path / name, "open") from error
         return LocalFile(self.path / name, fd)
 
     def _open_outside(self, name: str) -> int:
@@ -150,25 +146,21 @@ class LocalDirectory(Directory):
         try:
             fd, by_others = open_outside(self._fd, name)
         except ForeignLink:
-            problem = "another user's link to a file that is not theirs"
             remedy = "give the folder that it leads to, or make the link yourself"
-            raise MalformedInput(problem, where=where, found=target, remedy=remedy) from None
+            raise MalformedAt(where, remedy)("another user's link to a file that is not theirs", target) from None
         except NotRegularFile as error:
-            remedy = "give the file itself"
-            raise MalformedInput("not a regular file", where=where, found=error.args[0], remedy=remedy) from None
+            raise MalformedAt(where, "give the file itself")("not a regular file", error.args[0]) from None
         self._outside_links[name] = OutsideLink(target, by_others)
         return fd
 
     def read_companion(self, name: str, most: int) -> bytes:
         """Read a file that will be copied. A link may stay in the folder, or lead into the Hub cache that it is a snapshot of."""
         path = self.path / name
-        try:
-            file = LocalFile(path, open_inside(self._fd, name))
-        except LeadsOutside:
-            remedy = "if it belongs to the checkpoint, put a copy of it there"
-            problem, found = "a link that leaves the folder", link_target(path)
-            raise MalformedInput(problem, where=path, found=found, remedy=remedy) from None
-        except OSError as error:
-            raise InputOutputError.from_os(error, path, "open") from error
+        with wrap_os_errors(path, "open"):
+            try:
+                file = LocalFile(path, open_inside(self._fd, name))
+            except LeadsOutside:
+                remedy = "if it belongs to the checkpoint, put a copy of it there"
+                raise MalformedAt(path, remedy)("a link that leaves the folder", link_target(path)) from None
         with closing(file):
             return read_all(file, most)

@@ -65,11 +65,7 @@ def detect_file_type(head: bytes) -> tuple[str, str] | None:
 
 
 def detect_wrong_content(name: str, head: bytes) -> tuple[str, str] | None:
-    """Return what a file ``name`` starting with ``head`` really is, and a remedy; None if nothing is known to be wrong.
-
-    A git-LFS pointer can take the place of any file. A tokenizer.model must be none of the known types,
-    and a .json file must be possible JSON. Other text may start in any way: a README like a web page, a
-    chat template with a brace.
-    """
+    """Return what a file ``name`` starting with ``head`` really is, and a remedy; None if nothing is known to be wrong."""
+    # A pointer can replace any file, and other text may start in any way: a README like HTML, a chat template with a brace.
     is_suspicious = name.endswith(".model") or (name.endswith(".json") and b"{" not in head[:8])
     return detect_file_type(head) if is_suspicious or head.startswith(LFS_POINTER) else None

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from deltaweights.checkpoint.descriptor import Descriptor
+from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.safe_open import READ, file_kind
-from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.errors import InputOutputError, wrap_os_errors
 from deltaweights.util.interruption import check
 
 CHUNK = 1024 * 1024
@@ -28,10 +29,7 @@ MAX_PIECES = 1024
 
 
 class InputFile(ABC):
-    """One file of fixed content, read by position; ``path`` is for messages, ``size`` is in bytes.
-
-    ``crc32`` is a checksum of the whole file that is recorded outside of it, as in an archive.
-    """
+    """One file of fixed content, read by position; ``path`` is for messages, ``size`` is in bytes."""
 
     path: Path
     size: int
@@ -42,6 +40,7 @@ class InputFile(ABC):
     streamed: bool = False
     """Whether the content is not kept anywhere, so that it cannot be hashed."""
     crc32: int | None = None
+    """A checksum of the whole file that is recorded outside of it, as in an archive."""
 
     @abstractmethod
     def read_into(self, out: memoryview, offset: int) -> None:
@@ -68,8 +67,7 @@ class InputFile(ABC):
     def check_unchanged(self) -> None:
         """Raise ``InputOutputError`` when the content changed since the file was opened."""
 
-    @abstractmethod
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (many hold nothing)
         """Release what the file holds."""
 
     def read(self, offset: int, length: int) -> bytes:
@@ -101,39 +99,30 @@ class LocalFile(InputFile):
     """One regular file of this machine. Later changes of its name do not matter."""
 
     def __init__(self, path: Path, fd: int | None = None, *, follow: bool = True) -> None:
-        """Open ``path``, or take over ``fd``, its descriptor. Without ``follow``, ``path`` must not be a symbolic link.
-
-        Raises ``InputOutputError``, and ``MalformedInput`` when it is not a regular file.
-        """
+        """Open ``path`` (without ``follow`` no link), or take over its ``fd``. Raises ``InputOutputError``, ``MalformedInput``."""
         self.path, self._relies_on_hash = path, False
         try:
             fd = os.open(path, READ if follow else READ | os.O_NOFOLLOW) if fd is None else fd
         except OSError as error:
             if not follow and error.errno == errno.ELOOP:
-                remedy = "nothing else may change the folder meanwhile"
-                raise MalformedInput("not a regular file", where=path, found="a link", remedy=remedy) from None
+                malformed = MalformedAt(path, "nothing else may change the folder meanwhile")
+                raise malformed("not a regular file", "a link") from None
             raise InputOutputError.from_os(error, path, "open") from error
-        self._opened = os.fstat(fd)
-        if not stat.S_ISREG(self._opened.st_mode):
+        self.status = os.fstat(fd)  # when it was opened
+        if not stat.S_ISREG(self.status.st_mode):
             os.close(fd)
-            found, remedy = file_kind(self._opened.st_mode), "give the file itself"
-            raise MalformedInput("not a regular file", where=path, found=found, remedy=remedy)
-        self.size = self._opened.st_size
+            raise MalformedAt(path, "give the file itself")("not a regular file", file_kind(self.status.st_mode))
+        self.size = self.status.st_size
         if hasattr(os, "posix_fadvise"):
             # The system reads further ahead: a cold merge takes 3 to 13 % less time. POSIX_FADV_WILLNEED made all slower.
             with contextlib.suppress(OSError):  # it is only advice
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        self._descriptor = Descriptor(fd, path, self._opened)
+        self._descriptor = Descriptor(fd, path, self.status)
 
     @property
     def fd(self) -> int:
         """The descriptor while the file is open; -1 where it is not held."""
         return self._descriptor.held
-
-    @property
-    def status(self) -> os.stat_result:
-        """The status of the file when it was opened."""
-        return self._opened
 
     def close(self) -> None:
         self._descriptor.close()
@@ -170,27 +159,18 @@ class LocalFile(InputFile):
         self._relies_on_hash = True
 
     def check_unchanged(self) -> None:
-        """Compare size and modification time.
-
-        The owner of a file can set its modification time back, but not its ctime. That one also changes with
-        links and modes, so it is compared only where a hash is relied on, in files of other users.
-        """
-        try:
-            with self._descriptor.use() as fd:
-                now, then = os.fstat(fd), self._opened
-        except OSError as error:
-            raise InputOutputError.from_os(error, self.path, "check it again") from error
+        with wrap_os_errors(self.path, "check it again"), self._descriptor.use() as fd:
+            now, then = os.fstat(fd), self.status
         same = (now.st_size, now.st_mtime_ns) == (then.st_size, then.st_mtime_ns)
+        # A file's owner can set back its modification time, but not its ctime. That also changes with links and modes, so it
+        # is compared only where a hash is relied on, in files of other users.
         if self._relies_on_hash and then.st_uid not in {0, os.geteuid()}:
             same = same and now.st_ctime_ns == then.st_ctime_ns
         if not same:
-            raise InputOutputError(
-                "changed while being read",
-                where=self.path,
-                found=f"{now.st_size} bytes, modified after the run began",
-                expected=f"the {then.st_size} bytes that were opened",
-                remedy="wait until nothing writes to it, and run again",
-            )
+            problem, remedy = "changed while being read", "wait until nothing writes to it, and run again"
+            found = f"{now.st_size} bytes, modified after the run began"
+            expected = f"the {then.st_size} bytes that were opened"
+            raise InputOutputError(problem, where=self.path, found=found, expected=expected, remedy=remedy)
 
 
 class MemoryFile(InputFile):
@@ -210,9 +190,6 @@ class MemoryFile(InputFile):
         if self._origin is not None:
             self._origin.check_unchanged()
 
-    def close(self) -> None:
-        pass
-
 
 class FileSlice(InputFile):
     """``size`` bytes of ``file`` from ``offset`` on, as a file of its own; closing it leaves ``file`` open."""
@@ -228,7 +205,6 @@ class FileSlice(InputFile):
         self._file.scatter_into(pieces, self._place(offset, sum(map(len, pieces))))
 
     def _place(self, offset: int, length: int) -> int:
-        """Return where ``offset`` is in the other file. Raises ``InputOutputError`` when ``length`` bytes do not follow it."""
         if not 0 <= offset <= self.size - length:
             raise _cut_short(self, self.size)
         return self._offset + offset
@@ -239,15 +215,8 @@ class FileSlice(InputFile):
     def check_unchanged(self) -> None:
         self._file.check_unchanged()
 
-    def close(self) -> None:
-        pass
-
 
 def _cut_short(file: InputFile, at: int) -> InputOutputError:
-    return InputOutputError(
-        "cut short while being read",
-        where=file.path,
-        found=f"end of file at byte {at}",
-        expected=f"{file.size} bytes",
-        remedy="check the file and the disk, and run again",
-    )
+    problem, remedy = "cut short while being read", "check the file and the disk, and run again"
+    found, expected = f"end of file at byte {at}", f"{file.size} bytes"
+    return InputOutputError(problem, where=file.path, found=found, expected=expected, remedy=remedy)

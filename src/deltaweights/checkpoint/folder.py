@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Iterable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,16 +12,17 @@ from typing import Protocol
 
 from deltaweights.checkpoint.directory import Directory, LocalDirectory
 from deltaweights.checkpoint.file_type import LEGACY_TORCH, detect_file_type, detect_wrong_content
-from deltaweights.checkpoint.files import InputFile, LocalFile
+from deltaweights.checkpoint.files import LocalFile
 from deltaweights.checkpoint.index import SUFFIXES, Index, read_index
 from deltaweights.checkpoint.layout import HF_WEIGHTS, META_PART, PARAMS, MainFile, find_main_file, refuse_strays
+from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.meta_llama.weights import open_meta
 from deltaweights.checkpoint.projector import open_projector
 from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.tensors import LazyTensor, WeightsFile, name_fault
 from deltaweights.checkpoint.torch_format.torch_file import open_torch_file
 from deltaweights.checkpoint.zipped_folder.directory import contains_checkpoint, is_checkpoint_archive, open_archive
-from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.errors import InputOutputError, MalformedInput, wrap_os_errors
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
 
@@ -33,9 +34,8 @@ TORCH_HEADS = (b"PK\3\4", LEGACY_TORCH)
 class Checkpoint:
     """An open checkpoint; ``role`` says what it is for ("base", "delta", ...), ``directory`` has its configuration files.
 
-    ``path`` is what the user gave. ``names`` are the files that hold the weights, with the index.
-    ``is_lone_file`` says that ``path`` is a weights file of no usual name: other files beside it may have
-    nothing to do with it.
+    ``path`` is what the user gave, ``names`` are the files that hold the weights, with the index. ``is_lone_file`` says that
+    ``path`` is a weights file of no usual name: other files beside it may have nothing to do with it.
     """
 
     role: str
@@ -82,10 +82,9 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open the checkpoint in a directory, or at a path.
 
-    The path may be a folder (in Hugging Face's layout or Meta's), an ``*.index.json``, a weights file, or a
-    zip archive of a folder. Compressed weights are unpacked if there is an ``unpacker``.
-    Raises ``InputOutputError`` when it is not there or cannot be read, ``MalformedInput`` when a file breaks
-    its format or the files do not fit each other.
+    The path may be a folder (in Hugging Face's layout or Meta's), an ``*.index.json``, a weights file, or a zip archive of a
+    folder. Compressed weights are unpacked if there is an ``unpacker``. Raises ``InputOutputError`` when it is not there or
+    cannot be read, ``MalformedInput`` when a file breaks its format or the files do not fit each other.
     """
     report = report or Report()
     if isinstance(place, Directory):
@@ -95,7 +94,7 @@ def open_checkpoint(
         directory, given = _locate(path, role, unpacker, report)
     files: list[WeightsFile] = []
     try:
-        main = find_main_file(directory, role) if given is None else _given_file(given)
+        main = find_main_file(directory, role) if given is None else MainFile(given)
         notes = [main.note] if main.note else []
         index = None
         if main.name == PARAMS:
@@ -130,11 +129,8 @@ def open_checkpoint(
 
 
 def _report_outside_links(directory: Directory, names: Iterable[str], report: Report) -> list[str]:
-    """Report which files were opened through links out of the folder; return a warning if another user made one.
-
-    Such links are common and the files are only read (companions must be in the folder), so they are allowed,
-    but not silently.
-    """
+    """Report which files were opened through links out of the folder; return a warning if another user made one."""
+    # Such links are common and the files are only read (companions must be in the folder): allowed, but not silently.
     links = [(name, directory.outside_links[name]) for name in sorted(names) if name in directory.outside_links]
     if not links:
         return []
@@ -147,49 +143,33 @@ def _report_outside_links(directory: Directory, names: Iterable[str], report: Re
     return []
 
 
-def _given_file(name: str) -> MainFile:
-    """Return the main file when the user named a file: any part of Meta's stands for all of them."""
-    return MainFile(PARAMS if META_PART.fullmatch(name) else name)
-
-
 def _locate(path: Path, role: str, unpacker: Unpacker | None, report: Report) -> tuple[Directory, str | None]:
-    """Return the directory that ``path`` is or is in, and the file that the user named, if any."""
-    try:
+    """Return the directory that ``path`` is or is in, and the main file if the user named it: any part of Meta's names them all."""
+    with wrap_os_errors(path, f"open the {role}"):
         if path.is_dir():
             return LocalDirectory(path), None
         if not path.exists():
             if path.is_symlink():
                 raise _dangling_link(path, role)
-            raise InputOutputError(f"no {role} here", where=path, found="nothing", remedy=_how_to_get(path, role))
-    except OSError as error:
-        raise InputOutputError.from_os(error, path, f"open the {role}") from error
+            remedy = f"give the folder that holds the {role}'s weights"
+            if path.parts[:1] == ("hf:",):
+                remedy = "this command does not accept a model of the Hub"
+            raise InputOutputError(f"no {role} here", where=path, found="nothing", remedy=remedy)
     fault = name_fault(path.name)
     if fault:
         raise MalformedInput("unusable file name", where=path, found=fault, remedy="rename it")
-    if _is_archive(path):
-        if unpacker is None:
-            return open_archive(path, None, report), None
-        return open_archive(path, partial(unpacker.folder, role), report, copies=unpacker.copies), None
-    return LocalDirectory(path.parent), path.name
+    if path.suffix not in {*SUFFIXES, ".json"}:
+        with closing(LocalFile(path)) as file:
+            is_archive = is_checkpoint_archive(file)
+        if is_archive:
+            unpack_into = None if unpacker is None else partial(unpacker.folder, role)
+            return open_archive(path, unpack_into, report, copies=1 if unpacker is None else unpacker.copies), None
+    return LocalDirectory(path.parent), PARAMS if META_PART.fullmatch(path.name) else path.name
 
 
 def _dangling_link(path: Path, role: str) -> InputOutputError:
     remedy = "finish the download, or give the folder that it was copied from"
     return InputOutputError(f"no {role} here", where=path, found="a dangling link", remedy=remedy)
-
-
-def _is_archive(path: Path) -> bool:
-    """Return whether the file ``path`` is an archive that holds a checkpoint, whatever its name."""
-    if path.suffix in {*SUFFIXES, ".json"}:
-        return False
-    with closing(LocalFile(path)) as file:
-        return is_checkpoint_archive(file)
-
-
-def _how_to_get(path: Path, role: str) -> str:
-    if path.parts[:1] == ("hf:",):
-        return "this command does not accept a model of the Hub"
-    return f"give the folder that holds the {role}'s weights"
 
 
 def _index_of(directory: Directory, name: str, role: str) -> Index | None:
@@ -213,10 +193,9 @@ def _index_of(directory: Directory, name: str, role: str) -> Index | None:
 
 
 def _open_weights(directory: Directory, name: str) -> WeightsFile:
-    is_safetensors = Path(name).suffix == ".safetensors"
-    opener: Callable[[InputFile], WeightsFile] = open_safetensors if is_safetensors else open_torch_file
     try:
-        return opener(directory.open(name))
+        file = directory.open(name)
+        return open_safetensors(file) if Path(name).suffix == ".safetensors" else open_torch_file(file)
     except MalformedInput:
         _refuse_archive(directory, name)
         raise
@@ -224,14 +203,11 @@ def _open_weights(directory: Directory, name: str) -> WeightsFile:
 
 def _refuse_archive(directory: Directory, name: str) -> None:
     """Raise ``MalformedInput`` when a file that could not be read is a zip archive of a checkpoint."""
-    with closing(directory.open(name)) as file:
-        try:
-            is_archive = contains_checkpoint(file)
-        except MalformedInput:
-            return
+    is_archive = False
+    with closing(directory.open(name)) as file, suppress(MalformedInput):
+        is_archive = contains_checkpoint(file)
     if is_archive:
-        where, found = directory.path / name, "an archive of a folder"
-        raise MalformedInput("not a weights file", where=where, found=found, remedy="name it .zip")
+        raise MalformedAt(directory.path / name, "name it .zip")("not a weights file", "an archive of a folder")
 
 
 def _collect(files: Iterable[WeightsFile]) -> dict[str, LazyTensor]:
@@ -239,12 +215,7 @@ def _collect(files: Iterable[WeightsFile]) -> dict[str, LazyTensor]:
     for weights in files:
         for name, tensor in weights.tensors.items():
             if name in tensors:
-                raise MalformedInput(
-                    "tensor is in two shards",
-                    where=weights.file.path,
-                    tensor=name,
-                    found=f"also in {tensors[name].file}",
-                    remedy="the files are of different downloads: fetch them again",
-                )
+                malformed = MalformedAt(weights.file.path, "the files are of different downloads: fetch them again")
+                raise malformed("tensor is in two shards", f"also in {tensors[name].file}", tensor=name)
             tensors[name] = tensor
     return tensors

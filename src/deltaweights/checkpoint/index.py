@@ -11,11 +11,8 @@ from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.small_files import json_object
 from deltaweights.checkpoint.tensors import LazyTensor, name_fault
-from deltaweights.errors import MalformedInput
 from deltaweights.util.limits import INDEX, MOST_TENSORS
 from deltaweights.util.text import natural_key
-
-_FETCH_AGAIN = "the index is damaged or was tampered with: fetch it again"
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 """The suffixes of weights files."""
@@ -38,9 +35,8 @@ class Index:
         """Raise ``MalformedInput`` when a shard is not there."""
         for name in self.shards:
             if not directory.has(name):
-                expected = f"every file that {self.path.name} names"
-                where = directory.path / name
-                raise MalformedInput("shard is missing", where=where, expected=expected, remedy="finish the download")
+                malformed = MalformedAt(directory.path / name, "finish the download")
+                raise malformed("shard is missing", expected=f"every file that {self.path.name} names")
 
     def check(self, tensors: Mapping[str, LazyTensor]) -> None:
         """Raise ``MalformedInput`` unless the ``tensors`` of the shards are those of the index, each in its shard."""
@@ -54,8 +50,8 @@ class Index:
                 raise malformed(problem, found, shard, tensor=name)
         for name, tensor in tensors.items():
             if name not in self.weight_map:
-                where = self.path.with_name(tensor.file)
-                raise MalformedInput("tensor of a shard is not in the index", where=where, tensor=name, remedy=remedy)
+                malformed = MalformedAt(self.path.with_name(tensor.file), remedy)
+                raise malformed("tensor of a shard is not in the index", tensor=name)
 
     def check_total(self, tensors: Mapping[str, LazyTensor]) -> list[str]:
         """Return a warning if the stated size is wrong. That is no error: writers disagree on whether tied tensors count twice."""
@@ -68,7 +64,7 @@ class Index:
 def read_index(directory: Directory, name: str) -> Index:
     """Read and check an index. Raises ``MalformedInput`` when it is not one, ``InputOutputError`` when it cannot be read."""
     path = directory.path / name
-    malformed = MalformedAt(path, _FETCH_AGAIN)
+    malformed = MalformedAt(path, "the index is damaged or was tampered with: fetch it again")
     document = json_object(directory.read(name, INDEX.size), path)
     weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -90,7 +86,6 @@ def read_index(directory: Directory, name: str) -> Index:
 
 @lru_cache(maxsize=256)  # an index repeats a few names for all its tensors
 def _is_plain(name: str) -> bool:
-    """Return whether ``name`` is a plain name of a weights file: no path, no control characters, not too long."""
     if len(name) > 255 or "/" in name or "\\" in name or name_fault(name) is not None:
         return False
     return len(name.encode()) <= 255 and Path(name).suffix in SUFFIXES

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.file_type import LFS_POINTER
 from deltaweights.checkpoint.index import read_index
+from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.errors import MalformedInput
 
 SAFETENSORS = ("model.safetensors.index.json", "model.safetensors")
@@ -38,8 +39,8 @@ class MainFile:
 def find_main_file(directory: Directory, role: str) -> MainFile:
     """Return the main file of ``directory``; ``params.json`` stands for all of Meta's files.
 
-    Safetensors are preferred to torch files of the same checkpoint if they are complete.
-    Raises ``MalformedInput`` when there are no weights, or it is not clear which are meant, and ``InputOutputError``.
+    Complete safetensors are preferred to torch files of the same checkpoint. Raises ``MalformedInput`` when there are no
+    weights, or it is not clear which are meant, and ``InputOutputError``.
     """
     names = directory.names()
     found = [name for name in MAIN_FILES if name in names]
@@ -54,30 +55,18 @@ def find_main_file(directory: Directory, role: str) -> MainFile:
         named = [parts[0] if name == PARAMS else name for name in found]
         raise _more_than_one_set(directory, " and ".join(named), named[0])
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    raise MalformedInput(
-        "no weights here",
-        where=directory.path,
-        found=listed or "an empty folder",
-        expected=" or ".join((*MAIN_FILES, "consolidated.00.pth")),
-        remedy=f"give the folder that holds the {role}'s weights; a README alone is not a checkpoint",
-    )
+    remedy = f"give the folder that holds the {role}'s weights; a README alone is not a checkpoint"
+    expected = " or ".join((*MAIN_FILES, "consolidated.00.pth"))
+    raise MalformedAt(directory.path, remedy)("no weights here", listed or "an empty folder", expected)
 
 
 def _more_than_one_set(directory: Directory, found: str, name: str) -> MalformedInput:
-    return MalformedInput(
-        "more than one set of weights",
-        where=directory.path,
-        found=found,
-        expected="one",
-        remedy=f"give the one you mean: {directory.path / name}",
-    )
+    malformed = MalformedAt(directory.path, f"give the one you mean: {directory.path / name}")
+    return malformed("more than one set of weights", found, "one")
 
 
 def _choose_format(directory: Directory, safetensors: str, torch: str) -> MainFile:
-    """Choose between two formats of one checkpoint, as the Hub's loaders do.
-
-    A clone without git-LFS has every file of the Hub's repository by name: a pointer counts as a missing file.
-    """
+    """Choose as the Hub's loaders do; a git-LFS pointer, which a clone has in place of each large file, counts as missing."""
     fault, safetensors_files = _check_set(directory, safetensors)
     torch_fault, torch_files = _check_set(directory, torch)
     if fault is None:
@@ -97,7 +86,6 @@ def _check_set(directory: Directory, main: str) -> tuple[str | None, frozenset[s
 
 
 def _file_fault(directory: Directory, name: str) -> str | None:
-    """Return what is wrong with a file, as far as its first bytes show."""
     if not directory.has(name):
         return f"{name} is missing"
     return f"{name} is a git-LFS pointer" if directory.head(name).startswith(LFS_POINTER) else None

@@ -16,12 +16,7 @@ class MalformedAt:
     remedy: str
 
     def __call__(
-        self,
-        problem: str,
-        found: object = None,
-        expected: object = None,
-        remedy: str | None = None,
-        tensor: str | None = None,
+        self, problem: str, found: object = None, expected: object = None, remedy: str = "", tensor: str | None = None
     ) -> MalformedInput:
         remedy = remedy or self.remedy
         return MalformedInput(problem, where=self.where, tensor=tensor, found=found, expected=expected, remedy=remedy)

@@ -6,38 +6,30 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from deltaweights.checkpoint.directory import Directory
+from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.tensors import LazyTensor, WeightsFile
 from deltaweights.checkpoint.torch_format.torch_file import open_torch_file
-from deltaweights.errors import MalformedInput
 
 FILE = "mm_projector.bin"
-
 NAMES = ("model.mm_projector.weight", "model.mm_projector.bias")
 
 
 def open_projector(directory: Directory, tensors: Mapping[str, LazyTensor]) -> WeightsFile | None:
     """Open the projector beside the shards, under its names in the model; None if there is none, or ``tensors`` contain one.
 
-    In the file, anything may precede ``mm_projector`` in the names. Raises ``MalformedInput`` when the file is
-    malformed or holds something else, ``InputOutputError`` when it cannot be read.
+    In the file, anything may precede ``mm_projector`` in the names. Raises ``MalformedInput``, ``InputOutputError``.
     """
     if any(name in tensors for name in NAMES) or not directory.has(FILE):
         return None
     weights = open_torch_file(directory.open(FILE))
     renamed: dict[str, LazyTensor] = {}
     for stored, tensor in weights.tensors.items():
-        name = _name_in_model(stored)
-        if name is not None:
-            renamed[name] = replace(tensor, spec=replace(tensor.spec, name=name))
+        for name in NAMES:
+            if f"model.{stored}".endswith(name.removeprefix("model")):
+                renamed[name] = replace(tensor, spec=replace(tensor.spec, name=name))
     if len(renamed) < len(weights.tensors) or NAMES[0] not in renamed:
         weights.file.close()
         found = ", ".join(list(weights.tensors)[:4]) or "nothing"
-        expected, remedy = " and ".join(NAMES), "remove it if it does not belong to the checkpoint"
-        raise MalformedInput(
-            "not a projector", where=directory.path / FILE, found=found, expected=expected, remedy=remedy
-        )
+        malformed = MalformedAt(directory.path / FILE, "remove it if it does not belong to the checkpoint")
+        raise malformed("not a projector", found, " and ".join(NAMES))
     return replace(weights, tensors=renamed)
-
-
-def _name_in_model(stored: str) -> str | None:
-    return next((name for name in NAMES if f"model.{stored}".endswith(name.removeprefix("model"))), None)

@@ -40,24 +40,15 @@ class NotRegularFile(Exception):
 def open_inside(folder: int, name: str) -> int:
     """Open the file ``name`` of the open ``folder`` for reading; links may lead to files in it, or to blobs of the Hub's cache.
 
-    The text of each link is read once, the folder that it names is opened, and the open folder is compared
-    with the allowed ones; the file is then opened in it without following another link.
-    Raises ``LeadsOutside`` and ``OSError``.
+    The text of each link is read once, the folder that it names is opened, and the open folder is compared with the allowed
+    ones; the file is then opened in it without following another link. Raises ``LeadsOutside`` and ``OSError``.
     """
-    return _open_by_links(
-        folder, name, lambda before, place: _is_in(folder, place) or _is_of_cache(folder, before, place)
-    )
+    return _open_by_links(folder, name, lambda link, place: _is_in(folder, place) or _is_of_cache(folder, link, place))
 
 
 def open_blob(blobs: int, name: str) -> int:
-    """Open the file ``name`` of the Hub cache's ``blobs``; a link may lead to blobs shared by all models.
-
-    Raises ``LeadsOutside`` and ``OSError``.
-    """
-    here = os.fstat(blobs)
-    return _open_by_links(
-        blobs, name, lambda _, place: os.path.samestat(os.fstat(place), here) or _is_shared(blobs, place)
-    )
+    """Open a file of the Hub cache's ``blobs``; a link may lead to blobs shared by all models. Raises as ``open_inside``."""
+    return _open_by_links(blobs, name, lambda _, place: os.path.sameopenfile(place, blobs) or _is_shared(blobs, place))
 
 
 def _open_by_links(folder: int, name: str, allows: Callable[[int, int], bool]) -> int:
@@ -87,12 +78,10 @@ def _open_by_links(folder: int, name: str, allows: Callable[[int, int], bool]) -
 def open_outside(folder: int, name: str) -> tuple[int, bool]:
     """Open the regular file that ``name`` in the open ``folder`` leads to, wherever it is.
 
-    Returns the descriptor, and whether a link on the way belongs to another user than this one and root.
-    Such a link is accepted only if it leads to a file of its own owner: otherwise its owner could make us
-    read a file for them that they may not read. The file's mode does not settle that, since a folder above
-    it may be closed. Nothing is opened for reading before this is known.
-
-    Raises ``ForeignLink``, ``NotRegularFile`` and ``OSError``.
+    Returns the descriptor, and whether a link on the way belongs to another user than this one and root. Such a link is
+    accepted only if it leads to a file of its own owner: otherwise its owner could make us read a file for them that they
+    may not read. The file's mode does not settle that, since a folder above it may be closed. Nothing is opened for reading
+    before this is known. Raises ``ForeignLink``, ``NotRegularFile`` and ``OSError``.
     """
     owners: list[int] = []
     parts, place = [name], folder  # the next part is the last of the list
@@ -126,12 +115,8 @@ def open_outside(folder: int, name: str) -> tuple[int, bool]:
 
 def _path_parts(path: str) -> list[str]:
     """Return the names in a path: "/" first if it is absolute, "." last if it ends in a slash (it must be a folder)."""
-    parts = [part for part in path.split("/") if part]
-    if path.startswith("/"):
-        parts.insert(0, "/")
-    if path.endswith("/"):
-        parts.append(".")
-    return parts
+    first, last = ["/"] if path.startswith("/") else [], ["."] if path.endswith("/") else []
+    return first + [part for part in path.split("/") if part] + last
 
 
 @contextmanager
@@ -148,7 +133,6 @@ def _hold(name: str, place: int) -> Iterator[tuple[int | None, os.stat_result]]:
 
 
 def _link_text(held: int | None, about: os.stat_result, name: str, place: int) -> str:
-    """Return the text of a link. Raises ``OSError``, also when it was replaced since ``about`` was read."""
     if held is not None:
         return os.readlink("", dir_fd=held)
     text = os.readlink(name, dir_fd=place)
@@ -208,10 +192,9 @@ def _is_of_cache(folder: int, before: int, place: int) -> bool:
     all models of the cache, ``HASH`` is itself a link to ``../../blobs/PREFIX/HASH``.
     """
     for blobs in _blobs_beside(folder):
-        here = os.fstat(place)
-        if os.path.samestat(here, os.fstat(blobs)):
+        if os.path.sameopenfile(place, blobs):
             return True
-        if os.path.samestat(os.fstat(before), os.fstat(blobs)):
+        if os.path.sameopenfile(before, blobs):
             return _is_shared(blobs, place)
     return False
 
@@ -245,12 +228,9 @@ def opened_folder(path: str | Path, inside: int | None = None) -> Iterator[int]:
 
 
 _FILE_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+}  # fmt: skip
 
 
 def file_kind(mode: int) -> str:

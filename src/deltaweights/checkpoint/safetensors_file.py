@@ -37,10 +37,7 @@ FETCH_AGAIN = "the file is damaged or cut: fetch it again"
 
 
 def open_safetensors(file: InputFile) -> WeightsFile:
-    """Read the header of ``file``, and close it if that fails.
-
-    Raises ``MalformedInput`` when the file breaks a rule of the format, ``InputOutputError`` when it cannot be read.
-    """
+    """Read the header of ``file``, and close it if that fails. Raises ``MalformedInput``, ``InputOutputError``."""
     try:
         malformed = MalformedAt(file.path, FETCH_AGAIN)
         header = _header(file, malformed)
@@ -56,8 +53,7 @@ def _header(file: InputFile, malformed: MalformedAt) -> bytes:
     head = file.read(0, min(file.size, 1024))
     other = detect_file_type(head)
     if other is not None:
-        what, remedy = other
-        raise malformed("not a safetensors file", what, remedy=remedy)
+        raise malformed("not a safetensors file", other[0], remedy=other[1])
     if file.size < 8:
         raise malformed("too short for a safetensors file", f"{file.size} bytes", "at least 8")
     length = int.from_bytes(head[:8], "little")
@@ -118,9 +114,8 @@ def _entry(malformed: MalformedAt, name: str, fields: Json) -> tuple[TensorSpec,
         if nbytes > MAX_BYTES:  # also before a size of 0: a reader with 64-bit numbers overflows here
             raise malformed("shape is too large", f"{dtype} {shape}", f"at most {MAX_BYTES} bytes", tensor=name)
     if nbytes != end - begin:
-        raise malformed(
-            "shape and data_offsets disagree", f"{end - begin} bytes", f"{nbytes} for {dtype} {shape}", tensor=name
-        )
+        expected = f"{nbytes} for {dtype} {shape}"
+        raise malformed("shape and data_offsets disagree", f"{end - begin} bytes", expected, tensor=name)
     # The inputs, the index and the result mostly have the same names and shapes: keep one copy of each.
     return TensorSpec(sys.intern(name), sys.intern(dtype), _shared(tuple(shape))), begin, end
 
@@ -149,9 +144,8 @@ def _check_tiling(malformed: MalformedAt, entries: list[tuple[TensorSpec, int, i
         if begin > place:
             raise malformed("leaves a hole before it", f"begin at {begin}", place, tensor=spec.name)
         if end > data_size:
-            raise malformed(
-                "runs past the end of the file", f"{data_size} bytes of data", f"at least {end}", tensor=spec.name
-            )
+            found = f"{data_size} bytes of data"
+            raise malformed("runs past the end of the file", found, f"at least {end}", tensor=spec.name)
         place = end
     if place != data_size:
         raise malformed("bytes after the last tensor", f"{data_size} bytes of data", place)

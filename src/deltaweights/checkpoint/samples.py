@@ -20,10 +20,7 @@ SAMPLE, SAMPLES = 32 * 1024, 2
 
 
 def sample_digests(tensors: Mapping[str, LazyTensor]) -> dict[str, str]:
-    """Return ``blake3:`` and a digest per tensor: of two samples (at one third and at the end), or of all of a small tensor.
-
-    Raises ``InputOutputError`` when the bytes cannot be read.
-    """
+    """Return ``blake3:`` and a digest per tensor: of two samples (at one third and at the end), or of all of a small one."""
     buffer = memoryview(bytearray(SAMPLES * SAMPLE))
     digests = {}
     items = iter(tensors.items())
@@ -41,7 +38,6 @@ def sample_digests(tensors: Mapping[str, LazyTensor]) -> dict[str, str]:
 
 
 def _sample_places(tensor: LazyTensor) -> tuple[list[int], int]:
-    """Return where the samples of a tensor begin, and their length, in bytes."""
     nbytes = tensor.spec.nbytes
     if nbytes <= SAMPLES * SAMPLE:
         return [0], nbytes

@@ -7,15 +7,12 @@ from pathlib import Path
 
 from deltaweights.checkpoint.file_type import HEAD_BYTES, detect_wrong_content
 from deltaweights.checkpoint.files import InputFile, LocalFile
-from deltaweights.errors import MalformedInput
+from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.util.text import Json, strict_json
 
 
 def read_small(path: Path, most: int, *, follow: bool = True) -> bytes:
-    """Return the contents of a regular file of at most ``most`` bytes; without ``follow`` it must not be a symbolic link.
-
-    Raises ``MalformedInput`` when it is something else or longer, ``InputOutputError`` when it cannot be read.
-    """
+    """Read at most ``most`` bytes: a regular file, without ``follow`` no link. Raises ``MalformedInput``, ``InputOutputError``."""
     with closing(LocalFile(path, follow=follow)) as file:
         return read_all(file, most)
 
@@ -29,29 +26,25 @@ def read_all(file: InputFile, most: int) -> bytes:
 def refuse_long(file: InputFile, most: int) -> None:
     """Raise ``MalformedInput`` when a file has more than ``most`` bytes."""
     if file.size > most:
-        raise MalformedInput(
-            "file is too long",
-            where=file.path,
-            found=f"{file.size} bytes",
-            expected=f"at most {most}",
-            remedy="the file is damaged, or a different file has this name: fetch it again",
-        )
+        malformed = MalformedAt(file.path, "the file is damaged, or a different file has this name: fetch it again")
+        raise malformed("file is too long", f"{file.size} bytes", f"at most {most}")
 
 
 def refuse_wrong_content(data: bytes, where: Path) -> None:
     """Raise ``MalformedInput`` when ``data``, the contents of ``where``, are known not to be what the name says."""
     other = detect_wrong_content(where.name, data[:HEAD_BYTES])
     if other is not None:
-        raise MalformedInput("not what its name says", where=where, found=other[0], remedy=other[1])
+        raise MalformedAt(where, other[1])("not what its name says", other[0])
 
 
 def json_object(data: bytes, where: Path) -> dict[str, Json]:
     """Parse ``data``, the contents of ``where``, as a JSON object. Raises ``MalformedInput``."""
     refuse_wrong_content(data, where)
+    malformed = MalformedAt(where, "fetch it again")
     try:
         document = strict_json(data)
     except ValueError as error:
-        raise MalformedInput("not strict JSON", where=where, found=error, remedy="fetch it again") from None
+        raise malformed("not strict JSON", error) from None
     if not isinstance(document, dict):
-        raise MalformedInput("not a JSON object", where=where, remedy="fetch it again")
+        raise malformed("not a JSON object")
     return document

@@ -131,17 +131,14 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class LazyTensor:
-    """A tensor whose bytes have not been read. ``path`` is its file, for messages.
-
-    ``checksum`` is the checksum that the container records for exactly these bytes, if any; code that
-    reads the whole tensor must verify it.
-    """
+    """A tensor whose bytes have not been read. ``path`` is its file, for messages."""
 
     spec: TensorSpec
     source: ByteSource
     path: Path
     storage: Storage
     checksum: Checksum | None = None
+    """Recorded by the container for exactly these bytes; code that reads the whole tensor must verify it."""
 
     @property
     def file(self) -> str:
@@ -159,10 +156,9 @@ def stored_bytes(file: InputFile, name: str, offset: int, size: int, checksum: C
 class WeightsFile:
     """A weights file whose header was read and checked.
 
-    ``header_digest`` is ``blake3:`` and the digest of all bytes that say where the tensors are.
-    ``checks`` lists what is verified when every tensor and all of ``extra_checksums`` have been read:
-    "header", and "crc32" where checksums are recorded. ``extra_checksums`` are ranges with a recorded
-    checksum that is not the checksum of a tensor. ``notes`` are warnings for the user.
+    ``header_digest`` is ``blake3:`` and the digest of all bytes that say where the tensors are. ``extra_checksums`` are ranges
+    with a recorded checksum that is not a tensor's. ``checks`` lists what is verified when they and all tensors have been read:
+    "header", and "crc32" where checksums are recorded. ``notes`` are warnings for the user.
     """
 
     file: InputFile

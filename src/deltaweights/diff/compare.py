@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
@@ -124,9 +125,7 @@ def diff_checkpoints(
             except (InputOutputError, MalformedInput) as error:
                 report.note(f"the weights are read, since there are not two manifests to trust: {error}")
         if digests is None:
-            loose = [
-                tensor for checkpoint in (one, other) for file in checkpoint.files for tensor in file.extra_checksums
-            ]
+            loose = [tensor for file in (*one.files, *other.files) for tensor in file.extra_checksums]
             compare_pairs(list(pairs.values()), loose, count, report)
             differing = {name: _figures_of(pair) for name, pair in pairs.items() if pair.parts or not pair.same_dtype}
         else:
@@ -152,14 +151,8 @@ def diff_checkpoints(
 
 
 def _sort(
-    one: Checkpoint,
-    other: Checkpoint,
-    differing: dict[str, DifferingTensor],
-    pairs: dict[str, TensorPair],
-    *,
-    buffers: bool,
+    one: Checkpoint, other: Checkpoint, differing: dict[str, DifferingTensor], pairs: Container[str], *, buffers: bool
 ) -> Comparison:
-    """Return how the weights, or the buffers, of both checkpoints compare."""
     names = sorted(one.tensors.keys() | other.tensors.keys(), key=natural_key)
     names = [name for name in names if is_buffer(name) == buffers]
     a, b = ({name: tensor.spec for name, tensor in checkpoint.tensors.items()} for checkpoint in (one, other))
@@ -177,7 +170,6 @@ def _sort(
 
 
 def _figures_of(pair: TensorPair) -> DifferingTensor:
-    """Return the figures of a pair that was read and differs."""
     spec, dtypes = pair.one.spec, pair.dtypes
     if not comparable(*dtypes):
         return DifferingTensor(name=spec.name, shape=spec.shape, dtypes=dtypes)
@@ -197,8 +189,7 @@ def _figures_of(pair: TensorPair) -> DifferingTensor:
 def _relative_norm(total: Figures) -> float | None:
     if not total.squares:
         return 0.0
-    known = 0 < total.norm < math.inf
-    return _finite(math.sqrt(total.squares) / math.sqrt(total.norm)) if known else None
+    return _finite(math.sqrt(total.squares) / math.sqrt(total.norm)) if 0 < total.norm < math.inf else None
 
 
 def _finite(value: float) -> float | None:
@@ -206,7 +197,6 @@ def _finite(value: float) -> float | None:
 
 
 def _stated_digests(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the digests of all tensors by name, from the checkpoint's manifest."""
     manifest = manifest_of(checkpoint)
     if not lists_same_tensors(manifest, checkpoint):
         where = checkpoint.directory.path / MANIFEST

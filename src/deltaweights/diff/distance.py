@@ -1,7 +1,4 @@
-"""How far two blocks of numbers are apart.
-
-The figures of blocks add up to the same figures of a tensor in whatever order the blocks were finished.
-"""
+"""How far two blocks of numbers are apart; figures of blocks add up to the same figures of a tensor in any order."""
 
 from __future__ import annotations
 

@@ -36,15 +36,8 @@ class TensorPair:
         """Whether both have one dtype."""
         return self.one.spec.dtype == self.other.spec.dtype
 
-    @property
-    def has_checksum(self) -> bool:
-        """Whether a file records a checksum of one of the two."""
-        return self.one.checksum is not None or self.other.checksum is not None
-
 
 class _Range(NamedTuple):
-    """Elements ``start`` to ``stop`` of a pair."""
-
     pair: TensorPair
     start: int
     stop: int
@@ -60,8 +53,6 @@ class _Range(NamedTuple):
 
 
 class _Worker:
-    """One worker's two buffers, and what it does with a range."""
-
     def __init__(self) -> None:
         self._buffers = [memoryview(bytearray(BLOCK)) for _ in range(2)]
         self._comparer = BlockComparer(BLOCK)
@@ -103,9 +94,8 @@ class _Worker:
 def compare_pairs(pairs: Sequence[TensorPair], loose: Sequence[LazyTensor], workers: int, report: Report) -> None:
     """Read all pairs that can be compared, and fill in the ``parts`` of those that differ.
 
-    Checksums that the files record are compared on the way; ``loose`` are recorded bytes that are no whole tensor's (see
-    ``WeightsFile``), which are read for that alone. Raises ``MalformedInput`` when a checksum does not match, ``InputOutputError``
-    when bytes cannot be read or no worker can be started.
+    Recorded checksums are compared on the way; ``loose`` are bytes read for that alone (``WeightsFile.extra_checksums``). Raises
+    ``MalformedInput`` when one does not match, ``InputOutputError`` when bytes cannot be read or no worker can be started.
     """
     wholes = [_Range(pair, 0, pair.one.spec.count) for pair in pairs if comparable(*pair.dtypes)]
     jobs: Iterator[_Range | LazyTensor] = chain(loose, _jobs(wholes))
@@ -116,15 +106,12 @@ def compare_pairs(pairs: Sequence[TensorPair], loose: Sequence[LazyTensor], work
     again = [block for whole in differing for block in whole.blocks() if block.start not in block.pair.parts]
     if again:
         total = sum(block.nbytes for block in again)
-        run_parallel(
-            iter(again), _Worker, _Worker.add_norm, workers=workers, report=report, doing="measuring", total=total
-        )
+        add = _Worker.add_norm
+        run_parallel(iter(again), _Worker, add, workers=workers, report=report, doing="measuring", total=total)
 
 
 def _jobs(wholes: Iterable[_Range]) -> Iterator[_Range]:
     """Yield blocks, or whole tensors if a file records their checksum, which needs the bytes in order."""
     for whole in wholes:
-        if whole.pair.has_checksum:
-            yield whole
-        else:
-            yield from whole.blocks()
+        has_checksum = whole.pair.one.checksum is not None or whole.pair.other.checksum is not None
+        yield from [whole] if has_checksum else whole.blocks()

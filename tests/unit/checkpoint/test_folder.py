@@ -588,7 +588,7 @@ def test_special_files(tmp_path: Path, make: Callable[[Path], None], found: str,
         save(TENSORS, tmp_path, "safetensors", 2)
         (tmp_path / ONE).unlink()
     make(tmp_path / name)
-    remedy = "give the weights file itself"
+    remedy = "give the file itself"
     alarmed(lambda: check_refused(tmp_path, where=tmp_path / name, found=found, remedy=remedy))
 
 

@@ -49,12 +49,11 @@ class SideBySide:
             if isinstance(source, ContiguousSource):
                 source.file.scatter_into(views, source.offset + begin)
                 continue
-            ends = accumulate(map(len, views), initial=begin)
-            for view, at in zip(views, ends, strict=False):
+            for view, at in zip(views, accumulate(map(len, views), initial=begin), strict=False):
                 source.read_into(view, at)
 
     def split(self, start: int, length: int) -> Iterator[tuple[int, int, list[slice]]]:
-        """Yield, for each part with some of the bytes ``[start, start + length)``: its number, the offset in it, and the slices."""
+        """Yield what ``Stacked.split`` does, with a slice per row."""
         width, row_bytes = self.width, self.width * len(self.parts)
         row = start // row_bytes
         for part in range(len(self.parts)):
@@ -70,9 +69,9 @@ class SideBySide:
 class RotaryRows:
     """The rows of a query or key matrix in Hugging Face's order, read from one in Meta's.
 
-    Meta rotates pairs of neighbours, Hugging Face the two halves: of each head's ``head`` rows first the even
-    ones, then the odd ones (``permute`` of transformers' convert_llama_weights_to_hf.py: view (heads, head / 2,
-    2, dim), swap the middle axes). ``width`` is bytes per row.
+    Meta rotates pairs of neighbours, Hugging Face the two halves: of each head's ``head`` rows first the even ones, then the
+    odd ones (``permute`` of transformers' convert_llama_weights_to_hf.py: view (heads, head / 2, 2, dim), swap the middle
+    axes). ``width`` is bytes per row.
     """
 
     part: ByteSource
@@ -80,7 +79,6 @@ class RotaryRows:
     width: int
 
     def read_into(self, out: memoryview, start: int) -> None:
-        """Fill ``out`` with one read per row."""
         done = 0
         while done < len(out):
             row, skip = divmod(start + done, self.width)
@@ -142,14 +140,13 @@ _EMPTY = 0xFFFFFFFF
 class _RunningRotaryCrc32:
     """Uses that a CRC is linear.
 
-    The CRC of a head's rows is that of the even rows, with zeros for the odd ones, xor that of the odd rows, with
-    zeros for the even ones. The even rows continue the CRC of the heads before; the odd rows begin with an empty
-    register, which is all ones in zlib, whose values are inverted.
+    The CRC of a head's rows is that of the even rows, with zeros for the odd ones, xor that of the odd rows, with zeros for
+    the even ones. The even rows continue the CRC of the heads before; the odd rows begin with an empty register, which is
+    all ones in zlib, whose values are inverted.
     """
 
     def __init__(self, rows: RotaryRowsChecksum) -> None:
-        self._rows, self._done = rows, 0
-        self._even, self._odd = 0, _EMPTY
+        self._rows, self._done, self._even, self._odd = rows, 0, 0, _EMPTY
         self._zeros = bytes(rows.width)
 
     def update(self, data: memoryview) -> None:

@@ -68,19 +68,7 @@ def read_params(directory: Directory) -> Params:
         if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < MAX_SIZE:
             found = "nothing" if factor is None else factor
             raise malformed("ffn_dim_multiplier is not usable", found, "a number above 0")
-        hidden = _hidden_dim(dim, size("multiple_of"), factor)
-    return Params(
-        dim=dim,
-        n_layers=size("n_layers", most=MAX_LAYERS),
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        norm_eps=epsilon,
-        vocab_size=vocabulary,
-        hidden_dim=hidden,
-    )
-
-
-def _hidden_dim(dim: int, multiple_of: int, factor: float) -> int:
-    """Return the width of the feed-forward layers: ``FeedForward`` of Meta's llama/model.py, called with 4 * dim."""
-    hidden = int(factor * int(2 * (4 * dim) / 3))
-    return multiple_of * math.ceil(hidden / multiple_of)
+        # ``FeedForward`` of Meta's llama/model.py, called with 4 * dim.
+        unit = size("multiple_of")
+        hidden = unit * math.ceil(int(factor * int(2 * (4 * dim) / 3)) / unit)
+    return Params(dim, size("n_layers", most=MAX_LAYERS), n_heads, n_kv_heads, epsilon, vocabulary, hidden)

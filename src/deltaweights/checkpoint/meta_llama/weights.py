@@ -1,8 +1,7 @@
 """Open LLaMA in Meta's format (``params.json`` and ``consolidated.NN.pth``) as if it were in Hugging Face's.
 
-Nothing is converted on disk: lazy tensors under Hugging Face's names deliver the bytes that converting would
-give. Rows of wq and wk are in the order of Hugging Face's rotary embedding, and parts are joined on the axis that
-Meta split.
+Nothing is converted on disk: lazy tensors under Hugging Face's names deliver the bytes that converting would give. Rows of wq
+and wk are in the order of Hugging Face's rotary embedding, and parts are joined on the axis that Meta split.
 
 Names, split axes and the order of rows: Meta's ``llama/model.py`` (fairscale's ``ColumnParallelLinear`` splits rows,
 ``RowParallelLinear`` and ``ParallelEmbedding`` columns) and transformers' ``convert_llama_weights_to_hf.py``.
@@ -27,20 +26,11 @@ from deltaweights.checkpoint.meta_llama.joined import (
     Stacked,
 )
 from deltaweights.checkpoint.meta_llama.params import Params, read_params
-from deltaweights.checkpoint.tensors import (
-    ByteSource,
-    Checksum,
-    LazyTensor,
-    Storage,
-    TensorSpec,
-    WeightsFile,
-    row_major,
-)
+from deltaweights.checkpoint.tensors import LazyTensor, Storage, TensorSpec, WeightsFile, row_major
 from deltaweights.checkpoint.torch_format.torch_file import open_torch_file
 from deltaweights.errors import MalformedInput
 
 CONTAINER = "meta"
-
 FETCH_AGAIN = "parts and params.json are of different downloads, or incomplete: fetch them again"
 
 ROPE_FREQS = "rope.freqs"
@@ -67,18 +57,13 @@ class _MetaTensor:
 
 
 def open_meta(directory: Directory) -> tuple[list[WeightsFile], dict[str, LazyTensor]]:
-    """Open all parts in ``directory``; return them and the tensors of the whole.
-
-    Raises ``MalformedInput`` when a part or ``params.json`` is malformed or missing or they do not fit,
-    ``InputOutputError`` when one cannot be read; all parts are closed then.
-    """
+    """Open all parts; return them and the tensors of the whole. Raises ``MalformedInput``, ``InputOutputError``."""
     params = read_params(directory)
     names = [name for name in directory.names() if META_PART.fullmatch(name)]
     for number, name in enumerate(names):
         expected = f"consolidated.{number:02d}.pth"
         if name != expected:
-            where = directory.path / expected
-            raise MalformedInput("part is missing", where=where, found=name, remedy="finish the download")
+            raise MalformedAt(directory.path / expected, "finish the download")("part is missing", name)
     files: list[WeightsFile] = []
     try:
         for name in names:
@@ -112,8 +97,7 @@ def _tensors(directory: Directory, files: Sequence[WeightsFile], params: Params)
 def _check_heads(directory: Directory, params: Params, frequencies: LazyTensor) -> None:
     """Raise ``MalformedInput`` unless there are half as many rotary frequencies as rows in a head.
 
-    With as many heads for keys as for queries no other shape shows a wrong ``n_heads``, and the rows of wq and
-    wk would be put in the wrong order.
+    If queries and keys have as many heads, nothing else shows a wrong ``n_heads``, by which rows of wq and wk are put in order.
     """
     if frequencies.spec.count != params.head_dim // 2:
         found = f"{params.head_dim // 2} rotary frequencies by n_heads {params.n_heads}"
@@ -123,8 +107,7 @@ def _check_heads(directory: Directory, params: Params, frequencies: LazyTensor) 
 
 def _expected_tensors(files: Sequence[WeightsFile], params: Params) -> Iterator[_MetaTensor]:
     """Yield all tensors that a LLaMA of these parameters has, in the order of its layers."""
-    dim = params.dim
-    vocabulary = params.vocab_size
+    dim, vocabulary = params.dim, params.vocab_size
     if vocabulary is None:  # -1 in the files of LLaMA-1: the tokenizer's
         vocabulary = _rows_of(files[0], "tok_embeddings.weight")
     hidden = _rows_of(files[0], "layers.0.feed_forward.w1.weight") * len(files)
@@ -158,7 +141,6 @@ def _rows_of(weights: WeightsFile, name: str) -> int:
 
 
 def _part_of(weights: WeightsFile, whole: _MetaTensor, parts: int, head: int) -> LazyTensor:
-    """Return the part of a tensor in ``weights``, one of ``parts``. Raises ``MalformedInput`` when its shape is wrong."""
     tensor = weights.tensors.get(whole.meta)
     if tensor is None:
         raise _misfit(weights, whole.meta, "is missing")
@@ -172,7 +154,6 @@ def _part_of(weights: WeightsFile, whole: _MetaTensor, parts: int, head: int) ->
 
 
 def _whole(whole: _MetaTensor, parts: Sequence[LazyTensor], head: int, path: Path) -> LazyTensor:
-    """Join the parts of a tensor."""
     dtypes = {part.spec.dtype for part in parts}
     if len(dtypes) > 1:
         raise MalformedAt(path, FETCH_AGAIN)("parts disagree", " and ".join(sorted(dtypes)), tensor=whole.meta)
@@ -182,18 +163,13 @@ def _whole(whole: _MetaTensor, parts: Sequence[LazyTensor], head: int, path: Pat
     if len(parts) == 1 or whole.split is Split.COPIES:
         _refuse_different_copies(parts)
         return replace(parts[0], spec=spec)
-    source, checksum = _join(parts, side_by_side=whole.split is Split.COLUMNS)
-    return LazyTensor(spec, source, path, Storage(path.name, whole.meta, 0, row_major(whole.shape)), checksum)
-
-
-def _join(parts: Sequence[LazyTensor], *, side_by_side: bool) -> tuple[ByteSource, Checksum | None]:
-    sources = tuple(part.source for part in parts)
+    sources, first = tuple(part.source for part in parts), parts[0].spec
+    columns = whole.split is Split.COLUMNS
+    joined = SideBySide(sources, first.shape[1] * first.item_size) if columns else Stacked(sources, first.nbytes)
     checksums = tuple(part.checksum for part in parts if part.checksum is not None)
     names = tuple(part.file for part in parts)
-    first = parts[0].spec
-    width = first.shape[1] * first.item_size if side_by_side else 0
-    whole = SideBySide(sources, width) if side_by_side else Stacked(sources, first.nbytes)
-    return whole, JoinedChecksum(checksums, names, whole) if len(checksums) == len(parts) else None
+    checksum = JoinedChecksum(checksums, names, joined) if len(checksums) == len(parts) else None
+    return LazyTensor(spec, joined, path, Storage(path.name, whole.meta, 0, row_major(whole.shape)), checksum)
 
 
 def _in_rotary_order(part: LazyTensor, head: int) -> LazyTensor:

@@ -8,7 +8,7 @@ It has no checksums.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from blake3 import blake3
 
@@ -19,14 +19,7 @@ from deltaweights.checkpoint.tensors import WeightsFile
 from deltaweights.checkpoint.torch_format.pickled_types import PickledStorage
 from deltaweights.checkpoint.torch_format.state_dict import MAX_PICKLE, StateDictUnpickler
 from deltaweights.checkpoint.torch_format.strided import view_tensor
-from deltaweights.checkpoint.torch_format.unpickler import (
-    DOWNLOAD_AGAIN,
-    RESAVE,
-    Opcodes,
-    Unpickler,
-    by_opcode,
-    value_kind,
-)
+from deltaweights.checkpoint.torch_format.unpickler import DOWNLOAD_AGAIN, RESAVE, Unpickler, by_opcode, value_kind
 from deltaweights.util.limits import MOST_TENSORS
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -42,11 +35,7 @@ U = TypeVar("U", bound=Unpickler)
 
 
 def read_legacy(file: InputFile) -> WeightsFile:
-    """Read the pickles and the storages' sizes of ``file``, which begins with ``LEGACY_TORCH``.
-
-    Raises ``MalformedInput`` when the file breaks a rule of the format or is not a dict of tensors, ``InputOutputError``
-    when it cannot be read.
-    """
+    """Read the pickles and the storages' sizes of ``file``, which begins with ``LEGACY_TORCH``. Raises as ``open_torch_file``."""
     return _LegacyReader(file).weights()
 
 
@@ -54,13 +43,10 @@ class _LegacyStateDict(StateDictUnpickler):
     """The state dict's pickle, whose storage records have one field more than those in an archive."""
 
     def storage(self, record: object) -> PickledStorage:
-        """Return the storage of the record ``("storage", type, key, device, count, None)``.
-
-        The first versions of torch could have a part of the storage in place of None.
-        """
+        """Return the storage of the record ``("storage", type, key, device, count, None)``."""
         if not isinstance(record, tuple) or len(record) != 6:
             raise self.refuse("invalid storage record", value_kind(record))
-        if record[5] is not None:
+        if record[5] is not None:  # as the first versions of torch could write it
             raise self.refuse("a part of a storage (view_metadata)", value_kind(record[5]), "None", RESAVE)
         return super().storage(record[:5])
 
@@ -71,7 +57,6 @@ class _StorageKeys(Unpickler):
     builds = "list of storages"
 
     def keys(self) -> list[str]:
-        """Run the pickle, and return the keys."""
         result = self.run()
         if not isinstance(result, list):
             raise self.refuse("not a list of storages", value_kind(result), "a list")
@@ -89,7 +74,7 @@ class _StorageKeys(Unpickler):
         if len(target) > MOST_TENSORS:
             raise self.refuse("too many storages", len(target), f"at most {MOST_TENSORS}")
 
-    opcodes: ClassVar[Opcodes] = {ord(shared): Unpickler.opcodes[ord(shared)] for shared in "(Xqr"} | by_opcode(
+    opcodes = {ord(shared): Unpickler.opcodes[ord(shared)] for shared in "(Xqr"} | by_opcode(
         {
             "]": lambda unpickler: unpickler.make([]),
             "a": lambda unpickler: unpickler.append(unpickler.pop_many(1)),
@@ -136,7 +121,6 @@ class _LegacyReader:
     # The pickles.
 
     def read_more(self) -> bool:
-        """Read more of the file into ``head``; return False at its end."""
         have = len(self.head)
         if have == self.file.size:
             return False

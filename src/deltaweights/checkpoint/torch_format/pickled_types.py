@@ -9,14 +9,11 @@ from deltaweights.checkpoint.tensors import ITEM_SIZES
 
 @dataclass(frozen=True, slots=True)
 class TensorView:
-    """One tensor: a view of the storage with the key ``storage``; ``offset`` and ``strides`` are in elements.
-
-    ``dtype`` is the safetensors name; ``storage_nbytes`` is the size that the pickle states for the whole storage.
-    """
+    """One tensor: a view of the storage with the key ``storage``; ``offset`` and ``strides`` are in elements."""
 
     storage: str
-    storage_nbytes: int
-    dtype: str
+    storage_nbytes: int  # as the pickle states it for the whole storage
+    dtype: str  # the safetensors name
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -78,14 +75,11 @@ _STORAGES = {
     "Bool": "BOOL", "ComplexFloat": "C64",
 }  # fmt: skip
 
-_REBUILD = (
-    "_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3",
-    "_rebuild_parameter", "_rebuild_parameter_with_state",
-)  # fmt: skip
+_REBUILD = ("tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state")
 
 GLOBALS: dict[str, object] = {
     "collections OrderedDict": Function("OrderedDict"),
-    **{f"torch._utils {name}": Function(name) for name in _REBUILD},
+    **{f"torch._utils _rebuild_{name}": Function(f"_rebuild_{name}") for name in _REBUILD},
     "torch.storage UntypedStorage": StorageType(None),
     **{f"torch {name}Storage": StorageType(dtype) for name, dtype in _STORAGES.items()},
     **{f"torch {name}": DType(dtype) for name, dtype in _DTYPES.items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, TypeGuard
+from typing import TypeGuard
 
 from deltaweights.checkpoint.tensors import ITEM_SIZES, MAX_BYTES, name_fault
 from deltaweights.checkpoint.torch_format.pickled_types import (
@@ -17,15 +17,7 @@ from deltaweights.checkpoint.torch_format.pickled_types import (
     StorageType,
     TensorView,
 )
-from deltaweights.checkpoint.torch_format.unpickler import (
-    MEMORY_PER_TENSOR,
-    RESAVE,
-    STEPS_PER_TENSOR,
-    Opcodes,
-    Unpickler,
-    by_opcode,
-    value_kind,
-)
+from deltaweights.checkpoint.torch_format.unpickler import RESAVE, Unpickler, by_opcode, value_kind
 from deltaweights.util.limits import MOST_TENSORS
 
 MAX_PICKLE = 64 * 2**20
@@ -33,10 +25,7 @@ MAX_PICKLE = 64 * 2**20
 
 
 def read_state_dict(data: bytes, where: str | Path) -> dict[str, TensorView]:
-    """Return the tensors of the pickled dict ``data``, in its order.
-
-    Raises ``MalformedInput`` for anything but a dict of tensors, and for bytes after the pickle.
-    """
+    """Return the tensors of the pickled dict ``data``, in its order. Raises ``MalformedInput`` if ``data`` is anything else."""
     unpickler = StateDictUnpickler(data, where)
     tensors = unpickler.state_dict()
     if unpickler.at != len(data):
@@ -110,10 +99,7 @@ class StateDictUnpickler(Unpickler):
             raise self.refuse("invalid storage record", value_kind(record))
         _, kind, key, device, count = record
         if not (isinstance(kind, StorageType) and isinstance(key, str) and isinstance(device, str) and _is_size(count)):
-            raise self.refuse(
-                "invalid storage record",
-                f"{value_kind(kind)}, {value_kind(key)}, {value_kind(device)}, {value_kind(count)}",
-            )
+            raise self.refuse("invalid storage record", ", ".join(map(value_kind, record[1:])))
         if device == "meta":
             raise self.refuse("a meta tensor, which has no data", "device meta", remedy=RESAVE)
         storage = PickledStorage(key, kind, count)
@@ -133,25 +119,17 @@ class StateDictUnpickler(Unpickler):
             raise self.refuse(f"{function.name} has a wrong number of arguments", len(arguments))
         self.make(call(self, *arguments))
 
-    opcodes: ClassVar[Opcodes] = Unpickler.opcodes | by_opcode(
-        {"b": build, "c": find_global, "Q": persistent_id, "R": reduce}
-    )
+    opcodes = Unpickler.opcodes | by_opcode({"b": build, "c": find_global, "Q": persistent_id, "R": reduce})
 
     # The functions that the pickle may call. Autograd's flags do not matter; hooks and other extras must be empty.
 
-    def ordered_dict(self) -> object:
-        """Return an empty dict."""
-        return {}
-
     def parameter(self, tensor: object, requires_grad: object, *extras: object) -> object:
-        """Return the tensor that a Parameter is made of."""
         if not isinstance(tensor, TensorView):
             raise self.refuse("a Parameter of something that is not a tensor", value_kind(tensor))
         self.check_extras(requires_grad, *extras)
         return tensor
 
     def tensor(self, *arguments: object) -> object:
-        """Return a view of a typed storage."""
         storage, offset, shape, strides, *extras = arguments
         self.check_extras(*(extras or [False]))
         if not isinstance(storage, PickledStorage) or storage.kind.dtype is None:
@@ -163,28 +141,24 @@ class StateDictUnpickler(Unpickler):
         storage, offset, shape, strides, grad, hooks, dtype, *extras = arguments
         self.check_extras(grad, hooks, *extras)
         if not isinstance(storage, PickledStorage) or storage.kind.dtype is not None or not isinstance(dtype, DType):
-            raise self.refuse(
-                "a tensor without an untyped storage and a dtype", f"{value_kind(storage)}, {value_kind(dtype)}"
-            )
+            found = f"{value_kind(storage)}, {value_kind(dtype)}"
+            raise self.refuse("a tensor without an untyped storage and a dtype", found)
         return self.view(storage, dtype.dtype, offset, shape, strides)
 
     def check_extras(self, requires_grad: object, *extras: object) -> None:
-        """Refuse a tensor with hooks, attributes or other state."""
         if not isinstance(requires_grad, bool):
             raise self.refuse("requires_grad is not true or false", value_kind(requires_grad))
         for extra in extras:
             if extra is not None and (not isinstance(extra, dict) or extra):
-                raise self.refuse(
-                    "a tensor with hooks, attributes or a pending conjugation", value_kind(extra), "none", RESAVE
-                )
+                problem = "a tensor with hooks, attributes or a pending conjugation"
+                raise self.refuse(problem, value_kind(extra), "none", RESAVE)
 
     def view(self, storage: PickledStorage, dtype: str, offset: object, shape: object, strides: object) -> TensorView:
         """Return a view, in which every element must occur once, inside the storage."""
         if not self.views_left:
             raise self.refuse("too many tensors", expected=f"at most {MOST_TENSORS}")
         self.views_left -= 1
-        self.steps_left += STEPS_PER_TENSOR
-        self.memory_left += MEMORY_PER_TENSOR
+        self.allow_tensor()
         if not _is_size(offset) or not _are_sizes(shape) or not _are_sizes(strides) or len(shape) != len(strides):
             raise self.refuse("offset, shape or strides are not whole numbers from 0 on, one stride for each size")
         what = f"offset {offset}, shape {list(shape)}, strides {list(strides)}"
@@ -194,15 +168,13 @@ class StateDictUnpickler(Unpickler):
         if 0 not in shape:
             for stride, size in sorted((stride, size) for size, stride in zip(shape, strides, strict=True) if size > 1):
                 if stride < reach:
-                    raise self.refuse(
-                        "a view that holds one element twice (expanded or overlapping)", what, remedy=RESAVE
-                    )
+                    problem = "a view that holds one element twice (expanded or overlapping)"
+                    raise self.refuse(problem, what, remedy=RESAVE)
                 reach += (size - 1) * stride
             count = storage.nbytes // ITEM_SIZES[dtype]
             if offset + reach > count:
-                raise self.refuse(
-                    "a view past the end of its storage", what, f"{count} elements in storage {storage.key}"
-                )
+                expected = f"{count} elements in storage {storage.key}"
+                raise self.refuse("a view past the end of its storage", what, expected)
         return TensorView(storage.key, storage.nbytes, dtype, offset, shape, strides)
 
 
@@ -216,7 +188,7 @@ def _are_sizes(value: object) -> TypeGuard[tuple[int, ...]]:
 
 
 CALLS: dict[str, tuple[Callable[..., object], tuple[int, ...]]] = {
-    "OrderedDict": (StateDictUnpickler.ordered_dict, (0,)),
+    "OrderedDict": (lambda _: {}, (0,)),
     "_rebuild_tensor": (StateDictUnpickler.tensor, (4,)),
     "_rebuild_tensor_v2": (StateDictUnpickler.tensor, (6, 7)),
     "_rebuild_tensor_v3": (StateDictUnpickler.tensor_v3, (7, 8)),

@@ -15,10 +15,7 @@ from deltaweights.checkpoint.torch_format.pickled_types import TensorView
 
 @dataclass(frozen=True)
 class StridedSource:
-    """A view with arbitrary positive strides over the bytes at ``offset``, such as the transpose of a stored tensor.
-
-    ``strides`` are in elements. Needs memory for one run of adjacent elements besides the caller's buffer.
-    """
+    """A view with arbitrary positive ``strides``, in elements, over the bytes at ``offset``, such as the transpose of a tensor."""
 
     file: InputFile
     offset: int
@@ -58,8 +55,7 @@ class StridedSource:
         self._gather(rest, 0, len(rest), axis + 1, origin + (row + rows) * self.strides[axis])
 
     def _read_run(self, out: memoryview, element: int) -> None:
-        """Fill ``out`` with the adjacent elements from ``element`` on."""
-        run = bytearray(len(out) * self.item_size)
+        run = bytearray(len(out) * self.item_size)  # all the memory that is needed besides the caller's buffer
         self.file.read_into(memoryview(run), self.offset + element * self.item_size)
         out[:] = memoryview(run).cast(_CELLS[self.item_size])
 

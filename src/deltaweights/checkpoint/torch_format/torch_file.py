@@ -17,12 +17,11 @@ from deltaweights.checkpoint.torch_format.legacy import read_legacy
 from deltaweights.checkpoint.torch_format.pickled_types import TensorView
 from deltaweights.checkpoint.torch_format.state_dict import MAX_PICKLE, read_state_dict
 from deltaweights.checkpoint.torch_format.strided import view_tensor
+from deltaweights.checkpoint.torch_format.unpickler import DOWNLOAD_AGAIN
 from deltaweights.checkpoint.zip_format.archive import Archive, Member, read_archive
 
 NO_CHECKSUMS = "records no checksums, so damage to its weights cannot be noticed"
 """The note on a legacy file, and on an archive written under ``torch.serialization.set_crc32_options(False)``."""
-
-MAX_SMALL = 1024
 
 _PICKLE = "data.pkl"
 _SMALL = ("byteorder", "version", ".format_version", ".storage_alignment", ".data/serialization_id")
@@ -30,15 +29,9 @@ _SMALL = ("byteorder", "version", ".format_version", ".storage_alignment", ".dat
 
 _STORAGE = "data/"
 
-_DOWNLOAD_AGAIN = "the file is damaged or was tampered with: download it again"
-
 
 def open_torch_file(file: InputFile) -> WeightsFile:
-    """Read the records of ``file``, and close it if that fails.
-
-    Raises ``MalformedInput`` when the file breaks a rule of the format or is not a dict of tensors, ``InputOutputError``
-    when it cannot be read.
-    """
+    """Read the records of ``file``, and close it if that fails. Raises ``MalformedInput``, ``InputOutputError``."""
     try:
         is_legacy = file.read(0, min(file.size, len(LEGACY_TORCH))) == LEGACY_TORCH
         weights = read_legacy(file) if is_legacy else _ZipReader(file, read_archive(file)).weights()
@@ -53,7 +46,7 @@ class _ZipReader:
     """Matches the archive's members with the pickle's tensors; every member must be accounted for."""
 
     def __init__(self, file: InputFile, archive: Archive) -> None:
-        self.file, self.refuse = file, MalformedAt(file.path, _DOWNLOAD_AGAIN)
+        self.file, self.refuse = file, MalformedAt(file.path, DOWNLOAD_AGAIN)
         self.directory = archive.directory
         # An empty member's CRC is zero; a pickle is never empty, and its CRC is zero only by design.
         self.has_checksums = any(member.crc32 for member in archive.members)
@@ -93,15 +86,13 @@ class _ZipReader:
         """Refuse what cannot be a dict of tensors by its members alone, and check the small members."""
         for name in self.members:
             if name == "constants.pkl" or name.startswith("code/"):
-                raise self.refuse(
-                    "a TorchScript program", name, "a dict of tensors", "save the model's state_dict with torch.save"
-                )
+                remedy = "save the model's state_dict with torch.save"
+                raise self.refuse("a TorchScript program", name, "a dict of tensors", remedy)
             if name not in {_PICKLE, *_SMALL} and not name.startswith(_STORAGE):
                 raise self.refuse("a member that torch.save does not write", self.members[name].name)
         if _PICKLE not in self.members:
-            found = f"{len(self.members)} members"
-            raise self.refuse(f"no {_PICKLE} in the archive", found, remedy="check what it is")
-        small = {name: self.read_small(name, MAX_SMALL) for name in _SMALL if name in self.members}
+            raise self.refuse(f"no {_PICKLE} in the archive", f"{len(self.members)} members", None, "check what it is")
+        small = {name: self.read_small(name, 1024) for name in _SMALL if name in self.members}
         order = small.get("byteorder", b"little")
         if order != b"little":
             raise self.refuse("not little-endian", order[:20], "b'little'", "save it again on a little-endian machine")

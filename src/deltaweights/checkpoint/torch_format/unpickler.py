@@ -78,7 +78,10 @@ class Unpickler:
             self.steps_left -= 1
             opcode = self.byte()
             if opcode == stop:
-                return self.result()
+                value = self.pop()
+                if self.stack or self.below:
+                    raise self.refuse("the pickle leaves values behind")
+                return value
             action = self.opcodes.get(opcode)
             if action is None:
                 kind = _REFUSED_OPCODES.get(chr(opcode))
@@ -86,13 +89,6 @@ class Unpickler:
                 raise self.refuse(f"the pickle uses an opcode that no {self.builds} needs", found, remedy=RESAVE)
             action(self)
         raise self.refuse("the pickle does too much for its tensors", expected=f"at most {MAX_STEPS} opcodes besides")
-
-    def result(self) -> object:
-        """Return the value that is on the stack when the pickle ends."""
-        value = self.pop()
-        if self.stack or self.below:
-            raise self.refuse("the pickle leaves values behind")
-        return value
 
     def refuse(
         self,
@@ -157,9 +153,13 @@ class Unpickler:
         """Count the bytes of a value."""
         self.memory_left -= memory
         if self.memory_left < 0:
-            raise self.refuse(
-                "the pickle builds too much for its tensors", expected=f"at most {MAX_MEMORY} bytes besides"
-            )
+            expected = f"at most {MAX_MEMORY} bytes besides"
+            raise self.refuse("the pickle builds too much for its tensors", expected=expected)
+
+    def allow_tensor(self) -> None:
+        """Allow the steps and the memory of one more tensor."""
+        self.steps_left += STEPS_PER_TENSOR
+        self.memory_left += MEMORY_PER_TENSOR
 
     def push(self, value: object) -> None:
         """Push a value."""
@@ -169,9 +169,7 @@ class Unpickler:
 
     def pop(self) -> object:
         """Pop the topmost value above the mark."""
-        if not self.stack:
-            raise self.refuse("the pickle takes a value from an empty stack")
-        return self.stack.pop()
+        return self.pop_many(1)[0]
 
     def pop_many(self, count: int) -> tuple[object, ...]:
         """Pop the ``count`` topmost values above the mark, in the order in which they were pushed."""
@@ -280,16 +278,9 @@ class Unpickler:
 
 
 _VALUE_KINDS: dict[type, str] = {
-    str: "a string",
-    bool: "true or false",
-    int: "a number",
-    type(None): "None",
-    dict: "a dict",
-    tuple: "a tuple",
-    list: "a list",
-    TensorView: "a tensor",
-    PickledStorage: "a storage",
-}
+    str: "a string", bool: "true or false", int: "a number", type(None): "None",
+    dict: "a dict", tuple: "a tuple", list: "a list", TensorView: "a tensor", PickledStorage: "a storage",
+}  # fmt: skip
 
 
 def value_kind(value: object) -> str:

@@ -1,7 +1,6 @@
-"""Parse a zip archive strictly.
+"""Parse a zip archive strictly: anything that two zip readers could understand differently is refused.
 
-The two records of every member must agree, and records and members must tile the file exactly: anything that
-two zip readers could understand differently is refused.
+The two records of every member must agree, and records and members must tile the file exactly.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from deltaweights.checkpoint.checksums import crc_mismatch
 from deltaweights.checkpoint.files import FileSlice, InputFile
+from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.zip_format.central_directory import (
     MARK32,
     CentralDirectory,
@@ -28,7 +27,7 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 HEAD = 512
 """Bytes in which a local header nearly always ends."""
 
-_DESCRIPTORS = (struct.Struct("<4s3L"), struct.Struct("<4sL2Q"))
+_DESCRIPTORS = (struct.Struct("<4s3L"), struct.Struct("<4sL2Q"))  # the latter if a size needs more than four bytes
 
 PIECE = 1024 * 1024
 """Most bytes of content that are inflated at a time."""
@@ -36,15 +35,10 @@ PIECE = 1024 * 1024
 _PACKED = 128 * 1024
 """Bytes of a deflated member read at a time. zlib copies what a piece has no room for, so this is small."""
 
-_FETCH_AGAIN = "fetch the archive again"
-
 
 @dataclass(frozen=True)
 class Member:
-    """One member: bytes ``[offset, offset + packed)`` of the file hold its ``size`` bytes of content, stored or deflated.
-
-    The name of a folder ends in a slash.
-    """
+    """``size`` bytes of content, stored or deflated in ``packed`` bytes from ``offset`` on. A folder's name ends in a slash."""
 
     name: str
     offset: int
@@ -108,10 +102,7 @@ def _member(archive: ZipInput, entry: CentralEntry, following: int) -> Member:
 def _check_local_sizes(
     archive: ZipInput, entry: CentralEntry, narrow: tuple[int, int, int], wide: bytes | None
 ) -> None:
-    """Compare the local CRC and sizes with the central ones.
-
-    They may also be zero if a data descriptor follows, since they were unknown when the header was written.
-    """
+    """Compare local CRC and sizes with the central ones; if a data descriptor follows, they were unknown and may be zero."""
     unknown = {0} if entry.flags & DESCRIPTOR_FOLLOWS else set()
     mark = set() if wide is None else {MARK32}
     packed, size = {entry.packed} | unknown, {entry.size} | unknown
@@ -137,14 +128,10 @@ def _check_local_sizes(
 
 def _check_descriptor(archive: ZipInput, entry: CentralEntry, at: int, following: int) -> None:
     """Check that exactly the data descriptor that the flags announce, if any, lies between the member and the next header."""
-    gap = following - at
-    allowed = [b""]
+    gap, allowed = following - at, [b""]
     if entry.flags & DESCRIPTOR_FOLLOWS:
-        allowed = [
-            form.pack(b"PK\7\x08", entry.crc32, entry.packed, entry.size)
-            for form in _DESCRIPTORS
-            if max(entry.packed, entry.size) < MARK32 or form.size == 24
-        ]
+        forms = _DESCRIPTORS if max(entry.packed, entry.size) < MARK32 else _DESCRIPTORS[1:]
+        allowed = [form.pack(b"PK\7\x08", entry.crc32, entry.packed, entry.size) for form in forms]
     lengths = [len(descriptor) for descriptor in allowed]
     if gap not in lengths:
         raise archive.refuse(f"bytes after zip member {entry.name} that belong to nothing", gap, lengths)
@@ -157,11 +144,7 @@ def _overlap(archive: ZipInput, entry: CentralEntry) -> MalformedInput:
 
 
 def read_member(file: InputFile, member: Member) -> Iterator[memoryview]:
-    """Yield the content of ``member`` in order, in pieces that are valid until the next one.
-
-    Raises ``MalformedInput`` when it is not the recorded content, at the latest after the last piece, and
-    ``InputOutputError`` when the archive cannot be read.
-    """
+    """Yield its content in pieces valid until the next. Raises ``MalformedInput``, at the latest at the end, if damaged."""
     crc = 0
     part = FileSlice(file, file.path / member.name, member.offset, member.packed)
     for piece in _inflate(part, member.size) if member.method == DEFLATED else part.chunks():
@@ -169,7 +152,7 @@ def read_member(file: InputFile, member: Member) -> Iterator[memoryview]:
         yield piece
     fault = crc_mismatch(crc, member.crc32)
     if fault is not None:
-        raise _damage(part.path, "stored bytes are damaged", *fault)
+        raise _damage(part, "stored bytes are damaged", *fault)
 
 
 def _inflate(part: InputFile, size: int) -> Iterator[memoryview]:
@@ -186,19 +169,19 @@ def _inflate(part: InputFile, size: int) -> Iterator[memoryview]:
         try:
             piece = inflater.decompress(data, min(PIECE, left + 1))  # one byte more than allowed shows an excess
         except zlib.error as error:
-            raise _damage(part.path, "not a deflate stream", error) from None
+            raise _damage(part, "not a deflate stream", error) from None
         if len(piece) > left:
-            raise _damage(part.path, "deflate stream holds more than is recorded", f"more than {size} bytes", size)
+            raise _damage(part, "deflate stream holds more than is recorded", f"more than {size} bytes", size)
         if not piece and not data:
-            raise _damage(part.path, "the deflate stream is cut short", f"{size - left} bytes", size)
+            raise _damage(part, "the deflate stream is cut short", f"{size - left} bytes", size)
         left -= len(piece)
         yield memoryview(piece)
     if left:
-        raise _damage(part.path, "deflate stream holds less than is recorded", f"{size - left} bytes", size)
+        raise _damage(part, "deflate stream holds less than is recorded", f"{size - left} bytes", size)
     if at < part.size or inflater.unused_data:
         extra = part.size - at + len(inflater.unused_data)
-        raise _damage(part.path, "bytes after the end of the deflate stream", extra, 0)
+        raise _damage(part, "bytes after the end of the deflate stream", extra, 0)
 
 
-def _damage(where: Path, problem: str, found: object, expected: object = None) -> MalformedInput:
-    return MalformedInput(problem, where=where, found=found, expected=expected, remedy=_FETCH_AGAIN)
+def _damage(part: InputFile, problem: str, found: object, expected: object = None) -> MalformedInput:
+    return MalformedAt(part.path, "fetch the archive again")(problem, found, expected)

@@ -12,15 +12,14 @@ _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
 
+_MULTI_DISK = ("part of a multi-disk zip", None, None, "join the parts first")
+
 _MARK16, _MARK32 = 0xFFFF, 0xFFFFFFFF
 """A field with all bits set refers to the zip64 record."""
 
 
 def find_directory(archive: ZipInput) -> tuple[int, int, int]:
-    """Return offset, bytes and member count of the central directory, on which all end records must agree.
-
-    Raises ``MalformedInput``, also for bytes before or after the archive, and ``InputOutputError``.
-    """
+    """Return offset, bytes and member count of the central directory, on which all end records must agree."""
     file, rules = archive.file, archive.rules
     at = _find_end(archive)
     _, disk, start_disk, count_here, count, size, offset, _ = _END.unpack(file.read(at, _END.size))
@@ -34,7 +33,7 @@ def find_directory(archive: ZipInput) -> tuple[int, int, int]:
                 raise archive.refuse("the zip's end record and its zip64 end record disagree", narrow, wide)
         disk, start_disk, count_here, count, size, offset = wide
     if disk or start_disk:
-        raise _multi_disk(archive)
+        raise archive.refuse(*_MULTI_DISK)
     if count_here != count:
         raise archive.refuse("the zip's member counts disagree", count_here, count)
     if count > rules.most_members:
@@ -70,7 +69,7 @@ def _read_end64(archive: ZipInput, at: int, locator: bytes) -> tuple[int, tuple[
     """Return the offset of the zip64 end record, and its disk, start disk, count here, count, size and offset."""
     _, disk, offset, disks = _LOCATOR.unpack(locator)
     if disk or disks != 1:
-        raise _multi_disk(archive)
+        raise archive.refuse(*_MULTI_DISK)
     _check_place(archive, "zip64 end record", at - _END64.size, offset)
     signature, length, _, _, *wide = _END64.unpack(archive.file.read(offset, _END64.size))
     if signature != b"PK\6\6" or length != _END64.size - 12:  # the length counts neither signature nor itself
@@ -79,17 +78,12 @@ def _read_end64(archive: ZipInput, at: int, locator: bytes) -> tuple[int, tuple[
     return offset, tuple(wide)
 
 
-def _multi_disk(archive: ZipInput) -> MalformedInput:
-    return archive.refuse("part of a multi-disk zip", remedy="join the parts first")
-
-
 def _check_place(archive: ZipInput, what: str, actual: int, recorded: int) -> None:
     if recorded == actual >= 0:
         return
+    problem = f"the zip's {what} is not where the end record says"
     if 0 <= recorded < actual:
         problem = f"{actual - recorded} bytes before the archive or inside it that belong to nothing"
-    else:
-        problem = f"the zip's {what} is not where the end record says"
     raise archive.refuse(problem, f"{what} at byte {actual}", f"at byte {recorded}")
 
 
@@ -106,6 +100,6 @@ def _no_end_record(archive: ZipInput) -> MalformedInput:
         expected = "a comment of the length that the record says" if archive.rules.comment else "none, nor a comment"
         return archive.refuse("bytes after the archive", f"{extra} bytes after the end record", expected)
     if kind is not None:
-        remedy = "download it again, in full"
-        return archive.refuse("truncated: the zip has no end record", f"{file.size} bytes", remedy=remedy)
+        problem, remedy = "truncated: the zip has no end record", "download it again, in full"
+        return archive.refuse(problem, f"{file.size} bytes", remedy=remedy)
     return archive.refuse(problem, f"{head[:8]!r} at its start", "b'PK\\x03\\x04'", "check what it is")

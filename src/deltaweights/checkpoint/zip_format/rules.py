@@ -22,10 +22,9 @@ ZIP64, TIMES, OWNER, TORCH_ALIGNMENT = 0x0001, 0x5455, 0x7875, 0x4246
 class ZipRules:
     """What the records of an archive may say.
 
-    ``what`` names such an archive and ``writer`` what writes it; ``remedy`` is for a record that breaks a rule.
-    ``objection`` says why a compressed member is refused, ``instead`` what to do about it. ``flags`` and
-    ``extras`` are the allowed flags and extra fields of a member (None: all extra fields but those that change
-    what the member is). ``unflagged`` is the encoding of names without the UTF-8 flag.
+    ``what`` names such an archive and ``writer`` what writes it. ``objection`` says why a compressed member is refused,
+    ``instead`` what to do about it. ``flags`` and ``extras`` are the allowed flags and extra fields of a member (None: all extra
+    fields but those that change what the member is). ``unflagged`` is the encoding of names without the UTF-8 flag.
     """
 
     what: str

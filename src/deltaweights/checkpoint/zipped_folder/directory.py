@@ -1,8 +1,7 @@
 """A checkpoint's folder inside a zip archive, read in place or unpacked.
 
-Everything that is read whole (configuration, tokenizer, index) and everything that is unpacked is compared with
-the CRC-32 that the archive records. Weights that are read in place are read by range: where their format has no
-checksums of its own, as torch's has, ``WeightsFile.extra_checksums`` has the checksum of the whole file.
+Everything that is read whole (configuration, tokenizer, index) or unpacked is compared with the CRC-32 that the archive records.
+Weights in place are read by range: ``WeightsFile.extra_checksums`` has the whole file's, unless they have checksums of their own.
 """
 
 from __future__ import annotations
@@ -15,13 +14,14 @@ from deltaweights.checkpoint.directory import Directory, LocalDirectory
 from deltaweights.checkpoint.files import FileSlice, InputFile, LocalFile, MemoryFile
 from deltaweights.checkpoint.index import read_index
 from deltaweights.checkpoint.layout import HF_WEIGHTS, MAIN_FILES, META_PART, PARAMS
+from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.projector import FILE as PROJECTOR
 from deltaweights.checkpoint.zip_format.archive import Member, read_archive, read_member
 from deltaweights.checkpoint.zip_format.central_directory import read_directory
 from deltaweights.checkpoint.zip_format.rules import ANY_ZIP, FOLDER_ZIP, STORED, ZipInput
 from deltaweights.checkpoint.zipped_folder.find_checkpoint import find_checkpoint, is_main_weights, refuse_bomb
 from deltaweights.checkpoint.zipped_folder.unpack import unpack
-from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.errors import InputOutputError
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
 
@@ -30,10 +30,7 @@ READ_BESIDE = frozenset({*MAIN_FILES, PARAMS, PROJECTOR, "manifest.json"})
 
 
 def is_checkpoint_archive(file: InputFile) -> bool:
-    """Return whether ``file`` is a zip archive, but not one that ``torch.save`` wrote; reads its central directory only.
-
-    Raises ``MalformedInput`` for a zip archive whose central directory breaks the rules, ``InputOutputError``.
-    """
+    """Return whether ``file`` is a zip archive but not of ``torch.save``. Raises ``MalformedInput``, ``InputOutputError``."""
     if not _is_zip(file):
         return False
     paths = _paths(file)
@@ -59,10 +56,10 @@ def open_archive(
 ) -> Directory:
     """Open the one checkpoint in the archive at ``path``.
 
-    Stored weights are read in place. Deflated weights, and the files that belong to them, are unpacked into
-    the folder that ``unpack_into`` opens, which must hold nothing else, and which the caller removes; without
-    ``unpack_into`` the archive is refused. The disk must have room for ``copies`` of the unpacked weights.
-    Raises ``MalformedInput`` and ``InputOutputError``, or its subclass ``NotEnoughDisk`` before a byte is written.
+    Stored weights are read in place. Deflated weights, and the files that belong to them, are unpacked into the folder that
+    ``unpack_into`` opens, which must hold nothing else, and which the caller removes; without it the archive is refused. The
+    disk must have room for ``copies`` of the unpacked weights. Raises ``MalformedInput`` and ``InputOutputError``, or its
+    subclass ``NotEnoughDisk`` before a byte is written.
     """
     file = LocalFile(path)
     try:
@@ -89,13 +86,8 @@ def _open_target(path: Path, deflated: Sequence[str], unpack_into: Callable[[], 
     if unpack_into is not None:
         return unpack_into()
     others = f" and {len(deflated) - 1} more" if len(deflated) > 1 else ""
-    raise MalformedInput(
-        "the archive's weights are compressed",
-        where=path,
-        found=f"{deflated[0]}{others}, deflated",
-        expected="stored",
-        remedy="unpack it first (unzip does) and give the folder",
-    )
+    malformed = MalformedAt(path, "unpack it first (unzip does) and give the folder")
+    raise malformed("the archive's weights are compressed", f"{deflated[0]}{others}, deflated", "stored")
 
 
 class ArchivedDirectory(Directory):
@@ -123,23 +115,15 @@ class ArchivedDirectory(Directory):
         """Return the contents of a file of at most ``most`` bytes, compared with the CRC-32 that the archive records."""
         member = self._member(name)
         if member.size > most:
-            raise MalformedInput(
-                "file is too long",
-                where=self.path / name,
-                found=f"{member.size} bytes",
-                expected=f"at most {most}",
-                remedy="the archive is damaged or unusual: download it again",
-            )
+            malformed = MalformedAt(self.path / name, "the archive is damaged or unusual: download it again")
+            raise malformed("file is too long", f"{member.size} bytes", f"at most {most}")
         return b"".join(map(bytes, read_member(self._file, member)))
 
     def close(self) -> None:
         self._file.close()
 
     def used(self) -> tuple[dict[str, Member], dict[str, Member]]:
-        """Return the members that a checkpoint is made of by name: its weights, and the files beside them.
-
-        Raises ``MalformedInput`` when they are a zip bomb, or when an index that would name weights is malformed.
-        """
+        """Return a checkpoint's members by name: weights, and files beside them. Raises ``MalformedInput``, also for a zip bomb."""
         names = {name for name in self._members if HF_WEIGHTS.fullmatch(name) or META_PART.fullmatch(name)}
         for main in MAIN_FILES:
             if main.endswith(".index.json") and self.has(main):

@@ -43,12 +43,8 @@ def is_main_weights(path: str) -> bool:
 
 
 def find_checkpoint(where: Path, members: Iterable[Member]) -> tuple[str, dict[str, Member]]:
-    """Return the folder that holds weights ("" for the top of the archive), and the files directly in it by name.
-
-    Raises ``MalformedInput``, about the archive at ``where``, unless there is exactly one such folder, and when
-    any member of the archive has a hostile name or size.
-    """
-    members = tuple(members)
+    """Return the only folder with weights ("" for the archive's top), and the files in it by name. Raises ``MalformedInput``."""
+    members, malformed = tuple(members), MalformedAt(where, _TRUSTED)
     _refuse_names(where, members)
     _refuse_sizes(where, members)
     files = [member for member in members if not member.name.endswith("/") and not _is_from_macos(member.name)]
@@ -56,16 +52,14 @@ def find_checkpoint(where: Path, members: Iterable[Member]) -> tuple[str, dict[s
     if not folders:
         raise _no_weights(where, [member.name for member in files])
     if len(folders) > 1:
-        problem, remedy = "more than one folder with weights in the archive", "unpack it and give the one you mean"
         found = " and ".join(f"{folder}/" if folder else "its top" for folder in folders[:4])
-        raise MalformedInput(problem, where=where, found=found, remedy=remedy)
+        remedy = "unpack it and give the one you mean"
+        raise malformed("more than one folder with weights in the archive", found, remedy=remedy)
     inside = {_split(member.name)[1]: member for member in files if _split(member.name)[0] == folders[0]}
     for name in inside:
         length = len(name.encode())
         if length > MAX_NAME:
-            raise MalformedAt(where, _TRUSTED)(
-                "file name is too long", f"{length} bytes: {name[:80]}", f"at most {MAX_NAME}"
-            )
+            raise malformed("file name is too long", f"{length} bytes: {name[:80]}", f"at most {MAX_NAME}")
     return folders[0], inside
 
 
@@ -75,7 +69,6 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def _is_from_macos(path: str) -> bool:
-    """Return whether macOS added ``path`` for its own use."""
     return path.startswith("__MACOSX/") or _split(path)[1] == ".DS_Store"
 
 
@@ -85,10 +78,9 @@ def _no_weights(where: Path, names: list[str]) -> MalformedInput:
     found = ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
     expected = " or ".join((*MAIN_FILES, "consolidated.00.pth"))
     if nested:
-        problem, remedy = "an archive inside the archive, and no weights", "unpack it first"
-    else:
-        problem, remedy = "no weights in the archive", "give the archive of a folder with weights"
-    return MalformedInput(problem, where=where, found=found or "no files", expected=expected, remedy=remedy)
+        return MalformedAt(where, "unpack it first")("an archive inside the archive, and no weights", found, expected)
+    malformed = MalformedAt(where, "give the archive of a folder with weights")
+    return malformed("no weights in the archive", found or "no files", expected)
 
 
 def _refuse_names(where: Path, members: Iterable[Member]) -> None:
@@ -104,11 +96,9 @@ def _refuse_names(where: Path, members: Iterable[Member]) -> None:
     )
     for one, other in pairwise(names):
         for here, there in zip(one.split("/"), other.split("/"), strict=False):  # a folder's name ends in an empty part
-            if folded(here) != folded(there):
-                break
             if here != there:
-                raise malformed("two members of the zip with one name", f"{one} and {other}")
-        else:
+                break
+        if folded(here) == folded(there):  # also if one path is the start of the other
             raise malformed("two members of the zip with one name", f"{one} and {other}")
 
 
@@ -121,33 +111,27 @@ def folded(path: str) -> str:
 
 def _refuse_sizes(where: Path, members: Sequence[Member]) -> None:
     for member in members:
-        if member.size > MAX_BYTES:
-            problem, expected = f"zip member {member.name} is too large", f"at most {human_bytes(MAX_BYTES)}"
-            raise MalformedAt(where, _TRUSTED)(problem, human_bytes(member.size), expected)
-    total = sum(member.size for member in members)
-    if total > MAX_TOTAL:
-        problem, expected = "the members of the zip are too large", f"at most {human_bytes(MAX_TOTAL)}"
-        raise MalformedAt(where, _TRUSTED)(problem, human_bytes(total), expected)
+        _refuse_large(where, f"zip member {member.name} is too large", member.size, MAX_BYTES)
+    _refuse_large(where, "the members of the zip are too large", sum(member.size for member in members), MAX_TOTAL)
     for member in members:
         if member.size > MAX_RATIO * member.packed:
             raise _bomb(where, f"zip member {member.name} is a bomb", member.packed, member.size, MAX_RATIO)
 
 
-def refuse_bomb(where: Path, weights: Collection[Member], beside: Collection[Member]) -> None:
-    """Raise ``MalformedInput`` when the files that a checkpoint uses would fill the disk.
+def _refuse_large(where: Path, problem: str, size: int, most: int) -> None:
+    if size > most:
+        raise MalformedAt(where, _TRUSTED)(problem, human_bytes(size), f"at most {human_bytes(most)}")
 
-    One member alone says little, since it may be all zeros. The weights together are compared with their packed size.
-    """
+
+def refuse_bomb(where: Path, weights: Collection[Member], beside: Collection[Member]) -> None:
+    """Refuse files that would fill the disk: weights together, since one file may be all zeros. Raises ``MalformedInput``."""
     size, packed = sum(member.size for member in weights), sum(member.packed for member in weights)
     if size > max(LIKELY_BELOW, LIKELY_RATIO * packed):
         raise _bomb(where, "the archive is a bomb", packed, size, LIKELY_RATIO)
     size = sum(member.size for member in beside)
-    if size > MAX_BESIDE:
-        problem, expected = "the files beside the weights are too large", f"at most {human_bytes(MAX_BESIDE)}"
-        raise MalformedAt(where, _TRUSTED)(problem, human_bytes(size), expected)
+    _refuse_large(where, "the files beside the weights are too large", size, MAX_BESIDE)
 
 
 def _bomb(where: Path, problem: str, packed: int, size: int, most: int) -> MalformedInput:
-    return MalformedAt(where, _TRUSTED)(
-        problem, f"{packed} bytes that unpack to {size}", f"at most {most} times as many"
-    )
+    found, expected = f"{packed} bytes that unpack to {size}", f"at most {most} times as many"
+    return MalformedAt(where, _TRUSTED)(problem, found, expected)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deltaweights.checkpoint.files import InputFile, LocalFile
 from deltaweights.checkpoint.zip_format.archive import Member, read_member
-from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.errors import InputOutputError, MalformedInput, wrap_os_errors
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
 from deltaweights.util.sizes import human_bytes
@@ -37,11 +37,10 @@ def unpack(
 ) -> None:
     """Write ``members`` of the archive ``file`` into ``folder``, which is ours: other files in it are removed.
 
-    ``copies`` says for which members the disk must have room for more than one copy, such as for a result of
-    about the same size. A file that already has its member's size and CRC-32 is kept, so a run that was cut off
-    leaves less to do for the next one. A damaged archive leaves no files behind.
-    Raises ``MalformedInput`` when the archive is damaged, ``NotEnoughDisk``, and ``InputOutputError`` when the
-    disk refuses a write, or the archive cannot be read or changes meanwhile.
+    ``copies`` says for which members the disk must have room for more than one copy, such as for a result of about the same
+    size. A file that already has its member's size and CRC-32 is kept, so a run that was cut off leaves less to do for the
+    next one. A damaged archive leaves no files behind. Raises ``MalformedInput`` when the archive is damaged,
+    ``NotEnoughDisk``, and ``InputOutputError`` when the disk refuses a write, or the archive cannot be read or changes.
     """
     present = _remove_others(folder, members)
     missing = members.keys() - present
@@ -86,27 +85,19 @@ def _remove_others(folder: OpenFolder, members: Mapping[str, Member]) -> set[str
 
 
 def _check_space(folder: OpenFolder, needed: int) -> None:
-    try:
+    with wrap_os_errors(folder.path, "measure the free disk"):
         free = shutil.disk_usage(folder.fd).free
-    except OSError as error:
-        raise InputOutputError.from_os(error, folder.path, "measure the free disk") from error
     if free < needed:
-        raise NotEnoughDisk(
-            "not enough free disk to unpack the archive",
-            where=folder.path,
-            found=f"{human_bytes(free)} free",
-            expected=human_bytes(needed),
-            remedy="make room, or choose a place on another disk",
-        )
+        problem, remedy = "not enough free disk to unpack the archive", "make room, or choose a place on another disk"
+        found, expected = f"{human_bytes(free)} free", human_bytes(needed)
+        raise NotEnoughDisk(problem, where=folder.path, found=found, expected=expected, remedy=remedy)
 
 
 def _is_whole(folder: OpenFolder, name: str, member: Member) -> Generator[int, None, bool]:
     """Return whether a file of the right size also has the right CRC-32; yield the size of each piece read."""
     crc, path = 0, folder.path / name
-    try:
+    with wrap_os_errors(path, "open"):
         file = LocalFile(path, folder.open(name))
-    except OSError as error:
-        raise InputOutputError.from_os(error, path, "open") from error
     with contextlib.closing(file):
         for piece in file.chunks():
             crc = zlib.crc32(piece, crc)
@@ -146,13 +137,11 @@ class TemporaryUnpacker:
 
     def folder(self, role: str) -> OpenFolder:
         """Make the folder for the checkpoint of that role. Raises ``InputOutputError``."""
-        try:
+        with wrap_os_errors(tempfile.gettempdir(), "make a folder to unpack in"):
             if self._root is None:
                 self._root = Path(tempfile.mkdtemp(prefix="deltaweights-"))
             path = self._root / role.replace(" ", "-")
             path.mkdir()
-        except OSError as error:
-            raise InputOutputError.from_os(error, tempfile.gettempdir(), "make a folder to unpack in") from error
         return OpenFolder.at(path, follow=False)
 
     def __enter__(self) -> TemporaryUnpacker:
