@@ -34,8 +34,8 @@ from deltaweights.util.interruption import run_in_side_thread
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
+# Torch's names, by safetensors', of the dtypes that models run in.
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-"""Torch's names, by safetensors', of the dtypes that models run in."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from deltaweights.inference.rendering import render, template_of
 from deltaweights.inference.transformers_loader import LibraryError
 from deltaweights.util.text import Json
 
+# Files that may hold the template, by precedence.
 TEMPLATES = ("chat_template.jinja", "chat_template.json", TOKENIZER_CONFIG)
-"""Files that may hold the template, by precedence."""
 
 
 def check_template(tool: Any, file_names: frozenset[str], findings: CheckFindings, *, vision: bool) -> None:

@@ -21,17 +21,12 @@ CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.
 
 PROCESSOR_CONFIG = "processor_config.json"
 
+# Documents that say how images become numbers, and where their tokens go in a prompt.
 PROCESSORS = ("preprocessor_config.json", PROCESSOR_CONFIG)
-"""Documents that say how images become numbers, and where their tokens go in a prompt."""
-
+# Files of which a tokenizer needs one; without any, some versions of transformers invent one.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-"""Files of which a tokenizer needs one; without any, some versions of transformers invent one."""
-
-MAX_DOCUMENT = 1024 * 1024
-"""Bytes of a configuration file; known ones have a few thousand."""
-
-ORIGINAL_CLASS = "LlavaLlamaForCausalLM"
-"""The model class of LLaVA's own code, in its configurations of 2023."""
+MAX_DOCUMENT = 1024 * 1024  # bytes of a configuration file; known ones have a few thousand
+ORIGINAL_CLASS = "LlavaLlamaForCausalLM"  # the model class of LLaVA's own code, in its configurations of 2023
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,17 +13,12 @@ from deltaweights.inference.rendering import render, template_of
 from deltaweights.inference.transformers_loader import LibraryError, library_errors
 from deltaweights.util.text import Json
 
-QUESTION, GREETING = "What is shown in this image?", "Hello"
-"""The default prompts, with images and without."""
-
-CONVERSATION = "conv_mode"
-"""The variable by which templates written by ``export`` choose the conversation format."""
-
+QUESTION, GREETING = "What is shown in this image?", "Hello"  # the default prompts, with images and without
+CONVERSATION = "conv_mode"  # the variable by which templates written by `export` choose the conversation format
+# Formats that Pillow may recognize, whatever the file's name; it would pass PostScript to another program.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-"""Formats that Pillow may recognize, whatever the file's name; it would pass PostScript to another program."""
-
+# Limits of an image: 180 MB in RGB, the largest that phones take. Models see some 300 pixels a side of it.
 MAX_PIXELS, MAX_ASPECT_RATIO = 60_000_000, 20
-"""Limits of an image: 180 MB in RGB, the largest that phones take. Models see some 300 pixels a side of it."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ import deltaweights.errors
 from deltaweights.errors import InputOutputError
 from deltaweights.util.interruption import POLL, check
 
-TERMINATION_SECONDS = 10.0
-"""How long a process may take to end after SIGTERM, before it is killed."""
+TERMINATION_SECONDS = 10.0  # how long a process may take to end after SIGTERM, before it is killed
 
 
 def run_python(

@@ -14,9 +14,8 @@ from deltaweights.inference.transformers_loader import LibraryError, embedding_w
 from deltaweights.merge.rules import is_buffer
 from deltaweights.util.text import Json, natural_key
 
+# Parts of a name that are compared, and names kept per suffix: real models have fewer, a hostile header may not.
 MAX_SUFFIX, MAX_SAME_SUFFIX = 6, 16
-"""Parts of a name that are compared from its end, and names kept per suffix: real models have fewer, a hostile header may not."""
-
 MISSING, WRONG_SHAPE = "is missing", "has the wrong shape"
 
 

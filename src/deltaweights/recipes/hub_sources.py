@@ -7,9 +7,7 @@ from deltaweights.hub.ids import HubId, ModelSource
 from deltaweights.recipes.models import model
 from deltaweights.recipes.recipe import Recipe
 
-FULL_COMMIT = 40
-"""Hex digits of a full commit id; the Hub does not resolve shorter ones."""
-
+FULL_COMMIT = 40  # hex digits of a full commit id; the Hub does not resolve shorter ones
 SAFETENSORS = (".safetensors", ".safetensors.index.json")
 
 

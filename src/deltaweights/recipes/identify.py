@@ -15,11 +15,9 @@ from deltaweights.recipes.models import FORMS, KnownModel, known_file, models
 from deltaweights.recipes.weight_scale import SMALL, typical_weight
 from deltaweights.util.text import Json, counted, strict_json
 
-MAX_CONFIG = 1024 * 1024
-"""Bytes of a config.json; real ones have a few kilobytes."""
-
+MAX_CONFIG = 1024 * 1024  # bytes of a config.json; real ones have a few kilobytes
+# Added to hashes that were not computed here; they were right when the file was downloaded.
 STATED = " (stated by the Hub's cache)"
-"""Added to hashes that were not computed here; they were right when the file was downloaded."""
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,11 @@ from deltaweights.checkpoint.tensors import TensorSpec
 
 EMBEDDING = "model.embed_tokens.weight"
 
-MODEL_SIZES = {4096: "7B", 5120: "13B", 6656: "30B", 8192: "65B"}
-"""By hidden size."""
-
+MODEL_SIZES = {4096: "7B", 5120: "13B", 6656: "30B", 8192: "65B"}  # by hidden size
+# Rows of the embedding that are not those of the original LLaMA, and whose they are.
 FINE_TUNED_ROWS = {32001: "Vicuna v0 or Alpaca", 32003: "LLaVA", 32004: "LLaVA-Med", 128256: "LLaMA-3"}
-"""Rows of the embedding that are not those of the original LLaMA, and whose they are."""
-
+# Dtypes in which GPTQ, AWQ, bitsandbytes and others store weights.
 INTEGERS = frozenset({"U8", "I8", "I16", "I32", "I64"})
-"""Dtypes in which GPTQ, AWQ, bitsandbytes and others store weights."""
-
 REMEDY = "use the original LLaMA-1 of the delta's size as the base"
 REMEDY_TO_MAKE = "use the base that the target was fine-tuned from"
 

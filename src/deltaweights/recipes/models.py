@@ -16,8 +16,8 @@ from deltaweights.recipes.toml_document import parse_toml
 
 FORMAT = "deltaweights-models"
 
+# Meta's own layout, and the Hugging Face layout in both containers.
 FORMS = {"meta": "Meta's files", "bin": "Hugging Face .bin", "safetensors": "Hugging Face safetensors"}
-"""Meta's own layout, and the Hugging Face layout in both containers."""
 
 
 @dataclass(frozen=True)

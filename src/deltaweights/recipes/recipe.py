@@ -18,12 +18,9 @@ FORMAT, VERSION = "deltaweights-recipe", 1
 
 COMPUTE_DTYPES = ("float16", "float32", "bfloat16")
 
+# What the delta's new rows are added to: nothing, so that they are copied; zero; or the mean of the base's rows.
 NEW_ROWS = ("copy", "zero", "mean")
-"""What the delta's new rows are added to: nothing, so that they are copied; zero; or the mean of the base's rows."""
-
-DELTA_ONLY = PROJECTOR
-"""The tensors that only the delta may have, unless a recipe says otherwise: LLaVA's projector."""
-
+DELTA_ONLY = PROJECTOR  # the tensors that only the delta may have, unless a recipe says otherwise: LLaVA's projector
 MAX_DIMENSION = 1_000_000
 MAX_LAYERS = 10_000
 MAX_FILE_SIZE = 2**53

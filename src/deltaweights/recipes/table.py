@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 from deltaweights.errors import MalformedInput
 
-MAX_COMPARED = 80
-"""Characters of a name that are compared with known ones: the time is quadratic in them."""
-
+MAX_COMPARED = 80  # characters of a name that are compared with known ones: the time is quadratic in them
 MAX_FLOAT = sys.float_info.max
 
 

@@ -14,11 +14,9 @@ else:
 
 TomlDocument = dict[str, Any]
 
-MAX_SIZE = 1024 * 1024
-"""Bytes of a recipe; real ones have a few kilobytes."""
-
+MAX_SIZE = 1024 * 1024  # bytes of a recipe; real ones have a few kilobytes
+# A dotted key of 20,000 parts takes the parser seconds and gigabytes. Real recipes have a few hundred.
 MAX_DOTS = 2000
-"""A dotted key of 20,000 parts takes the parser seconds and gigabytes. Real recipes have a few hundred dots, prose included."""
 
 
 def parse_toml(data: bytes, where: str) -> TomlDocument:

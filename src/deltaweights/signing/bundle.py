@@ -16,8 +16,8 @@ from deltaweights.util.text import Json, compact_json
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 
+# What a bundle may have in place of an envelope or a key. With both, programs could verify different things.
 _ALTERNATIVES = frozenset(map(normalized_key, ("messageSignature", "certificate", "x509CertificateChain")))
-"""What a bundle may have in place of an envelope or a key. With both, programs could verify different things."""
 
 
 @dataclass(frozen=True)

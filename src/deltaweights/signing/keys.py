@@ -23,8 +23,8 @@ MAX_KEY = 64 * 1024
 EXPECTED = "an elliptic-curve key (P-256, P-384 or P-521) in PEM"
 MAKE = "make one with: openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
 
+# The hash that each curve signs with, as in OpenSSF Model Signing.
 HASHES: dict[str, HashAlgorithm] = {"secp256r1": SHA256(), "secp384r1": SHA384(), "secp521r1": SHA512()}
-"""The hash that each curve signs with, as in OpenSSF Model Signing."""
 
 
 @dataclass(frozen=True)
