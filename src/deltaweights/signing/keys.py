@@ -22,7 +22,6 @@ from deltaweights.errors import MalformedInput, UsageError
 MAX_KEY = 64 * 1024
 EXPECTED = "an elliptic-curve key (P-256, P-384 or P-521) in PEM"
 MAKE = "make one with: openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
-
 # The hash that each curve signs with, as in OpenSSF Model Signing.
 HASHES: dict[str, HashAlgorithm] = {"secp256r1": SHA256(), "secp384r1": SHA384(), "secp521r1": SHA512()}
 
@@ -68,11 +67,7 @@ class PrivateKey:
 
 
 def load_private(path: Path, password: bytes | None = None) -> PrivateKey:
-    """Read a private key.
-
-    Raises ``UsageError`` when it is encrypted and there is no ``password``, or the other way round; ``MalformedInput`` when it is
-    not a private key, ``InputOutputError``.
-    """
+    """Read a private key. Raises ``UsageError`` when it is encrypted but there is no ``password``, or the other way round."""
     data = read_small(path, MAX_KEY)
     try:
         key = load_pem_private_key(data, password or None)
@@ -91,7 +86,7 @@ def load_private(path: Path, password: bytes | None = None) -> PrivateKey:
 
 
 def load_public(path: Path) -> PublicKey:
-    """Read a public key. Raises ``MalformedInput`` when it is not one, ``InputOutputError``."""
+    """Read a public key. Raises ``MalformedInput`` when it is not one."""
     data = read_small(path, MAX_KEY)
     remedy = "give the public key: openssl ec -in key.pem -pubout -out pub.pem"
     try:
