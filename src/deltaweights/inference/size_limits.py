@@ -68,7 +68,6 @@ def _implausible_processor(model: ModelFolder) -> tuple[str, str] | None:
 
 
 def _max_image_width(config: dict[str, Json]) -> int:
-    """Return how many pixels a processor's images may have in one direction, given the vision tower's width."""
     tower = config.get("vision_config")
     width = tower.get("image_size") if isinstance(tower, dict) else None
     return min(max(TOWER_FACTOR * width, MIN_LIMIT), MAX_PIXELS) if isinstance(width, int) else MIN_LIMIT

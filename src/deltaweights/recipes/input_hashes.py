@@ -26,15 +26,13 @@ class InputHashes:
     seconds: float = 0.0
 
     def __or__(self, other: InputHashes) -> InputHashes:
-        """Combine the hashes of different roles."""
         return InputHashes({**self.files, **other.files}, self.read | other.read, self.seconds + other.seconds)
 
 
 def collect_hashes(checkpoints: Mapping[str, Checkpoint], workers: int | None, report: Report) -> InputHashes:
     """Return the sha256 of all weights files, computed by ``workers`` threads; if None, those that the Hub's cache states.
 
-    Warns about files that differ from what the cache states. Raises ``InputOutputError`` when a file cannot be read,
-    ``UsageError`` when it is streamed.
+    Warns about files that differ from what the cache states. Raises ``UsageError`` for a streamed file.
     """
     if workers is None:
         return InputHashes({role: _stated(checkpoint) for role, checkpoint in checkpoints.items()})

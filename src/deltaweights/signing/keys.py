@@ -7,14 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAlgorithm
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_private_key,
-    load_pem_public_key,
-)
 
 from deltaweights.checkpoint.small_files import read_small
 from deltaweights.errors import MalformedInput, UsageError
@@ -35,7 +30,8 @@ class PublicKey:
     @property
     def name(self) -> str:
         """The sha256 (hex) of the key in PEM, SubjectPublicKeyInfo, as bundles name it."""
-        return hashlib.sha256(self.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+        layout = serialization.PublicFormat.SubjectPublicKeyInfo
+        return hashlib.sha256(self.key.public_bytes(serialization.Encoding.PEM, layout)).hexdigest()
 
     def verifies(self, data: bytes, signature: bytes) -> bool:
         """Return whether ``signature`` (DER) of ``data`` was made with the private key of this one."""
@@ -70,7 +66,7 @@ def load_private(path: Path, password: bytes | None = None) -> PrivateKey:
     """Read a private key. Raises ``UsageError`` when it is encrypted but there is no ``password``, or the other way round."""
     data = read_small(path, MAX_KEY)
     try:
-        key = load_pem_private_key(data, password or None)
+        key = serialization.load_pem_private_key(data, password or None)
     except TypeError:  # cryptography raises it for a missing password, and for one that is not needed
         found, remedy = ("an encrypted key", "name a variable that has its password: --password-env NAME")
         if password:
@@ -90,7 +86,7 @@ def load_public(path: Path) -> PublicKey:
     data = read_small(path, MAX_KEY)
     remedy = "give the public key: openssl ec -in key.pem -pubout -out pub.pem"
     try:
-        key = load_pem_public_key(data)
+        key = serialization.load_pem_public_key(data)
     except Exception as error:
         raise MalformedInput("the public key cannot be read", where=path, expected=EXPECTED, remedy=remedy) from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
