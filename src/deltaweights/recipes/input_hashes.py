@@ -14,8 +14,6 @@ from deltaweights.manifest.digest_files import digest_file
 from deltaweights.report import Report
 from deltaweights.util.workers import run_parallel
 
-REMEDY = "leave one of --stream and --hash-inputs out"
-
 
 @dataclass(frozen=True)
 class InputHashes:
@@ -38,7 +36,8 @@ def collect_hashes(checkpoints: Mapping[str, Checkpoint], workers: int | None, r
         return InputHashes({role: _stated(checkpoint) for role, checkpoint in checkpoints.items()})
     if any(weights.file.streamed for checkpoint in checkpoints.values() for weights in checkpoint.files):
         # The next reading may give other bytes than the one that was hashed.
-        raise UsageError("--hash-inputs has nothing to hash", found="streamed inputs", remedy=REMEDY)
+        remedy = "leave one of --stream and --hash-inputs out"
+        raise UsageError("--hash-inputs has nothing to hash", found="streamed inputs", remedy=remedy)
     began = time.monotonic()
     computed = _compute(checkpoints, workers, report)
     for role, checkpoint in checkpoints.items():

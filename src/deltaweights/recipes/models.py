@@ -13,8 +13,6 @@ from deltaweights.errors import UsageError
 from deltaweights.recipes.recipe import FileHash, Shapes, check_head, read_hashes, read_shapes
 from deltaweights.recipes.table import LINE, REPO, REVISION, Table, candidates, parse_toml
 
-FORMAT = "deltaweights-models"
-
 # Meta's own layout, and the Hugging Face layout in both containers.
 FORMS = {"meta": "Meta's files", "bin": "Hugging Face .bin", "safetensors": "Hugging Face safetensors"}
 
@@ -49,7 +47,7 @@ class KnownModel:
 def models() -> tuple[KnownModel, ...]:
     """Return all known models, in the order of models.toml."""
     document = parse_toml(files("deltaweights.recipes").joinpath("models.toml").read_bytes(), "models.toml")
-    check_head(document, "models.toml", FORMAT)
+    check_head(document, "models.toml", "deltaweights-models")
     listed = Table(document, "models.toml", keys=("format", "version", "models")).table("models")
     return tuple(_model(key, listed) for key in listed)
 
