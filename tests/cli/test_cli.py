@@ -328,8 +328,8 @@ def test_a_taken_target_is_refused_before_inputs_are_looked_at(
     def never(*_: object) -> None:
         raise AssertionError("no input need be looked at")
 
-    for name in ("pair.open_checkpoint", "pair.hashes_of", "convert.open_checkpoint", "convert.hashes_of"):
-        monkeypatch.setattr(f"deltaweights.{name}", never)
+    for name in ("open_checkpoint", "collect_hashes"):
+        monkeypatch.setattr(f"deltaweights.jobs.inputs.{name}", never)
     monkeypatch.chdir(work)
     Path("out").mkdir()
     Path("out/thesis.tex").write_text("years of work")

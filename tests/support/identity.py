@@ -106,7 +106,7 @@ class Known:
 def known(monkeypatch: pytest.MonkeyPatch) -> Known:
     """Know nothing but what the test makes known."""
     made = Known()
-    for user in ("recipes.identify", "jobs.inputs"):
+    for user in ("recipes.identify", "jobs.input_checks"):
         monkeypatch.setattr(f"deltaweights.{user}.known_file", made.models.get)
     monkeypatch.setattr("deltaweights.recipes.identify.recipe_of_file", made.recipes.get)
     monkeypatch.setattr("deltaweights.jobs.inputs.recipe_of_file", made.recipes.get)

@@ -462,7 +462,7 @@ def test_a_branch_that_is_no_commit(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.trust
 @pytest.mark.parametrize("shared", [False, True])
-def test_row82_blobs_that_primary_out_of_the_cache(
+def test_row82_blobs_that_lead_out_of_the_cache(
     machine: Machine, blob: Path, tmp_path: Path, hashed: list[str], *, shared: bool
 ) -> None:
     """A blob that is a link to a file of the user's is fetched again, or refused offline (5); the file's hash is not printed."""

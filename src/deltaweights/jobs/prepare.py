@@ -20,7 +20,7 @@ from deltaweights.jobs.request import Request
 from deltaweights.merge.choices import ORIGINAL, TORCH_NAMES
 from deltaweights.merge.document_sizes import refuse_unreadable
 from deltaweights.merge.operation import VISION_TOWER
-from deltaweights.merge.plan import Companion, InputFileRecord, InputRecord, Options, Plan, RecipeRecord, make_plan
+from deltaweights.merge.plan import Companion, InputFileRecord, InputRecord, Plan, PlanOptions, RecipeRecord, make_plan
 from deltaweights.merge.rules import Dropped
 from deltaweights.recipes.input_hashes import InputHashes
 from deltaweights.recipes.recipe import Recipe
@@ -148,7 +148,7 @@ def _plan(request: Request, inputs: Inputs, tower: VisionTower | None, laid: Exp
         records[VISION_TOWER] = record_of(tower.checkpoint, tower.dropped)
     return make_plan(
         laid.matching,
-        Options(inputs.compute, inputs.stored, request.shard_limit, request.options.layout, request.container),
+        PlanOptions(inputs.compute, inputs.stored, request.shard_limit, request.options.layout, request.container),
         records,
         [Companion(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in laid.companions.files.items()],
         request.operation,

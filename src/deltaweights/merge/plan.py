@@ -24,7 +24,7 @@ FORMAT, VERSION = "deltaweights-plan", 2
 
 
 @dataclass(frozen=True)
-class Options:
+class PlanOptions:
     """The options that change the result. ``max_shard_size`` counts bytes of tensors.
 
     ``layout`` is one of ``LAYOUTS``; ``container`` is "safetensors" or "torch".
@@ -137,7 +137,7 @@ class Plan:
     ``check``, the base of what is added is proved, and a delta that is made is tried out, and the manifest has the findings.
     """
 
-    options: Options
+    options: PlanOptions
     shards: tuple[Shard, ...]
     companions: tuple[Companion, ...]
     inputs: Mapping[str, InputRecord]
@@ -206,7 +206,7 @@ def _tensors_of(shard: Shard) -> LazyObject:
 
 def make_plan(
     matching: Matching,
-    options: Options,
+    options: PlanOptions,
     inputs: Mapping[str, InputRecord],
     companions: Iterable[Companion],
     operation: Operation = Operation.APPLY,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,10 +14,8 @@ from deltaweights.cluster.handoff import load_handoff, store_handoff
 from deltaweights.cluster.part import apply_part
 from deltaweights.jobs.planned_result import planned_result
 from deltaweights.jobs.request import find_recipe
-from deltaweights.merge.plan import Options
 from deltaweights.staging.location import ENDING, locate_target
 from deltaweights.staging.lock import StagingLock
-from deltaweights.util.codec import decode, encode
 from tests.support.errors import refused
 from tests.support.prepared import prepare_merge
 from tests.unit.cluster import SIZE, Pair
@@ -51,18 +48,3 @@ def test_a_changed_handoff_is_refused(tiny: Pair, tmp_path: Path) -> None:
     ending.write_text('{"identity": 3}')
     with refused(MalformedInput, where=ending):
         finish_parts(target)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [3, [], {}, {"compute_dtype": 3}, {"compute_dtype": "F16", "unknown": 1}, {"max_shard_size": "5"}, None],
-    ids=str,
-)
-def test_what_is_no_such_value_is_refused(value: Any) -> None:
-    """JSON that is not what a class encodes to is a ``ValueError``, never a value with fields of the wrong kind."""
-    if value == {}:
-        assert decode(Options, value) == Options()
-        return
-    with pytest.raises(ValueError, match="not a"):
-        decode(Options, value)
-    assert decode(Options, encode(Options())) == Options()

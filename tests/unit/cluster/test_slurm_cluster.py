@@ -45,18 +45,18 @@ from deltaweights.cli import main
 from deltaweights.staging.staged_shards import StagedShards
 
 order = Path(ORDERS) / os.environ.get("SLURM_ARRAY_TASK_ID", "none")
-told, keep_from = threading.Event(), StagedShards.keep_from
+told, adopt = threading.Event(), StagedShards.adopt
 signals = importlib.import_module("deltaweights.util.interruption")
-note = signals._note
+record = signals._record
 
 
 def hear(number, frame):
     told.set()
-    note(number, frame)
+    record(number, frame)
 
 
 def keep_and_obey(self, folder, fragment):
-    keep_from(self, folder, fragment)
+    adopt(self, folder, fragment)
     if order.exists():
         said = order.read_text()
         order.unlink()
@@ -66,7 +66,7 @@ def keep_and_obey(self, folder, fragment):
         told.wait(400)
 
 
-signals._note, StagedShards.keep_from = hear, keep_and_obey
+signals._record, StagedShards.adopt = hear, keep_and_obey
 main()
 """
 """``deltaweights``, of which a task of an array, once it has finished a shard, dies or waits for a signal, as ordered."""

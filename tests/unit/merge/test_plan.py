@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors import deserialize
 
 from deltaweights.checkpoint.tensors import TensorSpec
-from deltaweights.merge.plan import Companion, InputFileRecord, InputRecord, Options, Shard, fates, make_plan
+from deltaweights.merge.plan import Companion, InputFileRecord, InputRecord, PlanOptions, Shard, fates, make_plan
 from deltaweights.merge.rules import Dropped, match_tensors
 from deltaweights.util.text import compact_pieces, natural_key
 from tests.support.headers import HEAD, Shapes, base_of, delta_of, llama
@@ -29,9 +29,9 @@ def record(shapes: Shapes) -> InputRecord:
     return InputRecord("torch", (), specs, ("blake3:0",) * len(specs), ())
 
 
-def plan_of(shapes: Shapes, options: Options | None = None) -> tuple[Shard, ...]:
+def plan_of(shapes: Shapes, options: PlanOptions | None = None) -> tuple[Shard, ...]:
     matching = match_tensors(base_of(shapes), delta_of(shapes))
-    return make_plan(matching, options or Options(), {"base": record(shapes), "delta": record(shapes)}, []).shards
+    return make_plan(matching, options or PlanOptions(), {"base": record(shapes), "delta": record(shapes)}, []).shards
 
 
 @settings(deadline=None)
@@ -47,7 +47,7 @@ def plan_of(shapes: Shapes, options: Options | None = None) -> tuple[Shard, ...]
 )
 def test_shards_are_safetensors_files(shapes: Shapes, limit: int, dtype: str) -> None:
     """The safetensors library reads every shard as planned: names in order, dtype, shape, each tensor at its offset."""
-    shards = plan_of(shapes, Options("F16", dtype, limit))
+    shards = plan_of(shapes, PlanOptions("F16", dtype, limit))
     assert sorted(shapes, key=natural_key) == [t.spec.name for shard in shards for t in shard.tensors]
     for number, shard in enumerate(shards, start=1):
         header = shard.frame.bytes_before(0, ())
@@ -73,7 +73,7 @@ def test_plan_counts_fates() -> None:
     dropped_base, dropped_primary = (
         replace(record({}), dropped=items) for items in (matching.dropped_base, matching.dropped_primary)
     )
-    plan = make_plan(matching, Options(), {"base": dropped_base, "delta": dropped_primary}, [])
+    plan = make_plan(matching, PlanOptions(), {"base": dropped_base, "delta": dropped_primary}, [])
     assert fates(plan) == {"add": 3, "add_block": 2, "copy": 1, "dropped": 4}
     assert sum(shard.nbytes for shard in plan.shards) == plan.nbytes
 
@@ -83,7 +83,7 @@ def test_companions_are_sorted() -> None:
     matching = match_tensors(base_of({"w": (1,)}), delta_of({"w": (1,)}))
     companions = [Companion(name, 1, "00") for name in "cab"]
     plans = {
-        make_plan(matching, Options(), {"base": record({}), "delta": record({})}, order).identity
+        make_plan(matching, PlanOptions(), {"base": record({}), "delta": record({})}, order).identity
         for order in (companions, companions[::-1])
     }
     assert len(plans) == 1
@@ -112,7 +112,8 @@ def test_plan_identity_follows_every_field(other: InputRecord) -> None:
     matching = match_tensors(base_of({"w": (1,)}), delta_of({"w": (1,)}))
     sides = [(RECORD, RECORD), (other, RECORD), (RECORD, other)]
     assert (
-        len({make_plan(matching, Options(), {"base": side[0], "delta": side[1]}, []).identity for side in sides}) == 3
+        len({make_plan(matching, PlanOptions(), {"base": side[0], "delta": side[1]}, []).identity for side in sides})
+        == 3
     )
 
 
