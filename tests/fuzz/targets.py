@@ -41,8 +41,7 @@ from deltaweights.manifest.parse import parse_manifest
 from deltaweights.manifest.records import FileRecord, Fragment, TensorRecord
 from deltaweights.manifest.tally import Tally
 from deltaweights.recipes.recipe import parse_recipe
-from deltaweights.recipes.table import Table
-from deltaweights.recipes.toml_document import parse_toml
+from deltaweights.recipes.table import Table, parse_toml
 from deltaweights.report import Report
 from deltaweights.signing.bundle import Bundle, pae, parse_bundle
 from deltaweights.signing.statement import parse_statement, statement_bytes

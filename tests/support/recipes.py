@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deltaweights.recipes.toml_document import TomlDocument
+from deltaweights.recipes.table import TomlDocument
 
 ROOT = Path(__file__).parents[2]
 

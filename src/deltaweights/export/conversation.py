@@ -15,8 +15,7 @@ from importlib.resources import files
 from string import Template
 
 from deltaweights.errors import UsageError
-from deltaweights.recipes.table import LINE, TEXT, URL, Table, candidates
-from deltaweights.recipes.toml_document import parse_toml
+from deltaweights.recipes.table import LINE, TEXT, URL, Table, candidates, parse_toml
 
 DATA = "conversations.toml"
 

@@ -7,7 +7,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,15 +27,13 @@ from deltaweights.inference.memory import (
 from deltaweights.inference.model_folder import ModelFolder, read_model_folder
 from deltaweights.inference.prompts import GREETING, QUESTION, Prompt, make_prompt, open_images
 from deltaweights.inference.size_limits import implausible_size
-from deltaweights.inference.transformers_loader import LibraryError, library_errors
-from deltaweights.merge.rules import is_buffer
 from deltaweights.report import Report
 from deltaweights.util.interruption import run_in_side_thread
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
-DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-"""Torch's names, by safetensors', of the dtypes that models run in."""
+DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}  # torch's names of what models run in
+GREEDY = {"do_sample": False, "num_beams": 1, "use_cache": True}
 
 
 @dataclass(frozen=True)
@@ -84,25 +82,21 @@ def answer(
             tool = loader.load_processor(path) if vision else loader.load("AutoTokenizer", path)
             tokens = make_prompt(tool, prompt, pictures, conversation, path, vision=vision)
             dtype = _dtype_of(model_folder) if dtype == "auto" else dtype
-            with library_errors():
+            with loader.library_errors():
                 cache = kv_cache_bytes(config.get_text_config(), tokens.length + max_new_tokens, dtype)
             need = memory_need((tensor.spec for tensor in model_folder.tensors.values()), dtype, cache)
             free = memory or free_memory(device)
             placement = place(need, free, device, path)
             if placement.spills:
-                report.warn(
-                    f"the model takes {human_bytes(need.total)}, but {human_bytes(free.host + sum(free.gpus))} are free: the"
-                    " rest of the weights is read from the disk for every token, which is slow"
-                )
+                have = human_bytes(free.host + sum(free.gpus))
+                slow = "the rest of the weights is read from the disk for every token, which is slow"
+                report.warn(f"the model takes {human_bytes(need.total)}, but {have} are free: {slow}")
             report.note(f"loading {human_bytes(need.weights)} of weights as {dtype}")
-            with TemporaryDirectory(prefix="deltaweights-", ignore_cleanup_errors=True) as offload, library_errors():
-
-                def run() -> Answer:
-                    model = _load(model_folder, model_class, config, dtype, placement, offload)
-                    return _generate(model, tokens, max_new_tokens)
-
-                return run_in_side_thread(run)
-        except LibraryError as error:
+            temporary = TemporaryDirectory(prefix="deltaweights-", ignore_cleanup_errors=True)
+            with temporary as offload, loader.library_errors():
+                arguments = model_folder, model_class, config, dtype, placement, offload
+                return run_in_side_thread(lambda: _generate(_load(*arguments), tokens, max_new_tokens))
+        except loader.LibraryError as error:
             raise _error(error, path) from None
 
 
@@ -125,12 +119,8 @@ def _refuse_unsupported(folder: ModelFolder, images: Sequence[object]) -> None:
 
 
 def _dtype_of(folder: ModelFolder) -> str:
-    """Return torch's name of the dtype of most weights, of those that models run in."""
-    counts: Counter[str] = Counter()
-    for tensor in folder.tensors.values():
-        if tensor.spec.dtype in DTYPES and not is_buffer(tensor.spec.name):
-            counts[tensor.spec.dtype] += tensor.spec.count
-    return DTYPES[counts.most_common(1)[0][0]] if counts else "float32"
+    by_count = [dtype for dtype, _ in folder.weights_by_dtype().most_common() if dtype in DTYPES]
+    return DTYPES[by_count[0]] if by_count else "float32"
 
 
 def _load(folder: ModelFolder, model_class: Any, config: Any, dtype: str, placement: Placement, offload: str) -> Any:
@@ -160,7 +150,8 @@ def _load(folder: ModelFolder, model_class: Any, config: Any, dtype: str, placem
 def _generate(model: Any, prompt: Prompt, max_new_tokens: int) -> Answer:
     import torch  # noqa: PLC0415
 
-    devices = _devices(model)
+    placed = getattr(model, "hf_device_map", None) or {"": model.device}
+    devices = [f"cuda:{device}" if isinstance(device, int) else str(device) for device in placed.values()]
     # Hooks move the inputs on to the device of each part.
     inputs = prompt.inputs.to(next((device for device in devices if device != "disk"), "cpu"))
     if "pixel_values" in inputs:
@@ -172,14 +163,7 @@ def _generate(model: Any, prompt: Prompt, max_new_tokens: int) -> Answer:
 
     began = time.monotonic()
     with torch.inference_mode():
-        tokens = model.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            use_cache=True,
-            stopping_criteria=[is_done],
-        )
+        tokens = model.generate(**inputs, **GREEDY, max_new_tokens=max_new_tokens, stopping_criteria=[is_done])
     seconds = time.monotonic() - began
     new = tokens[0, prompt.length :].tolist()
     parts = Counter(devices)
@@ -194,30 +178,20 @@ def _generate(model: Any, prompt: Prompt, max_new_tokens: int) -> Answer:
     )
 
 
-def _devices(model: Any) -> list[str]:
-    """Return where each part of the model is: torch's name of a device, or "disk"."""
-    placed = getattr(model, "hf_device_map", None) or {"": model.device}
-    return [f"cuda:{device}" if isinstance(device, int) else str(device) for device in placed.values()]
-
-
 @contextmanager
 def without_tf32() -> Iterator[None]:
     """Have GPUs multiply float32 in full precision."""
     import torch  # noqa: PLC0415
 
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
-    try:
+    with ExitStack() as stack:
         for backend in backends:
+            stack.callback(setattr, backend, "allow_tf32", backend.allow_tf32)
             backend.allow_tf32 = False
         yield
-    finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
 
 
-def _error(error: LibraryError, path: Path) -> DeltaweightsError:
-    """Return the error for the user when transformers failed."""
+def _error(error: loader.LibraryError, path: Path) -> DeltaweightsError:
     cause = error.__cause__
     if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError" or "allocate memory" in str(cause):
         remedy = "end other programs, or try a smaller --max-new-tokens"

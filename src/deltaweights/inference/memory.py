@@ -76,10 +76,7 @@ def memory_need(specs: Iterable[TensorSpec], dtype: str, cache: int) -> MemoryNe
 
 
 def place(need: MemoryNeed, memory: FreeMemory, device: str, where: Path) -> Placement:
-    """Return the placement on ``device``: "cpu", "cuda", "cuda:N", or "auto" (GPUs, then main memory, then the disk).
-
-    Raises ``UsageError`` when there is no such device, ``InputOutputError`` when memory is too small.
-    """
+    """Return the placement on ``device``. Raises ``UsageError`` if there is none, ``InputOutputError`` if memory is too small."""
     if device.startswith("cuda"):
         number = int(device.partition(":")[2] or 0)
         if number >= len(memory.gpus):
@@ -119,15 +116,12 @@ def free_memory(device: str) -> FreeMemory:
 
 
 def cgroup_limits(root: Path, membership: Path) -> list[int]:
-    """Return the bytes left in each control group of this process and in its parents; cached files count as free.
-
-    Handles both versions. ``root`` is where the groups are mounted, ``membership`` the file that lists the process's groups.
-    """
-    left = []
+    """Return the bytes left in each control group (v1 and v2, mounted at ``root``) of the file ``membership``, and its parents."""
+    left: list[int] = []
     try:
         lines = membership.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return []
+        return left
     for line in lines:
         _, _, rest = line.partition(":")
         controllers, _, inside = rest.partition(":")
@@ -146,7 +140,7 @@ def cgroup_limits(root: Path, membership: Path) -> list[int]:
 
 
 def _cached(stat: Path) -> int:
-    """Return the bytes of cached files, which the kernel frees when a group needs memory."""
+    """Return the bytes of cached files, which count as free: the kernel drops them when a group needs memory."""
     try:
         rows = dict(line.split(maxsplit=1) for line in stat.read_text(encoding="ascii").splitlines())
         return int(rows.get("total_inactive_file", rows.get("inactive_file", 0)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,42 +15,33 @@ from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.parse import parse_manifest
 from deltaweights.manifest.records import MANIFEST
+from deltaweights.merge.rules import is_buffer
 from deltaweights.util.limits import MANIFEST as LIMIT
 from deltaweights.util.text import Json
 
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
-
 PROCESSOR_CONFIG = "processor_config.json"
 
+# Documents that say how images become numbers, and where their tokens go in a prompt.
 PROCESSORS = ("preprocessor_config.json", PROCESSOR_CONFIG)
-"""Documents that say how images become numbers, and where their tokens go in a prompt."""
-
+# Files of which a tokenizer needs one; without any, some versions of transformers invent one.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-"""Files of which a tokenizer needs one; without any, some versions of transformers invent one."""
-
-MAX_DOCUMENT = 1024 * 1024
-"""Bytes of a configuration file; known ones have a few thousand."""
-
-ORIGINAL_CLASS = "LlavaLlamaForCausalLM"
-"""The model class of LLaVA's own code, in its configurations of 2023."""
+MAX_DOCUMENT = 1024 * 1024  # bytes of a configuration file; known ones have a few thousand
+ORIGINAL_CLASS = "LlavaLlamaForCausalLM"  # the model class of LLaVA's own code, in its configurations of 2023
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFolder:
-    """The contents of a model folder.
-
-    ``weights_file`` is the index, or else the first weights file. ``processors`` has those of ``PROCESSORS`` that exist.
-    ``layout`` is the manifest's: "original", "transformers", or None if it has none. ``file_names`` are all of the folder.
-    """
+    """The contents of a model folder."""
 
     path: Path
     container: str
-    weights_file: str
+    weights_file: str  # the index, or else the first weights file
     tensors: dict[str, LazyTensor]
     config: dict[str, Json]
     generation_config: dict[str, Json] | None
-    processors: dict[str, dict[str, Json]]
-    layout: str | None
+    processors: dict[str, dict[str, Json]]  # those of PROCESSORS that exist
+    layout: str | None  # the manifest's: "original" or "transformers"
     file_names: frozenset[str]
     notes: tuple[str, ...]
 
@@ -60,6 +52,14 @@ class ModelFolder:
         is_llava = self.config.get("model_type") == "llava" or (isinstance(named, list) and ORIGINAL_CLASS in named)
         return is_llava and "text_config" not in self.config
 
+    def weights_by_dtype(self) -> Counter[str]:
+        """Count the weights, without buffers, by their dtype."""
+        counts: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            if not is_buffer(tensor.spec.name):
+                counts[tensor.spec.dtype] += tensor.spec.count
+        return counts
+
     @property
     def claims_to_run(self) -> bool:
         """Whether the folder claims to run in current transformers as it is."""
@@ -67,11 +67,7 @@ class ModelFolder:
 
 
 def read_model_folder(folder: str | os.PathLike[str]) -> ModelFolder:
-    """Read the headers and documents of ``folder``.
-
-    Raises ``InputOutputError`` when the folder or its config.json does not exist or cannot be read, ``MalformedInput`` when a
-    header or a document breaks its format.
-    """
+    """Read the headers and documents of ``folder``. Raises ``InputOutputError``, also without config.json, ``MalformedInput``."""
     with open_checkpoint(Path(folder), "checkpoint") as checkpoint:
         path, directory = checkpoint.path, checkpoint.directory
         if not path.is_dir():

@@ -13,17 +13,12 @@ from deltaweights.inference.rendering import render, template_of
 from deltaweights.inference.transformers_loader import LibraryError, library_errors
 from deltaweights.util.text import Json
 
-QUESTION, GREETING = "What is shown in this image?", "Hello"
-"""The default prompts, with images and without."""
-
-CONVERSATION = "conv_mode"
-"""The variable by which templates written by ``export`` choose the conversation format."""
-
+QUESTION, GREETING = "What is shown in this image?", "Hello"  # the default prompts, with images and without
+CONVERSATION = "conv_mode"  # the variable by which templates written by `export` choose the conversation format
+# Formats that Pillow may recognize, whatever the file's name; it would pass PostScript to another program.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-"""Formats that Pillow may recognize, whatever the file's name; it would pass PostScript to another program."""
-
+# Limits of an image: 180 MB in RGB, the largest that phones take. Models see some 300 pixels a side of it.
 MAX_PIXELS, MAX_ASPECT_RATIO = 60_000_000, 20
-"""Limits of an image: 180 MB in RGB, the largest that phones take. Models see some 300 pixels a side of it."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +75,9 @@ def _open_image(path: Path) -> Any:
 def _refuse_large(path: Path, width: int, height: int) -> None:
     """Raise ``MalformedInput`` for an image that would fill the memory, at once or when its shorter side is scaled up."""
     if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        found, remedy = f"{width}x{height}", "make it smaller"
         expected = f"at most {MAX_PIXELS:,} pixels, and an aspect ratio of at most {MAX_ASPECT_RATIO}"
-        raise MalformedInput(
-            "image is too large", where=path, found=f"{width}x{height}", expected=expected, remedy="make it smaller"
-        )
+        raise MalformedInput("image is too large", where=path, found=found, expected=expected, remedy=remedy)
 
 
 def make_prompt(
@@ -99,9 +93,14 @@ def make_prompt(
         raise UsageError("the model has no conversation formats to choose from", where=where, found=conversation)
     if vision and not template:
         raise LibraryError("no chat template, which places images in a prompt")
-    parts: list[Json] = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
-    turns: list[Json] = [{"role": "user", "content": parts if vision else question}]
-    text = _render(tool, turns, conversation, where) if template else question
+    turns = question_turns(question, len(images), vision=vision)
+    variables = {} if conversation is None else {CONVERSATION: conversation}
+    try:
+        text = render(tool, turns, variables) if template else question
+    except LibraryError as error:
+        if conversation is None:
+            raise
+        raise UsageError(f"no prompt with --conversation {conversation}", where=where, found=error) from None
     tokenizer = tool.tokenizer if vision else tool
     with library_errors():
         # A template may begin with the token that the tokenizer would add once more.
@@ -114,10 +113,7 @@ def make_prompt(
     return Prompt(inputs, tokenizer, tuple(stop for stop in stops if isinstance(stop, str) and stop))
 
 
-def _render(tool: Any, turns: list[Json], conversation: str | None, where: Path) -> str:
-    if conversation is None:
-        return render(tool, turns)
-    try:
-        return render(tool, turns, {CONVERSATION: conversation})
-    except LibraryError as error:
-        raise UsageError(f"no prompt with --conversation {conversation}", where=where, found=error) from None
+def question_turns(question: str, images: int, *, vision: bool) -> list[Json]:
+    """Return one turn that asks about ``images``: a list of parts for models with ``vision``, text for others."""
+    parts: list[Json] = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
+    return [{"role": "user", "content": parts if vision else question}]

@@ -8,28 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import deltaweights.errors
-from deltaweights.errors import InputOutputError
+from deltaweights.errors import wrap_os_errors
 from deltaweights.util.interruption import POLL, check
 
-TERMINATION_SECONDS = 10.0
-"""How long a process may take to end after SIGTERM, before it is killed."""
+TERMINATION_SECONDS = 10.0  # how long a process may take to end after SIGTERM, before it is killed
 
 
 def run_python(
     arguments: list[str], doing: str, *, stdin: str = "", env: Mapping[str, str] | None = None
 ) -> tuple[int, str, str]:
-    """Run this Python with ``arguments``; return exit code, stdout and stderr. The process never outlives this call.
-
-    ``doing`` is for the message. Raises ``InputOutputError`` when the process cannot be started.
-    """
+    """Return exit code, stdout and stderr of this Python with ``arguments``, which never outlives this call."""
     # Run in the package's parent folder, so that nothing is imported from the user's or a model's folder.
     home, pipe = Path(deltaweights.errors.__file__).parents[1], subprocess.PIPE
-    try:
-        process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=home, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True
-        )
-    except OSError as error:
-        raise InputOutputError.from_os(error, sys.executable, doing) from error
+    command = [sys.executable, *arguments]
+    with wrap_os_errors(sys.executable, doing):
+        process = subprocess.Popen(command, cwd=home, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     with process:
         try:
             pending: str | None = stdin

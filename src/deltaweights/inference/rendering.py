@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import signal
 import sys
 import time
@@ -65,8 +66,6 @@ def main() -> None:
 
 
 def _set_limits() -> None:
-    import resource  # noqa: PLC0415  (the parent sets no limits)
-
     seconds = math.ceil(time.process_time()) + CPU_SECONDS
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for kind, most in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_DATA, MAX_MEMORY)):
@@ -75,7 +74,7 @@ def _set_limits() -> None:
 
 
 def _render(library: Any, template: str, turns: list[Any], variables: dict[str, Any]) -> str:
-    """Render with transformers' own sandbox and functions."""
+    # With transformers' own sandbox and functions.
     variables["add_generation_prompt"] = True
     if hasattr(library, "render_jinja_template"):
         return str(library.render_jinja_template([turns], chat_template=template, **variables)[0][0])

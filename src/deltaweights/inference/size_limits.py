@@ -8,23 +8,18 @@ from collections.abc import Iterator
 from deltaweights.inference.model_folder import CONFIG, VOCABULARIES, ModelFolder
 from deltaweights.util.text import Json, counted
 
+# Of a tokenizer's file: twice the largest known ones, which have 262,144 tokens.
 MAX_VOCABULARY_BYTES = 64 * 1024 * 1024
-"""Of a tokenizer's file: twice the largest known ones, which have 262,144 tokens."""
-
+# Keys that count layers, or experts of one: transformers builds each of them, and each has tensors.
 PART_COUNT, MAX_PARTS = re.compile(r"layers|n_layer|experts|blocks|depth", re.IGNORECASE), 2048
-"""Keys that count layers, or experts of one: transformers builds each of them, and each has tensors."""
-
+# Keys that count something else, such as labels (each of which gets a name).
 COUNT, MAX_COUNT = re.compile(r"(num|n)_.*", re.IGNORECASE), 1_000_000
-"""Keys that count something else, such as labels (each of which gets a name)."""
-
+# A processor's keys for the pixels of an image in one direction; the maximum makes 50 MB as float32.
 PIXELS, MAX_PIXELS = re.compile(r".*(size|edge|height|width)", re.IGNORECASE), 2048
-"""A processor's keys for the pixels of an image in one direction; the maximum makes 50 MB as float32."""
-
+# A processor's images may be this many times as wide as the vision tower's, or this wide in any case.
 TOWER_FACTOR, MIN_LIMIT = 4, 1024
-"""A processor's images may be this many times as wide as the vision tower's, or this wide in any case."""
-
+# A processor's key for the width of a patch, and the patches of an image in one direction: each becomes a token.
 PATCH, MAX_PATCHES = "patch_size", 256
-"""A processor's key for the width of a patch, and the patches of an image in one direction: each becomes a token."""
 
 
 def implausible_size(model: ModelFolder) -> tuple[str, str] | None:
@@ -73,7 +68,6 @@ def _implausible_processor(model: ModelFolder) -> tuple[str, str] | None:
 
 
 def _max_image_width(config: dict[str, Json]) -> int:
-    """Return how many pixels a processor's images may have in one direction, given the vision tower's width."""
     tower = config.get("vision_config")
     width = tower.get("image_size") if isinstance(tower, dict) else None
     return min(max(TOWER_FACTOR * width, MIN_LIMIT), MAX_PIXELS) if isinstance(width, int) else MIN_LIMIT

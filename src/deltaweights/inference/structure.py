@@ -8,30 +8,17 @@ and with the one linear layer that it adds.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.errors import CheckFailed
 from deltaweights.inference import transformers_loader as loader
-from deltaweights.inference.chat_template import check_template
+from deltaweights.inference.document_checks import check_documents
 from deltaweights.inference.findings import CheckFindings, Finding, first_of
-from deltaweights.inference.images import check_images
-from deltaweights.inference.model_folder import (
-    CONFIG,
-    GENERATION_CONFIG,
-    ORIGINAL_CLASS,
-    PROCESSOR_CONFIG,
-    TOKENIZER_CONFIG,
-    VOCABULARIES,
-    ModelFolder,
-    read_model_folder,
-)
+from deltaweights.inference.model_folder import CONFIG, ORIGINAL_CLASS, ModelFolder, read_model_folder
 from deltaweights.inference.size_limits import implausible_size
-from deltaweights.inference.special_ids import SPECIAL_IDS, DocumentIds, check_special_ids, check_vocabulary_size
 from deltaweights.inference.tensor_names import check_tensors
-from deltaweights.inference.transformers_loader import LibraryError, library_errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +69,10 @@ def check_structure(folder: str | os.PathLike[str]) -> StructureReport:
             model_class, model, config = _build_model(model_folder, findings)
             if model is not None:
                 check_tensors(model_folder, model_class, config, model, findings)
-            tokenizer_size = _check_texts(model_folder, config, model, findings)
+            tokenizer_size = check_documents(model_folder, config, model, findings)
     if model_folder.is_original:
-        findings.notes.append(
-            f"{model_folder.path}: current transformers does not load this layout; deltaweights apply --layout transformers, or"
-            " deltaweights export, writes a folder that it loads"
-        )
+        remedy = "deltaweights apply --layout transformers, or deltaweights export, writes a folder that it loads"
+        findings.notes.append(f"{model_folder.path}: current transformers does not load this layout; {remedy}")
     return StructureReport(
         target=str(model_folder.path),
         model_class=ORIGINAL_CLASS if model_folder.is_original else getattr(model_class, "__name__", None),
@@ -117,7 +102,7 @@ def _build_model(folder: ModelFolder, findings: CheckFindings) -> tuple[Any, Any
         model = loader.meta_model(model_class, config)
         loader.embedding_weights(model)  # fails unless it is a language model
         return model_class, model, config
-    except LibraryError as error:
+    except loader.LibraryError as error:
         findings.problem(CONFIG, "transformers cannot build the model", found=error)
         return model_class, None, config
 
@@ -137,58 +122,8 @@ def _model_class(folder: ModelFolder, config: Any, findings: CheckFindings) -> A
 
 
 def _original_config(folder: ModelFolder) -> Any:
-    """Return the LLaMA that the flat configuration of a LLaVA describes. Raises ``LibraryError``."""
     from transformers import LlamaConfig  # noqa: PLC0415
 
     excluded = {"model_type", "architectures", "auto_map", "quantization_config"}
-    with library_errors():
+    with loader.library_errors():
         return LlamaConfig.from_dict({key: value for key, value in folder.config.items() if key not in excluded})
-
-
-def _check_texts(folder: ModelFolder, config: Any, model: Any, findings: CheckFindings) -> int | None:
-    """Check tokenizer, special ids and, for a model with vision, its processor; return the tokenizer's length."""
-    length, special = None, dict[str, tuple[int | None, str]]()
-    try:
-        if folder.file_names.isdisjoint(VOCABULARIES):
-            raise LibraryError(f"no {' or '.join(VOCABULARIES)}")  # noqa: TRY301
-        tokenizer = loader.load("AutoTokenizer", folder.path)
-        with library_errors():
-            length = len(tokenizer)
-            special = {
-                key: (getattr(tokenizer, key), str(getattr(tokenizer, key.removesuffix("_id")))) for key in SPECIAL_IDS
-            }
-    except LibraryError as error:
-        findings.doubt(TOKENIZER_CONFIG, "transformers cannot load the tokenizer", found=error)
-    if model is None:
-        return length
-    rows = loader.embedding_weights(model)[0].shape[0]
-    if length is not None:
-        check_vocabulary_size(length, rows, findings)
-    check_special_ids(_document_ids(folder, config), special, rows, findings)
-    if length is None:
-        return None
-    if getattr(config, "vision_config", None) is None:
-        check_template(tokenizer, folder.file_names, findings, vision=False)
-        return length
-    try:
-        processor = loader.load_processor(folder.path)
-    except LibraryError as error:
-        findings.problem(PROCESSOR_CONFIG, "transformers cannot load the processor", found=error)
-        return length
-    check_images(processor, config, findings)
-    check_template(processor, folder.file_names, findings, vision=True)
-    return length
-
-
-def _document_ids(folder: ModelFolder, config: Any) -> list[DocumentIds]:
-    """Return the special ids of all documents; first those of the text model's configuration."""
-    text = folder.config.get("text_config")
-    written: Mapping[str, Any] = text if isinstance(text, dict) else folder.config
-    effective = config.get_text_config()
-    defaults = frozenset(SPECIAL_IDS) - written.keys()
-    documents = [DocumentIds(CONFIG, {key: getattr(effective, key, None) for key in SPECIAL_IDS}, defaults)]
-    if written is not folder.config:
-        documents.append(DocumentIds(CONFIG, folder.config))
-    if folder.generation_config is not None:
-        documents.append(DocumentIds(GENERATION_CONFIG, folder.generation_config))
-    return documents

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
@@ -11,12 +11,10 @@ from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.inference.findings import CheckFindings
 from deltaweights.inference.model_folder import CONFIG, ModelFolder
 from deltaweights.inference.transformers_loader import LibraryError, embedding_weights, load_names
-from deltaweights.merge.rules import is_buffer
-from deltaweights.util.text import Json, natural_key
+from deltaweights.util.text import natural_key
 
+# Parts of a name that are compared, and names kept per suffix: real models have fewer, a hostile header may not.
 MAX_SUFFIX, MAX_SAME_SUFFIX = 6, 16
-"""Parts of a name that are compared from its end, and names kept per suffix: real models have fewer, a hostile header may not."""
-
 MISSING, WRONG_SHAPE = "is missing", "has the wrong shape"
 
 
@@ -56,10 +54,9 @@ class StoredNames:
         self._by_suffix: dict[tuple[str, ...], list[str]] = {}
 
     def of(self, name: str) -> str:
-        """Return the stored name of what transformers calls ``name``; the name itself when none is similar.
+        """Return the stored name with the longest common suffix, and of several the one with the most parts in common.
 
-        Transformers renames prefixes, never suffixes: this is the stored name with the longest common suffix, and of several the
-        one with the most parts in common.
+        Transformers renames prefixes, never suffixes. When none is similar, this is ``name`` itself.
         """
         if name in self._names:
             return name
@@ -81,7 +78,6 @@ class StoredNames:
 
 
 def _suffixes(parts: Sequence[str]) -> Iterable[tuple[str, ...]]:
-    """Yield the last parts of a name, the longest suffix first."""
     return (tuple(parts[first:]) for first in range(max(0, len(parts) - MAX_SUFFIX), len(parts)))
 
 
@@ -89,19 +85,15 @@ def _text(shape: Sequence[int]) -> str:
     return str(list(shape))
 
 
-def _check_projector(
-    stored: Mapping[str, LazyTensor], folder: ModelFolder, config: Any, findings: CheckFindings
-) -> None:
+def _check_projector(stored: dict[str, LazyTensor], folder: ModelFolder, config: Any, findings: CheckFindings) -> None:
     """Check the linear layer from image features to embeddings that LLaVA's own code builds if the configuration asks for it."""
     if "use_mm_proj" not in folder.config:
         for name, tensor in stored.items():
             findings.warn(tensor.file, f"{name} is stored, but config.json does not mention it (use_mm_proj)")
         return
     width, hidden = folder.config.get("mm_hidden_size"), config.hidden_size
-    weight, bias = PROJECTOR
-    expected: dict[str, tuple[Json, ...]] = {weight: (hidden, width), bias: (hidden,)}
-    for name, shape in expected.items():
-        due = str(list(shape))
+    for name, shape in zip(PROJECTOR, ((hidden, width), (hidden,)), strict=True):
+        due = _text(shape)
         if name not in stored:
             findings.problem(folder.weights_file, MISSING, tensor=name, expected=due)
         elif stored[name].spec.shape != shape:
@@ -117,20 +109,13 @@ def _check_ties(folder: ModelFolder, names: StoredNames, model: Any, findings: C
     tied = [name for name, weight in model.named_parameters(remove_duplicate=False) if weight is output]
     stored = sorted({names.of(name) for name in tied if names.of(name).split(".")[-2:] == name.split(".")[-2:]})
     if len({folder.tensors[name].storage for name in stored if name in folder.tensors}) > 1:
-        findings.problem(
-            CONFIG,
-            "ties output and input embeddings (tie_word_embeddings), but both are stored",
-            found=" and ".join(stored),
-            expected="one of them, or tie_word_embeddings false",
-        )
+        problem = "ties output and input embeddings (tie_word_embeddings), but both are stored"
+        due = "one of them, or tie_word_embeddings false"
+        findings.problem(CONFIG, problem, found=" and ".join(stored), expected=due)
 
 
 def _note_dtypes(folder: ModelFolder, findings: CheckFindings) -> None:
-    """Note when weights have more than one dtype."""
-    counts: Counter[str] = Counter()
-    for tensor in folder.tensors.values():
-        if not is_buffer(tensor.spec.name):
-            counts[tensor.spec.dtype] += tensor.spec.count
+    counts = folder.weights_by_dtype()
     if len(counts) > 1:
         listed = ", ".join(f"{dtype} ({count:,} weights)" for dtype, count in counts.most_common())
         findings.notes.append(f"{folder.path}: weights of several dtypes: {listed}")

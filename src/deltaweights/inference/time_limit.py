@@ -24,10 +24,8 @@ def exit_after(seconds: int, program: str, where: str) -> None:
     stderr = os.dup(2)  # file descriptor 2 is redirected while a library works
 
     def give_up(_number: int, _frame: FrameType | None) -> NoReturn:
-        problem = f"transformers takes more than {seconds} seconds of CPU time"
-        error = CheckFailed(
-            problem, where=where, remedy="do not use this folder: its documents are not those of a model"
-        )
+        remedy = "do not use this folder: its documents are not those of a model"
+        error = CheckFailed(f"transformers takes more than {seconds} seconds of CPU time", where=where, remedy=remedy)
         os.write(stderr, f"{program}: error: {printable(str(error))}\n".encode(errors="backslashreplace"))
         os._exit(CheckFailed.exit_code)
 

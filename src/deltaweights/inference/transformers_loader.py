@@ -136,10 +136,7 @@ def model_class_named(name: str, config: Any) -> Any | None:
 
 
 def default_model_class(config: Any) -> Any:
-    """Return transformers' class for a configuration that generates text, from images too where there is one.
-
-    Raises ``LibraryError`` when there is none.
-    """
+    """Return transformers' class for a configuration that generates text, from images too where there is one."""
     import transformers  # noqa: PLC0415
 
     with library_errors():
@@ -182,20 +179,14 @@ class LoadingInfo:
 
 
 def load_names(model_class: Any, config: Any, shapes: Mapping[str, Shape]) -> LoadingInfo:
-    """Have transformers load tensors of these names and shapes on the meta device, and return what it reports.
-
-    This is ``from_pretrained`` itself, with everything that it renames, ties and ignores. Raises ``LibraryError``.
-    """
+    """Return what ``from_pretrained`` itself, with all that it renames, ties and ignores, says about tensors on the meta device."""
     import torch  # noqa: PLC0415
 
     def skip(*_arguments: object, **_options: object) -> None:
         """Do not fill missing tensors with random numbers: some versions allocate gigabytes."""
 
-    fillers = (
-        "_move_missing_keys_from_meta_to_device",
-        "_move_missing_keys_from_meta_to_cpu",
-        "_initialize_missing_keys",
-    )
+    move = "_move_missing_keys_from_meta_to"
+    fillers = (f"{move}_device", f"{move}_cpu", "_initialize_missing_keys")
     # The parent's name, because transformers looks up by it how to rename tensors.
     body = {"__module__": model_class.__module__} | {name: skip for name in fillers if hasattr(model_class, name)}
     probe: Any = type(model_class.__name__, (model_class,), body)

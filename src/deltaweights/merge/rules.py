@@ -13,7 +13,7 @@ from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import Mismatch
 from deltaweights.merge.operation import Fate, NewRows, Operation
-from deltaweights.recipes.mismatch_hints import likely_reason, pair_warnings
+from deltaweights.recipes.pair_check import likely_reason, pair_warnings
 from deltaweights.util.interruption import check
 from deltaweights.util.text import counted
 

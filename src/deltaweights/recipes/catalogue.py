@@ -12,8 +12,7 @@ from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import MalformedInput, UsageError
 from deltaweights.recipes.models import models
 from deltaweights.recipes.recipe import Recipe, check_head, parse_recipe
-from deltaweights.recipes.table import NAME, Table, candidates
-from deltaweights.recipes.toml_document import MAX_SIZE, TomlDocument, overlay, parse_toml
+from deltaweights.recipes.table import MAX_SIZE, NAME, Table, TomlDocument, candidates, overlay, parse_toml
 from deltaweights.util.text import natural_key
 
 SUFFIX = ".toml"
@@ -36,8 +35,7 @@ def load(name: str) -> Recipe:
 def load_file(path: str | os.PathLike[str], over: str | None = None) -> Recipe:
     """Return the recipe in the file at ``path``, laid over the recipe that it extends, or over the recipe ``over``.
 
-    Raises ``MalformedInput`` when it is not a recipe, ``InputOutputError`` when it cannot be read, ``UsageError`` when there is no
-    recipe ``over``, or the file extends another one.
+    Raises ``UsageError`` when there is no recipe ``over``, or the file extends another one.
     """
     where = os.fspath(path)
     with closing(LocalFile(Path(path))) as file:

@@ -7,9 +7,7 @@ from deltaweights.hub.ids import HubId, ModelSource
 from deltaweights.recipes.models import model
 from deltaweights.recipes.recipe import Recipe
 
-FULL_COMMIT = 40
-"""Hex digits of a full commit id; the Hub does not resolve shorter ones."""
-
+FULL_COMMIT = 40  # hex digits of a full commit id; the Hub does not resolve shorter ones
 SAFETENSORS = (".safetensors", ".safetensors.index.json")
 
 
@@ -19,10 +17,7 @@ def has_base_source(recipe: Recipe) -> bool:
 
 
 def base_source(recipe: Recipe) -> ModelSource:
-    """Return the repository of the base, without safetensors files if the hashes of its .bin files are known.
-
-    Raises ``UsageError`` when no repository is known.
-    """
+    """Return the repository of the base, without safetensors files if its .bin files' hashes are known. Raises ``UsageError``."""
     known = model(recipe.base_model) if recipe.base_model is not None else None
     if known is None or known.repo is None:
         raise UsageError(f"recipe {recipe.name} does not say where its base is", remedy="give --base")

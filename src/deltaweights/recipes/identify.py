@@ -10,29 +10,24 @@ from deltaweights.errors import DeltaweightsError
 from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any
 from deltaweights.manifest.parse import Manifest
 from deltaweights.recipes.catalogue import load, recipe_of_file
-from deltaweights.recipes.mismatch_hints import FINE_TUNED_ROWS, hidden_size, layers, rows
-from deltaweights.recipes.models import FORMS, KnownModel, known_file, models
+from deltaweights.recipes.models import FORMS, known_file, models
+from deltaweights.recipes.pair_check import FINE_TUNED_ROWS, hidden_size, layers, rows
 from deltaweights.recipes.weight_scale import SMALL, typical_weight
 from deltaweights.util.text import Json, counted, strict_json
 
-MAX_CONFIG = 1024 * 1024
-"""Bytes of a config.json; real ones have a few kilobytes."""
-
+MAX_CONFIG = 1024 * 1024  # bytes of a config.json; real ones have a few kilobytes
+# Added to hashes that were not computed here; they were right when the file was downloaded.
 STATED = " (stated by the Hub's cache)"
-"""Added to hashes that were not computed here; they were right when the file was downloaded."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a checkpoint is. ``model`` is a key of models.toml; ``certain`` says that computed hashes of all files match.
-
-    ``typical`` is the root mean square of sampled matrices; None when there are none.
-    """
+    """What a checkpoint is, in words and as a key of models.toml."""
 
     text: str
     model: str | None = None
-    certain: bool = False
-    typical: float | None = None
+    certain: bool = False  # whether computed hashes of all files match
+    typical: float | None = None  # the root mean square of sampled matrices, if there are any
 
 
 def identify(
@@ -42,10 +37,7 @@ def identify(
     read: bool,
     stated: Callable[[Checkpoint], Manifest | None] = manifest_of_if_any,
 ) -> Identity:
-    """Return what ``checkpoint`` is; ``hashes`` are sha256 by file name, ``read`` from the files or stated by the Hub's cache.
-
-    ``stated`` returns its manifest; it is called only if hashes do not tell.
-    """
+    """Return what ``checkpoint`` is; ``hashes`` are sha256 by file name, ``read`` from the files or stated by the Hub's cache."""
     typical = typical_weight(checkpoint.tensors.values())
     by_hash = _by_hashes(checkpoint, hashes, read=read)
     if by_hash is not None:
@@ -92,9 +84,10 @@ def _by_shapes(checkpoint: Checkpoint, typical: float | None) -> str:
     hidden, depth = hidden_size(specs), layers(specs)
     if not hidden:
         return "no embedding under a LLaMA's name"
-    likely = " or ".join(known.title for known in models() if _has_shapes(known, hidden, depth))
+    with_rows = [known for known in models() if known.shapes.base_rows is not None]
+    likely = [known.title for known in with_rows if (known.shapes.hidden_size, known.shapes.layers) == (hidden, depth)]
     size = f"{counted(depth, 'layer')}, hidden size {hidden}, {rows(specs)} rows"
-    facts = [f"shapes of {likely}" if likely else f"{size}: no model that is known by its shapes"]
+    facts = [f"shapes of {' or '.join(likely)}" if likely else f"{size}: no model that is known by its shapes"]
     if rows(specs) in FINE_TUNED_ROWS:
         facts.append(f"{rows(specs)} rows as {FINE_TUNED_ROWS[rows(specs)]} has")
     hint = generation_of_config(checkpoint)
@@ -104,11 +97,6 @@ def _by_shapes(checkpoint: Checkpoint, typical: float | None) -> str:
         kind = "as small as a delta's" if typical < SMALL else "as large as a model's"
         facts.append(f"weights {kind} (typically {typical:.2g})")
     return "; ".join(facts)
-
-
-def _has_shapes(known: KnownModel, hidden: int, depth: int) -> bool:
-    shapes = known.shapes
-    return (shapes.hidden_size, shapes.layers) == (hidden, depth) and shapes.base_rows is not None
 
 
 def config_of(checkpoint: Checkpoint) -> dict[str, Json]:

@@ -14,8 +14,6 @@ from deltaweights.manifest.digest_files import digest_file
 from deltaweights.report import Report
 from deltaweights.util.workers import run_parallel
 
-REMEDY = "leave one of --stream and --hash-inputs out"
-
 
 @dataclass(frozen=True)
 class InputHashes:
@@ -26,21 +24,20 @@ class InputHashes:
     seconds: float = 0.0
 
     def __or__(self, other: InputHashes) -> InputHashes:
-        """Combine the hashes of different roles."""
         return InputHashes({**self.files, **other.files}, self.read | other.read, self.seconds + other.seconds)
 
 
 def collect_hashes(checkpoints: Mapping[str, Checkpoint], workers: int | None, report: Report) -> InputHashes:
     """Return the sha256 of all weights files, computed by ``workers`` threads; if None, those that the Hub's cache states.
 
-    Warns about files that differ from what the cache states. Raises ``InputOutputError`` when a file cannot be read,
-    ``UsageError`` when it is streamed.
+    Warns about files that differ from what the cache states. Raises ``UsageError`` for a streamed file.
     """
     if workers is None:
         return InputHashes({role: _stated(checkpoint) for role, checkpoint in checkpoints.items()})
     if any(weights.file.streamed for checkpoint in checkpoints.values() for weights in checkpoint.files):
         # The next reading may give other bytes than the one that was hashed.
-        raise UsageError("--hash-inputs has nothing to hash", found="streamed inputs", remedy=REMEDY)
+        remedy = "leave one of --stream and --hash-inputs out"
+        raise UsageError("--hash-inputs has nothing to hash", found="streamed inputs", remedy=remedy)
     began = time.monotonic()
     computed = _compute(checkpoints, workers, report)
     for role, checkpoint in checkpoints.items():

@@ -11,13 +11,10 @@ from importlib.resources import files
 
 from deltaweights.errors import UsageError
 from deltaweights.recipes.recipe import FileHash, Shapes, check_head, read_hashes, read_shapes
-from deltaweights.recipes.table import LINE, REPO, REVISION, Table, candidates
-from deltaweights.recipes.toml_document import parse_toml
+from deltaweights.recipes.table import LINE, REPO, REVISION, Table, candidates, parse_toml
 
-FORMAT = "deltaweights-models"
-
+# Meta's own layout, and the Hugging Face layout in both containers.
 FORMS = {"meta": "Meta's files", "bin": "Hugging Face .bin", "safetensors": "Hugging Face safetensors"}
-"""Meta's own layout, and the Hugging Face layout in both containers."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +26,15 @@ class KnownFile(FileHash):
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model whose files are known. ``config`` holds the values of its config.json that distinguish it from its siblings.
-
-    ``revisions`` are full commit ids of ``repo`` that have these files; the first one is preferred.
-    """
+    """A model whose files are known."""
 
     key: str
     title: str
     generation: str
     repo: str | None
-    revisions: tuple[str, ...]
+    revisions: tuple[str, ...]  # full commit ids that have these files, the preferred one first
     shapes: Shapes
-    config: dict[str, float]
+    config: dict[str, float]  # the values of its config.json that distinguish it from its siblings
     files: tuple[KnownFile, ...]
 
     @property
@@ -53,7 +47,7 @@ class KnownModel:
 def models() -> tuple[KnownModel, ...]:
     """Return all known models, in the order of models.toml."""
     document = parse_toml(files("deltaweights.recipes").joinpath("models.toml").read_bytes(), "models.toml")
-    check_head(document, "models.toml", FORMAT)
+    check_head(document, "models.toml", "deltaweights-models")
     listed = Table(document, "models.toml", keys=("format", "version", "models")).table("models")
     return tuple(_model(key, listed) for key in listed)
 
@@ -78,18 +72,12 @@ def _model(key: str, listed: Table) -> KnownModel:
 
 def model(key: str) -> KnownModel:
     """Return the model with this key. Raises ``UsageError`` when there is none."""
-    for known in models():
-        if known.key == key:
-            return known
-    keys = [known.key for known in models()]
-    raise UsageError("not a known model", found=key, expected=candidates(key, keys))
-
-
-@cache
-def _by_hash() -> dict[str, tuple[KnownModel, KnownFile]]:
-    return {file.sha256: (known, file) for known in models() for file in known.files}
+    by_key = {known.key: known for known in models()}
+    if key not in by_key:
+        raise UsageError("not a known model", found=key, expected=candidates(key, list(by_key)))
+    return by_key[key]
 
 
 def known_file(sha256: str) -> tuple[KnownModel, KnownFile] | None:
     """Return the model that has a file with this sha256 (lower-case hex), and the file; None when it is unknown."""
-    return _by_hash().get(sha256)
+    return next(((known, file) for known in models() for file in known.files if file.sha256 == sha256), None)

@@ -1,36 +1,49 @@
-"""Check that base and delta have the sizes in the recipe, and that the delta is complete."""
+"""Whether base and delta fit the recipe, and the likely reason why they do not fit, or should not be merged though they do.
+
+The sizes are those of the published models: LLaMA-1 has 32000 rows at 7B to 65B; Vicuna v0 and Alpaca added one row, LLaVA v0
+three, LLaVA-Med four.
+"""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
 
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.projector import FILE as PROJECTOR_FILE
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
+from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.errors import Mismatch
-from deltaweights.recipes.mismatch_hints import EMBEDDING, REMEDY, layers
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.util.text import counted
 
-HEAD = "lm_head.weight"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 GATE = "model.layers.0.mlp.gate_proj.weight"
+
+MODEL_SIZES = {4096: "7B", 5120: "13B", 6656: "30B", 8192: "65B"}  # by hidden size
+# Rows of the embedding that are not those of the original LLaMA, and whose they are.
+FINE_TUNED_ROWS = {32001: "Vicuna v0 or Alpaca", 32003: "LLaVA", 32004: "LLaVA-Med", 128256: "LLaMA-3"}
+# Dtypes in which GPTQ, AWQ, bitsandbytes and others store weights.
+INTEGERS = frozenset({"U8", "I8", "I16", "I32", "I64"})
+REMEDY = "use the original LLaMA-1 of the delta's size as the base"
+REMEDY_TO_MAKE = "use the base that the target was fine-tuned from"
+
+Specs = Mapping[str, TensorSpec]
 
 
 def check_pair(recipe: Recipe, base: Checkpoint, delta: Checkpoint) -> None:
     """Raise ``Mismatch`` when base or delta have other sizes than the recipe, or the delta lacks a required tensor."""
     for name in recipe.required:
         if name not in delta.tensors:
-            raise Mismatch(
-                f"not the whole delta of recipe {recipe.name}",
-                where=f"delta {delta.path}",
-                tensor=name,
-                found="no such tensor",
-                remedy=f"is {PROJECTOR_FILE} missing beside the shards?" if name in PROJECTOR else "fetch it again",
-            )
+            problem, where = f"not the whole delta of recipe {recipe.name}", f"delta {delta.path}"
+            remedy = f"is {PROJECTOR_FILE} missing beside the shards?" if name in PROJECTOR else "fetch it again"
+            raise Mismatch(problem, where=where, tensor=name, found="no such tensor", remedy=remedy)
     shapes = recipe.shapes
-    for checkpoint, rows in ((base, shapes.base_rows), (delta, shapes.delta_rows)):
+    for checkpoint, row_count in ((base, shapes.base_rows), (delta, shapes.delta_rows)):
         for name, axis, expected, what in (
-            (EMBEDDING, 0, rows, "rows"),
+            (EMBEDDING, 0, row_count, "rows"),
             (EMBEDDING, 1, shapes.hidden_size, "columns"),
-            (HEAD, 0, rows, "rows"),
+            (HEAD, 0, row_count, "rows"),
             (GATE, 0, shapes.intermediate_size, "rows"),
         ):
             shape = checkpoint.tensors[name].spec.shape if name in checkpoint.tensors else ()
@@ -43,11 +56,82 @@ def check_pair(recipe: Recipe, base: Checkpoint, delta: Checkpoint) -> None:
 
 def _mismatch(recipe: Recipe, checkpoint: Checkpoint, found: str, expected: int, tensor: str | None) -> Mismatch:
     role = checkpoint.role
-    return Mismatch(
-        f"not the {role} of recipe {recipe.name}",
-        where=f"{role} {checkpoint.path}",
-        tensor=tensor,
-        found=found,
-        expected=expected,
-        remedy=REMEDY if role == "base" else "use the delta that the recipe names, or another recipe",
-    )
+    problem, where = f"not the {role} of recipe {recipe.name}", f"{role} {checkpoint.path}"
+    remedy = REMEDY if role == "base" else "use the delta that the recipe names, or another recipe"
+    return Mismatch(problem, where=where, tensor=tensor, found=found, expected=expected, remedy=remedy)
+
+
+def likely_reason(base: Specs, primary: Specs, role: str) -> str:
+    """Return why ``base`` and ``primary``, whose ``role`` is "delta" or "target", likely do not fit, and what to do."""
+    reason = _other_layout(base, primary, role) or _other_content(base, primary, role)
+    if reason is not None:
+        return reason
+    making = role == "target"
+    remedy = REMEDY_TO_MAKE if making else REMEDY
+    hidden_base, hidden_primary = hidden_size(base), hidden_size(primary)
+    if hidden_base != hidden_primary and hidden_base and hidden_primary:
+        return f"likely models of two sizes: base {_size(hidden_base)}, {role} {_size(hidden_primary)}; {remedy}"
+    layers_base, layers_primary = layers(base), layers(primary)
+    if layers_base != layers_primary:
+        return f"base has {layers_base} layers, the {role} {layers_primary}: two models, or an incomplete one; {remedy}"
+    if rows(base) in FINE_TUNED_ROWS and not making:
+        owner = FINE_TUNED_ROWS[rows(base)]
+        return f"{rows(base)} rows: the base is likely {owner}, which is already fine-tuned; {remedy}"
+    if any("mm_projector" in name or "vision_tower" in name for name in base) and not making:
+        return f"the base is likely already a LLaVA model; {remedy}"
+    return f"base and {role} are likely not a pair; {remedy}"
+
+
+def _other_layout(base: Specs, primary: Specs, role: str) -> str | None:
+    """Return the reason if tensors have the names of another layout. It is tried first: layers are counted by name."""
+    if any(".attention.wq." in name for name in base):
+        return "the base has Meta's tensor names: give the folder with all its consolidated.*.pth files and params.json"
+    for of, specs in (("base", base), (role, primary)):
+        if any(name.startswith("language_model.model.") for name in specs):
+            return f"the {of} is in the layout of current transformers: use that model in the original layout"
+    if EMBEDDING not in base and "embed_tokens.weight" in base:
+        return "the base was saved without its head (LlamaModel, not LlamaForCausalLM): use the full checkpoint"
+    return None
+
+
+def _other_content(base: Specs, primary: Specs, role: str) -> str | None:
+    making = role == "target"
+    if any("lora_" in name for name in primary):
+        return f"the {role} holds LoRA adapters{'' if making else ', not delta weights'}: merge it with peft"
+    if any(spec.dtype in INTEGERS for spec in primary.values()):
+        return f"the {role} holds whole numbers: it is likely a quantized model{'' if making else ', and no delta'}"
+    if any(spec.dtype in INTEGERS for spec in base.values()):
+        remedy = REMEDY_TO_MAKE if making else REMEDY
+        return f"the base holds whole numbers: it is likely quantized; {remedy}, in float16"
+    return None
+
+
+def pair_warnings(base: Specs, delta: Specs) -> tuple[str, ...]:
+    """Return warnings about a pair whose shapes fit, but whose base is likely not one that deltas are published for."""
+    warnings = []
+    if rows(base) in FINE_TUNED_ROWS and rows(base) != rows(delta):
+        likely = f"{FINE_TUNED_ROWS[rows(base)]}, not the original LLaMA (32000 rows)"
+        warnings.append(f"base has {rows(base)} rows: it is likely {likely}; {REMEDY}")
+    if any("mm_projector" in name for name in base):
+        warnings.append(f"base has a multimodal projector: it is likely already a LLaVA model; {REMEDY}")
+    return tuple(warnings)
+
+
+def rows(specs: Specs) -> int:
+    """Return the rows of the embedding, 0 when there is none."""
+    return specs[EMBEDDING].shape[0] if EMBEDDING in specs and specs[EMBEDDING].shape else 0
+
+
+def hidden_size(specs: Specs) -> int:
+    """Return the columns of the embedding, 0 when there is none."""
+    return specs[EMBEDDING].shape[-1] if EMBEDDING in specs and specs[EMBEDDING].shape else 0
+
+
+def layers(names: Iterable[str]) -> int:
+    """Return the number of layers that tensors of these names belong to."""
+    found = (re.match(r"model\.layers\.([0-9]{1,6})\.", name) for name in names)
+    return max((int(layer.group(1)) + 1 for layer in found if layer), default=0)
+
+
+def _size(hidden: int) -> str:
+    return f"{MODEL_SIZES[hidden]} (hidden size {hidden})" if hidden in MODEL_SIZES else f"hidden size {hidden}"

@@ -12,21 +12,15 @@ from blake3 import blake3
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.errors import MalformedInput
 from deltaweights.recipes.table import ARCHIVE, FILE_NAME, LINE, NAME, REPO, REVISION, SHA256, TEXT, URL, Table
-from deltaweights.recipes.toml_document import TomlDocument
 
 FORMAT, VERSION = "deltaweights-recipe", 1
 
 COMPUTE_DTYPES = ("float16", "float32", "bfloat16")
 
+# What the delta's new rows are added to: nothing, so that they are copied; zero; or the mean of the base's rows.
 NEW_ROWS = ("copy", "zero", "mean")
-"""What the delta's new rows are added to: nothing, so that they are copied; zero; or the mean of the base's rows."""
-
-DELTA_ONLY = PROJECTOR
-"""The tensors that only the delta may have, unless a recipe says otherwise: LLaVA's projector."""
-
-MAX_DIMENSION = 1_000_000
-MAX_LAYERS = 10_000
-MAX_FILE_SIZE = 2**53
+DELTA_ONLY = PROJECTOR  # the tensors that only the delta may have, unless a recipe says otherwise: LLaVA's projector
+MAX_DIMENSION, MAX_LAYERS, MAX_FILE_SIZE = 1_000_000, 10_000, 2**53
 
 KEYS = (
     "format", "version", "extends", "name", "title", "description", "sources", "notice", "notes",
@@ -45,17 +39,13 @@ class FileHash:
 
 @dataclass(frozen=True)
 class DeltaSource:
-    """Where a delta is published: a repository on the Hub, and zip files with the same delta.
-
-    ``revision`` may be an abbreviated commit id. ``has_weights`` is False when the repository exists without weights. If two
-    ``files`` have the same name, both circulate.
-    """
+    """Where a delta is published: a repository on the Hub, and zip files with the same delta."""
 
     repo: str | None
-    revision: str | None
-    has_weights: bool
+    revision: str | None  # may be an abbreviated commit id
+    has_weights: bool  # False when the repository exists without weights
     archives: tuple[str, ...]
-    files: tuple[FileHash, ...]
+    files: tuple[FileHash, ...]  # two of the same name both circulate
 
 
 @dataclass(frozen=True)
@@ -81,16 +71,7 @@ class SumCheck:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A pair of base and delta, and the rules that merge it.
-
-    ``base_model`` is a key of models.toml; ``base_files`` are further known files of the right base. ``stated`` says that the
-    delta is known to have been computed in ``compute_dtype``. ``new_rows`` is one of ``NEW_ROWS``; ``delta_only`` names the
-    tensors that only the delta may have, ``required`` those of them that it must have. ``digest`` covers everything that decides
-    the weights: name, arithmetic, rules (except ``required``), shapes and checks.
-
-    For the layout of current transformers: ``vision_tower`` is a key of models.toml, ``conversation`` one of conversations.toml,
-    ``tokens`` are the ids of added tokens.
-    """
+    """A pair of base and delta, and the rules that merge it; the last three fields are for the layout of current transformers."""
 
     name: str
     title: str
@@ -99,22 +80,22 @@ class Recipe:
     notice: str
     notes: tuple[str, ...]
     delta: DeltaSource
-    base_model: str | None
-    base_files: tuple[FileHash, ...]
+    base_model: str | None  # a key of models.toml
+    base_files: tuple[FileHash, ...]  # further known files of the right base
     compute_dtype: str
-    stated: bool
-    new_rows: str
-    delta_only: frozenset[str]
-    required: tuple[str, ...]
+    stated: bool  # whether the delta is known to have been computed in compute_dtype
+    new_rows: str  # one of NEW_ROWS
+    delta_only: frozenset[str]  # tensors that only the delta may have
+    required: tuple[str, ...]  # those of delta_only that it must have
     shapes: Shapes
     checks: SumCheck | None
-    digest: str
-    vision_tower: str | None = None
-    conversation: str | None = None
-    tokens: Mapping[str, int] = field(default_factory=dict)
+    digest: str  # of all that decides the weights: name, arithmetic, rules (except required), shapes and checks
+    vision_tower: str | None = None  # a key of models.toml
+    conversation: str | None = None  # a key of conversations.toml
+    tokens: Mapping[str, int] = field(default_factory=dict)  # ids of added tokens
 
 
-def check_head(document: TomlDocument, where: str, expected: str = FORMAT) -> None:
+def check_head(document: dict[str, Any], where: str, expected: str = FORMAT) -> None:
     """Raise ``MalformedInput`` unless ``document`` has the ``expected`` format and the supported version."""
     top = Table(document, where)
     top.require("format", "version")
@@ -125,11 +106,8 @@ def check_head(document: TomlDocument, where: str, expected: str = FORMAT) -> No
         raise MalformedInput(problem, where=where, found=version, expected=VERSION, remedy=remedy)
 
 
-def parse_recipe(document: TomlDocument, where: str) -> Recipe:
-    """Parse a recipe that extends no other; ``where`` is for messages.
-
-    Raises ``MalformedInput`` when a key is unknown, missing or of the wrong kind.
-    """
+def parse_recipe(document: dict[str, Any], where: str) -> Recipe:
+    """Parse a recipe that extends no other. Raises ``MalformedInput`` when a key is unknown, missing or of the wrong kind."""
     check_head(document, where)
     top = Table(document, where, keys=KEYS)
     if "extends" in top:
@@ -166,7 +144,6 @@ def parse_recipe(document: TomlDocument, where: str) -> Recipe:
 
 
 def _rules(top: Table, compute_dtype: str) -> dict[str, Any]:
-    """Return the fields from ``rules``."""
     table = top.table("rules", ("new_rows", "delta_only", "required"))
     new_rows = table.choice("new_rows", NEW_ROWS, "copy")
     named = table.texts("delta_only", LINE)
@@ -194,7 +171,6 @@ def _digest(recipe: Recipe) -> str:
 
 
 def _transformers(top: Table) -> dict[str, Any]:
-    """Return the fields from ``transformers``, which do not affect the weights."""
     table = top.table("transformers", ("vision_tower", "conversation", "tokens"))
     tokens = table.table("tokens")
     for token in tokens:
@@ -218,10 +194,7 @@ def _delta(top: Table) -> DeltaSource:
 
 
 def read_hashes(files: Table) -> Iterator[FileHash]:
-    """Yield the hashes in a table of file names; each value is a sha256, a table of sha256 and size, or a list of these.
-
-    Raises ``MalformedInput``.
-    """
+    """Yield the hashes in a table of file names; each value is a sha256, a table of sha256 and size, or a list of these."""
     for name in files:
         files.check_key(name, FILE_NAME)
         value = files.value(name)
@@ -233,7 +206,7 @@ def read_hashes(files: Table) -> Iterator[FileHash]:
 
 
 def read_shapes(top: Table) -> Shapes:
-    """Return the sizes in the table ``shapes``. Raises ``MalformedInput``."""
+    """Return the sizes in the table ``shapes``."""
     keys = tuple(asdict(Shapes()))
     table = top.table("shapes", keys)
     shapes = Shapes(**{key: table.whole(key, MAX_LAYERS if key == "layers" else MAX_DIMENSION) for key in keys})

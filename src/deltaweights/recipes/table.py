@@ -1,4 +1,4 @@
-"""Strict reading of TOML tables: every key is checked, unknown keys are refused, and booleans are not numbers."""
+"""Strict and bounded reading of TOML from strangers: every key is checked, unknown keys are refused, booleans are not numbers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from deltaweights.errors import MalformedInput
 
-MAX_COMPARED = 80
-"""Characters of a name that are compared with known ones: the time is quadratic in them."""
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
-MAX_FLOAT = sys.float_info.max
+TomlDocument = dict[str, Any]
+
+MAX_SIZE = 1024 * 1024  # bytes of a recipe; real ones have a few kilobytes
+# Real recipes have a few hundred, prose included; a dotted key of 20,000 parts takes the parser seconds and gigabytes.
+MAX_DOTS = 2000
+MAX_COMPARED = 80  # characters of a name that are compared with known ones: the time is quadratic in them
 
 
 @dataclass(frozen=True)
@@ -38,16 +46,44 @@ LINE = TextFormat("one line of printable text", _one_line)
 TEXT = TextFormat("printable text", lambda text: text.replace("\n", "").isprintable())
 FILE_NAME = TextFormat("the name of a file, without folders", _file_name)
 ARCHIVE = TextFormat("the name of a zip file", lambda text: _file_name(text) and text.lower().endswith(".zip"))
-NAME = TextFormat(
-    "at most 64 lower-case letters, digits, '.', '_' and '-'", re.compile(r"[a-z0-9][a-z0-9._-]{0,63}").fullmatch
-)
-REPO = TextFormat(
-    "an id of the Hub, ORG/NAME",
-    re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}").fullmatch,
-)
+_NAME, _REPO_PART = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}"), r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+NAME = TextFormat("at most 64 lower-case letters, digits, '.', '_' and '-'", _NAME.fullmatch)
+REPO = TextFormat("an id of the Hub, ORG/NAME", re.compile(rf"(?!.*\.\.){_REPO_PART}/{_REPO_PART}").fullmatch)
 REVISION = TextFormat("7 to 40 lower-case hex digits of a commit id", re.compile("[0-9a-f]{7,40}").fullmatch)
 SHA256 = TextFormat("64 lower-case hex digits", re.compile("[0-9a-f]{64}").fullmatch)
 URL = TextFormat("an address that begins with https:// or http://", re.compile("https?://[!-~]+").fullmatch)
+
+
+def parse_toml(data: bytes, where: str) -> TomlDocument:
+    """Parse a TOML document. Raises ``MalformedInput`` when it is too large, not UTF-8, not TOML, or has duplicate keys."""
+    if len(data) > MAX_SIZE:
+        found, remedy = f"more than {MAX_SIZE:,} bytes", "give the recipe, not the weights"
+        raise MalformedInput("too long for a recipe", where=where, found=found, remedy=remedy)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{data[error.start]:02x} at {error.start}"
+        raise MalformedInput("not UTF-8", where=where, found=found, remedy="save it as UTF-8") from None
+    dots = text.count(".")
+    if dots > MAX_DOTS:
+        problem, expected = "too many dots for a recipe", f"at most {MAX_DOTS}"
+        raise MalformedInput(problem, where=where, found=dots, expected=expected, remedy="shorten it")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        fault = "nested too deeply"
+    except ValueError as error:  # not only TOMLDecodeError: also for a number of thousands of digits, or February 31
+        fault = str(error)
+    raise MalformedInput("not TOML", where=where, found=fault, remedy="correct it there")
+
+
+def overlay(below: TomlDocument, above: TomlDocument) -> TomlDocument:
+    """Return ``below`` with the keys of ``above`` replaced; tables that are in both are merged in the same way, one level deep."""
+    laid = {**below, **above}
+    for key, value in below.items():
+        if isinstance(value, dict) and isinstance(laid[key], dict):
+            laid[key] = {**value, **laid[key]}
+    return laid
 
 
 class Table:
@@ -144,7 +180,7 @@ class Table:
         if value is None:
             return None
         # Comparisons are exact, even for integers too large for a float, and false for NaN.
-        if type(value) not in {int, float} or not max(least, -MAX_FLOAT) <= value <= MAX_FLOAT:
+        if type(value) not in {int, float} or not max(least, -sys.float_info.max) <= value <= sys.float_info.max:
             raise self.unusable(key, "a finite number" if least < 0 else f"a finite number, at least {least:g}")
         return float(value)
 
@@ -153,10 +189,8 @@ class Table:
         return self._unusable(self.name(key), self._values[key], expected, required=key in self._required)
 
     def _unusable(self, what: str, found: object, expected: str, *, required: bool = True) -> MalformedInput:
-        remedy = "correct it" if required else "correct it, or leave it out"
-        return MalformedInput(
-            f"{what} is not usable", where=self.where, found=_shown(found), expected=expected, remedy=remedy
-        )
+        problem, remedy = f"{what} is not usable", "correct it" if required else "correct it, or leave it out"
+        return MalformedInput(problem, where=self.where, found=_shown(found), expected=expected, remedy=remedy)
 
 
 def nearest(name: str, known: Sequence[str]) -> list[str]:
@@ -170,7 +204,7 @@ def candidates(name: str, known: Sequence[str]) -> str:
 
 
 def _shown(value: object) -> str:
-    """Return a value as in TOML, as far as a message has room for it."""
+    """Return a value as in TOML, shortened for messages."""
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, list):

@@ -8,18 +8,13 @@ from collections.abc import Iterable, Mapping
 
 from deltaweights.checkpoint.tensors import LazyTensor
 
-SAMPLED, ELEMENTS = 16, 1024
-"""Matrices that are sampled, and elements of each."""
-
+SAMPLED, ELEMENTS = 16, 1024  # matrices that are sampled, and elements of each
+# The root mean square of weights below which a checkpoint is likely a delta. LLaMA's matrices have 0.01 to
+# 0.03, a fine-tuning step of 2 % of that about 0.0004.
 SMALL = 0.004
-"""The root mean square of weights below which a checkpoint is likely a delta. LLaMA's matrices have 0.01 to 0.03, a fine-tuning
-step of 2 % of that about 0.0004."""
-
+# The share of the base's weights from which on a delta's weights are those of a model, not of a step.
 AS_LARGE = 0.5
-"""The share of the base's weights from which on a delta's weights are those of a model, not of a fine-tuning step."""
-
-_DECODERS = {"F16": "e", "BF16": "f", "F32": "f", "F64": "d"}
-"""Format characters of the struct module."""
+_DECODERS = {"F16": "e", "BF16": "f", "F32": "f", "F64": "d"}  # format characters of the struct module
 
 
 def typical_weight(tensors: Iterable[LazyTensor]) -> float | None:

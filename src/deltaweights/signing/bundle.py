@@ -9,15 +9,13 @@ import base64
 import binascii
 from dataclasses import dataclass
 
-from deltaweights.signing.protobuf_json import normalized_key, parse_protobuf_json
-from deltaweights.util.limits import BUNDLE
-from deltaweights.util.text import Json, compact_json
+from deltaweights.util.limits import BUNDLE, Limit
+from deltaweights.util.text import Json, compact_json, strict_json
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
-
-_ALTERNATIVES = frozenset(map(normalized_key, ("messageSignature", "certificate", "x509CertificateChain")))
-"""What a bundle may have in place of an envelope or a key. With both, programs could verify different things."""
+# What a bundle may have in place of an envelope or a key, normalized. With both, programs could verify different things.
+_ALTERNATIVES = {"messagesignature", "certificate", "x509certificatechain"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def parse_bundle(data: bytes) -> Bundle:
         signatures, material = envelope["signatures"], document["verificationMaterial"]
         if len(signatures) != 1:
             raise ValueError(f"{len(signatures)} signatures, not one")
-        extra = sorted(key for key in (*document, *material) if normalized_key(key) in _ALTERNATIVES)
+        extra = sorted(key for key in (*document, *material) if _normalized(key) in _ALTERNATIVES)
         if extra:
             raise ValueError(f"more than a signature by a key: {', '.join(extra)}")
         hint = material["publicKey"].get("hint")
@@ -62,6 +60,31 @@ def parse_bundle(data: bytes) -> Bundle:
         return Bundle(_from_base64(envelope["payload"]), _from_base64(signatures[0]["sig"]), key)
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"not a bundle with one signature by a key: no {error}") from None
+
+
+def parse_protobuf_json(data: bytes, limit: Limit) -> Json:
+    """Parse JSON that other programs read with protobuf. Raises ``ValueError``, also for one key of an object in two spellings.
+
+    Protobuf's readers take ``messageSignature`` and ``message_signature`` for one field; which of them wins depends on the reader.
+    """
+    document = strict_json(data, limit)
+    pending = [document]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, list):
+            pending += value
+        elif isinstance(value, dict):
+            seen: dict[str, str] = {}
+            for key in value:
+                other = seen.setdefault(_normalized(key), key)
+                if other != key:
+                    raise ValueError(f"one key in two spellings: {other} and {key}")
+            pending += value.values()
+    return document
+
+
+def _normalized(key: str) -> str:
+    return key.replace("_", "").casefold()
 
 
 def pae(payload: bytes) -> bytes:

@@ -57,15 +57,10 @@ def sign_folder(
     _check_replaceable(path)
     _remove_leftovers(path)
     manifest, digests = digests_to_sign(root)
-    payload = statement_bytes(manifest.content_digest, digests, UNSIGNED)
-    replace_file(path, Bundle(payload, key.sign(pae(payload)), key.public.name).to_bytes())
-    return SignResult(
-        target=str(root),
-        signature=str(path),
-        key=key.public.name,
-        files=len(digests),
-        content_digest=manifest.content_digest,
-    )
+    digest, name = manifest.content_digest, key.public.name
+    payload = statement_bytes(digest, digests, UNSIGNED)
+    replace_file(path, Bundle(payload, key.sign(pae(payload)), name).to_bytes())
+    return SignResult(target=str(root), signature=str(path), key=name, files=len(digests), content_digest=digest)
 
 
 def read_signature(

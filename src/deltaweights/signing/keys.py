@@ -7,14 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAlgorithm
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_private_key,
-    load_pem_public_key,
-)
 
 from deltaweights.checkpoint.small_files import read_small
 from deltaweights.errors import MalformedInput, UsageError
@@ -22,9 +17,8 @@ from deltaweights.errors import MalformedInput, UsageError
 MAX_KEY = 64 * 1024
 EXPECTED = "an elliptic-curve key (P-256, P-384 or P-521) in PEM"
 MAKE = "make one with: openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
-
+# The hash that each curve signs with, as in OpenSSF Model Signing.
 HASHES: dict[str, HashAlgorithm] = {"secp256r1": SHA256(), "secp384r1": SHA384(), "secp521r1": SHA512()}
-"""The hash that each curve signs with, as in OpenSSF Model Signing."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +30,8 @@ class PublicKey:
     @property
     def name(self) -> str:
         """The sha256 (hex) of the key in PEM, SubjectPublicKeyInfo, as bundles name it."""
-        return hashlib.sha256(self.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+        layout = serialization.PublicFormat.SubjectPublicKeyInfo
+        return hashlib.sha256(self.key.public_bytes(serialization.Encoding.PEM, layout)).hexdigest()
 
     def verifies(self, data: bytes, signature: bytes) -> bool:
         """Return whether ``signature`` (DER) of ``data`` was made with the private key of this one."""
@@ -68,14 +63,10 @@ class PrivateKey:
 
 
 def load_private(path: Path, password: bytes | None = None) -> PrivateKey:
-    """Read a private key.
-
-    Raises ``UsageError`` when it is encrypted and there is no ``password``, or the other way round; ``MalformedInput`` when it is
-    not a private key, ``InputOutputError``.
-    """
+    """Read a private key. Raises ``UsageError`` when it is encrypted but there is no ``password``, or the other way round."""
     data = read_small(path, MAX_KEY)
     try:
-        key = load_pem_private_key(data, password or None)
+        key = serialization.load_pem_private_key(data, password or None)
     except TypeError:  # cryptography raises it for a missing password, and for one that is not needed
         found, remedy = ("an encrypted key", "name a variable that has its password: --password-env NAME")
         if password:
@@ -91,11 +82,11 @@ def load_private(path: Path, password: bytes | None = None) -> PrivateKey:
 
 
 def load_public(path: Path) -> PublicKey:
-    """Read a public key. Raises ``MalformedInput`` when it is not one, ``InputOutputError``."""
+    """Read a public key. Raises ``MalformedInput`` when it is not one."""
     data = read_small(path, MAX_KEY)
     remedy = "give the public key: openssl ec -in key.pem -pubout -out pub.pem"
     try:
-        key = load_pem_public_key(data)
+        key = serialization.load_pem_public_key(data)
     except Exception as error:
         raise MalformedInput("the public key cannot be read", where=path, expected=EXPECTED, remedy=remedy) from error
     if not isinstance(key, ec.EllipticCurvePublicKey):

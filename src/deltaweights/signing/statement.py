@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 
-from deltaweights.signing.protobuf_json import parse_protobuf_json
+from deltaweights.signing.bundle import parse_protobuf_json
 from deltaweights.util.limits import STATEMENT
 from deltaweights.util.text import Json, compact_json
 
@@ -18,14 +18,11 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 METHOD = {"method": "files", "hash_type": "sha256"}
 
-_SHA256 = re.compile("[0-9a-f]{64}")
-
 
 def statement_bytes(subject: str, digests: Mapping[str, str], ignored: Iterable[str]) -> bytes:
     """Return the statement that the model has exactly the files in ``digests`` (sha256 in hex by name), besides ``ignored``.
 
-    ``subject`` names the model for readers; it is not compared. The subject's digest is the sha256 over the files' digests, as
-    bytes, in the order of the names.
+    ``subject`` names the model for readers and is not compared. Its digest is that over the files' digests, in the names' order.
     """
     names = sorted(digests)
     resources = [{"name": name, "algorithm": "sha256", "digest": digests[name]} for name in names]
@@ -55,7 +52,7 @@ def parse_statement(data: bytes) -> dict[str, str]:
     digests: dict[str, str] = {}
     for resource in _get(predicate, "resources", list):
         name, algorithm, digest = (_get(resource, key, str) for key in ("name", "algorithm", "digest"))
-        if algorithm != "sha256" or not _SHA256.fullmatch(digest):
+        if algorithm != "sha256" or not re.fullmatch("[0-9a-f]{64}", digest):
             raise ValueError(f"the digest of {name} is not a sha256")
         if name in digests:
             raise ValueError(f"{name} is named twice")

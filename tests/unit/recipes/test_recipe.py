@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from deltaweights.errors import MalformedInput
 from deltaweights.recipes.catalogue import load, load_file
 from deltaweights.recipes.recipe import DELTA_ONLY, KEYS, Recipe, Shapes, parse_recipe
-from deltaweights.recipes.toml_document import MAX_SIZE, TomlDocument, overlay
+from deltaweights.recipes.table import MAX_SIZE, TomlDocument, overlay
 from tests.support.errors import refused
 from tests.support.recipes import DOCS, DROP, FULL, HEAD, OWN, PROJECTOR, changed, places, written
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from deltaweights.errors import MalformedInput
 from deltaweights.recipes.catalogue import load_file
-from deltaweights.recipes.toml_document import parse_toml
+from deltaweights.recipes.table import parse_toml
 from tests.support.errors import refused
 from tests.support.limits import PATIENCE
 from tests.support.recipes import OWN, written
