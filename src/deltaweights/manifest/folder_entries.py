@@ -19,11 +19,7 @@ UNSIGNED = PERMITTED | {".git", ".gitattributes", ".github", ".gitignore"}
 
 @dataclass
 class FolderEntries:
-    """The names in a folder, except for those that are permitted beside any checkpoint.
-
-    ``files`` are regular files, ``links`` are links to regular files, ``folders`` are folders and links to folders. ``others``
-    maps every other name to a description.
-    """
+    """Names in a folder but permitted ones; ``links`` are to regular files, ``folders`` may be links, ``others`` are described."""
 
     files: set[str] = field(default_factory=set)
     links: set[str] = field(default_factory=set)
@@ -63,10 +59,7 @@ def scan_folder(root: Path, action: str) -> FolderEntries:
 
 
 def unsigned_entries(root: Path) -> dict[str, str]:
-    """Return the names in ``root`` that ``scan_folder`` passes over and a signature must cover, with a description.
-
-    Raises ``InputOutputError``.
-    """
+    """Return what ``scan_folder`` passes over and a signature must cover, with descriptions. Raises ``InputOutputError``."""
     permitted = [entry for entry in _scan(root, "look at") if _is_permitted(entry.name)]
     links = {entry.name: "a link" for entry in permitted if entry.is_symlink()}
     return {entry.name: "an extra file" for entry in permitted if entry.name not in UNSIGNED} | links

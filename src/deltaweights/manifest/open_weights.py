@@ -29,15 +29,11 @@ MAX_SHOWN = 8
 hostile file of a megabyte could have tensors of a petabyte."""
 
 
-AddProblem = Callable[..., None]
-"""``FolderCheck.add_problem``."""
+AddProblem = Callable[..., None]  # ``FolderCheck.add_problem``
 
 
 def open_for_listing(root: Path) -> Checkpoint:
-    """Open the checkpoint in ``root``, which may also be a single weights file of any name.
-
-    Raises the errors of ``open_checkpoint``, and ``MalformedInput`` when its tensors show the stored bytes too often.
-    """
+    """Open a folder's checkpoint, or single file. Raises ``MalformedInput`` also when tensors show stored bytes too often."""
     names = LocalDirectory(root).names()
     weights = [name for name in names if Path(name).suffix in SUFFIXES]
     is_single = len(weights) == 1 and not META_PART.fullmatch(weights[0]) and not set(names) & set(MAIN_FILES)
@@ -76,11 +72,7 @@ def request_for(
 def open_result_weights(
     root: Path, names: list[str], add_problem: AddProblem, stack: ExitStack, links: Collection[str]
 ) -> DigestRequest:
-    """Open the weights among the files ``names`` of a result, for ``stack`` to close; return the request to digest all files.
-
-    Only ``links`` may be symbolic links. Malformed weights, and weights that we would not have written, are reported to
-    ``add_problem`` and left out.
-    """
+    """Open the weights of a result, for ``stack`` to close; ``add_problem`` gets what is malformed or not ours: it is left out."""
     opened: dict[str, InputFile] = {}
     tensors: dict[str, LazyTensor] = {}
     sound = []

@@ -1,7 +1,4 @@
-"""The documents that are written: fragments, index, manifest and SHA256SUMS. Frozen: docs/manifest-format.md.
-
-They do not depend on the machine, the path or the time.
-"""
+"""The documents that are written, frozen by docs/manifest-format.md: they depend on no machine, path or time."""
 
 from __future__ import annotations
 
@@ -16,10 +13,7 @@ from deltaweights.util.json_reader import JsonReader
 from deltaweights.util.text import Json, LazyList, natural_key, readable_pieces
 
 MANIFEST, SUMS, INDEX = "manifest.json", "SHA256SUMS", "model.safetensors.index.json"
-
-Document = bytes | Iterable[bytes | memoryview]
-"""A document, or the chunks of one."""
-
+Document = bytes | Iterable[bytes | memoryview]  # a document, or the chunks of one
 MANIFEST_FORMAT, FRAGMENT_FORMAT, VERSION = "deltaweights-manifest", "deltaweights-fragment", 1
 
 
@@ -33,11 +27,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """Digests of one result tensor and its inputs; ``base`` is None when it was copied.
-
-    ``delta`` is the digest of the delta, or of the target that a delta is made from. ``uniform`` lists those of "result", "base"
-    and "lead" that are matrices whose elements are all the same number.
-    """
+    """Digests of a result tensor, its ``base`` (None if copied), its primary (``delta``); ``uniform``: which have one number."""
 
     name: str
     digest: str

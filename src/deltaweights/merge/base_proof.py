@@ -13,8 +13,7 @@ from enum import Enum
 from deltaweights.manifest.tally import Proof
 from deltaweights.util.text import natural_key
 
-MIN_EVIDENCE = 100_000
-"""Elements that must have moved before the absence of violations says anything."""
+MIN_EVIDENCE = 100_000  # elements that must have moved before the absence of violations says anything
 
 MIN_SHARE, SIZEABLE = 0.75, 1024
 """The share of weights that must lie in the region in tensors of ``SIZEABLE`` weights or more: of a fine-tuning step 98 % do, of a

@@ -1,7 +1,4 @@
-"""Upper bounds for the documents of a result, computed from its plan: what could not be read back is refused before the run.
-
-No document may exceed its bound, whatever is found in the weights.
-"""
+"""Upper bounds for the documents of a result, from its plan: what could not be read back is refused before the run."""
 
 from __future__ import annotations
 
@@ -141,7 +138,6 @@ def _fragment(shard: Shard) -> DocumentSize:
 
 
 def _header_is_readable(shard: Shard) -> bool:
-    """Return whether our reader accepts the header of a safetensors file."""
     size = DocumentSize(0, 0)
     for tensor in shard.tensors:
         size.add(tensor.spec.name, 0, commas=max(len(tensor.spec.shape), 1) + 3, objects=1, lists=2)

@@ -1,7 +1,4 @@
-"""Which shards of a plan belong to which part of a job that several processes share.
-
-A part's shards depend on nothing but the sizes and names of all shards and the number of parts, so all processes agree on them.
-"""
+"""Which shards of a plan each part of a shared job makes: only sizes, names and the number of parts decide, so all agree."""
 
 from __future__ import annotations
 
@@ -36,11 +33,7 @@ def parse_part(text: str) -> Part:
 
 
 def share_of(shards: Sequence[Shard], part: Part) -> list[Shard]:
-    """Return the shards of ``part``, in the order of the plan.
-
-    The largest shard is assigned first, each to the part with the fewest bytes so far, the first such part on a tie; so the loads
-    of two parts differ by at most one shard.
-    """
+    """Return the shards of ``part`` in plan order; the largest goes first, each to the (first) part with the fewest bytes."""
     loads = [0] * part.of
     mine: set[str] = set()
     for shard in sorted(shards, key=lambda shard: (-shard.size, shard.file)):

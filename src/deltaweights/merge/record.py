@@ -113,11 +113,7 @@ def merge_manifest(
     origins: Mapping[str, Mapping[str, str]],
     findings: Findings,
 ) -> Iterator[str]:
-    """Yield the manifest in pieces.
-
-    ``files`` are all files of the target but the manifest and SHA256SUMS; ``input_sha256`` holds the known whole-file hashes of
-    inputs, by role and file name; ``origins`` where inputs are from and how far they are verified, by role.
-    """
+    """Yield the manifest; ``files`` are all others of the target, ``input_sha256`` the known hashes by role and file name."""
 
     def tensors() -> Iterator[tuple[str, Json]]:
         for shard in plan.shards:

@@ -20,8 +20,7 @@ from deltaweights.util.text import counted
 GROWN = frozenset({"model.embed_tokens.weight", "lm_head.weight"})
 """Tensors whose primary may be larger than their base: the vocabulary was extended."""
 
-DELTA_ONLY = frozenset(PROJECTOR)
-"""Tensors that may be in the primary only: LLaVA's projector."""
+DELTA_ONLY = frozenset(PROJECTOR)  # tensors that may be in the primary only: LLaVA's projector
 
 BUFFER_SUFFIXES = (".rotary_emb.inv_freq", "rope.freqs")
 """Buffers, not weights: zero in a delta (target minus base), recomputed by current loaders, and harmful when copied. The second is
@@ -41,16 +40,12 @@ class MatchRules:
     new_rows: NewRows = NewRows.COPY
 
 
-LLAVA_RULES = MatchRules()
-"""Those of LLaVA and LLaVA-Med."""
+LLAVA_RULES = MatchRules()  # those of LLaVA and LLaVA-Med
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One tensor of the result: its primary, its base unless it is copied, and its fate.
-
-    ``renamed`` is its name in the result if that is not the primary's.
-    """
+    """One tensor of the result: primary, base unless copied, fate, and ``renamed``, its name if that is not the primary's."""
 
     primary: TensorSpec
     base: TensorSpec | None
@@ -92,10 +87,7 @@ def match_tensors(
     operation: Operation = Operation.APPLY,
     rules: MatchRules = LLAVA_RULES,
 ) -> Matching:
-    """Give every tensor of ``base`` and ``primary`` exactly one fate.
-
-    Raises ``Mismatch`` if that is impossible; the message names the first such tensor, both shapes and the likely reason.
-    """
+    """Give every tensor of both inputs one fate. Raises ``Mismatch`` for the first that has none, with a likely reason."""
     matches: list[Match] = []
     problems: list[Mismatch] = []
     for name, tensor in primary.items():
@@ -148,7 +140,6 @@ def _buffers(tensors: Mapping[str, LazyTensor]) -> tuple[Dropped, ...]:
 
 
 def _match_one(primary: LazyTensor, base: LazyTensor | None, operation: Operation, rules: MatchRules) -> Match:
-    """Return how two tensors of one name are combined. Raises ``Mismatch`` when they cannot be."""
     spec, role = primary.spec, operation.primary
     if spec.name == RESERVED:
         problem = "cannot be written: safetensors keeps this name for itself"

@@ -1,8 +1,4 @@
-"""The record of a publication in several steps, so that a run that finds it cut off can tell what was done.
-
-A journal lists the files of the old model and of the new one with their stamps: other files that were put under their names since
-are neither moved nor removed.
-"""
+"""The record of a publication in several steps. Its stamps tell the files of both models from others put there since."""
 
 from __future__ import annotations
 
@@ -28,9 +24,7 @@ from deltaweights.util.open_folder import OpenFolder
 from deltaweights.util.text import Json, readable_json, strict_json
 
 VERSION = 2
-
-Stamps = Mapping[str, FileStamp]
-"""Stamps of files by their names."""
+Stamps = Mapping[str, FileStamp]  # stamps of files by their names
 
 
 @dataclass(frozen=True)
@@ -68,10 +62,7 @@ def stamps_of(contents: Contents) -> dict[str, FileStamp]:
 
 
 def read_journal(staging: OpenStaging) -> Journal | None:
-    """Return the journal of an interrupted publication, None when there is none.
-
-    Raises ``MalformedInput`` when it was not written for the plan in ``staging``, or names files that no result has.
-    """
+    """Return the journal, or None. Raises ``MalformedInput`` when it is of another plan, or names files that no result has."""
     if not staging.has(JOURNAL):
         return None
     try:

@@ -19,9 +19,7 @@ ENDING = "ending.json"  # what the documents will say, for the same
 PLAN = "plan.json"  # the plan that staging belongs to
 JOURNAL = "publishing.json"  # what is being published, and what it replaces
 REPLACED = "replaced"  # the old target, while it is being replaced
-
-INSIDE = ".deltaweights"
-"""The name of a staging directory inside its target."""
+INSIDE = ".deltaweights"  # the name of a staging directory inside its target
 
 
 @dataclass(frozen=True)

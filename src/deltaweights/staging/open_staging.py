@@ -19,18 +19,14 @@ from deltaweights.staging.target_contents import Contents, contents_of, refuse_c
 from deltaweights.util.disk import make_folder
 from deltaweights.util.open_folder import OpenFolder
 
-PRIVATE = 0o700
-"""The permissions of a staging directory."""
+PRIVATE = 0o700  # the permissions of a staging directory
 
 
 class OpenStaging:
     """The staging directory ``root``, and the folder ``parent`` that it is in: the target itself, or the target's parent."""
 
     def __init__(self, location: TargetLocation) -> None:
-        """Open staging, having created it if necessary.
-
-        Raises ``MalformedInput`` when it is not ours: a link, another user's, or open to others; ``InputOutputError``.
-        """
+        """Open or create it. Raises ``MalformedInput`` for a link, another user's, or one open to others, ``InputOutputError``."""
         self.location = location
         self._kept: list[OpenFolder] = []
         if not location.inside:
@@ -69,10 +65,7 @@ class OpenStaging:
         self.parent.close()
 
     def verify_ownership(self) -> None:
-        """Check the record that this user made staging for this target, or write it into a new one. The lock must be held.
-
-        Raises ``MalformedInput``, ``InputOutputError``.
-        """
+        """Check staging's record, or write a new one, under the lock. Raises ``MalformedInput``, ``InputOutputError``."""
         names = set(self.root.names()) - {"lock", "owner"}
         inode = self.root.status().st_ino
         if all(name.startswith(OWNERSHIP) for name in names):

@@ -16,11 +16,7 @@ from deltaweights.util.workers import run_parallel
 
 
 def read_back(shards: StagedShards, fragments: Mapping[str, Fragment], workers: int, report: Report) -> None:
-    """Hash the shards of ``fragments`` again, with ``workers`` threads.
-
-    Raises ``InputOutputError`` for a shard that is not what was written, having removed its fragment, so that the next run makes
-    it again.
-    """
+    """Hash shards again. Raises ``InputOutputError`` for one that differs, after removing its fragment: it is made again."""
 
     def hash_one(_: None, fragment: Fragment) -> Iterator[int]:
         with contextlib.closing(shards.open(fragment.file)) as file:

@@ -16,7 +16,6 @@ from deltaweights.staging.location import TargetLocation
 from deltaweights.util.open_folder import OpenFolder
 
 READMES = {README, f"DELTA_{README}", f"TARGET_{README}", f"BASE_{README}"}
-
 DOCUMENTS = {MANIFEST, SUMS, INDEX, "pytorch_model.bin.index.json", "model.sig", NOTICE_NAME}
 
 REPLACEABLE = COPIED | READMES | DOCUMENTS | {".gitattributes"}
@@ -28,8 +27,7 @@ HUB_METADATA = ".cache"
 OF_LOCAL_DIR = frozenset({"download", "upload", ".gitignore", "CACHEDIR.TAG"})
 """What is in that folder. If the target is HOME, the Hub's whole cache and a token are there as well."""
 
-Contents = Mapping[str, os.stat_result]
-"""The ``lstat`` of each name in a folder."""
+Contents = Mapping[str, os.stat_result]  # the ``lstat`` of each name in a folder
 
 FileStamp = tuple[int, int, int]
 """Inode, size and modification time (ns): tells a file from another one that was put in its place."""
@@ -96,10 +94,7 @@ def is_hub_metadata(folder: OpenFolder, name: str) -> bool:
 
 
 def refuse_foreign_content(location: TargetLocation, *, overwrite: bool) -> None:
-    """Fail fast, before anything is locked, unpacked or hashed, when the target holds something that may not be replaced.
-
-    What may be a result of ours is left to the check under the lock. Raises ``TargetBusy``, ``InputOutputError``.
-    """
+    """Fail fast on what may not be replaced; what may be ours is left to the check under the lock. Raises ``TargetBusy``."""
     target = location.target
     try:
         found = target.stat()

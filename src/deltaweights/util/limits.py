@@ -12,10 +12,7 @@ MEBIBYTE = 1024 * 1024
 
 @dataclass(frozen=True)
 class Limit:
-    """The most that a document may hold: its bytes, and the braces, brackets and commas among them, including those in strings.
-
-    The counts bound the memory and time that parsing takes.
-    """
+    """The most bytes, braces, brackets and commas of a document, also in strings: they bound the memory and time of parsing."""
 
     size: int
     objects: int
@@ -41,8 +38,7 @@ FRAGMENT = Limit(192 * MEBIBYTE, 150_000, 1_000_000, 3_000_000)
 STATEMENT = Limit(16 * MEBIBYTE, 200_000, 800_000, 1_600_000)
 """For what a signature covers: more files than any checkpoint has."""
 
-BUNDLE = Limit(16 * MEBIBYTE, 1_000, 4_000, 10_000)
-"""For a signature."""
+BUNDLE = Limit(16 * MEBIBYTE, 1_000, 4_000, 10_000)  # for a signature
 
 ENDING = Limit(384 * MEBIBYTE, 800_000, 800_000, 6_000_000)
 """For what a part leaves in staging about 100,000 tensors. It is our own file, and says more about each than a manifest does."""
@@ -50,8 +46,7 @@ ENDING = Limit(384 * MEBIBYTE, 800_000, 800_000, 6_000_000)
 JOURNAL = Limit(64 * MEBIBYTE, 110_000, 440_000, 1_100_000)
 """For the journal of a publication: the files of two folders."""
 
-MOST_SUMS = 64 * MEBIBYTE
-"""Bytes of SHA256SUMS."""
+MOST_SUMS = 64 * MEBIBYTE  # bytes of SHA256SUMS
 
 MOST_VALUE = 128 * 1024
 """Characters of a manifest's record of one tensor: enough for a name of 4,096 characters, however it is escaped."""
@@ -59,5 +54,4 @@ MOST_VALUE = 128 * 1024
 MOST_STEPS = 1_300_000
 """Members and items of a manifest that are read one by one: more than 100,000 tensors have, whatever was found in them."""
 
-MOST_NAMES = 200 * MEBIBYTE
-"""Memory for all different names in a manifest."""
+MOST_NAMES = 200 * MEBIBYTE  # memory for all different names in a manifest

@@ -43,10 +43,7 @@ def natural_key(name: str) -> tuple[list[object], str]:
 
 @dataclass(frozen=True)
 class LazyObject:
-    """An object too large to be in memory: ``make`` yields its members, again each time it is written.
-
-    In a readable document its values must be objects that hold no others.
-    """
+    """An object too large for memory: ``make`` yields its members at each writing. In a readable document these hold no objects."""
 
     make: Callable[[], Iterable[tuple[str, Json]]]
 
@@ -70,8 +67,7 @@ def compact_json(value: Json) -> str:
     return _COMPACT.encode(value)
 
 
-CHUNK = 1 << 16
-"""Characters of a document that are written at once."""
+CHUNK = 1 << 16  # characters of a document that are written at once
 
 BATCH = 1000
 """Members that are encoded at once: enough to spend most of the time in the encoder, too few to fill memory."""
@@ -136,8 +132,7 @@ def readable_pieces(value: Json) -> Iterator[str]:
         raise ValueError("nested too deeply") from None
 
 
-MOST_LEVELS = 200
-"""Levels of nesting in a document that we write."""
+MOST_LEVELS = 200  # levels of nesting in a document that we write
 
 
 def _find_holders(value: Json, holders: set[int], levels: int) -> bool:

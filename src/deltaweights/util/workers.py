@@ -38,10 +38,7 @@ class WorkerPool:
         return self._stopped or signalled()
 
     def run(self) -> Iterator[None]:
-        """Run the workers; yield about ten times a second. However this generator ends, all workers have ended by then.
-
-        Raises the first error of a worker, ``Interrupted``, and ``InputOutputError`` when a thread cannot be started.
-        """
+        """Yield ten times a second until all have ended, as they have however this ends. Raises the first error."""
         try:
             for thread in self._threads:
                 _start(thread)
@@ -99,11 +96,7 @@ def run_parallel(
     doing: str,
     total: int,
 ) -> None:
-    """Process each item in one of ``workers`` threads, each of which makes a state of its own; the order is unspecified.
-
-    ``do`` yields now and then how many of the ``total`` bytes it has processed; it can be stopped there. Raises what
-    ``WorkerPool.run`` raises.
-    """
+    """Process items in ``workers`` threads, each with a state; ``do`` yields how many bytes are done; it can be stopped there."""
     lock, done = threading.Lock(), 0
 
     def work() -> None:
