@@ -80,9 +80,7 @@ def digest_all(request: DigestRequest, on_error: OnError, workers: int, report: 
     tasks.sort(key=lambda task: (-task.nbytes, task.name))
     tasks += [_Task(tensor.spec.name, tensor.spec.nbytes, read_tensor(tensor)) for tensor in scattered]
     if request.verify_checksums:
-        tasks += [
-            _Task(tensor.file, tensor.spec.nbytes, verify_in_pieces(tensor)) for tensor in request.extra_checksums
-        ]
+        tasks += [_Task(each.file, each.spec.nbytes, verify_in_pieces(each)) for each in request.extra_checksums]
 
     def run(_state: None, task: _Task) -> Iterator[int]:
         try:

@@ -43,7 +43,7 @@ class ProofRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Counts by tensor that are not 0 (see ``Tally``). ``inexact`` is None if no delta was made, ``proof`` if none was tried."""
+    """Counts by tensor that are not 0 (see ``Tally``). ``inexact`` is None unless a delta was tried, ``proof`` unless the base was."""
 
     nonfinite: dict[str, int] = field(default_factory=dict)
     nonfinite_base: dict[str, int] = field(default_factory=dict)

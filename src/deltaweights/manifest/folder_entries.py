@@ -7,7 +7,7 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deltaweights.errors import InputOutputError
+from deltaweights.errors import InputOutputError, wrap_os_errors
 
 PERMITTED = frozenset({"model.sig", ".cache", "lost+found", ".deltaweights"})
 """What may be beside our files, as may ``.git*``: a signature, the Hub client's cache, ext4's folder at the root of a disk, and
@@ -44,11 +44,9 @@ def scan_folder(root: Path, action: str) -> FolderEntries:
         name, path = entry.name, root / entry.name
         if _is_permitted(name):
             continue
-        try:
+        with wrap_os_errors(path, "look at it"):
             is_link = stat.S_ISLNK(path.lstat().st_mode)
             mode = path.stat().st_mode if not is_link or path.exists() else 0
-        except OSError as error:
-            raise InputOutputError.from_os(error, path, "look at it") from error
         if stat.S_ISDIR(mode):
             entries.folders.add(name)
         elif stat.S_ISREG(mode):

@@ -18,11 +18,8 @@ from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest_files import DigestRequest, assign_to_files
 from deltaweights.manifest.verify_report import TENSOR
 
-OPENERS = {".safetensors": open_safetensors, ".bin": open_torch_file}
-"""What opens the weights files that we write, by suffix."""
-
-SPREAD = "consolidated.*.pth"
-"""The "file" of a tensor that is spread over all parts of Meta's format (see ``LazyTensor.file``)."""
+OPENERS = {".safetensors": open_safetensors, ".bin": open_torch_file}  # for weights files that we write, by suffix
+SPREAD = "consolidated.*.pth"  # the "file" of a tensor spread over all parts of Meta's format (see ``LazyTensor.file``)
 
 MAX_SHOWN = 8
 """How often, on average, the tensors of a checkpoint may show the bytes of its files. Tied weights and views show some twice; a
@@ -42,13 +39,9 @@ def open_for_listing(root: Path) -> Checkpoint:
         shown = sum(tensor.spec.nbytes for tensor in checkpoint.tensors.values())
         stored = sum(each.file.size for each in checkpoint.files)
         if shown > MAX_SHOWN * stored:
-            raise MalformedInput(
-                "tensors show the same bytes too often",
-                where=root,
-                found=f"{shown} bytes of tensors",
-                expected=f"at most {MAX_SHOWN} times the {stored} bytes of the files",
-                remedy="do not use these weights",
-            )
+            problem, remedy = "tensors show the same bytes too often", "do not use these weights"
+            found, expected = f"{shown} bytes of tensors", f"at most {MAX_SHOWN} times the {stored} bytes of the files"
+            raise MalformedInput(problem, where=root, found=found, expected=expected, remedy=remedy)
         stack.pop_all()  # the caller closes the checkpoint
         return checkpoint
 
@@ -97,10 +90,6 @@ def _refuse_overlaps(weights: WeightsFile) -> None:
     """Raise ``MalformedInput`` unless each tensor is a range of its own, as in all files that we write."""
     for tensor, file in assign_to_files(weights.tensors.values(), {id(weights.file): weights.file.path.name}):
         if file is None:
-            raise MalformedInput(
-                "shares bytes with another, or is not in one piece",
-                where=tensor.path,
-                tensor=tensor.spec.name,
-                expected="bytes of its own, in order",
-                remedy="the file was tampered with: get it again",
-            )
+            problem, expected = "shares bytes with another, or is not in one piece", "bytes of its own, in order"
+            where, name, remedy = tensor.path, tensor.spec.name, "the file was tampered with: get it again"
+            raise MalformedInput(problem, where=where, tensor=name, expected=expected, remedy=remedy)

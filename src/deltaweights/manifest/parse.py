@@ -10,17 +10,9 @@ from typing import Any
 from deltaweights.checkpoint.tensors import name_fault
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.findings import Findings, check_size
-from deltaweights.manifest.records import (
-    MANIFEST,
-    MANIFEST_FORMAT,
-    SUMS,
-    Document,
-    FileRecord,
-    check_file_name,
-    check_format,
-)
+from deltaweights.manifest.records import MANIFEST, MANIFEST_FORMAT, SUMS, FileRecord, check_file_name, check_format
 from deltaweights.util import limits
-from deltaweights.util.json_reader import JsonReader
+from deltaweights.util.json_reader import Document, JsonReader
 from deltaweights.util.text import Json
 
 MAX_DIGEST = 128  # characters of a digest, including the name of its algorithm

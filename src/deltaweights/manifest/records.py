@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from deltaweights.manifest.tally import Tally
 from deltaweights.util import limits
-from deltaweights.util.json_reader import JsonReader
+from deltaweights.util.json_reader import Document, JsonReader
 from deltaweights.util.text import Json, LazyList, natural_key, readable_pieces
 
 MANIFEST, SUMS, INDEX = "manifest.json", "SHA256SUMS", "model.safetensors.index.json"
-Document = bytes | Iterable[bytes | memoryview]  # a document, or the chunks of one
 MANIFEST_FORMAT, FRAGMENT_FORMAT, VERSION = "deltaweights-manifest", "deltaweights-fragment", 1
 
 
@@ -64,16 +63,9 @@ class Fragment:
 
     def pieces(self) -> Iterator[str]:
         """Yield the fragment as a JSON document."""
-        return readable_pieces(
-            {
-                "format": FRAGMENT_FORMAT,
-                "version": VERSION,
-                "plan": self.plan,
-                "file": self.file,
-                **vars(self.record),
-                "tensors": LazyList(lambda: (tensor.document() for tensor in self.tensors)),
-            }
-        )
+        head = {"format": FRAGMENT_FORMAT, "version": VERSION, "plan": self.plan, "file": self.file}
+        tensors = LazyList(lambda: (tensor.document() for tensor in self.tensors))
+        return readable_pieces({**head, **vars(self.record), "tensors": tensors})
 
     @classmethod
     def from_bytes(cls, document: Document) -> Fragment:

@@ -23,9 +23,8 @@ class CpuKernels:
     on_host = True
 
     def __init__(self) -> None:
-        self._proof_scratch: dict[
-            str, tuple[numkong.Tensor, RoundTripCounter]
-        ] = {}  # by dtype: a run needs at most one
+        # By dtype: a run needs at most one.
+        self._proof_scratch: dict[str, tuple[numkong.Tensor, RoundTripCounter]] = {}
 
     def buffer(self, nbytes: int) -> memoryview:
         # Page-aligned, and no memory of the machine is taken until it is written to.

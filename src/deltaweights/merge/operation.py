@@ -57,11 +57,8 @@ class Operation(Enum):
             return Fate.SUBTRACT_BLOCK if grown else Fate.SUBTRACT
         if not grown:
             return Fate.ADD
-        return {
-            NewRows.COPY: Fate.ADD_BLOCK,
-            NewRows.ZERO: Fate.ADD_ZERO_ROWS,
-            NewRows.MEAN: Fate.ADD_MEAN_ROWS,
-        }[new_rows]
+        fates = {NewRows.COPY: Fate.ADD_BLOCK, NewRows.ZERO: Fate.ADD_ZERO_ROWS, NewRows.MEAN: Fate.ADD_MEAN_ROWS}
+        return fates[new_rows]
 
     def source(self, fate: Fate) -> str | None:
         """Return the role of the input that tensors of a fate are from; None for constant tensors."""
@@ -72,6 +69,5 @@ class Operation(Enum):
     @property
     def usual_fates(self) -> tuple[Fate, ...]:
         """Fates that are counted even when no tensor has them."""
-        if self in {Operation.CONVERT, Operation.EXPORT}:
-            return (Fate.COPY,)
-        return self.fate(grown=False), self.fate(grown=True), Fate.COPY
+        combined = (self.fate(grown=False), self.fate(grown=True)) if self in {Operation.APPLY, Operation.MAKE} else ()
+        return *combined, Fate.COPY

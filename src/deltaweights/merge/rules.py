@@ -26,9 +26,7 @@ BUFFER_SUFFIXES = (".rotary_emb.inv_freq", "rope.freqs")
 """Buffers, not weights: zero in a delta (target minus base), recomputed by current loaders, and harmful when copied. The second is
 Meta's name."""
 
-RESERVED = "__metadata__"
-"""A name that torch files may hold, and that would overwrite the metadata of a safetensors header."""
-
+RESERVED = "__metadata__"  # a name that torch files may hold, and that would overwrite a safetensors header's metadata
 FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 
 
@@ -99,11 +97,8 @@ def match_tensors(
                 problems.append(problem.with_traceback(None))  # there may be many, and a traceback holds its frames
     dropped_base: list[Dropped] = []
     alone = {name for name in base if name not in primary and not is_buffer(name)}
-    twins = {
-        (tensor.storage, tensor.spec.shape): name
-        for name, tensor in base.items()
-        if alone and name in primary and not is_buffer(name)
-    }
+    shared = {name: tensor for name, tensor in base.items() if alone and name in primary and not is_buffer(name)}
+    twins = {(tensor.storage, tensor.spec.shape): name for name, tensor in shared.items()}
     for name, tensor in base.items():
         twin = twins.get((tensor.storage, tensor.spec.shape)) if name in alone else None
         if is_buffer(name):

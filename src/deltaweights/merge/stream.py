@@ -115,22 +115,17 @@ class Stream:
             match = block.tensor.match
             if block.number == 0:
                 self._report.shard_started(shard.planned.file, shard.planned.size, shard.planned.nbytes)
-
             primary, base = read_block(block, combiner, self._base, self._primary)
-
             base_dtype = match.base.dtype if match.base else None
             new_rows = self._new_rows.get(match.primary.name)
             tail = new_rows.operand(block) if new_rows else None
             result = combiner.combine(block.stop - block.start, match.primary.dtype, base_dtype, block.runs, tail)
-
             shard.writer.write(result.data, block.offset)
-
             with shard.tensor_order.section(block.number):
                 shard.digest_tensors(block, base, primary, result)
             with shard.file_order.section(block.number):
                 shard.digest_file(block, result.data)
             shard.writer.start_writeback()
-
             if block.last_of_shard:
                 self._flush_and_record(shard)
 

@@ -28,9 +28,7 @@ _LOCATOR = struct.Struct("<4sLQL")
 _END = struct.Struct("<4s4H2LH")
 _FLAGS = DESCRIPTOR_FOLLOWS | UTF8
 _NO_TIME = (0, 0)  # time and date of all members, as torch writes them
-
-_PLAIN, _WIDE = 10, 45
-"""The zip versions, 1.0 and 4.5, that a reader must support: the second has sizes of eight bytes."""
+_PLAIN, _WIDE = 10, 45  # the zip versions, 1.0 and 4.5, that a reader must support: the second has 8-byte sizes
 
 
 class TorchFrame:

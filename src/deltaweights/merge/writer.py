@@ -26,9 +26,7 @@ _fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
 
 def _preallocate(fd: int, size: int) -> None:
     """Reserve space, to fail early and write in half the time (ext4, measured). ``os.posix_fallocate`` may write every block."""
-    if _fallocate is None:
-        return
-    if _fallocate(fd, FALLOC_FL_KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size)) != 0:
+    if _fallocate is not None and _fallocate(fd, FALLOC_FL_KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size)) != 0:
         code = ctypes.get_errno()
         if code not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EINTR}:
             raise OSError(code, os.strerror(code))
@@ -52,11 +50,10 @@ class ShardWriter:
             raise InputOutputError.from_os(error, self._path, "create", KEPT) from error
         try:
             _preallocate(self._fd, shard.size)
+            self.append(shard.frame.bytes_before(0, ()))
         except OSError as error:
             self.discard_unfinished()
             raise InputOutputError.from_os(error, self._path, f"reserve {shard.size} bytes", KEPT) from error
-        try:
-            self.append(shard.frame.bytes_before(0, ()))
         except InputOutputError:
             self.discard_unfinished()
             raise
@@ -100,9 +97,8 @@ class ShardWriter:
         try:
             size = os.fstat(self._fd).st_size
             if size != self._size:
-                raise InputOutputError(
-                    "wrong size after writing", where=self._path, found=size, expected=self._size, remedy=KEPT
-                )
+                problem = "wrong size after writing"
+                raise InputOutputError(problem, where=self._path, found=size, expected=self._size, remedy=KEPT)
             began = time.monotonic()
             flush(self._fd)
             self._close()

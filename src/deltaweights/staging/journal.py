@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,14 +12,7 @@ from deltaweights.manifest.records import check_file_name
 from deltaweights.staging.location import JOURNAL, PLAN, TargetLocation
 from deltaweights.staging.open_staging import OpenStaging
 from deltaweights.staging.staged_shards import plan_header
-from deltaweights.staging.target_contents import (
-    Contents,
-    FileStamp,
-    contents_of,
-    is_hub_metadata,
-    is_result_file,
-    stamp_of,
-)
+from deltaweights.staging.target_contents import FileStamp, contents_of, is_hub_metadata, is_result_file, stamp_of
 from deltaweights.util.limits import JOURNAL as JOURNAL_LIMIT
 from deltaweights.util.open_folder import OpenFolder
 from deltaweights.util.text import Json, readable_json, strict_json
@@ -52,11 +46,11 @@ class Journal:
         return metadata and stamps_of(contents).items() <= self.old.items()
 
 
-def _folders(contents: Contents) -> list[str]:
+def _folders(contents: Mapping[str, os.stat_result]) -> list[str]:
     return [name for name, found in contents.items() if stat.S_ISDIR(found.st_mode)]
 
 
-def stamps_of(contents: Contents) -> dict[str, FileStamp]:
+def stamps_of(contents: Mapping[str, os.stat_result]) -> dict[str, FileStamp]:
     """Return the stamps of the files among ``contents``, without folders."""
     return {name: stamp_of(found) for name, found in contents.items() if not stat.S_ISDIR(found.st_mode)}
 

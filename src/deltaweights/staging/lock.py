@@ -18,8 +18,7 @@ from deltaweights.staging.open_staging import OpenStaging
 from deltaweights.staging.ownership import OWNERSHIP
 from deltaweights.util.interruption import check
 
-PATIENCE = 5.0
-"""Seconds that a part waits for one that ends, which holds the lock alone for a moment, to see whether it is the last."""
+PATIENCE = 5.0  # seconds that a part waits for one that ends, and holds the lock alone to see whether it is the last
 
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 """Errors of ``flock`` on file systems without locks."""

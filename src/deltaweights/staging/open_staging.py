@@ -167,13 +167,10 @@ def _refuse_foreign_owner(root: OpenFolder, parent: OpenFolder) -> None:
     protected = not above.st_mode & 0o022 or above.st_mode & stat.S_ISVTX
     probe = _status_of_new_folder(parent, root.path.name) if protected else None
     if probe is None or (found.st_uid, mode) != (probe.st_uid, stat.S_IMODE(probe.st_mode) & 0o777):
-        raise MalformedInput(
-            "staging is not ours",
-            where=root.path,
-            found=f"a folder of user {found.st_uid} with permissions {mode:03o}",
-            expected=f"one of user {os.geteuid()} with permissions {PRIVATE:o}",
-            remedy="choose another output folder, or see what it is and remove it",
-        )
+        what = f"a folder of user {found.st_uid} with permissions {mode:03o}"
+        expected = f"one of user {os.geteuid()} with permissions {PRIVATE:o}"
+        remedy = "choose another output folder, or see what it is and remove it"
+        raise MalformedInput("staging is not ours", where=root.path, found=what, expected=expected, remedy=remedy)
 
 
 def _keeps_permissions(root: OpenFolder, mode: int) -> bool:

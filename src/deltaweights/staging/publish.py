@@ -18,18 +18,7 @@ from deltaweights.manifest.parse import Manifest, parse_manifest
 from deltaweights.manifest.records import MANIFEST, SUMS, Fragment
 from deltaweights.merge.shards import NAMES, index_name
 from deltaweights.staging.journal import Journal, read_journal, stamps_of
-from deltaweights.staging.location import (
-    COMPANIONS,
-    ENDING,
-    FRAGMENTS,
-    JOURNAL,
-    PARTS,
-    PLAN,
-    REPLACED,
-    SHARDS,
-    UNPACKED,
-    TargetLocation,
-)
+from deltaweights.staging.location import CLEARED, FRAGMENTS, JOURNAL, REPLACED, SHARDS, TargetLocation
 from deltaweights.staging.open_staging import OpenStaging
 from deltaweights.staging.target_contents import contents_of, refuse_content, stamp_of
 from deltaweights.util.limits import FRAGMENT
@@ -61,8 +50,7 @@ def publish(staging: OpenStaging, plan: str, *, overwrite: bool) -> None:
 
 def clear_staging(staging: OpenStaging) -> None:
     """Remove everything that is worth keeping, so that releasing the lock removes staging."""
-    # The journal goes when nothing else is worth keeping, and the plan that it names after it.
-    for name in (ENDING, FRAGMENTS, COMPANIONS, UNPACKED, PARTS, JOURNAL, PLAN):
+    for name in CLEARED:
         staging.root.remove(name)
 
 

@@ -27,9 +27,7 @@ if TYPE_CHECKING:  # ``typing`` is not imported: until this module is loaded, si
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL = 0.1  # seconds between two looks for a signal while waiting
-
-FORCE_QUIT_SIGNALS, FORCE_QUIT_SECONDS = 3, 2.0
-"""So many signals within so many seconds end the process at once, whatever it is doing."""
+FORCE_QUIT_SIGNALS, FORCE_QUIT_SECONDS = 3, 2.0  # so many signals in so many seconds end the process at once
 
 
 class Interrupted(BaseException):

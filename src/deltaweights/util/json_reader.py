@@ -17,12 +17,13 @@ SPACES = frozenset({" ", "\t", "\n", "\r", ""})
 PLAIN_KEY = re.compile(r'[ \t\n\r]*"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*')  # a key without escapes, and the colon
 MOST_LEVELS = 100  # levels of nesting in what is skipped
 CHUNK = 1024 * 1024
+Document = bytes | Iterable[bytes | memoryview]  # a document, or the chunks of one
 
 
 class JsonReader:
     """One pass over a document; the caller takes each value of ``members`` and ``items``. All raise ``ValueError``."""
 
-    def __init__(self, document: bytes | Iterable[bytes | memoryview], limit: Limit) -> None:
+    def __init__(self, document: Document, limit: Limit) -> None:
         self._chunks = iter(_split(document) if isinstance(document, bytes) else document)
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._limit = limit

@@ -103,11 +103,7 @@ class OpenFolder:
 
     def begins(self, name: str, head: bytes) -> bool:
         """Return whether ``name`` is a regular file that begins with ``head``."""
-        with (
-            wrap_os_errors(self.path / name, "read"),
-            suppress(FileNotFoundError),
-            open(self.open(name), "rb") as file,
-        ):
+        with wrap_os_errors(self.path / name, "read"), suppress(FileNotFoundError), open(self.open(name), "rb") as file:
             return stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.read(len(head)) == head
         return False
 
@@ -130,13 +126,9 @@ class OpenFolder:
             written = os.fstat(file.fileno()).st_size
             flush(file.fileno())
         if written != wanted:  # some disks write nothing without an error, or claim to have written what is lost
-            raise InputOutputError(
-                "was not written in full",
-                where=self.path / name,
-                found=f"{written} bytes",
-                expected=f"{wanted} bytes",
-                remedy=LOSES_DATA,
-            )
+            found, expected = f"{written} bytes", f"{wanted} bytes"
+            where, problem = self.path / name, "was not written in full"
+            raise InputOutputError(problem, where=where, found=found, expected=expected, remedy=LOSES_DATA)
 
     def replace(self, name: str, data: Data) -> None:
         """Write ``data`` to ``name`` atomically: readers see the old file or the complete new one, even with several writers."""

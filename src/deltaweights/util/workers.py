@@ -38,10 +38,17 @@ class WorkerPool:
         return self._stopped or signalled()
 
     def run(self) -> Iterator[None]:
-        """Yield ten times a second until all have ended, as they have however this ends. Raises the first error."""
+        """Run the workers; yield about ten times a second. However this generator ends, all workers have ended by then.
+
+        Raises the first error of a worker, ``Interrupted``, and ``InputOutputError`` when a thread cannot be started.
+        """
         try:
             for thread in self._threads:
-                _start(thread)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    remedy = "run with fewer --workers"
+                    raise InputOutputError(f"cannot start a worker: {error}", remedy=remedy) from error
             while len(self._ended) < len(self._threads):
                 self._wait()
                 check()
@@ -77,13 +84,6 @@ class WorkerPool:
         finally:
             self._ended.append(None)
             self._wakeups.put(None)
-
-
-def _start(thread: threading.Thread) -> None:
-    try:
-        thread.start()
-    except RuntimeError as error:
-        raise InputOutputError(f"cannot start a worker: {error}", remedy="run with fewer --workers") from error
 
 
 def run_parallel(
