@@ -43,15 +43,13 @@ class ProofRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Counts by tensor that are not 0 (see ``Tally``). ``inexact`` is None unless a delta was tried, ``proof`` unless the base was."""
+    """Counts by tensor, if not 0 (see ``Tally``); ``inexact`` is None unless a delta was tried, ``proof`` unless the base was."""
 
     nonfinite: dict[str, int] = field(default_factory=dict)
     nonfinite_base: dict[str, int] = field(default_factory=dict)
     nonfinite_lead: dict[str, int] = field(default_factory=dict)
     overflow: dict[str, int] = field(default_factory=dict)
-    uniform: dict[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # which of "result", "base", "lead" repeat one number
+    uniform: dict[str, tuple[str, ...]] = field(default_factory=dict)  # "result", "base", "lead" of one number
     inexact: dict[str, int] | None = None
     proof: ProofRecord | None = None
 

@@ -33,7 +33,11 @@ def parse_part(text: str) -> Part:
 
 
 def share_of(shards: Sequence[Shard], part: Part) -> list[Shard]:
-    """Return the shards of ``part`` in plan order; the largest goes first, each to the (first) part with the fewest bytes."""
+    """Return the shards of ``part``, in the order of the plan.
+
+    The largest shard is assigned first, each to the part with the fewest bytes so far, the first such part on a tie; so the loads
+    of two parts differ by at most one shard.
+    """
     loads = [0] * part.of
     mine: set[str] = set()
     for shard in sorted(shards, key=lambda shard: (-shard.size, shard.file)):

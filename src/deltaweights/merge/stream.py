@@ -1,4 +1,4 @@
-"""Stream shards to the disk: workers read, combine, write and digest blocks. An error leaves no unfinished shard behind."""
+"""Stream shards to the disk, with a few blocks per worker in memory. An error leaves no unfinished shard behind."""
 
 from __future__ import annotations
 
