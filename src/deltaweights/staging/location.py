@@ -19,7 +19,7 @@ ENDING = "ending.json"  # what the documents will say, for the same
 PLAN = "plan.json"  # the plan that staging belongs to
 JOURNAL = "publishing.json"  # what is being published, and what it replaces
 REPLACED = "replaced"  # the old target, while it is being replaced
-# What is worth keeping; the journal is removed when nothing else is, and the plan that it names after it.
+# Removed in this order: the journal when nothing else is worth keeping, and the plan that it names after it.
 CLEARED = (ENDING, FRAGMENTS, COMPANIONS, UNPACKED, PARTS, JOURNAL, PLAN)
 INSIDE = ".deltaweights"  # the name of a staging directory inside its target
 
