@@ -18,8 +18,7 @@ from deltaweights.manifest.records import FileRecord
 from deltaweights.report import Report
 from deltaweights.util.workers import run_parallel
 
-OnError = Callable[[str, Exception], None]
-"""Takes the name of a file or tensor that cannot be read, and the error."""
+OnError = Callable[[str, Exception], None]  # takes the name of a file or tensor that cannot be read, and the error
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,7 @@ class _Task(NamedTuple):
 
 
 def digest_all(request: DigestRequest, on_error: OnError, workers: int, report: Report) -> Digests:
-    """Read all files, several at once and the largest first, then the tensors that are not one range of a file.
-
-    ``on_error`` may raise its argument, which ends the pass; otherwise that file or tensor is left out. It may be called from
-    several threads. Raises ``InputOutputError`` when no worker can be started.
-    """
+    """Read all files, the largest first, then scattered tensors; omit what ``on_error``, called from any thread, does not raise."""
     digests = Digests()
     inside: dict[str, list[LazyTensor]] = {}
     scattered: list[LazyTensor] = []
@@ -85,9 +80,7 @@ def digest_all(request: DigestRequest, on_error: OnError, workers: int, report: 
     tasks.sort(key=lambda task: (-task.nbytes, task.name))
     tasks += [_Task(tensor.spec.name, tensor.spec.nbytes, read_tensor(tensor)) for tensor in scattered]
     if request.verify_checksums:
-        tasks += [
-            _Task(tensor.file, tensor.spec.nbytes, verify_in_pieces(tensor)) for tensor in request.extra_checksums
-        ]
+        tasks += [_Task(each.file, each.spec.nbytes, verify_in_pieces(each)) for each in request.extra_checksums]
 
     def run(_state: None, task: _Task) -> Iterator[int]:
         try:
@@ -103,11 +96,7 @@ def digest_all(request: DigestRequest, on_error: OnError, workers: int, report: 
 def digest_file(
     file: InputFile, tensors: Iterable[LazyTensor] = (), *, verify_checksums: bool = False
 ) -> Generator[int, None, tuple[str, dict[str, TensorRow]]]:
-    """Return the sha256 of ``file`` and the rows of its ``tensors``, which must not overlap, from one pass in order.
-
-    Yields the size of each piece read. With ``verify_checksums``, raises ``MalformedInput`` when a tensor does not match its
-    recorded checksum.
-    """
+    """Return sha256 and rows of ``tensors``, which must not overlap. Yields the bytes read; raises ``MalformedInput``."""
     sha256 = hashlib.sha256()
     rows: dict[str, TensorRow] = {}
     pending = sorted(tensors, key=_extent, reverse=True)
@@ -151,10 +140,7 @@ def _row(tensor: LazyTensor, digest: SourceDigest) -> TensorRow:
 
 
 def assign_to_files(tensors: Iterable[LazyTensor], names: Mapping[int, str]) -> Iterator[tuple[LazyTensor, str | None]]:
-    """Yield each tensor with the name of its file if it is one range of it that overlaps no earlier one, else with None.
-
-    ``names`` maps the ``id`` of each file to its name. Overlapping tensors cannot be digested in one pass in order.
-    """
+    """Yield each tensor with its file's name (by ``id``), or None if it is not one range of it, or overlaps an earlier one."""
     ends: dict[int, int] = {}
     for tensor in sorted(tensors, key=_extent):
         begin, stop = _extent(tensor)

@@ -10,11 +10,7 @@ from deltaweights.util.text import Json
 
 @dataclass(frozen=True, kw_only=True)
 class ProofRecord:
-    """What all sums together say about the base (see ``Proof``).
-
-    ``tensors`` counts violations by tensor; ``untested`` names the tensors with too few weights in the region to tell. ``verdict``
-    is a value of ``Verdict``; ``allowed`` says that the user accepted a base that is not proved.
-    """
+    """What all sums say about the base (see ``Proof``); ``tensors`` counts violations, ``verdict`` is a value of ``Verdict``."""
 
     weights: int
     region: int
@@ -22,8 +18,8 @@ class ProofRecord:
     evidence: int
     verdict: str
     tensors: dict[str, int]
-    untested: tuple[str, ...] = ()
-    allowed: bool = False
+    untested: tuple[str, ...] = ()  # tensors with too few weights in the region to tell
+    allowed: bool = False  # the user accepted a base that is not proved
 
     def document(self) -> dict[str, Json]:
         """Return the record as JSON; ``untested`` and ``allowed`` only where they are not empty or false."""
@@ -47,17 +43,13 @@ class ProofRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Counts by tensor (see ``Tally``), without tensors that have none, and the proof of the base.
-
-    ``uniform`` maps a matrix to those of "result", "base" and "lead" whose elements are all the same number. ``inexact`` is None
-    unless a delta was made and tried; ``proof`` is None when nothing was added, or the base was not checked.
-    """
+    """Counts by tensor, if not 0 (see ``Tally``); ``inexact`` is None unless a delta was tried, ``proof`` unless the base was."""
 
     nonfinite: dict[str, int] = field(default_factory=dict)
     nonfinite_base: dict[str, int] = field(default_factory=dict)
     nonfinite_lead: dict[str, int] = field(default_factory=dict)
     overflow: dict[str, int] = field(default_factory=dict)
-    uniform: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    uniform: dict[str, tuple[str, ...]] = field(default_factory=dict)  # "result", "base", "lead" of one number
     inexact: dict[str, int] | None = None
     proof: ProofRecord | None = None
 

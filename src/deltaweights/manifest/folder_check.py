@@ -35,10 +35,7 @@ class SignedFiles:
 
 
 class FolderCheck:
-    """The verification of the folder ``root``.
-
-    ``external`` is the path of a manifest that counts instead of the folder's own. ``record`` is that of the manifest.
-    """
+    """The verification of ``root`` by its own manifest, or by the one at ``external``; ``record`` is the manifest's."""
 
     def __init__(self, root: Path, external: Path | None) -> None:
         self.root, self._external = root, external
@@ -85,7 +82,6 @@ class FolderCheck:
 
     @property
     def _ignored(self) -> set[str]:
-        """The names of manifests and sums in the folder that do not count."""
         documents = set() if self._is_result else {SUMS} if self._external is None else {MANIFEST, SUMS}
         return self._entries.readable & (documents | name_inside(self.root, self._external))
 
@@ -176,10 +172,7 @@ class FolderCheck:
         self._compare_loadable(self.manifest)
 
     def _compare_loadable(self, manifest: Manifest) -> None:
-        """Compare the files that a loader could take weights from with those that tensors are in, according to the manifest.
-
-        A listing may have others, such as torch files beside safetensors, or code. Some of its tensors may be spread over files.
-        """
+        """Compare the files that a loader could take weights from with those of the manifest; a listing may have others."""
         stated = set(manifest.places.values())
         if SPREAD in stated and any(map(META_PART.fullmatch, manifest.files)):
             stated.remove(SPREAD)
@@ -219,7 +212,6 @@ class FolderCheck:
         return size == self.records[name].size
 
     def _open_weights(self, manifest: Manifest, names: list[str], stack: ExitStack) -> DigestRequest | None:
-        """Open the weights, and return the request to digest all files and tensors; None when no tensors can be read."""
         if not self.is_listing:
             request = open_result_weights(self.root, names, self.add_problem, stack, self._links)
         else:

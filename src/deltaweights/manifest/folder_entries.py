@@ -7,7 +7,7 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deltaweights.errors import InputOutputError
+from deltaweights.errors import InputOutputError, wrap_os_errors
 
 PERMITTED = frozenset({"model.sig", ".cache", "lost+found", ".deltaweights"})
 """What may be beside our files, as may ``.git*``: a signature, the Hub client's cache, ext4's folder at the root of a disk, and
@@ -19,11 +19,7 @@ UNSIGNED = PERMITTED | {".git", ".gitattributes", ".github", ".gitignore"}
 
 @dataclass
 class FolderEntries:
-    """The names in a folder, except for those that are permitted beside any checkpoint.
-
-    ``files`` are regular files, ``links`` are links to regular files, ``folders`` are folders and links to folders. ``others``
-    maps every other name to a description.
-    """
+    """Names in a folder but permitted ones; ``links`` are to regular files, ``folders`` may be links, ``others`` are described."""
 
     files: set[str] = field(default_factory=set)
     links: set[str] = field(default_factory=set)
@@ -48,11 +44,9 @@ def scan_folder(root: Path, action: str) -> FolderEntries:
         name, path = entry.name, root / entry.name
         if _is_permitted(name):
             continue
-        try:
+        with wrap_os_errors(path, "look at it"):
             is_link = stat.S_ISLNK(path.lstat().st_mode)
             mode = path.stat().st_mode if not is_link or path.exists() else 0
-        except OSError as error:
-            raise InputOutputError.from_os(error, path, "look at it") from error
         if stat.S_ISDIR(mode):
             entries.folders.add(name)
         elif stat.S_ISREG(mode):
@@ -63,10 +57,7 @@ def scan_folder(root: Path, action: str) -> FolderEntries:
 
 
 def unsigned_entries(root: Path) -> dict[str, str]:
-    """Return the names in ``root`` that ``scan_folder`` passes over and a signature must cover, with a description.
-
-    Raises ``InputOutputError``.
-    """
+    """Return what ``scan_folder`` passes over and a signature must cover, with descriptions. Raises ``InputOutputError``."""
     permitted = [entry for entry in _scan(root, "look at") if _is_permitted(entry.name)]
     links = {entry.name: "a link" for entry in permitted if entry.is_symlink()}
     return {entry.name: "an extra file" for entry in permitted if entry.name not in UNSIGNED} | links

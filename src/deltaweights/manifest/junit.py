@@ -1,7 +1,4 @@
-"""The result of a verification as JUnit XML, for the test reports of GitHub, GitLab and Jenkins.
-
-The elements are those that GitLab and Jenkins read: https://docs.gitlab.com/ci/testing/unit_test_reports/.
-"""
+"""The result of a verification as JUnit XML that GitLab and Jenkins read: https://docs.gitlab.com/ci/testing/unit_test_reports/."""
 
 from __future__ import annotations
 
@@ -15,10 +12,7 @@ SUITE = "deltaweights verify"
 
 
 def junit_bytes(report: VerifyReport) -> bytes:
-    """Return a document with a test per file, and one for the content digest and all tensors where they were checked.
-
-    A failed test lists its problems; the first one is its message.
-    """
+    """Return a document with a test per file, and one for the content digest if it was checked; a failed one lists its problems."""
     problems: dict[str, list[str]] = {name: [] for name in report.listed}
     of_content: list[str] = []
     for problem in report.problems:

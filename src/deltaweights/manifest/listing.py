@@ -91,8 +91,7 @@ def _result(checkpoint: Checkpoint, names: list[str], digests: Digests, entries:
     specs = [tensor.spec for tensor in checkpoint.tensors.values()]
     tensors = {}
     for name in sorted(checkpoint.tensors, key=natural_key):
-        dtype, shape, digest = digests.tensors[name]
-        file = checkpoint.tensors[name].file
+        (dtype, shape, digest), file = digests.tensors[name], checkpoint.tensors[name].file
         tensors[name] = {"dtype": dtype, "shape": list(shape), "file": file, "digest": digest}
     return {
         "content_digest": content_digest((name, *row) for name, row in digests.tensors.items()),

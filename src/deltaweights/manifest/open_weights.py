@@ -18,26 +18,19 @@ from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest_files import DigestRequest, assign_to_files
 from deltaweights.manifest.verify_report import TENSOR
 
-OPENERS = {".safetensors": open_safetensors, ".bin": open_torch_file}
-"""What opens the weights files that we write, by suffix."""
-
-SPREAD = "consolidated.*.pth"
-"""The "file" of a tensor that is spread over all parts of Meta's format (see ``LazyTensor.file``)."""
+OPENERS = {".safetensors": open_safetensors, ".bin": open_torch_file}  # for weights files that we write, by suffix
+SPREAD = "consolidated.*.pth"  # the "file" of a tensor spread over all parts of Meta's format (see ``LazyTensor.file``)
 
 MAX_SHOWN = 8
 """How often, on average, the tensors of a checkpoint may show the bytes of its files. Tied weights and views show some twice; a
 hostile file of a megabyte could have tensors of a petabyte."""
 
 
-AddProblem = Callable[..., None]
-"""``FolderCheck.add_problem``."""
+AddProblem = Callable[..., None]  # ``FolderCheck.add_problem``
 
 
 def open_for_listing(root: Path) -> Checkpoint:
-    """Open the checkpoint in ``root``, which may also be a single weights file of any name.
-
-    Raises the errors of ``open_checkpoint``, and ``MalformedInput`` when its tensors show the stored bytes too often.
-    """
+    """Open a folder's checkpoint, or single file. Raises ``MalformedInput`` also when tensors show stored bytes too often."""
     names = LocalDirectory(root).names()
     weights = [name for name in names if Path(name).suffix in SUFFIXES]
     is_single = len(weights) == 1 and not META_PART.fullmatch(weights[0]) and not set(names) & set(MAIN_FILES)
@@ -46,13 +39,9 @@ def open_for_listing(root: Path) -> Checkpoint:
         shown = sum(tensor.spec.nbytes for tensor in checkpoint.tensors.values())
         stored = sum(each.file.size for each in checkpoint.files)
         if shown > MAX_SHOWN * stored:
-            raise MalformedInput(
-                "tensors show the same bytes too often",
-                where=root,
-                found=f"{shown} bytes of tensors",
-                expected=f"at most {MAX_SHOWN} times the {stored} bytes of the files",
-                remedy="do not use these weights",
-            )
+            problem, remedy = "tensors show the same bytes too often", "do not use these weights"
+            found, expected = f"{shown} bytes of tensors", f"at most {MAX_SHOWN} times the {stored} bytes of the files"
+            raise MalformedInput(problem, where=root, found=found, expected=expected, remedy=remedy)
         stack.pop_all()  # the caller closes the checkpoint
         return checkpoint
 
@@ -76,11 +65,7 @@ def request_for(
 def open_result_weights(
     root: Path, names: list[str], add_problem: AddProblem, stack: ExitStack, links: Collection[str]
 ) -> DigestRequest:
-    """Open the weights among the files ``names`` of a result, for ``stack`` to close; return the request to digest all files.
-
-    Only ``links`` may be symbolic links. Malformed weights, and weights that we would not have written, are reported to
-    ``add_problem`` and left out.
-    """
+    """Open the weights of a result, for ``stack`` to close; ``add_problem`` gets what is malformed or not ours: it is left out."""
     opened: dict[str, InputFile] = {}
     tensors: dict[str, LazyTensor] = {}
     sound = []
@@ -105,10 +90,6 @@ def _refuse_overlaps(weights: WeightsFile) -> None:
     """Raise ``MalformedInput`` unless each tensor is a range of its own, as in all files that we write."""
     for tensor, file in assign_to_files(weights.tensors.values(), {id(weights.file): weights.file.path.name}):
         if file is None:
-            raise MalformedInput(
-                "shares bytes with another, or is not in one piece",
-                where=tensor.path,
-                tensor=tensor.spec.name,
-                expected="bytes of its own, in order",
-                remedy="the file was tampered with: get it again",
-            )
+            problem, expected = "shares bytes with another, or is not in one piece", "bytes of its own, in order"
+            where, name, remedy = tensor.path, tensor.spec.name, "the file was tampered with: get it again"
+            raise MalformedInput(problem, where=where, tensor=name, expected=expected, remedy=remedy)

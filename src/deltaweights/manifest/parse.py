@@ -10,35 +10,20 @@ from typing import Any
 from deltaweights.checkpoint.tensors import name_fault
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.findings import Findings, check_size
-from deltaweights.manifest.records import (
-    MANIFEST,
-    MANIFEST_FORMAT,
-    SUMS,
-    Document,
-    FileRecord,
-    check_file_name,
-    check_format,
-)
+from deltaweights.manifest.records import MANIFEST, MANIFEST_FORMAT, SUMS, FileRecord, check_file_name, check_format
 from deltaweights.util import limits
-from deltaweights.util.json_reader import JsonReader
+from deltaweights.util.json_reader import Document, JsonReader
 from deltaweights.util.text import Json
 
-MAX_DIGEST = 128
-"""Characters of a digest, including the name of its algorithm."""
-
-LISTING = "listing"
-"""The kind of a manifest that lists a folder and names no inputs."""
-
+MAX_DIGEST = 128  # characters of a digest, including the name of its algorithm
+LISTING = "listing"  # the kind of a manifest that lists a folder and names no inputs
 ROLES = ("base", "delta", "target", "merged", "vision_tower")
 
 ADDED_FATES = ("vision_tower", "identity", "zeros")
 """Fates of tensors that are only in the layout of current transformers, not in the original one."""
 
-ORIGIN = ("repo", "commit", "tensors_digest")
-"""The keys that say what an input is and where it is from."""
-
-TensorRow = tuple[str, tuple[int, ...], str]
-"""Dtype, shape and digest of a tensor."""
+ORIGIN = ("repo", "commit", "tensors_digest")  # the keys that say what an input is and where it is from
+TensorRow = tuple[str, tuple[int, ...], str]  # dtype, shape and digest of a tensor
 
 
 @dataclass(frozen=True)
@@ -71,10 +56,7 @@ class Manifest:
 
 
 def parse_manifest(document: Document) -> Manifest:
-    """Parse and check ``manifest.json``; keys that version 1 does not have are ignored.
-
-    Raises ``ValueError`` when it is not a manifest of version 1, or a field is missing or malformed.
-    """
+    """Parse and check ``manifest.json``; unknown keys are ignored. Raises ``ValueError`` when it is not a manifest of version 1."""
     reader = JsonReader(document, limits.MANIFEST)
     try:
         found = _read_members(reader, _TOP)
@@ -117,8 +99,7 @@ def _kind(roles: Collection[str]) -> str:
     return "merge" if "delta" in roles else "delta" if "target" in roles else "copy"
 
 
-Read = Callable[[JsonReader], Any]
-"""Reads the value that comes next."""
+Read = Callable[[JsonReader], Any]  # reads the value that comes next
 
 
 def _read_members(reader: JsonReader, readers: Mapping[str, Read]) -> dict[str, Any]:

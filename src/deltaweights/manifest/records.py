@@ -1,25 +1,18 @@
-"""The documents that are written: fragments, index, manifest and SHA256SUMS. Frozen: docs/manifest-format.md.
-
-They do not depend on the machine, the path or the time.
-"""
+"""The documents that are written, frozen by docs/manifest-format.md: they depend on no machine, path or time."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from deltaweights.manifest.tally import Tally
 from deltaweights.util import limits
-from deltaweights.util.json_reader import JsonReader
+from deltaweights.util.json_reader import Document, JsonReader
 from deltaweights.util.text import Json, LazyList, natural_key, readable_pieces
 
 MANIFEST, SUMS, INDEX = "manifest.json", "SHA256SUMS", "model.safetensors.index.json"
-
-Document = bytes | Iterable[bytes | memoryview]
-"""A document, or the chunks of one."""
-
 MANIFEST_FORMAT, FRAGMENT_FORMAT, VERSION = "deltaweights-manifest", "deltaweights-fragment", 1
 
 
@@ -33,11 +26,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """Digests of one result tensor and its inputs; ``base`` is None when it was copied.
-
-    ``delta`` is the digest of the delta, or of the target that a delta is made from. ``uniform`` lists those of "result", "base"
-    and "lead" that are matrices whose elements are all the same number.
-    """
+    """Digests of a result tensor, its ``base`` (None if copied), its primary (``delta``); ``uniform``: which have one number."""
 
     name: str
     digest: str
@@ -74,16 +63,9 @@ class Fragment:
 
     def pieces(self) -> Iterator[str]:
         """Yield the fragment as a JSON document."""
-        return readable_pieces(
-            {
-                "format": FRAGMENT_FORMAT,
-                "version": VERSION,
-                "plan": self.plan,
-                "file": self.file,
-                **vars(self.record),
-                "tensors": LazyList(lambda: (tensor.document() for tensor in self.tensors)),
-            }
-        )
+        head = {"format": FRAGMENT_FORMAT, "version": VERSION, "plan": self.plan, "file": self.file}
+        tensors = LazyList(lambda: (tensor.document() for tensor in self.tensors))
+        return readable_pieces({**head, **vars(self.record), "tensors": tensors})
 
     @classmethod
     def from_bytes(cls, document: Document) -> Fragment:

@@ -1,7 +1,4 @@
-"""Verify a folder against its manifest, one that is stored elsewhere, or a pinned digest.
-
-Both directions are checked: every file is compared with what is stated, and there must be no other file.
-"""
+"""Verify a folder against a manifest or a pinned digest: every file is compared, and there must be no other file."""
 
 from __future__ import annotations
 
@@ -81,10 +78,7 @@ def open_result(folder: Path) -> tuple[Manifest, FolderCheck] | None:
 
 
 def digests_to_sign(folder: Path) -> tuple[Manifest, dict[str, str]]:
-    """Return the manifest of ``folder``, and the sha256 of all its files as stated there, and of the manifest itself.
-
-    Names and sizes are compared, bytes are not read. Raises ``CheckFailed`` for the first that differs, ``InputOutputError``.
-    """
+    """Return the manifest and all stated sha256, once names and sizes agree. Raises ``CheckFailed``, ``InputOutputError``."""
     check = FolderCheck(folder, None)
     check.read_manifest(None)
     check.compare_names()

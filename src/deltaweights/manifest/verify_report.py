@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from deltaweights.errors import CheckFailed, printable
 
-FILE, TENSOR, CONTENT = "file", "tensor", "content digest"
-"""What a problem may be about."""
+FILE, TENSOR, CONTENT = "file", "tensor", "content digest"  # what a problem may be about
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """The result of a verification. ``content_digest`` is the manifest's or, if ``recomputed``, that of the bytes.
-
-    ``listed`` names the files that were checked, the manifest included; ``notes`` say what was ignored.
-    """
+    """The result of a verification; ``content_digest`` is that of the bytes if ``recomputed``, else what the manifest states."""
 
     target: str
     content_digest: str | None
@@ -39,8 +35,8 @@ class VerifyReport:
     files: int
     bytes: int
     problems: tuple[Problem, ...] = ()
-    listed: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    listed: tuple[str, ...] = ()  # the files that were checked, the manifest included
+    notes: tuple[str, ...] = ()  # what was ignored
 
     @property
     def ok(self) -> bool:

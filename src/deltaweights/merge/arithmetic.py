@@ -1,8 +1,4 @@
-"""Combine a block of the primary with a block of the base: the same bits on every machine.
-
-No result bit depends on device, vector width or block size. What differs between devices is behind ``Kernels``. For the rules of
-NaN and subnormal numbers see docs/design.md, "Arithmetic".
-"""
+"""Combine blocks of primary and base; no result bit depends on device, vectors or block size (docs/design.md, "Arithmetic")."""
 
 from __future__ import annotations
 
@@ -14,18 +10,12 @@ from deltaweights.merge.blocks import Run
 from deltaweights.merge.floats import ITEM_SIZES, as_float64, canonicalize_nans, count_different, count_nonfinite
 from deltaweights.merge.operation import Operation
 
-LARGEST_ITEM = 8
-"""Bytes per element of the input buffers: those of float64."""
-
-Array = Any
-"""A row of numbers of one dtype, of whatever class the kernels work on; slices of it share its memory."""
+LARGEST_ITEM = 8  # bytes per element of the input buffers: those of float64
+Array = Any  # a row of numbers of one dtype, of whatever class the kernels work on; slices of it share its memory
 
 
 class Kernels(Protocol):
-    """What one worker needs from a device. Dtypes have safetensors' names: F16, BF16, F32, F64.
-
-    ``on_host`` says that the kernels compute directly on arrays in host memory.
-    """
+    """What one worker needs from a device, by safetensors' dtypes F16, BF16, F32, F64. ``on_host``: arrays are in host memory."""
 
     on_host: bool
 
@@ -59,16 +49,13 @@ class Kernels(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """What to do with every block, the dtype to compute in, and the dtype to store.
-
-    ``check`` proves the base when adding, and tries out the delta when one is made; ``wants_sum`` adds up the result.
-    """
+    """What to do with every block. ``check`` proves the base when adding, and tries out the delta when one is made."""
 
     operation: Operation
     compute: str
     store: str
     check: bool = False
-    wants_sum: bool = False
+    wants_sum: bool = False  # of the result's elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +70,6 @@ class BlockCombiner:
     """One worker's buffers and arithmetic. The worker reads a block's bytes into ``primary`` and ``base``, then combines them."""
 
     def __init__(self, kernels: Kernels, task: Task, block: int) -> None:
-        """Allocate buffers for ``block`` elements."""
         self._kernels, self._task, self._block = kernels, task, block
         self.primary, self.base = (kernels.buffer(block * LARGEST_ITEM) for _ in range(2))
         self._result = kernels.buffer(block * ITEM_SIZES[task.store])
@@ -164,10 +150,7 @@ class BlockCombiner:
         computed: tuple[Run, ...] = (),
         tail: memoryview | None = None,
     ) -> Tally:
-        """Count what is not finite in ``data``, the bytes of ``stored``, and make NaNs within ``computed`` the quiet one.
-
-        Numbers that are not finite have no part in the sum.
-        """
+        """Count what is not finite in ``data``, the bytes of ``stored``, but do not sum it; make NaNs in ``computed`` quiet."""
         task = self._task
         if self._kernels.all_finite(stored) or canonicalize_nans(data, task.store, computed) == 0:
             return Tally(sum=float(as_float64(data, task.store).sum())) if task.wants_sum else Tally()
@@ -180,10 +163,7 @@ class BlockCombiner:
     def _count_inexact(
         self, target: Array, base: Array, delta: Array, runs: tuple[Run, ...], *, rounded: bool, has_nonfinite: bool
     ) -> int:
-        """Apply ``delta`` as it is stored; return how many elements of ``target``, in the compute dtype, do not come back.
-
-        ``rounded`` says that the target was cast to the compute dtype, so that its NaNs were computed, too.
-        """
+        """Count what does not come back of ``target`` from the stored delta; if it was ``rounded``, its NaNs were computed."""
         kernels, compute = self._kernels, self._task.compute
         everything = (Run(0, len(target), 0),)
         same = self._task.store == compute
@@ -208,13 +188,11 @@ class BlockCombiner:
         return host
 
     def _input(self, name: str, buffer: memoryview, dtype: str) -> Array:
-        """Return an input buffer as an array of ``dtype``."""
         if (name, dtype) not in self._inputs:
             self._inputs[name, dtype] = self._kernels.as_array(buffer, dtype)
         return self._inputs[name, dtype]
 
     def _at_compute(self, host: Array, dtype: str, name: str) -> Array:
-        """Return the elements on the device and in the compute dtype."""
         if self._kernels.on_host and dtype == self._task.compute:
             return host
         out = self._scratch(name, len(host))

@@ -13,8 +13,7 @@ from enum import Enum
 from deltaweights.manifest.tally import Proof
 from deltaweights.util.text import natural_key
 
-MIN_EVIDENCE = 100_000
-"""Elements that must have moved before the absence of violations says anything."""
+MIN_EVIDENCE = 100_000  # elements that must have moved before the absence of violations says anything
 
 MIN_SHARE, SIZEABLE = 0.75, 1024
 """The share of weights that must lie in the region in tensors of ``SIZEABLE`` weights or more: of a fine-tuning step 98 % do, of a
@@ -48,8 +47,7 @@ def verdict(proofs: Mapping[str, Proof]) -> Verdict:
     """Return what the counts of all tensors, by name, say of the base."""
     whole = sum(proofs.values(), Proof())
     if whole.violations:
-        is_cause_known = likely_cause(whole) != OTHER_CAUSE
-        return Verdict.VIOLATED if is_cause_known else Verdict.OTHER_ARITHMETIC
+        return Verdict.OTHER_ARITHMETIC if likely_cause(whole) == OTHER_CAUSE else Verdict.VIOLATED
     if whole.evidence < MIN_EVIDENCE:
         return Verdict.NO_EVIDENCE
     return Verdict.PARTIAL if untested(proofs) else Verdict.PROVED
@@ -57,10 +55,8 @@ def verdict(proofs: Mapping[str, Proof]) -> Verdict:
 
 def untested(proofs: Mapping[str, Proof]) -> tuple[str, ...]:
     """Return the names of sizeable tensors with too few weights in the region for the absence of violations to mean anything."""
-    names = (
-        name for name, proof in proofs.items() if proof.weights >= SIZEABLE and proof.region < MIN_SHARE * proof.weights
-    )
-    return tuple(sorted(names, key=natural_key))
+    sizeable = {name: proof for name, proof in proofs.items() if proof.weights >= SIZEABLE}
+    return tuple(sorted((n for n, p in sizeable.items() if p.region < MIN_SHARE * p.weights), key=natural_key))
 
 
 def likely_cause(proof: Proof) -> str:

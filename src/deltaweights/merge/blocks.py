@@ -26,10 +26,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Elements ``[start, stop)`` of ``tensor``; ``number`` counts the blocks of a shard from 0.
-
-    ``base_start`` and ``base_stop`` bound the elements of the base tensor that belong here: one range, since both are row-major.
-    """
+    """Elements ``[start, stop)`` of ``tensor``, block ``number`` of a shard; the base's part is one range: both are row-major."""
 
     tensor: PlannedTensor
     start: int

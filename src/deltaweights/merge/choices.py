@@ -10,11 +10,8 @@ DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 """The dtypes that sums are made and stored in: torch's name, which people type, to safetensors' name, which files hold."""
 
 TORCH_NAMES = {code: name for name, code in DTYPES.items()}
-
 ORIGINAL, TRANSFORMERS = "original", "transformers"
-LAYOUTS = (ORIGINAL, TRANSFORMERS)
-"""How tensors are named: as in the input, or as current transformers names them."""
-
+LAYOUTS = (ORIGINAL, TRANSFORMERS)  # how tensors are named: as in the input, or as current transformers names them
 SAFETENSORS, TORCH = "safetensors", "torch"
 CONTAINERS = {"safetensors": SAFETENSORS, "bin": TORCH}
 """How weights are stored: the name that people type, to the one in plans and manifests."""

@@ -21,7 +21,6 @@ def check_device(name: str) -> None:
 
 
 def _torch_kernels(name: str, without_torch: DeltaweightsError) -> Callable[[], Kernels]:
-    """Return a factory of torch's kernels for device ``name``."""
     try:
         from deltaweights.merge.kernels_torch import TorchKernels, choose_device  # noqa: PLC0415  (over a second, 190 MB)
     except ModuleNotFoundError as error:

@@ -1,7 +1,4 @@
-"""Upper bounds for the documents of a result, computed from its plan: what could not be read back is refused before the run.
-
-No document may exceed its bound, whatever is found in the weights.
-"""
+"""Upper bounds for the documents of a result, from its plan: what could not be read back is refused before the run."""
 
 from __future__ import annotations
 
@@ -28,11 +25,8 @@ COUNT_ROW = len("        : ,\n")
 UNIFORM_ROW = len('      : ["result", "base", "lead"],\n')
 FILE_CHECKS = ', "checks": ["header", "crc32", "sha256"]},\n'
 FILE_ROW = len('      : {"size": , "header_digest": "", "sha256": ""' + FILE_CHECKS) + 2 * DIGEST + 20
-FRAGMENT_ROW = 3 * DIGEST + 900
-"""Of a tensor's record in a fragment, when it has every field, each on a line of its own."""
-
-REST, REST_SIGNS = 64 * 1024, 1024
-"""Bytes of a manifest, and brackets and commas of each kind, besides tensors and files."""
+FRAGMENT_ROW = 3 * DIGEST + 900  # a tensor's record in a fragment, when it has every field, each on its own line
+REST, REST_SIGNS = 64 * 1024, 1024  # bytes of a manifest, and signs of each kind, besides tensors and files
 
 
 @lru_cache(maxsize=16)  # one tensor has several rows, one after the other
@@ -69,9 +63,8 @@ def refuse_unreadable(plan: Plan, where: str) -> None:
     """Raise ``MalformedInput`` if a document about the result may exceed what its reader accepts; ``where`` is the primary."""
     tensors = plan.tensors
     if len(tensors) > MOST_TENSORS:
-        found, expected = f"{len(tensors):,}", f"at most {MOST_TENSORS:,}"
-        remedy = "no reader of checkpoints takes as many"
-        raise MalformedInput("too many tensors", where=where, found=found, expected=expected, remedy=remedy)
+        found, expected, remedy = len(tensors), f"at most {MOST_TENSORS:,}", "no reader of checkpoints takes as many"
+        raise MalformedInput("too many tensors", where=where, found=f"{found:,}", expected=expected, remedy=remedy)
     if _manifest(plan).exceeds(MANIFEST):
         raise _refusal("manifest.json", tensors, where, MANIFEST)
     for shard in plan.shards:
@@ -89,13 +82,10 @@ def refuse_unreadable(plan: Plan, where: str) -> None:
 
 def _refusal(what: str, tensors: Sequence[PlannedTensor], where: str, limit: Limit) -> MalformedInput:
     mean = sum(len(tensor.spec.name) for tensor in tensors) // len(tensors)
-    return MalformedInput(
-        f"{what} of the result could not be read back",
-        where=where,
-        found=f"{counted(len(tensors), 'tensor')} with names of {mean:,} characters on average",
-        expected=f"what fits in {limit.size:,} bytes and {limit.commas:,} commas",
-        remedy="shorten the names of the tensors",
-    )
+    found = f"{counted(len(tensors), 'tensor')} with names of {mean:,} characters on average"
+    expected = f"what fits in {limit.size:,} bytes and {limit.commas:,} commas"
+    problem, remedy = f"{what} of the result could not be read back", "shorten the names of the tensors"
+    return MalformedInput(problem, where=where, found=found, expected=expected, remedy=remedy)
 
 
 def _manifest(plan: Plan) -> DocumentSize:
@@ -141,7 +131,6 @@ def _fragment(shard: Shard) -> DocumentSize:
 
 
 def _header_is_readable(shard: Shard) -> bool:
-    """Return whether our reader accepts the header of a safetensors file."""
     size = DocumentSize(0, 0)
     for tensor in shard.tensors:
         size.add(tensor.spec.name, 0, commas=max(len(tensor.spec.shape), 1) + 3, objects=1, lists=2)

@@ -12,10 +12,7 @@ from deltaweights.merge.blocks import Run
 
 @dataclass(frozen=True)
 class FloatFormat:
-    """An IEEE 754 layout: bytes per number, the bits of infinity and of the quiet NaN that we write.
-
-    ``magnitude`` masks all bits but the sign; ``exponent_step`` is the distance, as integers, from a number to its double.
-    """
+    """An IEEE 754 layout: ``magnitude`` masks all but the sign; ``exponent_step`` is, as integers, from a number to its double."""
 
     item_size: int
     infinity: int
@@ -32,9 +29,7 @@ FORMATS = {
 }
 
 ITEM_SIZES = {dtype: form.item_size for dtype, form in FORMATS.items()}
-
-Numbers = tuple[memoryview | bytes, str]
-"""The bytes of some numbers, and their dtype."""
+Numbers = tuple[memoryview | bytes, str]  # the bytes of some numbers, and their dtype
 
 
 def _words(data: memoryview | bytes, dtype: str) -> Any:
@@ -61,10 +56,7 @@ def copy_nans(source: memoryview, source_dtype: str, out: memoryview, dtype: str
 
 
 def count_nonfinite(result: Numbers, primary: Numbers, base: Numbers, tail: Numbers, runs: Sequence[Run]) -> Tally:
-    """Count the NaN and infinite numbers of a block's result, of its primary, and of the base's part that the ``runs`` read.
-
-    ``tail`` is what the last numbers, which have no base, were combined with; like the base's part it may be empty.
-    """
+    """Count NaN and infinite numbers of a block, and of the base's part that ``runs`` read; ``tail`` was added to the last."""
     import numpy as np  # noqa: PLC0415  (see above)
 
     in_result, in_primary, in_base, in_tail = (_nonfinite(*numbers) for numbers in (result, primary, base, tail))
@@ -109,7 +101,6 @@ class RoundTripCounter:
     """
 
     def __init__(self, dtype: str, block: int) -> None:
-        """Allocate scratch buffers for ``block`` numbers of ``dtype``."""
         import numpy as np  # noqa: PLC0415  (see above)
 
         self._form = FORMATS[dtype]
@@ -120,10 +111,7 @@ class RoundTripCounter:
     def count(
         self, base: memoryview, delta: memoryview, total: memoryview, difference: memoryview, *, finite: bool
     ) -> Proof:
-        """Return the counts for blocks of equal length; ``difference`` is ``total`` less ``base``, correctly rounded.
-
-        ``finite`` says that all of ``total`` is known to be finite.
-        """
+        """Count equally long blocks; ``difference`` is ``total`` less ``base``, rounded once; ``finite``: all of ``total`` is."""
         import numpy as np  # noqa: PLC0415  (see above)
 
         form, step = self._form, self._form.exponent_step

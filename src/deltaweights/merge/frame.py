@@ -20,11 +20,7 @@ class Frame(Protocol):
     needs_crcs: bool
 
     def bytes_before(self, index: int, crcs: Sequence[int]) -> bytes:
-        """Return the bytes before tensor ``index``, from 0, and behind the tensor that precedes it.
-
-        If ``index`` is the number of tensors, these are the last bytes of the file. ``crcs`` are the CRC-32s of the tensors if
-        ``needs_crcs``; only those before ``index`` are used.
-        """
+        """Return the bytes before tensor ``index``, or at the end; ``crcs`` are those of the tensors before it, if needed."""
 
 
 class SafetensorsFrame:

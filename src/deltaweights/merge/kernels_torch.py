@@ -21,10 +21,7 @@ WORDS = {2: torch.int16, 4: torch.int32}
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the torch device for ``cpu``, ``cuda``, ``cuda:N`` or ``auto`` (the GPU if there is one).
-
-    Raises ``UsageError`` when there is no such device.
-    """
+    """Return the torch device for ``cpu``, ``cuda``, ``cuda:N`` or ``auto``. Raises ``UsageError`` when there is no such device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     unknown = UsageError("no such device", found=name, expected="cpu, cuda, cuda:N or auto")
@@ -42,10 +39,7 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def torch_workers() -> Iterator[None]:
-    """Let each worker compute on its own thread: torch's own pool would only make workers wait for each other.
-
-    Raises ``InputOutputError`` when the GPU runs out of memory.
-    """
+    """Compute on each worker's own thread, not in torch's pool. Raises ``InputOutputError`` when the GPU's memory is full."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

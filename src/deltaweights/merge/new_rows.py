@@ -15,8 +15,7 @@ from deltaweights.merge.floats import ITEM_SIZES, as_float64
 from deltaweights.merge.operation import Fate
 from deltaweights.merge.plan import PlannedTensor
 
-READ = 1 << 19
-"""Bytes of the base that are read at once for its mean."""
+READ = 1 << 19  # bytes of the base that are read at once for its mean
 
 
 class RepeatedRow:
@@ -38,16 +37,13 @@ class RepeatedRow:
 def new_row_operands(
     tensors: Iterable[PlannedTensor], base: Mapping[str, LazyTensor], compute: str, block: int
 ) -> dict[str, RepeatedRow]:
-    """Return, by tensor name, what new rows are added to, in the compute dtype (for means, recipes allow float32 only).
-
-    Reads the tensors of the base that a mean is made of. Raises ``InputOutputError`` when they cannot be read.
-    """
+    """Return by tensor what new rows are added to, in the compute dtype. Raises ``InputOutputError`` if the base is unreadable."""
     found = {}
     for tensor in tensors:
         match, item = tensor.match, ITEM_SIZES[compute]
         if match.base is None or match.fate not in {Fate.ADD_ZERO_ROWS, Fate.ADD_MEAN_ROWS} or not match.base.shape[1]:
             continue
-        is_mean = match.fate is Fate.ADD_MEAN_ROWS
+        is_mean = match.fate is Fate.ADD_MEAN_ROWS  # for which recipes allow float32 only
         row = mean_row(base[match.base.name]) if is_mean else bytes(match.base.shape[1] * item)
         found[match.primary.name] = RepeatedRow(row, item, block)
     return found

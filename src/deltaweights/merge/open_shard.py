@@ -65,10 +65,7 @@ class UniformCheck:
 
 
 class OpenShard:
-    """The ordered work of one shard; ``tensor_order`` and ``file_order`` admit its blocks to the two ``digest`` methods.
-
-    ``done`` counts the bytes of tensors that are written and digested; ``began`` is a time of the monotonic clock.
-    """
+    """The ordered work of one shard; ``tensor_order`` and ``file_order`` admit its blocks to the two ``digest`` methods."""
 
     def __init__(
         self,
@@ -80,7 +77,7 @@ class OpenShard:
     ) -> None:
         self.planned, self.writer = planned, writer
         self.tensor_order, self.file_order = InOrder(pool), InOrder(pool)
-        self.done = 0
+        self.done = 0  # bytes of tensors that are written and digested
         self.began = time.monotonic()
         self._base, self._primary = base, primary
         self._records: list[TensorRecord] = []
@@ -129,10 +126,7 @@ class OpenShard:
         }
 
     def digest_file(self, block: Block, data: memoryview) -> None:
-        """Digest one block as part of the file, and write what the frame has behind it; to be called in block order.
-
-        ``digest_tensors`` of the same block must be done: it makes the CRC-32 that the frame asks for.
-        """
+        """Digest a block of the file, and write the frame behind it; in order, and after ``digest_tensors``, for the CRC-32."""
         self.writer.digest(data)
         self.done += len(data)
         if block.last_of_tensor:

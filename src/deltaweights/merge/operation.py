@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-VISION_TOWER = "vision_tower"
-"""The role of the third input, for layouts that include the CLIP vision tower."""
+VISION_TOWER = "vision_tower"  # the role of the third input, for layouts that include the CLIP vision tower
 
 
 class Fate(str, Enum):
@@ -33,10 +32,7 @@ class Fate(str, Enum):
 
 
 class NewRows(str, Enum):
-    """What rows of the delta beyond the base's vocabulary are added to: nothing (copied), zeros, or the mean of the base's rows.
-
-    Adding zeros differs from adding nothing in one bit: -0 becomes +0.
-    """
+    """What new rows of the delta are added to: nothing (copied), zeros (which turn -0 into +0), or the mean of the base's rows."""
 
     COPY = "copy"
     ZERO = "zero"
@@ -44,10 +40,7 @@ class NewRows(str, Enum):
 
 
 class Operation(Enum):
-    """What is done with base and primary. Convert and export copy a primary that has no base.
-
-    ``primary`` and ``output`` are the roles of the primary and of the result; the other attributes are verbs for messages.
-    """
+    """What is done with base and primary; ``primary`` and ``output`` are roles, the other attributes verbs for messages."""
 
     APPLY = ("delta", "target", "add", "added", "merging", "merged")
     MAKE = ("target", "delta", "subtract", "subtracted", "making the delta", "made")
@@ -64,11 +57,8 @@ class Operation(Enum):
             return Fate.SUBTRACT_BLOCK if grown else Fate.SUBTRACT
         if not grown:
             return Fate.ADD
-        return {
-            NewRows.COPY: Fate.ADD_BLOCK,
-            NewRows.ZERO: Fate.ADD_ZERO_ROWS,
-            NewRows.MEAN: Fate.ADD_MEAN_ROWS,
-        }[new_rows]
+        fates = {NewRows.COPY: Fate.ADD_BLOCK, NewRows.ZERO: Fate.ADD_ZERO_ROWS, NewRows.MEAN: Fate.ADD_MEAN_ROWS}
+        return fates[new_rows]
 
     def source(self, fate: Fate) -> str | None:
         """Return the role of the input that tensors of a fate are from; None for constant tensors."""
@@ -79,6 +69,5 @@ class Operation(Enum):
     @property
     def usual_fates(self) -> tuple[Fate, ...]:
         """Fates that are counted even when no tensor has them."""
-        if self in {Operation.CONVERT, Operation.EXPORT}:
-            return (Fate.COPY,)
-        return self.fate(grown=False), self.fate(grown=True), Fate.COPY
+        combined = (self.fate(grown=False), self.fate(grown=True)) if self in {Operation.APPLY, Operation.MAKE} else ()
+        return *combined, Fate.COPY

@@ -1,7 +1,4 @@
-"""Which shards of a plan belong to which part of a job that several processes share.
-
-A part's shards depend on nothing but the sizes and names of all shards and the number of parts, so all processes agree on them.
-"""
+"""Which shards of a plan each part of a shared job makes: only sizes, names and the number of parts decide, so all agree."""
 
 from __future__ import annotations
 

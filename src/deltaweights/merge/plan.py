@@ -1,7 +1,4 @@
-"""The plan, as pure data: every output shard, its tensors, their offsets and fates.
-
-It depends neither on the machine nor on paths nor on time.
-"""
+"""The plan, as pure data: every output shard, its tensors, offsets and fates. It depends on no machine, path or time."""
 
 from __future__ import annotations
 
@@ -24,11 +21,8 @@ FORMAT, VERSION = "deltaweights-plan", 2
 
 
 @dataclass(frozen=True)
-class PlanOptions:
-    """The options that change the result. ``max_shard_size`` counts bytes of tensors.
-
-    ``layout`` is one of ``LAYOUTS``; ``container`` is "safetensors" or "torch".
-    """
+class Options:
+    """The options that change the result; ``layout`` is one of ``LAYOUTS``, ``max_shard_size`` counts bytes of tensors."""
 
     compute_dtype: str = "F16"
     dtype: str = "F16"
@@ -72,10 +66,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class InputFileRecord:
-    """One weights file that was opened. ``header_digest`` covers all bytes that locate its tensors.
-
-    ``checks`` names what is checked while the file is read.
-    """
+    """A weights file; ``header_digest`` covers all bytes that locate its tensors, ``checks`` is what is checked in reading."""
 
     name: str
     size: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.findings import Findings, ProofRecord
@@ -28,10 +28,7 @@ def findings_of(records: Mapping[str, TensorRecord], *, allowed: bool = False) -
 
     untried = any(record.tally.inexact is None for record in records.values())
     return Findings(
-        nonfinite=counts("nonfinite"),
-        nonfinite_base=counts("nonfinite_base"),
-        nonfinite_lead=counts("nonfinite_lead"),
-        overflow=counts("overflow"),
+        **{what: counts(what) for what in ("nonfinite", "nonfinite_base", "nonfinite_lead", "overflow")},
         uniform={name: record.uniform for name, record in records.items() if record.uniform},
         inexact=None if untried else counts("inexact"),
         proof=proof_of({n: r.tally.proof for n, r in records.items() if r.tally.proof}, allowed=allowed),
@@ -44,10 +41,7 @@ def proof_of(proofs: Mapping[str, Proof], *, allowed: bool = False) -> ProofReco
         return None
     judged, whole = verdict(proofs), sum(proofs.values(), Proof())
     return ProofRecord(
-        weights=whole.weights,
-        region=whole.region,
-        violations=whole.violations,
-        evidence=whole.evidence,
+        **asdict(whole),
         verdict=judged.value,
         tensors={name: proof.violations for name, proof in proofs.items() if proof.violations},
         untested=untested(proofs),
@@ -72,16 +66,11 @@ class Digests:
 
 def digests_of(plan: Plan, records: Mapping[str, TensorRecord]) -> Digests:
     """Return all digests of a merge whose tensors have ``records``."""
-    content = content_digest(
-        (t.match.name, t.spec.dtype, t.spec.shape, records[t.spec.name].digest) for t in plan.tensors
-    )
-    original = content
+    rows = [(t.match, (t.spec.dtype, t.spec.shape, records[t.spec.name].digest)) for t in plan.tensors]
+    content = original = content_digest((match.name, *row) for match, row in rows)
     if plan.options.layout != ORIGINAL:
-        original = content_digest(
-            (t.match.primary.name, t.spec.dtype, t.spec.shape, records[t.spec.name].digest)
-            for t in plan.tensors
-            if plan.operation.source(t.match.fate) == plan.operation.primary
-        )
+        of_primary = (each for each in rows if plan.operation.source(each[0].fate) == plan.operation.primary)
+        original = content_digest((match.primary.name, *row) for match, row in of_primary)
     read = _read_digests(plan, records)
     inputs = {
         role: content_digest(
@@ -113,11 +102,7 @@ def merge_manifest(
     origins: Mapping[str, Mapping[str, str]],
     findings: Findings,
 ) -> Iterator[str]:
-    """Yield the manifest in pieces.
-
-    ``files`` are all files of the target but the manifest and SHA256SUMS; ``input_sha256`` holds the known whole-file hashes of
-    inputs, by role and file name; ``origins`` where inputs are from and how far they are verified, by role.
-    """
+    """Yield the manifest; ``files`` are all others of the target, ``input_sha256`` the known hashes by role and file name."""
 
     def tensors() -> Iterator[tuple[str, Json]]:
         for shard in plan.shards:
@@ -138,13 +123,9 @@ def merge_manifest(
         "files": {name: vars(files[name]) for name in sorted(files)},
         "tensors": LazyObject(tensors),
     }
-    inputs: Json = {
-        "plan": plan.identity,
-        **{
-            role: {**origins.get(role, {}), **_input(role, of, digests, input_sha256.get(role, {}))}
-            for role, of in plan.inputs.items()
-        },
-    }
+    inputs: Json = {"plan": plan.identity}
+    for role, record in plan.inputs.items():
+        inputs[role] = {**origins.get(role, {}), **_input(role, record, digests, input_sha256.get(role, {}))}
     return manifest_pieces(result, inputs)
 
 
@@ -167,9 +148,4 @@ def _input(role: str, record: InputRecord, digests: Digests, sha256: Mapping[str
 
 def _file(file: InputFileRecord, sha256: str | None) -> Json:
     hashed = {} if sha256 is None else {"sha256": sha256}
-    return {
-        "size": file.size,
-        "header_digest": file.header_digest,
-        **hashed,
-        "checks": [*file.checks, *hashed],
-    }
+    return {"size": file.size, "header_digest": file.header_digest, **hashed, "checks": [*file.checks, *hashed]}

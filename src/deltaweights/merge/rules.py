@@ -20,16 +20,13 @@ from deltaweights.util.text import counted
 GROWN = frozenset({"model.embed_tokens.weight", "lm_head.weight"})
 """Tensors whose primary may be larger than their base: the vocabulary was extended."""
 
-DELTA_ONLY = frozenset(PROJECTOR)
-"""Tensors that may be in the primary only: LLaVA's projector."""
+DELTA_ONLY = frozenset(PROJECTOR)  # tensors that may be in the primary only: LLaVA's projector
 
 BUFFER_SUFFIXES = (".rotary_emb.inv_freq", "rope.freqs")
 """Buffers, not weights: zero in a delta (target minus base), recomputed by current loaders, and harmful when copied. The second is
 Meta's name."""
 
-RESERVED = "__metadata__"
-"""A name that torch files may hold, and that would overwrite the metadata of a safetensors header."""
-
+RESERVED = "__metadata__"  # a name that torch files may hold, and that would overwrite a safetensors header's metadata
 FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 
 
@@ -41,16 +38,12 @@ class MatchRules:
     new_rows: NewRows = NewRows.COPY
 
 
-LLAVA_RULES = MatchRules()
-"""Those of LLaVA and LLaVA-Med."""
+LLAVA_RULES = MatchRules()  # those of LLaVA and LLaVA-Med
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One tensor of the result: its primary, its base unless it is copied, and its fate.
-
-    ``renamed`` is its name in the result if that is not the primary's.
-    """
+    """One tensor of the result: primary, base unless copied, fate, and ``renamed``, its name if that is not the primary's."""
 
     primary: TensorSpec
     base: TensorSpec | None
@@ -92,10 +85,7 @@ def match_tensors(
     operation: Operation = Operation.APPLY,
     rules: MatchRules = LLAVA_RULES,
 ) -> Matching:
-    """Give every tensor of ``base`` and ``primary`` exactly one fate.
-
-    Raises ``Mismatch`` if that is impossible; the message names the first such tensor, both shapes and the likely reason.
-    """
+    """Give every tensor of both inputs one fate. Raises ``Mismatch`` for the first that has none, with a likely reason."""
     matches: list[Match] = []
     problems: list[Mismatch] = []
     for name, tensor in primary.items():
@@ -107,11 +97,8 @@ def match_tensors(
                 problems.append(problem.with_traceback(None))  # there may be many, and a traceback holds its frames
     dropped_base: list[Dropped] = []
     alone = {name for name in base if name not in primary and not is_buffer(name)}
-    twins = {
-        (tensor.storage, tensor.spec.shape): name
-        for name, tensor in base.items()
-        if alone and name in primary and not is_buffer(name)
-    }
+    shared = {name: tensor for name, tensor in base.items() if alone and name in primary and not is_buffer(name)}
+    twins = {(tensor.storage, tensor.spec.shape): name for name, tensor in shared.items()}
     for name, tensor in base.items():
         twin = twins.get((tensor.storage, tensor.spec.shape)) if name in alone else None
         if is_buffer(name):
@@ -148,7 +135,6 @@ def _buffers(tensors: Mapping[str, LazyTensor]) -> tuple[Dropped, ...]:
 
 
 def _match_one(primary: LazyTensor, base: LazyTensor | None, operation: Operation, rules: MatchRules) -> Match:
-    """Return how two tensors of one name are combined. Raises ``Mismatch`` when they cannot be."""
     spec, role = primary.spec, operation.primary
     if spec.name == RESERVED:
         problem = "cannot be written: safetensors keeps this name for itself"

@@ -55,7 +55,6 @@ def results_digest(kernels: Kernels) -> str:
 
 
 def _load(kernels: Kernels, data: bytes, dtype: str, wanted: str) -> Array:
-    """Return the numbers of ``dtype`` in ``data``, on the device, as ``wanted``."""
     buffer = kernels.buffer(len(data))
     buffer[:] = data
     numbers = kernels.scratch(len(data) // ITEM_SIZES[dtype], wanted)

@@ -1,7 +1,4 @@
-"""Stream shards to the disk on several workers: read, combine, write and digest blocks; flush and record finished shards.
-
-Memory holds a few blocks per worker. After an error no unfinished shard is left behind.
-"""
+"""Stream shards to the disk, with a few blocks per worker in memory. An error leaves no unfinished shard behind."""
 
 from __future__ import annotations
 
@@ -32,20 +29,16 @@ large make writing three times as slow (docs/benchmarks.md)."""
 WORKERS_PER_SHARD = 2
 """The SHA-256 of one file is sequential and takes about a third of all work, so more workers on one shard would wait."""
 
-TINY = 1 << 16
-"""Bytes of a tensor that is combined and digested in less time than the interpreter needs to set it up."""
+TINY = 1 << 16  # bytes of a tensor that is combined and digested in less time than the interpreter needs to set it up
 
 
 @dataclass(frozen=True)
 class Resources:
-    """How to run; none of it changes a bit of the result. ``block`` counts elements.
-
-    If ``workers`` is None, as many are started as the tensors keep busy, at most ``default_workers``.
-    """
+    """How to run; it changes no bit. With ``workers`` None, as many start as the tensors keep busy, up to ``default_workers``."""
 
     device: str = "cpu"
     workers: int | None = 2
-    block: int = BLOCK
+    block: int = BLOCK  # elements
 
 
 class Stream:
@@ -61,10 +54,7 @@ class Stream:
         resources: Resources,
         report: Report,
     ) -> None:
-        """Write into ``folder``; call ``record`` with the fragment of each shard once the shard is on the disk.
-
-        ``record`` and ``report`` are called from worker threads.
-        """
+        """Write into ``folder``; ``record`` gets the fragment of each shard on the disk. Workers call it and ``report``."""
         self._plan, self._base, self._primary = plan, base, primary
         self._folder, self._record, self._resources, self._report = folder, record, resources, report
         self._new_rows: Mapping[str, RepeatedRow] = {}
@@ -113,7 +103,6 @@ class Stream:
             return None if self._pool.stopped else next(self._blocks, None)
 
     def _work(self, make_kernels: Callable[[], Kernels]) -> None:
-        """Do one worker's share, block by block, until there are no more blocks or the run is stopped."""
         with contextlib.suppress(RunStopped):
             self._stream_blocks(make_kernels())
 
@@ -126,22 +115,17 @@ class Stream:
             match = block.tensor.match
             if block.number == 0:
                 self._report.shard_started(shard.planned.file, shard.planned.size, shard.planned.nbytes)
-
             primary, base = read_block(block, combiner, self._base, self._primary)
-
             base_dtype = match.base.dtype if match.base else None
             new_rows = self._new_rows.get(match.primary.name)
             tail = new_rows.operand(block) if new_rows else None
             result = combiner.combine(block.stop - block.start, match.primary.dtype, base_dtype, block.runs, tail)
-
             shard.writer.write(result.data, block.offset)
-
             with shard.tensor_order.section(block.number):
                 shard.digest_tensors(block, base, primary, result)
             with shard.file_order.section(block.number):
                 shard.digest_file(block, result.data)
             shard.writer.start_writeback()
-
             if block.last_of_shard:
                 self._flush_and_record(shard)
 
@@ -153,20 +137,14 @@ class Stream:
 
 
 def _keeps_several_busy(tensors: Sequence[PlannedTensor]) -> bool:
-    """Return whether most of the work is done without the interpreter's lock.
-
-    With tiny tensors it is not, and two workers that pass the lock back and forth take up to 1.6 times as long as one.
-    """
+    """Return whether most work needs no interpreter's lock: for tiny tensors, two workers take up to 1.6 times as long as one."""
     return sum(tensor.spec.nbytes for tensor in tensors) >= TINY * len(tensors)
 
 
 def read_block(
     block: Block, combiner: BlockCombiner, base: Mapping[str, LazyTensor], primary: Mapping[str, LazyTensor]
 ) -> tuple[memoryview, memoryview]:
-    """Read a block of the primary, and its part of the base, into the combiner's buffers; return the parts that were filled.
-
-    Raises ``InputOutputError`` when the bytes cannot be read.
-    """
+    """Read a block of the primary and its part of the base for ``combiner``; return both. Raises ``InputOutputError``."""
     match = block.tensor.match
     item = match.primary.item_size
     of_primary = combiner.primary[: (block.stop - block.start) * item]

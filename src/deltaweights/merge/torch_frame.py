@@ -18,32 +18,21 @@ from deltaweights.checkpoint.zip_format.central_directory import MARK32
 from deltaweights.checkpoint.zip_format.rules import DESCRIPTOR_FOLLOWS, STORED, TORCH_ALIGNMENT, UTF8, ZIP64
 from deltaweights.merge.torch_pickle import state_dict_pickle
 
-ALIGNMENT = 64
-"""Every member's bytes begin at a multiple of this, as torch needs for storages in a mapped file."""
-
+ALIGNMENT = 64  # every member's bytes begin at a multiple of this, as torch needs for storages in a mapped file
 _MARK16 = 0xFFFF
-
 _LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _DESCRIPTOR, _WIDE_DESCRIPTOR = struct.Struct("<4s3L"), struct.Struct("<4sL2Q")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
 _END = struct.Struct("<4s4H2LH")
-
 _FLAGS = DESCRIPTOR_FOLLOWS | UTF8
-_NO_TIME = (0, 0)
-"""Time and date of all members, as torch writes them."""
-
-_PLAIN, _WIDE = 10, 45
-"""The zip versions, 1.0 and 4.5, that a reader must support: the second has sizes of eight bytes."""
+_NO_TIME = (0, 0)  # time and date of all members, as torch writes them
+_PLAIN, _WIDE = 10, 45  # the zip versions, 1.0 and 4.5, that a reader must support: the second has 8-byte sizes
 
 
 class TorchFrame:
-    """The ``Frame`` of a file that ``torch.load`` reads as a plain dict of tensors, each in a storage of its own.
-
-    ``specs`` may have the dtypes for which torch has a storage class. ``name`` is the archive's single folder, without a slash;
-    torch uses the stem of the file's name.
-    """
+    """The ``Frame`` of a file that ``torch.load`` reads as a dict; ``name``, the archive's folder, is the file's stem in torch."""
 
     needs_crcs = True
 
@@ -132,7 +121,6 @@ class _Member:
 
 
 def _placed(root: str, sizes: dict[str, int]) -> Iterator[_Member]:
-    """Yield members of these sizes, in this order from byte 0 on."""
     offset = 0
     for name, size in sizes.items():
         member = _Member(f"{root}/{name}".encode(), offset, size)

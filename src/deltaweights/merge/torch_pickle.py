@@ -15,15 +15,11 @@ _STORAGES = {kind.dtype: name for name, kind in GLOBALS.items() if isinstance(ki
 """Module and name of the storage class of each dtype that has one, from the table that our reader uses."""
 
 _REBUILD, _NO_HOOKS = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"
-
 _SHORT_TUPLES = {1: b"\x85", 2: b"\x86", 3: b"\x87"}
 
 
 def state_dict_pickle(specs: Iterable[TensorSpec]) -> bytes:
-    """Return the pickle (protocol 2) of the plain dict of ``specs``; the storage of the n-th tensor, from 0, has the key ``n``.
-
-    All tensors are on the CPU, row-major, and need no gradient. Torch must have a storage class for their dtypes.
-    """
+    """Return the pickle (protocol 2) of ``specs``, on the CPU and row-major; the n-th storage, from 0, has the key ``n``."""
     pickle = _Pickle()
     pickle.new(b"}")
     pickle.add(b"(")
@@ -91,7 +87,6 @@ class _Pickle:
 
 
 def _numbered(short: bytes, long: bytes, number: int) -> bytes:
-    """Return the opcode with a one-byte or a four-byte number."""
     return short + number.to_bytes(1, "little") if number < 0x100 else long + number.to_bytes(4, "little")
 
 

@@ -16,9 +16,7 @@ from deltaweights.util.disk import flush
 from deltaweights.util.open_folder import OpenFolder
 
 KEPT = "finished shards are kept: free some space or repair the disk, then run the same command again"
-
-WRITEBACK_EVERY = 64 * 1024 * 1024
-"""Bytes after which the system is asked to start writing to the disk."""
+WRITEBACK_EVERY = 64 * 1024 * 1024  # bytes after which the system is asked to start writing to the disk
 
 FALLOC_FL_KEEP_SIZE = 1
 """From linux/falloc.h: reserve blocks but leave the file's size alone, so that the size still tells how much was written."""
@@ -27,23 +25,15 @@ _fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
 
 
 def _preallocate(fd: int, size: int) -> None:
-    """Reserve ``size`` bytes of disk, to fail early if there is no space and write in half the time (ext4, measured).
-
-    Not ``os.posix_fallocate``, which writes a byte to every block if the file system cannot reserve.
-    """
-    if _fallocate is None:
-        return
-    if _fallocate(fd, FALLOC_FL_KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size)) != 0:
+    """Reserve space, to fail early and write in half the time (ext4, measured). ``os.posix_fallocate`` may write every block."""
+    if _fallocate is not None and _fallocate(fd, FALLOC_FL_KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size)) != 0:
         code = ctypes.get_errno()
         if code not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EINTR}:
             raise OSError(code, os.strerror(code))
 
 
 class ShardWriter:
-    """Writes ``shard`` into ``folder``. ``write`` may be called from any thread in any order, ``digest`` in file order only.
-
-    ``flush_seconds`` is the duration of the final flush to the disk.
-    """
+    """Writes ``shard`` into ``folder``. ``write`` may be called from any thread in any order, ``digest`` in file order only."""
 
     def __init__(self, folder: OpenFolder, shard: Shard) -> None:
         self._folder, self._name = folder, shard.file
@@ -53,18 +43,17 @@ class ShardWriter:
         self._fd = -1
         self._finished = False
         self._digested = self._written_back = 0
-        self.flush_seconds = 0.0
+        self.flush_seconds = 0.0  # of the final flush to the disk
         try:
             self._fd = folder.create(shard.file)
         except OSError as error:
             raise InputOutputError.from_os(error, self._path, "create", KEPT) from error
         try:
             _preallocate(self._fd, shard.size)
+            self.append(shard.frame.bytes_before(0, ()))
         except OSError as error:
             self.discard_unfinished()
             raise InputOutputError.from_os(error, self._path, f"reserve {shard.size} bytes", KEPT) from error
-        try:
-            self.append(shard.frame.bytes_before(0, ()))
         except InputOutputError:
             self.discard_unfinished()
             raise
@@ -108,9 +97,8 @@ class ShardWriter:
         try:
             size = os.fstat(self._fd).st_size
             if size != self._size:
-                raise InputOutputError(
-                    "wrong size after writing", where=self._path, found=size, expected=self._size, remedy=KEPT
-                )
+                problem = "wrong size after writing"
+                raise InputOutputError(problem, where=self._path, found=size, expected=self._size, remedy=KEPT)
             began = time.monotonic()
             flush(self._fd)
             self._close()

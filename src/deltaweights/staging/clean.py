@@ -10,10 +10,7 @@ from deltaweights.staging.publish import clear_staging, recover_publication
 
 
 def clean(target: str | os.PathLike[str]) -> list[str]:
-    """Remove the staging directory of ``target``; return what was done, in words.
-
-    Raises ``TargetBusy`` when a run is using it, ``MalformedInput`` when it is not ours, ``InputOutputError``.
-    """
+    """Remove the target's staging; return what was done. Raises ``TargetBusy``, ``MalformedInput``, ``InputOutputError``."""
     location = locate_target(target)
     if not os.path.lexists(location.root):
         return [f"nothing to clean for {location.target}"]

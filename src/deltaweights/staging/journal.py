@@ -1,11 +1,8 @@
-"""The record of a publication in several steps, so that a run that finds it cut off can tell what was done.
-
-A journal lists the files of the old model and of the new one with their stamps: other files that were put under their names since
-are neither moved nor removed.
-"""
+"""The record of a publication in several steps. Its stamps tell the files of both models from others put there since."""
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,22 +12,13 @@ from deltaweights.manifest.records import check_file_name
 from deltaweights.staging.location import JOURNAL, PLAN, TargetLocation
 from deltaweights.staging.open_staging import OpenStaging
 from deltaweights.staging.staged_shards import plan_header
-from deltaweights.staging.target_contents import (
-    Contents,
-    FileStamp,
-    contents_of,
-    is_hub_metadata,
-    is_result_file,
-    stamp_of,
-)
+from deltaweights.staging.target_contents import FileStamp, contents_of, is_hub_metadata, is_result_file, stamp_of
 from deltaweights.util.limits import JOURNAL as JOURNAL_LIMIT
 from deltaweights.util.open_folder import OpenFolder
 from deltaweights.util.text import Json, readable_json, strict_json
 
 VERSION = 2
-
-Stamps = Mapping[str, FileStamp]
-"""Stamps of files by their names."""
+Stamps = Mapping[str, FileStamp]  # stamps of files by their names
 
 
 @dataclass(frozen=True)
@@ -58,20 +46,17 @@ class Journal:
         return metadata and stamps_of(contents).items() <= self.old.items()
 
 
-def _folders(contents: Contents) -> list[str]:
+def _folders(contents: Mapping[str, os.stat_result]) -> list[str]:
     return [name for name, found in contents.items() if stat.S_ISDIR(found.st_mode)]
 
 
-def stamps_of(contents: Contents) -> dict[str, FileStamp]:
+def stamps_of(contents: Mapping[str, os.stat_result]) -> dict[str, FileStamp]:
     """Return the stamps of the files among ``contents``, without folders."""
     return {name: stamp_of(found) for name, found in contents.items() if not stat.S_ISDIR(found.st_mode)}
 
 
 def read_journal(staging: OpenStaging) -> Journal | None:
-    """Return the journal of an interrupted publication, None when there is none.
-
-    Raises ``MalformedInput`` when it was not written for the plan in ``staging``, or names files that no result has.
-    """
+    """Return the journal, or None. Raises ``MalformedInput`` when it is of another plan, or names files that no result has."""
     if not staging.has(JOURNAL):
         return None
     try:

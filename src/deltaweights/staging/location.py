@@ -19,9 +19,9 @@ ENDING = "ending.json"  # what the documents will say, for the same
 PLAN = "plan.json"  # the plan that staging belongs to
 JOURNAL = "publishing.json"  # what is being published, and what it replaces
 REPLACED = "replaced"  # the old target, while it is being replaced
-
-INSIDE = ".deltaweights"
-"""The name of a staging directory inside its target."""
+# Removed in this order: the journal when nothing else is worth keeping, and the plan that it names after it.
+CLEARED = (ENDING, FRAGMENTS, COMPANIONS, UNPACKED, PARTS, JOURNAL, PLAN)
+INSIDE = ".deltaweights"  # the name of a staging directory inside its target
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,5 @@ def refuse_inputs(location: TargetLocation, inputs: Iterable[str | os.PathLike[s
     for given in inputs:
         source = Path(os.path.realpath(os.path.expanduser(given)))  # noqa: PTH111  (see above)
         if location.target.is_relative_to(source) or source.is_relative_to(location.target):
-            raise TargetBusy(
-                "output and input overlap",
-                where=location.target,
-                found=f"input {source}",
-                remedy="choose another output folder",
-            )
+            found, remedy = f"input {source}", "choose another output folder"
+            raise TargetBusy("output and input overlap", where=location.target, found=found, remedy=remedy)

@@ -18,18 +18,13 @@ from deltaweights.staging.open_staging import OpenStaging
 from deltaweights.staging.ownership import OWNERSHIP
 from deltaweights.util.interruption import check
 
-PATIENCE = 5.0
-"""Seconds that a part waits for one that ends, which holds the lock alone for a moment, to see whether it is the last."""
+PATIENCE = 5.0  # seconds that a part waits for one that ends, and holds the lock alone to see whether it is the last
 
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 """Errors of ``flock`` on file systems without locks."""
 
-MAX_HOLDER = 500
-"""Bytes of a holder's name."""
-
-LOCK, HOLDER = "lock", "owner"
-"""The locked file, and the one that names the lock's holder where there are no locks."""
-
+MAX_HOLDER = 500  # bytes of a holder's name
+LOCK, HOLDER = "lock", "owner"  # the locked file, and the one that names the lock's holder where there are no locks
 NOTE = "this file system has no locks: make sure that no other run writes to this folder"
 
 
@@ -48,11 +43,7 @@ class StagingLock:
         patience: float = 0,
         locate: Callable[[Path], TargetLocation] = locate_target,
     ) -> None:
-        """Take the lock; ``staging`` is what it holds.
-
-        Raises ``TargetBusy`` when another run has it for ``patience`` seconds, or stages elsewhere; ``MalformedInput`` when staging
-        is not ours; ``InputOutputError``.
-        """
+        """Take it. Raises ``TargetBusy`` after ``patience`` seconds, ``MalformedInput`` if not ours, ``InputOutputError``."""
         self._location, self._shared, self._locate = location, shared, locate
         self._has_holder_file = False
         self._fd = -1
@@ -112,7 +103,6 @@ class StagingLock:
         return True
 
     def _take_holder_file(self) -> None:
-        """Create the file that takes the place of a lock. Raises ``TargetBusy`` when its holder may be alive."""
         root = self.staging.root
         if self._holder_is_dead():
             root.remove(HOLDER)

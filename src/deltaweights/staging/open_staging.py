@@ -19,18 +19,14 @@ from deltaweights.staging.target_contents import Contents, contents_of, refuse_c
 from deltaweights.util.disk import make_folder
 from deltaweights.util.open_folder import OpenFolder
 
-PRIVATE = 0o700
-"""The permissions of a staging directory."""
+PRIVATE = 0o700  # the permissions of a staging directory
 
 
 class OpenStaging:
     """The staging directory ``root``, and the folder ``parent`` that it is in: the target itself, or the target's parent."""
 
     def __init__(self, location: TargetLocation) -> None:
-        """Open staging, having created it if necessary.
-
-        Raises ``MalformedInput`` when it is not ours: a link, another user's, or open to others; ``InputOutputError``.
-        """
+        """Open or create it. Raises ``MalformedInput`` for a link, another user's, or one open to others, ``InputOutputError``."""
         self.location = location
         self._kept: list[OpenFolder] = []
         if not location.inside:
@@ -69,10 +65,7 @@ class OpenStaging:
         self.parent.close()
 
     def verify_ownership(self) -> None:
-        """Check the record that this user made staging for this target, or write it into a new one. The lock must be held.
-
-        Raises ``MalformedInput``, ``InputOutputError``.
-        """
+        """Check staging's record, or write a new one, under the lock. Raises ``MalformedInput``, ``InputOutputError``."""
         names = set(self.root.names()) - {"lock", "owner"}
         inode = self.root.status().st_ino
         if all(name.startswith(OWNERSHIP) for name in names):
@@ -174,13 +167,10 @@ def _refuse_foreign_owner(root: OpenFolder, parent: OpenFolder) -> None:
     protected = not above.st_mode & 0o022 or above.st_mode & stat.S_ISVTX
     probe = _status_of_new_folder(parent, root.path.name) if protected else None
     if probe is None or (found.st_uid, mode) != (probe.st_uid, stat.S_IMODE(probe.st_mode) & 0o777):
-        raise MalformedInput(
-            "staging is not ours",
-            where=root.path,
-            found=f"a folder of user {found.st_uid} with permissions {mode:03o}",
-            expected=f"one of user {os.geteuid()} with permissions {PRIVATE:o}",
-            remedy="choose another output folder, or see what it is and remove it",
-        )
+        what = f"a folder of user {found.st_uid} with permissions {mode:03o}"
+        expected = f"one of user {os.geteuid()} with permissions {PRIVATE:o}"
+        remedy = "choose another output folder, or see what it is and remove it"
+        raise MalformedInput("staging is not ours", where=root.path, found=what, expected=expected, remedy=remedy)
 
 
 def _keeps_permissions(root: OpenFolder, mode: int) -> bool:

@@ -15,12 +15,8 @@ from deltaweights.staging.location import TargetLocation
 from deltaweights.util.state import user_key
 from deltaweights.util.text import Json, compact_json, strict_json
 
-OWNERSHIP = "staging.json"
-"""The name of the record's file."""
-
-MAX_OWNERSHIP = 1000
-"""Bytes of a record."""
-
+OWNERSHIP = "staging.json"  # the name of the record's file
+MAX_OWNERSHIP = 1000  # bytes of a record
 VERSION = 1
 
 

@@ -18,18 +18,7 @@ from deltaweights.manifest.parse import Manifest, parse_manifest
 from deltaweights.manifest.records import MANIFEST, SUMS, Fragment
 from deltaweights.merge.shards import NAMES, index_name
 from deltaweights.staging.journal import Journal, read_journal, stamps_of
-from deltaweights.staging.location import (
-    COMPANIONS,
-    ENDING,
-    FRAGMENTS,
-    JOURNAL,
-    PARTS,
-    PLAN,
-    REPLACED,
-    SHARDS,
-    UNPACKED,
-    TargetLocation,
-)
+from deltaweights.staging.location import CLEARED, FRAGMENTS, JOURNAL, REPLACED, SHARDS, TargetLocation
 from deltaweights.staging.open_staging import OpenStaging
 from deltaweights.staging.target_contents import contents_of, refuse_content, stamp_of
 from deltaweights.util.limits import FRAGMENT
@@ -43,10 +32,7 @@ KEEP = "keep what you need of it, and remove it"
 
 
 def publish(staging: OpenStaging, plan: str, *, overwrite: bool) -> None:
-    """Publish the folder of shards, the result of ``plan``, as the target; with ``overwrite``, a checkpoint there is replaced.
-
-    Raises ``TargetBusy`` when something appeared in the target that may not be replaced; staging is then unchanged.
-    """
+    """Publish the shards of ``plan``; only with ``overwrite`` replace a checkpoint. Raises ``TargetBusy``, nothing changed."""
     contents = staging.refuse_content(overwrite=overwrite)
     with staging.folder(SHARDS) as shards:
         shards.flush()
@@ -64,17 +50,12 @@ def publish(staging: OpenStaging, plan: str, *, overwrite: bool) -> None:
 
 def clear_staging(staging: OpenStaging) -> None:
     """Remove everything that is worth keeping, so that releasing the lock removes staging."""
-    # The journal goes when nothing else is worth keeping, and the plan that it names after it.
-    for name in (ENDING, FRAGMENTS, COMPANIONS, UNPACKED, PARTS, JOURNAL, PLAN):
+    for name in CLEARED:
         staging.root.remove(name)
 
 
 def recover_publication(staging: OpenStaging) -> str | None:
-    """Finish a publication that was cut off, or undo it; return what was done, or None.
-
-    Raises ``MalformedInput`` when the journal was not written by ``publish``, or the files are not those that it lists, and
-    ``TargetBusy`` when the target holds something else by now.
-    """
+    """Finish or undo a publication that was cut off; return what was done. Raises ``MalformedInput`` or ``TargetBusy``."""
     journal = read_journal(staging)
     if journal is None:
         return None
@@ -90,7 +71,6 @@ def recover_publication(staging: OpenStaging) -> str | None:
 
 
 def _swap(staging: OpenStaging, journal: Journal) -> None:
-    """Swap the folder of shards and the target, and remove the old one."""
     target, parent, root = staging.location.target.name, staging.parent, staging.root
     try:
         if root.exchange(SHARDS, parent, target):
@@ -137,7 +117,6 @@ def _refuse_no_checkpoint(staging: OpenStaging, name: str) -> None:
 
 
 def _finish_swap(staging: OpenStaging, journal: Journal) -> str | None:
-    """Finish or undo a swap, wherever it was cut off."""
     root = staging.root
     done: str | None = "finished a replacement that was cut off"
     shards_are_new = _holds(staging, SHARDS, journal.is_new)
@@ -169,7 +148,6 @@ def _finish_swap(staging: OpenStaging, journal: Journal) -> str | None:
 
 
 def _holds(staging: OpenStaging, name: str, is_model: Callable[[OpenFolder, TargetLocation], bool]) -> bool:
-    """Return whether the folder ``name`` in staging exists and holds that model: ``journal.is_old`` or ``is_new``."""
     if staging.root.look(name) is None:
         return False
     with staging.root.folder(name) as folder:

@@ -16,11 +16,7 @@ from deltaweights.util.workers import run_parallel
 
 
 def read_back(shards: StagedShards, fragments: Mapping[str, Fragment], workers: int, report: Report) -> None:
-    """Hash the shards of ``fragments`` again, with ``workers`` threads.
-
-    Raises ``InputOutputError`` for a shard that is not what was written, having removed its fragment, so that the next run makes
-    it again.
-    """
+    """Hash shards again. Raises ``InputOutputError`` for one that differs, after removing its fragment: it is made again."""
 
     def hash_one(_: None, fragment: Fragment) -> Iterator[int]:
         with contextlib.closing(shards.open(fragment.file)) as file:
@@ -28,18 +24,13 @@ def read_back(shards: StagedShards, fragments: Mapping[str, Fragment], workers: 
             sha256 = (yield from digest_file(file))[0]
         if sha256 != fragment.record.sha256:
             shards.drop_fragment(fragment.file)
-            raise InputOutputError(
-                "the disk gives back other bytes than were written",
-                where=file.path,
-                found=f"sha256 {sha256}",
-                expected=fragment.record.sha256,
-                remedy="use another disk, or run the same command again: this shard will be made anew",
-            )
+            problem, found = "the disk gives back other bytes than were written", f"sha256 {sha256}"
+            expected = fragment.record.sha256
+            remedy = "use another disk, or run the same command again: this shard will be made anew"
+            raise InputOutputError(problem, where=file.path, found=found, expected=expected, remedy=remedy)
 
-    total = sum(fragment.record.size for fragment in fragments.values())
-    run_parallel(
-        iter(fragments.values()), lambda: None, hash_one, workers=workers, report=report, doing="reading", total=total
-    )
+    todo, total = iter(fragments.values()), sum(fragment.record.size for fragment in fragments.values())
+    run_parallel(todo, lambda: None, hash_one, workers=workers, report=report, doing="reading", total=total)
 
 
 def _drop_cached_pages(file: LocalFile) -> None:

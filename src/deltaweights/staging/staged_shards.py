@@ -19,10 +19,7 @@ from deltaweights.util.text import compact_json, compact_pieces, in_chunks
 
 
 class StagedShards:
-    """The folders of shards and of their fragments, in locked staging.
-
-    A fragment is written after its shard was flushed, so a shard with a fragment is finished.
-    """
+    """The folders of shards and fragments in locked staging; a shard has a fragment only after it was flushed: it is finished."""
 
     def __init__(self, staging: OpenStaging) -> None:
         """Open or create both folders; they stay open as long as ``staging``."""
@@ -61,10 +58,7 @@ class StagedShards:
     def join(
         cls, staging: OpenStaging, plan: Plan, shards: Sequence[Shard]
     ) -> tuple[StagedShards, dict[str, Fragment]]:
-        """Make staging ready for ``shards`` of ``plan``, beside other parts; return it and the fragments of finished ones.
-
-        Raises ``TargetBusy`` when staging holds another plan: parts of two plans never mix.
-        """
+        """Make staging ready for ``shards``, beside other parts. Raises ``TargetBusy`` when it holds another plan's."""
         document = {"identity": plan.identity, "arrivals": {}, **plan.document}
         existed = not staging.root.write_once(PLAN, in_chunks(compact_pieces(document)))
         if existed and not _belongs_to(staging.root, plan, {}):

@@ -5,34 +5,29 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from deltaweights.checkpoint.companions import COPIED, LEGAL, NOTICE_NAME, README
 from deltaweights.checkpoint.layout import HF_WEIGHTS
-from deltaweights.errors import InputOutputError, TargetBusy
+from deltaweights.errors import TargetBusy, wrap_os_errors
 from deltaweights.manifest.records import INDEX, MANIFEST, SUMS
 from deltaweights.staging.location import TargetLocation
 from deltaweights.util.open_folder import OpenFolder
 
 READMES = {README, f"DELTA_{README}", f"TARGET_{README}", f"BASE_{README}"}
-
 DOCUMENTS = {MANIFEST, SUMS, INDEX, "pytorch_model.bin.index.json", "model.sig", NOTICE_NAME}
 
 REPLACEABLE = COPIED | READMES | DOCUMENTS | {".gitattributes"}
 """Files of a checkpoint other than weights and licences; a folder that holds anything else is not ours to replace."""
 
-HUB_METADATA = ".cache"
-"""Where ``hf download --local-dir`` keeps what it knows about the files, in a folder ``huggingface``."""
+HUB_METADATA = ".cache"  # where ``hf download --local-dir`` keeps facts about the files, in a folder ``huggingface``
 
 OF_LOCAL_DIR = frozenset({"download", "upload", ".gitignore", "CACHEDIR.TAG"})
 """What is in that folder. If the target is HOME, the Hub's whole cache and a token are there as well."""
 
-Contents = Mapping[str, os.stat_result]
-"""The ``lstat`` of each name in a folder."""
-
-FileStamp = tuple[int, int, int]
-"""Inode, size and modification time (ns): tells a file from another one that was put in its place."""
+Contents = Mapping[str, os.stat_result]  # the ``lstat`` of each name in a folder
+FileStamp = tuple[int, int, int]  # inode, size and modification time (ns): tells a file from one put in its place
 
 
 def is_result_file(name: str) -> bool:
@@ -63,18 +58,11 @@ def refuse_content(contents: Contents, folder: OpenFolder | None, where: Path, *
     if folder is None:
         raise TargetBusy("not a folder", where=where, remedy="choose another output folder")
     # A directory under the name of a checkpoint's file holds something of the user's.
-    strangers = [
-        name
-        for name, found in contents.items()
-        if not (is_hub_metadata(folder, name) if stat.S_ISDIR(found.st_mode) else is_result_file(name))
-    ]
+    folders = {name for name, found in contents.items() if stat.S_ISDIR(found.st_mode)}
+    strangers = [n for n in contents if not (is_hub_metadata(folder, n) if n in folders else is_result_file(n))]
     if strangers or not any(name == MANIFEST or HF_WEIGHTS.fullmatch(name) for name in contents):
-        raise TargetBusy(
-            "will not overwrite a folder that is not a checkpoint",
-            where=where,
-            found=_some(strangers or list(contents)),
-            remedy="empty it, or choose another output folder",
-        )
+        problem, found = "will not overwrite a folder that is not a checkpoint", _some(strangers or list(contents))
+        raise TargetBusy(problem, where=where, found=found, remedy="empty it, or choose another output folder")
 
 
 def _some(names: list[str]) -> str:
@@ -96,17 +84,13 @@ def is_hub_metadata(folder: OpenFolder, name: str) -> bool:
 
 
 def refuse_foreign_content(location: TargetLocation, *, overwrite: bool) -> None:
-    """Fail fast, before anything is locked, unpacked or hashed, when the target holds something that may not be replaced.
-
-    What may be a result of ours is left to the check under the lock. Raises ``TargetBusy``, ``InputOutputError``.
-    """
+    """Fail fast on what may not be replaced; what may be ours is left to the check under the lock. Raises ``TargetBusy``."""
     target = location.target
-    try:
+    found = None
+    with wrap_os_errors(target, "look into"), suppress(FileNotFoundError):
         found = target.stat()
-    except FileNotFoundError:
+    if found is None:
         return
-    except OSError as error:
-        raise InputOutputError.from_os(error, target, "look into") from error
     folder = OpenFolder.at(target) if stat.S_ISDIR(found.st_mode) else None
     with folder or nullcontext():
         contents = {target.name: found} if folder is None else contents_of(folder, location)

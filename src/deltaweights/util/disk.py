@@ -13,8 +13,7 @@ from pathlib import Path
 
 from deltaweights.errors import InputOutputError, wrap_os_errors
 
-RENAME_EXCHANGE = 2
-"""From linux/fs.h."""
+RENAME_EXCHANGE = 2  # from linux/fs.h
 
 
 def flush(fd: int) -> None:

@@ -26,19 +26,12 @@ if TYPE_CHECKING:  # ``typing`` is not imported: until this module is loaded, si
     Result = TypeVar("Result")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-POLL = 0.1
-"""Seconds between two looks for a signal while waiting."""
-
-FORCE_QUIT_SIGNALS, FORCE_QUIT_SECONDS = 3, 2.0
-"""So many signals within so many seconds end the process at once, whatever it is doing."""
+POLL = 0.1  # seconds between two looks for a signal while waiting
+FORCE_QUIT_SIGNALS, FORCE_QUIT_SECONDS = 3, 2.0  # so many signals in so many seconds end the process at once
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to end; ``exit_code`` is what shells use for it. Finished shards stay in staging.
-
-    It is no ``Exception``, so that code which tolerates a broken file does not swallow it.
-    """
+    """A signal asked the run to end. It is no ``Exception``, so that code which tolerates a broken file does not swallow it."""
 
     def __init__(self, number: int, remedy: str | None = None) -> None:
         problem = "interrupted" if number == signal.SIGINT else "terminated"
@@ -111,10 +104,7 @@ def signal_first() -> Iterator[None]:
 
 
 def run_in_side_thread(call: Callable[[], Result]) -> Result:
-    """Return the result of ``call``, made in another thread (always the same), while this one polls for signals.
-
-    For third-party code that blocks. After a signal the call is abandoned, and ends with the process.
-    """
+    """Return the result of ``call``, third-party code that blocks, made in a side thread; after a signal it is abandoned."""
     if threading.get_ident() != _Signals.main:
         return call()
     from concurrent.futures import ThreadPoolExecutor, wait  # noqa: PLC0415  (needed only by commands that call others)

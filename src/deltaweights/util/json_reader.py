@@ -13,26 +13,17 @@ from deltaweights.util.limits import MOST_NAMES, MOST_STEPS, MOST_TENSORS, MOST_
 from deltaweights.util.text import STRICT, Json, duplicate_key
 
 SPACE = re.compile(r"[ \t\n\r]*")
-
 SPACES = frozenset({" ", "\t", "\n", "\r", ""})
-
-PLAIN_KEY = re.compile(r'[ \t\n\r]*"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*')
-"""A key without escapes, and the colon."""
-
-MOST_LEVELS = 100
-"""Levels of nesting in what is skipped."""
-
+PLAIN_KEY = re.compile(r'[ \t\n\r]*"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*')  # a key without escapes, and the colon
+MOST_LEVELS = 100  # levels of nesting in what is skipped
 CHUNK = 1024 * 1024
+Document = bytes | Iterable[bytes | memoryview]  # a document, or the chunks of one
 
 
 class JsonReader:
-    """One pass over a document, of which a few chunks are in memory.
+    """One pass over a document; the caller takes each value of ``members`` and ``items``. All raise ``ValueError``."""
 
-    After each key of ``members`` and each turn of ``items``, the caller takes the value by one of the methods. All raise
-    ``ValueError``, which says what rule the document breaks.
-    """
-
-    def __init__(self, document: bytes | Iterable[bytes | memoryview], limit: Limit) -> None:
+    def __init__(self, document: Document, limit: Limit) -> None:
         self._chunks = iter(_split(document) if isinstance(document, bytes) else document)
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._limit = limit
@@ -126,7 +117,6 @@ class JsonReader:
             raise self._error("Extra data", self._position)
 
     def _key(self) -> str:
-        """Take a key and the colon after it."""
         self._look_ahead()
         plain = PLAIN_KEY.match(self._text, self._position)
         if plain is not None and plain.end() - self._position <= MOST_VALUE:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from deltaweights.util.text import natural_key
 
-MOST_NUMBERS = 16
-"""Numbers in a name that may vary; known names have at most three."""
+MOST_NUMBERS = 16  # numbers in a name that may vary; known names have at most three
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,7 @@ class NameGroup:
         return self._join(values[0] for values in self.values)
 
     def spelled(self, most: int | None = None) -> str:
-        """Return the names as one, with what varies in braces: ``layers.{0-31}.w{1,3}``.
-
-        The middle of a list of more than ``most`` numbers and ranges is replaced by dots.
-        """
+        """Return the names as one: ``layers.{0-31}.w{1,3}``; dots replace the middle of more than ``most`` numbers and ranges."""
         return self._join(values[0] if len(values) == 1 else f"{{{_ranges(values, most)}}}" for values in self.values)
 
     def _join(self, between: Iterable[str]) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import resource
 from contextlib import suppress
 
-ENOUGH = 65_536
-"""Requested where the system states no limit, or grants less than it states."""
+ENOUGH = 65_536  # requested where the system states no limit, or grants less than it states
 
 
 def allow_most() -> None:

@@ -18,22 +18,15 @@ from deltaweights.errors import InputOutputError, MalformedInput, wrap_os_errors
 from deltaweights.util.disk import exchange_names, flush
 
 LOSES_DATA = "the disk, or the connection to it, loses data: repair it or use another one"
-
 _FOLDER = os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_CLOEXEC | os.O_NOFOLLOW
-
-Data = bytes | Iterable[bytes | memoryview]
-"""Bytes to write, or chunks of them."""
+Data = bytes | Iterable[bytes | memoryview]  # bytes to write, or chunks of them
 
 
 class OpenFolder:
-    """An open folder; ``path`` is the path that it was opened by, for messages.
-
-    All methods raise ``InputOutputError`` when the system refuses, except for those that document ``OSError``.
-    """
+    """An open folder, which messages call ``path``. Methods raise ``InputOutputError``, except those that document ``OSError``."""
 
     def __init__(self, fd: int, path: Path) -> None:
-        """Take ownership of the descriptor ``fd`` of a folder."""
         self.fd, self.path = fd, path
 
     @classmethod
@@ -110,21 +103,14 @@ class OpenFolder:
 
     def begins(self, name: str, head: bytes) -> bool:
         """Return whether ``name`` is a regular file that begins with ``head``."""
-        with (
-            wrap_os_errors(self.path / name, "read"),
-            suppress(FileNotFoundError),
-            open(self.open(name), "rb") as file,
-        ):
+        with wrap_os_errors(self.path / name, "read"), suppress(FileNotFoundError), open(self.open(name), "rb") as file:
             return stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.read(len(head)) == head
         return False
 
     # Writing.
 
     def create(self, name: str, mode: int = 0o666) -> int:
-        """Create the file ``name`` and return its descriptor. Raises ``OSError``.
-
-        An existing file is unlinked, never overwritten: it may have a second name elsewhere.
-        """
+        """Create a file, and return its descriptor; an old one, which may have a second name, is unlinked. Raises ``OSError``."""
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.fd)
         return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE, mode, dir_fd=self.fd)
@@ -140,13 +126,9 @@ class OpenFolder:
             written = os.fstat(file.fileno()).st_size
             flush(file.fileno())
         if written != wanted:  # some disks write nothing without an error, or claim to have written what is lost
-            raise InputOutputError(
-                "was not written in full",
-                where=self.path / name,
-                found=f"{written} bytes",
-                expected=f"{wanted} bytes",
-                remedy=LOSES_DATA,
-            )
+            found, expected = f"{written} bytes", f"{wanted} bytes"
+            where, problem = self.path / name, "was not written in full"
+            raise InputOutputError(problem, where=where, found=found, expected=expected, remedy=LOSES_DATA)
 
     def replace(self, name: str, data: Data) -> None:
         """Write ``data`` to ``name`` atomically: readers see the old file or the complete new one, even with several writers."""
@@ -169,10 +151,7 @@ class OpenFolder:
             self.remove(temporary)
 
     def move_if_absent(self, name: str, to: OpenFolder, new: str) -> bool:
-        """Move the file ``name`` to ``new`` in the folder ``to``; return False, having changed nothing, when that exists.
-
-        If the process is killed meanwhile, the file may be left under both names.
-        """
+        """Move a file to ``new`` in ``to``; return False if that exists. A kill meanwhile may leave it under both names."""
         try:
             # Unlike a rename, this fails when the name exists, also on network file systems.
             os.link(name, new, src_dir_fd=self.fd, dst_dir_fd=to.fd, follow_symlinks=False)

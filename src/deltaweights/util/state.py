@@ -12,7 +12,6 @@ from deltaweights.errors import InputOutputError
 from deltaweights.util.open_folder import OpenFolder
 
 KEY = "key"
-
 KEY_BYTES = 32
 
 
@@ -28,10 +27,7 @@ def state_folder() -> Path | None:
 
 
 def user_key() -> bytes | None:
-    """Return this user's secret key, created by the first call; None where no key can be kept that only this user can read.
-
-    Raises ``InputOutputError`` when the key exists, and cannot be read.
-    """
+    """Return this user's secret key, made by the first call; None where none can be kept private. Raises ``InputOutputError``."""
     path = state_folder()
     if path is None:
         return None

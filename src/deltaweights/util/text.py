@@ -43,25 +43,16 @@ def natural_key(name: str) -> tuple[list[object], str]:
 
 @dataclass(frozen=True)
 class LazyObject:
-    """An object too large to be in memory: ``make`` yields its members, again each time it is written.
-
-    In a readable document its values must be objects that hold no others.
-    """
-
-    make: Callable[[], Iterable[tuple[str, Json]]]
-
-    def __iter__(self) -> Iterator[tuple[str, Json]]:
-        return iter(self.make())
-
-
-@dataclass(frozen=True)
-class LazyList:
-    """The same for a list of objects, which must hold no others."""
+    """An object too large for memory: ``make`` yields its members at each writing. In a readable document these hold no objects."""
 
     make: Callable[[], Iterable[Json]]
 
     def __iter__(self) -> Iterator[Json]:
         return iter(self.make())
+
+
+class LazyList(LazyObject):
+    """The same for a list of objects, which must hold no others; only readable documents may have one."""
 
 
 def compact_json(value: Json) -> str:
@@ -70,11 +61,8 @@ def compact_json(value: Json) -> str:
     return _COMPACT.encode(value)
 
 
-CHUNK = 1 << 16
-"""Characters of a document that are written at once."""
-
-BATCH = 1000
-"""Members that are encoded at once: enough to spend most of the time in the encoder, too few to fill memory."""
+CHUNK = 1 << 16  # characters of a document that are written at once
+BATCH = 1000  # members encoded at once: enough to spend most of the time in the encoder, too few to fill memory
 
 
 def compact_pieces(value: Json) -> Iterator[str]:
@@ -136,13 +124,12 @@ def readable_pieces(value: Json) -> Iterator[str]:
         raise ValueError("nested too deeply") from None
 
 
-MOST_LEVELS = 200
-"""Levels of nesting in a document that we write."""
+MOST_LEVELS = 200  # levels of nesting in a document that we write
 
 
 def _find_holders(value: Json, holders: set[int], levels: int) -> bool:
     """Return whether ``value`` is or holds an object; add to ``holders`` each list and object that holds one."""
-    if isinstance(value, LazyObject | LazyList):
+    if isinstance(value, LazyObject):
         return True
     if not isinstance(value, dict | list):
         return False
@@ -158,7 +145,7 @@ def _find_holders(value: Json, holders: set[int], levels: int) -> bool:
 
 def _indented(value: Json, indent: str, holders: Set[int]) -> Iterator[str]:
     check()
-    lazy = isinstance(value, LazyObject | LazyList)
+    lazy = isinstance(value, LazyObject)
     if not lazy and id(value) not in holders and not (isinstance(value, dict) and len(value) > 8):
         yield _SPACED.encode(value)
         return

@@ -44,7 +44,11 @@ class WorkerPool:
         """
         try:
             for thread in self._threads:
-                _start(thread)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    remedy = "run with fewer --workers"
+                    raise InputOutputError(f"cannot start a worker: {error}", remedy=remedy) from error
             while len(self._ended) < len(self._threads):
                 self._wait()
                 check()
@@ -82,13 +86,6 @@ class WorkerPool:
             self._wakeups.put(None)
 
 
-def _start(thread: threading.Thread) -> None:
-    try:
-        thread.start()
-    except RuntimeError as error:
-        raise InputOutputError(f"cannot start a worker: {error}", remedy="run with fewer --workers") from error
-
-
 def run_parallel(
     items: Iterator[Item],
     make_state: Callable[[], State],
@@ -99,11 +96,7 @@ def run_parallel(
     doing: str,
     total: int,
 ) -> None:
-    """Process each item in one of ``workers`` threads, each of which makes a state of its own; the order is unspecified.
-
-    ``do`` yields now and then how many of the ``total`` bytes it has processed; it can be stopped there. Raises what
-    ``WorkerPool.run`` raises.
-    """
+    """Process items in ``workers`` threads, each with a state; ``do`` yields how many bytes are done; it can be stopped there."""
     lock, done = threading.Lock(), 0
 
     def work() -> None:
