@@ -14,7 +14,7 @@ from deltaweights.jobs.planned_result import PlannedResult
 from deltaweights.manifest.findings import Findings
 from deltaweights.merge.choices import TORCH_NAMES, TRANSFORMERS
 from deltaweights.merge.operation import VISION_TOWER, Operation
-from deltaweights.merge.record import Digests
+from deltaweights.merge.record import ResultDigests
 from deltaweights.recipes.models import model
 from deltaweights.recipes.recipe import Recipe
 
@@ -26,7 +26,7 @@ KINDS = {
 }
 
 
-def card_facts(planned: PlannedResult, digests: Digests, findings: Findings) -> CardFacts:
+def card_facts(planned: PlannedResult, digests: ResultDigests, findings: Findings) -> CardFacts:
     """Return the facts of a model card. An input that is not a Hub repository is named as in the recipe."""
     plan, recipe = planned.plan, planned.recipe
     names = {tensor.spec.name for tensor in plan.tensors}

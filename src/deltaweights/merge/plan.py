@@ -21,7 +21,7 @@ FORMAT, VERSION = "deltaweights-plan", 2
 
 
 @dataclass(frozen=True)
-class Options:
+class PlanOptions:
     """The options that change the result; ``layout`` is one of ``LAYOUTS``, ``max_shard_size`` counts bytes of tensors."""
 
     compute_dtype: str = "F16"

@@ -50,7 +50,7 @@ def proof_of(proofs: Mapping[str, Proof], *, allowed: bool = False) -> ProofReco
 
 
 @dataclass(frozen=True)
-class Digests:
+class ResultDigests:
     """The digests of a merge. ``content`` is that of the result.
 
     ``original`` is the content digest of the same tensors in the original layout: without constant and vision tower tensors, and
@@ -64,7 +64,7 @@ class Digests:
     inputs: Mapping[str, str]
 
 
-def digests_of(plan: Plan, records: Mapping[str, TensorRecord]) -> Digests:
+def digests_of(plan: Plan, records: Mapping[str, TensorRecord]) -> ResultDigests:
     """Return all digests of a merge whose tensors have ``records``."""
     rows = [(t.match, (t.spec.dtype, t.spec.shape, records[t.spec.name].digest)) for t in plan.tensors]
     content = original = content_digest((match.name, *row) for match, row in rows)
@@ -78,7 +78,7 @@ def digests_of(plan: Plan, records: Mapping[str, TensorRecord]) -> Digests:
         )
         for role, digests in read.items()
     }
-    return Digests(content, original, read, inputs)
+    return ResultDigests(content, original, read, inputs)
 
 
 def _read_digests(plan: Plan, records: Mapping[str, TensorRecord]) -> dict[str, dict[str, str]]:
@@ -95,7 +95,7 @@ def _read_digests(plan: Plan, records: Mapping[str, TensorRecord]) -> dict[str, 
 
 def merge_manifest(
     plan: Plan,
-    digests: Digests,
+    digests: ResultDigests,
     records: Mapping[str, TensorRecord],
     files: Mapping[str, FileRecord],
     input_sha256: Mapping[str, Mapping[str, str]],
@@ -129,7 +129,7 @@ def merge_manifest(
     return manifest_pieces(result, inputs)
 
 
-def _input(role: str, record: InputRecord, digests: Digests, sha256: Mapping[str, str]) -> Json:
+def _input(role: str, record: InputRecord, digests: ResultDigests, sha256: Mapping[str, str]) -> Json:
     read = digests.read[role]
 
     def tensors() -> Iterator[tuple[str, Json]]:
