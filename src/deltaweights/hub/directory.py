@@ -58,18 +58,13 @@ class HubDirectory(Directory):
     ) -> None:
         self.listing, self.stream, self._recheck = listing, stream, recheck
         self.cache = RepoCache.of(access.cache, listing.repo)
-        self.path = self.cache.snapshot(listing.commit)
+        self.path, self.id = self.cache.snapshot(listing.commit), HubId(listing.repo, listing.commit)
         self._access, self._downloads, self._report = access, downloads, report
         self._records = VerificationRecords(report)
         self._files = {name: file for name, file in listing.files.items() if not name.endswith(hidden)}
         self.fetched = 0
         self._streams: dict[str, FileDownload] = {}
         self._heads: dict[str, bytes] = {}
-
-    @property
-    def id(self) -> HubId:
-        """The repository and its commit."""
-        return HubId(self.listing.repo, self.listing.commit)
 
     @property
     def origin(self) -> dict[str, str]:
@@ -110,13 +105,9 @@ class HubDirectory(Directory):
     def read(self, name: str, most: int) -> bytes:
         file = self.file(name)
         if file.size > most:  # not even fetched
-            raise MalformedInput(
-                "too long for what it is",
-                where=f"{self.id}/{name}",
-                found=f"{file.size} bytes",
-                expected=f"at most {most}",
-                remedy="check that this is the right repository",
-            )
+            where, found, expected = f"{self.id}/{name}", f"{file.size} bytes", f"at most {most}"
+            problem, remedy = "too long for what it is", "check that this is the right repository"
+            raise MalformedInput(problem, where=where, found=found, expected=expected, remedy=remedy)
         return super().read(name, most)
 
     def open(self, name: str) -> InputFile:
@@ -183,7 +174,6 @@ class HubDirectory(Directory):
         return DownloadingFile(self._downloads, self._streams[file.name], self.path / file.name)
 
     def _load(self, file: HubFile) -> InputFile:
-        """Read a small file into memory, verified."""
         where = f"{self.id}/{file.name}"
         if file.size > MAX_IN_MEMORY:
             raise InputOutputError("too large to be kept in memory", where=where, found=file.size)
@@ -225,9 +215,8 @@ class HubDirectory(Directory):
             local.close()
             raise
         local.close()
-        self._report_damage(
-            file, f"sha256 is {found}, the Hub states {file.key}" if file.sha256 else f"git's hash is {found}"
-        )
+        stated = f"sha256 is {found}, the Hub states {file.key}" if file.sha256 else f"git's hash is {found}"
+        self._report_damage(file, stated)
         try:
             if blob.stat().st_ino == local.status.st_ino:  # not what another process has put in its place meanwhile
                 blob.unlink()

@@ -187,7 +187,7 @@ class Downloads:
                 if self._access.stop.is_set():
                     return
                 download, first, last = request
-                download.pieces.mark_requested(first, last)
+                download.pieces.change(first, last, MISSING, REQUESTED)
                 self._running[download] += 1
                 generation, in_order = download.pieces.generation, download.pieces.in_order
             try:
@@ -201,7 +201,7 @@ class Downloads:
                 with self._lock:
                     self._running[download] -= 1
                     if download.pieces.generation == generation:  # otherwise they belong to another request by now
-                        download.pieces.release(first, last)
+                        download.pieces.change(first, last, REQUESTED, MISSING)
                     self._changed.notify_all()
 
     def _next_request(self, *, reserved: bool) -> tuple[FileDownload, int, int] | None:
@@ -252,10 +252,8 @@ class Downloads:
             download.pieces.in_order = True
             if download.cache is None or download.restarts > MAX_RESTARTS:
                 remedy = "run without --stream" if download.cache is None else "try again later"
-                where = download.pieces.file.name
-                download.pieces.failed = InputOutputError(
-                    "the server does not serve ranges", where=where, remedy=remedy
-                )
+                problem, where = "the server does not serve ranges", download.pieces.file.name
+                download.pieces.failed = InputOutputError(problem, where=where, remedy=remedy)
 
     def _verify_all(self) -> None:
         while True:
@@ -276,7 +274,6 @@ class Downloads:
                     self._changed.notify_all()
 
     def _conclude(self, download: FileDownload, found: str) -> None:
-        """Publish a complete file, or download it again, once."""
         key = download.pieces.file.key
         if found == key:
             download.publish()

@@ -18,11 +18,9 @@ AGAIN = "run again"
 class Refetched(DamagedFile):
     """What was read of a file arrived damaged, and is downloaded again: results made of it must be discarded."""
 
-    @classmethod
-    def of(cls, download: FileDownload) -> Refetched:
-        """Return the error for this file."""
-        problem, expected = "arrived damaged, and is downloaded again", download.pieces.file.key
-        return cls(problem, where=download.path, found=f"hash {download.found}", expected=expected, remedy=AGAIN)
+    def __init__(self, download: FileDownload) -> None:
+        problem, found = "arrived damaged, and is downloaded again", f"hash {download.found}"
+        super().__init__(problem, where=download.path, found=found, expected=download.pieces.file.key, remedy=AGAIN)
 
 
 class DownloadingFile(InputFile):
@@ -60,7 +58,7 @@ class DownloadingFile(InputFile):
 
     def _check_generation(self) -> None:
         if self._download.pieces.generation != self._generation:
-            raise Refetched.of(self._download)
+            raise Refetched(self._download)
 
     def close(self) -> None:
         """Do nothing: ``Downloads`` closes the file."""

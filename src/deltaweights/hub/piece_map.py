@@ -29,11 +29,9 @@ class PieceMap:
         self.count = -(-file.size // storage.piece_size)
         self.state = bytearray(present.ljust(self.count, b"\0")[: self.count])
         self.read: set[int] = set()
-        self.cursor, self.last_read = 0, 0
-        self._window = 0
+        self.cursor, self.last_read, self._window, self.generation = 0, 0, 0, 0
         self.in_order = False
         self.failed: Exception | None = None
-        self.generation = 0
 
     @property
     def bytes_present(self) -> int:
@@ -74,15 +72,8 @@ class PieceMap:
             last += 1
         return first, last
 
-    def mark_requested(self, first: int, last: int) -> None:
-        """Mark missing pieces as requested."""
-        self._change(first, last, MISSING, REQUESTED)
-
-    def release(self, first: int, last: int) -> None:
-        """Mark requested pieces as missing again."""
-        self._change(first, last, REQUESTED, MISSING)
-
-    def _change(self, first: int, last: int, old: int, new: int) -> None:
+    def change(self, first: int, last: int, old: int, new: int) -> None:
+        """Mark the pieces from ``first`` up to ``last`` that are in the state ``old`` as ``new``."""
         for piece in range(first, last):
             if self.state[piece] == old:
                 self.state[piece] = new

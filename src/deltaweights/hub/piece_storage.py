@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from deltaweights.checkpoint.safe_open import SEARCH
-from deltaweights.errors import InputOutputError
+from deltaweights.errors import InputOutputError, wrap_os_errors
 
 MISSING, REQUESTED, PRESENT = 0, 1, 2
 """States of a piece."""
@@ -57,11 +57,9 @@ class DiskPieces:
     piece_size = DISK_PIECE
 
     def __init__(self, path: Path, size: int) -> None:
-        """Open what an earlier run left, or begin.
+        """Open what an earlier run left, or begin, under another name where another user began it or locks are missing.
 
-        Where another user began the file, this user's gets another name. Where the file system has no locks, it gets a name of
-        its own too, since two processes must not share a file. Raises ``InputOutputError``, and ``BlockingIOError`` when another
-        process has the file.
+        Two processes must not share a file. Raises ``InputOutputError``, and ``BlockingIOError`` when another process has it.
         """
         self._size, self._closed, self._guard = size, False, threading.Lock()
         # Descriptors are reused, so these are closed by ``close`` or, if somebody still reads, with the last reference.
@@ -92,11 +90,9 @@ class DiskPieces:
                     return
         self.path = path.with_name(f"{path.stem}.{secrets.token_hex(8)}{path.suffix}")
         self._marks = self.path.with_suffix(".pieces")
-        try:
+        with wrap_os_errors(self.path, "open"):
             self.fd = self._keep_open(_open(self.path.name, self._folder, os.O_EXCL))
             self._marks_fd = self._keep_open(_open(self._marks.name, self._folder, os.O_EXCL))
-        except OSError as error:
-            raise InputOutputError.from_os(error, self.path, "open") from error
 
     def _keep_open(self, fd: int) -> int:
         self._descriptors.callback(os.close, fd)
@@ -151,14 +147,12 @@ class DiskPieces:
 
     def publish(self, blob: Path) -> None:
         """Flush the complete file and give it its final name. Raises ``InputOutputError``."""
-        try:
+        with wrap_os_errors(blob, "put in place"):
             os.fsync(self.fd)
             with self._guard:
                 self._refuse_closed()
                 os.replace(self.path.name, blob.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
                 self._remove(self._marks)
-        except OSError as error:
-            raise InputOutputError.from_os(error, blob, "put in place") from error
 
     def mark_missing(self, pieces: Iterable[int]) -> None:
         """Mark ``pieces`` as missing for the next run, after ``close``."""

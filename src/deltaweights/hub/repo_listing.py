@@ -64,14 +64,12 @@ def parse_files(siblings: Json) -> dict[str, HubFile]:
 def _parse_file(entry: dict[str, Json]) -> HubFile | None:
     name, lfs, git_sha1 = entry["rfilename"], entry.get("lfs"), entry.get("blobId")
     size, sha256 = (lfs["size"], lfs["sha256"]) if lfs else (entry.get("size"), None)
-    if not isinstance(name, str) or not _is_plain(name) or type(size) is not int or size not in range(MAX_FILE_BYTES):
+    if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name) or name in {".", ".."} or not name.isprintable():
+        return None
+    if type(size) is not int or size not in range(MAX_FILE_BYTES):
         return None
     if not isinstance(git_sha1, str) or not COMMIT.fullmatch(git_sha1):
         return None
     if sha256 is not None and not (isinstance(sha256, str) and SHA256.fullmatch(sha256)):
         return None
     return HubFile(name, size, sha256, git_sha1)
-
-
-def _is_plain(name: str) -> bool:
-    return PLAIN_NAME.fullmatch(name) is not None and name not in {".", ".."} and name.isprintable()

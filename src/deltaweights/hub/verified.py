@@ -39,10 +39,7 @@ _WARNED: weakref.WeakSet[Report] = weakref.WeakSet()
 
 @dataclass(frozen=True)
 class VerificationRecord:
-    """That a file had its hash; ``current`` says that it is still that file, unchanged.
-
-    ``download_id`` is that of the download the content came by, if it was one of ours.
-    """
+    """That a file had its hash, whether it is unchanged since, and the id of our download that brought it, if any."""
 
     current: bool
     download_id: str | None
@@ -68,7 +65,8 @@ class VerificationRecords:
 
         Does nothing for a file that others can write and that was changed just now: the next change may have the same time.
         """
-        if not _only_we_can_write(found) and time.time_ns() - found.st_ctime_ns < SETTLED:
+        only_we_can_write = found.st_uid in {0, os.geteuid()} and not found.st_mode & 0o022  # beside root
+        if not only_we_can_write and time.time_ns() - found.st_ctime_ns < SETTLED:
             return
         self._write(_name_of_blob(blob), {"file": _identity(key, found), "arrival": download_id})
 
@@ -185,8 +183,3 @@ def _identity(key: str, found: os.stat_result) -> dict[str, Json]:
         "mtime_ns": found.st_mtime_ns,
         "ctime_ns": found.st_ctime_ns,
     }
-
-
-def _only_we_can_write(found: os.stat_result) -> bool:
-    """Return whether nobody else but root can write the file."""
-    return found.st_uid in {0, os.geteuid()} and not found.st_mode & 0o022
