@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
-from importlib.resources import files
+from importlib import resources
 from string import Template
 
 from deltaweights.errors import UsageError
@@ -23,10 +23,6 @@ DATA = "conversations.toml"
 IMAGE, START, END = "<im_patch>", "<im_start>", "<im_end>"
 """LLaVA's tokens: one for each feature of an image, which a template has once and the processor repeats, and those around it."""
 
-KEYS = (
-    "title", "sources", "images", "after_system", "user", "assistant", "generation", "stop", "single", "forms",
-)  # fmt: skip
-
 TEMPLATE = "chat_template.jinja.in"
 """In this package. Every tag trims the blanks around it, so that the result does not depend on an environment's own trimming."""
 
@@ -35,7 +31,6 @@ ASKED = """\
     {{- $generation -}}
 {%- endif -%}
 """
-
 NOT_ASKED = """\
 {#- add_generation_prompt changes nothing: the model itself begins its answer with $assistant. -#}
 """
@@ -78,9 +73,10 @@ class Conversation:
 @cache
 def conversations() -> dict[str, Conversation]:
     """Return all known conversations by name, in the order of conversations.toml."""
-    document = parse_toml(files(__package__).joinpath(DATA).read_bytes(), DATA)
+    document = parse_toml(resources.files(__package__).joinpath(DATA).read_bytes(), DATA)
     top = Table(document, DATA)
-    return {name: _conversation(top.table(name, KEYS)) for name in top}
+    keys = tuple(field.name for field in fields(Conversation))
+    return {name: _conversation(top.table(name, keys)) for name in top}
 
 
 def chat_template(name: str, *, start_and_end: bool = True) -> str:
@@ -98,7 +94,7 @@ def chat_template(name: str, *, start_and_end: bool = True) -> str:
         generation=_quoted(known.generation), assistant=_quoted(known.assistant[0].strip())
     )
     first, *others = map(_quoted, known.forms)
-    template = Template(files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
+    template = Template(resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
     return template.substitute(
         title=known.title,
         choices=f"{first}, the default{''.join(f', or {other}' for other in others)}",

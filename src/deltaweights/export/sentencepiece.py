@@ -25,11 +25,9 @@ MODEL_TYPE, SUFFIX, BYTE_FALLBACK = 3, 24, 35
 BPE = 2
 """The ``model_type`` of a byte-pair encoding; the default, 1, is a unigram model."""
 
-CHARACTER_MAP = 2
-"""Field of ``NormalizerSpec``: ``precompiled_charsmap``."""
-
-LLAMA_NORMALIZER = {3: True, 4: False, 5: True}
-"""``add_dummy_prefix``, ``remove_extra_whitespaces`` and ``escape_whitespaces`` of LLaMA; the default of all three is true."""
+CHARACTER_MAP, LLAMA_NORMALIZER = 2, {3: True, 4: False, 5: True}
+"""Fields of ``NormalizerSpec``: ``precompiled_charsmap``; and ``add_dummy_prefix``, ``remove_extra_whitespaces`` and
+``escape_whitespaces`` as LLaMA has them, whose default is true."""
 
 SPACE = "▁"
 """Stands for a space in pieces: U+2581."""
@@ -53,6 +51,8 @@ FIXED_SIZES = {1: 8, 5: 4}
 """Bytes of a number, by its protobuf wire type."""
 
 REMEDY = "fetch it again"
+
+Fields = Mapping[int, int | bytes]
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _model(data: bytes) -> SentencePieceModel:
     return SentencePieceModel(tuple(pieces.values()), byte_fallback, _fault(pieces, trainer, normalizer))
 
 
-def _piece(fields: Mapping[int, int | bytes]) -> Piece:
+def _piece(fields: Fields) -> Piece:
     text, score, kind = fields.get(1, b""), fields.get(2, bytes(4)), fields.get(3, NORMAL)
     if not isinstance(text, bytes) or not 0 < len(content := text.decode()) <= MAX_PIECE_LENGTH:
         raise ValueError("a piece without text, or too long")
@@ -157,14 +157,11 @@ def _piece(fields: Mapping[int, int | bytes]) -> Piece:
     return Piece(content, number, kind)
 
 
-def _fault(
-    pieces: Mapping[str, Piece], trainer: Mapping[int, int | bytes], normalizer: Mapping[int, int | bytes]
-) -> str | None:
+def _fault(pieces: Mapping[str, Piece], trainer: Fields, normalizer: Fields) -> str | None:
     if trainer.get(MODEL_TYPE, 1) != BPE:
         return "a model that is not a byte-pair encoding"
-    if normalizer.get(CHARACTER_MAP) or any(
-        bool(normalizer.get(setting, True)) != llama for setting, llama in LLAMA_NORMALIZER.items()
-    ):
+    settings = {setting: bool(normalizer.get(setting, True)) for setting in LLAMA_NORMALIZER}
+    if normalizer.get(CHARACTER_MAP) or settings != LLAMA_NORMALIZER:
         return "a model that normalizes text"
     if trainer.get(SUFFIX):
         return "a model with spaces after words"
@@ -189,11 +186,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         if wire_type == 0:
             value, place = _varint(message, place)
         else:
-            if wire_type == 2:
-                size, place = _varint(message, place)
-            elif wire_type in FIXED_SIZES:
-                size = FIXED_SIZES[wire_type]
-            else:
+            size, place = _varint(message, place) if wire_type == 2 else (FIXED_SIZES.get(wire_type), place)
+            if size is None:
                 raise ValueError(f"a field of the wire type {wire_type}")
             value = message[place : place + size]
             if len(value) != size:

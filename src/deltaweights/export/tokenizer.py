@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deltaweights.errors import MalformedInput, Mismatch, printable
 from deltaweights.export.added_tokens import STRIPPING, TokenFlags, TokenSource, merge_ids
+from deltaweights.export.config import CONTEXT
 from deltaweights.export.tokenizer_files import (
     ADDED,
     BOS,
@@ -21,7 +22,7 @@ from deltaweights.export.tokenizer_files import (
     TokenizerFiles,
     read_files,
 )
-from deltaweights.export.tokenizer_json import begins_with, with_tokens
+from deltaweights.export.tokenizer_json import AddedToken, begins_with, with_tokens
 from deltaweights.util.text import Json, compact_json, counted, readable_json
 
 PAD = "[PAD]"
@@ -30,9 +31,6 @@ PAD = "[PAD]"
 CLASS = "PreTrainedTokenizerFast"
 """Loads tokenizer.json as it is, in transformers 4 and 5. LlamaTokenizer of 5 does not: unlike the original, it puts no space
 before a text that begins with one."""
-
-CONTEXT = 2048
-"""LLaMA-1's longest input, in tokens: the length where the files state none, or one that means "any"."""
 
 MAX_CONTEXT = 1_000_000
 
@@ -65,15 +63,6 @@ class RepairedTokenizer:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _AddedToken:
-    """A token that is matched before a text is split into pieces."""
-
-    id: int
-    content: str
-    flags: TokenFlags
-
-
 def repair_tokenizer(
     files: Mapping[str, bytes],
     rows: int,
@@ -99,9 +88,7 @@ def repair_tokenizer(
     tokens = _token_ids(ids, source.vocabulary, where)
     special = {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK, "pad_token": PAD if PAD in ids else UNK}
     added = list(_added_tokens(source, ids, frozenset(special.values())))
-    document = with_tokens(
-        source.document, [(token.id, token.content, token.flags) for token in added], (tokens.bos, BOS)
-    )
+    document = with_tokens(source.document, added, (tokens.bos, BOS))
     config = _config(source, special, added, stop_strings)
     unchanged = not source.converted and document == source.document
     result = {
@@ -129,20 +116,15 @@ def _with_rows(merged: Mapping[str, int], vocabulary: TokenSource, rows: int, wh
     """Return the tokens with a row, by content in the order of their ids, which must be consecutive."""
     largest = max(vocabulary.ids.values(), default=-1)
     if largest >= rows:
-        raise Mismatch(
-            "the embedding has too few rows for the vocabulary",
-            where=where / vocabulary.name,
-            found=counted(rows, "row"),
-            expected=f"at least {largest + 1:,}",
-            remedy="take the tokenizer of this model",
-        )
+        problem, remedy = "the embedding has too few rows for the vocabulary", "take the tokenizer of this model"
+        at, found, least = where / vocabulary.name, counted(rows, "row"), f"at least {largest + 1:,}"
+        raise Mismatch(problem, where=at, found=found, expected=least, remedy=remedy)
     kept = sorted((number, content) for content, number in merged.items() if number < rows)
     for expected, (number, content) in enumerate(kept):
         if number != expected:
             problem, remedy = "an id without a token", f"name it in {ADDED}, or name the recipe: deltaweights recipes"
-            raise Mismatch(
-                problem, where=where, found=f"none for {expected:,}, but {content} for {number:,}", remedy=remedy
-            )
+            found = f"none for {expected:,}, but {content} for {number:,}"
+            raise Mismatch(problem, where=where, found=found, remedy=remedy)
     return {content: number for number, content in kept}
 
 
@@ -156,7 +138,7 @@ def _token_ids(ids: Mapping[str, int], vocabulary: TokenSource, where: Path) -> 
     return TokenIds(bos=ids[BOS], eos=ids[EOS], unk=unk, pad=ids.get(PAD, unk), added=added, size=len(ids))
 
 
-def _added_tokens(source: TokenizerFiles, ids: Mapping[str, int], special: frozenset[str]) -> Iterator[_AddedToken]:
+def _added_tokens(source: TokenizerFiles, ids: Mapping[str, int], special: frozenset[str]) -> Iterator[AddedToken]:
     """Yield the tokens after the vocabulary, and those in it that are special or that a file names, in the order of ids."""
     stated: dict[str, TokenFlags] = {}
     for each in source.added:
@@ -169,13 +151,12 @@ def _added_tokens(source: TokenizerFiles, ids: Mapping[str, int], special: froze
         flags = stated.get(content, TokenFlags() if in_vocabulary else STRIPPING)
         # In normalized text a token is found only after a space: of 256 image tokens in a row the first one.
         normalized, is_special = flags.normalized and in_vocabulary, flags.special or content in special
-        yield _AddedToken(number, content, replace(flags, normalized=normalized, special=is_special))
+        yield AddedToken(number, content, replace(flags, normalized=normalized, special=is_special))
 
 
 def _config(
-    source: TokenizerFiles, special: Mapping[str, str], added: Iterable[_AddedToken], stop_strings: Sequence[str]
+    source: TokenizerFiles, special: Mapping[str, str], added: Iterable[AddedToken], stop_strings: Sequence[str]
 ) -> dict[str, Json]:
-    """Return tokenizer_config.json."""
     length, side = source.config.get("model_max_length"), source.config.get("padding_side")
     splitter = source.document.get("pre_tokenizer")
     config = {
@@ -198,7 +179,7 @@ def _config(
     return {**config, "added_tokens_decoder": decoder}
 
 
-def _special_tokens_map(special: Mapping[str, str], added: Iterable[_AddedToken]) -> dict[str, Json]:
+def _special_tokens_map(special: Mapping[str, str], added: Iterable[AddedToken]) -> dict[str, Json]:
     """Return special_tokens_map.json, for transformers before 4.34 and other programs."""
     flags = {token.content: {**vars(token.flags)} for token in added}
     for each in flags.values():
@@ -207,16 +188,13 @@ def _special_tokens_map(special: Mapping[str, str], added: Iterable[_AddedToken]
 
 
 def _repairs(
-    source: TokenizerFiles, added: Iterable[_AddedToken], config: Mapping[str, Json], special: Mapping[str, str]
+    source: TokenizerFiles, added: Iterable[AddedToken], config: Mapping[str, Json], special: Mapping[str, str]
 ) -> Iterator[str]:
-    """Yield a line for each difference to the files."""
     if source.converted:
         yield f"{DOCUMENT} is made from {MODEL}"
     else:
         stated = source.added[0].flags
-        yield from _list_tokens(
-            f"added to {DOCUMENT}", (token.content for token in added if token.content not in stated)
-        )
+        yield from _list_tokens(f"added to {DOCUMENT}", (each.content for each in added if each.content not in stated))
         other = (token.content for token in added if stated.get(token.content, token.flags) != token.flags)
         yield from _list_tokens(f"matched otherwise than {DOCUMENT} stated", other)
         bos = next(token.id for token in added if token.content == BOS)
@@ -234,7 +212,6 @@ def _repairs(
 
 
 def _list_tokens(what: str, contents: Iterable[str]) -> Iterator[str]:
-    """Yield a line on the tokens ``contents``, or nothing when there are none."""
     names = list(contents)
     if names:
         shown = ", ".join(printable(name[:80]) for name in names[:MAX_LISTED])

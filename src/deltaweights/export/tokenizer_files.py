@@ -40,11 +40,7 @@ class TokenizerFiles:
 
 
 def read_files(files: Mapping[str, bytes], where: Path) -> TokenizerFiles:
-    """Return what ``files``, contents by name, of the folder ``where`` state; files not of a tokenizer are ignored.
-
-    Raises ``MalformedInput`` for a malformed or missing tokenizer, and ``Mismatch`` when tokenizer.model and tokenizer.json have
-    different vocabularies.
-    """
+    """Return what ``files``, contents by name, of the folder ``where`` state; files not of a tokenizer are ignored."""
 
     def read(name: str) -> dict[str, Json]:
         return json_object(files[name].replace(UNLIMITED, b"null"), where / name) if name in files else {}
@@ -60,15 +56,14 @@ def read_files(files: Mapping[str, bytes], where: Path) -> TokenizerFiles:
     at = where / DOCUMENT
     vocabulary = source_of_ids(DOCUMENT if DOCUMENT in files else MODEL, vocabulary_of(document, at), at)
     if model is not None and vocabulary.ids != model.vocabulary:
-        number, content = min(
-            (number, content) for content, number in vocabulary.ids.items() ^ model.vocabulary.items()
-        )
-        raise Mismatch(
+        differing = vocabulary.ids.items() ^ model.vocabulary.items()
+        number, content = min((number, content) for content, number in differing)
+        problem, remedy = (
             f"{MODEL} and {DOCUMENT} have different vocabularies",
-            where=where,
-            found=f"{content} with the id {number:,} in one of them only",
-            remedy="keep the files of one tokenizer together",
+            "keep the files of one tokenizer together",
         )
+        found = f"{content} with the id {number:,} in one of them only"
+        raise Mismatch(problem, where=where, found=found, remedy=remedy)
     config = read(CONFIG)
     decoder = decoder_entries(config.get("added_tokens_decoder", {}), where / CONFIG)
     added = (
