@@ -1,7 +1,4 @@
-"""Tokens beside a tokenizer's vocabulary, as several files state them, merged.
-
-No token has two ids, and no id has two tokens: files that disagree are a ``Mismatch``.
-"""
+"""Tokens beside a tokenizer's vocabulary, merged from several files: no token has two ids, and no id two tokens."""
 
 from __future__ import annotations
 
@@ -12,8 +9,7 @@ from pathlib import Path
 from deltaweights.errors import MalformedInput, Mismatch
 from deltaweights.util.text import Json
 
-MAX_ID, MAX_TOKENS = 2**31 - 1, 400_000
-"""Some tokenizers have 262,144 tokens."""
+MAX_ID, MAX_TOKENS = 2**31 - 1, 400_000  # some tokenizers have 262,144 tokens
 
 
 @dataclass(frozen=True)

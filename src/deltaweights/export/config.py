@@ -13,8 +13,7 @@ from deltaweights.export.sizes import TextSizes, VisionSizes
 from deltaweights.recipes.table import LINE, Table
 from deltaweights.util.text import Json
 
-MAX_SIZE, MAX_LAYERS = 1_000_000, 1_000
-"""Far above any model's."""
+MAX_SIZE, MAX_LAYERS = 1_000_000, 1_000  # far above any model's
 
 CONTEXT = 2048
 """LLaMA-1's longest input, in tokens: the length where the files state none, or one that means "any"."""

@@ -1,8 +1,4 @@
-"""Chat templates for current transformers, which give the prompts of the models' own code.
-
-conversations.toml, in this package, has the strings of each conversation and their sources. The beginning ``<s>`` is left to the
-tokenizer.
-"""
+"""Chat templates (without ``<s>``) with the prompts of the models' own code; conversations.toml has the strings and sources."""
 
 from __future__ import annotations
 
@@ -34,7 +30,6 @@ ASKED = """\
 NOT_ASKED = """\
 {#- add_generation_prompt changes nothing: the model itself begins its answer with $assistant. -#}
 """
-
 SINGLE = """\
 {%- if messages | selectattr("role", "equalto", "user") | list | length > 1 -%}
     {{- raise_exception("this model answers one message; it was trained on single ones") -}}
@@ -127,6 +122,7 @@ def _known(name: str) -> Conversation:
 def _conversation(table: Table) -> Conversation:
     table.require("title", "sources", "after_system", "user", "assistant", "stop", "forms")
     formats = table.table("forms")
+    forms = [(name, formats.table(name, ("system", "turns"))) for name in formats]
     return Conversation(
         title=table.text("title", LINE) or "",
         sources=table.texts("sources", URL) or (),
@@ -137,17 +133,15 @@ def _conversation(table: Table) -> Conversation:
         generation=table.text("generation", TEXT) or "",
         stop=table.texts("stop", LINE) or (),
         single=table.flag("single", default=False),
-        forms={name: _format(formats.table(name, ("system", "turns"))) for name in formats},
+        forms={
+            name: PromptFormat(form.text("system", TEXT) or "", form.texts("turns", TEXT) or ()) for name, form in forms
+        },
     )
 
 
 def _around(table: Table, key: str) -> tuple[str, str]:
     before, after = table.texts(key, TEXT) or ("", "")
     return before, after
-
-
-def _format(table: Table) -> PromptFormat:
-    return PromptFormat(table.text("system", TEXT) or "", table.texts("turns", TEXT) or ())
 
 
 def _opening(known: Conversation, form: PromptFormat) -> str:

@@ -1,7 +1,4 @@
-"""Plans a merged model in the layout of current transformers: tensor names, added tensors, configuration, tokenizer.
-
-Every planned tensor has a place in that layout, and the shape that its configuration implies.
-"""
+"""Plans a model in the layout of current transformers: tensors (of its names and shapes only), configuration, tokenizer."""
 
 from __future__ import annotations
 
@@ -19,17 +16,14 @@ from deltaweights.export.constant_tensors import IdentitySource, ZeroSource, con
 from deltaweights.export.conversation import END, IMAGE, START, chat_template, conversations, stop_strings
 from deltaweights.export.names import IDENTITY, ZEROS, transformers_name
 from deltaweights.export.sizes import Shape, TextSizes
-from deltaweights.export.tokenizer import repair_tokenizer
+from deltaweights.export.tokenizer import encoded, repair_tokenizer
 from deltaweights.export.vision_tower import VisionTower
 from deltaweights.merge.choices import DTYPES
 from deltaweights.merge.operation import Fate
 from deltaweights.merge.rules import Match, Matching
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.recipes.table import Table
-from deltaweights.util.text import Json, readable_json
-
-DEFAULT_CONVERSATION = "llava-v0"
-"""Of a LLaVA without a recipe."""
+from deltaweights.util.text import Json
 
 USE_ORIGINAL = "use --layout original"
 
@@ -59,7 +53,7 @@ def conversation_name(recipe: Recipe | None, *, vision: bool) -> str | None:
     """Return the name of the model's conversation, None where it is not known."""
     if recipe is not None:
         return recipe.conversation
-    return DEFAULT_CONVERSATION if vision else None
+    return "llava-v0" if vision else None
 
 
 def plan_export(
@@ -105,20 +99,13 @@ def plan_export(
             "processor_config.json": tower.vision.processor(IMAGE),
         }
     kept = {name: data for name, data in companions.files.items() if name not in REWRITTEN}
-    files = kept | tokenizer.files | {name: _written(document, where / name) for name, document in documents.items()}
+    problem, remedy = "cannot be written", "correct the delta's configuration"
+    written = {name: encoded(each, where / name, problem, remedy) for name, each in documents.items()}
     notes = (*tokenizer.notes, _template_note(conversation, recipe))
-    companions = Companions(files, companions.left_behind, notes)
+    companions = Companions(kept | tokenizer.files | written, companions.left_behind, notes)
     if tower is None:
         return ExportPlan(matching, {}, companions)
     return ExportPlan(*_with_tower(matching, sizes.hidden, DTYPES[dtype], specs, tower), companions)
-
-
-def _written(document: Json, where: Path) -> bytes:
-    try:
-        return readable_json(document)
-    except ValueError as error:
-        remedy = "correct the delta's configuration"
-        raise MalformedInput("cannot be written", where=where, found=error, remedy=remedy) from None
 
 
 def refuse_transformers_layout(matching: Matching, where: Path) -> None:

@@ -22,15 +22,11 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 MODEL_TYPE, SUFFIX, BYTE_FALLBACK = 3, 24, 35
 """Fields of ``TrainerSpec``: ``model_type``, ``treat_whitespace_as_suffix`` and ``byte_fallback``."""
 
-BPE = 2
-"""The ``model_type`` of a byte-pair encoding; the default, 1, is a unigram model."""
-
 CHARACTER_MAP, LLAMA_NORMALIZER = 2, {3: True, 4: False, 5: True}
 """Fields of ``NormalizerSpec``: ``precompiled_charsmap``; and ``add_dummy_prefix``, ``remove_extra_whitespaces`` and
 ``escape_whitespaces`` as LLaMA has them, whose default is true."""
 
-SPACE = "▁"
-"""Stands for a space in pieces: U+2581."""
+SPACE = "▁"  # stands for a space in pieces: U+2581
 
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 """Pieces for the bytes of characters without a piece of their own."""
@@ -38,17 +34,14 @@ BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 MAX_BYTES = 5 * 1024 * 1024
 """LLaMA's tokenizer.model has half a megabyte, the largest known one (256,000 pieces) four."""
 
-MAX_PIECES, MAX_OTHER_FIELDS = 262_144, 1_000
-"""Pieces, and other fields: there are three."""
+MAX_PIECES, MAX_OTHER_FIELDS = 262_144, 1_000  # there are three other fields
 
-MAX_PIECE_LENGTH = 128
-"""Characters; LLaMA's longest piece has 16."""
+MAX_PIECE_LENGTH = 128  # characters; LLaMA's longest piece has 16
 
 MAX_MERGES = 400_000
 """LLaMA's 32,000 pieces stand for 61,249 merges. More could not be read back by ``strict_json``."""
 
-FIXED_SIZES = {1: 8, 5: 4}
-"""Bytes of a number, by its protobuf wire type."""
+FIXED_SIZES = {1: 8, 5: 4}  # bytes of a number, by its protobuf wire type
 
 REMEDY = "fetch it again"
 
@@ -158,7 +151,7 @@ def _piece(fields: Fields) -> Piece:
 
 
 def _fault(pieces: Mapping[str, Piece], trainer: Fields, normalizer: Fields) -> str | None:
-    if trainer.get(MODEL_TYPE, 1) != BPE:
+    if trainer.get(MODEL_TYPE, 1) != 2:  # byte-pair encoding; 1 is a unigram model
         return "a model that is not a byte-pair encoding"
     settings = {setting: bool(normalizer.get(setting, True)) for setting in LLAMA_NORMALIZER}
     if normalizer.get(CHARACTER_MAP) or settings != LLAMA_NORMALIZER:

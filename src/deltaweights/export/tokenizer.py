@@ -25,8 +25,7 @@ from deltaweights.export.tokenizer_files import (
 from deltaweights.export.tokenizer_json import AddedToken, begins_with, with_tokens
 from deltaweights.util.text import Json, compact_json, counted, readable_json
 
-PAD = "[PAD]"
-"""The token that fine-tunings of 2023 added for padding."""
+PAD = "[PAD]"  # the token that fine-tunings of 2023 added for padding
 
 CLASS = "PreTrainedTokenizerFast"
 """Loads tokenizer.json as it is, in transformers 4 and 5. LlamaTokenizer of 5 does not: unlike the original, it puts no space
@@ -34,17 +33,12 @@ before a text that begins with one."""
 
 MAX_CONTEXT = 1_000_000
 
-MAX_LISTED = 8
-"""Tokens named in a note; the others are counted."""
+MAX_LISTED = 8  # tokens named in a note; the others are counted
 
 
 @dataclass(frozen=True)
 class TokenIds:
-    """Ids of the repaired tokenizer.
-
-    ``pad`` is [PAD], or ``unk`` where [PAD] has no row; ``added`` are the tokens after the vocabulary, by content, in the order of
-    their ids; ``size`` is the number of all tokens.
-    """
+    """``pad`` is ``unk`` where [PAD] has no row; ``added`` follow the vocabulary, in the order of ids; ``size`` counts all."""
 
     bos: int
     eos: int
@@ -75,11 +69,8 @@ def repair_tokenizer(
     """Return the tokenizer in ``files``, contents by name, of the folder ``where``, in the form of current transformers.
 
     ``rows`` is the embedding's: a token whose id is not below it is dropped. ``known`` are ids by token from a recipe.
-    ``stop_strings`` go into tokenizer_config.json, where only this program looks for them. tokenizer.model or tokenizer.json must
-    be there; of a tokenizer.json only the added tokens, and what begins a text, are changed.
-
-    Raises ``MalformedInput`` for a missing or malformed tokenizer, or one not of LLaMA's kind, and ``Mismatch`` when files, recipe
-    and rows contradict each other, or an id below another has no token.
+    ``stop_strings`` go into tokenizer_config.json, where only this program looks for them. Of a tokenizer.json only the added
+    tokens, and what begins a text, are changed. Raises ``MalformedInput`` and ``Mismatch``.
     """
     source = read_files(files, where)
     stated = merge_ids((source.vocabulary, *source.added), where)
@@ -92,14 +83,14 @@ def repair_tokenizer(
     config = _config(source, special, added, stop_strings)
     unchanged = not source.converted and document == source.document
     result = {
-        DOCUMENT: files[DOCUMENT] if unchanged else _written(document, where),
-        CONFIG: _written(config, where),
-        SPECIAL: _written(_special_tokens_map(special, added), where),
+        DOCUMENT: files[DOCUMENT] if unchanged else encoded(document, where),
+        CONFIG: encoded(config, where),
+        SPECIAL: encoded(_special_tokens_map(special, added), where),
     }
     if MODEL in files:
         result[MODEL] = files[MODEL]
     if tokens.added:
-        result[ADDED] = _written(tokens.added, where)
+        result[ADDED] = encoded(tokens.added, where)
     if chat_template is not None:
         result[TEMPLATE] = chat_template.encode()
     notes = [
@@ -223,9 +214,12 @@ def _shown(value: Json) -> str:
     return printable(compact_json(value)[:80])
 
 
-def _written(document: Mapping[str, Json], where: Path) -> bytes:
+def encoded(
+    document: Json, where: Path, problem: str = "unusable tokens", remedy: str = "fetch the tokenizer again"
+) -> bytes:
+    """Return ``document`` as JSON. Raises ``MalformedInput``, with ``problem`` and ``remedy``, when that cannot be."""
     try:
         return readable_json(document)
     except ValueError as error:
         found = "half a character" if isinstance(error, UnicodeEncodeError) else str(error)
-    raise MalformedInput("unusable tokens", where=where, found=found, remedy="fetch the tokenizer again")
+    raise MalformedInput(problem, where=where, found=found, remedy=remedy)

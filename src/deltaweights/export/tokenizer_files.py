@@ -16,8 +16,7 @@ from deltaweights.util.text import Json
 MODEL, DOCUMENT, CONFIG = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
 SPECIAL, ADDED, TEMPLATE = "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"
 
-BOS, EOS, UNK = "<s>", "</s>", "<unk>"
-"""LLaMA's special tokens, with the ids 1, 2 and 0."""
+BOS, EOS, UNK = "<s>", "</s>", "<unk>"  # LLaMA's special tokens, with the ids 1, 2 and 0
 
 UNLIMITED = b"1000000000000000019884624838656"
 """int(1e30), which transformers writes for an unlimited ``model_max_length``: too long a number for strict JSON."""

@@ -25,10 +25,7 @@ class AddedToken(NamedTuple):
 
 
 def llama_document(model: SentencePieceModel, merges: Sequence[tuple[str, str]], unk: str) -> dict[str, Json]:
-    """Return the document for a sentencepiece model of LLaMA's kind, in the words of every ``tokenizers`` since 0.13.
-
-    ``added_tokens`` and ``post_processor`` are still empty; ``unk`` is the piece for unknown text.
-    """
+    """Return the document of a LLaMA's sentencepiece model, for ``tokenizers`` since 0.13, still without added tokens."""
     normalizers = [
         {"type": "Prepend", "prepend": SPACE},
         {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},

@@ -24,12 +24,9 @@ from deltaweights.hub.retry import MAX_RETRIES, RETRIED_STATUSES, RetryPolicy, T
 from deltaweights.util.interruption import run_in_side_thread
 from deltaweights.util.text import Json, strict_json
 
-MAX_RESPONSE_BYTES = 32 * 1024 * 1024
-"""Of a listing: enough for a hundred thousand files."""
+MAX_RESPONSE_BYTES = 32 * 1024 * 1024  # of a listing: enough for a hundred thousand files
 
 MAX_REDIRECTS, REDIRECTS = 8, frozenset({301, 302, 303, 307, 308})
-
-RETRIES_WITHOUT_CONNECTION = 2
 
 CHECK_ENDPOINT = "check HF_ENDPOINT"
 
@@ -73,7 +70,7 @@ class Access:
         """Return how often to retry after a connection error: less often when no connection was made."""
         library = self._http_library
         unconnected = isinstance(error, (library.ConnectError, library.InvalidURL, UnicodeError))
-        return RETRIES_WITHOUT_CONNECTION if unconnected else MAX_RETRIES
+        return 2 if unconnected else MAX_RETRIES
 
     @cached_property
     def headers(self) -> dict[str, str]:

@@ -1,7 +1,4 @@
-"""A Hub repository as a directory: files are opened as if they were local, and read while they arrive.
-
-A small file (a configuration, an index, a tokenizer) is never used before its hash is verified.
-"""
+"""A Hub repository as a directory whose files are read while they arrive; small ones only once their hash is verified."""
 
 from __future__ import annotations
 
@@ -31,19 +28,11 @@ from deltaweights.util.interruption import check
 READ_AHEAD, CAPACITY = 128, 256
 """Pieces in memory of a streamed file: how many are requested ahead of the reader, and how many are kept at most."""
 
-MAX_IN_MEMORY = 64 * 1024 * 1024
-"""Bytes of a small file that is not stored."""
-
-BUSY_POLL = 0.5
-"""Seconds between two looks at whether another process has finished a file."""
+MAX_IN_MEMORY = 64 * 1024 * 1024  # bytes of a small file that is not stored
 
 
 class HubDirectory(Directory):
-    """The files of a listing, without those whose names end with one of ``hidden``; ``path`` is its snapshot in the cache.
-
-    ``stream`` stores nothing; ``recheck`` hashes cached files again. ``fetched`` counts the bytes that were not in the cache when
-    their files were opened.
-    """
+    """The files of a listing but ``hidden`` endings; ``stream`` stores nothing, ``recheck`` hashes cached files again."""
 
     def __init__(
         self,
@@ -62,7 +51,7 @@ class HubDirectory(Directory):
         self._access, self._downloads, self._report = access, downloads, report
         self._records = VerificationRecords(report)
         self._files = {name: file for name, file in listing.files.items() if not name.endswith(hidden)}
-        self.fetched = 0
+        self.fetched = 0  # bytes that were not in the cache when their files were opened
         self._streams: dict[str, FileDownload] = {}
         self._heads: dict[str, bytes] = {}
 
@@ -97,7 +86,7 @@ class HubDirectory(Directory):
                     return local.read(0, min(local.size, HEAD_BYTES))
         if name not in self._heads:
             self._refuse_offline(file)
-            download = self._downloads.add(self.listing, PieceMap(file, MemoryPieces(1), read_ahead=0), None)
+            download = self._downloads.add(self.listing, PieceMap(file, MemoryPieces(1), read_ahead=0), None, None)
             head = DownloadingFile(self._downloads, download, self.path / name)
             self._heads[name] = head.read(0, min(file.size, HEAD_BYTES))
         return self._heads[name]
@@ -157,7 +146,7 @@ class HubDirectory(Directory):
 
     def _wait_for_other(self, file: HubFile) -> None:
         self._downloads.raise_failed()  # the other process may be waiting for a file that this one holds
-        stopped = self._access.stop.wait(BUSY_POLL)
+        stopped = self._access.stop.wait(0.5)
         check()
         if stopped:
             raise InputOutputError("the download was stopped", where=file.name, remedy="run again") from None
@@ -170,7 +159,7 @@ class HubDirectory(Directory):
     def _stream(self, file: HubFile) -> InputFile:
         if file.name not in self._streams:
             pieces = PieceMap(file, MemoryPieces(CAPACITY), read_ahead=READ_AHEAD)
-            self._streams[file.name] = self._downloads.add(self.listing, pieces, None)
+            self._streams[file.name] = self._downloads.add(self.listing, pieces, None, None)
         return DownloadingFile(self._downloads, self._streams[file.name], self.path / file.name)
 
     def _load(self, file: HubFile) -> InputFile:

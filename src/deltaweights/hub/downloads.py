@@ -22,11 +22,7 @@ from deltaweights.util.interruption import POLL, check, signalled
 CONNECTIONS, RESERVED = 8, 2
 """Requests at a time, and how many of them serve only what a reader is waiting for."""
 
-MAX_RESTARTS = 6
-"""Of a file, from a server that does not serve ranges."""
-
-CLOSE_TIMEOUT = 1.0
-"""Seconds that connections are given to end; a stalled one ends with the process."""
+MAX_RESTARTS = 6  # of a file, from a server that does not serve ranges
 
 
 class Downloads:
@@ -45,11 +41,7 @@ class Downloads:
         self._reads = 0
 
     def add(
-        self,
-        listing: RepoListing,
-        pieces: PieceMap,
-        cache: RepoCache | None,
-        records: VerificationRecords | None = None,
+        self, listing: RepoListing, pieces: PieceMap, cache: RepoCache | None, records: VerificationRecords | None
     ) -> FileDownload:
         """Start to download a file. One that is kept, in ``cache``, must have ``DiskPieces``; ``records`` get its hash."""
         transfer = Transfer(self._access, listing, pieces.file)
@@ -89,7 +81,7 @@ class Downloads:
         self._access.stop.set()
         with self._lock:
             self._changed.notify_all()
-        deadline = time.monotonic() + CLOSE_TIMEOUT
+        deadline = time.monotonic() + 1.0  # a stalled connection ends with the process
         for thread in self._threads:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
         in_use = any(thread.is_alive() for thread in self._threads)

@@ -11,8 +11,7 @@ from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.file_download import FileDownload
 from deltaweights.hub.transfer import DamagedFile
 
-AGAIN = "run again"
-"""The remedy, unless the caller starts over by itself."""
+AGAIN = "run again"  # unless the caller starts over by itself
 
 
 class Refetched(DamagedFile):

@@ -29,8 +29,7 @@ from deltaweights.report import Report
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
-SLACK = 16 * 1024 * 1024
-"""Bytes kept free in the cache beyond what is downloaded."""
+SLACK = 16 * 1024 * 1024  # bytes kept free in the cache beyond what is downloaded
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,13 @@
-"""Which pieces of a file being downloaded are present, and which to request next.
-
-The scheduler (``Downloads``) guards this state with its own lock.
-"""
+"""Which pieces of a file being downloaded are present, and which to request next; ``Downloads`` guards this with its lock."""
 
 from __future__ import annotations
 
 from deltaweights.hub.piece_storage import MISSING, PRESENT, REQUESTED, PieceStorage
 from deltaweights.hub.repo_listing import HubFile
 
-NEAR = 8
-"""Pieces between two reads that still count as sequential: several workers take turns."""
+NEAR = 8  # pieces between two reads that still count as sequential: several workers take turns
 
-MAX_REQUEST_BYTES = 64 * 1024 * 1024
-"""Many connections share a file, and one that breaks loses little."""
+MAX_REQUEST_BYTES = 64 * 1024 * 1024  # many connections share a file, and one that breaks loses little
 
 
 class PieceMap:

@@ -18,16 +18,12 @@ from typing import Protocol
 from deltaweights.checkpoint.safe_open import SEARCH
 from deltaweights.errors import InputOutputError, wrap_os_errors
 
-MISSING, REQUESTED, PRESENT = 0, 1, 2
-"""States of a piece."""
+MISSING, REQUESTED, PRESENT = 0, 1, 2  # states of a piece
 
-DISK_PIECE = 1024 * 1024
+DISK_PIECE, MEMORY_PIECE = 1024 * 1024, 256 * 1024
 """Bytes. Small enough that samples from all over a file do not fetch most of it first."""
 
-MEMORY_PIECE = 256 * 1024
-
-ID_LENGTH = 32
-"""Hex digits of the download's id, at the beginning of the marks file."""
+ID_LENGTH = 32  # hex digits of the download's id, at the beginning of the marks file
 
 MAKE_ROOM = "make room; what has arrived is kept"
 
@@ -204,9 +200,8 @@ def _open_folder(path: Path) -> int:
 
 
 def _open(name: str, folder: int, more: int = 0) -> int:
-    """Open or create a file; mode 644 keeps others from writing it whatever the umask."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | more
-    return os.open(name, flags, 0o644, dir_fd=folder)
+    return os.open(name, flags, 0o644, dir_fd=folder)  # others cannot write it, whatever the umask
 
 
 def _is_own(fd: int) -> bool:
@@ -217,23 +212,17 @@ def _is_own(fd: int) -> bool:
 
 
 def _lock(fd: int, name: str, folder: int) -> bool:
-    """Lock a file; return False when the file system has no locks.
-
-    Raises ``BlockingIOError`` when another process has it, or had it and has put it in place meanwhile.
-    """
+    """Lock a file; False where locks are missing. Raises ``BlockingIOError`` if another process has it, or put it in place."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
     except OSError:
         return False
-    try:
-        current = os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=folder, follow_symlinks=False))
-    except FileNotFoundError:
-        current = False
-    if not current:
-        raise BlockingIOError
-    return True
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=folder, follow_symlinks=False)):
+            return True
+    raise BlockingIOError
 
 
 class MemoryPieces:

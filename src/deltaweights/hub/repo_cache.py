@@ -22,8 +22,7 @@ from deltaweights.hub.repo_listing import COMMIT, SHA256, HubFile, RepoListing
 
 PREFIX = "models--"
 
-MAX_REF_BYTES = 1024
-"""The name of a commit, and a line's end."""
+MAX_REF_BYTES = 1024  # the name of a commit, and a line's end
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,11 @@ class RepoCache:
 
     def has_blob(self, key: str) -> bool:
         """Return whether a file's content is there, and not by a link out of the cache. Raises ``InputOutputError``."""
-        try:
-            fd = self.open_blob(key)
-        except LeadsOutside:
-            return False
-        if fd is not None:
-            os.close(fd)
-        return fd is not None
+        with contextlib.suppress(LeadsOutside):
+            if (fd := self.open_blob(key)) is not None:
+                os.close(fd)
+                return True
+        return False
 
     def create(self) -> None:
         """Create the folders that are missing. Raises ``InputOutputError``."""
@@ -171,9 +168,8 @@ def snapshot_at(path: Path) -> Snapshot | None:
 
 def stated_sha256(path: Path) -> str | None:
     """Return the SHA-256 that the cache files ``path`` under; None unless it is a link to an LFS file's blob."""
-    try:
+    with contextlib.suppress(OSError):  # it is being changed
         blob = Path(os.path.realpath(path))
-        is_link = path.is_symlink()
-    except OSError:  # it is being changed
-        return None
-    return blob.name if is_link and blob.parent.name == "blobs" and SHA256.fullmatch(blob.name) else None
+        if path.is_symlink() and blob.parent.name == "blobs" and SHA256.fullmatch(blob.name):
+            return blob.name
+    return None

@@ -12,14 +12,11 @@ from deltaweights.util.text import Json
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
-
-SHA256 = re.compile(r"[0-9a-f]{64}")
+COMMIT, SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
 PLAIN_NAME = re.compile(r"[\w.+ ()-]{1,200}")
 
-MAX_FILE_BYTES = 1 << 40
-"""The Hub accepts files of at most 500 GB."""
+MAX_FILE_BYTES = 1 << 40  # the Hub accepts files of at most 500 GB
 
 
 @dataclass(frozen=True)
@@ -53,10 +50,7 @@ class RepoListing:
 
 
 def parse_files(siblings: Json) -> dict[str, HubFile]:
-    """Return the files of the API's ``siblings``; dropped are files in folders, odd names, and unusable sizes or hashes.
-
-    Raises ``LookupError``, ``TypeError`` or ``AttributeError`` when this is not a listing.
-    """
+    """Return the top-level files of the API's ``siblings`` that are usable. Raises lookup and type errors when it is no listing."""
     found = (_parse_file(entry) for entry in siblings)
     return {file.name: file for file in found if file is not None}
 

@@ -12,8 +12,6 @@ from deltaweights.hub.ids import HubId
 from deltaweights.hub.repo_listing import HubFile, RepoListing
 from deltaweights.hub.retry import RETRIED_STATUSES, RetryPolicy
 
-TAMPERED = "try again; if it stays so, something between here and the Hub changes what comes"
-
 
 class RangesIgnored(Exception):
     """The server sends whole files whatever range is requested."""
@@ -87,7 +85,6 @@ class Transfer:
         return expired
 
     def _other_range(self, response: Any, start: int, stop: int) -> str | None:
-        """Return which range a 206 response has, None when it is the requested one."""
         found, size = str(response.headers.get("content-range", "none")), self._file.size
         if response.status_code != 206 or found == f"bytes {start}-{stop - 1}/{size}":
             return None
@@ -111,7 +108,8 @@ class Transfer:
 
     def _other_size(self, found: str | None) -> InputOutputError:
         problem, size = "has another size than the Hub states", self._file.size
-        return InputOutputError(problem, where=self._where, found=found, expected=size, remedy=TAMPERED)
+        remedy = "try again; if it stays so, something between here and the Hub changes what comes"
+        return InputOutputError(problem, where=self._where, found=found, expected=size, remedy=remedy)
 
     def _check_stop(self) -> None:
         if self._access.stop.is_set():

@@ -145,8 +145,9 @@ class VerificationRecords:
             os.close(fd)
 
     def _note_none(self, reason: str) -> None:
-        text = f"cannot record verified files, so cached files are hashed in every run: {reason}"
-        self._once(self._report.note, text)
+        self._once(
+            self._report.note, f"cannot record verified files, so cached files are hashed in every run: {reason}"
+        )
 
     def _warn_of_folder(self, path: Path, found: str) -> None:
         problem = f"records of verified files that others can write are ignored: found {found}"
@@ -173,7 +174,6 @@ def _name_of_commit(listing: RepoListing) -> str:
 
 
 def _identity(key: str, found: os.stat_result) -> dict[str, Json]:
-    """Return what tells a file from all others, and from itself after a change."""
     return {
         "key": key,
         "user": os.geteuid(),
