@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class FileDownload:
-    """One file; ``damaged``: it arrived once, with the wrong hash ``found``; ``restarts`` from a server without ranges are counted."""
+    """One file; ``damaged``: it arrived once, with the hash ``found``; ``restarts`` counts those from servers without ranges."""
 
     pieces: PieceMap
     transfer: Transfer

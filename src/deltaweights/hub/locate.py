@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -134,10 +134,9 @@ class Hub:
 
 
 def _bytes_on_disk(path: Path) -> int:
-    try:
+    with suppress(OSError):
         return path.stat().st_blocks * 512
-    except OSError:
-        return 0
+    return 0
 
 
 def needed_files(directory: Directory, role: str) -> list[str]:

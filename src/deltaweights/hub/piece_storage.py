@@ -53,10 +53,7 @@ class DiskPieces:
     piece_size = DISK_PIECE
 
     def __init__(self, path: Path, size: int) -> None:
-        """Open what an earlier run left, or begin, under another name where another user began it or locks are missing.
-
-        Two processes must not share a file. Raises ``InputOutputError``, and ``BlockingIOError`` when another process has it.
-        """
+        """Open what an earlier run left, or begin. Raises ``InputOutputError``; ``BlockingIOError`` if another process has it."""
         self._size, self._closed, self._guard = size, False, threading.Lock()
         # Descriptors are reused, so these are closed by ``close`` or, if somebody still reads, with the last reference.
         self._descriptors = contextlib.ExitStack()
@@ -84,6 +81,7 @@ class DiskPieces:
                 self._marks_fd = self._keep_open(_open(self._marks.name, self._folder))
                 if _is_own(self._marks_fd):
                     return
+        # Another user's, or without locks: two processes must not share a file.
         self.path = path.with_name(f"{path.stem}.{secrets.token_hex(8)}{path.suffix}")
         self._marks = self.path.with_suffix(".pieces")
         with wrap_os_errors(self.path, "open"):

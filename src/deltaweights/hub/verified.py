@@ -61,10 +61,7 @@ class VerificationRecords:
         return VerificationRecord(current, download_id if isinstance(download_id, str) else None)
 
     def add(self, blob: Path, key: str, found: os.stat_result, download_id: str | None) -> None:
-        """Record that the file at ``blob``, as it was ``found``, has the hash ``key``.
-
-        Does nothing for a file that others can write and that was changed just now: the next change may have the same time.
-        """
+        """Record the hash, unless others can write the file and it was changed just now: the next change may have the same time."""
         only_we_can_write = found.st_uid in {0, os.geteuid()} and not found.st_mode & 0o022  # beside root
         if not only_we_can_write and time.time_ns() - found.st_ctime_ns < SETTLED:
             return
