@@ -216,7 +216,7 @@ class Told(Access):
 
     answer: bytes = b""
 
-    def _ask(self, url: str, wanted: HubId) -> Any:
+    def _get_json(self, url: str, wanted: HubId) -> Any:
         return strict_json(self.answer)
 
 
