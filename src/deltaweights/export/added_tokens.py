@@ -1,7 +1,4 @@
-"""Tokens beside a tokenizer's vocabulary, as several files state them, merged.
-
-No token has two ids, and no id has two tokens: files that disagree are a ``Mismatch``.
-"""
+"""Tokens beside a tokenizer's vocabulary, merged from several files: no token has two ids, and no id two tokens."""
 
 from __future__ import annotations
 
@@ -12,10 +9,7 @@ from pathlib import Path
 from deltaweights.errors import MalformedInput, Mismatch
 from deltaweights.util.text import Json
 
-MAX_ID = 2**31 - 1
-
-MAX_TOKENS = 400_000
-"""Some tokenizers have 262,144."""
+MAX_ID, MAX_TOKENS = 2**31 - 1, 400_000  # some tokenizers have 262,144 tokens
 
 
 @dataclass(frozen=True)
@@ -85,20 +79,17 @@ def merge_ids(sources: Iterable[TokenSource], where: Path) -> dict[str, int]:
         for content, number in source.ids.items():
             other_id, first = by_content.setdefault(content, (number, source.name))
             if other_id != number:
-                found = _conflict(content, (other_id, first), (number, source.name))
-                raise _contradiction("two ids for one token", found, where)
+                raise _contradiction("two ids for one token", content, (other_id, first), (number, source.name), where)
             other, first = by_id.setdefault(number, (content, source.name))
             if other != content:
-                found = _conflict(number, (other, first), (content, source.name))
-                raise _contradiction("two tokens for one id", found, where)
+                raise _contradiction("two tokens for one id", number, (other, first), (content, source.name), where)
     return {content: number for content, (number, _) in by_content.items()}
 
 
-def _conflict(subject: object, one: tuple[object, str], two: tuple[object, str]) -> str:
-    return f"{str(subject)[:80]}: {str(one[0])[:80]} in {one[1]}, {str(two[0])[:80]} in {two[1]}"
-
-
-def _contradiction(problem: str, found: str, where: Path) -> Mismatch:
+def _contradiction(
+    problem: str, subject: object, one: tuple[object, str], two: tuple[object, str], where: Path
+) -> Mismatch:
+    found = f"{str(subject)[:80]}: {str(one[0])[:80]} in {one[1]}, {str(two[0])[:80]} in {two[1]}"
     return Mismatch(problem, where=where, found=found, remedy="keep the files of one tokenizer together")
 
 

@@ -13,27 +13,21 @@ from deltaweights.export.sizes import TextSizes, VisionSizes
 from deltaweights.recipes.table import LINE, Table
 from deltaweights.util.text import Json
 
-MAX_SIZE, MAX_LAYERS = 1_000_000, 1_000
-"""Far above any model's."""
+MAX_SIZE, MAX_LAYERS = 1_000_000, 1_000  # far above any model's
 
 CONTEXT = 2048
-"""LLaMA-1's longest input, in tokens."""
+"""LLaMA-1's longest input, in tokens: the length where the files state none, or one that means "any"."""
 
 MEAN, DEVIATION = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 """Of the images that CLIP was trained on, by channel."""
 
-BICUBIC = 3
-"""Pillow's number for the filter."""
-
 STEPS = ("do_center_crop", "do_convert_rgb", "do_normalize", "do_rescale", "do_resize")
 """CLIP's preprocessing of an image."""
 
-MODEL_TYPES = ("llama", "llava")
+MODEL_TYPES, SPECIAL = ("llama", "llava"), ("bos_token_id", "eos_token_id", "pad_token_id")
 
 ACTIVATIONS = ("silu", "swish", "gelu", "quick_gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 """Names in transformers (ACT2FN) that LLaMA and CLIP models have."""
-
-SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
@@ -60,25 +54,18 @@ def read_image_features(config: Table) -> ImageFeatures:
 def text_config(
     config: Table, sizes: TextSizes, special: dict[str, int], dtype: str, known_heads: int | None = None
 ) -> dict[str, Json]:
-    """Return the configuration of the language model; ``special`` are the ids under ``SPECIAL``, ``dtype`` is torch's name.
-
-    ``known_heads`` is a recipe's number of heads. Raises ``MalformedInput`` and ``Mismatch``.
-    """
+    """Return the language model's configuration, with ids ``special`` and a recipe's ``known_heads``; ``dtype`` is torch's name."""
     kind = config.text("model_type", LINE)
     if kind not in {None, *MODEL_TYPES}:
         problem, remedy = "not a LLaMA: layout transformers supports no other model", "use --layout original"
-        raise Mismatch(
-            problem, where=config.where, found=f"model_type {kind}", expected=" or ".join(MODEL_TYPES), remedy=remedy
-        )
-    for key, found in (
-        ("hidden_size", sizes.hidden),
-        ("intermediate_size", sizes.intermediate),
-        ("num_hidden_layers", sizes.layers),
-    ):
+        found, expected = f"model_type {kind}", " or ".join(MODEL_TYPES)
+        raise Mismatch(problem, where=config.where, found=found, expected=expected, remedy=remedy)
+    keys = ("hidden_size", "intermediate_size", "num_hidden_layers")
+    for key, size in zip(keys, (sizes.hidden, sizes.intermediate, sizes.layers), strict=True):
         stated = config.whole(key, MAX_SIZE)
-        if stated not in {None, found}:
+        if stated not in {None, size}:
             problem = f"config.json and the tensors disagree about {key}"
-            raise Mismatch(problem, where=config.where, found=stated, expected=found, remedy="fetch config.json again")
+            raise Mismatch(problem, where=config.where, found=stated, expected=size, remedy="fetch config.json again")
     heads, groups = _heads(config, sizes, known_heads)
     length = config.whole("max_position_embeddings", MAX_SIZE) or config.whole("max_sequence_length", MAX_SIZE)
     epsilon, initializer_range = config.number("rms_norm_eps", least=0), config.number("initializer_range", least=0)
@@ -106,29 +93,23 @@ def text_config(
 
 
 def _heads(config: Table, sizes: TextSizes, known: int | None) -> tuple[int, int]:
-    """Return the number of attention heads, and of key-value heads."""
     if known is None:
         config.require("num_attention_heads")  # it does not follow from the tensors
     heads = config.whole("num_attention_heads", MAX_SIZE) or known or 1
     groups = config.whole("num_key_value_heads", MAX_SIZE) or heads
     width = sizes.hidden // heads
     if sizes.hidden % heads or sizes.key_value_rows != groups * width:
-        raise Mismatch(
-            "config.json and the tensors disagree about the heads",
-            where=config.where,
-            found=f"{heads} of {width}, {groups} for keys",
-            expected=f"{sizes.hidden} rows of q_proj and {sizes.key_value_rows} of k_proj",
-            remedy="fetch config.json again",
-        )
+        problem, remedy = "config.json and the tensors disagree about the heads", "fetch config.json again"
+        found = f"{heads} of {width}, {groups} for keys"
+        expected = f"{sizes.hidden} rows of q_proj and {sizes.key_value_rows} of k_proj"
+        raise Mismatch(problem, where=config.where, found=found, expected=expected, remedy=remedy)
     return heads, groups
 
 
 def _rotary(config: Table) -> dict[str, Json]:
     """Return the settings of rotary embeddings, in the words of transformers 4 and 5; LLaMA-1 states none."""
-    found: dict[str, Json] = {}
     theta = config.number("rope_theta", least=0)
-    if theta is not None:
-        found["rope_theta"] = theta
+    found: dict[str, Json] = {} if theta is None else {"rope_theta": theta}
     for key in ("rope_scaling", "rope_parameters"):
         if key in config and config.value(key) is not None:
             config.table(key)
@@ -138,7 +119,7 @@ def _rotary(config: Table) -> dict[str, Json]:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A CLIP vision model: its sizes, the rest of its config.json, and the settings of its preprocessor_config.json."""
+    """A CLIP vision model; ``images`` are the settings of its preprocessor_config.json."""
 
     sizes: VisionSizes
     heads: int
@@ -173,7 +154,7 @@ class VisionConfig:
             "image_processor_type": "CLIPImageProcessor",
             "image_std": DEVIATION,
             "processor_class": "LlavaProcessor",
-            "resample": BICUBIC,
+            "resample": 3,  # Pillow's number for bicubic
             "rescale_factor": 1 / 255,
             "size": {"shortest_edge": side},
             **self.images,
@@ -191,10 +172,7 @@ class VisionConfig:
 
 
 def read_vision(config: Table, images: Table | None) -> VisionConfig:
-    """Return the vision model of a CLIP config.json, which may be that of the vision model alone.
-
-    ``images`` is its preprocessor_config.json, if there is one. Raises ``MalformedInput`` and ``Mismatch``.
-    """
+    """Return the vision model of a CLIP config.json, or of its own alone; ``images`` is its preprocessor_config.json, if any."""
     part = config.table("vision_config") if "vision_config" in config else config
 
     def size(key: str, default: int) -> int:

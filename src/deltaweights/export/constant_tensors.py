@@ -36,15 +36,6 @@ class ZeroSource:
         out[:] = bytes(len(out))
 
 
-def identity(name: str, dtype: str, size: int) -> LazyTensor:
-    """Return an identity matrix of ``size`` rows and columns."""
-    return _lazy(TensorSpec(name, dtype, (size, size)), IdentitySource(size, dtype))
-
-
-def zeros(name: str, dtype: str, size: int) -> LazyTensor:
-    """Return a vector of ``size`` zeros."""
-    return _lazy(TensorSpec(name, dtype, (size,)), ZeroSource())
-
-
-def _lazy(spec: TensorSpec, source: IdentitySource | ZeroSource) -> LazyTensor:
+def constant_tensor(spec: TensorSpec, source: IdentitySource | ZeroSource) -> LazyTensor:
+    """Return the tensor whose bytes are those of ``source``."""
     return LazyTensor(spec, source, Path(spec.name), Storage("", spec.name, 0, row_major(spec.shape)))

@@ -1,17 +1,13 @@
-"""Chat templates for current transformers, which give the prompts of the models' own code.
-
-conversations.toml, in this package, has the strings of each conversation and their sources. The beginning ``<s>`` is left to the
-tokenizer.
-"""
+"""Chat templates (without ``<s>``) with the prompts of the models' own code; conversations.toml has the strings and sources."""
 
 from __future__ import annotations
 
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
-from importlib.resources import files
+from importlib import resources
 from string import Template
 
 from deltaweights.errors import UsageError
@@ -22,10 +18,6 @@ DATA = "conversations.toml"
 IMAGE, START, END = "<im_patch>", "<im_start>", "<im_end>"
 """LLaVA's tokens: one for each feature of an image, which a template has once and the processor repeats, and those around it."""
 
-KEYS = (
-    "title", "sources", "images", "after_system", "user", "assistant", "generation", "stop", "single", "forms",
-)  # fmt: skip
-
 TEMPLATE = "chat_template.jinja.in"
 """In this package. Every tag trims the blanks around it, so that the result does not depend on an environment's own trimming."""
 
@@ -34,11 +26,9 @@ ASKED = """\
     {{- $generation -}}
 {%- endif -%}
 """
-
 NOT_ASKED = """\
 {#- add_generation_prompt changes nothing: the model itself begins its answer with $assistant. -#}
 """
-
 SINGLE = """\
 {%- if messages | selectattr("role", "equalto", "user") | list | length > 1 -%}
     {{- raise_exception("this model answers one message; it was trained on single ones") -}}
@@ -77,9 +67,10 @@ class Conversation:
 @cache
 def conversations() -> dict[str, Conversation]:
     """Return all known conversations by name, in the order of conversations.toml."""
-    document = parse_toml(files(__package__).joinpath(DATA).read_bytes(), DATA)
+    document = parse_toml(resources.files(__package__).joinpath(DATA).read_bytes(), DATA)
     top = Table(document, DATA)
-    return {name: _conversation(top.table(name, KEYS)) for name in top}
+    keys = tuple(field.name for field in fields(Conversation))
+    return {name: _conversation(top.table(name, keys)) for name in top}
 
 
 def chat_template(name: str, *, start_and_end: bool = True) -> str:
@@ -97,7 +88,7 @@ def chat_template(name: str, *, start_and_end: bool = True) -> str:
         generation=_quoted(known.generation), assistant=_quoted(known.assistant[0].strip())
     )
     first, *others = map(_quoted, known.forms)
-    template = Template(files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
+    template = Template(resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
     return template.substitute(
         title=known.title,
         choices=f"{first}, the default{''.join(f', or {other}' for other in others)}",
@@ -130,6 +121,7 @@ def _known(name: str) -> Conversation:
 def _conversation(table: Table) -> Conversation:
     table.require("title", "sources", "after_system", "user", "assistant", "stop", "forms")
     formats = table.table("forms")
+    forms = [(name, formats.table(name, ("system", "turns"))) for name in formats]
     return Conversation(
         title=table.text("title", LINE) or "",
         sources=table.texts("sources", URL) or (),
@@ -140,17 +132,15 @@ def _conversation(table: Table) -> Conversation:
         generation=table.text("generation", TEXT) or "",
         stop=table.texts("stop", LINE) or (),
         single=table.flag("single", default=False),
-        forms={name: _format(formats.table(name, ("system", "turns"))) for name in formats},
+        forms={
+            name: PromptFormat(form.text("system", TEXT) or "", form.texts("turns", TEXT) or ()) for name, form in forms
+        },
     )
 
 
 def _around(table: Table, key: str) -> tuple[str, str]:
     before, after = table.texts(key, TEXT) or ("", "")
     return before, after
-
-
-def _format(table: Table) -> PromptFormat:
-    return PromptFormat(table.text("system", TEXT) or "", table.texts("turns", TEXT) or ())
 
 
 def _opening(known: Conversation, form: PromptFormat) -> str:

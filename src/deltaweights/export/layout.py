@@ -1,7 +1,4 @@
-"""Plans a merged model in the layout of current transformers: tensor names, added tensors, configuration, tokenizer.
-
-Every planned tensor has a place in that layout, and the shape that its configuration implies.
-"""
+"""Plans a model in the layout of current transformers: tensors (of its names and shapes only), configuration, tokenizer."""
 
 from __future__ import annotations
 
@@ -15,21 +12,18 @@ from deltaweights.checkpoint.small_files import json_object
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import MalformedInput, Mismatch
 from deltaweights.export.config import SPECIAL, ImageFeatures, llava_config, read_image_features, text_config
-from deltaweights.export.constant_tensors import identity, zeros
+from deltaweights.export.constant_tensors import IdentitySource, ZeroSource, constant_tensor
 from deltaweights.export.conversation import END, IMAGE, START, chat_template, conversations, stop_strings
 from deltaweights.export.names import IDENTITY, ZEROS, transformers_name
 from deltaweights.export.sizes import Shape, TextSizes
-from deltaweights.export.tokenizer import repair_tokenizer
+from deltaweights.export.tokenizer import encoded, repair_tokenizer
 from deltaweights.export.vision_tower import VisionTower
 from deltaweights.merge.choices import DTYPES
 from deltaweights.merge.operation import Fate
 from deltaweights.merge.rules import Match, Matching
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.recipes.table import Table
-from deltaweights.util.text import Json, readable_json
-
-DEFAULT_CONVERSATION = "llava-v0"
-"""Of a LLaVA without a recipe."""
+from deltaweights.util.text import Json
 
 USE_ORIGINAL = "use --layout original"
 
@@ -59,7 +53,7 @@ def conversation_name(recipe: Recipe | None, *, vision: bool) -> str | None:
     """Return the name of the model's conversation, None where it is not known."""
     if recipe is not None:
         return recipe.conversation
-    return DEFAULT_CONVERSATION if vision else None
+    return "llava-v0" if vision else None
 
 
 def plan_export(
@@ -72,8 +66,7 @@ def plan_export(
 ) -> ExportPlan:
     """Return ``matching`` and ``companions``, of the folder ``where``, in the layout of current transformers.
 
-    ``dtype`` is torch's name of what is written; a vision-language model has a ``tower``. Raises ``MalformedInput`` and
-    ``Mismatch``.
+    ``dtype`` is torch's name of what is written; a vision-language model has a ``tower``.
     """
     specs = {match.primary.name: match.primary for match in matching.matches}
     sizes = _text_sizes(specs, where)
@@ -106,20 +99,13 @@ def plan_export(
             "processor_config.json": tower.vision.processor(IMAGE),
         }
     kept = {name: data for name, data in companions.files.items() if name not in REWRITTEN}
-    files = kept | tokenizer.files | {name: _written(document, where / name) for name, document in documents.items()}
+    problem, remedy = "cannot be written", "correct the delta's configuration"
+    written = {name: encoded(each, where / name, problem, remedy) for name, each in documents.items()}
     notes = (*tokenizer.notes, _template_note(conversation, recipe))
-    companions = Companions(files, companions.left_behind, notes)
+    companions = Companions(kept | tokenizer.files | written, companions.left_behind, notes)
     if tower is None:
         return ExportPlan(matching, {}, companions)
     return ExportPlan(*_with_tower(matching, sizes.hidden, DTYPES[dtype], specs, tower), companions)
-
-
-def _written(document: Json, where: Path) -> bytes:
-    try:
-        return readable_json(document)
-    except ValueError as error:
-        remedy = "correct the delta's configuration"
-        raise MalformedInput("cannot be written", where=where, found=error, remedy=remedy) from None
 
 
 def refuse_transformers_layout(matching: Matching, where: Path) -> None:
@@ -165,19 +151,13 @@ def _expected(
 
 
 def _check_tensors(specs: Mapping[str, TensorSpec], expected: Mapping[str, Shape], where: Path) -> None:
-    """Raise ``Mismatch`` unless these are exactly the expected tensors, with their shapes."""
     for name, shape in expected.items():
         found = str(list(specs[name].shape)) if name in specs else "no such tensor"
         if found != str(list(shape)):
             what = "the vision tower is another model's" if name in PROJECTOR else "the model is incomplete"
-            raise Mismatch(
-                f"has no place in layout transformers: {what}",
-                where=where,
-                tensor=name,
-                found=found,
-                expected=str(list(shape)),
-                remedy=f"{USE_ORIGINAL}, or give the --vision-tower that belongs to it",
-            )
+            problem = f"has no place in layout transformers: {what}"
+            remedy = f"{USE_ORIGINAL}, or give the --vision-tower that belongs to it"
+            raise Mismatch(problem, where=where, tensor=name, found=found, expected=str(list(shape)), remedy=remedy)
     for name in specs:
         if name not in expected:
             problem = "has no place in layout transformers"
@@ -185,36 +165,30 @@ def _check_tensors(specs: Mapping[str, TensorSpec], expected: Mapping[str, Shape
 
 
 def _check_features(features: ImageFeatures, tower: VisionTower, added: Mapping[str, int], where: Path) -> None:
-    """Raise ``Mismatch`` unless the tower has the layer, and the tokenizer the tokens of an image."""
     layers = tower.vision.sizes.layers
     if not -layers - 1 <= features.layer <= layers:
-        raise Mismatch(
-            "takes the features of a layer that the vision tower does not have",
-            where=where,
-            found=f"mm_vision_select_layer {features.layer}",
-            expected=f"one of {layers} layers",
-            remedy="give the --vision-tower that belongs to it",
-        )
+        problem = "takes the features of a layer that the vision tower does not have"
+        found, expected = f"mm_vision_select_layer {features.layer}", f"one of {layers} layers"
+        remedy = "give the --vision-tower that belongs to it"
+        raise Mismatch(problem, where=where, found=found, expected=expected, remedy=remedy)
     for token in (IMAGE, START, END) if features.start_and_end else (IMAGE,):
         if token not in added:
-            raise Mismatch(
-                f"the tokenizer lacks the token {token}",
-                where=where,
-                found=", ".join(added) or "no added token",
-                remedy="add added_tokens.json, or name the recipe: deltaweights recipes",
-            )
+            found = ", ".join(added) or "no added token"
+            remedy = "add added_tokens.json, or name the recipe: deltaweights recipes"
+            raise Mismatch(f"the tokenizer lacks the token {token}", where=where, found=found, remedy=remedy)
 
 
 def _with_tower(
     matching: Matching, hidden: int, dtype: str, specs: Mapping[str, TensorSpec], tower: VisionTower
 ) -> tuple[Matching, dict[str, LazyTensor]]:
     """Rename the tensors; add the tower's, and the projector's second layer, which changes nothing."""
-    constants = {IDENTITY: (identity(IDENTITY, dtype, hidden), Fate.IDENTITY)}
+    square = TensorSpec(IDENTITY, dtype, (hidden, hidden))
+    constants = [(constant_tensor(square, IdentitySource(hidden, dtype)), Fate.IDENTITY)]
     if PROJECTOR[1] in specs:
-        constants[ZEROS] = zeros(ZEROS, dtype, hidden), Fate.ZEROS
+        constants.append((constant_tensor(TensorSpec(ZEROS, dtype, (hidden,)), ZeroSource()), Fate.ZEROS))
     matches = [replace(match, renamed=transformers_name(match.primary.name)) for match in matching.matches]
     for name, tensor in tower.tensors.items():
         matches.append(Match(tensor.spec, None, Fate.VISION_TOWER, transformers_name(name)))
-    matches += [Match(tensor.spec, None, fate) for tensor, fate in constants.values()]
-    added = {**tower.tensors, **{name: tensor for name, (tensor, _) in constants.items()}}
+    matches += [Match(tensor.spec, None, fate) for tensor, fate in constants]
+    added = tower.tensors | {tensor.spec.name: tensor for tensor, _ in constants}
     return replace(matching, matches=tuple(matches)), added

@@ -1,4 +1,4 @@
-"""How tensors are named in the two layouts: one table, read in both directions.
+"""How tensors are named in the two layouts.
 
 *Original* names are those of the LLaVA code of 2023, and of CLIP's own checkpoints. *Transformers* names are those of the
 ``llava-hf`` repositories on the Hub, which transformers reads from 4.36 on (5.x renames them once more in memory).
@@ -30,23 +30,10 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(template.replace(".", r"\.").format(**fields))
 
 
-_TO_TRANSFORMERS = tuple((_pattern(original), other) for original, other in TABLE)
-_TO_ORIGINAL = tuple((_pattern(other), original) for original, other in TABLE)
+_PATTERNS = tuple((_pattern(original), other) for original, other in TABLE)
 
 
 def transformers_name(original: str) -> str | None:
     """Return a tensor's name in the transformers layout, None when it has none."""
-    return _translate(original, _TO_TRANSFORMERS)
-
-
-def original_name(other: str) -> str | None:
-    """Return the original name of a tensor of the transformers layout, None when it has none."""
-    return _translate(other, _TO_ORIGINAL)
-
-
-def _translate(name: str, table: tuple[tuple[re.Pattern[str], str], ...]) -> str | None:
-    for pattern, template in table:
-        found = pattern.fullmatch(name)
-        if found:
-            return template.format(**found.groupdict())
-    return None
+    matches = ((pattern.fullmatch(original), template) for pattern, template in _PATTERNS)
+    return next((template.format(**found.groupdict()) for found, template in matches if found), None)

@@ -22,17 +22,11 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 MODEL_TYPE, SUFFIX, BYTE_FALLBACK = 3, 24, 35
 """Fields of ``TrainerSpec``: ``model_type``, ``treat_whitespace_as_suffix`` and ``byte_fallback``."""
 
-BPE = 2
-"""The ``model_type`` of a byte-pair encoding; the default, 1, is a unigram model."""
+CHARACTER_MAP, LLAMA_NORMALIZER = 2, {3: True, 4: False, 5: True}
+"""Fields of ``NormalizerSpec``: ``precompiled_charsmap``; and ``add_dummy_prefix``, ``remove_extra_whitespaces`` and
+``escape_whitespaces`` as LLaMA has them, whose default is true."""
 
-CHARACTER_MAP = 2
-"""Field of ``NormalizerSpec``: ``precompiled_charsmap``."""
-
-LLAMA_NORMALIZER = {3: True, 4: False, 5: True}
-"""``add_dummy_prefix``, ``remove_extra_whitespaces`` and ``escape_whitespaces`` of LLaMA; the default of all three is true."""
-
-SPACE = "▁"
-"""Stands for a space in pieces: U+2581."""
+SPACE = "▁"  # stands for a space in pieces: U+2581
 
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 """Pieces for the bytes of characters without a piece of their own."""
@@ -40,19 +34,18 @@ BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 MAX_BYTES = 5 * 1024 * 1024
 """LLaMA's tokenizer.model has half a megabyte, the largest known one (256,000 pieces) four."""
 
-MAX_PIECES, MAX_OTHER_FIELDS = 262_144, 1_000
-"""Pieces, and other fields: there are three."""
+MAX_PIECES, MAX_OTHER_FIELDS = 262_144, 1_000  # there are three other fields
 
-MAX_PIECE_LENGTH = 128
-"""Characters; LLaMA's longest piece has 16."""
+MAX_PIECE_LENGTH = 128  # characters; LLaMA's longest piece has 16
 
 MAX_MERGES = 400_000
 """LLaMA's 32,000 pieces stand for 61,249 merges. More could not be read back by ``strict_json``."""
 
-FIXED_SIZES = {1: 8, 5: 4}
-"""Bytes of a number, by its protobuf wire type."""
+FIXED_SIZES = {1: 8, 5: 4}  # bytes of a number, by its protobuf wire type
 
 REMEDY = "fetch it again"
+
+Fields = Mapping[int, int | bytes]
 
 
 @dataclass(frozen=True)
@@ -96,7 +89,6 @@ def merges_of(model: SentencePieceModel, where: Path) -> list[tuple[str, str]]:
 
     Sentencepiece joins the two neighbours whose piece has the highest score. Every way to cut a piece in two is thus a merge with
     the rank of its score; of one piece, the merge with the longer left part comes first (as in LLaMA's tokenizer.json).
-    Raises ``MalformedInput`` for a model that is not of LLaMA's kind, or has more than ``MAX_MERGES``.
     """
     if model.fault is not None:
         remedy = "put the tokenizer.json of the model beside it"
@@ -146,7 +138,7 @@ def _model(data: bytes) -> SentencePieceModel:
     return SentencePieceModel(tuple(pieces.values()), byte_fallback, _fault(pieces, trainer, normalizer))
 
 
-def _piece(fields: Mapping[int, int | bytes]) -> Piece:
+def _piece(fields: Fields) -> Piece:
     text, score, kind = fields.get(1, b""), fields.get(2, bytes(4)), fields.get(3, NORMAL)
     if not isinstance(text, bytes) or not 0 < len(content := text.decode()) <= MAX_PIECE_LENGTH:
         raise ValueError("a piece without text, or too long")
@@ -157,14 +149,11 @@ def _piece(fields: Mapping[int, int | bytes]) -> Piece:
     return Piece(content, number, kind)
 
 
-def _fault(
-    pieces: Mapping[str, Piece], trainer: Mapping[int, int | bytes], normalizer: Mapping[int, int | bytes]
-) -> str | None:
-    if trainer.get(MODEL_TYPE, 1) != BPE:
+def _fault(pieces: Mapping[str, Piece], trainer: Fields, normalizer: Fields) -> str | None:
+    if trainer.get(MODEL_TYPE, 1) != 2:  # byte-pair encoding; 1 is a unigram model
         return "a model that is not a byte-pair encoding"
-    if normalizer.get(CHARACTER_MAP) or any(
-        bool(normalizer.get(setting, True)) != llama for setting, llama in LLAMA_NORMALIZER.items()
-    ):
+    settings = {setting: bool(normalizer.get(setting, True)) for setting in LLAMA_NORMALIZER}
+    if normalizer.get(CHARACTER_MAP) or settings != LLAMA_NORMALIZER:
         return "a model that normalizes text"
     if trainer.get(SUFFIX):
         return "a model with spaces after words"
@@ -189,11 +178,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         if wire_type == 0:
             value, place = _varint(message, place)
         else:
-            if wire_type == 2:
-                size, place = _varint(message, place)
-            elif wire_type in FIXED_SIZES:
-                size = FIXED_SIZES[wire_type]
-            else:
+            size, place = _varint(message, place) if wire_type == 2 else (FIXED_SIZES.get(wire_type), place)
+            if size is None:
                 raise ValueError(f"a field of the wire type {wire_type}")
             value = message[place : place + size]
             if len(value) != size:

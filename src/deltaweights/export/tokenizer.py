@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deltaweights.errors import MalformedInput, Mismatch, printable
 from deltaweights.export.added_tokens import STRIPPING, TokenFlags, TokenSource, merge_ids
+from deltaweights.export.config import CONTEXT
 from deltaweights.export.tokenizer_files import (
     ADDED,
     BOS,
@@ -21,32 +22,23 @@ from deltaweights.export.tokenizer_files import (
     TokenizerFiles,
     read_files,
 )
-from deltaweights.export.tokenizer_json import begins_with, with_tokens
+from deltaweights.export.tokenizer_json import AddedToken, begins_with, with_tokens
 from deltaweights.util.text import Json, compact_json, counted, readable_json
 
-PAD = "[PAD]"
-"""The token that fine-tunings of 2023 added for padding."""
+PAD = "[PAD]"  # the token that fine-tunings of 2023 added for padding
 
 CLASS = "PreTrainedTokenizerFast"
 """Loads tokenizer.json as it is, in transformers 4 and 5. LlamaTokenizer of 5 does not: unlike the original, it puts no space
 before a text that begins with one."""
 
-CONTEXT = 2048
-"""LLaMA-1's longest input, in tokens: the length where the files state none, or one that means "any"."""
-
 MAX_CONTEXT = 1_000_000
 
-MAX_LISTED = 8
-"""Tokens named in a note; the others are counted."""
+MAX_LISTED = 8  # tokens named in a note; the others are counted
 
 
 @dataclass(frozen=True)
 class TokenIds:
-    """Ids of the repaired tokenizer.
-
-    ``pad`` is [PAD], or ``unk`` where [PAD] has no row; ``added`` are the tokens after the vocabulary, by content, in the order of
-    their ids; ``size`` is the number of all tokens.
-    """
+    """``pad`` is ``unk`` where [PAD] has no row; ``added`` follow the vocabulary, in the order of ids; ``size`` counts all."""
 
     bos: int
     eos: int
@@ -65,15 +57,6 @@ class RepairedTokenizer:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _AddedToken:
-    """A token that is matched before a text is split into pieces."""
-
-    id: int
-    content: str
-    flags: TokenFlags
-
-
 def repair_tokenizer(
     files: Mapping[str, bytes],
     rows: int,
@@ -86,11 +69,8 @@ def repair_tokenizer(
     """Return the tokenizer in ``files``, contents by name, of the folder ``where``, in the form of current transformers.
 
     ``rows`` is the embedding's: a token whose id is not below it is dropped. ``known`` are ids by token from a recipe.
-    ``stop_strings`` go into tokenizer_config.json, where only this program looks for them. tokenizer.model or tokenizer.json must
-    be there; of a tokenizer.json only the added tokens, and what begins a text, are changed.
-
-    Raises ``MalformedInput`` for a missing or malformed tokenizer, or one not of LLaMA's kind, and ``Mismatch`` when files, recipe
-    and rows contradict each other, or an id below another has no token.
+    ``stop_strings`` go into tokenizer_config.json, where only this program looks for them. Of a tokenizer.json only the added
+    tokens, and what begins a text, are changed. Raises ``MalformedInput`` and ``Mismatch``.
     """
     source = read_files(files, where)
     stated = merge_ids((source.vocabulary, *source.added), where)
@@ -99,20 +79,18 @@ def repair_tokenizer(
     tokens = _token_ids(ids, source.vocabulary, where)
     special = {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK, "pad_token": PAD if PAD in ids else UNK}
     added = list(_added_tokens(source, ids, frozenset(special.values())))
-    document = with_tokens(
-        source.document, [(token.id, token.content, token.flags) for token in added], (tokens.bos, BOS)
-    )
+    document = with_tokens(source.document, added, (tokens.bos, BOS))
     config = _config(source, special, added, stop_strings)
     unchanged = not source.converted and document == source.document
     result = {
-        DOCUMENT: files[DOCUMENT] if unchanged else _written(document, where),
-        CONFIG: _written(config, where),
-        SPECIAL: _written(_special_tokens_map(special, added), where),
+        DOCUMENT: files[DOCUMENT] if unchanged else encoded(document, where),
+        CONFIG: encoded(config, where),
+        SPECIAL: encoded(_special_tokens_map(special, added), where),
     }
     if MODEL in files:
         result[MODEL] = files[MODEL]
     if tokens.added:
-        result[ADDED] = _written(tokens.added, where)
+        result[ADDED] = encoded(tokens.added, where)
     if chat_template is not None:
         result[TEMPLATE] = chat_template.encode()
     notes = [
@@ -129,20 +107,15 @@ def _with_rows(merged: Mapping[str, int], vocabulary: TokenSource, rows: int, wh
     """Return the tokens with a row, by content in the order of their ids, which must be consecutive."""
     largest = max(vocabulary.ids.values(), default=-1)
     if largest >= rows:
-        raise Mismatch(
-            "the embedding has too few rows for the vocabulary",
-            where=where / vocabulary.name,
-            found=counted(rows, "row"),
-            expected=f"at least {largest + 1:,}",
-            remedy="take the tokenizer of this model",
-        )
+        problem, remedy = "the embedding has too few rows for the vocabulary", "take the tokenizer of this model"
+        at, found, least = where / vocabulary.name, counted(rows, "row"), f"at least {largest + 1:,}"
+        raise Mismatch(problem, where=at, found=found, expected=least, remedy=remedy)
     kept = sorted((number, content) for content, number in merged.items() if number < rows)
     for expected, (number, content) in enumerate(kept):
         if number != expected:
             problem, remedy = "an id without a token", f"name it in {ADDED}, or name the recipe: deltaweights recipes"
-            raise Mismatch(
-                problem, where=where, found=f"none for {expected:,}, but {content} for {number:,}", remedy=remedy
-            )
+            found = f"none for {expected:,}, but {content} for {number:,}"
+            raise Mismatch(problem, where=where, found=found, remedy=remedy)
     return {content: number for number, content in kept}
 
 
@@ -156,7 +129,7 @@ def _token_ids(ids: Mapping[str, int], vocabulary: TokenSource, where: Path) -> 
     return TokenIds(bos=ids[BOS], eos=ids[EOS], unk=unk, pad=ids.get(PAD, unk), added=added, size=len(ids))
 
 
-def _added_tokens(source: TokenizerFiles, ids: Mapping[str, int], special: frozenset[str]) -> Iterator[_AddedToken]:
+def _added_tokens(source: TokenizerFiles, ids: Mapping[str, int], special: frozenset[str]) -> Iterator[AddedToken]:
     """Yield the tokens after the vocabulary, and those in it that are special or that a file names, in the order of ids."""
     stated: dict[str, TokenFlags] = {}
     for each in source.added:
@@ -169,13 +142,12 @@ def _added_tokens(source: TokenizerFiles, ids: Mapping[str, int], special: froze
         flags = stated.get(content, TokenFlags() if in_vocabulary else STRIPPING)
         # In normalized text a token is found only after a space: of 256 image tokens in a row the first one.
         normalized, is_special = flags.normalized and in_vocabulary, flags.special or content in special
-        yield _AddedToken(number, content, replace(flags, normalized=normalized, special=is_special))
+        yield AddedToken(number, content, replace(flags, normalized=normalized, special=is_special))
 
 
 def _config(
-    source: TokenizerFiles, special: Mapping[str, str], added: Iterable[_AddedToken], stop_strings: Sequence[str]
+    source: TokenizerFiles, special: Mapping[str, str], added: Iterable[AddedToken], stop_strings: Sequence[str]
 ) -> dict[str, Json]:
-    """Return tokenizer_config.json."""
     length, side = source.config.get("model_max_length"), source.config.get("padding_side")
     splitter = source.document.get("pre_tokenizer")
     config = {
@@ -198,7 +170,7 @@ def _config(
     return {**config, "added_tokens_decoder": decoder}
 
 
-def _special_tokens_map(special: Mapping[str, str], added: Iterable[_AddedToken]) -> dict[str, Json]:
+def _special_tokens_map(special: Mapping[str, str], added: Iterable[AddedToken]) -> dict[str, Json]:
     """Return special_tokens_map.json, for transformers before 4.34 and other programs."""
     flags = {token.content: {**vars(token.flags)} for token in added}
     for each in flags.values():
@@ -207,16 +179,13 @@ def _special_tokens_map(special: Mapping[str, str], added: Iterable[_AddedToken]
 
 
 def _repairs(
-    source: TokenizerFiles, added: Iterable[_AddedToken], config: Mapping[str, Json], special: Mapping[str, str]
+    source: TokenizerFiles, added: Iterable[AddedToken], config: Mapping[str, Json], special: Mapping[str, str]
 ) -> Iterator[str]:
-    """Yield a line for each difference to the files."""
     if source.converted:
         yield f"{DOCUMENT} is made from {MODEL}"
     else:
         stated = source.added[0].flags
-        yield from _list_tokens(
-            f"added to {DOCUMENT}", (token.content for token in added if token.content not in stated)
-        )
+        yield from _list_tokens(f"added to {DOCUMENT}", (each.content for each in added if each.content not in stated))
         other = (token.content for token in added if stated.get(token.content, token.flags) != token.flags)
         yield from _list_tokens(f"matched otherwise than {DOCUMENT} stated", other)
         bos = next(token.id for token in added if token.content == BOS)
@@ -234,7 +203,6 @@ def _repairs(
 
 
 def _list_tokens(what: str, contents: Iterable[str]) -> Iterator[str]:
-    """Yield a line on the tokens ``contents``, or nothing when there are none."""
     names = list(contents)
     if names:
         shown = ", ".join(printable(name[:80]) for name in names[:MAX_LISTED])
@@ -246,9 +214,12 @@ def _shown(value: Json) -> str:
     return printable(compact_json(value)[:80])
 
 
-def _written(document: Mapping[str, Json], where: Path) -> bytes:
+def encoded(
+    document: Json, where: Path, problem: str = "unusable tokens", remedy: str = "fetch the tokenizer again"
+) -> bytes:
+    """Return ``document`` as JSON. Raises ``MalformedInput``, with ``problem`` and ``remedy``, when that cannot be."""
     try:
         return readable_json(document)
     except ValueError as error:
         found = "half a character" if isinstance(error, UnicodeEncodeError) else str(error)
-    raise MalformedInput("unusable tokens", where=where, found=found, remedy="fetch the tokenizer again")
+    raise MalformedInput(problem, where=where, found=found, remedy=remedy)

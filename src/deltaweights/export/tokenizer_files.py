@@ -16,8 +16,7 @@ from deltaweights.util.text import Json
 MODEL, DOCUMENT, CONFIG = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
 SPECIAL, ADDED, TEMPLATE = "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"
 
-BOS, EOS, UNK = "<s>", "</s>", "<unk>"
-"""LLaMA's special tokens, with the ids 1, 2 and 0."""
+BOS, EOS, UNK = "<s>", "</s>", "<unk>"  # LLaMA's special tokens, with the ids 1, 2 and 0
 
 UNLIMITED = b"1000000000000000019884624838656"
 """int(1e30), which transformers writes for an unlimited ``model_max_length``: too long a number for strict JSON."""
@@ -40,11 +39,7 @@ class TokenizerFiles:
 
 
 def read_files(files: Mapping[str, bytes], where: Path) -> TokenizerFiles:
-    """Return what ``files``, contents by name, of the folder ``where`` state; files not of a tokenizer are ignored.
-
-    Raises ``MalformedInput`` for a malformed or missing tokenizer, and ``Mismatch`` when tokenizer.model and tokenizer.json have
-    different vocabularies.
-    """
+    """Return what ``files``, contents by name, of the folder ``where`` state; files not of a tokenizer are ignored."""
 
     def read(name: str) -> dict[str, Json]:
         return json_object(files[name].replace(UNLIMITED, b"null"), where / name) if name in files else {}
@@ -60,15 +55,14 @@ def read_files(files: Mapping[str, bytes], where: Path) -> TokenizerFiles:
     at = where / DOCUMENT
     vocabulary = source_of_ids(DOCUMENT if DOCUMENT in files else MODEL, vocabulary_of(document, at), at)
     if model is not None and vocabulary.ids != model.vocabulary:
-        number, content = min(
-            (number, content) for content, number in vocabulary.ids.items() ^ model.vocabulary.items()
-        )
-        raise Mismatch(
+        differing = vocabulary.ids.items() ^ model.vocabulary.items()
+        number, content = min((number, content) for content, number in differing)
+        problem, remedy = (
             f"{MODEL} and {DOCUMENT} have different vocabularies",
-            where=where,
-            found=f"{content} with the id {number:,} in one of them only",
-            remedy="keep the files of one tokenizer together",
+            "keep the files of one tokenizer together",
         )
+        found = f"{content} with the id {number:,} in one of them only"
+        raise Mismatch(problem, where=where, found=found, remedy=remedy)
     config = read(CONFIG)
     decoder = decoder_entries(config.get("added_tokens_decoder", {}), where / CONFIG)
     added = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from deltaweights.errors import MalformedInput
 from deltaweights.export.added_tokens import TokenFlags
@@ -15,11 +16,16 @@ from deltaweights.export.sentencepiece import SPACE, SentencePieceModel
 from deltaweights.util.text import Json
 
 
-def llama_document(model: SentencePieceModel, merges: Sequence[tuple[str, str]], unk: str) -> dict[str, Json]:
-    """Return the document for a sentencepiece model of LLaMA's kind, in the words of every ``tokenizers`` since 0.13.
+class AddedToken(NamedTuple):
+    """A token that is matched before a text is split into pieces."""
 
-    ``added_tokens`` and ``post_processor`` are still empty; ``unk`` is the piece for unknown text.
-    """
+    id: int
+    content: str
+    flags: TokenFlags
+
+
+def llama_document(model: SentencePieceModel, merges: Sequence[tuple[str, str]], unk: str) -> dict[str, Json]:
+    """Return the document of a LLaMA's sentencepiece model, for ``tokenizers`` since 0.13, still without added tokens."""
     normalizers = [
         {"type": "Prepend", "prepend": SPACE},
         {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
@@ -75,11 +81,9 @@ def added_entries(document: Mapping[str, Json], where: Path) -> list[tuple[Json,
     return [(entry.get("id"), entry) for entry in added]
 
 
-def with_tokens(
-    document: Mapping[str, Json], added: Sequence[tuple[int, str, TokenFlags]], bos: tuple[int, str]
-) -> dict[str, Json]:
-    """Return ``document`` with ``added`` (id, content, flags), in the order of their ids, and every text beginning with ``bos``."""
-    tokens = [{"id": number, "content": content, **vars(flags)} for number, content, flags in added]
+def with_tokens(document: Mapping[str, Json], added: Sequence[AddedToken], bos: tuple[int, str]) -> dict[str, Json]:
+    """Return ``document`` with ``added``, in the order of their ids, and every text beginning with ``bos``."""
+    tokens = [{"id": token.id, "content": token.content, **vars(token.flags)} for token in added]
     result = {**document, "added_tokens": tokens}
     if not begins_with(document.get("post_processor"), *bos):
         result["post_processor"] = _template(*bos)
@@ -92,11 +96,8 @@ def begins_with(processor: Json, number: int, token: str) -> bool:
     if isinstance(processor, dict) and isinstance(processor.get("processors"), list):
         parts += processor["processors"]
     template = _template(number, token)
-    # A second text may begin with it or not: both are in use.
-    return any(
-        isinstance(part, dict) and all(part.get(key) == template[key] for key in ("type", "single", "special_tokens"))
-        for part in parts
-    )
+    keys = ("type", "single", "special_tokens")  # a second text may begin with it or not: both are in use
+    return any(isinstance(part, dict) and all(part.get(key) == template[key] for key in keys) for part in parts)
 
 
 def _template(number: int, token: str) -> dict[str, Json]:

@@ -47,11 +47,7 @@ def open_vision_tower(
     workers: int | None,
     report: Report,
 ) -> Iterator[VisionTower]:
-    """Open the vision tower at ``given``, or the one that ``recipe`` names.
-
-    ``workers`` threads hash its files unless the hashes are known. Raises ``UsageError``, ``MalformedInput``, ``InputOutputError``,
-    and ``Mismatch`` when it is not the one that was named, or not a CLIP vision model.
-    """
+    """Open the vision tower at ``given``, else the one that ``recipe`` names; ``workers`` threads hash it if it must be hashed."""
     known = model(recipe.vision_tower) if recipe is not None and recipe.vision_tower is not None else None
     place = given if given is not None else _source(known)
     with (
@@ -74,7 +70,6 @@ def open_vision_tower(
 
 
 def _source(known: KnownModel | None) -> ModelSource:
-    """Return where the recipe's vision tower is. Raises ``UsageError`` when it names none."""
     if known is None:
         remedy = "give --vision-tower, for LLaVA and LLaVA-Med openai/clip-vit-large-patch14"
         raise UsageError("the vision tower of this model is not known", remedy=remedy)
@@ -108,10 +103,8 @@ def _compare_hashes(
 def _read_config(checkpoint: Checkpoint) -> VisionConfig:
     directory = checkpoint.directory
     if checkpoint.is_lone_file or not directory.has(CONFIG):
-        problem, remedy = (
-            "is missing beside the vision tower's weights",
-            "give the folder of config.json and the weights",
-        )
+        problem = "is missing beside the vision tower's weights"
+        remedy = "give the folder of config.json and the weights"
         raise InputOutputError(problem, where=directory.path / CONFIG, remedy=remedy)
 
     def read(name: str) -> Table:
@@ -122,12 +115,10 @@ def _read_config(checkpoint: Checkpoint) -> VisionConfig:
 
 
 def _used_tensors(checkpoint: Checkpoint, vision: VisionConfig) -> dict[str, LazyTensor]:
-    """Return the vision model's tensors. Raises ``Mismatch`` unless they are those of its configuration."""
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(PREFIX)}
     expected = dict(vision.sizes.tensors())
-    remedy = "give a CLIP checkpoint, such as openai/clip-vit-large-patch14"
+    where, remedy = f"vision tower {checkpoint.path}", "give a CLIP checkpoint, such as openai/clip-vit-large-patch14"
     problem = "not the vision tower that its config.json describes"
-    where = f"vision tower {checkpoint.path}"
     for name, shape in expected.items():
         found = str(list(tensors[name].spec.shape)) if name in tensors else "no such tensor"
         if found != str(list(shape)):

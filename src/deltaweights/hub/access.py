@@ -24,19 +24,11 @@ from deltaweights.hub.retry import MAX_RETRIES, RETRIED_STATUSES, RetryPolicy, T
 from deltaweights.util.interruption import run_in_side_thread
 from deltaweights.util.text import Json, strict_json
 
-MAX_RESPONSE_BYTES = 32 * 1024 * 1024
-"""Of a listing: enough for a hundred thousand files."""
+MAX_RESPONSE_BYTES = 32 * 1024 * 1024  # of a listing: enough for a hundred thousand files
 
-MAX_REDIRECTS = 8
-
-REDIRECTS = frozenset({301, 302, 303, 307, 308})
-
-RETRIES_WITHOUT_CONNECTION = 2
+MAX_REDIRECTS, REDIRECTS = 8, frozenset({301, 302, 303, 307, 308})
 
 CHECK_ENDPOINT = "check HF_ENDPOINT"
-
-TIMEOUT = 10.0
-"""Seconds without a byte after which a connection is dropped, unless HF_HUB_DOWNLOAD_TIMEOUT is set."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +39,7 @@ class Access:
     token: str | None = field(repr=False)
     cache: Path
     offline: bool
-    timeout: float = TIMEOUT
+    timeout: float = 10.0  # seconds without a byte after which a connection is dropped
     stop: threading.Event = field(default_factory=threading.Event)
     retry_notes: ThrottledNotes = field(default_factory=lambda: ThrottledNotes(lambda _: None))
 
@@ -78,12 +70,7 @@ class Access:
         """Return how often to retry after a connection error: less often when no connection was made."""
         library = self._http_library
         unconnected = isinstance(error, (library.ConnectError, library.InvalidURL, UnicodeError))
-        return RETRIES_WITHOUT_CONNECTION if unconnected else MAX_RETRIES
-
-    @cached_property
-    def origin(self) -> tuple[str, str]:
-        """Scheme and host of the Hub: the only place the token is sent to."""
-        return origin_of(self.endpoint)
+        return 2 if unconnected else MAX_RETRIES
 
     @cached_property
     def headers(self) -> dict[str, str]:
@@ -92,16 +79,12 @@ class Access:
         built: dict[str, str] = utils.build_hf_headers(token=False, library_name="deltaweights")
         return {**built, "accept-encoding": "identity"}
 
-    def url(self, listing: RepoListing, name: str) -> str:
-        """Return the URL of a file."""
-        return f"{self.endpoint}/{listing.repo}/resolve/{listing.commit}/{quote(name)}"
-
     @contextmanager
     def get(self, url: str, wanted: object, **headers: str) -> Iterator[Any]:
         """Send a GET request and follow redirects; ``wanted`` is for messages. Raises ``connection_errors``."""
         for _ in range(MAX_REDIRECTS):
             sent = {**self.headers, **headers}
-            if self.token is not None and origin_of(url) == self.origin:
+            if self.token is not None and origin_of(url) == origin_of(self.endpoint):
                 sent["authorization"] = f"Bearer {self.token}"
             with self.client.stream("GET", url, headers=sent, follow_redirects=False, timeout=self.timeout) as response:
                 if response.status_code not in REDIRECTS:
@@ -133,7 +116,7 @@ class Access:
         while True:
             try:
                 with self.get(url, wanted) as response:
-                    data = _read_at_most(response, MAX_RESPONSE_BYTES)
+                    data = _body(response)
                 if response.status_code == 200:
                     return strict_json(data)
                 if response.status_code not in RETRIED_STATUSES:
@@ -145,10 +128,8 @@ class Access:
                 reason = error or type(error).__name__
                 self.retry_notes.note(f"{self.endpoint}: {reason}: trying again")
                 if not retry.wait(retries=self.retries_after(error)):
-                    problem, remedy = (
-                        f"cannot be reached: {reason}",
-                        "check the network, or use the cache with --offline",
-                    )
+                    problem = f"cannot be reached: {reason}"
+                    remedy = "check the network, or use the cache with --offline"
                     raise InputOutputError(problem, where=self.endpoint, remedy=remedy) from error
             except ValueError as error:
                 raise self._not_a_hub() from error
@@ -161,27 +142,27 @@ class Access:
         status, code = response.status_code, response.headers.get("x-error-code")
         where, log_in = str(wanted), "log in with: hf auth login, or set HF_TOKEN"
         if code == "GatedRepo":
-            request = f"request access at {self.endpoint}/{wanted.repo}"
-            remedy = f"{request}, then {log_in}" if self.token is None else request
-            return InputOutputError("gated model: access must be requested", where=where, remedy=remedy)
-        if code == "RevisionNotFound":
-            return InputOutputError("no such revision", where=where, remedy="check the part after the @")
-        if code == "RepoNotFound" or (status == 401 and self.token is None):
-            remedy = "check the name, and the token"
-            if self.token is None:
-                remedy = f"check the name; if it is private, {log_in}"
-            return InputOutputError("no such model, or a private one", where=where, remedy=remedy)
-        if status == 401:
-            return InputOutputError("the Hub rejected the token", where=where, remedy=f"{log_in} again")
-        if status == 403:
-            remedy = "check the token's permissions"
-            return InputOutputError("the token does not give access", where=where, remedy=remedy)
-        file = f"{wanted}/{name}" if name else where
-        return InputOutputError(f"the Hub answered {status}", where=file, remedy="try again later")
+            problem, remedy = (
+                "gated model: access must be requested",
+                f"request access at {self.endpoint}/{wanted.repo}",
+            )
+            remedy = f"{remedy}, then {log_in}" if self.token is None else remedy
+        elif code == "RevisionNotFound":
+            problem, remedy = "no such revision", "check the part after the @"
+        elif code == "RepoNotFound" or (status == 401 and self.token is None):
+            problem, check = "no such model, or a private one", "check the name"
+            remedy = f"{check}; if it is private, {log_in}" if self.token is None else f"{check}, and the token"
+        elif status == 401:
+            problem, remedy = "the Hub rejected the token", f"{log_in} again"
+        elif status == 403:
+            problem, remedy = "the token does not give access", "check the token's permissions"
+        else:
+            problem, remedy = f"the Hub answered {status}", "try again later"
+            where = f"{wanted}/{name}" if name else where
+        return InputOutputError(problem, where=where, remedy=remedy)
 
 
 def _redirect_target(url: str, location: str) -> str | None:
-    """Return the absolute address of a redirect, None when it is not a usable http(s) address."""
     try:
         target = urljoin(url, location)
         return target if origin_of(target)[0] in {"http", "https"} else None
@@ -189,15 +170,13 @@ def _redirect_target(url: str, location: str) -> str | None:
         return None
 
 
-def _read_at_most(response: Any, limit: int) -> bytes:
+def _body(response: Any) -> bytes:
     data = bytearray()
     for chunk in response.iter_raw():
         data += chunk
-        if len(data) > limit:
-            expected = f"at most {limit} bytes"
-            raise InputOutputError(
-                "response too long", where=str(response.url), expected=expected, remedy=CHECK_ENDPOINT
-            )
+        if len(data) > MAX_RESPONSE_BYTES:
+            where, expected = str(response.url), f"at most {MAX_RESPONSE_BYTES} bytes"
+            raise InputOutputError("response too long", where=where, expected=expected, remedy=CHECK_ENDPOINT)
     return bytes(data)
 
 
@@ -215,10 +194,7 @@ def configured_access(
     endpoint: str | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> Access:
-    """Return the access that the arguments and, for what they leave open, the environment ask for.
-
-    Raises ``UsageError``, which never shows the token.
-    """
+    """Return the access that the arguments, and else the environment, ask for. Raises ``UsageError``, without the token."""
     try:
         hub, constants = (importlib.import_module(f"huggingface_hub{part}") for part in ("", ".constants"))
     except ValueError as error:
@@ -231,14 +207,9 @@ def configured_access(
         raise UsageError("not a valid Hub address", found=endpoint, remedy=CHECK_ENDPOINT)
     if token and not re.fullmatch("[!-~]+", token):
         raise UsageError("the Hub token contains invalid characters", remedy="check --token and HF_TOKEN")
-    return Access(
-        endpoint,
-        token or None,
-        cache or Path(constants.HF_HUB_CACHE),
-        offline or bool(constants.HF_HUB_OFFLINE),
-        float(constants.HF_HUB_DOWNLOAD_TIMEOUT),
-        retry_notes=ThrottledNotes(note),
-    )
+    cache, offline = cache or Path(constants.HF_HUB_CACHE), offline or bool(constants.HF_HUB_OFFLINE)
+    timeout = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    return Access(endpoint, token or None, cache, offline, timeout, retry_notes=ThrottledNotes(note))
 
 
 def _is_http_url(url: str) -> bool:

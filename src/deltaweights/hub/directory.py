@@ -1,7 +1,4 @@
-"""A Hub repository as a directory: files are opened as if they were local, and read while they arrive.
-
-A small file (a configuration, an index, a tokenizer) is never used before its hash is verified.
-"""
+"""A Hub repository as a directory whose files are read while they arrive; small ones only once their hash is verified."""
 
 from __future__ import annotations
 
@@ -31,19 +28,11 @@ from deltaweights.util.interruption import check
 READ_AHEAD, CAPACITY = 128, 256
 """Pieces in memory of a streamed file: how many are requested ahead of the reader, and how many are kept at most."""
 
-MAX_IN_MEMORY = 64 * 1024 * 1024
-"""Bytes of a small file that is not stored."""
-
-BUSY_POLL = 0.5
-"""Seconds between two looks at whether another process has finished a file."""
+MAX_IN_MEMORY = 64 * 1024 * 1024  # bytes of a small file that is not stored
 
 
 class HubDirectory(Directory):
-    """The files of a listing, without those whose names end with one of ``hidden``; ``path`` is its snapshot in the cache.
-
-    ``stream`` stores nothing; ``recheck`` hashes cached files again. ``fetched`` counts the bytes that were not in the cache when
-    their files were opened.
-    """
+    """The files of a listing but ``hidden`` endings; ``stream`` stores nothing, ``recheck`` hashes cached files again."""
 
     def __init__(
         self,
@@ -58,18 +47,13 @@ class HubDirectory(Directory):
     ) -> None:
         self.listing, self.stream, self._recheck = listing, stream, recheck
         self.cache = RepoCache.of(access.cache, listing.repo)
-        self.path = self.cache.snapshot(listing.commit)
+        self.path, self.id = self.cache.snapshot(listing.commit), HubId(listing.repo, listing.commit)
         self._access, self._downloads, self._report = access, downloads, report
         self._records = VerificationRecords(report)
         self._files = {name: file for name, file in listing.files.items() if not name.endswith(hidden)}
-        self.fetched = 0
+        self.fetched = 0  # bytes that were not in the cache when their files were opened
         self._streams: dict[str, FileDownload] = {}
         self._heads: dict[str, bytes] = {}
-
-    @property
-    def id(self) -> HubId:
-        """The repository and its commit."""
-        return HubId(self.listing.repo, self.listing.commit)
 
     @property
     def origin(self) -> dict[str, str]:
@@ -102,7 +86,7 @@ class HubDirectory(Directory):
                     return local.read(0, min(local.size, HEAD_BYTES))
         if name not in self._heads:
             self._refuse_offline(file)
-            download = self._downloads.add(self.listing, PieceMap(file, MemoryPieces(1), read_ahead=0), None)
+            download = self._downloads.add(self.listing, PieceMap(file, MemoryPieces(1), read_ahead=0), None, None)
             head = DownloadingFile(self._downloads, download, self.path / name)
             self._heads[name] = head.read(0, min(file.size, HEAD_BYTES))
         return self._heads[name]
@@ -110,13 +94,9 @@ class HubDirectory(Directory):
     def read(self, name: str, most: int) -> bytes:
         file = self.file(name)
         if file.size > most:  # not even fetched
-            raise MalformedInput(
-                "too long for what it is",
-                where=f"{self.id}/{name}",
-                found=f"{file.size} bytes",
-                expected=f"at most {most}",
-                remedy="check that this is the right repository",
-            )
+            where, found, expected = f"{self.id}/{name}", f"{file.size} bytes", f"at most {most}"
+            problem, remedy = "too long for what it is", "check that this is the right repository"
+            raise MalformedInput(problem, where=where, found=found, expected=expected, remedy=remedy)
         return super().read(name, most)
 
     def open(self, name: str) -> InputFile:
@@ -166,7 +146,7 @@ class HubDirectory(Directory):
 
     def _wait_for_other(self, file: HubFile) -> None:
         self._downloads.raise_failed()  # the other process may be waiting for a file that this one holds
-        stopped = self._access.stop.wait(BUSY_POLL)
+        stopped = self._access.stop.wait(0.5)
         check()
         if stopped:
             raise InputOutputError("the download was stopped", where=file.name, remedy="run again") from None
@@ -179,11 +159,10 @@ class HubDirectory(Directory):
     def _stream(self, file: HubFile) -> InputFile:
         if file.name not in self._streams:
             pieces = PieceMap(file, MemoryPieces(CAPACITY), read_ahead=READ_AHEAD)
-            self._streams[file.name] = self._downloads.add(self.listing, pieces, None)
+            self._streams[file.name] = self._downloads.add(self.listing, pieces, None, None)
         return DownloadingFile(self._downloads, self._streams[file.name], self.path / file.name)
 
     def _load(self, file: HubFile) -> InputFile:
-        """Read a small file into memory, verified."""
         where = f"{self.id}/{file.name}"
         if file.size > MAX_IN_MEMORY:
             raise InputOutputError("too large to be kept in memory", where=where, found=file.size)
@@ -225,9 +204,8 @@ class HubDirectory(Directory):
             local.close()
             raise
         local.close()
-        self._report_damage(
-            file, f"sha256 is {found}, the Hub states {file.key}" if file.sha256 else f"git's hash is {found}"
-        )
+        stated = f"sha256 is {found}, the Hub states {file.key}" if file.sha256 else f"git's hash is {found}"
+        self._report_damage(file, stated)
         try:
             if blob.stat().st_ino == local.status.st_ino:  # not what another process has put in its place meanwhile
                 blob.unlink()

@@ -22,11 +22,7 @@ from deltaweights.util.interruption import POLL, check, signalled
 CONNECTIONS, RESERVED = 8, 2
 """Requests at a time, and how many of them serve only what a reader is waiting for."""
 
-MAX_RESTARTS = 6
-"""Of a file, from a server that does not serve ranges."""
-
-CLOSE_TIMEOUT = 1.0
-"""Seconds that connections are given to end; a stalled one ends with the process."""
+MAX_RESTARTS = 6  # of a file, from a server that does not serve ranges
 
 
 class Downloads:
@@ -45,11 +41,7 @@ class Downloads:
         self._reads = 0
 
     def add(
-        self,
-        listing: RepoListing,
-        pieces: PieceMap,
-        cache: RepoCache | None,
-        records: VerificationRecords | None = None,
+        self, listing: RepoListing, pieces: PieceMap, cache: RepoCache | None, records: VerificationRecords | None
     ) -> FileDownload:
         """Start to download a file. One that is kept, in ``cache``, must have ``DiskPieces``; ``records`` get its hash."""
         transfer = Transfer(self._access, listing, pieces.file)
@@ -89,7 +81,7 @@ class Downloads:
         self._access.stop.set()
         with self._lock:
             self._changed.notify_all()
-        deadline = time.monotonic() + CLOSE_TIMEOUT
+        deadline = time.monotonic() + 1.0  # a stalled connection ends with the process
         for thread in self._threads:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
         in_use = any(thread.is_alive() for thread in self._threads)
@@ -187,7 +179,7 @@ class Downloads:
                 if self._access.stop.is_set():
                     return
                 download, first, last = request
-                download.pieces.mark_requested(first, last)
+                download.pieces.change(first, last, MISSING, REQUESTED)
                 self._running[download] += 1
                 generation, in_order = download.pieces.generation, download.pieces.in_order
             try:
@@ -201,7 +193,7 @@ class Downloads:
                 with self._lock:
                     self._running[download] -= 1
                     if download.pieces.generation == generation:  # otherwise they belong to another request by now
-                        download.pieces.release(first, last)
+                        download.pieces.change(first, last, REQUESTED, MISSING)
                     self._changed.notify_all()
 
     def _next_request(self, *, reserved: bool) -> tuple[FileDownload, int, int] | None:
@@ -252,10 +244,8 @@ class Downloads:
             download.pieces.in_order = True
             if download.cache is None or download.restarts > MAX_RESTARTS:
                 remedy = "run without --stream" if download.cache is None else "try again later"
-                where = download.pieces.file.name
-                download.pieces.failed = InputOutputError(
-                    "the server does not serve ranges", where=where, remedy=remedy
-                )
+                problem, where = "the server does not serve ranges", download.pieces.file.name
+                download.pieces.failed = InputOutputError(problem, where=where, remedy=remedy)
 
     def _verify_all(self) -> None:
         while True:
@@ -276,7 +266,6 @@ class Downloads:
                     self._changed.notify_all()
 
     def _conclude(self, download: FileDownload, found: str) -> None:
-        """Publish a complete file, or download it again, once."""
         key = download.pieces.file.key
         if found == key:
             download.publish()

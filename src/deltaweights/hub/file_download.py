@@ -1,7 +1,4 @@
-"""One file being downloaded to the cache, hashed from its beginning on while its pieces arrive in any order.
-
-The scheduler (``Downloads``) guards this state with its own lock, and decides what happens.
-"""
+"""One file being downloaded, hashed in order while pieces arrive in any order; ``Downloads`` guards this with its lock."""
 
 from __future__ import annotations
 
@@ -23,11 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class FileDownload:
-    """One file: its pieces, how they are requested, and, when it is kept in a ``cache``, how much of it is hashed.
-
-    ``damaged`` says that it arrived once with another hash, ``found``, than the Hub states; ``restarts`` counts how often it was
-    started over from a server without ranges.
-    """
+    """One file; ``damaged``: it arrived once, with the hash ``found``; ``restarts`` counts those from servers without ranges."""
 
     pieces: PieceMap
     transfer: Transfer

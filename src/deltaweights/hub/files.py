@@ -11,18 +11,15 @@ from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.file_download import FileDownload
 from deltaweights.hub.transfer import DamagedFile
 
-AGAIN = "run again"
-"""The remedy, unless the caller starts over by itself."""
+AGAIN = "run again"  # unless the caller starts over by itself
 
 
 class Refetched(DamagedFile):
     """What was read of a file arrived damaged, and is downloaded again: results made of it must be discarded."""
 
-    @classmethod
-    def of(cls, download: FileDownload) -> Refetched:
-        """Return the error for this file."""
-        problem, expected = "arrived damaged, and is downloaded again", download.pieces.file.key
-        return cls(problem, where=download.path, found=f"hash {download.found}", expected=expected, remedy=AGAIN)
+    def __init__(self, download: FileDownload) -> None:
+        problem, found = "arrived damaged, and is downloaded again", f"hash {download.found}"
+        super().__init__(problem, where=download.path, found=found, expected=download.pieces.file.key, remedy=AGAIN)
 
 
 class DownloadingFile(InputFile):
@@ -60,7 +57,7 @@ class DownloadingFile(InputFile):
 
     def _check_generation(self) -> None:
         if self._download.pieces.generation != self._generation:
-            raise Refetched.of(self._download)
+            raise Refetched(self._download)
 
     def close(self) -> None:
         """Do nothing: ``Downloads`` closes the file."""

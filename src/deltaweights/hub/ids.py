@@ -42,10 +42,7 @@ ModelLocation = PathLike | ModelSource
 
 
 def hub_id(given: PathLike) -> HubId | None:
-    """Return the id that ``given`` is, None when it is a path.
-
-    What exists on this machine is a path, unless it begins with ``hf://``. Raises ``UsageError`` for an invalid ``hf://`` id.
-    """
+    """Return the id that ``given`` is, None for a path, as is what exists here without ``hf://``. Raises ``UsageError``."""
     if not isinstance(given, str):
         return None
     forced = given.startswith(PREFIX)

@@ -5,10 +5,9 @@ Downloads are listed, and checked against the free disk space, before they start
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from deltaweights.hub.access import configured_access
 from deltaweights.hub.directory import HubDirectory
 from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.files import Refetched
-from deltaweights.hub.ids import HubId, ModelLocation, ModelSource, PathLike, model_source
+from deltaweights.hub.ids import HubId, ModelLocation, ModelSource, model_source
 from deltaweights.hub.repo_cache import RepoCache
 from deltaweights.hub.repo_listing import RepoListing
 from deltaweights.hub.verified import VerificationRecords
@@ -30,8 +29,7 @@ from deltaweights.report import Report
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
-SLACK = 16 * 1024 * 1024
-"""Bytes kept free in the cache beyond what is downloaded."""
+SLACK = 16 * 1024 * 1024  # bytes kept free in the cache beyond what is downloaded
 
 
 @dataclass(frozen=True)
@@ -49,11 +47,10 @@ class Hub:
     """Opens repositories, and downloads their files until it is closed."""
 
     def __init__(self, options: HubOptions, report: Report) -> None:
-        self._access = configured_access(
-            token=options.token, cache=options.cache_dir, offline=options.offline, note=report.note
-        )
+        token, cache, offline = options.token, options.cache_dir, options.offline
+        self._access = configured_access(token=token, cache=cache, offline=offline, note=report.note)
         self._options, self._report, self._records = options, report, VerificationRecords(report)
-        self._downloads = Downloads(self._access, report.warn)
+        self.downloads = Downloads(self._access, report.warn)
         self._reserved = 0
         self._opened: list[tuple[HubId, HubDirectory]] = []
         self._used: dict[HubDirectory, Sequence[str]] = {}
@@ -61,14 +58,9 @@ class Hub:
     def open(self, wanted: HubId, hidden: Sequence[str] = ()) -> HubDirectory:
         """Return the directory of ``wanted``, without files whose names end with one of ``hidden``. Raises ``InputOutputError``."""
         listing = self._listing(wanted)
+        stream, recheck = self._options.stream, self._options.recheck
         directory = HubDirectory(
-            self._access,
-            listing,
-            self._downloads,
-            self._report,
-            tuple(hidden),
-            stream=self._options.stream,
-            recheck=self._options.recheck,
+            self._access, listing, self.downloads, self._report, tuple(hidden), stream=stream, recheck=recheck
         )
         self._opened.append((wanted, directory))
         return directory
@@ -101,13 +93,10 @@ class Hub:
         self._reserved += to_fetch
         needed, free = self._reserved + SLACK, shutil.disk_usage(directory.cache.root).free
         if free < needed:
-            raise InputOutputError(
-                "not enough free disk for the download",
-                where=directory.cache.root,
-                found=f"{human_bytes(free)} free",
-                expected=human_bytes(needed),
-                remedy="make room, choose another place with --cache-dir, or keep nothing with --stream",
-            )
+            where, found, expected = directory.cache.root, f"{human_bytes(free)} free", human_bytes(needed)
+            remedy = "make room, choose another place with --cache-dir, or keep nothing with --stream"
+            problem = "not enough free disk for the download"
+            raise InputOutputError(problem, where=where, found=found, expected=expected, remedy=remedy)
 
     def fetch(self, chosen: Sequence[tuple[HubDirectory, Sequence[str]]]) -> None:
         """Download files into the cache, and return when all are verified. Raises ``InputOutputError``."""
@@ -121,30 +110,23 @@ class Hub:
         before = present()
         self._report.begin("fetching", sum(download.pieces.file.size for download in downloads) - before)
         try:
-            self._downloads.wait_until_verified(downloads, lambda: self._report.progress(max(0, present() - before)))
+            self.downloads.wait_until_verified(downloads, lambda: self._report.progress(max(0, present() - before)))
         finally:
             self._report.end()
         for directory, file in files:
             directory.cache.link(directory.listing.commit, file)
 
     def recheck(self, error: MalformedInput) -> None:
-        """Wait for the hashes of all downloads: a file that seems malformed may have arrived damaged.
-
-        Raises ``Refetched`` when one did, and ``InputOutputError`` when one fails.
-        """
-        if self._downloads.any_unverified:
+        """Wait for all hashes: a file that seems malformed may have arrived damaged. Raises ``Refetched`` if so."""
+        if self.downloads.any_unverified:
             self._report.note(f"{error}: waiting for the complete file to see whether it only arrived damaged")
-        damaged = self._downloads.first_damaged()
+        damaged = self.downloads.first_damaged()
         if damaged is not None:
-            raise Refetched.of(damaged) from error
-
-    def forget_unverified(self) -> None:
-        """Have the next run download again what was read of files without a verified hash, after ``close``."""
-        self._downloads.forget_unverified()
+            raise Refetched(damaged) from error
 
     def close(self) -> None:
         """End all connections. A branch's commit is recorded for offline use once all used files are cached."""
-        self._downloads.close()
+        self.downloads.close()
         for wanted, directory in self._opened:
             used = self._used.get(directory)
             if used and not self._access.offline and not self._options.stream and not directory.missing(used):
@@ -152,10 +134,9 @@ class Hub:
 
 
 def _bytes_on_disk(path: Path) -> int:
-    try:
+    with suppress(OSError):
         return path.stat().st_blocks * 512
-    except OSError:
-        return 0
+    return 0
 
 
 def needed_files(directory: Directory, role: str) -> list[str]:
@@ -175,10 +156,7 @@ def needed_files(directory: Directory, role: str) -> list[str]:
 def located(
     given: Sequence[tuple[str, ModelLocation]], options: HubOptions | None, report: Report
 ) -> Iterator[list[Path | HubDirectory]]:
-    """Yield where each checkpoint is, given its role and location.
-
-    Nothing of the Hub is loaded when all are paths. Raises ``UsageError``, ``MalformedInput`` and ``InputOutputError``.
-    """
+    """Yield where each checkpoint is, given its role and location. Nothing of the Hub is loaded when all are paths."""
     sources = [place if isinstance(place, ModelSource) else model_source(place) for _, place in given]
     if not any(sources):
         yield [Path(place) for _, place in given if not isinstance(place, ModelSource)]
@@ -199,13 +177,7 @@ def located(
         raise
     except Mismatch:  # a flipped bit may turn one name into another: the next run must not start from it
         hub.close()
-        hub.forget_unverified()
+        hub.downloads.forget_unverified()
         raise
     finally:
         hub.close()
-
-
-def local_paths(given: Iterable[ModelLocation]) -> list[PathLike]:
-    """Return those that are non-empty paths. Raises ``UsageError``."""
-    paths = (place for place in given if not isinstance(place, ModelSource))
-    return [path for path in paths if os.fspath(path) and not model_source(path)]

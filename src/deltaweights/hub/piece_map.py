@@ -1,18 +1,13 @@
-"""Which pieces of a file being downloaded are present, and which to request next.
-
-The scheduler (``Downloads``) guards this state with its own lock.
-"""
+"""Which pieces of a file being downloaded are present, and which to request next; ``Downloads`` guards this with its lock."""
 
 from __future__ import annotations
 
 from deltaweights.hub.piece_storage import MISSING, PRESENT, REQUESTED, PieceStorage
 from deltaweights.hub.repo_listing import HubFile
 
-NEAR = 8
-"""Pieces between two reads that still count as sequential: several workers take turns."""
+NEAR = 8  # pieces between two reads that still count as sequential: several workers take turns
 
-MAX_REQUEST_BYTES = 64 * 1024 * 1024
-"""Many connections share a file, and one that breaks loses little."""
+MAX_REQUEST_BYTES = 64 * 1024 * 1024  # many connections share a file, and one that breaks loses little
 
 
 class PieceMap:
@@ -29,11 +24,9 @@ class PieceMap:
         self.count = -(-file.size // storage.piece_size)
         self.state = bytearray(present.ljust(self.count, b"\0")[: self.count])
         self.read: set[int] = set()
-        self.cursor, self.last_read = 0, 0
-        self._window = 0
+        self.cursor, self.last_read, self._window, self.generation = 0, 0, 0, 0
         self.in_order = False
         self.failed: Exception | None = None
-        self.generation = 0
 
     @property
     def bytes_present(self) -> int:
@@ -74,15 +67,8 @@ class PieceMap:
             last += 1
         return first, last
 
-    def mark_requested(self, first: int, last: int) -> None:
-        """Mark missing pieces as requested."""
-        self._change(first, last, MISSING, REQUESTED)
-
-    def release(self, first: int, last: int) -> None:
-        """Mark requested pieces as missing again."""
-        self._change(first, last, REQUESTED, MISSING)
-
-    def _change(self, first: int, last: int, old: int, new: int) -> None:
+    def change(self, first: int, last: int, old: int, new: int) -> None:
+        """Mark the pieces from ``first`` up to ``last`` that are in the state ``old`` as ``new``."""
         for piece in range(first, last):
             if self.state[piece] == old:
                 self.state[piece] = new

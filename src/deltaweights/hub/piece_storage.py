@@ -16,18 +16,14 @@ from pathlib import Path
 from typing import Protocol
 
 from deltaweights.checkpoint.safe_open import SEARCH
-from deltaweights.errors import InputOutputError
+from deltaweights.errors import InputOutputError, wrap_os_errors
 
-MISSING, REQUESTED, PRESENT = 0, 1, 2
-"""States of a piece."""
+MISSING, REQUESTED, PRESENT = 0, 1, 2  # states of a piece
 
-DISK_PIECE = 1024 * 1024
+DISK_PIECE, MEMORY_PIECE = 1024 * 1024, 256 * 1024
 """Bytes. Small enough that samples from all over a file do not fetch most of it first."""
 
-MEMORY_PIECE = 256 * 1024
-
-ID_LENGTH = 32
-"""Hex digits of the download's id, at the beginning of the marks file."""
+ID_LENGTH = 32  # hex digits of the download's id, at the beginning of the marks file
 
 MAKE_ROOM = "make room; what has arrived is kept"
 
@@ -57,12 +53,7 @@ class DiskPieces:
     piece_size = DISK_PIECE
 
     def __init__(self, path: Path, size: int) -> None:
-        """Open what an earlier run left, or begin.
-
-        Where another user began the file, this user's gets another name. Where the file system has no locks, it gets a name of
-        its own too, since two processes must not share a file. Raises ``InputOutputError``, and ``BlockingIOError`` when another
-        process has the file.
-        """
+        """Open what an earlier run left, or begin. Raises ``InputOutputError``; ``BlockingIOError`` if another process has it."""
         self._size, self._closed, self._guard = size, False, threading.Lock()
         # Descriptors are reused, so these are closed by ``close`` or, if somebody still reads, with the last reference.
         self._descriptors = contextlib.ExitStack()
@@ -90,13 +81,12 @@ class DiskPieces:
                 self._marks_fd = self._keep_open(_open(self._marks.name, self._folder))
                 if _is_own(self._marks_fd):
                     return
+        # Another user's, or without locks: two processes must not share a file.
         self.path = path.with_name(f"{path.stem}.{secrets.token_hex(8)}{path.suffix}")
         self._marks = self.path.with_suffix(".pieces")
-        try:
+        with wrap_os_errors(self.path, "open"):
             self.fd = self._keep_open(_open(self.path.name, self._folder, os.O_EXCL))
             self._marks_fd = self._keep_open(_open(self._marks.name, self._folder, os.O_EXCL))
-        except OSError as error:
-            raise InputOutputError.from_os(error, self.path, "open") from error
 
     def _keep_open(self, fd: int) -> int:
         self._descriptors.callback(os.close, fd)
@@ -151,14 +141,12 @@ class DiskPieces:
 
     def publish(self, blob: Path) -> None:
         """Flush the complete file and give it its final name. Raises ``InputOutputError``."""
-        try:
+        with wrap_os_errors(blob, "put in place"):
             os.fsync(self.fd)
             with self._guard:
                 self._refuse_closed()
                 os.replace(self.path.name, blob.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
                 self._remove(self._marks)
-        except OSError as error:
-            raise InputOutputError.from_os(error, blob, "put in place") from error
 
     def mark_missing(self, pieces: Iterable[int]) -> None:
         """Mark ``pieces`` as missing for the next run, after ``close``."""
@@ -210,9 +198,8 @@ def _open_folder(path: Path) -> int:
 
 
 def _open(name: str, folder: int, more: int = 0) -> int:
-    """Open or create a file; mode 644 keeps others from writing it whatever the umask."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | more
-    return os.open(name, flags, 0o644, dir_fd=folder)
+    return os.open(name, flags, 0o644, dir_fd=folder)  # others cannot write it, whatever the umask
 
 
 def _is_own(fd: int) -> bool:
@@ -223,23 +210,17 @@ def _is_own(fd: int) -> bool:
 
 
 def _lock(fd: int, name: str, folder: int) -> bool:
-    """Lock a file; return False when the file system has no locks.
-
-    Raises ``BlockingIOError`` when another process has it, or had it and has put it in place meanwhile.
-    """
+    """Lock a file; False where locks are missing. Raises ``BlockingIOError`` if another process has it, or put it in place."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
     except OSError:
         return False
-    try:
-        current = os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=folder, follow_symlinks=False))
-    except FileNotFoundError:
-        current = False
-    if not current:
-        raise BlockingIOError
-    return True
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=folder, follow_symlinks=False)):
+            return True
+    raise BlockingIOError
 
 
 class MemoryPieces:

@@ -16,14 +16,13 @@ from pathlib import Path
 
 from deltaweights.checkpoint.safe_open import SEARCH, LeadsOutside, open_blob, opened_folder
 from deltaweights.checkpoint.small_files import read_small
-from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.errors import InputOutputError, MalformedInput, wrap_os_errors
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.repo_listing import COMMIT, SHA256, HubFile, RepoListing
 
 PREFIX = "models--"
 
-MAX_REF_BYTES = 1024
-"""The name of a commit, and a line's end."""
+MAX_REF_BYTES = 1024  # the name of a commit, and a line's end
 
 
 @dataclass(frozen=True)
@@ -52,28 +51,22 @@ class RepoCache:
     def open_blob(self, key: str) -> int | None:
         """Open a file's content, None if absent. Raises ``LeadsOutside`` for a link out of the cache, and ``InputOutputError``."""
         blob = self.blob(key)
-        try:
-            if not blob.is_file():
-                return None
-            blobs = os.open(blob.parent, SEARCH)
-            try:
-                return open_blob(blobs, blob.name)
-            finally:
-                os.close(blobs)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise InputOutputError.from_os(error, blob, "open") from error
+        with wrap_os_errors(blob, "open"), contextlib.suppress(FileNotFoundError):
+            if blob.is_file():
+                blobs = os.open(blob.parent, SEARCH)
+                try:
+                    return open_blob(blobs, blob.name)
+                finally:
+                    os.close(blobs)
+        return None
 
     def has_blob(self, key: str) -> bool:
         """Return whether a file's content is there, and not by a link out of the cache. Raises ``InputOutputError``."""
-        try:
-            fd = self.open_blob(key)
-        except LeadsOutside:
-            return False
-        if fd is not None:
-            os.close(fd)
-        return fd is not None
+        with contextlib.suppress(LeadsOutside):
+            if (fd := self.open_blob(key)) is not None:
+                os.close(fd)
+                return True
+        return False
 
     def create(self) -> None:
         """Create the folders that are missing. Raises ``InputOutputError``."""
@@ -116,9 +109,10 @@ class RepoCache:
         path, target = self.snapshot(commit) / file.name, f"../../blobs/{file.key}"
         try:
             with self._inside("snapshots", commit) as folder:
-                with contextlib.suppress(FileNotFoundError):
-                    if _link_target(file.name, folder) == target:
+                with contextlib.suppress(OSError):  # there is nothing, or no link
+                    if os.readlink(file.name, dir_fd=folder) == target:
                         return
+                with contextlib.suppress(FileNotFoundError):
                     os.unlink(file.name, dir_fd=folder)
                 with contextlib.suppress(FileExistsError):  # another process was faster
                     os.symlink(target, file.name, dir_fd=folder)
@@ -134,7 +128,7 @@ class RepoCache:
         if commit is None:
             return None
         files = {}
-        try:
+        with wrap_os_errors(self.snapshot(commit), "list"):
             for entry in sorted(self.snapshot(commit).iterdir()):
                 key = entry.readlink().name if entry.is_symlink() else ""
                 blob = self.blob(key) if key else entry
@@ -142,26 +136,14 @@ class RepoCache:
                     sha256 = key if SHA256.fullmatch(key) else None
                     git_sha1 = key if COMMIT.fullmatch(key) else ""
                     files[entry.name] = HubFile(entry.name, blob.stat().st_size, sha256, git_sha1)
-        except OSError as error:
-            raise InputOutputError.from_os(error, self.snapshot(commit), "list") from error
         return RepoListing(wanted.repo, commit, files)
 
     def _commit_of(self, revision: str) -> str | None:
         if COMMIT.fullmatch(revision):
             return revision if self.snapshot(revision).is_dir() else None
-        try:
+        with contextlib.suppress(InputOutputError, MalformedInput):
             commit = read_small(self.root / "refs" / revision, MAX_REF_BYTES).decode("ascii", "replace").strip()
-        except (InputOutputError, MalformedInput):
-            return None
-        return commit if COMMIT.fullmatch(commit) and self.snapshot(commit).is_dir() else None
-
-
-def _link_target(name: str, folder: int) -> str | None:
-    try:
-        return os.readlink(name, dir_fd=folder)
-    except FileNotFoundError:
-        raise
-    except OSError:  # not a link
+            return commit if COMMIT.fullmatch(commit) and self.snapshot(commit).is_dir() else None
         return None
 
 
@@ -186,9 +168,8 @@ def snapshot_at(path: Path) -> Snapshot | None:
 
 def stated_sha256(path: Path) -> str | None:
     """Return the SHA-256 that the cache files ``path`` under; None unless it is a link to an LFS file's blob."""
-    try:
+    with contextlib.suppress(OSError):  # it is being changed
         blob = Path(os.path.realpath(path))
-        is_link = path.is_symlink()
-    except OSError:  # it is being changed
-        return None
-    return blob.name if is_link and blob.parent.name == "blobs" and SHA256.fullmatch(blob.name) else None
+        if path.is_symlink() and blob.parent.name == "blobs" and SHA256.fullmatch(blob.name):
+            return blob.name
+    return None

@@ -12,14 +12,11 @@ from deltaweights.util.text import Json
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
-
-SHA256 = re.compile(r"[0-9a-f]{64}")
+COMMIT, SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
 PLAIN_NAME = re.compile(r"[\w.+ ()-]{1,200}")
 
-MAX_FILE_BYTES = 1 << 40
-"""The Hub accepts files of at most 500 GB."""
+MAX_FILE_BYTES = 1 << 40  # the Hub accepts files of at most 500 GB
 
 
 @dataclass(frozen=True)
@@ -53,10 +50,7 @@ class RepoListing:
 
 
 def parse_files(siblings: Json) -> dict[str, HubFile]:
-    """Return the files of the API's ``siblings``; dropped are files in folders, odd names, and unusable sizes or hashes.
-
-    Raises ``LookupError``, ``TypeError`` or ``AttributeError`` when this is not a listing.
-    """
+    """Return the top-level files of the API's ``siblings`` that are usable. Raises lookup and type errors when it is no listing."""
     found = (_parse_file(entry) for entry in siblings)
     return {file.name: file for file in found if file is not None}
 
@@ -64,14 +58,12 @@ def parse_files(siblings: Json) -> dict[str, HubFile]:
 def _parse_file(entry: dict[str, Json]) -> HubFile | None:
     name, lfs, git_sha1 = entry["rfilename"], entry.get("lfs"), entry.get("blobId")
     size, sha256 = (lfs["size"], lfs["sha256"]) if lfs else (entry.get("size"), None)
-    if not isinstance(name, str) or not _is_plain(name) or type(size) is not int or size not in range(MAX_FILE_BYTES):
+    if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name) or name in {".", ".."} or not name.isprintable():
+        return None
+    if type(size) is not int or size not in range(MAX_FILE_BYTES):
         return None
     if not isinstance(git_sha1, str) or not COMMIT.fullmatch(git_sha1):
         return None
     if sha256 is not None and not (isinstance(sha256, str) and SHA256.fullmatch(sha256)):
         return None
     return HubFile(name, size, sha256, git_sha1)
-
-
-def _is_plain(name: str) -> bool:
-    return PLAIN_NAME.fullmatch(name) is not None and name not in {".", ".."} and name.isprintable()

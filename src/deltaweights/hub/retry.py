@@ -12,14 +12,12 @@ from collections.abc import Callable, Mapping
 
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
-MAX_RETRIES = 6
-"""In a row without receiving a byte."""
+MAX_RETRIES = 6  # in a row without receiving a byte
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds. The first wait doubles with each retry; no server can ask for more than the longest."""
 
-NOTE_INTERVAL = 10.0
-"""Seconds between two notes on retries: several connections wait at once."""
+NOTE_INTERVAL = 10.0  # seconds between two notes on retries: several connections wait at once
 
 
 class ThrottledNotes:

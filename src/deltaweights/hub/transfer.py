@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 from deltaweights.errors import InputOutputError
 from deltaweights.hub.access import Access, origin_of
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.repo_listing import HubFile, RepoListing
 from deltaweights.hub.retry import RETRIED_STATUSES, RetryPolicy
-
-CHUNK = 256 * 1024
-
-TAMPERED = "try again; if it stays so, something between here and the Hub changes what comes"
 
 
 class RangesIgnored(Exception):
@@ -34,7 +31,7 @@ class Transfer:
     def __init__(self, access: Access, listing: RepoListing, file: HubFile) -> None:
         self._access, self._file = access, file
         self._id = HubId(listing.repo, listing.commit)
-        self._url = access.url(listing, file.name)
+        self._url = f"{access.endpoint}/{listing.repo}/resolve/{listing.commit}/{quote(file.name)}"
         self._where = f"{self._id}/{file.name}"
         self._location: str | None = None
 
@@ -59,7 +56,7 @@ class Transfer:
                         problem = f"the server sends another range, {other}, than {requested}"
                     else:
                         self._check(response, at)
-                        for chunk in response.iter_raw(CHUNK):
+                        for chunk in response.iter_raw(256 * 1024):
                             self._check_stop()
                             piece = chunk[: stop - at]
                             at += len(piece)
@@ -82,13 +79,12 @@ class Transfer:
 
     def _expired(self, response: Any) -> bool:
         """Drop a redirect's address that is refused, and return True: such addresses are signed for an hour."""
-        if response.status_code in {401, 403, 404, 410} and origin_of(str(response.url)) != self._access.origin:
+        redirected = origin_of(str(response.url)) != origin_of(self._access.endpoint)
+        if expired := redirected and response.status_code in {401, 403, 404, 410}:
             self._location = None
-            return True
-        return False
+        return expired
 
     def _other_range(self, response: Any, start: int, stop: int) -> str | None:
-        """Return which range a 206 response has, None when it is the requested one."""
         found, size = str(response.headers.get("content-range", "none")), self._file.size
         if response.status_code != 206 or found == f"bytes {start}-{stop - 1}/{size}":
             return None
@@ -99,7 +95,6 @@ class Transfer:
         return found
 
     def _check(self, response: Any, start: int) -> None:
-        """Raise unless the response is the requested range, or the whole file where that begins with the range."""
         if response.status_code == 200:
             if start:
                 raise RangesIgnored
@@ -113,7 +108,8 @@ class Transfer:
 
     def _other_size(self, found: str | None) -> InputOutputError:
         problem, size = "has another size than the Hub states", self._file.size
-        return InputOutputError(problem, where=self._where, found=found, expected=size, remedy=TAMPERED)
+        remedy = "try again; if it stays so, something between here and the Hub changes what comes"
+        return InputOutputError(problem, where=self._where, found=found, expected=size, remedy=remedy)
 
     def _check_stop(self) -> None:
         if self._access.stop.is_set():

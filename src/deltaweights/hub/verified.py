@@ -39,10 +39,7 @@ _WARNED: weakref.WeakSet[Report] = weakref.WeakSet()
 
 @dataclass(frozen=True)
 class VerificationRecord:
-    """That a file had its hash; ``current`` says that it is still that file, unchanged.
-
-    ``download_id`` is that of the download the content came by, if it was one of ours.
-    """
+    """That a file had its hash, whether it is unchanged since, and the id of our download that brought it, if any."""
 
     current: bool
     download_id: str | None
@@ -64,11 +61,9 @@ class VerificationRecords:
         return VerificationRecord(current, download_id if isinstance(download_id, str) else None)
 
     def add(self, blob: Path, key: str, found: os.stat_result, download_id: str | None) -> None:
-        """Record that the file at ``blob``, as it was ``found``, has the hash ``key``.
-
-        Does nothing for a file that others can write and that was changed just now: the next change may have the same time.
-        """
-        if not _only_we_can_write(found) and time.time_ns() - found.st_ctime_ns < SETTLED:
+        """Record the hash, unless others can write the file and it was changed just now: the next change may have the same time."""
+        only_we_can_write = found.st_uid in {0, os.geteuid()} and not found.st_mode & 0o022  # beside root
+        if not only_we_can_write and time.time_ns() - found.st_ctime_ns < SETTLED:
             return
         self._write(_name_of_blob(blob), {"file": _identity(key, found), "arrival": download_id})
 
@@ -147,8 +142,9 @@ class VerificationRecords:
             os.close(fd)
 
     def _note_none(self, reason: str) -> None:
-        text = f"cannot record verified files, so cached files are hashed in every run: {reason}"
-        self._once(self._report.note, text)
+        self._once(
+            self._report.note, f"cannot record verified files, so cached files are hashed in every run: {reason}"
+        )
 
     def _warn_of_folder(self, path: Path, found: str) -> None:
         problem = f"records of verified files that others can write are ignored: found {found}"
@@ -175,7 +171,6 @@ def _name_of_commit(listing: RepoListing) -> str:
 
 
 def _identity(key: str, found: os.stat_result) -> dict[str, Json]:
-    """Return what tells a file from all others, and from itself after a change."""
     return {
         "key": key,
         "user": os.geteuid(),
@@ -185,8 +180,3 @@ def _identity(key: str, found: os.stat_result) -> dict[str, Json]:
         "mtime_ns": found.st_mtime_ns,
         "ctime_ns": found.st_ctime_ns,
     }
-
-
-def _only_we_can_write(found: os.stat_result) -> bool:
-    """Return whether nobody else but root can write the file."""
-    return found.st_uid in {0, os.geteuid()} and not found.st_mode & 0o022

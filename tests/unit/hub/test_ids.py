@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from deltaweights.errors import UsageError
 from deltaweights.hub.ids import HubId, ModelSource, hub_id, model_source
-from deltaweights.hub.locate import local_paths
 from deltaweights.hub.repo_cache import RepoCache, snapshot_at, stated_sha256
 from tests.support.errors import refused
 
@@ -74,14 +73,12 @@ def test_ids(text: str, expected: HubId) -> None:
     """ORG/NAME, with or without @REVISION, is an id; after hf:// so is a name without an organisation."""
     assert hub_id(text) == expected
     assert model_source(text) == ModelSource(expected)
-    assert local_paths([text, ModelSource(expected)]) == []
 
 
 @pytest.mark.parametrize("text", PATHS)
 def test_paths(text: str) -> None:
     """Everything else is a path."""
     assert hub_id(text) is None
-    assert local_paths([text]) == ([text] if text else [])
 
 
 @pytest.mark.parametrize(
