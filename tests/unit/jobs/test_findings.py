@@ -243,7 +243,7 @@ def facts_of_warnings(uniform: dict[str, list[str]]) -> list[tuple[str, str]]:
 
 def check_warnings(told: RecordingReport, facts: list[tuple[str, str]]) -> None:
     """Compare the warnings on uniform matrices with the expected facts."""
-    warnings = [text for text in told.warnings if "one number" in text]
+    warnings = [text for text in told.warnings if "are equal" in text]
     for text, expected in zip(warnings, facts, strict=True):
         assert missing_facts(text, *expected) == []
 
