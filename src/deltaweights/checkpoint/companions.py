@@ -118,7 +118,10 @@ def read_companions(
 
 
 def state_dtype(config: bytes, dtype: str, where: Path) -> tuple[bytes, str | None]:
-    """Return ``config`` with only the value of ``torch_dtype`` (newer: ``dtype``) set to ``dtype``, and a line about the change."""
+    """Return ``config`` with only the value of ``torch_dtype`` (newer: ``dtype``) set to ``dtype``, and a line about the change.
+
+    Raises ``MalformedInput`` when it is not a JSON object.
+    """
     document = json_object(config, where)
     text, changes = config.decode(), []
     for key in ("torch_dtype", "dtype"):

@@ -20,7 +20,10 @@ SAMPLE, SAMPLES = 32 * 1024, 2
 
 
 def sample_digests(tensors: Mapping[str, LazyTensor]) -> dict[str, str]:
-    """Return ``blake3:`` and a digest per tensor: of two samples (at one third and at the end), or of all of a small one."""
+    """Return ``blake3:`` and a digest per tensor: of two samples (at one third and at the end), or of all of a small one.
+
+    Raises ``InputOutputError`` when the bytes cannot be read.
+    """
     buffer = memoryview(bytearray(SAMPLES * SAMPLE))
     digests = {}
     items = iter(tensors.items())

@@ -54,7 +54,10 @@ def read_image_features(config: Table) -> ImageFeatures:
 def text_config(
     config: Table, sizes: TextSizes, special: dict[str, int], dtype: str, known_heads: int | None = None
 ) -> dict[str, Json]:
-    """Return the language model's configuration, with ids ``special`` and a recipe's ``known_heads``; ``dtype`` is torch's name."""
+    """Return the language model's configuration, with ids ``special`` and a recipe's ``known_heads``; ``dtype`` is torch's name.
+
+    Raises ``MalformedInput`` and ``Mismatch``.
+    """
     kind = config.text("model_type", LINE)
     if kind not in {None, *MODEL_TYPES}:
         problem, remedy = "not a LLaMA: layout transformers supports no other model", "use --layout original"
@@ -172,7 +175,10 @@ class VisionConfig:
 
 
 def read_vision(config: Table, images: Table | None) -> VisionConfig:
-    """Return the vision model of a CLIP config.json, or of its own alone; ``images`` is its preprocessor_config.json, if any."""
+    """Return the vision model of a CLIP config.json, or of its own alone; ``images`` is its preprocessor_config.json, if any.
+
+    Raises ``MalformedInput`` and ``Mismatch``.
+    """
     part = config.table("vision_config") if "vision_config" in config else config
 
     def size(key: str, default: int) -> int:

@@ -67,6 +67,8 @@ def plan_export(
     """Return ``matching`` and ``companions``, of the folder ``where``, in the layout of current transformers.
 
     ``dtype`` is torch's name of what is written; a vision-language model has a ``tower``.
+
+    Raises ``MalformedInput`` and ``Mismatch``.
     """
     specs = {match.primary.name: match.primary for match in matching.matches}
     sizes = _text_sizes(specs, where)

@@ -89,6 +89,8 @@ def merges_of(model: SentencePieceModel, where: Path) -> list[tuple[str, str]]:
 
     Sentencepiece joins the two neighbours whose piece has the highest score. Every way to cut a piece in two is thus a merge with
     the rank of its score; of one piece, the merge with the longer left part comes first (as in LLaMA's tokenizer.json).
+
+    Raises ``MalformedInput`` for a model that is not of LLaMA's kind, or has more than ``MAX_MERGES``.
     """
     if model.fault is not None:
         remedy = "put the tokenizer.json of the model beside it"

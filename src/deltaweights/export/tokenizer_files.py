@@ -39,7 +39,11 @@ class TokenizerFiles:
 
 
 def read_files(files: Mapping[str, bytes], where: Path) -> TokenizerFiles:
-    """Return what ``files``, contents by name, of the folder ``where`` state; files not of a tokenizer are ignored."""
+    """Return what ``files``, contents by name, of the folder ``where`` state; files not of a tokenizer are ignored.
+
+    Raises ``MalformedInput`` for a malformed or missing tokenizer, and ``Mismatch`` when tokenizer.model and
+    tokenizer.json have different vocabularies.
+    """
 
     def read(name: str) -> dict[str, Json]:
         return json_object(files[name].replace(UNLIMITED, b"null"), where / name) if name in files else {}

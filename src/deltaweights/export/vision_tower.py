@@ -47,7 +47,11 @@ def open_vision_tower(
     workers: int | None,
     report: Report,
 ) -> Iterator[VisionTower]:
-    """Open the vision tower at ``given``, else the one that ``recipe`` names; ``workers`` threads hash it if it must be hashed."""
+    """Open the vision tower at ``given``, else the one that ``recipe`` names; ``workers`` threads hash it if it must be hashed.
+
+    Raises ``UsageError``, ``MalformedInput``, ``InputOutputError``, and ``Mismatch`` when it is not the one that was
+    named, or not a CLIP vision model.
+    """
     known = model(recipe.vision_tower) if recipe is not None and recipe.vision_tower is not None else None
     place = given if given is not None else _source(known)
     with (

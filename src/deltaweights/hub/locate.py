@@ -156,7 +156,10 @@ def needed_files(directory: Directory, role: str) -> list[str]:
 def located(
     given: Sequence[tuple[str, ModelLocation]], options: HubOptions | None, report: Report
 ) -> Iterator[list[Path | HubDirectory]]:
-    """Yield where each checkpoint is, given its role and location. Nothing of the Hub is loaded when all are paths."""
+    """Yield where each checkpoint is, given its role and location. Nothing of the Hub is loaded when all are paths.
+
+    Raises ``UsageError``, ``MalformedInput`` and ``InputOutputError``.
+    """
     sources = [place if isinstance(place, ModelSource) else model_source(place) for _, place in given]
     if not any(sources):
         yield [Path(place) for _, place in given if not isinstance(place, ModelSource)]

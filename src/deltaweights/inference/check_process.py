@@ -14,7 +14,10 @@ FAILED = "the check itself failed"
 
 
 def check_in_subprocess(folder: Path, target: Path, report: Report) -> None:
-    """Run ``deltaweights check`` on ``folder`` and pass on what it finds; messages name ``target``, the folder's final path."""
+    """Run ``deltaweights check`` on ``folder`` and pass on what it finds; messages name ``target``, the folder's final path.
+
+    Raises ``CheckFailed`` with the first problem or when the check breaks, and the error with which the check ended.
+    """
     program = ["-m", "deltaweights", "check", "--json", str(folder.absolute())]
     code, output, errors = run_python(program, "start the check")
     if code not in {0, CheckFailed.exit_code} or (code and not output):

@@ -17,7 +17,10 @@ TERMINATION_SECONDS = 10.0  # how long a process may take to end after SIGTERM, 
 def run_python(
     arguments: list[str], doing: str, *, stdin: str = "", env: Mapping[str, str] | None = None
 ) -> tuple[int, str, str]:
-    """Return exit code, stdout and stderr of this Python with ``arguments``, which never outlives this call."""
+    """Return exit code, stdout and stderr of this Python with ``arguments``, which never outlives this call.
+
+    Raises ``InputOutputError`` when the process cannot be started.
+    """
     # Run in the package's parent folder, so that nothing is imported from the user's or a model's folder.
     home, pipe = Path(deltaweights.errors.__file__).parents[1], subprocess.PIPE
     command = [sys.executable, *arguments]

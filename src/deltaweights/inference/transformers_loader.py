@@ -136,7 +136,10 @@ def model_class_named(name: str, config: Any) -> Any | None:
 
 
 def default_model_class(config: Any) -> Any:
-    """Return transformers' class for a configuration that generates text, from images too where there is one."""
+    """Return transformers' class for a configuration that generates text, from images too where there is one.
+
+    Raises ``LibraryError`` when there is none.
+    """
     import transformers  # noqa: PLC0415
 
     with library_errors():
@@ -179,7 +182,10 @@ class LoadingInfo:
 
 
 def load_names(model_class: Any, config: Any, shapes: Mapping[str, Shape]) -> LoadingInfo:
-    """Return what ``from_pretrained`` itself, with all that it renames, ties and ignores, says about tensors on the meta device."""
+    """Return what ``from_pretrained`` itself, with all that it renames, ties and ignores, says about tensors on the meta device.
+
+    Raises ``LibraryError``.
+    """
     import torch  # noqa: PLC0415
 
     def skip(*_arguments: object, **_options: object) -> None:

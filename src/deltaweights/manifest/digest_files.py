@@ -53,7 +53,10 @@ class _Task(NamedTuple):
 
 
 def digest_all(request: DigestRequest, on_error: OnError, workers: int, report: Report) -> Digests:
-    """Read all files, the largest first, then scattered tensors; omit what ``on_error``, called from any thread, does not raise."""
+    """Read all files, the largest first, then scattered tensors; omit what ``on_error``, called from any thread, does not raise.
+
+    Raises ``InputOutputError`` when no worker can be started.
+    """
     digests = Digests()
     inside: dict[str, list[LazyTensor]] = {}
     scattered: list[LazyTensor] = []

@@ -194,7 +194,10 @@ def _delta(top: Table) -> DeltaSource:
 
 
 def read_hashes(files: Table) -> Iterator[FileHash]:
-    """Yield the hashes in a table of file names; each value is a sha256, a table of sha256 and size, or a list of these."""
+    """Yield the hashes in a table of file names; each value is a sha256, a table of sha256 and size, or a list of these.
+
+    Raises ``MalformedInput``.
+    """
     for name in files:
         files.check_key(name, FILE_NAME)
         value = files.value(name)
@@ -206,7 +209,7 @@ def read_hashes(files: Table) -> Iterator[FileHash]:
 
 
 def read_shapes(top: Table) -> Shapes:
-    """Return the sizes in the table ``shapes``."""
+    """Return the sizes in the table ``shapes``. Raises ``MalformedInput``."""
     keys = tuple(asdict(Shapes()))
     table = top.table("shapes", keys)
     shapes = Shapes(**{key: table.whole(key, MAX_LAYERS if key == "layers" else MAX_DIMENSION) for key in keys})

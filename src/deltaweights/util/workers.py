@@ -96,7 +96,10 @@ def run_parallel(
     doing: str,
     total: int,
 ) -> None:
-    """Process items in ``workers`` threads, each with a state; ``do`` yields how many bytes are done; it can be stopped there."""
+    """Process items in ``workers`` threads, each with a state; ``do`` yields how many bytes are done; it can be stopped there.
+
+    Raises what ``WorkerPool.run`` raises.
+    """
     lock, done = threading.Lock(), 0
 
     def work() -> None:

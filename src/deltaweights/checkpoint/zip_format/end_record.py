@@ -19,7 +19,10 @@ _MARK16, _MARK32 = 0xFFFF, 0xFFFFFFFF
 
 
 def find_directory(archive: ZipInput) -> tuple[int, int, int]:
-    """Return offset, bytes and member count of the central directory, on which all end records must agree."""
+    """Return offset, bytes and member count of the central directory, on which all end records must agree.
+
+    Raises ``MalformedInput``, also for bytes before or after the archive, and ``InputOutputError``.
+    """
     file, rules = archive.file, archive.rules
     at = _find_end(archive)
     _, disk, start_disk, count_here, count, size, offset, _ = _END.unpack(file.read(at, _END.size))
