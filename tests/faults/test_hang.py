@@ -102,4 +102,4 @@ def test_what_a_test_waits_for_does_not_outlast_it() -> None:
             if any(isinstance(value, ast.Constant) and isinstance(value.value, int | float) for value in values):
                 stated.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     # A poll, in a loop that has its own limit.
-    assert [place for place in stated if not place.startswith("tests/unit/hub/test_verified_inputs.py")] == []
+    assert [place for place in stated if not place.startswith("tests/unit/hub/test_files.py")] == []
