@@ -16,7 +16,6 @@ from deltaweights.cli.log_report import report_for
 from deltaweights.cli.options import apply_options, hub_of, part_of, recipe_of
 from deltaweights.cli.output import print_finished, print_outcome
 from deltaweights.cli.writing import write_checkpoint
-from deltaweights.cluster.launch import is_launched
 from deltaweights.errors import UsageError
 from deltaweights.util.text import counted
 
@@ -54,7 +53,8 @@ def apply(
     **options: Any,
 ) -> None:
     """Add the delta to its base, or write one part of the merge, or show the plan; print the outcome."""
-    from deltaweights.jobs import apply as job  # noqa: PLC0415  (slow to load, so not for --help)
+    from deltaweights.cluster.launch import is_launched  # noqa: PLC0415  (slow to load, so not for --help)
+    from deltaweights.jobs import apply as job  # noqa: PLC0415
 
     recipe, recipe_file = recipe_of(recipe, recipe_option)
     request = partial(job.apply_request, base, delta, target, recipe=recipe, recipe_file=recipe_file)
