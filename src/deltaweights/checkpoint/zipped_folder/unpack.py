@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import stat
-import tempfile
 import zlib
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
@@ -137,6 +136,8 @@ class TemporaryUnpacker:
 
     def folder(self, role: str) -> OpenFolder:
         """Make the folder for the checkpoint of that role. Raises ``InputOutputError``."""
+        import tempfile  # noqa: PLC0415  (it loads random, for zipped inputs only)
+
         with wrap_os_errors(tempfile.gettempdir(), "make a folder to unpack in"):
             if self._root is None:
                 self._root = Path(tempfile.mkdtemp(prefix="deltaweights-"))
