@@ -23,6 +23,7 @@ def bench(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_our_commands_are_measured(tmp_path: Path) -> None:
     """Each contestant of ours, and what it is compared with, runs as often as asked for, with seconds, memory and stages."""
     names = ["apply", "make", "copy+sha256", "copy", "verify", "verify --expect", "hashlib", "diff", "cmp"]
@@ -36,6 +37,7 @@ def test_our_commands_are_measured(tmp_path: Path) -> None:
         assert 0 < stages["stream"] <= stages["total"] <= runs[name][0]["seconds"]
 
 
+@pytest.mark.slow
 def test_the_table_compares_with_whom_it_names(tmp_path: Path) -> None:
     """A line for each contestant, its ratio to another, and our stages; cold runs too, where the system can drop files."""
     cold = ["--cold"] if hasattr(os, "posix_fadvise") else []
@@ -46,6 +48,7 @@ def test_the_table_compares_with_whom_it_names(tmp_path: Path) -> None:
     assert lines[6].startswith("apply by stage, median s: start ")
 
 
+@pytest.mark.slow
 def test_downloads_and_merges_from_a_hub_are_measured(tmp_path: Path) -> None:
     """With ``--hub`` the pair is fetched, by ours and by ``hf``, and fetched and merged, from a Hub of this machine."""
     runs = json.loads(bench(tmp_path, "--json", "--hub"))

@@ -38,6 +38,7 @@ def test_hangs():
 needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="a system without Linux's /proc")
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize("how", [[], ["--capture=no"], ["--numprocesses=1"]], ids=["captured", "not-captured", "xdist"])
 def test_a_test_that_hangs_tells_what_the_kernel_knows(tmp_path: Path, how: list[str]) -> None:

@@ -91,6 +91,7 @@ def test_row74_a_manifest_of_too_many_tensors(tmp_path: Path, normal: float, mak
     hold(case(spoiled, 6, "manifest.json: is not a manifest: found more than 100,000 members"), tmp_path, normal)
 
 
+@pytest.mark.slow
 @pytest.mark.trust
 def test_row88_as_many_tensors_as_there_may_be(tmp_path: Path) -> None:
     """100,000 tensors are merged in about 290 MB and 20 s, and verified in a third of that.
