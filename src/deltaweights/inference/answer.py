@@ -82,7 +82,7 @@ def answer(
             tool = loader.load_processor(path) if vision else loader.load("AutoTokenizer", path)
             tokens = make_prompt(tool, prompt, pictures, conversation, path, vision=vision)
             dtype = _dtype_of(model_folder) if dtype == "auto" else dtype
-            with loader.library_errors():
+            with loader.transformers_errors():
                 cache = kv_cache_bytes(config.get_text_config(), tokens.length + max_new_tokens, dtype)
             need = memory_need((tensor.spec for tensor in model_folder.tensors.values()), dtype, cache)
             free = memory or free_memory(device)
@@ -93,7 +93,7 @@ def answer(
                 report.warn(f"the model takes {human_bytes(need.total)}, but {have} are free: {slow}")
             report.note(f"loading {human_bytes(need.weights)} of weights as {dtype}")
             temporary = TemporaryDirectory(prefix="deltaweights-", ignore_cleanup_errors=True)
-            with temporary as offload, loader.library_errors():
+            with temporary as offload, loader.transformers_errors():
                 arguments = model_folder, model_class, config, dtype, placement, offload
                 return run_in_side_thread(lambda: _generate(_load(*arguments), tokens, max_new_tokens))
         except loader.LibraryError as error:

@@ -33,7 +33,7 @@ def check_documents(folder: ModelFolder, config: Any, model: Any, findings: Chec
         if folder.file_names.isdisjoint(VOCABULARIES):
             raise loader.LibraryError(f"no {' or '.join(VOCABULARIES)}")  # noqa: TRY301
         tokenizer = loader.load("AutoTokenizer", folder.path)
-        with loader.library_errors():
+        with loader.transformers_errors():
             length = len(tokenizer)
             for key in SPECIAL_IDS:
                 special[key] = getattr(tokenizer, key), str(getattr(tokenizer, key.removesuffix("_id")))
@@ -151,7 +151,7 @@ def _check_images(processor: Any, config: Any, findings: CheckFindings) -> None:
         findings.problem(PROCESSOR_CONFIG, "names no image_token")
         return
     try:
-        with loader.library_errors():
+        with loader.transformers_errors():
             known = processor.tokenizer.get_vocab().get(token)
             pieces = list(processor.tokenizer.encode(token, add_special_tokens=False))
     except loader.LibraryError as error:
@@ -183,7 +183,7 @@ def _check_layer(config: Any, findings: CheckFindings) -> None:
 
 def _check_token_count(processor: Any, config: Any, token_id: int, findings: CheckFindings) -> None:
     try:
-        with loader.library_errors():
+        with loader.transformers_errors():
             from PIL import Image  # noqa: PLC0415  (only for models with vision)
 
             image = Image.new("RGB", (32, 32))

@@ -10,7 +10,7 @@ from typing import Any
 
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput, UsageError
 from deltaweights.inference.rendering import render, template_of
-from deltaweights.inference.transformers_loader import LibraryError, library_errors
+from deltaweights.inference.transformers_loader import LibraryError, transformers_errors
 from deltaweights.util.text import Json
 
 QUESTION, GREETING = "What is shown in this image?", "Hello"  # the default prompts, with images and without
@@ -102,7 +102,7 @@ def make_prompt(
             raise
         raise UsageError(f"no prompt with --conversation {conversation}", where=where, found=error) from None
     tokenizer = tool.tokenizer if vision else tool
-    with library_errors():
+    with transformers_errors():
         # A template may begin with the token that the tokenizer would add once more.
         has_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         options = {"images": list(images)} if images else {}

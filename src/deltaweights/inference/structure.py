@@ -125,5 +125,5 @@ def _original_config(folder: ModelFolder) -> Any:
     from transformers import LlamaConfig  # noqa: PLC0415
 
     excluded = {"model_type", "architectures", "auto_map", "quantization_config"}
-    with loader.library_errors():
+    with loader.transformers_errors():
         return LlamaConfig.from_dict({key: value for key, value in folder.config.items() if key not in excluded})

@@ -30,7 +30,7 @@ class LibraryError(Exception):
 
 
 @contextmanager
-def library_errors() -> Iterator[None]:
+def transformers_errors() -> Iterator[None]:
     """Turn whatever a library raises into ``LibraryError``; this package's own errors pass."""
     try:
         with _STDERR:
@@ -113,7 +113,7 @@ def load(auto_class: str, folder: Path) -> Any:
     """Return what a class of transformers, such as ``AutoConfig``, loads from ``folder``. Raises ``LibraryError``."""
     import transformers  # noqa: PLC0415
 
-    with library_errors():
+    with transformers_errors():
         return getattr(transformers, auto_class).from_pretrained(str(folder), **LOCAL)
 
 
@@ -129,7 +129,7 @@ def model_class_named(name: str, config: Any) -> Any | None:
     """Return transformers' model class of that name; None when there is none, or it is for another kind of configuration."""
     import transformers  # noqa: PLC0415
 
-    with library_errors():
+    with transformers_errors():
         found: Any = getattr(transformers, name, None) if name.isidentifier() else None
     is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
     return found if is_model and found.config_class is type(config) and _is_built_in(found) else None
@@ -142,7 +142,7 @@ def default_model_class(config: Any) -> Any:
     """
     import transformers  # noqa: PLC0415
 
-    with library_errors():
+    with transformers_errors():
         for mapping in (transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, transformers.MODEL_FOR_CAUSAL_LM_MAPPING):
             found: Any = mapping.get(type(config), None)
             found = found[0] if isinstance(found, tuple) else found
@@ -159,7 +159,7 @@ def meta_model(model_class: Any, config: Any) -> Any:
     """Return a model on the meta device, with tied weights where the configuration ties them. Raises ``LibraryError``."""
     import torch  # noqa: PLC0415
 
-    with library_errors(), torch.device("meta"):
+    with transformers_errors(), torch.device("meta"):
         model = model_class._from_config(config, attn_implementation=ATTENTION)
         model.tie_weights()
         return model
@@ -167,7 +167,7 @@ def meta_model(model_class: Any, config: Any) -> Any:
 
 def embedding_weights(model: Any) -> tuple[Any, Any]:
     """Return the weights of the input and output embeddings, None for an output that does not exist. Raises ``LibraryError``."""
-    with library_errors():
+    with transformers_errors():
         output = model.get_output_embeddings()
         return model.get_input_embeddings().weight, None if output is None else output.weight
 
@@ -196,7 +196,7 @@ def load_names(model_class: Any, config: Any, shapes: Mapping[str, Shape]) -> Lo
     # The parent's name, because transformers looks up by it how to rename tensors.
     body = {"__module__": model_class.__module__} | {name: skip for name in fillers if hasattr(model_class, name)}
     probe: Any = type(model_class.__name__, (model_class,), body)
-    with library_errors():
+    with transformers_errors():
         _, info = probe.from_pretrained(
             None,
             config=config,

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from deltaweights.inference.transformers_loader import LibraryError, library_errors, quiet_and_offline
+from deltaweights.inference.transformers_loader import LibraryError, quiet_and_offline, transformers_errors
 from deltaweights.util.interruption import Interrupted
 from tests.support.limits import PATIENCE
 
@@ -16,10 +16,10 @@ from tests.support.limits import PATIENCE
 def test_panics_are_refusals_and_signals_are_not() -> None:
     """What Rust raises is no ``Exception``, and is turned into a refusal; a signal, an exit and our own errors pass."""
     panic = type("PanicException", (BaseException,), {})
-    with pytest.raises(LibraryError, match="gave up"), library_errors():
+    with pytest.raises(LibraryError, match="gave up"), transformers_errors():
         raise panic("gave up")
     for passing in (KeyboardInterrupt(), SystemExit(3), Interrupted(15), GeneratorExit()):
-        with pytest.raises(type(passing)), library_errors():
+        with pytest.raises(type(passing)), transformers_errors():
             raise passing
 
 
@@ -28,12 +28,12 @@ def test_stderr_is_back_when_the_last_thread_has_left(capfd: pytest.CaptureFixtu
     entered, leave = threading.Event(), threading.Event()
 
     def stay() -> None:
-        with library_errors():
+        with transformers_errors():
             entered.set()
             leave.wait(PATIENCE)
 
     thread = threading.Thread(target=stay)
-    with library_errors():
+    with transformers_errors():
         thread.start()
         entered.wait(PATIENCE)
     os.write(2, b"within")
