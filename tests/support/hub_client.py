@@ -20,9 +20,9 @@ from deltaweights.hub.locate import HubOptions
 from deltaweights.hub.piece_map import PieceMap
 from deltaweights.hub.piece_storage import DiskPieces
 from deltaweights.jobs.download import Downloaded, download
-from deltaweights.report import Report
 from tests.support.hub_server import HubServer
 from tests.support.limits import PATIENCE
+from tests.support.recorded import RecordingReport
 
 Done = subprocess.CompletedProcess[str]
 
@@ -30,23 +30,17 @@ SOON = PATIENCE
 """Seconds that a test waits for something."""
 
 
-class Said(Report):
-    """Keeps notes and warnings, and how many requests the Hub had received at each note."""
+class Said(RecordingReport):
+    """Keeps also how many requests the Hub had received at each note."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.hub: HubServer | None = None
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
         self.requests_at: dict[str, int] = {}
 
     def note(self, text: str) -> None:
-        """Keep a note."""
-        self.notes.append(text)
+        super().note(text)
         self.requests_at.setdefault(text, len(self.hub.requests) if self.hub else 0)
-
-    def warn(self, text: str) -> None:
-        """Keep a warning."""
-        self.warnings.append(text)
 
 
 class Machine:

@@ -13,7 +13,6 @@ import torch
 
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.recipes.models import KnownFile, KnownModel, model
-from deltaweights.report import Report
 from tests.support.pairs import base_tensors, delta_tensors, save
 
 BASE = base_tensors(layers=2, vocabulary=24, hidden=16)
@@ -55,22 +54,6 @@ compute_dtype = "float16"
 stated = true
 """
 """A recipe that knows no sizes, files or base."""
-
-
-class Notes(Report):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, text: str) -> None:
-        """Keep a remark."""
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        """Keep a warning."""
-        self.warnings.append(text)
 
 
 @pytest.fixture

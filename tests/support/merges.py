@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import save_file
 
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.report import Report
 from deltaweights.staging.location import TargetLocation
 from tests.support.limits import PATIENCE
 from tests.support.pairs import base_tensors, delta_tensors, save
@@ -118,14 +117,3 @@ def small_pair(folder: Path, seed: int = 0) -> Pair:
 
 
 merge_small = partial(apply_delta, max_shard_size=2500, workers=2)
-
-
-class Notes(Report):
-    """A report that keeps its remarks."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        """Keep a remark."""
-        self.texts.append(text)

@@ -15,9 +15,9 @@ import pytest
 from deltaweights.jobs.apply import ApplyResult, apply_delta
 from deltaweights.manifest.records import Fragment
 from deltaweights.merge import stream
-from deltaweights.report import Report
 from deltaweights.staging.staged_shards import StagedShards
 from tests.support.pairs import Tensors, base_tensors, load, save
+from tests.support.recorded import RecordingReport
 
 
 @contextmanager
@@ -73,22 +73,6 @@ def without_card(folder: Path) -> dict[str, bytes]:
 def missing_facts(text: str, *facts: str) -> list[str]:
     """Return the facts that a message does not state."""
     return [fact for fact in facts if fact not in text]
-
-
-class RecordingReport(Report):
-    """A report that records notes and warnings."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, text: str) -> None:
-        """Keep a remark."""
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        """Keep a warning."""
-        self.warnings.append(text)
 
 
 def save_pair(folder: Path, base: Tensors, delta: Tensors) -> None:

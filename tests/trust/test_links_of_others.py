@@ -24,11 +24,11 @@ from deltaweights.manifest.folder_check import FolderCheck
 from deltaweights.manifest.input_manifest import manifest_of
 from deltaweights.manifest.records import MANIFEST
 from deltaweights.manifest.verify import verify
-from deltaweights.report import Report
 from tests.faults.test_concurrency import pair
 from tests.support.errors import refused
 from tests.support.other_user import OTHER, common_folder, give_to_other, needs_other_user, start_as_other
 from tests.support.pairs import make_pair
+from tests.support.recorded import RecordingReport
 from tests.trust.harness import Case, case, hold, merging, run_command
 
 __all__ = ["pair"]
@@ -238,22 +238,6 @@ def test_row80_a_flip_while_a_result_is_verified(
 # Weights that are links.
 
 
-class Said(Report):
-    """Keeps remarks and warnings."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, text: str) -> None:
-        """Keep a remark."""
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        """Keep a warning."""
-        self.warnings.append(text)
-
-
 @pytest.fixture
 def links(tmp_path: Path) -> Iterator[tuple[Path, Path, Path]]:
     """Make a base whose files are links to another folder, and a delta; return them, and the other folder."""
@@ -313,7 +297,7 @@ def test_row81_links_to_files_of_whoever_made_them(links: tuple[Path, Path, Path
     base, delta, real = links
     give_to_other(base)
     give_to_other(real)
-    said = Said()
+    said = RecordingReport()
     apply_delta(base, delta, tmp_path / "out", report=said)
     assert len([text for text in said.warnings if text.endswith("; another user made it")]) == 1
 
@@ -473,7 +457,7 @@ def test_row81_links_of_the_cache_are_explained(tmp_path: Path, below: str, *, s
             (blobs / key).symlink_to(f"../../blobs/{key[:2]}/{key}")
         else:
             path.rename(blobs / key)
-    said = Said()
+    said = RecordingReport()
     apply_delta(base, snapshot, tmp_path / "out", report=said)
     assert not [text for text in said.notes + said.warnings if "out of the folder" in text]
     assert (tmp_path / "out" / "LICENSE").read_bytes() == TERMS

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from deltaweights.manifest.verify import verify
-from tests.support.identity import Notes, archive_of, cached
+from tests.support.identity import archive_of, cached
 from tests.support.meta import save_meta
 from tests.support.pairs import Tensors, save
+from tests.support.recorded import RecordingReport
 from tests.support.whole_runs import BARE, BASE, DEFLATED, DELTA, STORED, files_in, merge, names_in, tree_of, weights_in
 
 Hold = Callable[[Tensors, Path], Path]
@@ -92,7 +93,7 @@ def test_row36_a_delta_in_every_container(merged_pair: Path, tmp_path: Path, hol
 @pytest.mark.parametrize("hold", LONE.values(), ids=LONE)
 def test_row36_a_delta_in_a_lone_file(merged_pair: Path, tmp_path: Path, hold: Hold) -> None:
     """A delta that is one file of any name gives the same weights; no configuration is copied, and a note says so."""
-    delta, report = hold(DELTA, tmp_path / "delta"), Notes()
+    delta, report = hold(DELTA, tmp_path / "delta"), RecordingReport()
     (delta.parent / "config.json").write_text('{"model_type": "of another model"}')
     merge(merged_pair / "base", delta, tmp_path / "out", report=report)
     assert weights_in(tmp_path / "out") == weights_in(merged_pair / "out")

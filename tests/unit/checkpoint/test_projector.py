@@ -15,8 +15,9 @@ from deltaweights.errors import MalformedInput
 from deltaweights.jobs.inspect import inspect_checkpoint
 from deltaweights.jobs.make import make_delta
 from tests.support.errors import refused
-from tests.support.identity import Notes, archive_of
+from tests.support.identity import archive_of
 from tests.support.pairs import Tensors, load, same_bits, save
+from tests.support.recorded import RecordingReport
 from tests.support.whole_runs import BARE, BASE, DEFLATED, DELTA, PROJECTOR, STORED, files_in, merge, names_in
 
 
@@ -38,7 +39,7 @@ SPELLINGS = {
 def test_the_projector_beside_the_shards(merged_pair: Path, tmp_path: Path, spelled: Callable[[str], str]) -> None:
     """A projector beside shards that have none is merged as if it were in them, whatever precedes its names."""
     delta = beside(tmp_path / "delta", {spelled(name): tensor for name, tensor in PROJECTOR.items()})
-    report = Notes()
+    report = RecordingReport()
     result = merge(merged_pair / "base", delta, tmp_path / "out", report=report, hash_inputs=True)
     assert files_in(tmp_path / "out") == files_in(merged_pair / "out")
     assert result.fates["copy"] == 2
@@ -70,7 +71,7 @@ def test_the_projector_in_an_archive(merged_pair: Path, tmp_path: Path, method: 
 
 def test_the_projector_in_the_shards_wins(merged_pair: Path, tmp_path: Path) -> None:
     """If the shards contain a projector, the file beside them is not opened, and reported as not copied."""
-    delta, report = save(DELTA, tmp_path / "delta"), Notes()
+    delta, report = save(DELTA, tmp_path / "delta"), RecordingReport()
     (delta / "mm_projector.bin").write_bytes(b"no torch file")
     merge(merged_pair / "base", delta, tmp_path / "out", report=report)
     assert files_in(tmp_path / "out") == files_in(merged_pair / "out")

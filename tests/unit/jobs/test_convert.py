@@ -17,9 +17,10 @@ from deltaweights.manifest.verify import verify
 from deltaweights.staging.location import locate_target
 from tests.conftest import Run
 from tests.support.errors import refused
-from tests.support.identity import Notes, archive_of
+from tests.support.identity import archive_of
 from tests.support.meta import save_meta
 from tests.support.pairs import Tensors, load, same_bits, save
+from tests.support.recorded import RecordingReport
 from tests.support.whole_runs import (
     BASE,
     DEFLATED,
@@ -218,7 +219,7 @@ def test_row66_convert_that_is_killed_goes_on(tmp_path: Path, left: int) -> None
     convert_checkpoint(archive, tmp_path / "expected", max_shard_size=9000)
     arguments = ("convert", "--base", archive, "--target", tmp_path / "hf", "--max-shard-size", "9000")
     assert run_cut_off("merging", left, "SIGKILL", *arguments).returncode == -signal.SIGKILL
-    place, report = locate_target(tmp_path / "hf"), Notes()
+    place, report = locate_target(tmp_path / "hf"), RecordingReport()
     finished = len(list(place.fragments.iterdir()))
     convert_checkpoint(archive, tmp_path / "hf", max_shard_size=9000, report=report)
     assert tree_of(tmp_path / "hf") == tree_of(tmp_path / "expected")
@@ -243,7 +244,7 @@ def test_convert_of_torch_files(tmp_path: Path) -> None:
     (folder / "README.md").write_text("a base")
     (folder / "tokenizer.model").write_bytes(b"\0x")
     (folder / "convert.py").write_text("no")
-    report = Notes()
+    report = RecordingReport()
     result = convert_checkpoint(folder, tmp_path / "hf", report=report, hash_inputs=True)
     weights = {name: tensor for name, tensor in BASE.items() if not name.endswith("inv_freq")}
     assert same_bits(load(tmp_path / "hf"), weights)

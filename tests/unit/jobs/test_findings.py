@@ -20,7 +20,6 @@ from tests.support.float_bits import words_of
 from tests.support.merging import (
     EMBEDDING,
     PROJECTOR,
-    RecordingReport,
     block_size,
     manifest_of,
     merge,
@@ -32,6 +31,7 @@ from tests.support.merging import (
     small_base,
 )
 from tests.support.pairs import Tensors, delta_tensors, save
+from tests.support.recorded import RecordingReport
 
 
 def test_strict_refuses_before_publishing_and_the_next_run_goes_on(tmp_path: Path) -> None:

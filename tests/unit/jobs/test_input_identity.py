@@ -31,7 +31,6 @@ from tests.support.identity import (
     TWO,
     UNLISTED,
     Known,
-    Notes,
     cached,
     known,
     recipe,
@@ -39,6 +38,7 @@ from tests.support.identity import (
     with_projector,
 )
 from tests.support.pairs import Tensors, load, reference, same_bits, save
+from tests.support.recorded import RecordingReport
 
 __all__ = ["known", "recipe"]  # fixtures
 
@@ -68,7 +68,7 @@ def test_row58_a_base_that_is_by_hash_another_model(
 def test_another_base_that_is_let_pass(tmp_path: Path, known: Known, recipe: Path) -> None:
     """With ``allow_unproved_base`` it is a warning, and the merge is made."""
     base, delta = another_base(tmp_path, known)
-    report = Notes()
+    report = RecordingReport()
     options: dict[str, Any] = {"recipe_file": recipe, "hash_inputs": True, "report": report}
     apply_delta(base, delta, tmp_path / "out", allow_unproved_base=True, **options)
     assert report.warnings == [f"{base}: this is LLaMA-2 7B, not LLaMA-1 7B"]
@@ -83,7 +83,7 @@ def another_copy(base: Path, title: str = "LLaMA-1 7B", name: str = ONE) -> str:
 def test_the_right_base_and_unlike_ones_pass(tmp_path: Path, known: Known, recipe: Path) -> None:
     """The recipe's base passes silently, as does any base without a recipe; files of two models give a warning."""
     base, delta = another_base(tmp_path, known)
-    plain, mixed, right = Notes(), Notes(), Notes()
+    plain, mixed, right = RecordingReport(), RecordingReport(), RecordingReport()
     apply_delta(base, delta, tmp_path / "plain", hash_inputs=True, report=plain)
     known.of_model(base / ONE, "llama-1-7b")
     apply_delta(base, delta, tmp_path / "mixed", recipe_file=recipe, hash_inputs=True, report=mixed)
@@ -100,7 +100,7 @@ def test_a_base_of_unlisted_hashes_is_a_warning(tmp_path: Path, known: Known, re
     hashed_, delta = save(BASE, tmp_path / "base"), save(DELTA, tmp_path / "delta", "safetensors")
     stated = cached(save(BASE, tmp_path / "stated"), {ONE: "a" * 64, TWO: "b" * 64})
     for target, base, make in (("made", hashed_, True), ("cache", stated, False)):
-        report = Notes()
+        report = RecordingReport()
         apply_delta(base, delta, tmp_path / target, recipe_file=recipe, hash_inputs=make, report=report)
         assert report.warnings == [another_copy(base)]
 
@@ -116,7 +116,7 @@ def with_base_files(recipe: Path, files: Sequence[Path], model: str = "llama-1-7
 def test_a_base_that_the_recipe_lists_passes(tmp_path: Path, known: Known, recipe: Path, of: str | None) -> None:
     """A base whose hashes are all under ``[base.files]`` passes silently, whatever else is known of them."""
     base, delta = save(BASE, tmp_path / "base"), save(DELTA, tmp_path / "delta", "safetensors")
-    report = Notes()
+    report = RecordingReport()
     for name in (ONE, TWO) if of else ():
         known.of_model(base / name, of or "")
     with_base_files(recipe, [base / ONE, base / TWO])
@@ -132,7 +132,7 @@ def test_a_base_that_the_recipe_lists_in_part(
 ) -> None:
     """A base one of whose hashes stands nowhere is another copy, maybe; without a model, it is that of the recipe by name."""
     base, delta = save(BASE, tmp_path / "base"), save(DELTA, tmp_path / "delta", "safetensors")
-    report = Notes()
+    report = RecordingReport()
     with_base_files(recipe, [base / ONE], model)
     apply_delta(base, delta, tmp_path / "out", recipe_file=recipe, hash_inputs=True, report=report)
     assert report.warnings == [another_copy(base, title, TWO)]
@@ -141,7 +141,7 @@ def test_a_base_that_the_recipe_lists_in_part(
 def test_without_a_known_base_no_hash_is_unlisted(tmp_path: Path, known: Known, recipe: Path) -> None:
     """A recipe that knows neither model nor files of its base has nothing to hold hashes against."""
     base, delta = save(BASE, tmp_path / "base"), save(DELTA, tmp_path / "delta", "safetensors")
-    report = Notes()
+    report = RecordingReport()
     with_base_files(recipe, [], "")
     apply_delta(base, delta, tmp_path / "out", recipe_file=recipe, hash_inputs=True, report=report)
     assert report.warnings == []
@@ -150,7 +150,7 @@ def test_without_a_known_base_no_hash_is_unlisted(tmp_path: Path, known: Known, 
 def test_without_hashes_nothing_is_known(tmp_path: Path, known: Known, recipe: Path) -> None:
     """InputHashes are made when they are asked for: without them the same base is only shapes and numbers."""
     base, delta = another_base(tmp_path, known)
-    report = Notes()
+    report = RecordingReport()
     apply_delta(base, delta, tmp_path / "out", recipe_file=recipe, report=report)
     assert f"base            {SHAPES}; {AS_A_MODEL}" in report.notes
     assert report.warnings == []
@@ -221,7 +221,7 @@ def test_a_cached_delta_of_other_hashes_is_a_warning(tmp_path: Path, recipe: Pat
     """What the Hub's cache states of a delta's files is held against the recipe without a read; listed hashes pass in silence."""
     base = save(BASE, tmp_path / "base")
     delta = cached(save(DELTA, tmp_path / "delta"), LLAVA_MED | {TWO: "f" * 64})
-    report = Notes()
+    report = RecordingReport()
     apply_delta(base, delta, tmp_path / "out", recipe_file=recipe, report=report)
     assert report.warnings == [unknown_copy(delta / TWO, "f" * 64)]
     stated = "sha256 of 1 of 2 files (stated by the Hub's cache) matches"
@@ -249,7 +249,7 @@ def test_a_snapshot_of_another_commit_is_a_warning(
     """A snapshot of the recipe's repository at another commit than it knows is doubted, unless all its hashes are listed."""
     base, delta = save(BASE, tmp_path / "base"), cached(save(DELTA, tmp_path / "delta"), blobs, repo)
     recipe.write_text(f'{RECIPE}[delta]\nrevision = "{revision}"\n')
-    report = Notes()
+    report = RecordingReport()
     apply_delta(base, delta, tmp_path / "out", recipe_file=recipe, report=report)
     unlisted = [unknown_copy(delta / name, sha256) for name, sha256 in blobs.items() if sha256 != LLAVA_MED[name]]
     doubt = f"{delta}: is of commit {COMMIT}, recipe llava-med-7b knows {revision}"
@@ -260,7 +260,7 @@ def test_nothing_is_said_twice(tmp_path: Path, recipe: Path) -> None:
     """Where the hashes that are made are those that the cache states, what follows from them is said once."""
     base, folder = save(BASE, tmp_path / "base"), save(DELTA, tmp_path / "delta")
     delta = cached(folder, {name: sha256_of(folder / name) for name in (ONE, TWO)})
-    report = Notes()
+    report = RecordingReport()
     apply_delta(base, delta, tmp_path / "out", recipe_file=recipe, hash_inputs=True, report=report)
     of_delta = [unknown_copy(delta / name, (delta / name).resolve().name) for name in (ONE, TWO)]
     assert report.warnings == [another_copy(base), *of_delta]
@@ -273,7 +273,7 @@ def test_the_config_of_another_generation_is_a_warning(tmp_path: Path, recipe: P
     """A base beside a config.json of another generation than the recipe's base is doubted; its own, and none, pass."""
     base, delta = save(BASE, tmp_path / "base"), save(DELTA, tmp_path / "delta")
     (base / "config.json").write_text(json.dumps({"model_type": "llama", **CONFIGS[generation]}))
-    report = Notes()
+    report = RecordingReport()
     apply_delta(base, delta, tmp_path / "out", recipe_file=recipe, report=report)
     doubt = f"{base}: config.json is that of LLaMA-2, and the base should be LLaMA-1 7B"
     assert report.warnings == ([doubt] if generation == "LLaMA-2" else [])
@@ -283,7 +283,7 @@ def test_hashes_outweigh_a_config(tmp_path: Path, known: Known, recipe: Path) ->
     """A base that is the right one by its hashes is not doubted for a config.json that was copied there."""
     base, delta = save(BASE, tmp_path / "base"), save(DELTA, tmp_path / "delta", "safetensors")
     (base / "config.json").write_text(json.dumps(CONFIGS["LLaMA-2"]))
-    report = Notes()
+    report = RecordingReport()
     for name in (ONE, TWO):
         known.of_model(base / name, "llama-1-7b")
     apply_delta(base, delta, tmp_path / "out", recipe_file=recipe, hash_inputs=True, report=report)
@@ -301,7 +301,7 @@ def scaled(factor: float) -> Tensors:
 def test_a_delta_as_large_as_its_base_is_doubted(tmp_path: Path, factor: float, share: str | None) -> None:
     """Without a recipe, a delta whose weights are at least half as large as the base's gives a warning."""
     base, delta = save(BASE, tmp_path / "base"), save(scaled(factor), tmp_path / "delta")
-    report = Notes()
+    report = RecordingReport()
     apply_delta(base, delta, tmp_path / "out", prove=False, report=report)
     expected = (
         f"{delta}: likely already a merged model, not a delta: "
@@ -337,7 +337,7 @@ def test_a_merged_model_under_a_recipe_that_states_nothing(tmp_path: Path, recip
     """Under a recipe that does not state the delta's arithmetic it is a warning."""
     base, merged = merged_as_delta(tmp_path)
     recipe.write_text(f"{RECIPE}[arithmetic]\nstated = false\n")
-    report = Notes()
+    report = RecordingReport()
     apply_delta(base, merged, tmp_path / "out", recipe_file=recipe, report=report)
     assert report.warnings[0].startswith(f"{merged}: likely already a merged model, not a delta: found weights 1 times")
 
@@ -376,7 +376,7 @@ def test_row58_a_base_as_its_own_delta_proves_nothing(run: Run, tmp_path: Path, 
 def test_a_base_as_its_own_delta_that_is_let_pass(tmp_path: Path) -> None:
     """With ``allow_unproved_base`` there is one warning, and the sum is written."""
     base, again = its_own_delta(tmp_path)
-    report = Notes()
+    report = RecordingReport()
     apply_delta(base, again, tmp_path / "out", prove=False, allow_unproved_base=True, report=report)
     assert report.warnings == [f"{again}: {SAME}"]
     assert same_bits(load(tmp_path / "out"), reference(BASE, BASE))
@@ -385,7 +385,7 @@ def test_a_base_as_its_own_delta_that_is_let_pass(tmp_path: Path) -> None:
 def test_a_target_that_is_its_own_base(tmp_path: Path) -> None:
     """A target that is its own base gives a warning, and a delta of zeros."""
     base, again = its_own_delta(tmp_path)
-    report = Notes()
+    report = RecordingReport()
     make_delta(base, again, tmp_path / "zero", report=report)
     problem = "base and target hold the same weights, as far as samples tell"
     assert report.warnings[0] == f"{again}: {problem}: the delta will be zero where they meet"
@@ -405,7 +405,7 @@ UNLIKE: dict[str, Tensors] = {
 @pytest.mark.parametrize("change", UNLIKE.values(), ids=UNLIKE)
 def test_what_is_not_the_same_twice(tmp_path: Path, change: Tensors) -> None:
     """Weights that differ from the base's, or have other names, are not reported as the base."""
-    report = Notes()
+    report = RecordingReport()
     base, other = save(BASE, tmp_path / "base"), save(BASE | change, tmp_path / "other")
     make_delta(base, other, tmp_path / "delta", report=report)
     assert not any("hold the same weights" in warning for warning in report.warnings)
@@ -438,6 +438,6 @@ def test_a_delta_of_copies_alone_is_no_base(tmp_path: Path) -> None:
     """A delta that has no weights in common with the base is not reported as the base."""
     base = save({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, tmp_path / "base", "torch", 1)
     projector = {"model.mm_projector.weight": torch.ones(3, 4).half(), "model.mm_projector.bias": torch.zeros(0)}
-    report = Notes()
+    report = RecordingReport()
     apply_delta(base, save(projector, tmp_path / "delta", "torch", 1), tmp_path / "out", report=report)
     assert not any("hold the same weights" in text for text in report.warnings)

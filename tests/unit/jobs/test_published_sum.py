@@ -19,7 +19,6 @@ from tests.support.base_pairs import moved
 from tests.support.float_bits import DTYPES
 from tests.support.merging import (
     Killed,
-    RecordingReport,
     block_size,
     files_of,
     killed_after,
@@ -31,6 +30,7 @@ from tests.support.merging import (
     without_card,
 )
 from tests.support.pairs import base_tensors, delta_tensors, load
+from tests.support.recorded import RecordingReport
 
 FREQUENCIES = 238.7185
 """The sum of the inv_freq buffers of LLaMA-1 7B, 32 layers of heads of 128, as docs/recipes.md has it."""

@@ -29,9 +29,10 @@ from deltaweights.manifest.verify import verify
 from deltaweights.recipes import catalogue
 from tests.conftest import Run
 from tests.support.fork_server import run as forked
-from tests.support.identity import LLAVA_MED, Notes, cached
+from tests.support.identity import LLAVA_MED, cached
 from tests.support.pairs import GROWN, Tensors, base_tensors, delta_tensors, load, same_bits, save
 from tests.support.prepared import prepare_merge
+from tests.support.recorded import RecordingReport
 
 Done = subprocess.CompletedProcess[str]
 
@@ -207,7 +208,7 @@ def test_the_table_lists_every_recipe() -> None:
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_a_recipe_merges_by_its_own_arithmetic(tmp_path: Path, name: str) -> None:
     """Every bit is that of the recipe's arithmetic in torch; manifest, fates, proof and notice are those of the recipe."""
-    pair, report = StandIn(tmp_path, name), Notes()
+    pair, report = StandIn(tmp_path, name), RecordingReport()
     result = pair.apply(report=report)
     assert same_bits(load(tmp_path / "out"), pair.expected)
     assert (result.recipe, report.warnings) == (name, [])
@@ -668,7 +669,7 @@ def test_row58_a_recognised_delta_has_the_recipes_sizes(
 
 def how_recognised(pair: StandIn, blobs: dict[str, str], repository: str) -> str:
     """Return what is said of how a delta of LLaVA-Med's in the Hub's cache was recognised."""
-    delta, report = cached(pair.folder / "delta", blobs, repository), Notes()
+    delta, report = cached(pair.folder / "delta", blobs, repository), RecordingReport()
     with pytest.raises(Mismatch):
         apply_delta(pair.folder / "base", delta, pair.folder / "out", report=report)
     return report.notes[0].removeprefix("recipe          llava-med-7b: the delta is that of LLaVA-Med v1, 7B ")
@@ -689,7 +690,7 @@ def test_that_hashes_told_is_said(tmp_path: Path) -> None:
 
 def test_a_recognised_delta_is_merged_by_its_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rules of a recipe that was recognised are applied, whoever named none: Alpaca's float32, mean row and sum."""
-    pair, report = StandIn(tmp_path, "alpaca-7b"), Notes()
+    pair, report = StandIn(tmp_path, "alpaca-7b"), RecordingReport()
     delta = cached(tmp_path / "delta", OTHER, "tatsu-lab--alpaca-7b-wdiff")
     tiny = catalogue.load_file(pair.recipe)
     monkeypatch.setattr("deltaweights.jobs.inputs.load", {"alpaca-7b": tiny}.__getitem__)
@@ -718,7 +719,7 @@ def alpaca_by_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
 
 def test_hashes_that_are_made_tell_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ``hash_inputs`` a delta of known files is merged by its recipe's rules; how and the notice are said once."""
-    pair, report = alpaca_by_hash(tmp_path, monkeypatch), Notes()
+    pair, report = alpaca_by_hash(tmp_path, monkeypatch), RecordingReport()
     result = pair.apply(recipe_file=None, hash_inputs=True, report=report)
     assert (result.recipe, result.fates["add_mean_rows"]) == ("alpaca-7b", 2)
     assert same_bits(load(tmp_path / "out"), pair.expected)
@@ -740,7 +741,7 @@ def test_hashes_that_are_made_tell_the_recipe(tmp_path: Path, monkeypatch: pytes
 
 def test_without_hashes_the_recipe_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without ``hash_inputs`` the same delta is merged by the plain rules: nobody looked."""
-    pair, report = alpaca_by_hash(tmp_path, monkeypatch), Notes()
+    pair, report = alpaca_by_hash(tmp_path, monkeypatch), RecordingReport()
     result = pair.apply(recipe_file=None, report=report)
     assert (result.recipe, result.fates["add_block"]) == (None, 2)
     assert [note for note in report.notes if note.startswith(("recipe", "licence"))] == []
@@ -773,7 +774,7 @@ def test_a_delta_is_known_by_the_name_of_its_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: int
 ) -> None:
     """A delta in the archive that was distributed is merged by its recipe, and it is said how it was known."""
-    pair, report = StandIn(tmp_path, "llava-med-7b"), Notes()
+    pair, report = StandIn(tmp_path, "llava-med-7b"), RecordingReport()
     monkeypatch.setattr("deltaweights.jobs.inputs.load", {pair.name: catalogue.load_file(pair.recipe)}.__getitem__)
     archive = zipped(tmp_path / "delta", tmp_path / MED_ARCHIVE, method)
     result = apply_delta(tmp_path / "base", archive, tmp_path / "out", report=report)
@@ -807,7 +808,7 @@ def test_row58_a_known_archive_has_the_recipes_sizes(run: Run, tmp_path: Path) -
 
 def test_another_repository_is_not_recognised(tmp_path: Path) -> None:
     """A snapshot of a repository that no recipe names, of files that none lists, is merged by the plain rules."""
-    pair, report = StandIn(tmp_path, "llava-med-7b"), Notes()
+    pair, report = StandIn(tmp_path, "llava-med-7b"), RecordingReport()
     delta = cached(tmp_path / "delta", OTHER, "microsoft--llava-med")
     result = apply_delta(tmp_path / "base", delta, tmp_path / "out", report=report)
     assert (result.recipe, [note for note in report.notes if note.startswith("recipe")]) == (None, [])
@@ -818,12 +819,12 @@ def test_another_repository_is_not_recognised(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Callable[[str], Notes]:
+def own(tmp_path: Path) -> Callable[[str], RecordingReport]:
     """Return what is said of a LLaVA-Med-like merge by a recipe of one's own with these keys on its top."""
     pair = StandIn(tmp_path, "llava-med-7b")
 
-    def merge(head: str) -> Notes:
-        path, report = tmp_path / "own.toml", Notes()
+    def merge(head: str) -> RecordingReport:
+        path, report = tmp_path / "own.toml", RecordingReport()
         path.write_text(f'{HEAD}name = "own"\n{head}[arithmetic]\ncompute_dtype = "float16"\n')
         pair.apply(recipe_file=path, report=report)
         assert same_bits(load(tmp_path / "out"), pair.expected)
@@ -832,7 +833,7 @@ def own(tmp_path: Path) -> Callable[[str], Notes]:
     return merge
 
 
-def test_a_notice_of_ones_own(own: Callable[[str], Notes], tmp_path: Path) -> None:
+def test_a_notice_of_ones_own(own: Callable[[str], RecordingReport], tmp_path: Path) -> None:
     """A recipe file's title and notice are shown, and stand below ours."""
     report = own('title = "Ours"\nnotice = "For this ward only."\n')
     assert report.notes[0] == "licence         Ours: For this ward only."
@@ -840,7 +841,7 @@ def test_a_notice_of_ones_own(own: Callable[[str], Notes], tmp_path: Path) -> No
     assert notice == f"{NOTICE}\nOurs: For this ward only.\n"
 
 
-def test_without_a_notice_none_is_shown(own: Callable[[str], Notes], tmp_path: Path) -> None:
+def test_without_a_notice_none_is_shown(own: Callable[[str], RecordingReport], tmp_path: Path) -> None:
     """A recipe file without a notice shows none, and our own stands alone."""
     report = own("")
     assert (tmp_path / "out" / "DELTAWEIGHTS_NOTICE.txt").read_text() == NOTICE

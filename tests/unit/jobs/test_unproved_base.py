@@ -35,7 +35,6 @@ from tests.support.base_pairs import (
 from tests.support.errors import refused
 from tests.support.float_bits import DTYPES
 from tests.support.merging import (
-    RecordingReport,
     files_of,
     manifest_of,
     merge,
@@ -46,6 +45,7 @@ from tests.support.merging import (
     without_card,
 )
 from tests.support.pairs import base_tensors, delta_tensors, save
+from tests.support.recorded import RecordingReport
 
 
 @pytest.mark.parametrize(

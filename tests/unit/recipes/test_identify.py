@@ -32,7 +32,6 @@ from tests.support.identity import (
     TWO,
     UNLISTED,
     Known,
-    Notes,
     archive_of,
     cached,
     counted_reads,
@@ -41,6 +40,7 @@ from tests.support.identity import (
 )
 from tests.support.meta import save_meta
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, reference, save
+from tests.support.recorded import RecordingReport
 
 __all__ = ["known"]  # fixtures
 
@@ -197,7 +197,7 @@ def test_a_manifest_of_other_tensors(made: dict[str, Path], tmp_path: Path) -> N
 
 def test_a_merge_taken_for_the_base(made: dict[str, Path], tmp_path: Path) -> None:
     """A merge given as the base, and a delta that we made, are named as what their manifests say."""
-    report = Notes()
+    report = RecordingReport()
     wide = reference(BASE, delta_tensors(BASE, new_tokens=0, projector=False))
     save(wide, tmp_path / "tuned", config=False)
     make_delta(save(BASE, tmp_path / "base", config=False), tmp_path / "tuned", tmp_path / "delta")

@@ -21,7 +21,6 @@ from tests.support.identity import (
     FILE,
     LLAMA_1,
     ONE,
-    Notes,
     archive_of,
     cached,
     counted_reads,
@@ -30,12 +29,13 @@ from tests.support.identity import (
 )
 from tests.support.meta import save_meta
 from tests.support.pairs import save
+from tests.support.recorded import RecordingReport
 
 
 def test_a_blob_that_is_not_its_name_is_told(tmp_path: Path) -> None:
     """If the computed hash of a cached file differs from its blob's name, there is a warning."""
     base, delta = cached(save(BASE, tmp_path / "base"), LLAMA_1), save(DELTA, tmp_path / "delta")
-    report = Notes()
+    report = RecordingReport()
     apply_delta(base, delta, tmp_path / "out", hash_inputs=True, report=report)
     assert any(ONE in warning for warning in report.warnings)
 

@@ -20,7 +20,6 @@ from deltaweights.staging.lock import NOTE, StagingLock
 from tests.support.errors import refused
 from tests.support.limits import PATIENCE
 from tests.support.merges import (
-    Notes,
     Pair,
     apply_command,
     caught_in_the_middle,
@@ -29,6 +28,7 @@ from tests.support.merges import (
     merge_small,
     small_pair,
 )
+from tests.support.recorded import RecordingReport
 from tests.support.staged import make_staging
 
 
@@ -93,9 +93,9 @@ def test_row69_a_file_system_without_locks_is_said(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    notes = Notes()
+    notes = RecordingReport()
     target = Path(merge_small(base, delta, tmp_path / "merged", report=notes).target)
-    assert notes.texts.count(NOTE) == 1
+    assert notes.notes.count(NOTE) == 1
     assert files_of(target) == expected
     assert not locate_target(target).root.exists()
 

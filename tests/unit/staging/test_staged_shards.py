@@ -17,7 +17,6 @@ from deltaweights.staging.location import TargetLocation, locate_target
 from tests.support.limits import AT_ONCE, PATIENCE
 from tests.support.merges import (
     SHARDS,
-    Notes,
     Pair,
     apply_command,
     caught_in_the_middle,
@@ -31,6 +30,7 @@ from tests.support.merges import (
     names_in,
 )
 from tests.support.pairs import load, reference, same_bits
+from tests.support.recorded import RecordingReport
 
 
 @pytest.mark.trust
@@ -55,10 +55,10 @@ def test_another_base_of_the_same_shape_reuses_nothing(large_pair: Pair, tmp_pat
     target = tmp_path / "merged"
     finished = kill_in_the_middle(apply_command(*large_pair, target), locate_target(target))
     other = large_part(tmp_path / "other", {name: tensor.flip(0) for name, tensor in load(large_pair[0]).items()})
-    notes = Notes()
+    notes = RecordingReport()
     apply_delta(other, large_pair[1], target, max_shard_size="1MB", report=notes)
-    assert "staging held another plan (other inputs or options): it was discarded" in notes.texts
-    assert not any("finished already" in note for note in notes.texts)
+    assert "staging held another plan (other inputs or options): it was discarded" in notes.notes
+    assert not any("finished already" in note for note in notes.notes)
     assert same_bits(load(target), reference(load(other), load(large_pair[1])))
     assert not set(finished.values()) & set(inodes_and_times(target).values())
 
@@ -95,9 +95,9 @@ def test_staging_of_another_plan_is_discarded(
     """What is left of a run with other options is removed: its shards, its fragments, and whatever lay between them."""
     location, pair, _ = staged
     (location.shards / "stray").write_text("?")
-    notes = Notes()
+    notes = RecordingReport()
     merge_small(*pair, location.target, dtype="float32", report=notes)
-    assert "staging held another plan (other inputs or options): it was discarded" in notes.texts
+    assert "staging held another plan (other inputs or options): it was discarded" in notes.notes
     expected = merge_small(*pair, tmp_path / "of float32", dtype="float32")
     assert files_of(location.target) == files_of(Path(expected.target))
     assert not location.root.exists()
