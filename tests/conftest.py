@@ -20,7 +20,8 @@ from deltaweights.jobs.apply import apply_delta
 from tests.support import hang
 from tests.support.fork_server import heavy_server
 from tests.support.fork_server import run as forked
-from tests.support.merges import Files, Pair, files_of, finish, make_large_pair
+from tests.support.killed_merges import Files, Pair, finish, make_large_pair
+from tests.support.merging import files_of
 from tests.support.pairs import make_pair
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -46,9 +46,10 @@ from deltaweights.staging.target_contents import Contents
 from deltaweights.util.interruption import Interrupted
 from deltaweights.util.open_folder import OpenFolder
 from tests.support.errors import refused
+from tests.support.killed_merges import finish, names_in, small_pair
 from tests.support.limits import PATIENCE
 from tests.support.many import make_many, names_of
-from tests.support.merges import files_of, finish, names_in, small_pair
+from tests.support.merging import files_of
 from tests.support.staged import make_staging
 
 SIZE = 2500

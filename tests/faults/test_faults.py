@@ -24,8 +24,9 @@ from deltaweights.jobs.apply import apply_delta
 from deltaweights.staging.location import locate_target
 from tests.faults.injection import KILL, OPENS, READS, WRITES, Call, command, is_lie, is_possible
 from tests.faults.sweep import OF_SIGNALS, SCENARIOS, Run, Scenario, fault, make_inputs, sweep
+from tests.support.killed_merges import Pair, apply_command, finish, finished_shards, names_in, small_pair
 from tests.support.limits import PATIENCE
-from tests.support.merges import Pair, apply_command, files_of, finish, finished_shards, names_in, small_pair
+from tests.support.merging import files_of
 
 TRACED = pytest.mark.skipif(not is_possible(), reason="strace is not there, or may not trace")
 

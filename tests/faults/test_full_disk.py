@@ -14,16 +14,16 @@ from deltaweights.errors import InputOutputError
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.staging.location import locate_target
 from tests.support.errors import refused
-from tests.support.limits import PATIENCE
-from tests.support.merges import (
+from tests.support.killed_merges import (
     Pair,
     apply_command,
     caught_in_the_middle,
-    files_of,
     finish,
     finished_shards,
     inodes_and_times,
 )
+from tests.support.limits import PATIENCE
+from tests.support.merging import files_of
 
 
 @pytest.mark.trust

@@ -21,8 +21,9 @@ import pytest
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.staging.location import locate_target
 from deltaweights.util import interruption
+from tests.support.killed_merges import names_in, small_pair
 from tests.support.limits import PATIENCE
-from tests.support.merges import files_of, names_in, small_pair
+from tests.support.merging import files_of
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 

@@ -22,7 +22,7 @@ from deltaweights.hub.piece_storage import DiskPieces
 from deltaweights.jobs.download import Downloaded, download
 from tests.support.hub_server import HubServer
 from tests.support.limits import PATIENCE
-from tests.support.recorded import RecordingReport
+from tests.support.reports import RecordingReport
 
 Done = subprocess.CompletedProcess[str]
 

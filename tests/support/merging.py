@@ -17,7 +17,7 @@ from deltaweights.manifest.records import Fragment
 from deltaweights.merge import stream
 from deltaweights.staging.staged_shards import StagedShards
 from tests.support.pairs import Tensors, base_tensors, load, save
-from tests.support.recorded import RecordingReport
+from tests.support.reports import RecordingReport
 
 
 @contextmanager

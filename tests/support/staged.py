@@ -18,7 +18,8 @@ from deltaweights.staging.publish import MOVED_LAST, recover_publication
 from deltaweights.staging.staged_shards import plan_header
 from deltaweights.staging.target_contents import contents_of
 from deltaweights.util.open_folder import OpenFolder
-from tests.support.merges import Files, files_of
+from tests.support.killed_merges import Files
+from tests.support.merging import files_of
 
 
 def beside(target: Path) -> TargetLocation:

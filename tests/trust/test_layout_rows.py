@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deltaweights.staging.location import locate_target
+from tests.support.killed_merges import Pair, apply_command, caught_in_the_middle
 from tests.support.limits import PATIENCE
-from tests.support.merges import Pair, apply_command, caught_in_the_middle
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, load, reference, same_bits, save
 from tests.trust.harness import TARGET, Case, Make, case, hold, merging, run_command
 from tests.unit.checkpoint.test_folder import INDEXES, NAMES, SPECIAL

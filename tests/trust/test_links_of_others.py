@@ -28,7 +28,7 @@ from tests.faults.test_concurrency import pair
 from tests.support.errors import refused
 from tests.support.other_user import OTHER, common_folder, give_to_other, needs_other_user, start_as_other
 from tests.support.pairs import make_pair
-from tests.support.recorded import RecordingReport
+from tests.support.reports import RecordingReport
 from tests.trust.harness import Case, case, hold, merging, run_command
 
 __all__ = ["pair"]

@@ -28,7 +28,7 @@ from tests.faults.test_concurrency import pair
 from tests.support.errors import refused
 from tests.support.identity import archive_of
 from tests.support.limits import PATIENCE
-from tests.support.merges import files_of
+from tests.support.merging import files_of
 from tests.support.meta import save_meta
 from tests.support.pairs import base_tensors
 from tests.support.staged import beside, make_staging, stage_result, within, write_journal

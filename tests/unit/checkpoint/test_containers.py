@@ -14,7 +14,7 @@ from deltaweights.manifest.verify import verify
 from tests.support.identity import archive_of, cached
 from tests.support.meta import save_meta
 from tests.support.pairs import Tensors, save
-from tests.support.recorded import RecordingReport
+from tests.support.reports import RecordingReport
 from tests.support.whole_runs import BARE, BASE, DEFLATED, DELTA, STORED, files_in, merge, names_in, tree_of, weights_in
 
 Hold = Callable[[Tensors, Path], Path]

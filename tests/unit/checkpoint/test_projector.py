@@ -17,7 +17,7 @@ from deltaweights.jobs.make import make_delta
 from tests.support.errors import refused
 from tests.support.identity import archive_of
 from tests.support.pairs import Tensors, load, same_bits, save
-from tests.support.recorded import RecordingReport
+from tests.support.reports import RecordingReport
 from tests.support.whole_runs import BARE, BASE, DEFLATED, DELTA, PROJECTOR, STORED, files_in, merge, names_in
 
 

@@ -28,7 +28,7 @@ from deltaweights.inference.memory import (
 from deltaweights.inference.prompts import GREETING, QUESTION
 from deltaweights.inference.transformers_loader import quiet_and_offline
 from tests.support.errors import refused
-from tests.support.recorded import RecordingReport
+from tests.support.reports import RecordingReport
 from tests.support.tiny_llava import (
     SAYS,
     edit,

@@ -16,7 +16,7 @@ from deltaweights.inference.check_process import check_in_subprocess
 from tests.support.errors import refused
 from tests.support.fork_server import run_python_in_fork
 from tests.support.limits import PATIENCE
-from tests.support.recorded import RecordingReport
+from tests.support.reports import RecordingReport
 from tests.support.tiny_llava import (
     edit,
     make_original,

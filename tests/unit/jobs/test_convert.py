@@ -20,7 +20,7 @@ from tests.support.errors import refused
 from tests.support.identity import archive_of
 from tests.support.meta import save_meta
 from tests.support.pairs import Tensors, load, same_bits, save
-from tests.support.recorded import RecordingReport
+from tests.support.reports import RecordingReport
 from tests.support.whole_runs import (
     BASE,
     DEFLATED,

@@ -31,7 +31,7 @@ from tests.support.merging import (
     small_base,
 )
 from tests.support.pairs import Tensors, delta_tensors, save
-from tests.support.recorded import RecordingReport
+from tests.support.reports import RecordingReport
 
 
 def test_strict_refuses_before_publishing_and_the_next_run_goes_on(tmp_path: Path) -> None:

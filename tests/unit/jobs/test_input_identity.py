@@ -38,7 +38,7 @@ from tests.support.identity import (
     with_projector,
 )
 from tests.support.pairs import Tensors, load, reference, same_bits, save
-from tests.support.recorded import RecordingReport
+from tests.support.reports import RecordingReport
 
 __all__ = ["known", "recipe"]  # fixtures
 

@@ -30,7 +30,7 @@ from tests.support.merging import (
     without_card,
 )
 from tests.support.pairs import base_tensors, delta_tensors, load
-from tests.support.recorded import RecordingReport
+from tests.support.reports import RecordingReport
 
 FREQUENCIES = 238.7185
 """The sum of the inv_freq buffers of LLaMA-1 7B, 32 layers of heads of 128, as docs/recipes.md has it."""

@@ -32,7 +32,7 @@ from tests.support.fork_server import run as forked
 from tests.support.identity import LLAVA_MED, cached
 from tests.support.pairs import GROWN, Tensors, base_tensors, delta_tensors, load, same_bits, save
 from tests.support.prepared import prepare_merge
-from tests.support.recorded import RecordingReport
+from tests.support.reports import RecordingReport
 
 Done = subprocess.CompletedProcess[str]
 

@@ -45,7 +45,7 @@ from tests.support.merging import (
     without_card,
 )
 from tests.support.pairs import base_tensors, delta_tensors, save
-from tests.support.recorded import RecordingReport
+from tests.support.reports import RecordingReport
 
 
 @pytest.mark.parametrize(

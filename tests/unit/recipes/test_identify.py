@@ -40,7 +40,7 @@ from tests.support.identity import (
 )
 from tests.support.meta import save_meta
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, reference, save
-from tests.support.recorded import RecordingReport
+from tests.support.reports import RecordingReport
 
 __all__ = ["known"]  # fixtures
 

@@ -29,7 +29,7 @@ from tests.support.identity import (
 )
 from tests.support.meta import save_meta
 from tests.support.pairs import save
-from tests.support.recorded import RecordingReport
+from tests.support.reports import RecordingReport
 
 
 def test_a_blob_that_is_not_its_name_is_told(tmp_path: Path) -> None:

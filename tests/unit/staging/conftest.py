@@ -10,7 +10,8 @@ import torch
 
 from deltaweights.errors import CheckFailed
 from deltaweights.staging.location import TargetLocation, locate_target
-from tests.support.merges import Pair, files_of, finished_shards, merge_small, small_pair
+from tests.support.killed_merges import Pair, finished_shards, merge_small, small_pair
+from tests.support.merging import files_of
 from tests.support.pairs import base_tensors, delta_tensors, save
 
 

@@ -10,10 +10,9 @@ import pytest
 
 from deltaweights.staging.clean import clean
 from deltaweights.staging.location import locate_target
-from tests.support.merges import (
+from tests.support.killed_merges import (
     Pair,
     apply_command,
-    files_of,
     finish,
     inodes_and_times,
     kill_in_the_middle,
@@ -21,6 +20,7 @@ from tests.support.merges import (
     names_in,
     small_pair,
 )
+from tests.support.merging import files_of
 from tests.support.staged import interrupt_inside, make_staging, staged_swap, within
 
 

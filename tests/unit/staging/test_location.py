@@ -13,16 +13,16 @@ from deltaweights.errors import InputOutputError
 from deltaweights.manifest.verify import verify
 from deltaweights.staging.location import locate_target
 from tests.support.errors import refused
-from tests.support.merges import (
+from tests.support.killed_merges import (
     Pair,
     apply_command,
     caught_in_the_middle,
-    files_of,
     finish,
     merge_small,
     names_in,
     small_pair,
 )
+from tests.support.merging import files_of
 from tests.support.staged import within
 
 

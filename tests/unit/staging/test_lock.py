@@ -18,17 +18,10 @@ from deltaweights.staging.clean import clean
 from deltaweights.staging.location import locate_target
 from deltaweights.staging.lock import NOTE, StagingLock
 from tests.support.errors import refused
+from tests.support.killed_merges import Pair, apply_command, caught_in_the_middle, finish, merge_small, small_pair
 from tests.support.limits import PATIENCE
-from tests.support.merges import (
-    Pair,
-    apply_command,
-    caught_in_the_middle,
-    files_of,
-    finish,
-    merge_small,
-    small_pair,
-)
-from tests.support.recorded import RecordingReport
+from tests.support.merging import files_of
+from tests.support.reports import RecordingReport
 from tests.support.staged import make_staging
 
 

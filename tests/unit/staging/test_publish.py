@@ -23,7 +23,8 @@ from deltaweights.staging.location import TargetLocation, locate_target
 from deltaweights.staging.lock import StagingLock
 from deltaweights.staging.publish import publish
 from tests.support.errors import refused
-from tests.support.merges import Files, Pair, files_of, finish, merge_small, names_in, small_pair
+from tests.support.killed_merges import Files, Pair, finish, merge_small, names_in, small_pair
+from tests.support.merging import files_of
 from tests.support.staged import beside, interrupt_inside, make_staging, recovered, stage_result, staged_swap, within
 
 

@@ -13,7 +13,7 @@ from deltaweights.report import Report
 from deltaweights.staging.location import locate_target
 from tests.conftest import Run
 from tests.support.errors import refused
-from tests.support.merges import files_of
+from tests.support.merging import files_of
 
 Pair = tuple[Path, Path]
 

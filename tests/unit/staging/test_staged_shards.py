@@ -14,13 +14,11 @@ import pytest
 
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.staging.location import TargetLocation, locate_target
-from tests.support.limits import AT_ONCE, PATIENCE
-from tests.support.merges import (
+from tests.support.killed_merges import (
     SHARDS,
     Pair,
     apply_command,
     caught_in_the_middle,
-    files_of,
     finish,
     finished_shards,
     inodes_and_times,
@@ -29,8 +27,10 @@ from tests.support.merges import (
     merge_small,
     names_in,
 )
+from tests.support.limits import AT_ONCE, PATIENCE
+from tests.support.merging import files_of
 from tests.support.pairs import load, reference, same_bits
-from tests.support.recorded import RecordingReport
+from tests.support.reports import RecordingReport
 
 
 @pytest.mark.trust

@@ -10,7 +10,8 @@ from deltaweights.errors import TargetBusy
 from deltaweights.manifest.verify import verify
 from deltaweights.staging.location import locate_target
 from tests.support.errors import refused
-from tests.support.merges import files_of, inodes_and_times, merge_small, names_in, small_pair
+from tests.support.killed_merges import inodes_and_times, merge_small, names_in, small_pair
+from tests.support.merging import files_of
 
 
 @pytest.mark.parametrize("inside", [False, True])

@@ -11,7 +11,7 @@ from deltaweights.errors import TargetBusy
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.staging.location import locate_target
 from tests.support.errors import refused
-from tests.support.merges import Pair, apply_command, finish, inodes_and_times, merge_small, small_pair
+from tests.support.killed_merges import Pair, apply_command, finish, inodes_and_times, merge_small, small_pair
 
 
 def test_a_complete_target_is_left_as_it_is(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Merges that tests run, interrupt and compare."""
+"""Merges that run as processes, which tests interrupt, kill and compare."""
 
 from __future__ import annotations
 
@@ -57,11 +57,6 @@ def apply_command(base: Path, delta: Path, target: Path | str, *more: str) -> li
 def finish(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, **options)  # type: ignore[call-overload,no-any-return]
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Return the contents of all files of a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def names_in(folder: Path) -> list[str]:
