@@ -61,16 +61,22 @@ def verify_checksum(tensor: LazyTensor) -> None:
         pass
 
 
+def pieces_of(tensor: LazyTensor) -> Iterator[memoryview]:
+    """Yield a tensor's row-major bytes, in one buffer that is used again. Raises ``InputOutputError``."""
+    nbytes, step = tensor.spec.nbytes, CHUNK // tensor.spec.item_size * tensor.spec.item_size
+    buffer = memoryview(bytearray(min(step, nbytes)))
+    for start in range(0, nbytes, step):
+        piece = buffer[: min(step, nbytes - start)]
+        tensor.source.read_into(piece, start)
+        yield piece
+
+
 def verify_in_pieces(tensor: LazyTensor) -> Iterator[int]:
     """Do ``verify_checksum``, and yield the size of each piece read."""
     if tensor.checksum is None:
         return
     running = tensor.checksum.start()
-    step = CHUNK // tensor.spec.item_size * tensor.spec.item_size
-    buffer = memoryview(bytearray(min(step, tensor.spec.nbytes)))
-    for start in range(0, tensor.spec.nbytes, step):
-        piece = buffer[: min(step, tensor.spec.nbytes - start)]
-        tensor.source.read_into(piece, start)
+    for piece in pieces_of(tensor):
         running.update(piece)
         yield len(piece)
     refuse_damage(tensor, running)

@@ -48,7 +48,7 @@ def finish_parts(
     """
     began = time.monotonic()
     report = report or Report()
-    place = locate_target(target)
+    location = locate_target(target)
     options = Options(
         overwrite=overwrite,
         strict=strict,
@@ -56,47 +56,47 @@ def finish_parts(
         check=check,
         read_back=read_back,
     )
-    if not has_handoff(place) and not place.publication_begun():
-        _refuse_nothing(place)
+    if not has_handoff(location) and not location.publication_begun():
+        _refuse_nothing(location)
         return None
     seconds: dict[str, float] = {}
-    with StagingLock(place) as lock:
+    with StagingLock(location) as lock:
         for text in (lock.note, recover_publication(lock.staging)):
             if text:
                 report.note(text)
-        if not has_handoff(place):  # the recovery finished the publication
-            _refuse_nothing(place)
+        if not has_handoff(location):  # the recovery finished the publication
+            _refuse_nothing(location)
             return None
         planned = load_handoff(lock.staging)
-        if TargetState(place, planned.plan.identity).published_result() is not None:
+        if TargetState(location, planned.plan.identity).published_result() is not None:
             clear_staging(lock.staging)
             return None
         lock.staging.refuse_content(overwrite=overwrite)
         staging = StagedShards(lock.staging)
         fragments = staging.finished(planned.plan, planned.plan.shards, read=False)
-        _refuse_missing(planned.plan, set(fragments), place)
+        _refuse_missing(planned.plan, set(fragments), location)
         lock.staging.root.remove(PARTS)
         for leftover in set(staging.shards.names()) - set(fragments):
             staging.shards.remove(leftover)
         outcome = publish_result(planned, staging, fragments, options, report, seconds)
     seconds["total"] = time.monotonic() - began
-    return FinishResult(target=str(place.target), **vars(published(planned.plan, planned.recipe, outcome, seconds)))
+    return FinishResult(target=str(location.target), **vars(published(planned.plan, planned.recipe, outcome, seconds)))
 
 
-def _refuse_nothing(place: TargetLocation) -> None:
+def _refuse_nothing(location: TargetLocation) -> None:
     """Raise ``InputOutputError`` unless a result is published already."""
-    if published_result(place) is None:
+    if published_result(location) is None:
         remedy = "run the parts first: deltaweights apply ... --part 1/N"
-        raise InputOutputError("no part of a merge here", where=place.target, remedy=remedy)
+        raise InputOutputError("no part of a merge here", where=location.target, remedy=remedy)
 
 
-def _refuse_missing(plan: Plan, finished: set[str], place: TargetLocation) -> None:
+def _refuse_missing(plan: Plan, finished: set[str], location: TargetLocation) -> None:
     missing = [shard.file for shard in plan.shards if shard.file not in finished]
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckFailed(
             "not all shards are finished",
-            where=place.root,
+            where=location.root,
             found=f"no {missing[0]}{others}",
             expected=counted(len(plan.shards), "shard"),
             remedy="run the missing parts again",

@@ -9,10 +9,10 @@ from deltaweights.jobs.planned_result import PlannedResult
 from deltaweights.manifest.records import check_file_name
 from deltaweights.merge.frame import frame_of
 from deltaweights.merge.plan import PlannedTensor, Shard
-from deltaweights.staging.location import COMPANIONS, ENDING, TargetLocation
+from deltaweights.staging.location import COMPANIONS, HANDOFF, TargetLocation
 from deltaweights.staging.open_staging import OpenStaging
 from deltaweights.util.codec import decode, encode
-from deltaweights.util.limits import ENDING as HANDOFF_LIMIT
+from deltaweights.util.limits import HANDOFF as HANDOFF_LIMIT
 from deltaweights.util.text import Json, compact_json, refuse_excess, strict_json
 
 MAX_COMPANION = 64 * 1024 * 1024
@@ -44,13 +44,13 @@ def store_handoff(result: PlannedResult, staging: OpenStaging) -> None:
     except ValueError as error:
         problem, remedy = "too large for a merge in parts: finish could not read the plan back", "merge without --part"
         raise MalformedInput(problem, where=staging.root.path, found=error, remedy=remedy) from None
-    staging.root.replace(ENDING, data)
+    staging.root.replace(HANDOFF, data)
 
 
 def load_handoff(staging: OpenStaging) -> PlannedResult:
     """Read back what ``store_handoff`` wrote. Raises ``InputOutputError`` when it is missing, ``MalformedInput``."""
     try:
-        document = strict_json(staging.root.read(ENDING, HANDOFF_LIMIT.size), HANDOFF_LIMIT)
+        document = strict_json(staging.root.read(HANDOFF, HANDOFF_LIMIT.size), HANDOFF_LIMIT)
         handoff: _Handoff = decode(_Handoff, document["rest"])
         plan = handoff.result.plan
         container = plan.options.container
@@ -65,15 +65,15 @@ def load_handoff(staging: OpenStaging) -> PlannedResult:
         fault = str(error)
     if fault is not None:
         remedy = "run a part again, or discard it: deltaweights clean"
-        raise MalformedInput("not what a part wrote", where=staging.root.path / ENDING, found=fault, remedy=remedy)
+        raise MalformedInput("not what a part wrote", where=staging.root.path / HANDOFF, found=fault, remedy=remedy)
     with staging.folder(COMPANIONS) as folder:
         companions = {name: folder.read(name, MAX_COMPANION) for name in names}
     return replace(handoff.result, plan=plan, companions=companions)
 
 
-def has_handoff(place: TargetLocation) -> bool:
+def has_handoff(location: TargetLocation) -> bool:
     """Return whether a part stored its handoff here. Raises ``InputOutputError``."""
     try:
-        return (place.root / ENDING).exists()
+        return (location.root / HANDOFF).exists()
     except OSError as error:
-        raise InputOutputError.from_os(error, place.root / ENDING, "look for it") from error
+        raise InputOutputError.from_os(error, location.root / HANDOFF, "look for it") from error

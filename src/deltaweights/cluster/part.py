@@ -91,13 +91,13 @@ def run_part(request: Request, report: Report) -> PartResult:
 
 def _run(prepared: Prepared, part: Part, report: Report, began: float) -> PartResult:
     report_plan(prepared, report)
-    plan, place, overwrite = prepared.plan, prepared.place, prepared.request.options.overwrite
+    plan, location, overwrite = prepared.plan, prepared.location, prepared.request.options.overwrite
     mine = share_of(plan.shards, part)
-    target = TargetState(place, plan.identity)
+    target = TargetState(location, plan.identity)
 
     def result(status: str, made: Sequence[str], finished: int) -> PartResult:
         return PartResult(
-            target=str(place.target),
+            target=str(location.target),
             part=str(part),
             status=status,
             plan=plan.identity,
@@ -113,11 +113,11 @@ def _run(prepared: Prepared, part: Part, report: Report, began: float) -> PartRe
         return result(ALREADY_COMPLETE, [], len(plan.shards))
     _wait_for_inputs(prepared)
     check_device(prepared.request.options.device)
-    if place.publication_begun():
+    if location.publication_begun():
         # Under the exclusive lock: two processes that recover one publication would undo each other's steps.
-        with StagingLock(place, patience=PATIENCE) as lock:
+        with StagingLock(location, patience=PATIENCE) as lock:
             _note(recover_publication(lock.staging), report)
-    with StagingLock(place, shared=True, patience=PATIENCE) as lock:
+    with StagingLock(location, shared=True, patience=PATIENCE) as lock:
         _note(lock.note, report)
         if target.published_result() is not None:  # while this part prepared
             return result(ALREADY_COMPLETE, [], len(plan.shards))
@@ -125,7 +125,7 @@ def _run(prepared: Prepared, part: Part, report: Report, began: float) -> PartRe
         staging, fragments = StagedShards.join(lock.staging, plan, mine)
         for done in fragments.values():
             report.shard_reused(done.file, done.record.size, done.record.sha256)
-        if not has_handoff(place):
+        if not has_handoff(location):
             store_handoff(planned_result(prepared), lock.staging)
         missing = [shard for shard in mine if shard.file not in fragments]
         check_space(prepared, {shard.file for shard in plan.shards if shard not in missing})

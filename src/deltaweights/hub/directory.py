@@ -95,7 +95,7 @@ class HubDirectory(Directory):
         file = self.file(name)
         if file.size > most:  # not even fetched
             where, found, expected = f"{self.id}/{name}", f"{file.size} bytes", f"at most {most}"
-            problem, remedy = "too long for what it is", "check that this is the right repository"
+            problem, remedy = "file is too long", "check that this is the right repository"
             raise MalformedInput(problem, where=where, found=found, expected=expected, remedy=remedy)
         return super().read(name, most)
 

@@ -77,4 +77,4 @@ def apply_request(
 
 def apply(request: Request, report: Report) -> ApplyResult:
     """Run a request of ``apply_request``."""
-    return run(request, report, lambda prepared, done: ApplyResult(target=str(prepared.place.target), **vars(done)))
+    return run(request, report, lambda prepared, done: ApplyResult(target=str(prepared.location.target), **vars(done)))

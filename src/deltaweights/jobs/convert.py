@@ -72,4 +72,6 @@ def export_request(
 
 def copy(request: Request, report: Report) -> ConvertResult:
     """Run a request of ``convert_request`` or ``export_request``."""
-    return run(request, report, lambda prepared, done: ConvertResult(target=str(prepared.place.target), **vars(done)))
+    return run(
+        request, report, lambda prepared, done: ConvertResult(target=str(prepared.location.target), **vars(done))
+    )

@@ -132,9 +132,8 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
         if manifest is not None and {row[0] for row in manifest.tensors.values()} == {stored}:
             expected = manifest.content_digest
             if manifest.compute_dtype in TORCH_NAMES:
-                compute = (
-                    manifest.compute_dtype
-                )  # where the merge stored another dtype, the copy is cast through both again
+                # Where the merge stored another dtype than it computed in, the copy is cast through both again.
+                compute = manifest.compute_dtype
         yield Inputs(
             base=None,
             primary=source,

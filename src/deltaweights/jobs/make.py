@@ -72,7 +72,7 @@ def make(request: Request, report: Report) -> MakeResult:
 
 def _result(prepared: Prepared, published: Published) -> MakeResult:
     return MakeResult(
-        delta=str(prepared.place.target),
+        delta=str(prepared.location.target),
         compute_dtype=prepared.plan.options.compute_dtype,
         target_dtypes=tuple(sorted({tensor.match.primary.dtype for tensor in prepared.plan.tensors})),
         **vars(published),

@@ -37,9 +37,9 @@ class Prepared:
     request: Request
     inputs: Inputs
     tower: VisionTower | None
-    laid: ExportPlan
+    export: ExportPlan
     plan: Plan
-    place: TargetLocation
+    location: TargetLocation
     unpacking: StagingUnpacker
 
     @property
@@ -64,7 +64,7 @@ class Prepared:
     @property
     def companions(self) -> Companions:
         """The files that are published with the weights."""
-        return self.laid.companions
+        return self.export.companions
 
     @property
     def base_tensors(self) -> Mapping[str, LazyTensor]:
@@ -74,7 +74,7 @@ class Prepared:
     @property
     def primary_tensors(self) -> Mapping[str, LazyTensor]:
         """The tensors of the primary, with those that the layout adds."""
-        return {**self.inputs.primary.tensors, **self.laid.added}
+        return {**self.inputs.primary.tensors, **self.export.added}
 
 
 @contextmanager
@@ -85,29 +85,29 @@ def prepare(request: Request, report: Report) -> Iterator[Prepared]:
     ``InputOutputError``, ``CheckFailed`` (``require_verified``), and ``TargetBusy`` when output and input overlap, or the target
     holds something else.
     """
-    place = locate_target(request.target)
-    refuse_inputs(place, request.paths)
+    location = locate_target(request.target)
+    refuse_inputs(location, request.paths)
     if not request.dry_run:
-        refuse_foreign_content(place, overwrite=request.options.overwrite)
-    with StagingUnpacker(place) as unpacking:
+        refuse_foreign_content(location, overwrite=request.options.overwrite)
+    with StagingUnpacker(location) as unpacking:
         unpacker = None if request.part is not None else unpacking
         with (
             open_inputs(request.inputs, unpacker, report) as inputs,
             _open_tower(request, inputs, unpacker, report) as tower,
         ):
-            laid = _lay_out(request, inputs, tower)
-            plan = _plan(request, inputs, tower, laid)
+            export = _lay_out(request, inputs, tower)
+            plan = _plan(request, inputs, tower, export)
             prepared = Prepared(
                 request=request,
                 inputs=inputs,
                 tower=tower,
-                laid=laid,
+                export=export,
                 plan=plan,
-                place=place,
+                location=location,
                 unpacking=unpacking,
             )
             refuse_unreadable(plan, str(inputs.primary.path))
-            place.refuse_opened(file.file.path for each in prepared.checkpoints.values() for file in each.files)
+            location.refuse_opened(file.file.path for each in prepared.checkpoints.values() for file in each.files)
             if request.options.require_verified and not request.dry_run:
                 refuse_unverified(prepared.checkpoints, prepared.hashes)
             yield prepared
@@ -140,17 +140,20 @@ def _lay_out(request: Request, inputs: Inputs, tower: VisionTower | None) -> Exp
     return plan_export(inputs.matching, companions, inputs.primary.directory.path, dtype, inputs.recipe, tower)
 
 
-def _plan(request: Request, inputs: Inputs, tower: VisionTower | None, laid: ExportPlan) -> Plan:
+def _plan(request: Request, inputs: Inputs, tower: VisionTower | None, export: ExportPlan) -> Plan:
     base, recipe, matching = inputs.base, inputs.recipe, inputs.matching
     records = {"base": record_of(base, matching.dropped_base)} if base is not None else {}
     records[request.operation.primary] = record_of(inputs.primary, matching.dropped_primary)
     if tower is not None:
         records[VISION_TOWER] = record_of(tower.checkpoint, tower.dropped)
     return make_plan(
-        laid.matching,
+        export.matching,
         PlanOptions(inputs.compute, inputs.stored, request.shard_limit, request.options.layout, request.container),
         records,
-        [Companion(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in laid.companions.files.items()],
+        [
+            Companion(name, len(data), hashlib.sha256(data).hexdigest())
+            for name, data in export.companions.files.items()
+        ],
         request.operation,
         check=base is not None and request.options.prove,
         recipe=RecipeRecord(recipe.name, recipe.digest, recipe.checks is not None) if base and recipe else None,

@@ -59,10 +59,10 @@ def _run(prepared: Prepared, report: Report, began: float) -> Published:
     report_plan(prepared, report)
     hashing = prepared.hashes.seconds
     seconds = {"prepare": time.monotonic() - began - hashing, "hash inputs": hashing}
-    place, options = prepared.place, prepared.request.options
-    target = TargetState(place, prepared.plan.identity)
+    location, options = prepared.location, prepared.request.options
+    target = TargetState(location, prepared.plan.identity)
     outcome = None if prepared.unpacking.holds_the_lock else _already_complete(prepared, target)
-    if outcome is None or place.root.exists():
+    if outcome is None or location.root.exists():
         with prepared.unpacking.locked() as lock:
             for text in (lock.note, recover_publication(lock.staging)):
                 if text:
@@ -82,7 +82,7 @@ def _run(prepared: Prepared, report: Report, began: float) -> Published:
             report.warn("the existing manifest is not changed: --hash-inputs adds nothing to it")
         _judge(prepared.plan, outcome.findings, options, report, stated=prepared.inputs.arithmetic_stated)
         if options.check:
-            check_in_subprocess(place.target, place.target, report)
+            check_in_subprocess(location.target, location.target, report)
     seconds["total"] = time.monotonic() - began
     return published(prepared.plan, prepared.recipe, outcome, seconds)
 
@@ -92,7 +92,7 @@ def _already_complete(prepared: Prepared, target: TargetState) -> Outcome | None
 
     Raises ``TargetBusy`` when it is damaged and may not be replaced.
     """
-    options, where = prepared.request.options, prepared.place.target
+    options, where = prepared.request.options, prepared.location.target
     there = target.published_result()
     if there is None:
         return None
@@ -166,7 +166,7 @@ def publish_result(
     seconds: dict[str, float],
 ) -> Outcome:
     """Check the findings of finished shards, write the documents beside them, and publish. Raises what ``apply_delta`` raises."""
-    plan, place, records = planned.plan, staging.staging.location, records_of(fragments)
+    plan, location, records = planned.plan, staging.staging.location, records_of(fragments)
     findings = findings_of(records, allowed=options.allow_unproved_base and planned.arithmetic_stated)
     _judge(plan, findings, options, report, stated=planned.arithmetic_stated)
     published_sum = check_sum(records.values(), planned.recipe, report)
@@ -177,7 +177,7 @@ def publish_result(
     began = time.monotonic()
     digest, manifest_sha256 = write_documents(planned, staging.shards, fragments, findings)
     if options.check:
-        check_in_subprocess(place.shards, place.target, report)
+        check_in_subprocess(location.shards, location.target, report)
         staging.staging.refuse_moved()  # the child process opened the folder by its path
     staging.refuse_modified(fragments)
     publish(staging.staging, plan.identity, overwrite=options.overwrite)

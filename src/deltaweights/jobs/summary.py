@@ -58,11 +58,11 @@ def report_plan(prepared: Prepared, report: Report) -> None:
 
 def check_space(prepared: Prepared, finished: Container[str]) -> None:
     """Raise ``InputOutputError`` when the shards that are not ``finished`` would not fit on the disk."""
-    needed, free = disk_needed(prepared, finished) + _to_come(prepared), free_bytes(prepared.place.root)
+    needed, free = disk_needed(prepared, finished) + _to_come(prepared), free_bytes(prepared.location.root)
     if free < needed:
         raise InputOutputError(
             "not enough free disk",
-            where=prepared.place.root.parent,
+            where=prepared.location.root.parent,
             found=f"{human_bytes(free)} free",
             expected=human_bytes(needed),
             remedy="free some space, or choose a target on another disk",
@@ -71,7 +71,7 @@ def check_space(prepared: Prepared, finished: Container[str]) -> None:
 
 def _to_come(prepared: Prepared) -> int:
     """Return the bytes of inputs yet to be downloaded to the disk of the result."""
-    device = _device_of(prepared.place.root)
+    device = _device_of(prepared.location.root)
     return sum(
         weights.file.pending_bytes
         for checkpoint in prepared.checkpoints.values()
@@ -95,10 +95,10 @@ def describe(prepared: Prepared) -> dict[str, Json]:
     request = prepared.request
     memory = FOOTPRINT + request.threads * PER_WORKER + (0 if request.options.device == "cpu" else TORCH)
     return {
-        prepared.plan.operation.output: str(prepared.place.target),
+        prepared.plan.operation.output: str(prepared.location.target),
         **_facts(prepared.plan),
         "disk_needed": disk_needed(prepared, ()),
-        "disk_free": free_bytes(prepared.place.root),
+        "disk_free": free_bytes(prepared.location.root),
         "memory_needed": memory,
     }
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from deltaweights.checkpoint.checksums import verify_in_pieces
-from deltaweights.checkpoint.files import CHUNK, InputFile, LocalFile
+from deltaweights.checkpoint.checksums import pieces_of, verify_in_pieces
+from deltaweights.checkpoint.files import InputFile, LocalFile
 from deltaweights.checkpoint.tensors import ContiguousSource, LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest import SourceDigest
@@ -127,14 +127,10 @@ def digest_file(
 
 def digest_tensor(tensor: LazyTensor, *, verify_checksum: bool = False) -> Generator[int, None, TensorRow]:
     """Return the row of one tensor, wherever its bytes are. Yields and raises like ``digest_file``."""
-    digest, nbytes = SourceDigest(tensor, verify_checksum=verify_checksum), tensor.spec.nbytes
-    step = CHUNK // tensor.spec.item_size * tensor.spec.item_size
-    buffer = memoryview(bytearray(min(step, nbytes)))
-    for start in range(0, nbytes, step):
-        block = buffer[: min(step, nbytes - start)]
-        tensor.source.read_into(block, start)
-        digest.update(block)
-        yield len(block)
+    digest = SourceDigest(tensor, verify_checksum=verify_checksum)
+    for piece in pieces_of(tensor):
+        digest.update(piece)
+        yield len(piece)
     return _row(tensor, digest)
 
 

@@ -83,6 +83,7 @@ def _parse_stamps(document: Json) -> dict[str, FileStamp]:
 
 
 def _result_file(name: object) -> str:
-    if not is_result_file(check_file_name(name)):
+    file = check_file_name(name)
+    if not is_result_file(file):
         raise ValueError(f"{name!r:.80} is no file of a result")
-    return check_file_name(name)
+    return file

@@ -14,13 +14,13 @@ SHARDS = "shards"  # the folder that becomes the target
 FRAGMENTS = "fragments"  # records of finished shards
 PARTS = "parts"  # where parts of a job write unfinished shards, each in a folder of its own
 UNPACKED = "unpacked"  # inputs that came in archives
-COMPANIONS = "companions"  # files to publish beside the weights, for the process that finishes the parts of a job
-ENDING = "ending.json"  # what the documents will say, for the same
+COMPANIONS = "companions"  # files to publish beside the weights, left by a part in the same way
+HANDOFF = "ending.json"  # what the documents will say, left by a part for the process that finishes the job
 PLAN = "plan.json"  # the plan that staging belongs to
 JOURNAL = "publishing.json"  # what is being published, and what it replaces
 REPLACED = "replaced"  # the old target, while it is being replaced
 # Removed in this order: the journal when nothing else is worth keeping, and the plan that it names after it.
-CLEARED = (ENDING, FRAGMENTS, COMPANIONS, UNPACKED, PARTS, JOURNAL, PLAN)
+CLEARED = (HANDOFF, FRAGMENTS, COMPANIONS, UNPACKED, PARTS, JOURNAL, PLAN)
 INSIDE = ".deltaweights"  # the name of a staging directory inside its target
 
 

@@ -10,7 +10,7 @@ from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy, wrap_os_errors
 from deltaweights.manifest.records import Fragment
 from deltaweights.merge.plan import Plan, Shard
-from deltaweights.staging.location import COMPANIONS, ENDING, FRAGMENTS, PLAN, SHARDS
+from deltaweights.staging.location import COMPANIONS, FRAGMENTS, HANDOFF, PLAN, SHARDS
 from deltaweights.staging.open_staging import OpenStaging
 from deltaweights.staging.target_contents import FileStamp, stamp_of
 from deltaweights.util.limits import FRAGMENT
@@ -41,7 +41,7 @@ class StagedShards:
         stale = not _belongs_to(root, plan, arrivals)
         discarded = stale and staging.has(SHARDS)
         if stale:
-            for leftover in (FRAGMENTS, SHARDS, COMPANIONS, ENDING, PLAN):
+            for leftover in (FRAGMENTS, SHARDS, COMPANIONS, HANDOFF, PLAN):
                 root.remove(leftover)
         document = {"identity": plan.identity, "arrivals": dict(arrivals), **plan.document}
         root.replace(PLAN, in_chunks(compact_pieces(document)))  # first: fragments without a plan are worth nothing

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 from deltaweights.checkpoint.zipped_folder.unpack import NotEnoughDisk
 from deltaweights.errors import InputOutputError
@@ -51,9 +50,7 @@ class StagingUnpacker:
     def __enter__(self) -> StagingUnpacker:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._lock is None:
             return
         # An interrupted job continues from here, also after a dry run; after a refusal, nobody would look for gigabytes in a
@@ -65,4 +62,4 @@ class StagingUnpacker:
         if not keep:
             with contextlib.suppress(InputOutputError):
                 self._lock.staging.root.remove(UNPACKED)
-        self._lock.__exit__(kind, error, trace)
+        self._lock.release()

@@ -34,7 +34,7 @@ FRAGMENT = Limit(192 * MEBIBYTE, 150_000, 1_000_000, 3_000_000)  # for the recor
 STATEMENT = Limit(16 * MEBIBYTE, 200_000, 800_000, 1_600_000)  # for what is signed: more files than any checkpoint has
 BUNDLE = Limit(16 * MEBIBYTE, 1_000, 4_000, 10_000)  # for a signature
 
-ENDING = Limit(384 * MEBIBYTE, 800_000, 800_000, 6_000_000)
+HANDOFF = Limit(384 * MEBIBYTE, 800_000, 800_000, 6_000_000)
 """For what a part leaves in staging about 100,000 tensors. It is our own file, and says more about each than a manifest does."""
 
 JOURNAL = Limit(64 * MEBIBYTE, 110_000, 440_000, 1_100_000)  # of a publication: the files of two folders

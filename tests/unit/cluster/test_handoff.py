@@ -14,7 +14,7 @@ from deltaweights.cluster.handoff import load_handoff, store_handoff
 from deltaweights.cluster.part import apply_part
 from deltaweights.jobs.planned_result import planned_result
 from deltaweights.jobs.request import find_recipe
-from deltaweights.staging.location import ENDING, locate_target
+from deltaweights.staging.location import HANDOFF, locate_target
 from deltaweights.staging.lock import StagingLock
 from tests.support.errors import refused
 from tests.support.prepared import prepare_merge
@@ -38,7 +38,7 @@ def test_a_changed_handoff_is_refused(tiny: Pair, tmp_path: Path) -> None:
     """A handoff is compared with the identity of its plan: one with another shard size is refused (3)."""
     target = tmp_path / "out"
     apply_part(*tiny, target, part="1/1", max_shard_size=SIZE)
-    ending = locate_target(target).root / ENDING
+    ending = locate_target(target).root / HANDOFF
     document = json.loads(ending.read_text())
     document["rest"]["result"]["plan"]["options"]["max_shard_size"] += 1
     ending.write_text(json.dumps(document))
