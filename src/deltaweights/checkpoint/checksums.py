@@ -6,10 +6,9 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from deltaweights.checkpoint.files import CHUNK
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.tensors import LazyTensor, RunningChecksum, WeightsFile, stored_bytes
-
-CHUNK = 1024 * 1024
 
 
 @dataclass(frozen=True)
