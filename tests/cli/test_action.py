@@ -16,6 +16,7 @@ from deltaweights.cli.group import deltaweights
 from tests.support.limits import PATIENCE
 from tests.support.listings import FORMS, MANIFEST, ROOT, content_of, kept, small
 from tests.support.pairs import save
+from tests.support.shell import OUR_PATH, run_script
 
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 STEPS = {step["name"]: step for step in ACTION["runs"]["steps"]}
@@ -212,12 +213,9 @@ def test_every_command_of_the_page_runs(tmp_path: Path) -> None:
     save(small(), tmp_path / "MODEL", "safetensors", 2)
     lines = [line.removeprefix("$ ") for line in PAGE.splitlines() if line.startswith("$ ")]
     assert len(lines) == 3
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for line in lines:
-        done = subprocess.run(
-            ["bash", "-ec", line], cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, check=False
-        )
-        assert (line, done.returncode, done.stderr) == (line, 0, b"")
+        done = run_script(line, tmp_path, PATH=OUR_PATH)
+        assert (line, done.returncode, done.stderr) == (line, 0, "")
 
 
 def test_the_workflows_of_the_page_fit_the_program() -> None:
@@ -248,16 +246,8 @@ def test_the_script_of_the_page_verifies(tmp_path: Path) -> None:
     _, gitlab = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
     (tmp_path / "tmp").mkdir()
     script = "\n".join(gitlab["verify"]["script"]).replace("/tmp/", f"{tmp_path}/tmp/")  # noqa: S108  (of the page)
-    environment = os.environ | leading_there | {"DELTAWEIGHTS": archive.as_uri()}
-    done = subprocess.run(
-        ["bash", "-ec", script],
-        cwd=workspace,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-    )
+    environment = leading_there | {"DELTAWEIGHTS": archive.as_uri()}
+    done = run_script(script, workspace, **environment)
     assert done.returncode == 0, done.stderr
     assert (workspace / "report.xml").exists()
     assert not mark.exists(), mark.read_text()

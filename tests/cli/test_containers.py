@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 
 from tests.support.limits import PATIENCE
 from tests.support.pairs import make_pair
+from tests.support.shell import run_script
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -74,16 +74,8 @@ def test_the_lines_of_a_recipe_install_the_program(recipe: str, tmp_path: Path) 
         shutil.copy(ROOT / "scripts" / "container" / name, to)
     lines = [line for line in STEPS[recipe] if re.search("-m (pip|venv) ", line)]
     script = "\n".join([f'python() {{ "{python}" "$@"; }}', *lines]).replace("/opt/", f"{tmp_path}/")
-    environment = os.environ | {"PIP_NO_CACHE_DIR": "1", "PIP_NO_DEPS": "1", "PIP_ONLY_BINARY": ":all:"}
-    done = subprocess.run(
-        ["bash", "-ec", script],
-        cwd=source,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-    )
+    environment = {"PIP_NO_CACHE_DIR": "1", "PIP_NO_DEPS": "1", "PIP_ONLY_BINARY": ":all:"}
+    done = run_script(script, source, **environment)
     assert done.returncode == 0, done.stderr
     base, delta = make_pair(tmp_path)
     program, out = tmp_path / "deltaweights" / "bin" / "deltaweights", tmp_path / "out"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -30,10 +29,10 @@ from tests.conftest import Run
 from tests.support.hub_server import HubServer
 from tests.support.limits import PATIENCE
 from tests.support.llava_2023 import make_tower
+from tests.support.shell import OUR_PATH, run_script
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-BIN = Path(sys.executable).parent
 RUN_HERE = ("deltaweights ", "apply-delta ", "make-delta ", "(cd ", "for k in ")
 
 
@@ -53,15 +52,6 @@ tokens = { "[PAD]" = 320, "<im_patch>" = 321, "<im_start>" = 322, "<im_end>" = 3
 """Laid over the recipe of LLaVA-Med: the sizes of the demo's pair, which stands in for the real one."""
 
 
-def shell(script: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a script with our commands on the path."""
-    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"} | variables
-    command = ["bash", "-ec", script]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-
-
 def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     """Each command that the README shows for our programs ends with 0, run in order where BASE and DELTA are a real pair.
 
@@ -78,7 +68,7 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     make_tower(tmp_path / "CLIP", hidden_size=1024, num_hidden_layers=2)
     for line in (ROOT / "docs" / "signing.md").read_text().splitlines():
         if line.startswith("openssl "):
-            assert shell(line, tmp_path).returncode == 0
+            assert run_script(line, tmp_path, PATH=OUR_PATH).returncode == 0
     Image.new("RGB", (80, 60), "gray").save(tmp_path / "cell.png")
     lines = [line.removeprefix("$ ") for line in README.splitlines() if line.startswith("$ ")]
     lines = [line.partition("  #")[0] for line in lines if line.startswith(RUN_HERE)]
@@ -108,7 +98,7 @@ def run_line(line: str, folder: Path, pins: ApplyResult, variables: dict[str, st
     manifest = folder / "OUT" / "manifest.json"  # says where the inputs are from, so each way to OUT has its own
     pin = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else ""
     with_pins = re.sub(r"--expect-manifest \S+", f"--expect-manifest {pin}", with_digest)
-    done = shell(with_pins, folder, **variables)
+    done = run_script(with_pins, folder, PATH=OUR_PATH, **variables)
     assert (line, done.returncode, done.stderr if done.returncode else "") == (line, 0, "")
 
 

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from deltaweights.inference.answer import Answer
 from tests.conftest import Run
-from tests.support.tiny_llava import SAYS, make_llama, make_llava
+from tests.support.tiny_llava import SAYS, make_images, make_llama, make_llava
 
 
 @pytest.fixture(scope="session")
@@ -28,11 +27,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Make two images."""
-    folder = tmp_path_factory.mktemp("images")
-    one, other = folder / "one.png", folder / "other.gif"
-    Image.radial_gradient("L").convert("RGB").save(one)
-    Image.linear_gradient("L").save(other)
-    return one, other
+    return make_images(tmp_path_factory.mktemp("images"))
 
 
 NOTICE = "deltaweights: warning: for research use only; not for clinical care or for any clinical decision"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -176,6 +177,14 @@ def make_llama(folder: Path, answer: str | None = None, *, tied: bool = False) -
     config.save_pretrained(folder)
     _save_texts(tokens, folder, processor=False)
     return folder
+
+
+def make_images(folder: Path) -> tuple[Path, Path]:
+    """Make two images that differ, one of them with a palette and wider than high."""
+    one, other = folder / "one.png", folder / "other.gif"
+    Image.radial_gradient("L").convert("RGB").save(one)
+    Image.linear_gradient("L").resize((60, 40)).convert("P").save(other)
+    return one, other
 
 
 def make_original(folder: Path, container: str = "safetensors") -> Path:

@@ -33,6 +33,7 @@ from tests.support.tiny_llava import (
     SAYS,
     edit,
     edit_tensors,
+    make_images,
     make_llama,
     make_llava,
     make_original,
@@ -65,12 +66,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Make two images that differ, one of them with a palette and wider than high."""
-    folder = tmp_path_factory.mktemp("images")
-    one, other = folder / "one.png", folder / "other.gif"
-    Image.radial_gradient("L").convert("RGB").save(one)
-    Image.linear_gradient("L").resize((60, 40)).convert("P").save(other)
-    return one, other
+    """Make two images."""
+    return make_images(tmp_path_factory.mktemp("images"))
 
 
 def by_hand(folder: Path, prompt: str, images: tuple[Path, ...], tokens: int) -> str:
