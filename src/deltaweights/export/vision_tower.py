@@ -53,9 +53,9 @@ def open_vision_tower(
     named, or not a CLIP vision model.
     """
     known = model(recipe.vision_tower) if recipe is not None and recipe.vision_tower is not None else None
-    place = given if given is not None else _source(known)
+    location = given if given is not None else _source(known)
     with (
-        located([(VISION_TOWER, place)], hub, report) as (at,),
+        located([(VISION_TOWER, location)], hub, report) as (at,),
         open_checkpoint(at, VISION_TOWER, unpacker, report) as checkpoint,
     ):
         for text in checkpoint.notes:

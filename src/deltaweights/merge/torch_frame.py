@@ -14,12 +14,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.tensors import TensorSpec
-from deltaweights.checkpoint.zip_format.central_directory import MARK32
-from deltaweights.checkpoint.zip_format.rules import DESCRIPTOR_FOLLOWS, STORED, TORCH_ALIGNMENT, UTF8, ZIP64
+from deltaweights.checkpoint.zip_format.rules import (
+    DESCRIPTOR_FOLLOWS,
+    MARK16,
+    MARK32,
+    STORED,
+    TORCH_ALIGNMENT,
+    UTF8,
+    ZIP64,
+)
 from deltaweights.merge.torch_pickle import state_dict_pickle
 
 ALIGNMENT = 64  # every member's bytes begin at a multiple of this, as torch needs for storages in a mapped file
-_MARK16 = 0xFFFF
 _LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _DESCRIPTOR, _WIDE_DESCRIPTOR = struct.Struct("<4s3L"), struct.Struct("<4sL2Q")
@@ -67,7 +73,7 @@ class TorchFrame:
         length = _END64.size - 12  # counts neither signature nor itself
         end64 = _END64.pack(b"PK\6\6", length, _WIDE, _WIDE, 0, 0, count, count, size, offset)
         locator = _LOCATOR.pack(b"PK\6\7", 0, offset + size, 1)
-        few = min(count, _MARK16)
+        few = min(count, MARK16)
         end = _END.pack(b"PK\5\6", 0, 0, few, few, min(size, MARK32), min(offset, MARK32), 0)
         return entries + end64 + locator + end
 

@@ -20,12 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deltaweights.checkpoint.checksums import verify_checksum
-from deltaweights.checkpoint.companions import COPIED, read_companions
+from deltaweights.checkpoint.companions import COPIED, is_companion, read_companions
 from deltaweights.checkpoint.directory import Directory, LocalDirectory
 from deltaweights.checkpoint.files import InputFile, LocalFile
 from deltaweights.checkpoint.index import read_index
 from deltaweights.checkpoint.layout import find_main_file
 from deltaweights.checkpoint.zipped_folder.directory import (
+    READ_BESIDE,
     ArchivedDirectory,
     contains_checkpoint,
     is_checkpoint_archive,
@@ -330,13 +331,16 @@ def test_small_deflated_file_is_opened_in_memory(tmp_path: Path) -> None:
 
 NAMES = st.text(
     st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/\\"), min_size=1, max_size=40
-).filter(lambda name: name not in {".", "..", ".DS_Store"})  # what macOS adds is passed over
+).filter(
+    lambda name: name not in {".", "..", ".DS_Store"} | READ_BESIDE and not is_companion(name)
+)  # macOS adds .DS_Store
+USED = sorted({"manifest.json", *COPIED})
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     files=st.dictionaries(NAMES, st.tuples(st.binary(max_size=300), st.booleans()), max_size=5),
-    companions=st.dictionaries(st.sampled_from(sorted(COPIED)), st.tuples(st.binary(max_size=300), st.booleans())),
+    companions=st.dictionaries(st.sampled_from(USED), st.tuples(st.binary(max_size=300), st.booleans())),
     weights=st.tuples(st.binary(max_size=3000), st.booleans()),
     pipe=st.booleans(),
 )

@@ -14,13 +14,20 @@ from deltaweights.checkpoint.checksums import crc_mismatch
 from deltaweights.checkpoint.files import FileSlice, InputFile
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.zip_format.central_directory import (
-    MARK32,
     CentralDirectory,
     CentralEntry,
     extra_fields,
     read_directory,
 )
-from deltaweights.checkpoint.zip_format.rules import DEFLATED, DESCRIPTOR_FOLLOWS, TORCH_ZIP, ZIP64, ZipInput, ZipRules
+from deltaweights.checkpoint.zip_format.rules import (
+    DEFLATED,
+    DESCRIPTOR_FOLLOWS,
+    MARK32,
+    TORCH_ZIP,
+    ZIP64,
+    ZipInput,
+    ZipRules,
+)
 from deltaweights.errors import MalformedInput
 
 _LOCAL = struct.Struct("<4s5H3L2H")

@@ -10,11 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.zip_format.end_record import find_directory
-from deltaweights.checkpoint.zip_format.rules import DEFLATED, METHODS, STORED, UTF8, ZIP64, ZipInput
+from deltaweights.checkpoint.zip_format.rules import DEFLATED, MARK32, METHODS, STORED, UTF8, ZIP64, ZipInput
 from deltaweights.errors import MalformedInput
-
-MARK32 = 0xFFFFFFFF
-"""A field with all bits set refers to the zip64 field."""
 
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from deltaweights.checkpoint.file_type import HEAD_BYTES, detect_file_type, looks_like_safetensors
-from deltaweights.checkpoint.zip_format.rules import ZipInput
+from deltaweights.checkpoint.zip_format.rules import MARK16, MARK32, ZipInput
 from deltaweights.errors import MalformedInput
 
 _END = struct.Struct("<4s4H2LH")
@@ -13,9 +13,6 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
 
 _MULTI_DISK = ("part of a multi-disk zip", None, None, "join the parts first")
-
-_MARK16, _MARK32 = 0xFFFF, 0xFFFFFFFF
-"""A field with all bits set refers to the zip64 record."""
 
 
 def find_directory(archive: ZipInput) -> tuple[int, int, int]:
@@ -31,7 +28,7 @@ def find_directory(archive: ZipInput) -> tuple[int, int, int]:
     if locator.startswith(b"PK\6\7"):
         before_end, wide = _read_end64(archive, at - _LOCATOR.size, locator)
         narrow = (disk, start_disk, count_here, count, size, offset)
-        for small, large, mark in zip(narrow, wide, (_MARK16,) * 4 + (_MARK32,) * 2, strict=True):
+        for small, large, mark in zip(narrow, wide, (MARK16,) * 4 + (MARK32,) * 2, strict=True):
             if small not in (large, mark):
                 raise archive.refuse("the zip's end record and its zip64 end record disagree", narrow, wide)
         disk, start_disk, count_here, count, size, offset = wide
@@ -63,7 +60,7 @@ def _find_end(archive: ZipInput) -> int:
 
 def _last_end(archive: ZipInput) -> tuple[bytes, int]:
     """Return the part of the file that can hold an end record and a comment, and where in it the last end record is, or -1."""
-    length = min(archive.file.size, _END.size + _MARK16)
+    length = min(archive.file.size, _END.size + MARK16)
     tail = archive.file.read(archive.file.size - length, length)
     return tail, tail.rfind(b"PK\5\6", 0, max(0, length - _END.size + 4))
 

@@ -17,6 +17,9 @@ DESCRIPTOR_FOLLOWS, LEVEL, UTF8 = 0x0008, 0x0006, 0x0800
 
 ZIP64, TIMES, OWNER, TORCH_ALIGNMENT = 0x0001, 0x5455, 0x7875, 0x4246
 
+MARK16, MARK32 = 0xFFFF, 0xFFFFFFFF
+"""A field with all bits set refers to the zip64 record or field."""
+
 
 @dataclass(frozen=True)
 class ZipRules:
