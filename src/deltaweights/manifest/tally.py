@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, fields
-from operator import add
-from typing import Any, TypeVar
+from dataclasses import astuple, dataclass
+from typing import TypeVar
 
 from deltaweights.util.text import Json
 
@@ -25,7 +24,12 @@ class Proof:
     evidence: int = 0
 
     def __add__(self, other: Proof) -> Proof:
-        return Proof(*map(add, astuple(self), astuple(other)))
+        return Proof(
+            weights=self.weights + other.weights,
+            region=self.region + other.region,
+            violations=self.violations + other.violations,
+            evidence=self.evidence + other.evidence,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +51,15 @@ class Tally:
     sum: float | None = None
 
     def __add__(self, other: Tally) -> Tally:
-        names = (field.name for field in fields(self))
-        sums: dict[str, Any] = {name: _add(getattr(self, name), getattr(other, name)) for name in names}
-        return Tally(**sums)
+        return Tally(  # field by field: this runs once a block, and dataclasses.astuple costs 20 times as much
+            nonfinite=self.nonfinite + other.nonfinite,
+            nonfinite_base=self.nonfinite_base + other.nonfinite_base,
+            nonfinite_lead=self.nonfinite_lead + other.nonfinite_lead,
+            overflow=self.overflow + other.overflow,
+            inexact=_add(self.inexact, other.inexact),
+            proof=_add(self.proof, other.proof),
+            sum=_add(self.sum, other.sum),
+        )
 
     def document(self) -> dict[str, Json]:
         """Return the counts as JSON: ``nonfinite`` always, the other counts unless 0, the rest unless None."""
