@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import re
 import shutil
@@ -31,7 +30,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What is noted of verified files is not put into the home of whoever runs the tests, by any process that they start.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="deltaweights-state-")
-atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
+
+
+def pytest_unconfigure() -> None:
+    """Remove what was noted; workers of xdist end without what ``atexit`` runs."""
+    shutil.rmtree(os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "bad-inputs.md").read_text()

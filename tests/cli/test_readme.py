@@ -52,6 +52,7 @@ tokens = { "[PAD]" = 320, "<im_patch>" = 321, "<im_start>" = 322, "<im_end>" = 3
 """Laid over the recipe of LLaVA-Med: the sizes of the demo's pair, which stands in for the real one."""
 
 
+@pytest.mark.slow
 def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     """Each command that the README shows for our programs ends with 0, run in order where BASE and DELTA are a real pair.
 

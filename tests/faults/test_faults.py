@@ -44,17 +44,17 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 NEW = SCENARIOS[0]
 
 KINDS: dict[str, tuple[int, Callable[[Call, str], bool]]] = {
-    "row62-no-space": (16, lambda _call, what: what == "error=ENOSPC"),
-    "row64-write": (8, lambda call, what: what == "error=EIO" and call.name in WRITES),
-    "row64-fsync": (6, lambda call, what: what == "error=EIO" and call.name == "fsync"),
+    "row62-no-space": (32, lambda _call, what: what == "error=ENOSPC"),
+    "row64-write": (16, lambda call, what: what == "error=EIO" and call.name in WRITES),
+    "row64-fsync": (12, lambda call, what: what == "error=EIO" and call.name == "fsync"),
     "row64-rename": (1, lambda call, what: what == "error=EIO" and call.name.startswith("rename")),
-    "row64-read": (20, lambda call, what: what in {"error=EIO", "retval=0"} and call.name in READS),
-    "row64-open": (20, lambda call, what: what in {"error=EIO", "error=EMFILE"} and call.name in OPENS),
-    "row65-lie": (10, lambda _call, what: is_lie(what)),
-    "row65-nothing-taken": (9, lambda call, what: what == "retval=0" and call.name in WRITES),
-    "row65-interrupted": (12, lambda call, what: what == "error=EINTR" and call.name in WRITES),
-    "row66-killed-at-write": (6, lambda call, what: what == KILL and call.name in WRITES),
-    "row66-killed-at-fsync": (5, lambda call, what: what == KILL and call.name == "fsync"),
+    "row64-read": (90, lambda call, what: what in {"error=EIO", "retval=0"} and call.name in READS),
+    "row64-open": (40, lambda call, what: what in {"error=EIO", "error=EMFILE"} and call.name in OPENS),
+    "row65-lie": (25, lambda _call, what: is_lie(what)),
+    "row65-nothing-taken": (18, lambda call, what: what == "retval=0" and call.name in WRITES),
+    "row65-interrupted": (24, lambda call, what: what == "error=EINTR" and call.name in WRITES),
+    "row66-killed-at-write": (18, lambda call, what: what == KILL and call.name in WRITES),
+    "row66-killed-at-fsync": (12, lambda call, what: what == KILL and call.name == "fsync"),
     "row66-killed-at-rename": (1, lambda call, what: what == KILL and call.name.startswith("rename")),
 }
 """One in so many faults of a kind is injected here, all of them by ``scripts/fault-sweep``."""
@@ -235,6 +235,7 @@ def ext4(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.trust
 def test_row68_power_is_cut(tmp_path: Path, ext4: Callable[[Path], Path]) -> None:
     """A copy of the live disk, 0 s and 6 s after exit 0, has the complete result."""

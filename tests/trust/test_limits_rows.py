@@ -48,6 +48,7 @@ def test_row85_names_that_are_too_long_for_a_manifest(tmp_path: Path, normal: fl
         assert outcome.peak < normal + 500
 
 
+@pytest.mark.slow
 @pytest.mark.trust
 def test_row85_names_that_are_long_in_a_manifest_that_is_read(tmp_path: Path) -> None:
     """A manifest of some 80 MB verifies, and the same command finds its result complete."""
@@ -61,6 +62,7 @@ def test_row85_names_of_signs(tmp_path: Path) -> None:
     merged(tmp_path, [f"{number}.{',' * 1000}{'{' * 50}{'[' * 400}" for number in range(600)])
 
 
+@pytest.mark.slow
 @pytest.mark.trust
 def test_row85_names_in_another_script(tmp_path: Path) -> None:
     """Neither do names that are not ASCII, which take more memory than bytes."""

@@ -50,6 +50,7 @@ def test_launched_processes_share_the_shards(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_ends_the_others(tiny: Pair, tmp_path: Path) -> None:
     """When one process fails, its one line of error is shown, and all end at once, not when a timeout strikes."""
     with StagingLock(locate_target(tmp_path / "out")):

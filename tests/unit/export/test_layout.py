@@ -589,6 +589,7 @@ def test_what_is_laid_out_already_is_said(published: Published, exported: Path, 
         apply_delta(exported, published.delta, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_check_also_looks_at_what_stands_there(published: Published, tmp_path: Path) -> None:
     """``check`` refuses a model that a library would not load, before and after publishing."""
     pair = copied(published, tmp_path)
