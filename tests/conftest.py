@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -30,6 +31,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What is noted of verified files is not put into the home of whoever runs the tests, by any process that they start.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="deltaweights-state-")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of all later garbage collections, which would go through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:

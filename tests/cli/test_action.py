@@ -130,7 +130,9 @@ def test_row84_nothing_in_the_workspace_is_run_when_it_is_verified(workspace: Pa
 
 
 @pytest.mark.trust
-@pytest.mark.parametrize("variables", VARIABLES)
+@pytest.mark.parametrize(
+    "variables", [*(pytest.param(each, marks=pytest.mark.slow) for each in VARIABLES[:-1]), VARIABLES[-1]]
+)
 def test_row84_nothing_in_the_workspace_is_run_when_the_action_installs(
     workspace: Path, variables: tuple[str, ...]
 ) -> None:

@@ -157,6 +157,7 @@ def test_the_links_of_the_documents_primary_somewhere() -> None:
                 assert (document.parent / link).exists(), f"{document.name}: {link}"
 
 
+@pytest.mark.slow
 def test_demo_prints_target_digest_and_verified(run: Run) -> None:
     """The demo ends with 0, says what it made and that it verified, warns of clinical use, and leaves nothing behind."""
     done = run("demo")

@@ -59,10 +59,15 @@ KINDS: dict[str, tuple[int, Callable[[Call, str], bool]]] = {
 }
 """One in so many faults of a kind is injected here, all of them by ``scripts/fault-sweep``."""
 
+QUICK = {"row62-no-space", "row64-read", "row65-lie", "row66-killed-at-rename"}
+"""Of each row one kind; the others are slow."""
+
 
 @TRACED
 @pytest.mark.trust
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in QUICK else pytest.mark.slow) for kind in KINDS]
+)
 def test_a_fault_of_one_call(kind: str, inputs: Path, tmp_path: Path) -> None:
     """Some calls of each kind fail, one per run: the target is absent or complete, and the same command finishes it."""
     every, wanted = KINDS[kind]

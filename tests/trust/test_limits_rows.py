@@ -34,6 +34,7 @@ def merged(folder: Path, names: list[str]) -> Path:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.trust
 def test_row85_names_that_are_too_long_for_a_manifest(tmp_path: Path, normal: float) -> None:
     """A merge whose manifest could not be read back is refused before anything is written, also in a dry run."""

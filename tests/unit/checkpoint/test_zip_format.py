@@ -460,14 +460,14 @@ def test_any_changed_byte_is_noticed_or_harmless(tmp_path: Path, unpacked: Path,
     refused = 0
     unpacked = tmp_path / "each"
     for at in range(len(data)):
-        for mask in (0x01, 0x80, 0xFF):
-            path = written(tmp_path, data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :])
-            shutil.rmtree(unpacked, ignore_errors=True)
-            unpacked.mkdir()
-            try:
-                with opened(path, unpacked) as directory:
-                    assert everything(directory) == expected
-            except DeltaweightsError as error:
-                assert type(error) is MalformedInput  # noqa: PT017
-                refused += 1
-    assert refused > len(data)  # the rest are times, owners, and who made it
+        mask = 1 << at % 8 if at % 3 else 0xFF
+        path = written(tmp_path, data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :])
+        shutil.rmtree(unpacked, ignore_errors=True)
+        unpacked.mkdir()
+        try:
+            with opened(path, unpacked) as directory:
+                assert everything(directory) == expected
+        except DeltaweightsError as error:
+            assert type(error) is MalformedInput  # noqa: PT017
+            refused += 1
+    assert refused > len(data) // 3  # the rest are times, owners, and who made it

@@ -125,6 +125,7 @@ def test_parts_of_two_plans_never_mix(tiny: Pair, tmp_path: Path) -> None:
     assert files_of(locate_target(target).shards) == before
 
 
+@pytest.mark.slow
 def test_finish_does_not_wait(tiny: Pair, tmp_path: Path) -> None:
     """While a part holds staging, finish and a merge by one process end with 7; other parts go on."""
     target = tmp_path / "out"

@@ -205,6 +205,7 @@ def until(words: str, lines: Iterable[str]) -> str:
     return said
 
 
+@pytest.mark.slow
 def test_what_another_process_gave_up_is_taken_over(machine: Machine, large: dict[str, Path]) -> None:
     """When the process that downloads a file is killed, one that waits for it resumes the download."""
     with HubServer({BASE: large}, rate=SLOW) as hub:

@@ -112,6 +112,7 @@ def make_wide(folder: Path, container: str) -> Pair:
     return make(folder, base, delta, container, 1)
 
 
+@pytest.mark.slow
 def test_always_damaged_while_merging(machine: Machine, wide: Pair, kept: list[str]) -> None:
     """A file that always arrives damaged ends the merge with 5; nothing is published, and no shard of it is reused."""
     machine.ask_for_little(PIECE, RUN)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.support.fork_server import heavy_server
@@ -32,6 +33,7 @@ def limited(folder: Path, more: str = "", grace: int = 30) -> subprocess.Complet
     return forked([sys.executable, "-c", script, "check", folder], server=heavy_server())
 
 
+@pytest.mark.slow
 def test_a_check_that_the_library_takes_too_long_for_is_ended(llava: Path) -> None:
     """A model of as many layers as there may be is made one by one; the check ends with 6, in one line."""
     layers = 2048
@@ -44,6 +46,7 @@ def test_a_check_that_the_library_takes_too_long_for_is_ended(llava: Path) -> No
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_code_that_hears_of_no_signal_is_ended_by_the_system(llava: Path) -> None:
     """The library's compiled parts may: then it is the system's limit that counts."""
     deaf = (
