@@ -31,6 +31,7 @@ from deltaweights.util.limits import MANIFEST
 from tests.conftest import Run
 from tests.support.limits import PATIENCE
 from tests.support.pairs import make_pair
+from tests.support.params import few
 from tests.support.signing import make_key, merged, result, stock_verifies
 from tests.trust.harness import TARGET, assert_one_line, case, hold, run_command
 
@@ -311,7 +312,7 @@ FULL: dict[str, Callable[[], str]] = {
 
 
 @pytest.mark.trust
-@pytest.mark.parametrize("make", FULL.values(), ids=FULL)
+@pytest.mark.parametrize("make", few(FULL.values(), 1), ids=FULL)
 def test_the_most_that_a_document_may_hold(tmp_path: Path, normal: float, make: Callable[[], str]) -> None:
     """A manifest at its limits ends in one line, within the documented memory."""
     base, delta = make_pair(tmp_path, "safetensors")

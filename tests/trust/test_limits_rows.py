@@ -131,6 +131,7 @@ def limited(most: int, *arguments: str | Path) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.slow
 @pytest.mark.trust
 def test_row89_more_files_than_may_be_open(tmp_path: Path) -> None:
     """Checkpoints with more files than a process may open are merged, inspected and compared, with the same bytes."""

@@ -45,6 +45,7 @@ from tests.support.hub_pair import (
 from tests.support.hub_server import Fault, HubServer
 from tests.support.meta import save_meta
 from tests.support.pairs import base_tensors, delta_tensors, load, same_bits, save
+from tests.support.params import few
 
 UNVERIFIED = "not cryptographically verified"
 
@@ -421,7 +422,7 @@ def test_weights_of_no_lfs_file(machine: Machine, hub: HubServer) -> None:
         machine.fetch("acme/plain")
 
 
-@pytest.mark.parametrize("command", ["apply", "make", "convert"])
+@pytest.mark.parametrize("command", few(["apply", "make", "convert"], 1))
 def test_a_dry_run_keeps_nothing(machine: Machine, hub: HubServer, pair: Pair, tmp_path: Path, command: str) -> None:
     """A dry run from the Hub leaves neither a cache nor a target."""
     serve(hub, pair)

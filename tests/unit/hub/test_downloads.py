@@ -33,6 +33,7 @@ from tests.support.hub_checkpoint import (
 from tests.support.hub_client import Machine, wait_for
 from tests.support.hub_server import Fault, HubServer
 from tests.support.limits import AT_ONCE, PATIENCE
+from tests.support.params import few
 
 
 @pytest.mark.parametrize("name", [ONE, "config.json", "tokenizer.model"])
@@ -131,7 +132,9 @@ def interrupted(machine: Machine, hub: HubServer, after: int, number: signal.Sig
     return process.returncode, time.monotonic() - began, err
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=["kill -9", "Ctrl-C", "kill"])
+@pytest.mark.parametrize(
+    "number", few([signal.SIGKILL, signal.SIGINT, signal.SIGTERM], 1), ids=["kill -9", "Ctrl-C", "kill"]
+)
 def test_what_is_interrupted_goes_on(machine: Machine, large: dict[str, Path], number: signal.Signals) -> None:
     """An interrupted download ends at once, and is resumed and verified by the next run."""
     with HubServer({BASE: large}, rate=SLOW) as hub:

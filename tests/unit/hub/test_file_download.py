@@ -39,6 +39,7 @@ from tests.support.hub_pair import (
 )
 from tests.support.hub_server import Fault, HubServer
 from tests.support.limits import PATIENCE
+from tests.support.params import few
 
 FOREVER = math.inf
 
@@ -143,6 +144,7 @@ def test_always_damaged_while_merging(machine: Machine, wide: Pair, kept: list[s
     assert len(kept) == again.shards
 
 
+@pytest.mark.slow
 def test_damaged_once_while_merging(machine: Machine, wide: Pair, kept: list[str]) -> None:
     """Shards made of damaged bytes are made again, and the result is correct."""
     machine.ask_for_little(PIECE, RUN)
@@ -159,7 +161,7 @@ def test_damaged_once_while_merging(machine: Machine, wide: Pair, kept: list[str
     assert any(warning.endswith("starting again") for warning in machine.said.warnings)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+@pytest.mark.parametrize("number", few([signal.SIGKILL, signal.SIGINT], 1), ids=["kill -9", "Ctrl-C"])
 def test_interrupted_while_merging(machine: Machine, wide_torch: Pair, number: signal.Signals) -> None:
     """A killed merge from the Hub is finished by the same command, which reuses shards and downloads."""
     machine.ask_for_little(PIECE, RUN)
