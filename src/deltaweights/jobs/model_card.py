@@ -57,7 +57,7 @@ class CardFacts:
     delta, or the source of a copy, which needs no ``base``. ``digest`` is the content digest of the result, ``original_digest``
     that of the model in the original layout. ``known``: the architecture is known here. ``conversation`` is the name of the chat
     template, which implies the family; ``images``: the model takes images. Dtypes are torch's names, such as "float16".
-    ``settings`` are further names and values; ``notices`` and ``sources`` (addresses) are the recipe's. ``own_recipe``: not one of the package.
+    ``settings`` are further names and values; ``notices`` and ``sources`` are the recipe's, ``own_recipe``: it is a file's.
     """
 
     kind: str

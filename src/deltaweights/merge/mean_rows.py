@@ -9,8 +9,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
 Rows = Any  # a float32 array of rows and columns
 
 LEVELS = 4
@@ -27,6 +25,8 @@ class CascadeSum:
     """
 
     def __init__(self, count: int, columns: int) -> None:
+        import numpy as np  # noqa: PLC0415  (few need it)
+
         self._step = 1 << max(4, max(count - 1, 0).bit_length() // LEVELS)
         self._levels = np.zeros((LEVELS, columns), "<f4")
         self._added = 0
@@ -35,7 +35,7 @@ class CascadeSum:
         """Add the next rows, in order."""
         first = self._levels[0]
         for row in rows:
-            np.add(first, row, out=first)
+            first += row
             self._added += 1
             if self._added % self._step == 0:
                 self._carry()
@@ -43,7 +43,7 @@ class CascadeSum:
     def _carry(self) -> None:
         every = self._step
         for lower, upper in pairwise(self._levels):
-            np.add(upper, lower, out=upper)
+            upper[:] += lower
             lower[:] = 0
             every *= self._step
             if self._added % every:
@@ -88,6 +88,8 @@ class RowMean:
 
     def mean(self) -> Rows:
         """Return the mean, a float32 array of one row."""
+        import numpy as np  # noqa: PLC0415  (few need it)
+
         parts = self._rest.total().reshape(INTERLEAVED, self._left_over)
         for row in self._last_rows:
             parts[0] += row

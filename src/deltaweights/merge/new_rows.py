@@ -12,6 +12,7 @@ from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.merge.arithmetic import Kernels
 from deltaweights.merge.blocks import Block
 from deltaweights.merge.floats import ITEM_SIZES
+from deltaweights.merge.mean_rows import INTERLEAVED, RowMean
 from deltaweights.merge.operation import MEAN_ROWS, ZERO_ROWS
 from deltaweights.merge.plan import PlannedTensor
 
@@ -58,9 +59,7 @@ def mean_row(tensor: LazyTensor, kernels: Kernels) -> bytes:
 
     Like Alpaca's script, cast the matrix to float32 and take torch's mean over rows (``RowMean``).
     """
-    import numpy as np  # noqa: PLC0415  (few need them)
-
-    from deltaweights.merge.mean_rows import INTERLEAVED, RowMean  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415  (few need it)
 
     rows, columns = tensor.spec.shape
     if not rows:
