@@ -17,6 +17,7 @@ from deltaweights.errors import MalformedInput, Mismatch, UsageError
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.make import MakeResult, make_delta
 from deltaweights.manifest.verify import verify
+from deltaweights.merge.kernels_cpu import CpuKernels
 from deltaweights.recipes.catalogue import load, load_file, names
 from tests.conftest import Run
 from tests.support.errors import refused
@@ -192,6 +193,25 @@ def test_blocks_workers_and_containers_change_no_byte(tmp_path: Path, maker: Mak
         with block_size(block):
             make(tmp_path, str(block), recipe_file=recipe, workers=3, max_shard_size="40KB")
         assert files_of(tmp_path / str(block)) == files_of(tmp_path / "first")
+
+
+@by_maker
+def test_torchs_kernels_make_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maker: Maker) -> None:
+    """Where ours fail the self-test, torch's take over, for the mean, too."""
+    pair(tmp_path, maker.compute)
+    recipe = tiny_recipe(tmp_path, maker.recipe)
+    make(tmp_path, "ours", recipe_file=recipe)
+
+    class Unproven(CpuKernels):
+        def add(self, one: Any, other: Any, out: Any) -> None:
+            """Leave ``out`` as it is."""
+
+        def cast(self, source: Any, out: Any) -> None:
+            """Leave ``out`` as it is."""
+
+    monkeypatch.setattr("deltaweights.merge.kernels_cpu.CpuKernels", Unproven)
+    make(tmp_path, "torchs", recipe_file=recipe)
+    assert files_of(tmp_path / "ours") == files_of(tmp_path / "torchs")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
