@@ -65,8 +65,8 @@ class RowMean:
     """The mean of ``count`` rows, at least one, which are given in pieces; all but the last piece have a multiple of 4 rows.
 
     Torch adds columns in groups of 32. What is left over it adds in four partial sums: rows 0, 4, 8, ..., rows 1, 5, 9, ... and so
-    on, each by a cascade of its own; up to three rows at the end go to the first. (On ARM its groups have 16 columns: the results
-    are the same for multiples of 32. One column alone it adds in an order that depends on its threads, and here as a rest.)
+    on, each by a cascade of its own; up to three rows at the end go to the first. (So on x86. Other processors may differ in what
+    is left over. One column alone torch adds in an order that depends on its threads; here it is left over.)
     """
 
     def __init__(self, count: int, columns: int) -> None:
