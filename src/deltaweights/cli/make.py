@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from deltaweights.cli.options import make_options
+from deltaweights.cli.options import make_options, recipe_of
 from deltaweights.cli.writing import write_checkpoint
 
 
@@ -19,13 +19,16 @@ from deltaweights.cli.writing import write_checkpoint
 def command(base: str, target: str, delta: str, **options: Any) -> None:
     """Make a delta: subtract a base from a model that was fine-tuned from it.
 
-    The reverse of apply. The delta is applied as it is made, and the weights that do not come back bit for bit are counted.
+    The reverse of apply, with the rules of a recipe, too. The delta is applied as it is made, and the weights that do not come back
+    bit for bit are counted.
     """
     make("deltaweights", base, target, delta, **options)
 
 
-def make(name: str, base: str, target: str, delta: str, **options: Any) -> None:
+def make(name: str, base: str, target: str, delta: str, *, recipe_option: str | None, **options: Any) -> None:
     """Subtract the base from the target, or show the plan; print the outcome."""
     from deltaweights.jobs import make as job  # noqa: PLC0415  (slow to load, so not for --help)
 
-    write_checkpoint(name, partial(job.make_delta_request, base, target, delta), job.make, **options)
+    recipe, recipe_file = recipe_of(None, recipe_option)
+    request = partial(job.make_delta_request, base, target, delta, recipe=recipe, recipe_file=recipe_file)
+    write_checkpoint(name, request, job.make, **options)

@@ -123,6 +123,7 @@ arithmetic_options = group(option("compute_dtype"), option("dtype"), option("dev
 """For commands that compute."""
 
 make_options = group(
+    recipe_option,
     hub_options,
     stream_option,
     option("weights"),

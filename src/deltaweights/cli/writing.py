@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +49,9 @@ def write_checkpoint(
     except Interrupted as error:
         raise Interrupted(error.number, "run the same command again to continue") from None
     outcome = print_published(published, output, report, as_json=as_json, hub_repo_id=hub_repo_id)
-    if outcome.get("compute_dtype", "F16") != "F16":
+    recipe = request.options.recipe_file or request.options.recipe
+    if output == "delta" and recipe is not None:
+        report.note(f"apply it with   --recipe {shlex.quote(os.fspath(recipe))}")
+    elif outcome.get("compute_dtype", "F16") != "F16":
         flags = f"--compute-dtype {request.options.compute_dtype}"
         report.note(f"apply it with   {flags}, and --dtype if the target's dtype is another: the default is float16")

@@ -15,6 +15,7 @@ from deltaweights.manifest.findings import Findings
 from deltaweights.merge.choices import TORCH_NAMES, TRANSFORMERS
 from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.record import ResultDigests
+from deltaweights.recipes.catalogue import is_of_package
 from deltaweights.recipes.models import model
 from deltaweights.recipes.recipe import Recipe
 
@@ -41,7 +42,9 @@ def card_facts(planned: PlannedResult, digests: ResultDigests, findings: Finding
         else:
             kind = "copy"  # its parents are not known
     if recipe is not None and kind != "copy":
-        base, primary = _named(base, _base_of(recipe)), _named(primary, recipe.delta.repo)
+        base = _named(base, _base_of(recipe))
+        # A recipe does not say where the target of its delta is.
+        primary = primary if kind == "delta" else _named(primary, recipe.delta.repo)
     proof = findings.proof
     return CardFacts(
         kind=kind,
@@ -54,6 +57,7 @@ def card_facts(planned: PlannedResult, digests: ResultDigests, findings: Finding
         vision_tower=origins.get(VISION_TOWER),
         images=has_vision,
         recipe=recipe.name if recipe else None,
+        own_recipe=recipe is not None and not is_of_package(recipe.name, recipe.digest),
         title=recipe.title if recipe else None,
         conversation=conversation,
         compute_dtype=TORCH_NAMES[plan.options.compute_dtype],

@@ -18,7 +18,7 @@ from deltaweights.manifest.parse import Manifest
 from deltaweights.merge.choices import DTYPES, TORCH_NAMES
 from deltaweights.merge.operation import NewRows, Operation
 from deltaweights.merge.rules import LLAVA_RULES, Matching, MatchRules, copy_all, match_tensors
-from deltaweights.recipes.catalogue import load, recipe_of_archive, recipe_of_file, recipe_of_repo
+from deltaweights.recipes.catalogue import is_of_package, load, recipe_of_archive, recipe_of_file, recipe_of_repo
 from deltaweights.recipes.hub_sources import base_source, has_base_source
 from deltaweights.recipes.identify import Identity, identify
 from deltaweights.recipes.input_hashes import InputHashes, collect_hashes
@@ -102,7 +102,7 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
         if recipe is not None:
             check_base_identity(base, hashes.files[base.role], identity, recipe, report, allow=request.allow_other_base)
         _identify(primary, hashes, report)
-        if recipe is not None:
+        if recipe is not None and operation is Operation.APPLY:
             check_delta_files(primary, hashes.files[primary.role], recipe, report)
         refuse_no_delta(base, primary, matching, request, report, stated=inputs.arithmetic_stated)
         yield inputs
@@ -192,7 +192,10 @@ def _recipe_of_repository(delta: Place, report: Report) -> Recipe | None:
 
 
 def _recipe_of_delta(delta: Checkpoint, hashes: Mapping[str, str], report: Report) -> Recipe | None:
-    """Return the recipe of a delta that is a snapshot of the Hub, a named archive, or files whose hashes are known."""
+    """Return the recipe of a delta that is a snapshot of the Hub, a named archive, files whose hashes are known, or one we made.
+
+    Raises ``UsageError`` when it was made by a recipe that is not one of the package.
+    """
     snapshot = snapshot_at(delta.path)
     name = recipe_of_repo(snapshot.repo) if snapshot else None
     if snapshot and name is not None:
@@ -202,7 +205,15 @@ def _recipe_of_delta(delta: Checkpoint, hashes: Mapping[str, str], report: Repor
     if name is not None:
         return _use(name, "by the sha256 of its files", report)
     name = recipe_of_archive(delta.path.name)
-    return _use(name, "by the name of its archive", report) if name is not None else None
+    if name is not None:
+        return _use(name, "by the name of its archive", report)
+    stated = manifest_of_if_any(delta)
+    if stated is None or stated.kind != "delta" or not stated.recipe or not lists_same_tensors(stated, delta):
+        return None
+    if not is_of_package(stated.recipe, stated.recipe_digest):
+        problem = f"was made by the recipe {stated.recipe}, which is not one of the package"
+        raise UsageError(problem, where=f"delta {delta.path}", remedy="give the recipe's file: --recipe FILE")
+    return _recipe_of_manifest(stated.recipe, report)
 
 
 def _use(name: str, how: str, report: Report) -> Recipe:

@@ -43,9 +43,10 @@ def make_delta(
 ) -> MakeResult:
     """Subtract ``base`` from the fine-tuned ``target`` and publish the delta at ``delta``.
 
-    Rules and options are those of ``apply_delta``, in reverse. With ``check`` (the default) each block of the delta is applied as
-    it is made, in ``compute_dtype``, and the weights of the target that do not come back are counted: differences are rounded,
-    in float16 mostly those of 0.1 to 3 % of the weights (docs/design.md, "Making a delta").
+    Rules and options are those of ``apply_delta``, in reverse. A ``recipe`` or ``recipe_file`` is the one to apply the delta with:
+    the base must be its base, and the target have its sizes. With ``check`` (the default) each block of the delta is applied as it
+    is made, in ``compute_dtype``, and the weights of the target that do not come back are counted: differences are rounded, in
+    float16 mostly those of 0.1 to 3 % of the weights (docs/design.md, "Making a delta").
 
     Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, ``TargetBusy``, and ``CheckFailed`` (``strict``).
     """

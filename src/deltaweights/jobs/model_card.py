@@ -57,7 +57,7 @@ class CardFacts:
     delta, or the source of a copy, which needs no ``base``. ``digest`` is the content digest of the result, ``original_digest``
     that of the model in the original layout. ``known``: the architecture is known here. ``conversation`` is the name of the chat
     template, which implies the family; ``images``: the model takes images. Dtypes are torch's names, such as "float16".
-    ``settings`` are further names and values; ``notices`` and ``sources`` (addresses) are the recipe's.
+    ``settings`` are further names and values; ``notices`` and ``sources`` are the recipe's, ``own_recipe``: it is a file's.
     """
 
     kind: str
@@ -70,6 +70,7 @@ class CardFacts:
     vision_tower: Origin | None = None
     images: bool = False
     recipe: str | None = None
+    own_recipe: bool = False
     title: str | None = None
     conversation: str | None = None
     compute_dtype: str | None = None
@@ -259,6 +260,7 @@ def _load(facts: CardFacts, family: _Family) -> Iterator[str]:
     stop = json.dumps(facts.stop_strings) if facts.stop_strings else "None"
     if facts.kind == "delta":
         option = f" --compute-dtype {facts.compute_dtype}" if facts.compute_dtype in {"float32", "bfloat16"} else ""
+        option = option if facts.recipe is None else f" --recipe {'FILE.toml' if facts.own_recipe else facts.recipe}"
         yield f"```console\n$ deltaweights apply --base {facts.base.hub_id or 'BASE'} --delta FOLDER --target OUT{option}\n```"
     elif not facts.known:
         yield "Not known here."

@@ -106,6 +106,8 @@ class ApplyOptions(OutputOptions, total=False):
 class MakeOptions(OutputOptions, total=False):
     """The options of ``make_delta``; with ``check`` the delta is applied as it is made."""
 
+    recipe: str | None
+    recipe_file: PathLike | None
     compute_dtype: str | None
     weights: str
     device: str

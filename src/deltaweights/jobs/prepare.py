@@ -19,7 +19,7 @@ from deltaweights.jobs.provenance import refuse_unverified
 from deltaweights.jobs.request import Request
 from deltaweights.merge.choices import ORIGINAL, TORCH_NAMES
 from deltaweights.merge.document_sizes import refuse_unreadable
-from deltaweights.merge.operation import VISION_TOWER
+from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.plan import Companion, InputFileRecord, InputRecord, Plan, PlanOptions, RecipeRecord, make_plan
 from deltaweights.merge.rules import Dropped
 from deltaweights.recipes.input_hashes import InputHashes
@@ -142,6 +142,7 @@ def _lay_out(request: Request, inputs: Inputs, tower: VisionTower | None) -> Exp
 
 def _plan(request: Request, inputs: Inputs, tower: VisionTower | None, export: ExportPlan) -> Plan:
     base, recipe, matching = inputs.base, inputs.recipe, inputs.matching
+    wants_sum = recipe is not None and recipe.checks is not None and request.operation is Operation.APPLY
     records = {"base": record_of(base, matching.dropped_base)} if base is not None else {}
     records[request.operation.primary] = record_of(inputs.primary, matching.dropped_primary)
     if tower is not None:
@@ -156,7 +157,7 @@ def _plan(request: Request, inputs: Inputs, tower: VisionTower | None, export: E
         ],
         request.operation,
         check=base is not None and request.options.prove,
-        recipe=RecipeRecord(recipe.name, recipe.digest, recipe.checks is not None) if base and recipe else None,
+        recipe=RecipeRecord(recipe.name, recipe.digest, wants_sum) if base and recipe else None,
     )
 
 

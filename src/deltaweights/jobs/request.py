@@ -122,7 +122,7 @@ def make_request(
         # A dry run reads only headers and samples: a small part of a model, not worth keeping.
         hub=replace(hub, stream=True) if dry_run and not options.hash_inputs else hub,
         hash_workers=resolve_workers(options.workers) if options.hash_inputs else None,
-        allow_other_base=options.allow_unproved_base,
+        allow_other_base=options.allow_unproved_base if operation is Operation.APPLY else None,
     )
     tower = options.vision_tower
     return Request(

@@ -24,7 +24,7 @@ from deltaweights.manifest.findings import Findings
 from deltaweights.manifest.records import Fragment
 from deltaweights.manifest.verify import finish_verify
 from deltaweights.merge.device import check_device
-from deltaweights.merge.operation import VISION_TOWER
+from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.plan import Plan
 from deltaweights.merge.record import findings_of, records_of
 from deltaweights.report import Report
@@ -169,7 +169,9 @@ def publish_result(
     plan, location, records = planned.plan, staging.staging.location, records_of(fragments)
     findings = findings_of(records, allowed=options.allow_unproved_base and planned.arithmetic_stated)
     _judge(plan, findings, options, report, stated=planned.arithmetic_stated)
-    published_sum = check_sum(records.values(), planned.recipe, report)
+    # The published sum is that of the merged weights.
+    summed = planned.recipe if plan.operation is Operation.APPLY else None
+    published_sum = check_sum(records.values(), summed, report)
     if options.read_back:
         began = time.monotonic()
         read_back(staging, fragments, resolve_workers(options.workers), report)
@@ -196,5 +198,5 @@ def _judge(plan: Plan, findings: Findings, options: Options, report: Report, *, 
     """Report the findings. Raises ``CheckFailed`` or ``Mismatch`` for a result that must not be published."""
     report_numbers(findings, plan.operation, report, strict=options.strict)
     judge_base(findings.proof, report, stated=stated, allowed=options.allow_unproved_base)
-    if stated and not plan.check:
+    if stated and not plan.check and plan.operation is Operation.APPLY:
         report.warn("the base was not checked (--no-prove)")

@@ -30,11 +30,12 @@ TensorRow = tuple[str, tuple[int, ...], str]  # dtype, shape and digest of a ten
 class Manifest:
     """The parsed manifest; ``places`` holds the file of each tensor.
 
-    ``plan``, ``recipe``, ``compute_dtype`` and ``layout`` are empty when the manifest has none. ``kind`` is "merge", "delta",
-    "copy" or, without inputs, "listing". ``unverified`` names the input files without a sha256; ``streamed`` says that an input
-    was read from the Hub without being stored. ``origins`` maps a role to what the manifest has under ``ORIGIN``. ``folders`` are
-    the subfolders of a listing. In the layout of current transformers, ``original_names`` maps tensors of the model to their
-    names in the original layout, and ``original_content_digest`` is the content digest there; else it is empty.
+    ``plan``, ``recipe`` and its ``recipe_digest``, ``compute_dtype`` and ``layout`` are empty when the manifest has none. ``kind``
+    is "merge", "delta", "copy" or, without inputs, "listing". ``unverified`` names the input files without a sha256; ``streamed``
+    says that an input was read from the Hub without being stored. ``origins`` maps a role to what the manifest has under
+    ``ORIGIN``. ``folders`` are the subfolders of a listing. In the layout of current transformers, ``original_names`` maps tensors
+    of the model to their names in the original layout, and ``original_content_digest`` is the content digest there; else it is
+    empty.
     """
 
     files: dict[str, FileRecord]
@@ -53,6 +54,7 @@ class Manifest:
     original_content_digest: str = ""
     original_names: Mapping[str, str] = field(default_factory=dict)
     layout: str = ""
+    recipe_digest: str = ""
 
 
 def parse_manifest(document: Document) -> Manifest:
@@ -90,6 +92,7 @@ def _manifest(result: dict[str, Any], inputs: dict[str, Any]) -> Manifest:
         original_content_digest=_text(result.get("original_content_digest", "")),
         original_names=original_names,
         layout=_text(options.get("layout", "")),
+        recipe_digest=_text(result.get("recipe", {}).get("digest", "")),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from deltaweights.merge.operation import Operation
 
 LARGEST_ITEM = 8  # bytes per element of the input buffers: those of float64
 Array = Any  # a row of numbers of one dtype, of whatever class the kernels work on; slices of it share its memory
+Part = tuple[int, int, Array]  # elements [start, stop) of a block, and what they are combined with
 
 
 class Kernels(Protocol):
@@ -113,14 +115,14 @@ class BlockCombiner:
         everything = (Run(0, count, 0),)
         if runs != everything:
             kernels.cast(work, total)
-        for run in runs:
-            self._combine(work[run.start : run.stop], base[run.base : run.end], total[run.start : run.stop])
+        parts = [(run.start, run.stop, base[run.base : run.end]) for run in runs]
         computed = runs
         if tail:
             first = count - len(tail) // ITEM_SIZES[task.compute]
-            operand = self._at_compute(kernels.as_array(tail, task.compute), task.compute, "tail")
-            self._combine(work[first:], operand, total[first:])
+            parts.append((first, count, self._at_compute(kernels.as_array(tail, task.compute), task.compute, "tail")))
             computed = (*runs, Run(first, count, 0))
+        for start, stop, operand in parts:
+            self._combine(work[start:stop], operand, total[start:stop])
         if not in_place:
             kernels.cast(total, stored)
         data = self._result[: count * ITEM_SIZES[task.store]]
@@ -136,7 +138,7 @@ class BlockCombiner:
         if self._tries_delta:
             delta = total if task.store == task.compute else stored
             rounded, has_nonfinite = primary_dtype != task.compute, tally.nonfinite > 0
-            inexact = self._count_inexact(work, base, delta, runs, rounded=rounded, has_nonfinite=has_nonfinite)
+            inexact = self._count_inexact(work, delta, parts, rounded=rounded, has_nonfinite=has_nonfinite)
             tally = replace(tally, inexact=inexact)
         return BlockResult(data, tally)
 
@@ -161,19 +163,19 @@ class BlockCombiner:
         return replace(tally, sum=0.0) if task.wants_sum else tally
 
     def _count_inexact(
-        self, target: Array, base: Array, delta: Array, runs: tuple[Run, ...], *, rounded: bool, has_nonfinite: bool
+        self, target: Array, delta: Array, parts: Sequence[Part], *, rounded: bool, has_nonfinite: bool
     ) -> int:
         """Count what does not come back of ``target`` from the stored delta; if it was ``rounded``, its NaNs were computed."""
         kernels, compute = self._kernels, self._task.compute
         everything = (Run(0, len(target), 0),)
         same = self._task.store == compute
-        computed = runs if same else everything
+        computed = tuple(Run(start, stop, 0) for start, stop, _ in parts) if same else everything
         back = self._scratch("back", len(delta))
-        if has_nonfinite or not same:  # else what is outside the runs is not looked at
+        if has_nonfinite or not same:  # else what is outside the parts is not looked at
             kernels.cast(delta, back)
             delta = back
-        for run in runs:
-            kernels.add(delta[run.start : run.stop], base[run.base : run.end], back[run.start : run.stop])
+        for start, stop, operand in parts:
+            kernels.add(delta[start:stop], operand, back[start:stop])
         if not has_nonfinite:
             return sum(kernels.count_different(back[r.start : r.stop], target[r.start : r.stop]) for r in computed)
         # As in a merge, computed NaNs are the quiet one, whichever the device made.

@@ -9,7 +9,7 @@ from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.errors import MalformedInput
 from deltaweights.manifest.records import index_bytes
 from deltaweights.merge.choices import SAFETENSORS
-from deltaweights.merge.operation import Operation
+from deltaweights.merge.operation import Fate, Operation
 from deltaweights.merge.plan import Plan, PlannedTensor, Shard
 from deltaweights.merge.shards import index_name
 from deltaweights.util.limits import FRAGMENT, HEADER, INDEX, MANIFEST, MOST_TENSORS, Limit
@@ -18,7 +18,8 @@ from deltaweights.util.text import MOST_FOREIGN, compact_json, counted, refuse_e
 DIGEST = len("blake3:") + 64
 
 # Bytes of a row without the tensor's or file's name, and without its shape.
-RESULT_ROW = len('      : {"dtype": "BF16", "shape": , "fate": "add_zero_rows", "file": "", "digest": ""},\n') + DIGEST
+FATE = max(len(fate.value) for fate in Fate)
+RESULT_ROW = len('      : {"dtype": "BF16", "shape": , "fate": "", "file": "", "digest": ""},\n') + FATE + DIGEST
 INPUT_ROW = len('        : {"dtype": "BF16", "shape": , "digest": ""},\n') + DIGEST
 SOURCE = len('"source": , ')
 COUNT_ROW = len("        : ,\n")

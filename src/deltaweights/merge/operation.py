@@ -12,14 +12,19 @@ VISION_TOWER = "vision_tower"  # the role of the third input, for layouts that i
 
 
 class Fate(str, Enum):
-    """What a tensor of the result is made of. The last three occur in layouts that hold more tensors than the primary."""
+    """What a tensor of the result is made of. The last three occur in layouts that hold more tensors than the primary.
+
+    ``add_mean_rows`` is taken: earlier releases wrote it where the mean was summed in float64.
+    """
 
     ADD = "add"
     ADD_BLOCK = "add_block"
     ADD_ZERO_ROWS = "add_zero_rows"
-    ADD_MEAN_ROWS = "add_mean_rows"
+    ADD_MEAN_ROWS = "add_float32_mean_rows"
     SUBTRACT = "subtract"
     SUBTRACT_BLOCK = "subtract_block"
+    SUBTRACT_ZERO_ROWS = "subtract_zero_rows"
+    SUBTRACT_MEAN_ROWS = "subtract_float32_mean_rows"
     COPY = "copy"
     VISION_TOWER = "vision_tower"
     IDENTITY = "identity"
@@ -31,8 +36,12 @@ class Fate(str, Enum):
         return self in {Fate.IDENTITY, Fate.ZEROS}
 
 
+ZERO_ROWS = frozenset({Fate.ADD_ZERO_ROWS, Fate.SUBTRACT_ZERO_ROWS})
+MEAN_ROWS = frozenset({Fate.ADD_MEAN_ROWS, Fate.SUBTRACT_MEAN_ROWS})
+
+
 class NewRows(str, Enum):
-    """What new rows of the delta are added to: nothing (copied), zeros (which turn -0 into +0), or the mean of the base's rows."""
+    """What new rows are combined with: nothing (copied), zeros (adding them turns -0 into +0), or the mean of the base's rows."""
 
     COPY = "copy"
     ZERO = "zero"
@@ -53,12 +62,15 @@ class Operation(Enum):
 
     def fate(self, *, grown: bool, new_rows: NewRows = NewRows.COPY) -> Fate:
         """Return the fate of a tensor that has a base; ``grown``: the base covers only its top-left block."""
-        if self is Operation.MAKE:
-            return Fate.SUBTRACT_BLOCK if grown else Fate.SUBTRACT
+        making = self is Operation.MAKE
         if not grown:
-            return Fate.ADD
-        fates = {NewRows.COPY: Fate.ADD_BLOCK, NewRows.ZERO: Fate.ADD_ZERO_ROWS, NewRows.MEAN: Fate.ADD_MEAN_ROWS}
-        return fates[new_rows]
+            return Fate.SUBTRACT if making else Fate.ADD
+        adding, subtracting = {
+            NewRows.COPY: (Fate.ADD_BLOCK, Fate.SUBTRACT_BLOCK),
+            NewRows.ZERO: (Fate.ADD_ZERO_ROWS, Fate.SUBTRACT_ZERO_ROWS),
+            NewRows.MEAN: (Fate.ADD_MEAN_ROWS, Fate.SUBTRACT_MEAN_ROWS),
+        }[new_rows]
+        return subtracting if making else adding
 
     def source(self, fate: Fate) -> str | None:
         """Return the role of the input that tensors of a fate are from; None for constant tensors."""

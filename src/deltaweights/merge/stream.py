@@ -70,9 +70,10 @@ class Stream:
         """Write ``shards``; yield the bytes done so far, about ten times a second. Raises the first error of a worker."""
         tensors = [tensor for shard in shards for tensor in shard.tensors]
         workers = self._resources.workers or (default_workers() if _keeps_several_busy(tensors) else 1)
-        self._new_rows = new_row_operands(tensors, self._base, self._plan.options.compute_dtype, self._resources.block)
         self._blocks = self._blocks_in_turn(shards, max(1, workers // WORKERS_PER_SHARD))
+        compute, block = self._plan.options.compute_dtype, self._resources.block
         with kernels_on(self._resources.device) as make_kernels:
+            self._new_rows = new_row_operands(tensors, self._base, compute, block, make_kernels)
             self._pool = WorkerPool(lambda: self._work(make_kernels), workers)
             try:
                 for _ in self._pool.run():

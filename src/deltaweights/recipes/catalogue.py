@@ -73,6 +73,11 @@ def recipe_of_archive(file_name: str) -> str | None:
     return next((name for name in names() if file_name in load(name).delta.archives), None)
 
 
+def is_of_package(name: str, digest: str) -> bool:
+    """Return whether the package has a recipe of this name that decides the weights as the recipe with this digest does."""
+    return name in names() and load(name).digest == digest
+
+
 def _document(name: str) -> TomlDocument:
     if name not in names():
         expected, remedy = candidates(name, names()), "`deltaweights recipes` lists them"

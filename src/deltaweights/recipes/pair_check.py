@@ -31,15 +31,19 @@ REMEDY_TO_MAKE = "use the base that the target was fine-tuned from"
 Specs = Mapping[str, TensorSpec]
 
 
-def check_pair(recipe: Recipe, base: Checkpoint, delta: Checkpoint) -> None:
-    """Raise ``Mismatch`` when base or delta have other sizes than the recipe, or the delta lacks a required tensor."""
+def check_pair(recipe: Recipe, base: Checkpoint, primary: Checkpoint) -> None:
+    """Raise ``Mismatch`` when base or primary have other sizes than the recipe, or the primary lacks a required tensor.
+
+    The primary is the delta, or the target that one is made from.
+    """
+    role = primary.role
     for name in recipe.required:
-        if name not in delta.tensors:
-            problem, where = f"not the whole delta of recipe {recipe.name}", f"delta {delta.path}"
+        if name not in primary.tensors:
+            problem, where = f"not the whole {role} of recipe {recipe.name}", f"{role} {primary.path}"
             remedy = f"is {PROJECTOR_FILE} missing beside the shards?" if name in PROJECTOR else "fetch it again"
             raise Mismatch(problem, where=where, tensor=name, found="no such tensor", remedy=remedy)
     shapes = recipe.shapes
-    for checkpoint, row_count in ((base, shapes.base_rows), (delta, shapes.delta_rows)):
+    for checkpoint, row_count in ((base, shapes.base_rows), (primary, shapes.delta_rows)):
         for name, axis, expected, what in (
             (EMBEDDING, 0, row_count, "rows"),
             (EMBEDDING, 1, shapes.hidden_size, "columns"),
@@ -57,7 +61,12 @@ def check_pair(recipe: Recipe, base: Checkpoint, delta: Checkpoint) -> None:
 def _mismatch(recipe: Recipe, checkpoint: Checkpoint, found: str, expected: int, tensor: str | None) -> Mismatch:
     role = checkpoint.role
     problem, where = f"not the {role} of recipe {recipe.name}", f"{role} {checkpoint.path}"
-    remedy = REMEDY if role == "base" else "use the delta that the recipe names, or another recipe"
+    remedies = {
+        "base": REMEDY,
+        "delta": "use the delta that the recipe names, or another recipe",
+        "target": "use a model of the recipe's sizes, or another recipe",
+    }
+    remedy = remedies[role]
     return Mismatch(problem, where=where, tensor=tensor, found=found, expected=expected, remedy=remedy)
 
 

@@ -35,6 +35,7 @@ from deltaweights.manifest.digest import content_digest
 from deltaweights.report import Report
 from tests.support.llava_2023 import HIDDEN, PATCHES, Described, Published, make_tower, publish, write
 from tests.support.pairs import Tensors, load, same_bits, save
+from tests.support.reports import RecordingReport
 
 AutoModelForCausalLM: Any = transformers.AutoModelForCausalLM
 
@@ -193,6 +194,21 @@ def test_an_export_is_what_a_merge_gives(published: Published, exported: Path, t
     differing = {name for name in same if (exported / name).read_bytes() != (tmp_path / "out" / name).read_bytes()}
     assert differing <= {"DELTAWEIGHTS_NOTICE.txt"}
     assert verify(tmp_path / "out", expect=done.content_digest).ok
+
+
+def test_a_published_sum_is_that_of_a_merge(published: Published, tmp_path: Path) -> None:
+    """The recipe's sum is compared with merged weights; the weights of an export are copied, not summed up, and not doubted."""
+    own, told = tmp_path / "own.toml", RecordingReport()
+    own.write_text(f"{OWN.format(rows=published.rows)}\n[checks]\nsum = 1.0\ntolerance = 0.1\n")
+    merged = apply_delta(
+        published.base, published.delta, tmp_path / "merged", recipe_file=own, allow_unproved_base=True
+    )
+    assert merged.published_sum is not None
+    done = export_checkpoint(
+        tmp_path / "merged", tmp_path / "out", vision_tower=published.tower, recipe_file=own, report=told
+    )
+    assert done.published_sum is None
+    assert not [line for line in (*told.warnings, *told.notes) if "sum of all elements" in line]
 
 
 def test_a_merge_that_is_not_what_its_manifest_says_is_not_exported(published: Published, tmp_path: Path) -> None:

@@ -120,8 +120,7 @@ class StandIn:
                 rows = self.base[name].to(compute)
                 new = len(total) - len(rows)
                 if new and self.structure.rows != "copy":
-                    # The float64 sum of 320 float16 numbers is exact, so that the mean is rounded as often as it is divided.
-                    mean = (self.base[name].double().sum(0) / len(rows)).to(compute)
+                    mean = rows.mean(dim=0)
                     below = mean if self.structure.rows == "mean" else torch.zeros_like(mean)
                     rows = torch.cat([rows, below.expand(new, -1)])
                 total[: len(rows)] += rows
@@ -214,7 +213,7 @@ def test_a_recipe_merges_by_its_own_arithmetic(tmp_path: Path, name: str) -> Non
     assert (result.recipe, report.warnings) == (name, [])
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["result"]["recipe"] == {"name": name, "digest": digest_by_hand(pair)}
-    grown = {"copy": "add_block", "zero": "add_zero_rows", "mean": "add_mean_rows"}[pair.structure.rows]
+    grown = {"copy": "add_block", "zero": "add_zero_rows", "mean": "add_float32_mean_rows"}[pair.structure.rows]
     fates = {tensor: entry["fate"] for tensor, entry in manifest["result"]["tensors"].items()}
     assert {fates[tensor] for tensor in GROWN} == {grown if pair.structure.added else "add"}
     assert {tensor for tensor, fate in fates.items() if fate == "copy"} == set(PROJECTOR) & pair.delta.keys()
@@ -721,7 +720,7 @@ def test_hashes_that_are_made_tell_the_recipe(tmp_path: Path, monkeypatch: pytes
     """With ``hash_inputs`` a delta of known files is merged by its recipe's rules; how and the notice are said once."""
     pair, report = alpaca_by_hash(tmp_path, monkeypatch), RecordingReport()
     result = pair.apply(recipe_file=None, hash_inputs=True, report=report)
-    assert (result.recipe, result.fates["add_mean_rows"]) == ("alpaca-7b", 2)
+    assert (result.recipe, result.fates["add_float32_mean_rows"]) == ("alpaca-7b", 2)
     assert same_bits(load(tmp_path / "out"), pair.expected)
     recipe = catalogue.load("alpaca-7b")
     assert report.notes[:2] == [

@@ -6,17 +6,22 @@ import math
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from deltaweights.errors import MalformedInput, Mismatch
-from tests.support.base_pairs import STD
-from tests.support.float_bits import DTYPES, bits, nearest, of_bits, total_of, words_of
+from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.errors import MalformedInput, Mismatch, TargetBusy
+from deltaweights.manifest.verify import verify
+from deltaweights.merge.arithmetic import Kernels
+from deltaweights.merge.floats import as_float64
+from deltaweights.merge.operation import Fate
+from tests.support.float_bits import DTYPES, bits, of_bits
 from tests.support.merging import (
     EMBEDDING,
+    Killed,
     block_size,
     files_of,
+    killed_after,
     manifest_of,
     merge,
     merge_pair,
@@ -66,32 +71,23 @@ def test_rows_that_are_added_to_zeros_lose_the_sign_of_zero(tmp_path: Path, dtyp
     assert fates == {EMBEDDING: "add_zero_rows", "lm_head.weight": "add_zero_rows", "w": "add"}
 
 
-def mean_row(base: torch.Tensor) -> list[int]:
-    """Return the mean of a matrix's rows, as documented: summed in float64 from the first on, divided, rounded to float32."""
-    totals = [0.0] * base.shape[1]
-    for row in base.double().tolist():
-        totals = [total + x for total, x in zip(totals, row, strict=True)]
-    return [nearest(total / base.shape[0], "F32") for total in totals]
-
-
 @pytest.mark.parametrize("new", [1, 5])
 @pytest.mark.parametrize("given", DTYPES)
 def test_rows_that_are_added_to_the_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, new: int) -> None:
-    """With ``mean``, each new row is the delta's plus the documented mean, in float32, for any blocks and workers."""
-    base, delta = grown(DTYPES[given], new)
+    """With ``mean``, each new row is the delta's plus torch's mean, in float32, for any blocks and workers."""
+    base, delta = grown(DTYPES[given], new, columns=32)
     save_pair(tmp_path, base, delta)
     own = recipe_file(tmp_path, "float32", stated=False, more=MEAN)
     whole, _ = merge(tmp_path, "whole", recipe_file=own, workers=1)
     merged = load(tmp_path / "whole")
-    assert whole.fates["add_mean_rows"] == 2
+    assert whole.fates["add_float32_mean_rows"] == 2
     for name in GROWN:
-        mean, rows = mean_row(base[name]), delta[name][20:].float()
-        wanted = [total_of(m, d, "F32") for row in rows for m, d in zip(mean, words_of(row), strict=True)]
-        assert words_of(merged[name][20:]) == wanted
+        wanted = base[name].float().mean(dim=0) + delta[name][20:].float()
+        assert torch.equal(bits(merged[name][20:]), bits(wanted))
         assert torch.equal(merged[name][:20], base[name].float() + delta[name][:20].float())
     assert torch.equal(merged["w"], base["w"].float() + delta["w"].float())
     # Blocks that begin and end within old and new rows; a base that is read in several pieces for its mean.
-    for block, read in ((100, 1 << 19), (16, 3 * 16 * 4), (7, 64), (1, 1)):
+    for block, read in ((100, 1 << 19), (32, 9 * 32 * 4), (7, 64), (1, 1)):
         monkeypatch.setattr("deltaweights.merge.new_rows.READ", read)
         with block_size(block):
             merge(tmp_path, "again", recipe_file=own, workers=3)
@@ -113,26 +109,6 @@ def test_new_rows_are_stored_as_anything(tmp_path: Path, compute: str, stored: s
             merge(tmp_path, "stored", recipe_file=own, dtype=stored)
         plain, found = load(tmp_path / "plain"), load(tmp_path / "stored")
         assert same_bits(found, {name: tensor.to(DTYPES[stored]) for name, tensor in plain.items()})
-
-
-def test_the_mean_is_rounded_correctly_and_torch_s_is_near(tmp_path: Path) -> None:
-    """The mean of many rows is within half a place of the exact one; torch's float32 mean within a rounding of the mean magnitude.
-
-    torch's may be many places of the mean itself away: positive and negative numbers cancel, its float32 roundings do not.
-    """
-    rows = 3000
-    base = torch.randn(rows, 16, generator=torch.Generator().manual_seed(6)) * STD
-    delta = torch.cat([torch.zeros(rows, 16), torch.full((1, 16), -0.0)])
-    save_pair(tmp_path, {EMBEDDING: base}, {EMBEDDING: delta})
-    merge(tmp_path, recipe_file=recipe_file(tmp_path, "float32", stated=False, more=MEAN))
-    found = load(tmp_path / "merged")[EMBEDDING][rows]
-    exact = torch.tensor([math.fsum(column) / rows for column in base.double().T.tolist()], dtype=torch.float64)
-    place = torch.from_numpy(np.spacing(found.abs().numpy())).double()
-    assert ((found.double() - exact).abs() <= place * 0.5001).all()
-    assert torch.equal(found, exact.float())
-    by_torch = base.mean(dim=0)
-    magnitude = base.double().abs().mean(dim=0)
-    assert ((by_torch.double() - found.double()).abs() <= 2**-23 * magnitude).all()
 
 
 def test_a_mean_in_float16_is_refused(tmp_path: Path) -> None:
@@ -207,3 +183,60 @@ def test_a_mean_that_is_nan_is_no_warning_of_numpy_s(tmp_path: Path, strange: li
     own = recipe_file(tmp_path, "float32", stated=False, more=MEAN)
     result, _ = merge_pair(tmp_path, {EMBEDDING: base}, {EMBEDDING: torch.ones(5, 4)}, recipe_file=own)
     assert result.nonfinite == {EMBEDDING: len(strange) + 2}
+
+
+@pytest.fixture
+def older_rule(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Merge as the first releases did: ``add_mean_rows``, of the mean summed in float64."""
+
+    def mean_of_old(tensor: LazyTensor, _: Kernels) -> bytes:
+        data = memoryview(bytearray(tensor.spec.nbytes))
+        tensor.source.read_into(data, 0)
+        mean = as_float64(data, tensor.spec.dtype).reshape(tensor.spec.shape).mean(axis=0)
+        return bytes(mean.astype("<f4").tobytes())
+
+    monkeypatch.setattr("deltaweights.merge.new_rows.mean_row", mean_of_old)
+    monkeypatch.setattr(Fate.ADD_MEAN_ROWS, "_value_", "add_mean_rows")
+    return monkeypatch
+
+
+def rough_pair(folder: Path) -> Path:
+    """Save a pair whose float64 mean is another than its float32 mean; return a recipe that adds the mean."""
+    base, delta = grown(torch.float16, columns=32, rows=300)
+    assert not torch.equal(base[EMBEDDING].float().mean(dim=0), base[EMBEDDING].double().mean(dim=0).float())
+    save_pair(folder, base, delta)
+    return recipe_file(folder, "float32", stated=False, more=MEAN)
+
+
+def test_a_result_by_the_older_mean_verifies_and_is_another(tmp_path: Path, older_rule: pytest.MonkeyPatch) -> None:
+    """A result of the first releases keeps verifying, says its own rule, and is not taken for one of this rule."""
+    own = rough_pair(tmp_path)
+    old, _ = merge(tmp_path, recipe_file=own)
+    older_rule.undo()
+    assert manifest_of(tmp_path / "merged")["tensors"][EMBEDDING]["fate"] == "add_mean_rows"
+    assert verify(tmp_path / "merged", expect=old.content_digest).ok
+    with pytest.raises(TargetBusy):
+        merge(tmp_path, recipe_file=own)
+    new, _ = merge(tmp_path, recipe_file=own, overwrite=True)
+    assert manifest_of(tmp_path / "merged")["tensors"][EMBEDDING]["fate"] == "add_float32_mean_rows"
+    assert new.content_digest != old.content_digest
+
+
+def test_a_merge_by_the_older_mean_is_not_continued(tmp_path: Path, older_rule: pytest.MonkeyPatch) -> None:
+    """Shards that an older release left in staging are made anew, so that no result has rows of both rules."""
+    own = rough_pair(tmp_path)
+    with killed_after(1), pytest.raises(Killed):
+        merge(tmp_path, recipe_file=own, max_shard_size=40_000, workers=1)
+    older_rule.undo()
+    _, told = merge(tmp_path, recipe_file=own, max_shard_size=40_000)
+    assert "staging held another plan (other inputs or options): it was discarded" in told.notes
+    base, delta = load_file(tmp_path / "base"), load_file(tmp_path / "delta")
+    merged = load(tmp_path / "merged")
+    for name in GROWN:
+        wanted = base[name].float().mean(dim=0) + delta[name][300:].float()
+        assert torch.equal(bits(merged[name][300:]), bits(wanted))
+
+
+def load_file(folder: Path) -> Tensors:
+    """Load the one torch file of a folder."""
+    return dict(torch.load(folder / "pytorch_model.bin", weights_only=True))
