@@ -118,7 +118,7 @@ def write(path: Path, value: object) -> None:
 
 
 class Described(torch.nn.Module):
-    """LLaVA of 2023, from its description: a LLaMA, CLIP's features through one linear layer, spliced between start and end."""
+    """LLaVA of 2023, from its description: a LLaMA; CLIP's features of one picture through one linear layer, between start and end."""
 
     def __init__(self, published: Published, tensors: Tensors, dtype: torch.dtype) -> None:
         """Load the ``tensors`` of a merged checkpoint in the original layout."""
@@ -152,15 +152,13 @@ class Described(torch.nn.Module):
 
     @torch.no_grad()
     def forward(self, ids: torch.Tensor, pixels: torch.Tensor | None) -> torch.Tensor:
-        """Return the logits, ``[tokens, rows]``, of one prompt, given its ids, and one picture for each start token."""
+        """Return the logits, ``[tokens, rows]``, of one prompt, given its ids, and the picture in it if there is one."""
         embedded = self.llama.get_input_embeddings()(ids)
         if pixels is not None:
             states = self.tower(pixels, output_hidden_states=True).hidden_states
-            features = self.projector(states[-2][:, 1:])
-            starts = (ids == self.start).nonzero().flatten().tolist()
-            assert len(starts) == len(features) == int((ids == self.end).sum())
-            for place, picture in zip(starts, features, strict=True):
-                assert ids[place + len(picture) + 1] == self.end
-                embedded = torch.cat([embedded[: place + 1], picture, embedded[place + len(picture) + 1 :]])
+            (picture,) = self.projector(states[-2][:, 1:])
+            (place,) = (ids == self.start).nonzero().flatten().tolist()
+            assert ids[place + len(picture) + 1] == self.end
+            embedded = torch.cat([embedded[: place + 1], picture, embedded[place + len(picture) + 1 :]])
         logits: torch.Tensor = self.llama(inputs_embeds=embedded[None]).logits[0]
         return logits

@@ -15,9 +15,11 @@ import transformers
 from PIL import Image
 from transformers import CLIPImageProcessor, LlavaProcessor
 
+from deltaweights.errors import UsageError
 from deltaweights.export.conversation import IMAGE, chat_template
 from deltaweights.export.tokenizer import repair_tokenizer
 from deltaweights.inference.prompts import make_prompt
+from tests.support.errors import refused
 from tests.support.tokenizers_2023 import NEW, SMALL, original_ids, processor, published, trained
 
 DATA = json.loads((Path(__file__).parents[2] / "fixtures" / "prompts-2023.json").read_text(encoding="utf-8"))
@@ -79,9 +81,14 @@ def rendered(tool: Any, entry: dict[str, Any]) -> str:
 
 
 def ids_of(tool: Any, text: str, image: bool) -> list[int]:
-    """Return the ids that a model gets for a prompt."""
-    images = {"images": [Image.new("RGB", (30, 20))]} if image else {}
-    return list(tool(text=[text], **images)["input_ids"][0])
+    """Return the ids that a model gets for a prompt; without an image they are the tokenizer's."""
+    made = tool(text=[text], images=[picture()]) if image else tool.tokenizer(text=[text])
+    return list(made["input_ids"][0])
+
+
+def picture() -> Image.Image:
+    """Return an image."""
+    return Image.new("RGB", (30, 20))
 
 
 def collapsed(ids: list[int], image: bool, patch: int) -> list[int]:
@@ -131,3 +138,24 @@ def test_a_question_to_try_is_one_of_them(small: Any, tmp_path: Path) -> None:
             continue
         prompt = make_prompt(small, entry["question"], [], entry["conversation"], tmp_path, vision=True)
         assert prompt.inputs["input_ids"][0].tolist() == entry["ids"]
+
+
+@pytest.mark.parametrize(
+    ("question", "images", "found"),
+    [
+        (
+            "Are these the same?",
+            2,
+            "a prompt with 2 images, of which the model's own code used only the last: ask about one image at a time",
+        ),
+        ("a <im_patch> b", 1, "the text has <im_patch>, which stands for an image here: take it out"),
+        ("<im_end>", 1, "the text has <im_end>, which stands for an image here: take it out"),
+    ],
+)
+@pytest.mark.parametrize("conversation", [None, "simple"])
+def test_what_the_original_would_not_use_is_refused(
+    small: Any, tmp_path: Path, question: str, images: int, found: str, conversation: str | None
+) -> None:
+    """A second image, which v1.0.0 does not look at, and an image's token in a question about one, are refused in one line."""
+    with refused(UsageError, where=tmp_path, found=found, remedy="change the question, --image or --conversation"):
+        make_prompt(small, question, [picture()] * images, conversation, tmp_path, vision=True)
