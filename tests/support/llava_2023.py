@@ -44,24 +44,42 @@ class Published:
     rows: int
 
 
-def publish(folder: Path, *, projector: bool = True, container: str = "torch") -> Published:
-    """Make a base, a LLaVA-Med-like delta (a plain LLaMA's without ``projector``) and a CLIP under ``folder``."""
+def publish(
+    folder: Path,
+    *,
+    projector: bool = True,
+    container: str = "torch",
+    hidden: int = HIDDEN,
+    features: int = FEATURES,
+    image: int = IMAGE,
+) -> Published:
+    """Make a base, a LLaVA-Med-like delta (a plain LLaMA's without ``projector``) and a CLIP under ``folder``.
+
+    The original code runs with 1024 ``features`` of an ``image`` of 224 pixels alone, of which it has a constant.
+    """
     delta_at = folder / "delta"
     delta_at.mkdir(parents=True)
     for name, data in published(SMALL).items():
         (delta_at / name).write_bytes(data)
     vocabulary = processor(SMALL).get_piece_size()
-    base = base_tensors(LAYERS, vocabulary, HIDDEN)
+    base = base_tensors(LAYERS, vocabulary, hidden)
     delta = delta_tensors(base, len(NEW), projector=projector)
+    if projector and features != FEATURES:
+        delta["model.mm_projector.weight"] = torch.randn(hidden, features).half() / features**0.5
     save(base, folder / "base", container, config=False)
     save(delta, delta_at, container, config=False)
     rows = vocabulary + len(NEW)
-    write(folder / "base" / "config.json", _text_config(vocabulary) | {"model_type": "llama"})
-    config = _text_config(rows) | ({"architectures": ["LlavaLlamaForCausalLM"], **SEEING} if projector else {})
+    write(folder / "base" / "config.json", _text_config(vocabulary, hidden) | {"model_type": "llama"})
+    heads = max(2, features // 64)  # of 1024 features CLIP's 16
+    tower = make_tower(folder / "clip", hidden_size=features, image_size=image, num_attention_heads=heads)
+    seeing = {"architectures": ["LlavaLlamaForCausalLM"], **SEEING, "mm_hidden_size": features}
+    if features != FEATURES:
+        seeing["mm_vision_tower"] = str(tower)  # a folder, since no network is wanted
+    config = _text_config(rows, hidden) | (seeing if projector else {})
     write(delta_at / "config.json", config | {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1})
     write(delta_at / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0})
     (delta_at / "README.md").write_text("# The delta's own card\n")
-    return Published(folder / "base", delta_at, make_tower(folder / "clip"), reference(base, delta), rows)
+    return Published(folder / "base", delta_at, tower, reference(base, delta), rows)
 
 
 SEEING = {
@@ -77,13 +95,13 @@ SEEING = {
 """The keys that microsoft/llava-med-7b-delta has besides those of a LLaMA."""
 
 
-def _text_config(rows: int) -> dict[str, Any]:
+def _text_config(rows: int, hidden: int) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "hidden_act": "silu",
-        "hidden_size": HIDDEN,
+        "hidden_size": hidden,
         "initializer_range": 0.02,
-        "intermediate_size": 3 * HIDDEN - 4,
+        "intermediate_size": 3 * hidden - 4,
         "max_sequence_length": 2048,
         "model_type": "llama",
         "num_attention_heads": HEADS,
@@ -108,7 +126,8 @@ def make_tower(folder: Path, **changes: int) -> Path:
     }
     config = CLIPConfig(vision_config=VISION | changes, text_config=text, projection_dim=12)
     CLIPModel(config).save_pretrained(folder)
-    write(folder / "preprocessor_config.json", {"crop_size": IMAGE, "size": IMAGE, "resample": 3})
+    side = changes.get("image_size", IMAGE)
+    write(folder / "preprocessor_config.json", {"crop_size": side, "size": side, "resample": 3})
     return folder
 
 

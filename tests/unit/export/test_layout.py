@@ -216,7 +216,9 @@ def test_a_recipe_s_first_token_is_stated_everywhere(published: Published, tmp_p
     number = {"<s>": 1, "</s>": 2}[bos]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert (tokenizer("Why?").input_ids[0], tokenizer.bos_token_id) == (number, number)
-    documents = [json.loads((tmp_path / "out" / name).read_text()) for name in ("config.json", "generation_config.json")]
+    documents = [
+        json.loads((tmp_path / "out" / name).read_text()) for name in ("config.json", "generation_config.json")
+    ]
     stated = [documents[0], documents[0]["text_config"], documents[1]]
     assert [each["bos_token_id"] for each in stated] == [number] * 3
     assert [each["eos_token_id"] for each in stated] == [2] * 3
