@@ -48,8 +48,9 @@ def main() -> int:
         return 2
     from transformers.utils import logging  # noqa: PLC0415  (takes a second)
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    told: Any = logging
+    told.set_verbosity_error()
+    told.disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="deltaweights-original-") as folder:
         equal = [print_line(*result) for result in compare(options.python, Path(folder))]
     return 0 if all(equal) else 1
@@ -83,10 +84,10 @@ def print_line(what: str, equal: int, of: int) -> bool:
 def compare(python: str, folder: Path) -> Iterator[tuple[str, int, int]]:
     """Yield a part of the comparison, how many of it are equal, and how many there are."""
     import torch  # noqa: PLC0415
-
-    from deltaweights import apply_delta  # noqa: PLC0415
     from tests.support.llava_2023 import publish  # noqa: PLC0415
     from tests.support.pairs import load  # noqa: PLC0415
+
+    from deltaweights import apply_delta  # noqa: PLC0415
 
     pair = publish(folder / "pair", hidden=64, features=1024, image=224)
     (folder / "own.toml").write_text(RECIPE)
@@ -145,7 +146,8 @@ def prompts_and_logits(python: str, folder: Path, theirs: Path, exported: Path) 
         [same(torch.from_numpy(tensors[f"pixels-{n}"]), inputs[n][1]["pixel_values"]) for n in with_image],
     )
     options: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
-    model = LlavaForConditionalGeneration.from_pretrained(exported, **options).eval()
+    model: Any = LlavaForConditionalGeneration.from_pretrained(exported, **options)
+    model.eval()
     with torch.no_grad():
         logits = {number: model(**inputs[number][1]).logits[0] for number in chosen}
     yield count(

@@ -7,13 +7,19 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+import torch
+import transformers
+from llava import LlavaLlamaForCausalLM
+from llava.conversation import conv_templates
+from PIL import Image
+from transformers import CLIPImageProcessor, LlamaTokenizer
+
 PATCHES = 256
 
 
 def ask(question, form, image):
     """Return the prompt as llava/eval/model_vqa_med.py of v1.0.0 makes it."""
-    from llava.conversation import conv_templates
-
     said = question.replace("<image>", "").strip()
     if image:
         said = said + "\n" + "<im_start>" + "<im_patch>" * PATCHES + "<im_end>"
@@ -24,13 +30,6 @@ def ask(question, form, image):
 
 def main():
     """Answer the request."""
-    import numpy
-    import torch
-    import transformers
-    from llava import LlavaLlamaForCausalLM
-    from PIL import Image
-    from transformers import CLIPImageProcessor, LlamaTokenizer
-
     folder = Path(sys.argv[1])
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     tokenizer = LlamaTokenizer.from_pretrained(request["model"])
@@ -45,9 +44,8 @@ def main():
     tower = model.model.vision_tower[0]
     tower.half().float()  # it is computed in float16, in which its weights are rounded; here in float32, to compare every bit
     tower.config.use_im_start_end = True
-    names = ("im_patch_token", "im_start_token", "im_end_token")
-    for name, token in zip(names, ("<im_patch>", "<im_start>", "<im_end>")):
-        setattr(tower.config, name, tokenizer.convert_tokens_to_ids(token))
+    for name in ("im_patch", "im_start", "im_end"):
+        setattr(tower.config, f"{name}_token", tokenizer.convert_tokens_to_ids(f"<{name}>"))
     images = CLIPImageProcessor.from_pretrained(model.config.mm_vision_tower)
     tensors = {}
     with torch.no_grad():
@@ -55,10 +53,10 @@ def main():
             picture = request["prompts"][number]["image"] and Image.open(request["image"])
             pixels = images.preprocess(picture, return_tensors="pt")["pixel_values"] if picture else None
             ids = torch.tensor([prompts[number]["ids"]])
-            tensors["logits-%d" % number] = model(ids, images=pixels).logits[0].numpy()
+            tensors[f"logits-{number}"] = model(ids, images=pixels).logits[0].numpy()
             if picture:
-                tensors["pixels-%d" % number] = pixels.numpy()
-    numpy.savez(folder / "tensors.npz", **tensors)
+                tensors[f"pixels-{number}"] = pixels.numpy()
+    np.savez(folder / "tensors.npz", **tensors)
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
     (folder / "response.json").write_text(json.dumps({"versions": versions, "prompts": prompts}), encoding="utf-8")
 

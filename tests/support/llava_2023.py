@@ -137,7 +137,7 @@ def write(path: Path, value: object) -> None:
 
 
 class Described(torch.nn.Module):
-    """LLaVA of 2023, from its description: a LLaMA; CLIP's features of one picture through one linear layer, between start and end."""
+    """LLaVA of 2023, from its description: a LLaMA; a picture's features by CLIP, through one linear layer, between two tokens."""
 
     def __init__(self, published: Published, tensors: Tensors, dtype: torch.dtype) -> None:
         """Load the ``tensors`` of a merged checkpoint in the original layout."""

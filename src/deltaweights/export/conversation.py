@@ -1,4 +1,7 @@
-"""Chat templates (without the token that begins a text) with the prompts of the models' own code; conversations.toml has the strings and sources."""
+"""Chat templates with the prompts of the models' own code; conversations.toml has the strings and sources.
+
+The token that begins a text is no part of them: a tokenizer adds it.
+"""
 
 from __future__ import annotations
 
@@ -83,9 +86,10 @@ def chat_template(name: str, *, start_and_end: bool = True) -> str:
     Its variable ``conv_mode``, named after the option of the original scripts, chooses the prompt format: "simple", the default, or
     for example "multimodal". A message's content is a string or a list of parts, ``{"type": "text", "text": ...}`` and, from the
     user, ``{"type": "image"}``; a leading system message replaces the format's system text. An image is one ``IMAGE`` on a line of
-    its own after the text, between ``START`` and ``END`` if ``start_and_end`` (``mm_use_im_start_end`` of LLaVA's config.json). What
-    cannot be rendered raises through ``raise_exception``: a second image in a prompt, too, and beside an image a text with its
-    tokens. Raises ``UsageError`` for an unknown conversation.
+    its own after the text, between ``START`` and ``END`` if ``start_and_end`` (LLaVA's ``mm_use_im_start_end``). What cannot be
+    rendered raises through ``raise_exception``: a second image in a prompt, too, and beside an image a text with its tokens.
+
+    Raises ``UsageError`` for an unknown conversation.
     """
     known = _known(name)
     tokens = [START, IMAGE, END] if start_and_end else [IMAGE]

@@ -34,7 +34,7 @@ MAX_LISTED = 8  # tokens named in a note; the others are counted
 
 @dataclass(frozen=True)
 class TokenIds:
-    """``pad`` is that of ``<unk>`` where [PAD] has no row; ``added`` follow the vocabulary, in the order of ids; ``size`` counts all."""
+    """``pad`` is that of ``<unk>`` where [PAD] has no row; ``added`` follow the vocabulary, by their ids; ``size`` counts all."""
 
     bos: int
     eos: int
@@ -65,9 +65,9 @@ def repair_tokenizer(
 ) -> RepairedTokenizer:
     """Return the tokenizer in ``files``, contents by name, of the folder ``where``, in the form of current transformers.
 
-    ``rows`` is the embedding's: a token whose id is not below it is dropped. ``known`` are ids by token from a recipe,
-    ``bos`` is the token that begins a text by it. ``stop_strings`` go into tokenizer_config.json, where only this program looks for them. Of a tokenizer.json only the added
-    tokens, and what begins a text, are changed. Raises ``MalformedInput`` and ``Mismatch``.
+    ``rows`` is the embedding's: a token whose id is not below it is dropped. ``known`` are ids by token from a recipe, ``bos`` is
+    the token that begins a text by it. ``stop_strings`` go into tokenizer_config.json, where only this program looks for them. Of a
+    tokenizer.json only the added tokens, and what begins a text, are changed. Raises ``MalformedInput`` and ``Mismatch``.
     """
     source = read_files(files, where)
     stated = merge_ids((source.vocabulary, *source.added), where)

@@ -236,7 +236,7 @@ EMPTY_TURNS = {
 @pytest.mark.fidelity
 @pytest.mark.parametrize(("name", "prompt"), EMPTY_TURNS.items(), ids=EMPTY_TURNS)
 def test_a_turn_that_says_nothing(name: str, prompt: str) -> None:
-    """``get_prompt`` of these models' code writes a role and a colon, and no separator, for an empty message; Alpaca has no such rule."""
+    """``get_prompt`` of their code writes a role and a colon for an empty message, no separator; Alpaca has no such rule."""
     assert render(name, plain("user", "")) == render(name, user("")) == prompt
 
 
