@@ -44,24 +44,42 @@ class Published:
     rows: int
 
 
-def publish(folder: Path, *, projector: bool = True, container: str = "torch") -> Published:
-    """Make a base, a LLaVA-Med-like delta (a plain LLaMA's without ``projector``) and a CLIP under ``folder``."""
+def publish(
+    folder: Path,
+    *,
+    projector: bool = True,
+    container: str = "torch",
+    hidden: int = HIDDEN,
+    features: int = FEATURES,
+    image: int = IMAGE,
+) -> Published:
+    """Make a base, a LLaVA-Med-like delta (a plain LLaMA's without ``projector``) and a CLIP under ``folder``.
+
+    The original code runs with 1024 ``features`` of an ``image`` of 224 pixels alone, of which it has a constant.
+    """
     delta_at = folder / "delta"
     delta_at.mkdir(parents=True)
     for name, data in published(SMALL).items():
         (delta_at / name).write_bytes(data)
     vocabulary = processor(SMALL).get_piece_size()
-    base = base_tensors(LAYERS, vocabulary, HIDDEN)
+    base = base_tensors(LAYERS, vocabulary, hidden)
     delta = delta_tensors(base, len(NEW), projector=projector)
+    if projector and features != FEATURES:
+        delta["model.mm_projector.weight"] = torch.randn(hidden, features).half() / features**0.5
     save(base, folder / "base", container, config=False)
     save(delta, delta_at, container, config=False)
     rows = vocabulary + len(NEW)
-    write(folder / "base" / "config.json", _text_config(vocabulary) | {"model_type": "llama"})
-    config = _text_config(rows) | ({"architectures": ["LlavaLlamaForCausalLM"], **SEEING} if projector else {})
+    write(folder / "base" / "config.json", _text_config(vocabulary, hidden) | {"model_type": "llama"})
+    heads = max(2, features // 64)  # of 1024 features CLIP's 16
+    tower = make_tower(folder / "clip", hidden_size=features, image_size=image, num_attention_heads=heads)
+    seeing = {"architectures": ["LlavaLlamaForCausalLM"], **SEEING, "mm_hidden_size": features}
+    if features != FEATURES:
+        seeing["mm_vision_tower"] = str(tower)  # a folder, since no network is wanted
+    config = _text_config(rows, hidden) | (seeing if projector else {})
     write(delta_at / "config.json", config | {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1})
     write(delta_at / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0})
     (delta_at / "README.md").write_text("# The delta's own card\n")
-    return Published(folder / "base", delta_at, make_tower(folder / "clip"), reference(base, delta), rows)
+    return Published(folder / "base", delta_at, tower, reference(base, delta), rows)
 
 
 SEEING = {
@@ -77,13 +95,13 @@ SEEING = {
 """The keys that microsoft/llava-med-7b-delta has besides those of a LLaMA."""
 
 
-def _text_config(rows: int) -> dict[str, Any]:
+def _text_config(rows: int, hidden: int) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "hidden_act": "silu",
-        "hidden_size": HIDDEN,
+        "hidden_size": hidden,
         "initializer_range": 0.02,
-        "intermediate_size": 3 * HIDDEN - 4,
+        "intermediate_size": 3 * hidden - 4,
         "max_sequence_length": 2048,
         "model_type": "llama",
         "num_attention_heads": HEADS,
@@ -108,7 +126,8 @@ def make_tower(folder: Path, **changes: int) -> Path:
     }
     config = CLIPConfig(vision_config=VISION | changes, text_config=text, projection_dim=12)
     CLIPModel(config).save_pretrained(folder)
-    write(folder / "preprocessor_config.json", {"crop_size": IMAGE, "size": IMAGE, "resample": 3})
+    side = changes.get("image_size", IMAGE)
+    write(folder / "preprocessor_config.json", {"crop_size": side, "size": side, "resample": 3})
     return folder
 
 
@@ -118,7 +137,7 @@ def write(path: Path, value: object) -> None:
 
 
 class Described(torch.nn.Module):
-    """LLaVA of 2023, from its description: a LLaMA, CLIP's features through one linear layer, spliced between start and end."""
+    """LLaVA of 2023, from its description: a LLaMA; a picture's features by CLIP, through one linear layer, between two tokens."""
 
     def __init__(self, published: Published, tensors: Tensors, dtype: torch.dtype) -> None:
         """Load the ``tensors`` of a merged checkpoint in the original layout."""
@@ -152,15 +171,13 @@ class Described(torch.nn.Module):
 
     @torch.no_grad()
     def forward(self, ids: torch.Tensor, pixels: torch.Tensor | None) -> torch.Tensor:
-        """Return the logits, ``[tokens, rows]``, of one prompt, given its ids, and one picture for each start token."""
+        """Return the logits, ``[tokens, rows]``, of one prompt, given its ids, and the picture in it if there is one."""
         embedded = self.llama.get_input_embeddings()(ids)
         if pixels is not None:
             states = self.tower(pixels, output_hidden_states=True).hidden_states
-            features = self.projector(states[-2][:, 1:])
-            starts = (ids == self.start).nonzero().flatten().tolist()
-            assert len(starts) == len(features) == int((ids == self.end).sum())
-            for place, picture in zip(starts, features, strict=True):
-                assert ids[place + len(picture) + 1] == self.end
-                embedded = torch.cat([embedded[: place + 1], picture, embedded[place + len(picture) + 1 :]])
+            (picture,) = self.projector(states[-2][:, 1:])
+            (place,) = (ids == self.start).nonzero().flatten().tolist()
+            assert ids[place + len(picture) + 1] == self.end
+            embedded = torch.cat([embedded[: place + 1], picture, embedded[place + len(picture) + 1 :]])
         logits: torch.Tensor = self.llama(inputs_embeds=embedded[None]).logits[0]
         return logits

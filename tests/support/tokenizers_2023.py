@@ -143,14 +143,14 @@ def processor(model: bytes) -> Any:
     return sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
-def original_ids(model: bytes, text: str, new: Sequence[str] = NEW) -> Iterator[int]:
-    """Yield the ids that LlamaTokenizer of transformers 4.28, the slow one, gave a text, without the first, that of ``<s>``.
+def original_ids(model: bytes, text: str, new: Sequence[str] = NEW, bos: str = "</s>") -> Iterator[int]:
+    """Yield the ids that LlamaTokenizer of transformers 4.28.1, the one in Python, gave a text, without the first, that of ``bos``.
 
-    It cut a text at its added tokens, took white space away beside those of which no file says otherwise, and gave each
-    stretch between two of them to sentencepiece.
+    It cut a text at its special and added tokens (at ``<s>`` only where that is ``bos``), took white space away beside those of
+    which no file says otherwise, and gave each stretch between two of them to sentencepiece.
     """
     encoder = processor(model)
-    ids = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    ids = {"<unk>": 0, "</s>": 2} | ({"<s>": 1} if bos == "<s>" else {})
     ids |= {content: encoder.get_piece_size() + place for place, content in enumerate(new)}
     parts = ["", *re.split(f"({'|'.join(map(re.escape, ids))})", text), ""]
     for left, part, right in zip(parts, parts[1:], parts[2:], strict=False):

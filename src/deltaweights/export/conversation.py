@@ -1,4 +1,7 @@
-"""Chat templates (without ``<s>``) with the prompts of the models' own code; conversations.toml has the strings and sources."""
+"""Chat templates with the prompts of the models' own code; conversations.toml has the strings and sources.
+
+The token that begins a text is no part of them: a tokenizer adds it.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ ASKED = """\
 NOT_ASKED = """\
 {#- add_generation_prompt changes nothing: the model itself begins its answer with $assistant. -#}
 """
+CLEANED = """ | replace("<image>", "") | trim"""
 SINGLE = """\
 {%- if messages | selectattr("role", "equalto", "user") | list | length > 1 -%}
     {{- raise_exception("this model answers one message; it was trained on single ones") -}}
@@ -48,8 +52,9 @@ class PromptFormat:
 class Conversation:
     """A model's entry in conversations.toml; ``forms`` are its prompt formats by name, "simple" first.
 
-    ``user`` and ``assistant`` are the strings before and after a turn; ``generation`` is empty where the model itself writes the
-    beginning of its turn.
+    ``user`` and ``assistant`` are the strings before and after a turn, ``empty`` what stands for a turn of each that says nothing;
+    ``clean_question`` takes ``<image>``, and then white space at the ends, off a question; ``generation`` is empty where the model
+    itself writes the beginning of its turn.
     """
 
     title: str
@@ -58,6 +63,8 @@ class Conversation:
     after_system: str
     user: tuple[str, str]
     assistant: tuple[str, str]
+    empty: tuple[str, str]
+    clean_question: bool
     generation: str
     stop: tuple[str, ...]
     single: bool
@@ -78,12 +85,14 @@ def chat_template(name: str, *, start_and_end: bool = True) -> str:
 
     Its variable ``conv_mode``, named after the option of the original scripts, chooses the prompt format: "simple", the default, or
     for example "multimodal". A message's content is a string or a list of parts, ``{"type": "text", "text": ...}`` and, from the
-    user, ``{"type": "image"}``; a leading system message replaces the format's system text. Each image is one ``IMAGE`` on a line
-    of its own after the text, between ``START`` and ``END`` if ``start_and_end`` (``mm_use_im_start_end`` of LLaVA's config.json).
-    What cannot be rendered raises through ``raise_exception``. Raises ``UsageError`` for an unknown conversation.
+    user, ``{"type": "image"}``; a leading system message replaces the format's system text. An image is one ``IMAGE`` on a line of
+    its own after the text, between ``START`` and ``END`` if ``start_and_end`` (LLaVA's ``mm_use_im_start_end``). What cannot be
+    rendered raises through ``raise_exception``: a second image in a prompt, too, and beside an image a text with its tokens.
+
+    Raises ``UsageError`` for an unknown conversation.
     """
     known = _known(name)
-    image = f"\n{START}{IMAGE}{END}" if start_and_end else f"\n{IMAGE}"
+    tokens = [START, IMAGE, END] if start_and_end else [IMAGE]
     ending = Template(ASKED if known.generation else NOT_ASKED).substitute(
         generation=_quoted(known.generation), assistant=_quoted(known.assistant[0].strip())
     )
@@ -95,12 +104,16 @@ def chat_template(name: str, *, start_and_end: bool = True) -> str:
         expected=_quoted(f"; it must be one of: {', '.join(known.forms)}"),
         systems=_dictionary({key: form.system for key, form in known.forms.items()}),
         openings=_dictionary({key: _opening(known, form) for key, form in known.forms.items()}),
-        image=_quoted(image if known.images else ""),
+        image=_quoted("\n" + "".join(tokens) if known.images else ""),
+        image_tokens=json.dumps(tokens if known.images else []),
+        cleaned=CLEANED if known.clean_question else "",
         after_system=_quoted(known.after_system),
         before_user=_quoted(known.user[0]),
         after_user=_quoted(known.user[1]),
         before_assistant=_quoted(known.assistant[0]),
         after_assistant=_quoted(known.assistant[1]),
+        empty_user=_quoted(known.empty[0]),
+        empty_assistant=_quoted(known.empty[1]),
         ending=f"{SINGLE if known.single else ''}{ending}",
     )
 
@@ -122,13 +135,16 @@ def _conversation(table: Table) -> Conversation:
     table.require("title", "sources", "after_system", "user", "assistant", "stop", "forms")
     formats = table.table("forms")
     forms = [(name, formats.table(name, ("system", "turns"))) for name in formats]
+    user, assistant = _pair(table, "user"), _pair(table, "assistant")
     return Conversation(
         title=table.text("title", LINE) or "",
         sources=table.texts("sources", URL) or (),
         images=table.flag("images", default=False),
         after_system=table.text("after_system", TEXT) or "",
-        user=_around(table, "user"),
-        assistant=_around(table, "assistant"),
+        user=user,
+        assistant=assistant,
+        empty=_pair(table, "empty") if "empty" in table else ("".join(user), "".join(assistant)),
+        clean_question=table.flag("clean_question", default=False),
         generation=table.text("generation", TEXT) or "",
         stop=table.texts("stop", LINE) or (),
         single=table.flag("single", default=False),
@@ -138,9 +154,9 @@ def _conversation(table: Table) -> Conversation:
     )
 
 
-def _around(table: Table, key: str) -> tuple[str, str]:
-    before, after = table.texts(key, TEXT) or ("", "")
-    return before, after
+def _pair(table: Table, key: str) -> tuple[str, str]:
+    first, second = table.texts(key, TEXT) or ("", "")
+    return first, second
 
 
 def _opening(known: Conversation, form: PromptFormat) -> str:

@@ -85,6 +85,7 @@ def plan_export(
         sizes.rows,
         where=where,
         known=recipe.tokens if recipe is not None else {},
+        bos=recipe.bos_token if recipe is not None else None,
         chat_template=None if conversation is None else chat_template(conversation, start_and_end=start_and_end),
         stop_strings=() if conversation is None else stop_strings(conversation),
     )

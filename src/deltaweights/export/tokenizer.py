@@ -9,23 +9,19 @@ from pathlib import Path
 from deltaweights.errors import MalformedInput, Mismatch, printable
 from deltaweights.export.added_tokens import STRIPPING, TokenFlags, TokenSource, merge_ids
 from deltaweights.export.config import CONTEXT
+from deltaweights.export.special_tokens import BOS, EOS, UNK, SpecialTokens, special_tokens
 from deltaweights.export.tokenizer_files import (
     ADDED,
-    BOS,
     CONFIG,
     DOCUMENT,
-    EOS,
     MODEL,
     SPECIAL,
     TEMPLATE,
-    UNK,
     TokenizerFiles,
     read_files,
 )
 from deltaweights.export.tokenizer_json import AddedToken, begins_with, with_tokens
 from deltaweights.util.text import Json, compact_json, counted, readable_json
-
-PAD = "[PAD]"  # the token that fine-tunings of 2023 added for padding
 
 CLASS = "PreTrainedTokenizerFast"
 """Loads tokenizer.json as it is, in transformers 4 and 5. LlamaTokenizer of 5 does not: unlike the original, it puts no space
@@ -38,7 +34,7 @@ MAX_LISTED = 8  # tokens named in a note; the others are counted
 
 @dataclass(frozen=True)
 class TokenIds:
-    """``pad`` is ``unk`` where [PAD] has no row; ``added`` follow the vocabulary, in the order of ids; ``size`` counts all."""
+    """``pad`` is that of ``<unk>`` where [PAD] has no row; ``added`` follow the vocabulary, by their ids; ``size`` counts all."""
 
     bos: int
     eos: int
@@ -63,29 +59,31 @@ def repair_tokenizer(
     *,
     where: Path,
     known: Mapping[str, int] | None = None,
+    bos: str | None = None,
     chat_template: str | None = None,
     stop_strings: Sequence[str] = (),
 ) -> RepairedTokenizer:
     """Return the tokenizer in ``files``, contents by name, of the folder ``where``, in the form of current transformers.
 
-    ``rows`` is the embedding's: a token whose id is not below it is dropped. ``known`` are ids by token from a recipe.
-    ``stop_strings`` go into tokenizer_config.json, where only this program looks for them. Of a tokenizer.json only the added
-    tokens, and what begins a text, are changed. Raises ``MalformedInput`` and ``Mismatch``.
+    ``rows`` is the embedding's: a token whose id is not below it is dropped. ``known`` are ids by token from a recipe, ``bos`` is
+    the token that begins a text by it. ``stop_strings`` go into tokenizer_config.json, where only this program looks for them. Of a
+    tokenizer.json only the added tokens, and what begins a text, are changed. Raises ``MalformedInput`` and ``Mismatch``.
     """
     source = read_files(files, where)
     stated = merge_ids((source.vocabulary, *source.added), where)
     merged = merge_ids((TokenSource("the files", stated, {}), TokenSource("the recipe", known or {}, {})), where)
     ids = _with_rows(merged, source.vocabulary, rows, where)
-    tokens = _token_ids(ids, source.vocabulary, where)
-    special = {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK, "pad_token": PAD if PAD in ids else UNK}
-    added = list(_added_tokens(source, ids, frozenset(special.values())))
-    document = with_tokens(source.document, added, (tokens.bos, BOS))
-    config = _config(source, special, added, stop_strings)
+    _check_llama(ids, where)
+    special = special_tokens(source.special, source.config, ids, bos, where)
+    tokens = _token_ids(ids, source.vocabulary, special.roles)
+    added = list(_added_tokens(source, ids, special))
+    document = with_tokens(source.document, added, (tokens.bos, special.bos))
+    config = _config(source, special.roles, added, stop_strings)
     unchanged = not source.converted and document == source.document
     result = {
         DOCUMENT: files[DOCUMENT] if unchanged else encoded(document, where),
         CONFIG: encoded(config, where),
-        SPECIAL: encoded(_special_tokens_map(special, added), where),
+        SPECIAL: encoded(_special_tokens_map(special.roles, added), where),
     }
     if MODEL in files:
         result[MODEL] = files[MODEL]
@@ -96,7 +94,7 @@ def repair_tokenizer(
     notes = [
         *_list_tokens("from the recipe", (content for content in merged if content not in stated)),
         *_list_tokens("dropped, without a row of the embedding", (content for content in merged if content not in ids)),
-        *_repairs(source, added, config, special),
+        *_repairs(source, added, config, special.roles),
     ]
     if rows > tokens.size:
         notes.append(f"{counted(rows - tokens.size, 'row')} of the embedding without a token")
@@ -119,29 +117,32 @@ def _with_rows(merged: Mapping[str, int], vocabulary: TokenSource, rows: int, wh
     return {content: number for number, content in kept}
 
 
-def _token_ids(ids: Mapping[str, int], vocabulary: TokenSource, where: Path) -> TokenIds:
+def _check_llama(ids: Mapping[str, int], where: Path) -> None:
     for content in (BOS, EOS, UNK):
         if content not in ids:
             found, remedy = f"no token {content}", "use --layout original"
             raise MalformedInput("not a LLaMA tokenizer", where=where, found=found, remedy=remedy)
+
+
+def _token_ids(ids: Mapping[str, int], vocabulary: TokenSource, roles: Mapping[str, str]) -> TokenIds:
     added = {content: number for content, number in ids.items() if content not in vocabulary.ids}
-    unk = ids[UNK]
-    return TokenIds(bos=ids[BOS], eos=ids[EOS], unk=unk, pad=ids.get(PAD, unk), added=added, size=len(ids))
+    bos, eos, unk, pad = (ids[roles[role]] for role in ("bos_token", "eos_token", "unk_token", "pad_token"))
+    return TokenIds(bos=bos, eos=eos, unk=unk, pad=pad, added=added, size=len(ids))
 
 
-def _added_tokens(source: TokenizerFiles, ids: Mapping[str, int], special: frozenset[str]) -> Iterator[AddedToken]:
+def _added_tokens(source: TokenizerFiles, ids: Mapping[str, int], special: SpecialTokens) -> Iterator[AddedToken]:
     """Yield the tokens after the vocabulary, and those in it that are special or that a file names, in the order of ids."""
-    stated: dict[str, TokenFlags] = {}
-    for each in source.added:
-        stated = {**each.flags, **stated}
-    named = special.union(*(each.ids for each in source.added))
+    stated = dict(special.flags)
+    for each in reversed(source.added):
+        stated |= each.flags
+    named = frozenset(special.flags).union(*(each.ids for each in source.added))
     for content, number in ids.items():
         in_vocabulary = content in source.vocabulary.ids
         if in_vocabulary and content not in named:
             continue
         flags = stated.get(content, TokenFlags() if in_vocabulary else STRIPPING)
         # In normalized text a token is found only after a space: of 256 image tokens in a row the first one.
-        normalized, is_special = flags.normalized and in_vocabulary, flags.special or content in special
+        normalized, is_special = flags.normalized and in_vocabulary, flags.special or content in special.flags
         yield AddedToken(number, content, replace(flags, normalized=normalized, special=is_special))
 
 
@@ -188,9 +189,9 @@ def _repairs(
         yield from _list_tokens(f"added to {DOCUMENT}", (each.content for each in added if each.content not in stated))
         other = (token.content for token in added if stated.get(token.content, token.flags) != token.flags)
         yield from _list_tokens(f"matched otherwise than {DOCUMENT} stated", other)
-        bos = next(token.id for token in added if token.content == BOS)
-        if not begins_with(source.document.get("post_processor"), bos, BOS):
-            yield f"{DOCUMENT}: a text begins with {BOS}"
+        bos = next(token for token in added if token.content == special["bos_token"])
+        if not begins_with(source.document.get("post_processor"), bos.id, bos.content):
+            yield f"{DOCUMENT}: a text begins with {bos.content}"
     for key in ("tokenizer_class", "model_max_length"):
         if source.config.get(key) not in (None, config[key]):
             yield f"{CONFIG}: {key} is {config[key]}, not {_shown(source.config[key])}"

@@ -10,13 +10,12 @@ from deltaweights.checkpoint.small_files import json_object
 from deltaweights.errors import MalformedInput, Mismatch
 from deltaweights.export.added_tokens import TokenSource, decoder_entries, source_of_entries, source_of_ids
 from deltaweights.export.sentencepiece import merges_of, read_model
+from deltaweights.export.special_tokens import UNK
 from deltaweights.export.tokenizer_json import added_entries, llama_document, vocabulary_of
 from deltaweights.util.text import Json
 
 MODEL, DOCUMENT, CONFIG = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
 SPECIAL, ADDED, TEMPLATE = "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"
-
-BOS, EOS, UNK = "<s>", "</s>", "<unk>"  # LLaMA's special tokens, with the ids 1, 2 and 0
 
 UNLIMITED = b"1000000000000000019884624838656"
 """int(1e30), which transformers writes for an unlimited ``model_max_length``: too long a number for strict JSON."""

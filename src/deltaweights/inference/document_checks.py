@@ -8,6 +8,7 @@ from typing import Any
 
 from deltaweights.export.conversation import END, START
 from deltaweights.inference import transformers_loader as loader
+from deltaweights.inference.beginning import check_beginning, check_template_beginning
 from deltaweights.inference.findings import CheckFindings
 from deltaweights.inference.model_folder import (
     CONFIG,
@@ -47,6 +48,7 @@ def check_documents(folder: ModelFolder, config: Any, model: Any, findings: Chec
     _check_special_ids(_document_ids(folder, config), special, rows, findings)
     if length is None:
         return None
+    check_beginning(tokenizer, folder, findings)
     if getattr(config, "vision_config", None) is None:
         _check_template(tokenizer, folder.file_names, findings, vision=False)
         return length
@@ -132,6 +134,7 @@ def _check_template(tool: Any, file_names: frozenset[str], findings: CheckFindin
         return
     if QUESTION not in text:
         findings.doubt(file, "drops the question", found=text)
+    check_template_beginning(text, getattr(tool, "tokenizer", tool), file, findings)
     token = getattr(tool, "image_token", None)
     if not vision or not isinstance(token, str) or token not in tool.tokenizer.get_vocab():
         return  # _check_images reports a bad token

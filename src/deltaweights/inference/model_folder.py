@@ -20,7 +20,7 @@ from deltaweights.util.limits import MANIFEST as LIMIT
 from deltaweights.util.text import Json
 
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
-PROCESSOR_CONFIG = "processor_config.json"
+PROCESSOR_CONFIG, SPECIAL_TOKENS = "processor_config.json", "special_tokens_map.json"
 
 # Documents that say how images become numbers, and where their tokens go in a prompt.
 PROCESSORS = ("preprocessor_config.json", PROCESSOR_CONFIG)
@@ -40,6 +40,7 @@ class ModelFolder:
     tensors: dict[str, LazyTensor]
     config: dict[str, Json]
     generation_config: dict[str, Json] | None
+    special_tokens_map: dict[str, Json] | None
     processors: dict[str, dict[str, Json]]  # those of PROCESSORS that exist
     layout: str | None  # the manifest's: "original" or "transformers"
     file_names: frozenset[str]
@@ -85,6 +86,7 @@ def read_model_folder(folder: str | os.PathLike[str]) -> ModelFolder:
             tensors=checkpoint.tensors,
             config=json_object(directory.read(CONFIG, MAX_DOCUMENT), path / CONFIG),
             generation_config=_read(directory, GENERATION_CONFIG),
+            special_tokens_map=_read(directory, SPECIAL_TOKENS),
             processors={name: document for name, document in documents.items() if document is not None},
             layout=_layout(directory),
             file_names=frozenset(directory.names()),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput, UsageError
-from deltaweights.inference.rendering import render, template_of
+from deltaweights.inference.rendering import RefusedByTemplate, render, template_of
 from deltaweights.inference.transformers_loader import LibraryError, transformers_errors
 from deltaweights.util.text import Json
 
@@ -86,7 +86,8 @@ def make_prompt(
     """Return the prompt that the folder's template makes of one question about ``images``.
 
     ``tool`` is the processor of a model with ``vision``, else its tokenizer; without a template, a tokenizer gets the bare
-    question. Raises ``UsageError`` when the template does not know ``conversation``, ``LibraryError`` when transformers fails.
+    question. Raises ``UsageError`` when the template refuses the question, its images or ``conversation``, ``LibraryError`` when
+    transformers fails.
     """
     template = template_of(tool)
     if conversation is not None and CONVERSATION not in str(template):
@@ -97,6 +98,9 @@ def make_prompt(
     variables = {} if conversation is None else {CONVERSATION: conversation}
     try:
         text = render(tool, turns, variables) if template else question
+    except RefusedByTemplate as error:
+        problem, remedy = "the chat template refuses the prompt", "change the question, --image or --conversation"
+        raise UsageError(problem, where=where, found=error, remedy=remedy) from None
     except LibraryError as error:
         if conversation is None:
             raise
@@ -106,7 +110,9 @@ def make_prompt(
         # A template may begin with the token that the tokenizer would add once more.
         has_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         options = {"images": list(images)} if images else {}
-        inputs = tool(text=[text], return_tensors="pt", add_special_tokens=not has_bos, **options)
+        # Without an image an image token is text; processors refuse it.
+        encoder = tool if images else tokenizer
+        inputs = encoder(text=[text], return_tensors="pt", add_special_tokens=not has_bos, **options)
         inputs.pop("token_type_ids", None)  # LLaMA takes none, and generic tokenizers return them
     stops = tokenizer.init_kwargs.get("stop_strings")
     stops = stops if isinstance(stops, list) else []

@@ -21,6 +21,10 @@ MAX_MEMORY = 1024**3  # bytes that the process may allocate
 MAX_TEXT = 1_000_000  # characters of the result; a model takes a few thousand tokens
 
 
+class RefusedByTemplate(LibraryError):
+    """The template itself refuses what it was given, in the words of its ``raise_exception``."""
+
+
 def template_of(tool: Any) -> str | None:
     """Return the chat template of ``tool``, a processor or tokenizer; None when it has none."""
     template = getattr(tool, "chat_template", None)
@@ -31,7 +35,8 @@ def template_of(tool: Any) -> str | None:
 def render(tool: Any, turns: Sequence[Json], options: Mapping[str, str] | None = None) -> str:
     """Return the prompt for the answer to ``turns``; ``options`` are more variables for the template of ``tool``.
 
-    Raises ``LibraryError`` when the template fails or exceeds a limit, ``InputOutputError`` when no process can be started.
+    Raises ``RefusedByTemplate`` for what the template refuses, ``LibraryError`` when it fails or exceeds a limit,
+    ``InputOutputError`` when no process can be started.
     """
     tokenizer = getattr(tool, "tokenizer", tool)
     variables = {**tokenizer.special_tokens_map, **(options or {})}
@@ -45,6 +50,8 @@ def render(tool: Any, turns: Sequence[Json], options: Mapping[str, str] | None =
         response = json.loads(output)
     except ValueError:
         raise LibraryError(f"rendering the template ended with exit code {code}") from None
+    if "refused" in response:
+        raise RefusedByTemplate(response["refused"])
     if "error" in response:
         raise LibraryError(response["error"])
     return str(response["text"])
@@ -52,6 +59,7 @@ def render(tool: Any, turns: Sequence[Json], options: Mapping[str, str] | None =
 
 def main() -> None:
     """Render the request on stdin, under limits, and write the text, or the error, to stdout."""
+    from jinja2 import TemplateError  # noqa: PLC0415
     from transformers.utils import chat_template_utils  # noqa: PLC0415  (takes a second)
 
     request = json.load(sys.stdin)
@@ -61,7 +69,8 @@ def main() -> None:
         too_long = f"the template makes {len(text):,} characters of one question"
         response = {"error": too_long} if len(text) > MAX_TEXT else {"text": text}
     except Exception as error:  # noqa: BLE001  (a template can raise anything)
-        response = {"error": reason(error)}
+        # raise_exception raises the class itself, a faulty template one derived from it.
+        response = {"refused" if type(error) is TemplateError else "error": reason(error)}
     json.dump(response, sys.stdout)
 
 

@@ -71,7 +71,7 @@ class SumCheck:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A pair of base and delta, and the rules that merge it; the last three fields are for the layout of current transformers."""
+    """A pair of base and delta, and the rules that merge it; the last four fields are for the layout of current transformers."""
 
     name: str
     title: str
@@ -93,6 +93,7 @@ class Recipe:
     vision_tower: str | None = None  # a key of models.toml
     conversation: str | None = None  # a key of conversations.toml
     tokens: Mapping[str, int] = field(default_factory=dict)  # ids of added tokens
+    bos_token: str | None = None  # the token that begins a text, None where the delta's own files say it
 
 
 def check_head(document: dict[str, Any], where: str, expected: str = FORMAT) -> None:
@@ -171,7 +172,7 @@ def _digest(recipe: Recipe) -> str:
 
 
 def _transformers(top: Table) -> dict[str, Any]:
-    table = top.table("transformers", ("vision_tower", "conversation", "tokens"))
+    table = top.table("transformers", ("vision_tower", "conversation", "tokens", "bos_token"))
     tokens = table.table("tokens")
     for token in tokens:
         tokens.check_key(token, LINE)
@@ -179,6 +180,7 @@ def _transformers(top: Table) -> dict[str, Any]:
         "vision_tower": table.text("vision_tower", NAME),
         "conversation": table.text("conversation", NAME),
         "tokens": {token: tokens.whole(token, MAX_DIMENSION) or 0 for token in tokens},
+        "bos_token": table.text("bos_token", LINE),
     }
 
 

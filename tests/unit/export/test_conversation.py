@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +15,15 @@ from tokenizers import Tokenizer, models
 from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
 from deltaweights.errors import UsageError
-from deltaweights.export.conversation import END, IMAGE, START, chat_template, conversations, stop_strings
+from deltaweights.export.conversation import (
+    END,
+    IMAGE,
+    START,
+    Conversation,
+    chat_template,
+    conversations,
+    stop_strings,
+)
 from deltaweights.recipes import catalogue
 from tests.support.errors import refused
 
@@ -102,9 +111,9 @@ def render(name: str, *messages: Message, start_and_end: bool = True, **variable
             f"{MED}Human: What is shown?\n<im_patch>###",
         ),
         (
-            (user(None, "Are these", None, " the same?"),),
+            (user("Is this", None, " a cell?"),),
             {},
-            f"{MED}Human: Are these the same?\n<im_start><im_patch><im_end>\n<im_start><im_patch><im_end>###",
+            f"{MED}Human: Is this a cell?\n<im_start><im_patch><im_end>###",
         ),
         (
             (user(None, "What is shown?"), plain("assistant", "A chest."), plain("user", "Which side?")),
@@ -119,7 +128,7 @@ def render(name: str, *messages: Message, start_and_end: bool = True, **variable
         ((user(None),), {}, f"{MED}Human: \n<im_start><im_patch><im_end>###"),
     ],
     ids=[
-        "image-first", "image-last", "no-image", "parts", "multimodal", "no-start-and-end", "two-images", "turns", "system",
+        "image-first", "image-last", "no-image", "parts", "multimodal", "no-start-and-end", "image-between", "turns", "system",
         "image-alone",
     ],
 )  # fmt: skip
@@ -188,7 +197,10 @@ def test_alpaca_is_trained_on_the_answer_right_behind_its_prompt() -> None:
 @settings(max_examples=60, deadline=None)
 @given(text=st.text() | st.sampled_from(["{{ 7 * 7 }}", "{% raw %}", "{#- a -#}", " <b>&amp;'\"\\n</b>\r\n\t ", "###"]))
 def test_what_is_said_comes_through_unchanged(name: str, text: str) -> None:
-    """Text of system, user and assistant is neither escaped, trimmed nor evaluated."""
+    """Text of system, user and assistant is neither escaped, trimmed nor evaluated.
+
+    Only of a question to LLaVA-Med, ``<image>`` and the white space at its ends are taken off, as its evaluation does.
+    """
     for content in (text, [{"type": "text", "text": text}]):
         for role in ("system", "user", "assistant"):
             messages = [plain("system", "S"), plain("user", "U"), plain("assistant", "A")]
@@ -197,7 +209,45 @@ def test_what_is_said_comes_through_unchanged(name: str, text: str) -> None:
             messages[position]["content"] = content
             before, mark, after = marked.partition("MARK")
             assert mark
-            assert render(name, *messages) == before + text + after
+            said = text.replace("<image>", "").strip() if (name, role) == ("llava-med", "user") else text
+            if said or role == "system" or name == "alpaca":
+                assert render(name, *messages) == before + said + after
+            else:
+                assert render(name, *messages) in without_text(before, after, conversations()[name])
+
+
+def without_text(before: str, after: str, known: Conversation) -> Iterator[str]:
+    """Yield the prompts in which the turn between ``before`` and ``after`` is a role and a colon alone."""
+    for role, (start, end) in zip(known.empty, (known.user, known.assistant), strict=True):
+        if before.endswith(start) and after.startswith(end):
+            yield before.removesuffix(start) + role + after.removeprefix(end)
+
+
+EMPTY_TURNS = {
+    "llava-med": f"{MED}Human:",
+    "llava-v0": f"{V0}Human:",
+    "llava-v1": f"{VICUNA}USER:",
+    "vicuna-v0": f"{VICUNA_V0}### Human:",
+    "vicuna-v1.1": f"{VICUNA}USER:",
+    "alpaca": ALPACA.replace("Name three colours.", "").removesuffix("### Response:"),
+}
+
+
+@pytest.mark.fidelity
+@pytest.mark.parametrize(("name", "prompt"), EMPTY_TURNS.items(), ids=EMPTY_TURNS)
+def test_a_turn_that_says_nothing(name: str, prompt: str) -> None:
+    """``get_prompt`` of their code writes a role and a colon for an empty message, no separator; Alpaca has no such rule."""
+    assert render(name, plain("user", "")) == render(name, user("")) == prompt
+
+
+@pytest.mark.fidelity
+def test_a_question_to_llava_med_is_cleaned() -> None:
+    """``<image>`` goes first and white space after it, as in the evaluation; LLaVA's evaluation takes a question as it is."""
+    question = "\u2003<image>\nIs <image>it a cell? \x1f"
+    assert render("llava-med", user(question)) == f"{MED}Human: Is it a cell?###"
+    assert render("llava-med", user(None, "<image>\n")) == f"{MED}Human: \n<im_start><im_patch><im_end>###"
+    assert render("llava-med", plain("user", " <image> ")) == f"{MED}Human:"
+    assert render("llava-v0", plain("user", question)) == f"{V0}Human: {question}###"
 
 
 @pytest.mark.parametrize("name", SEEING)
@@ -207,12 +257,39 @@ def test_what_is_said_comes_through_unchanged(name: str, text: str) -> None:
         st.lists(st.none() | st.text(alphabet="ab\n <>", max_size=5), min_size=1, max_size=4), min_size=1, max_size=3
     )
 )
-def test_every_image_has_its_own_start_and_end(name: str, turns: list[list[str | None]]) -> None:
-    """A prompt has one patch, one start and one end for each image, in this order, on a line of their own."""
-    prompt = render(name, *(user(*parts) for parts in turns), add_generation_prompt=True)
+def test_an_image_has_a_start_and_an_end(name: str, turns: list[list[str | None]]) -> None:
+    """A prompt has one patch, one start and one end for an image, in this order, on a line of their own; two are refused."""
+    messages = [user(*parts) for parts in turns]
     images = sum(part is None for parts in turns for part in parts)
+    if images > 1:
+        with pytest.raises(TemplateError, match=f"a prompt with {images} images, of which"):
+            render(name, *messages)
+        return
+    prompt = render(name, *messages, add_generation_prompt=True)
     assert prompt.count(f"\n{START}{IMAGE}{END}") == images
     assert prompt.count(START) == prompt.count(IMAGE) == prompt.count(END) == images
+
+
+@pytest.mark.fidelity
+@pytest.mark.parametrize("name", SEEING)
+@pytest.mark.parametrize("token", [IMAGE, START, END])
+def test_the_tokens_of_an_image_in_a_text(name: str, token: str) -> None:
+    """They are a text's own without an image; beside one, a processor could not tell them from the image's, so they are refused."""
+    assert token in render(name, plain("user", f"a {token} b"))
+    split = f"{token[:3]}<image>{token[3:]}"
+    messages = [(user(None, token),), (user(f"a {token} b"), plain("assistant", "c"), user(None, "d"))]
+    messages += [(user(None, "a"), plain("assistant", token))]
+    for conversation in [*messages, *([(user(None, split),)] if name == "llava-med" else [])]:
+        with pytest.raises(TemplateError, match=f"^the text has {token}, which stands for an image here: take it out$"):
+            render(name, *conversation)
+    if token != IMAGE:
+        assert token in render(name, user(None, token), start_and_end=False)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in SEEING])
+def test_a_model_of_texts_knows_no_image_token(name: str) -> None:
+    """A text is a text there."""
+    assert IMAGE in render(name, plain("user", IMAGE))
 
 
 @pytest.mark.parametrize("start_and_end", [False, True])

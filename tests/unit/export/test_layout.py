@@ -64,11 +64,11 @@ def exported(published: Published, tmp_path_factory: pytest.TempPathFactory) -> 
     return target
 
 
-def merge(published: Published, target: Path, **options: Any) -> Any:
-    """Merge in the layout of current transformers, by LLaVA-Med's recipe but for its sizes."""
+def merge(published: Published, target: Path, *, bos: str | None = None, **options: Any) -> Any:
+    """Merge in the layout of current transformers, by LLaVA-Med's recipe but for its sizes; ``bos`` is its bos_token."""
     own = target.parent / "own.toml"
     own.parent.mkdir(parents=True, exist_ok=True)
-    own.write_text(OWN.format(rows=published.rows))
+    own.write_text(OWN + (f'bos_token = "{bos}"\n' if bos else ""))
     options = {"layout": "transformers", "vision_tower": published.tower, **options}
     return apply_delta(published.base, published.delta, target, recipe_file=own, allow_unproved_base=True, **options)
 
@@ -110,7 +110,8 @@ HELLO = "###Human: Hi!###Assistant: Hi there!  How can I help you today?\n###Hum
 SEEN = f"\n<im_start>{'<im_patch>' * PATCHES}<im_end>"
 
 
-@pytest.mark.parametrize("images", [0, 1, 2])
+@pytest.mark.fidelity
+@pytest.mark.parametrize("images", [0, 1])
 def test_the_logits_are_those_of_the_description(published: Published, exported: Path, images: int) -> None:
     """In float32 the exported model gives, bit for bit, what LLaMA and one linear projector give."""
     described = Described(published, published.merged, torch.float32)
@@ -158,7 +159,7 @@ def test_generation_runs_with_an_image(exported: Path) -> None:
     answer = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert answer.shape[1] > inputs["input_ids"].shape[1]
     ids = model.generation_config
-    assert (ids.bos_token_id, ids.eos_token_id, ids.pad_token_id) == (1, 2, processor.tokenizer.pad_token_id)
+    assert (ids.bos_token_id, ids.eos_token_id, ids.pad_token_id) == (2, 2, processor.tokenizer.pad_token_id)
 
 
 def test_both_layouts_hold_the_same_weights(published: Published, exported: Path, tmp_path: Path) -> None:
@@ -223,6 +224,22 @@ def test_a_merge_that_is_not_what_its_manifest_says_is_not_exported(published: P
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fidelity
+@pytest.mark.parametrize("bos", ["<s>", "</s>"])
+def test_a_recipe_s_first_token_is_stated_everywhere(published: Published, tmp_path: Path, bos: str) -> None:
+    """Tokenizer, config.json and generation_config.json agree with the recipe, before the delta's own files."""
+    merge(published, tmp_path / "out", bos=bos)
+    number = {"<s>": 1, "</s>": 2}[bos]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (tokenizer("Why?").input_ids[0], tokenizer.bos_token_id) == (number, number)
+    documents = [
+        json.loads((tmp_path / "out" / name).read_text()) for name in ("config.json", "generation_config.json")
+    ]
+    stated = [documents[0], documents[0]["text_config"], documents[1]]
+    assert [each["bos_token_id"] for each in stated] == [number] * 3
+    assert [each["eos_token_id"] for each in stated] == [2] * 3
+
+
 def test_a_plain_llama_keeps_its_weights(tmp_path: Path) -> None:
     """Without vision, both layouts have the same weights; configuration and tokenizer are repaired."""
     published = publish(tmp_path / "published", projector=False)
@@ -237,7 +254,7 @@ def test_a_plain_llama_keeps_its_weights(tmp_path: Path) -> None:
     assert (
         (model.config.bos_token_id, model.config.eos_token_id)
         == (tokenizer.bos_token_id, tokenizer.eos_token_id)
-        == (1, 2)
+        == (2, 2)
     )
     assert len(tokenizer) == model.config.vocab_size == published.rows
 

@@ -53,7 +53,7 @@ MADE = "tokenizer.json is made from tokenizer.model"
 CLASS = 'tokenizer_config.json: tokenizer_class is PreTrainedTokenizerFast, not "LlamaTokenizer"'
 
 
-BOS = 'special_tokens_map.json: bos_token is <s>, not "</s>"'
+BOS = 'tokenizer_config.json: bos_token is </s>, not "<s>"'
 
 
 PROMPT = (
@@ -112,22 +112,23 @@ def loaded(folder: Path) -> Any:
 
 
 GOLDEN = {
-    "What is the image?": [1, 259, 90, 287, 280, 295, 259, 288, 294, 262, 259, 288, 269, 286, 284, 301],
+    "What is the image?": [2, 259, 90, 287, 280, 295, 259, 288, 294, 262, 259, 288, 269, 286, 284, 301],
     "What is in the image?\n<im_start><im_patch><im_patch><im_patch><im_end>###": [
-        1, 259, 90, 287, 280, 295, 259, 288, 294, 259, 263, 262, 259, 288, 269, 286, 284, 301, 306, 305, 305, 305, 307, 259, 275,
+        2, 259, 90, 287, 280, 295, 259, 288, 294, 259, 263, 262, 259, 288, 269, 286, 284, 301, 306, 305, 305, 305, 307, 259, 275,
     ],
     "###Human: an image ! <im_start> \t<im_patch>\u00a0<im_end>  the human": [
-        1, 259, 275, 276, 290, 265, 278, 267, 259, 288, 269, 286, 284, 259, 302, 306, 305, 307, 262, 259, 287, 296, 290, 265,
+        2, 259, 275, 276, 290, 265, 278, 267, 259, 288, 269, 286, 284, 259, 302, 306, 305, 307, 262, 259, 287, 296, 290, 265,
     ],
-    "  the  image\n": [1, 259, 259, 262, 259, 259, 288, 269, 286, 284, 13],
-    "a </s> b<s>the</s>": [1, 266, 259, 2, 259, 259, 281, 1, 262, 2],
-    "é 日 <0x0A> ▁the": [1, 259, 198, 172, 259, 233, 154, 168, 259, 63, 51, 123, 51, 68, 65, 259, 262],
-    "the <unk>[PAD] [PAD] the": [1, 262, 259, 0, 304, 304, 262],
-    "": [1],
+    "  the  image\n": [2, 259, 259, 262, 259, 259, 288, 269, 286, 284, 13],
+    "a </s> b<s>the</s>": [2, 266, 259, 2, 259, 259, 281, 63, 294, 65, 295, 261, 2],
+    "é 日 <0x0A> ▁the": [2, 259, 198, 172, 259, 233, 154, 168, 259, 63, 51, 123, 51, 68, 65, 259, 262],
+    "the <unk>[PAD] [PAD] the": [2, 262, 259, 0, 304, 304, 262],
+    "": [2],
 }  # fmt: skip
-"""Ids that LlamaTokenizer of transformers 4.28.1 gave for ``SMALL`` and the tokens of LLaVA-Med, with bos ``<s>``."""
+"""Ids that LlamaTokenizer of transformers 4.28.1 gave for ``SMALL`` and the files of LLaVA-Med, which say that bos is ``</s>``."""
 
 
+@pytest.mark.fidelity
 @pytest.mark.parametrize("model_type", ["llava", "llama", None])
 def test_ids_are_those_of_2023(tmp_path: Path, model_type: str | None) -> None:
     """Whatever the model, the repaired tokenizer gives texts the ids that transformers 4.28 gave them."""
@@ -135,9 +136,97 @@ def test_ids_are_those_of_2023(tmp_path: Path, model_type: str | None) -> None:
     assert {text: tokenizer(text).input_ids for text in GOLDEN} == GOLDEN
 
 
+@pytest.mark.fidelity
 def test_the_rule_of_2023_gives_these_ids() -> None:
     """The reference of the other tests, sentencepiece stretch by stretch, equals transformers 4.28."""
-    assert {text: [1, *original_ids(SMALL, text)] for text in GOLDEN} == GOLDEN
+    assert {text: [2, *original_ids(SMALL, text)] for text in GOLDEN} == GOLDEN
+
+
+BEGIN_AND_CUT, PADDED = "a </s> b<s>the</s>", "the <unk>[PAD] [PAD] the"
+
+
+PLAIN = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+
+
+STATEMENTS: dict[str, tuple[dict[str, Any], dict[str, Any], list[int], list[int]]] = {
+    "bos-s": (
+        {"bos_token": {"content": "<s>", **PLAIN}}, {},
+        [1, 266, 259, 2, 259, 259, 281, 1, 262, 2], [1, 262, 259, 0, 304, 304, 262],
+    ),
+    "strings": (
+        {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "<unk>"}, {},
+        [2, 266, 2, 259, 281, 63, 294, 65, 295, 261, 2], [2, 262, 0, 304, 304, 262],
+    ),
+    "silent-map": (
+        {"bos_token": None, "eos_token": None}, {},
+        [1, 266, 259, 2, 259, 259, 281, 1, 262, 2], [1, 262, 259, 0, 304, 304, 262],
+    ),
+    "config-alone": (
+        {"bos_token": None, "eos_token": None, "unk_token": None, "pad_token": None},
+        {"bos_token": "</s>", "pad_token": "[PAD]"},
+        [2, 266, 259, 2, 259, 259, 281, 63, 294, 65, 295, 261, 2], [2, 262, 259, 0, 304, 259, 259, 304, 259, 262],
+    ),
+    "additional": (
+        {"additional_special_tokens": ["<s>"]}, {},
+        [2, 266, 259, 2, 259, 259, 281, 1, 262, 2], [2, 262, 259, 0, 304, 304, 262],
+    ),
+    "a-string-and-an-object": (
+        {"bos_token": "</s>"}, {},
+        [2, 266, 259, 2, 259, 259, 281, 63, 294, 65, 295, 261, 2], [2, 262, 259, 0, 304, 304, 262],
+    ),
+    "two-objects": (
+        {"bos_token": {"content": "</s>", **PLAIN, "lstrip": True}}, {},
+        [2, 266, 2, 259, 259, 281, 63, 294, 65, 295, 261, 2], [2, 262, 259, 0, 304, 304, 262],
+    ),
+}  # fmt: skip
+"""Changes to special_tokens_map.json and tokenizer_config.json, and the ids of transformers 4.28.1 for the two texts."""
+
+
+@pytest.mark.fidelity
+@pytest.mark.parametrize(("special", "config", "cut", "padded"), STATEMENTS.values(), ids=STATEMENTS)
+def test_the_files_say_which_tokens_are_special(
+    tmp_path: Path, special: dict[str, Any], config: dict[str, Any], cut: list[int], padded: list[int]
+) -> None:
+    """What begins a text, and at which tokens it is cut, is what 4.28.1 read in the files; repairing it again changes nothing."""
+    files = changed(published(), "special_tokens_map.json", **special)
+    result = repaired(changed(files, "tokenizer_config.json", **config))
+    assert repaired(result.files).files == result.files
+    assert result.tokens.bos == cut[0]
+    tokenizer = AutoTokenizer.from_pretrained(placed(tmp_path, result.files))
+    assert tokenizer(BEGIN_AND_CUT).input_ids == cut
+    assert tokenizer(PADDED).input_ids == padded
+    assert tokenizer.bos_token_id == cut[0]
+    assert tokenizer.eos_token_id == 2
+
+
+@pytest.mark.fidelity
+@pytest.mark.parametrize("stated", [{}, dict.fromkeys(("bos_token", "eos_token", "unk_token"), "")])
+@pytest.mark.parametrize("bos", ["<s>", "</s>"])
+def test_a_recipe_says_what_begins_a_text(tmp_path: Path, bos: str, stated: dict[str, str]) -> None:
+    """It goes before the files, whatever they say, and what they said is noted."""
+    files = changed(published(), "special_tokens_map.json", **stated)
+    result = repaired(files, bos=bos)
+    tokenizer = AutoTokenizer.from_pretrained(placed(tmp_path, result.files))
+    number = {"<s>": 1, "</s>": 2}[bos]
+    assert tokenizer("the").input_ids == [number, 262]
+    assert tokenizer.bos_token_id == result.tokens.bos == number
+    said = f'special_tokens_map.json: bos_token is {bos}, not "{stated.get("bos_token", "</s>")}"'
+    assert (said in result.notes) == (stated.get("bos_token", "</s>") != bos)
+
+
+def test_a_recipe_s_token_must_exist() -> None:
+    """A bos_token that the model does not have is refused."""
+    with refused(Mismatch, where="delta", found="<bos>"):
+        repaired(published(), bos="<bos>")
+
+
+def test_unk_may_be_eos(tmp_path: Path) -> None:
+    """Alpaca's code of March 2023 made ``</s>`` all three; ``<unk>`` in a text is plain text then."""
+    same = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "</s>")
+    result = repaired(changed(published(), "special_tokens_map.json", **same))
+    assert (result.tokens.bos, result.tokens.eos, result.tokens.unk, result.tokens.pad) == (2, 2, 2, SIZE)
+    tokenizer = AutoTokenizer.from_pretrained(placed(tmp_path, result.files))
+    assert tokenizer("<unk>").input_ids == [2, *processor(SMALL).encode("<unk>")]
 
 
 UNEQUAL = "\x1c\x1d\x1e\x1f"
@@ -157,8 +246,8 @@ TEXTS = st.one_of(
 @example(text=PROMPT)
 @settings(max_examples=400, deadline=None)
 def test_any_text_has_the_ids_of_sentencepiece(folder: Path, text: str) -> None:
-    """Any text, with or without added tokens in it, has the ids that sentencepiece gives stretch by stretch, after ``<s>``."""
-    assert loaded(folder)(text).input_ids == [1, *original_ids(trained(), text)]
+    """Any text, with or without added tokens in it, has the ids that sentencepiece gives stretch by stretch, after ``</s>``."""
+    assert loaded(folder)(text).input_ids == [2, *original_ids(trained(), text)]
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁")))
@@ -166,7 +255,7 @@ def test_any_text_has_the_ids_of_sentencepiece(folder: Path, text: str) -> None:
 @settings(max_examples=200, deadline=None)
 def test_any_text_comes_back(folder: Path, text: str) -> None:
     """Decoding a text's ids without special tokens gives the text, except for ``▁``, which means a space."""
-    assume(not any(token in text for token in ("<unk>", "<s>", "</s>", *NEW)))
+    assume(not any(token in text for token in ("<unk>", "</s>", *NEW)))
     tokenizer = loaded(folder)
     assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
 
@@ -182,7 +271,7 @@ def test_image_tokens_stay_out_of_answers(folder: Path) -> None:
 def test_the_library_s_own_class_finds_the_same_tokens(folder: Path) -> None:
     """LlamaTokenizer, which rebuilds everything but the vocabulary, gives the prompt's ids too."""
     tokenizer = LlamaTokenizer.from_pretrained(folder)
-    assert tokenizer(PROMPT).input_ids == [1, *original_ids(trained(), PROMPT)]
+    assert tokenizer(PROMPT).input_ids == [2, *original_ids(trained(), PROMPT)]
     assert len(tokenizer) == 604
 
 
@@ -213,7 +302,7 @@ def test_saving_keeps_ids(folder: Path, tmp_path: Path, text: str) -> None:
 def test_every_token_is_at_its_id(folder: Path) -> None:
     """Length, special tokens and added tokens of the loaded tokenizer are those of ``TokenIds``."""
     tokens, tokenizer = repaired(published(trained())).tokens, loaded(folder)
-    assert (tokens.bos, tokens.eos, tokens.unk, tokens.pad, tokens.size) == (1, 2, 0, 600, 604)
+    assert (tokens.bos, tokens.eos, tokens.unk, tokens.pad, tokens.size) == (2, 2, 0, 600, 604)
     assert list(tokens.added.items()) == [("[PAD]", 600), ("<im_patch>", 601), ("<im_start>", 602), ("<im_end>", 603)]
     assert len(tokenizer) == tokens.size
     assert tokenizer.convert_tokens_to_ids(list(tokens.added)) == list(tokens.added.values())
@@ -246,7 +335,7 @@ def test_the_files_of_a_delta() -> None:
         "add_bos_token": True,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
-        "bos_token": "<s>",
+        "bos_token": "</s>",
         "eos_token": "</s>",
         "unk_token": "<unk>",
         "pad_token": "[PAD]",
@@ -254,19 +343,19 @@ def test_the_files_of_a_delta() -> None:
         "stop_strings": ["###", "</s>"],
     }
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    inside = {str(number): {"content": content, **plain} for number, content in enumerate(["<unk>", "<s>", "</s>"])}
+    inside = {str(number): {"content": content, **plain} for number, content in ((0, "<unk>"), (2, "</s>"))}
     stripping = plain | {"lstrip": True, "rstrip": True}
     assert decoder == inside | {
         str(SIZE + place): {"content": content, **stripping} for place, content in enumerate(NEW)
     }
     special = read(tokenizer, "special_tokens_map.json")
     assert {role: token["content"] for role, token in special.items()} == {
-        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "[PAD]",
+        "bos_token": "</s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "[PAD]",
     }  # fmt: skip
     assert tokenizer.notes == (MADE, CLASS, BOS)
 
 
-DIGEST = "5096542a025ec99255b2c69c468fbd08a582bc07457227b4c35fdf3b1fe03ca2"
+DIGEST = "0d7f95b92ef33b1d13dfd7244e2143ada2d452a3f9c0fb13ab9df3f25b4c3529"
 """sha256 of the tokenizer.json for ``SMALL`` and the tokens of LLaVA-Med."""
 
 
@@ -324,13 +413,18 @@ LLAMA = {"</s>": 2, "<s>": 1, "<unk>": 0}
 
 
 EMPTY = {"bos_token": "", "eos_token": "", "unk_token": ""}
-"""As the first conversions of LLaMA had them."""
+"""As the first conversions of LLaMA had them: ids were those of tokenizer.model."""
 
 
-REPAIRS: dict[str, tuple[dict[str, bytes], tuple[str, ...]]] = {
-    "bos-is-eos": (published(), (MADE, CLASS, BOS)),
+SAYS_BOS = changed(published(), "special_tokens_map.json", bos_token={"content": "<s>", **PLAIN})
+"""The files of a model whose texts begin with ``<s>``."""
+
+
+REPAIRS: dict[str, tuple[dict[str, bytes], dict[str, bytes], tuple[str, ...]]] = {
+    "bos-is-eos": (published(), published(), (MADE, CLASS, BOS)),
     "empty-special-tokens": (
         changed(changed(published(), "special_tokens_map.json", **EMPTY), "tokenizer_config.json", **EMPTY),
+        SAYS_BOS,
         (
             MADE, CLASS,
             'tokenizer_config.json: bos_token is <s>, not ""',
@@ -343,46 +437,60 @@ REPAIRS: dict[str, tuple[dict[str, bytes], tuple[str, ...]]] = {
     ),
     "first-class-name": (
         changed(published(), "tokenizer_config.json", tokenizer_class="LLaMATokenizer"),
+        published(),
         (MADE, CLASS.replace("LlamaTokenizer", "LLaMATokenizer"), BOS),
     ),
     "fast-class-name": (
         changed(published(), "tokenizer_config.json", tokenizer_class="LlamaTokenizerFast"),
+        published(),
         (MADE, CLASS.replace("LlamaTokenizer", "LlamaTokenizerFast"), BOS),
     ),
     "right-class-name": (
-        changed(published(), "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast"), (MADE, BOS),
+        changed(published(), "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast"), published(), (MADE, BOS),
     ),
     "no-limit": (
         changed(published(), "tokenizer_config.json", model_max_length=int(1e30)),
+        published(),
         (MADE, CLASS, BOS),
     ),
     "no-whole-number": (
         changed(published(), "tokenizer_config.json", model_max_length=1e30),
+        published(),
         (MADE, CLASS, "tokenizer_config.json: model_max_length is 2048, not 1e+30", BOS),
     ),
     "only-tokenizer-model-and-added-tokens": (
-        without(published(), "tokenizer_config.json", "special_tokens_map.json"), (MADE,),
+        without(published(), "tokenizer_config.json", "special_tokens_map.json"), SAYS_BOS, (MADE,),
     ),
     "control-characters": (
         changed(published(), "special_tokens_map.json", bos_token="\x1b[2J" + 100 * "x"),
+        SAYS_BOS,
         (MADE, CLASS, 'special_tokens_map.json: bos_token is <s>, not "\\u001b[2J' + 70 * "x"),
     ),
     "special-tokens-of-llama-in-added-tokens": (
-        changed(published(), "added_tokens.json", **LLAMA), (MADE, CLASS, BOS),
+        changed(SAYS_BOS, "added_tokens.json", **LLAMA), SAYS_BOS, (MADE, CLASS),
     ),
 }  # fmt: skip
+"""Files, others that mean the same, and what is noted."""
 
 
-@pytest.mark.parametrize(("files", "notes"), REPAIRS.values(), ids=REPAIRS)
-def test_what_the_files_say_is_put_right(files: dict[str, bytes], notes: tuple[str, ...]) -> None:
-    """Every known variant becomes the same tokenizer, and every repair is noted."""
+@pytest.mark.parametrize(("files", "same", "notes"), REPAIRS.values(), ids=REPAIRS)
+def test_what_the_files_say_is_put_right(
+    files: dict[str, bytes], same: dict[str, bytes], notes: tuple[str, ...]
+) -> None:
+    """Every known variant becomes the tokenizer that it means, and every repair is noted."""
     tokenizer = repaired(files, SIZE + 4)
-    right = repaired(published())
+    right = repaired(same)
     assert tokenizer.files | {"tokenizer_config.json": b""} == right.files | {"tokenizer_config.json": b""}
     optional = {"padding_side": "right"}
     assert read(tokenizer, "tokenizer_config.json") | optional == read(right, "tokenizer_config.json")
     assert tokenizer.tokens == right.tokens
     assert tokenizer.notes == notes
+
+
+def test_a_token_that_added_tokens_names_is_matched() -> None:
+    """A file that names ``<s>`` as an added token has it matched in texts, even if it begins none."""
+    tokenizer = repaired(changed(published(), "added_tokens.json", **LLAMA), SIZE + 4)
+    assert Tokenizer.from_str(tokenizer.files["tokenizer.json"].decode()).encode("<s>").ids == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -486,12 +594,12 @@ def nested(document: dict[str, Any]) -> None:
 DOCUMENTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "normalized": (
         normalized,
-        "matched otherwise than tokenizer.json stated: <unk>, <s>, </s>, [PAD], <im_patch>, <im_start>, <im_end>",
+        "matched otherwise than tokenizer.json stated: <unk>, </s>, [PAD], <im_patch>, <im_start>, <im_end>",
     ),
     "fewer-tokens": (fewer_tokens, "added to tokenizer.json: <unk>, <im_end>"),
-    "ends-with-eos": (ends_with_eos, "tokenizer.json: a text begins with <s>"),
-    "no-processor": (no_processor, "tokenizer.json: a text begins with <s>"),
-    "nested": (nested, "tokenizer.json: a text begins with <s>"),
+    "ends-with-eos": (ends_with_eos, "tokenizer.json: a text begins with </s>"),
+    "no-processor": (no_processor, "tokenizer.json: a text begins with </s>"),
+    "nested": (nested, "tokenizer.json: a text begins with </s>"),
 }
 
 
@@ -502,7 +610,7 @@ def test_a_tokenizer_json_is_repaired(change: Callable[[dict[str, Any]], None], 
     assert tokenizer.notes == (note,)
     encoded = Tokenizer.from_str(tokenizer.files["tokenizer.json"].decode()).encode(PROMPT)
     assert encoded.ids.count(tokenizer.tokens.added["<im_patch>"]) == 256
-    assert encoded.ids[0] == 1
+    assert encoded.ids[0] == 2
     assert encoded.ids[-1] != 2
 
 

@@ -81,6 +81,12 @@ def fewer_rows(given: Tensors) -> None:
         given[name] = given[name][:-1].clone()
 
 
+def begins_with_eos(document: dict[str, Any]) -> None:
+    """Have a text begin with ``</s>``."""
+    processor = json.dumps(document["post_processor"])
+    document["post_processor"] = json.loads(processor.replace('"<s>"', '"</s>"').replace("[1]", "[2]"))
+
+
 UP = "language_model.model.layers.1.mlp.up_proj.weight"
 
 
@@ -250,6 +256,14 @@ DAMAGE: dict[str, tuple[Change, list[Fact] | None]] = {
     "a-template-that-leaves-the-image-open": (
         template("<im_start><im_patch>{{ messages[0].content[1].text }}"),
         [fact("chat_template.jinja", found="1 and 0")],
+    ),
+    "a-text-that-begins-otherwise": (
+        document("tokenizer.json", begins_with_eos),
+        [fact("tokenizer_config.json", found="2 (</s>)", expected="1 (<s>)")],
+    ),
+    "a-template-that-begins-otherwise": (
+        template("</s>{{ messages[0].content[1].text }}<im_patch>"),
+        [fact("chat_template.jinja", found="</s>", expected="<s>")],
     ),
     "a-tokenizer-that-panics": (
         document(
