@@ -15,7 +15,7 @@ from deltaweights.checkpoint.zipped_folder.unpack import TemporaryUnpacker
 from deltaweights.errors import CheckFailed, Mismatch, UsageError
 from deltaweights.hub.ids import ModelLocation, PathLike
 from deltaweights.hub.locate import HubOptions
-from deltaweights.jobs.findings import doubt_of
+from deltaweights.jobs.findings import ORIGINAL_SCRIPT, doubt_of
 from deltaweights.jobs.inputs import Inputs, open_pair
 from deltaweights.jobs.request import InputRequest, compute_dtype_of, find_recipe, parse_place
 from deltaweights.manifest.findings import ProofRecord
@@ -64,6 +64,8 @@ class BaseReport:
             raise CheckFailed(
                 "neither proved nor refuted", where=self.base, found=f"{moved:,} weights that moved", expected=ENOUGH
             )
+        if self.proof.whole:
+            raise Mismatch(doubt_of(self.proof), where=self.delta, remedy=ORIGINAL_SCRIPT)
         if self.stated or self.proof.verdict == Verdict.VIOLATED:
             raise Mismatch(doubt_of(self.proof), where=self.base, remedy=OTHER_BASE)
         remedy = OTHER_DTYPE if self.proof.verdict == Verdict.OTHER_ARITHMETIC else OTHER_BASE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from deltaweights.errors import CheckFailed, Mismatch
@@ -17,6 +17,10 @@ from deltaweights.report import Report
 from deltaweights.util.text import counted
 
 ANYWAY = "check the inputs; run without --strict to publish it, or discard it with deltaweights clean"
+
+PUBLISH_ANYWAY = "--allow-unproved-base publishes it anyway"
+ORIGINAL_SCRIPT = "no recipe can state this yet: merge this delta with its publisher's script"
+ADD_ANYWAY = "--allow-unproved-base adds the base to them all the same, which gives wrong weights"
 
 
 def report_numbers(findings: Findings, operation: Operation, report: Report, *, strict: bool) -> None:
@@ -83,7 +87,8 @@ def _region(proof: ProofRecord) -> str:
 def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allowed: bool) -> None:
     """Report a base that is not proved.
 
-    Raises ``Mismatch`` when the recipe states how the delta was computed (``stated``), unless the user ``allowed`` it.
+    Raises ``Mismatch`` when the recipe states how the delta was computed (``stated``), or tensors are stored whole in the delta,
+    unless the user ``allowed`` it.
     """
     if proof is None or proof.verdict == Verdict.PROVED:
         return
@@ -91,16 +96,19 @@ def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allow
         report.note(f"the base is neither proved nor refuted: only {proof.evidence:,} weights of the sum moved")
         return
     problem = doubt_of(proof)
-    if stated and not allowed:
-        remedy = "use the right base; --allow-unproved-base publishes it anyway, deltaweights clean discards it"
-        raise Mismatch(problem, remedy=remedy)
+    if (stated or proof.whole) and not allowed:
+        remedy = f"{ORIGINAL_SCRIPT}; {ADD_ANYWAY}" if proof.whole else f"use the right base; {PUBLISH_ANYWAY}"
+        raise Mismatch(problem, remedy=f"{remedy}; deltaweights clean discards it")
     report.warn(problem)
 
 
 def doubt_of(proof: ProofRecord) -> str:
     """Return why a base with evidence is not proved: the counts, the tensors, and the likely cause."""
+    if proof.whole:
+        return f"{are_whole(proof.whole)}: {_not_back(proof)}, and all other tensors prove the base"
     if proof.verdict == Verdict.PARTIAL:
-        return f"the base is proved in part only: {_untested(proof)}; likely holes in the base, or not a delta"
+        part = f"the base is proved in part only: {_untested(proof)}"
+        return f"{part}; likely holes in the base, or whole tensors in place of differences"
     problems = {
         Verdict.VIOLATED: "the base is not the one that the delta was made from",
         Verdict.OTHER_ARITHMETIC: "the base cannot be proved",
@@ -115,9 +123,21 @@ def _untested(proof: ProofRecord) -> str:
 
 
 def _violations(proof: ProofRecord) -> str:
-    found = f"{proof.violations:,} of {proof.region:,} weights do not come back ({_rate(proof)})"
     counts = Proof(proof.weights, proof.region, proof.violations, proof.evidence)
-    return f"{found}, most in {worst(proof.tensors)}; likely {likely_cause(counts)}"
+    return f"{_not_back(proof)}, most in {worst(proof.tensors)}; likely {likely_cause(counts)}"
+
+
+def _not_back(proof: ProofRecord) -> str:
+    return f"{proof.violations:,} of {proof.region:,} weights do not come back ({_rate(proof)})"
+
+
+def are_whole(names: Sequence[str]) -> str:
+    """Return what is wrong with tensors that are stored whole in a delta."""
+    first, *others = names
+    if not others:
+        return f"{first} is stored whole in this delta, not as a difference"
+    more = others[0] if len(others) == 1 else counted(len(others), "more tensor")
+    return f"{first} and {more} are stored whole in this delta, not as a difference"
 
 
 def worst(violations: Mapping[str, int]) -> str:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from deltaweights.checkpoint.folder import Checkpoint
-from deltaweights.checkpoint.samples import same_weights
+from deltaweights.checkpoint.samples import same_weights, sample_digests
 from deltaweights.errors import Mismatch
 from deltaweights.hub.repo_cache import snapshot_at
+from deltaweights.jobs.findings import ADD_ANYWAY, ORIGINAL_SCRIPT, are_whole
 from deltaweights.jobs.request import InputRequest
+from deltaweights.jobs.whole_tensors import whole_tensors
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.rules import Matching
 from deltaweights.recipes.catalogue import recipe_of_repo
-from deltaweights.recipes.identify import Identity, generation_of_config
+from deltaweights.recipes.identify import Identity, generation_of_config, ties_head
 from deltaweights.recipes.models import known_file, model
+from deltaweights.recipes.pair_check import EMBEDDING, HEAD
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.recipes.weight_scale import AS_LARGE, relative_scale
 from deltaweights.report import Report
@@ -73,12 +76,20 @@ def check_delta_files(delta: Checkpoint, hashes: Mapping[str, str], recipe: Reci
 
 
 def refuse_no_delta(
-    base: Checkpoint, primary: Checkpoint, matching: Matching, request: InputRequest, report: Report, *, stated: bool
+    base: Checkpoint,
+    primary: Checkpoint,
+    matching: Matching,
+    request: InputRequest,
+    report: Report,
+    *,
+    compute: str,
+    stated: bool,
 ) -> None:
     """Raise ``Mismatch`` for a primary that is the base itself, and for a delta whose weights are as large as a merged model's.
 
     The second is only a warning unless ``stated``: the recipe states the arithmetic of the delta. Only tensors of both checkpoints
-    are compared: buffers, new rows and tensors of the primary alone do not tell two checkpoints apart.
+    are compared: buffers, new rows and tensors of the primary alone do not tell two checkpoints apart. Raises ``Mismatch``, too,
+    for a delta that is small but for tensors that are stored whole; ``compute`` is a dtype.
     """
     operation, allow = request.operation, request.allow_other_base
     shared = [m.primary.name for m in matching.matches if m.base == m.primary and m.primary.count]
@@ -94,7 +105,15 @@ def refuse_no_delta(
     if operation is not Operation.APPLY:
         return
     share = relative_scale(base.tensors, primary.tensors)
-    if share is None or share < AS_LARGE:
+    if share is None:
+        return
+    if share < AS_LARGE:
+        whole = whole_tensors(base.tensors, primary.tensors, matching, compute)
+        if whole and not allow:
+            remedy = f"{ORIGINAL_SCRIPT}{'' if allow is None else f'; {ADD_ANYWAY}'}"
+            raise Mismatch(are_whole(whole), where=primary.path, remedy=remedy)
+        if whole:
+            report.warn(f"{primary.path}: {are_whole(whole)}: the base is added to them all the same")
         return
     found = f"weights {share:.2g} times as large as the base's"
     problem = "likely already a merged model, not a delta"
@@ -102,6 +121,18 @@ def refuse_no_delta(
         remedy = f"give the delta itself{_or_allow(allow)}"
         raise Mismatch(problem, where=primary.path, found=found, expected="a small part of them", remedy=remedy)
     report.warn(f"{primary.path}: {problem}: found {found}, expected a small part of them")
+
+
+def check_ties(checkpoint: Checkpoint, report: Report) -> None:
+    """Warn where config.json ties embedding and head, and they are stored, and differ: a loader has one of them in both places."""
+    tensors = checkpoint.tensors
+    if not ties_head(checkpoint) or EMBEDDING not in tensors or HEAD not in tensors:
+        return
+    embedding, head = tensors[EMBEDDING], tensors[HEAD]
+    same = (head.spec.dtype, head.spec.shape) == (embedding.spec.dtype, embedding.spec.shape)
+    if not same or len({*sample_digests({EMBEDDING: embedding, HEAD: head}).values()}) > 1:
+        stored = f"{EMBEDDING} and {HEAD} are stored, and differ: a loader would use one of them as both"
+        report.warn(f"{checkpoint.path}: config.json says tie_word_embeddings: true, but {stored}")
 
 
 def _or_allow(allow: bool | None) -> str:

@@ -11,7 +11,7 @@ from deltaweights.errors import UsageError
 from deltaweights.hub.ids import ModelSource
 from deltaweights.hub.locate import located
 from deltaweights.hub.repo_cache import snapshot_at
-from deltaweights.jobs.input_checks import check_base_identity, check_delta_files, refuse_no_delta
+from deltaweights.jobs.input_checks import check_base_identity, check_delta_files, check_ties, refuse_no_delta
 from deltaweights.jobs.request import InputRequest, Place, compute_dtype_of
 from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any
 from deltaweights.manifest.parse import Manifest
@@ -20,7 +20,7 @@ from deltaweights.merge.operation import NewRows, Operation
 from deltaweights.merge.rules import LLAVA_RULES, Matching, MatchRules, copy_all, match_tensors
 from deltaweights.recipes.catalogue import is_of_package, load, recipe_of_archive, recipe_of_file, recipe_of_repo
 from deltaweights.recipes.hub_sources import base_source, has_base_source
-from deltaweights.recipes.identify import Identity, identify
+from deltaweights.recipes.identify import Identity, identify, ties_head
 from deltaweights.recipes.input_hashes import InputHashes, collect_hashes
 from deltaweights.recipes.pair_check import check_pair
 from deltaweights.recipes.recipe import Recipe
@@ -85,9 +85,14 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
         if recipe is not None:
             check_pair(recipe, base, primary)
             rules = MatchRules(recipe.delta_only, NewRows(recipe.new_rows))
-        matching = match_tensors(base.tensors, primary.tensors, operation, rules)
+        matching = match_tensors(base.tensors, primary.tensors, operation, rules, tied=ties_head(base))
         for text in (*base.notes, *primary.notes, *matching.warnings):
             report.warn(text)
+        for checkpoint in (base, primary):
+            check_ties(checkpoint, report)
+        for match in matching.matches:
+            if match.tied_to is not None:
+                report.note(f"{base.role:15} tied: its {match.tied_to} is its {match.primary.name}, too (config.json)")
         compute = compute_dtype_of(request.compute_dtype, recipe)
         inputs = Inputs(
             base=base,
@@ -104,7 +109,9 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
         _identify(primary, hashes, report)
         if recipe is not None and operation is Operation.APPLY:
             check_delta_files(primary, hashes.files[primary.role], recipe, report)
-        refuse_no_delta(base, primary, matching, request, report, stated=inputs.arithmetic_stated)
+        refuse_no_delta(
+            base, primary, matching, request, report, compute=inputs.compute, stated=inputs.arithmetic_stated
+        )
         yield inputs
 
 

@@ -167,7 +167,7 @@ def publish_result(
 ) -> Outcome:
     """Check the findings of finished shards, write the documents beside them, and publish. Raises what ``apply_delta`` raises."""
     plan, location, records = planned.plan, staging.staging.location, records_of(fragments)
-    findings = findings_of(records, allowed=options.allow_unproved_base and planned.arithmetic_stated)
+    findings = findings_of(records, stated=planned.arithmetic_stated, allowed=options.allow_unproved_base)
     _judge(plan, findings, options, report, stated=planned.arithmetic_stated)
     # The published sum is that of the merged weights.
     summed = planned.recipe if plan.operation is Operation.APPLY else None

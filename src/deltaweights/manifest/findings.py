@@ -19,11 +19,12 @@ class ProofRecord:
     verdict: str
     tensors: dict[str, int]
     untested: tuple[str, ...] = ()  # tensors with too few weights in the region to tell
-    allowed: bool = False  # the user accepted a base that is not proved
+    whole: tuple[str, ...] = ()  # tensors that are stored whole in the delta, not as a difference
+    allowed: bool = False  # the user accepted what would have been refused
 
     def document(self) -> dict[str, Json]:
-        """Return the record as JSON; ``untested`` and ``allowed`` only where they are not empty or false."""
-        optional = {"untested": list(self.untested), "allowed": self.allowed}
+        """Return the record as JSON; ``untested``, ``whole`` and ``allowed`` only where they are not empty or false."""
+        optional = {"untested": list(self.untested), "whole": list(self.whole), "allowed": self.allowed}
         return {
             **{key: value for key, value in vars(self).items() if key not in optional},
             **{key: value for key, value in optional.items() if value},
@@ -37,6 +38,7 @@ class ProofRecord:
             verdict=str(document["verdict"]),
             tensors=check_sizes(document["tensors"]),
             untested=tuple(map(str, document.get("untested", ()))),
+            whole=tuple(map(str, document.get("whole", ()))),
             allowed=document.get("allowed") is True,
         )
 

@@ -169,7 +169,7 @@ _VALUE: Read = JsonReader.value
 _PROOF: dict[str, Read] = {
     **dict.fromkeys(("weights", "region", "violations", "evidence", "verdict", "allowed"), _VALUE),
     "tensors": _read_sizes,
-    "untested": lambda reader: [reader.interned(reader.value()) for _ in reader.items()],
+    **dict.fromkeys(("untested", "whole"), lambda reader: [reader.interned(reader.value()) for _ in reader.items()]),
 }
 
 _RESULT: dict[str, Read] = {

@@ -21,7 +21,7 @@ DIGEST = len("blake3:") + 64
 FATE = max(len(fate.value) for fate in Fate)
 RESULT_ROW = len('      : {"dtype": "BF16", "shape": , "fate": "", "file": "", "digest": ""},\n') + FATE + DIGEST
 INPUT_ROW = len('        : {"dtype": "BF16", "shape": , "digest": ""},\n') + DIGEST
-SOURCE = len('"source": , ')
+SOURCE, BASE = len('"source": , '), len('"base": , ')
 COUNT_ROW = len("        : ,\n")
 UNIFORM_ROW = len('      : ["result", "base", "lead"],\n')
 FILE_CHECKS = ', "checks": ["header", "crc32", "sha256"]},\n'
@@ -111,6 +111,8 @@ def _add_tensor(size: DocumentSize, tensor: PlannedTensor, file: str, plan: Plan
     size.add(spec.name, RESULT_ROW + _length(spec) + len(file), commas=axes + 5, objects=1, lists=1)
     if match.renamed is not None:
         size.add(match.primary.name, SOURCE, commas=1)
+    if match.tied_to is not None:
+        size.add(match.tied_to, BASE, commas=1)
     for read in (match.primary, match.base):
         if read is not None:
             size.add(read.name, INPUT_ROW + _length(read), commas=len(read.shape) + 2, objects=1, lists=1)
@@ -119,7 +121,7 @@ def _add_tensor(size: DocumentSize, tensor: PlannedTensor, file: str, plan: Plan
         findings += 1  # violations of the base proof, or what does not come back
     size.add(spec.name, COUNT_ROW + len(str(spec.count)), commas=1, times=findings)
     if plan.check and match.base is not None:
-        size.add(spec.name, COUNT_ROW, commas=1)  # untested
+        size.add(spec.name, COUNT_ROW, commas=1, times=2)  # untested, whole
     if axes > 1:
         size.add(spec.name, UNIFORM_ROW, commas=3, lists=1)
 

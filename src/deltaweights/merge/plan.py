@@ -190,6 +190,8 @@ def _tensors_of(shard: Shard) -> LazyObject:
     def members() -> Iterator[tuple[str, Json]]:
         for tensor in shard.tensors:
             row = {**spec_document(tensor.spec), "fate": tensor.match.fate.value, "offset": tensor.offset}
+            if tensor.match.tied_to:
+                row["base"] = tensor.match.tied_to
             yield tensor.spec.name, row
 
     return LazyObject(members)

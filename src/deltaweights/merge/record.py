@@ -9,7 +9,7 @@ from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.findings import Findings, ProofRecord
 from deltaweights.manifest.records import FileRecord, Fragment, TensorRecord, manifest_pieces
 from deltaweights.manifest.tally import Proof
-from deltaweights.merge.base_proof import Verdict, untested, verdict
+from deltaweights.merge.base_proof import Verdict, stored_whole, untested, verdict
 from deltaweights.merge.choices import ORIGINAL
 from deltaweights.merge.plan import InputFileRecord, InputRecord, Plan, spec_document
 from deltaweights.util.text import Json, LazyObject
@@ -20,8 +20,11 @@ def records_of(fragments: Mapping[str, Fragment]) -> dict[str, TensorRecord]:
     return {record.name: record for file in sorted(fragments) for record in fragments[file].tensors}
 
 
-def findings_of(records: Mapping[str, TensorRecord], *, allowed: bool = False) -> Findings:
-    """Return what was found in all tensors; ``allowed``: the user accepts a base that is not proved."""
+def findings_of(records: Mapping[str, TensorRecord], *, stated: bool = False, allowed: bool = False) -> Findings:
+    """Return what was found in all tensors.
+
+    ``stated``: a recipe states the arithmetic of the delta; ``allowed``: the user accepts a base that is not proved.
+    """
 
     def counts(what: str) -> dict[str, int]:
         return {name: count for name, record in records.items() if (count := getattr(record.tally, what))}
@@ -31,21 +34,23 @@ def findings_of(records: Mapping[str, TensorRecord], *, allowed: bool = False) -
         **{what: counts(what) for what in ("nonfinite", "nonfinite_base", "nonfinite_lead", "overflow")},
         uniform={name: record.uniform for name, record in records.items() if record.uniform},
         inexact=None if untried else counts("inexact"),
-        proof=proof_of({n: r.tally.proof for n, r in records.items() if r.tally.proof}, allowed=allowed),
+        proof=proof_of({n: r.tally.proof for n, r in records.items() if r.tally.proof}, stated=stated, allowed=allowed),
     )
 
 
-def proof_of(proofs: Mapping[str, Proof], *, allowed: bool = False) -> ProofRecord | None:
-    """Return the base proof of all tensors together; None when there are none."""
+def proof_of(proofs: Mapping[str, Proof], *, stated: bool = False, allowed: bool = False) -> ProofRecord | None:
+    """Return the base proof of all tensors together; None when there are none. ``stated`` and ``allowed`` as in ``findings_of``."""
     if not proofs:
         return None
-    judged, whole = verdict(proofs), sum(proofs.values(), Proof())
+    judged, total, whole = verdict(proofs), sum(proofs.values(), Proof()), stored_whole(proofs)
+    refused = bool(whole) or (stated and judged not in {Verdict.PROVED, Verdict.NO_EVIDENCE})
     return ProofRecord(
-        **asdict(whole),
+        **asdict(total),
         verdict=judged.value,
         tensors={name: proof.violations for name, proof in proofs.items() if proof.violations},
         untested=untested(proofs),
-        allowed=allowed and judged not in {Verdict.PROVED, Verdict.NO_EVIDENCE},
+        whole=whole,
+        allowed=allowed and refused,
     )
 
 
@@ -110,6 +115,8 @@ def merge_manifest(
                 row = {**spec_document(tensor.spec), "fate": tensor.match.fate.value}
                 if tensor.match.renamed:
                     row["source"] = tensor.match.primary.name
+                if tensor.match.tied_to:
+                    row["base"] = tensor.match.tied_to
                 yield tensor.spec.name, {**row, "file": shard.file, "digest": records[tensor.spec.name].digest}
 
     result: Json = {

@@ -13,11 +13,11 @@ from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import Mismatch
 from deltaweights.merge.operation import Fate, NewRows, Operation
-from deltaweights.recipes.pair_check import likely_reason, pair_warnings
+from deltaweights.recipes.pair_check import EMBEDDING, HEAD, likely_reason, pair_warnings
 from deltaweights.util.interruption import check
 from deltaweights.util.text import counted
 
-GROWN = frozenset({"model.embed_tokens.weight", "lm_head.weight"})
+GROWN = frozenset({EMBEDDING, HEAD})
 """Tensors whose primary may be larger than their base: the vocabulary was extended."""
 
 DELTA_ONLY = frozenset(PROJECTOR)  # tensors that may be in the primary only: LLaVA's projector
@@ -43,7 +43,10 @@ LLAVA_RULES = MatchRules()  # those of LLaVA and LLaVA-Med
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One tensor of the result: primary, base unless copied, fate, and ``renamed``, its name if that is not the primary's."""
+    """One tensor of the result: primary, base unless copied, fate, and ``renamed``, its name if that is not the primary's.
+
+    The base has another name than the primary where it is tied: its embedding is its head, too.
+    """
 
     primary: TensorSpec
     base: TensorSpec | None
@@ -54,6 +57,11 @@ class Match:
     def name(self) -> str:
         """The tensor's name in the result."""
         return self.renamed or self.primary.name
+
+    @property
+    def tied_to(self) -> str | None:
+        """The base's name, where that is not the primary's."""
+        return self.base.name if self.base is not None and self.base.name != self.primary.name else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +92,21 @@ def match_tensors(
     primary: Mapping[str, LazyTensor],
     operation: Operation = Operation.APPLY,
     rules: MatchRules = LLAVA_RULES,
+    *,
+    tied: bool = False,
 ) -> Matching:
-    """Give every tensor of both inputs one fate. Raises ``Mismatch`` for the first that has none, with a likely reason."""
+    """Give every tensor of both inputs one fate. ``tied``: the base's configuration says that its head is its embedding.
+
+    Raises ``Mismatch`` for the first tensor that has none, with a likely reason.
+    """
+    of_base = {**base, **(_tied(base, primary) if tied else {})}
     matches: list[Match] = []
     problems: list[Mismatch] = []
     for name, tensor in primary.items():
         check()
         if not is_buffer(name):
             try:
-                matches.append(_match_one(tensor, base.get(name), operation, rules))
+                matches.append(_match_one(tensor, of_base.get(name), operation, rules))
             except Mismatch as problem:
                 problems.append(problem.with_traceback(None))  # there may be many, and a traceback holds its frames
     dropped_base: list[Dropped] = []
@@ -108,7 +122,7 @@ def match_tensors(
         elif name in alone:
             what = f"is in the base, not in the {operation.primary}"
             problems.append(_problem("base", tensor, what, str(tensor.spec), "no such tensor"))
-    base_specs, primary_specs = ({name: tensor.spec for name, tensor in each.items()} for each in (base, primary))
+    base_specs, primary_specs = ({name: tensor.spec for name, tensor in each.items()} for each in (of_base, primary))
     if problems or not matches:
         raise _refusal(problems, likely_reason(base_specs, primary_specs, operation.primary), operation)
     warnings = pair_warnings(base_specs, primary_specs) if operation is Operation.APPLY else ()
@@ -128,6 +142,12 @@ def copy_all(tensors: Mapping[str, LazyTensor], operation: Operation) -> Matchin
     if problems or not matches:
         raise _refusal(problems, "only weights of floating-point numbers are converted", operation)
     return Matching(tuple(matches), (), _buffers(tensors), ())
+
+
+def _tied(base: Mapping[str, LazyTensor], primary: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Return the tensor that a loader makes of a tied base, which stores one of head and embedding, if the primary has it."""
+    pairs = ((HEAD, EMBEDDING), (EMBEDDING, HEAD))
+    return {name: base[twin] for name, twin in pairs if name in primary and name not in base and twin in base}
 
 
 def _buffers(tensors: Mapping[str, LazyTensor]) -> tuple[Dropped, ...]:

@@ -110,6 +110,14 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Json]:
     return config if isinstance(config, dict) else {}
 
 
+def ties_head(checkpoint: Checkpoint) -> bool:
+    """Return whether config.json says that output and input embeddings are one, so that a loader makes the one that is not stored.
+
+    It must say so: the default of ``tie_word_embeddings`` is another in each architecture.
+    """
+    return config_of(checkpoint).get("tie_word_embeddings") is True
+
+
 def generation_of_config(checkpoint: Checkpoint) -> str | None:
     """Return the generation that config.json belongs to. It is only a hint: configurations get copied around."""
     config = config_of(checkpoint)

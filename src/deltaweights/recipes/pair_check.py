@@ -83,6 +83,12 @@ def likely_reason(base: Specs, primary: Specs, role: str) -> str:
     layers_base, layers_primary = layers(base), layers(primary)
     if layers_base != layers_primary:
         return f"base has {layers_base} layers, the {role} {layers_primary}: two models, or an incomplete one; {remedy}"
+    for name, twin in ((HEAD, EMBEDDING), (EMBEDDING, HEAD)):
+        if name in primary and name not in base and twin in base:
+            what = f"the base has no {name}, and no config.json that says tie_word_embeddings: true"
+            return f"{what}, for which {twin} would be used: use the full checkpoint, or say so there"
+        if name in base and name not in primary and twin in primary:
+            return f"the {role} has no {name}: it ties its embeddings, and the base does not; {remedy}"
     if rows(base) in FINE_TUNED_ROWS and not making:
         owner = FINE_TUNED_ROWS[rows(base)]
         return f"{rows(base)} rows: the base is likely {owner}, which is already fine-tuned; {remedy}"

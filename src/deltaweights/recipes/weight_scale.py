@@ -44,9 +44,15 @@ def mean_square(tensor: LazyTensor) -> float | None:
     count = min(ELEMENTS, spec.count)
     if not count or spec.dtype not in _DECODERS:
         return None
-    data = bytearray(count * spec.item_size)
-    tensor.source.read_into(memoryview(data), (spec.count - count) // 3 * spec.item_size)
-    if spec.dtype == "BF16":  # the upper half of a float32
-        data = bytearray(b"".join(b"\0\0" + data[k : k + 2] for k in range(0, len(data), 2)))
-    total = sum(x * x for x in struct.unpack(f"<{count}{_DECODERS[spec.dtype]}", data)) / count
+    total = sum(x * x for x in numbers_of(tensor, (spec.count - count) // 3, count)) / count
     return total if total < float("inf") else None
+
+
+def numbers_of(tensor: LazyTensor, start: int, count: int) -> tuple[float, ...]:
+    """Return ``count`` elements of a tensor of floating-point numbers. Raises ``InputOutputError``."""
+    dtype, item = tensor.spec.dtype, tensor.spec.item_size
+    data = bytearray(count * item)
+    tensor.source.read_into(memoryview(data), start * item)
+    if dtype == "BF16":  # the upper half of a float32
+        data = bytearray(b"".join(b"\0\0" + data[k : k + 2] for k in range(0, len(data), 2)))
+    return struct.unpack(f"<{count}{_DECODERS[dtype]}", data)
