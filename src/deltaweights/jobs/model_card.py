@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from deltaweights.errors import printable
-from deltaweights.recipes.table import REPO, URL
+from deltaweights.recipes.table import NAME, REPO, URL
 
 MAX_FOREIGN_TEXT = 300  # characters
 
@@ -208,9 +208,8 @@ def _head(facts: CardFacts, family: _Family) -> Iterator[str]:
     repos = [origin.hub_id for origin in parents if origin.hub_id is not None]
     if repos and relation is not None:
         yield from ("base_model:", *(f"- {repo}" for repo in repos), f"base_model_relation: {relation}")
-    tags = ["not-for-clinical-use", "research-only", *family.tags]
-    if relation is not None:
-        tags.append("delta-weights")
+    of_delta = () if relation is None else ("delta-weights",)
+    tags = ["not-for-clinical-use", "research-only", *family.tags, *of_delta]
     yield from ("tags:", *(f"- {tag}" for tag in sorted(tags)))
 
 
@@ -260,7 +259,8 @@ def _load(facts: CardFacts, family: _Family) -> Iterator[str]:
     stop = json.dumps(facts.stop_strings) if facts.stop_strings else "None"
     if facts.kind == "delta":
         option = f" --compute-dtype {facts.compute_dtype}" if facts.compute_dtype in {"float32", "bfloat16"} else ""
-        option = option if facts.recipe is None else f" --recipe {'FILE.toml' if facts.own_recipe else facts.recipe}"
+        if facts.recipe is not None:
+            option = f" --recipe {'FILE.toml' if facts.own_recipe or not NAME.accepts(facts.recipe) else facts.recipe}"
         yield f"```console\n$ deltaweights apply --base {facts.base.hub_id or 'BASE'} --delta FOLDER --target OUT{option}\n```"
     elif not facts.known:
         yield "Not known here."

@@ -379,7 +379,15 @@ def test_what_is_unknown_is_said() -> None:
     [
         (
             replace(LLAVA_MED, kind="delta"),
-            "$ deltaweights apply --base huggyllama/llama-7b --delta FOLDER --target OUT",
+            "$ deltaweights apply --base huggyllama/llama-7b --delta FOLDER --target OUT --recipe llava-med-7b",
+        ),
+        (
+            replace(LLAVA_MED, kind="delta", own_recipe=True),
+            "$ deltaweights apply --base huggyllama/llama-7b --delta FOLDER --target OUT --recipe FILE.toml",
+        ),
+        (
+            replace(MADE, recipe="x; reboot"),
+            "$ deltaweights apply --base BASE --delta FOLDER --target OUT --recipe FILE.toml",
         ),
         (MADE, "$ deltaweights apply --base BASE --delta FOLDER --target OUT --compute-dtype float32"),
         (
@@ -390,7 +398,16 @@ def test_what_is_unknown_is_said() -> None:
         (LLAVA_MED, f"$ deltaweights verify . --expect dw1:{'a' * 64}"),
         (replace(LLAVA_MED, digest="dw1:; reboot"), "$ deltaweights verify ."),
     ],
-    ids=["delta", "delta-float32", "hostile-base", "original", "verify", "hostile-digest"],
+    ids=[
+        "delta",
+        "own-recipe",
+        "hostile-recipe",
+        "delta-float32",
+        "hostile-base",
+        "original",
+        "verify",
+        "hostile-digest",
+    ],
 )
 def test_commands_have_only_what_is_safe_to_paste(facts: CardFacts, command: str) -> None:
     """Commands contain only valid Hub ids, dtypes and digests, and no other foreign text."""

@@ -71,6 +71,7 @@ def test_rows_that_are_added_to_zeros_lose_the_sign_of_zero(tmp_path: Path, dtyp
     assert fates == {EMBEDDING: "add_zero_rows", "lm_head.weight": "add_zero_rows", "w": "add"}
 
 
+@pytest.mark.fidelity
 @pytest.mark.parametrize("new", [1, 5])
 @pytest.mark.parametrize("given", DTYPES)
 def test_rows_that_are_added_to_the_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, new: int) -> None:
