@@ -17,7 +17,7 @@ from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of
 from deltaweights.manifest.parse import Manifest
 from deltaweights.merge.choices import DTYPES, TORCH_NAMES
 from deltaweights.merge.operation import NewRows, Operation
-from deltaweights.merge.rules import LLAVA_RULES, Matching, MatchRules, copy_all, match_tensors
+from deltaweights.merge.rules import LLAVA_RULES, Matching, MatchRules, copy_all, match_tensors, tied_twins
 from deltaweights.recipes.catalogue import is_of_package, load, recipe_of_archive, recipe_of_file, recipe_of_repo
 from deltaweights.recipes.hub_sources import base_source, has_base_source
 from deltaweights.recipes.identify import Identity, identify, ties_head
@@ -85,11 +85,11 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
         if recipe is not None:
             check_pair(recipe, base, primary)
             rules = MatchRules(recipe.delta_only, NewRows(recipe.new_rows))
-        matching = match_tensors(base.tensors, primary.tensors, operation, rules, tied=ties_head(base))
+        # Of a Hub repository, config.json is fetched only if it matters: what is wrong with the pair is said before that.
+        tied = bool(tied_twins(base.tensors, primary.tensors)) and ties_head(base)
+        matching = match_tensors(base.tensors, primary.tensors, operation, rules, tied=tied)
         for text in (*base.notes, *primary.notes, *matching.warnings):
             report.warn(text)
-        for checkpoint in (base, primary):
-            check_ties(checkpoint, report)
         for match in matching.matches:
             if match.tied_to is not None:
                 report.note(f"{base.role:15} tied: its {match.tied_to} is its {match.primary.name}, too (config.json)")
@@ -109,6 +109,8 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
         _identify(primary, hashes, report)
         if recipe is not None and operation is Operation.APPLY:
             check_delta_files(primary, hashes.files[primary.role], recipe, report)
+        for checkpoint in (base, primary):
+            check_ties(checkpoint, report)
         refuse_no_delta(
             base, primary, matching, request, report, compute=inputs.compute, stated=inputs.arithmetic_stated
         )

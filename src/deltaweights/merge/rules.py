@@ -99,7 +99,7 @@ def match_tensors(
 
     Raises ``Mismatch`` for the first tensor that has none, with a likely reason.
     """
-    of_base = {**base, **(_tied(base, primary) if tied else {})}
+    of_base = {**base, **(tied_twins(base, primary) if tied else {})}
     matches: list[Match] = []
     problems: list[Mismatch] = []
     for name, tensor in primary.items():
@@ -144,8 +144,8 @@ def copy_all(tensors: Mapping[str, LazyTensor], operation: Operation) -> Matchin
     return Matching(tuple(matches), (), _buffers(tensors), ())
 
 
-def _tied(base: Mapping[str, LazyTensor], primary: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Return the tensor that a loader makes of a tied base, which stores one of head and embedding, if the primary has it."""
+def tied_twins(base: Mapping[str, LazyTensor], primary: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Return what a loader makes of a tied base that stores one of head and embedding: the other, if the primary has it."""
     pairs = ((HEAD, EMBEDDING), (EMBEDDING, HEAD))
     return {name: base[twin] for name, twin in pairs if name in primary and name not in base and twin in base}
 

@@ -44,7 +44,8 @@ def tied() -> LlamaForCausalLM:
             tie_word_embeddings=True,
         )
     )
-    model.to(torch.float16)
+    model.load_state_dict({name: tensor.half() for name, tensor in model.state_dict().items()}, assign=True)
+    model.tie_weights()
     return model
 
 
