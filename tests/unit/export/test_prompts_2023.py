@@ -7,6 +7,7 @@ questions; scripts/original repeats that where both are installed. The 256 ``<im
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from deltaweights.errors import UsageError
 from deltaweights.export.conversation import IMAGE, chat_template
 from deltaweights.export.tokenizer import repair_tokenizer
 from deltaweights.inference.prompts import make_prompt
+from deltaweights.recipes import catalogue
 from tests.support.errors import refused
 from tests.support.tokenizers_2023 import NEW, SMALL, original_ids, processor, published, trained
 
@@ -159,3 +161,15 @@ def test_what_the_original_would_not_use_is_refused(
     """A second image, which v1.0.0 does not look at, and an image's token in a question about one, are refused in one line."""
     with refused(UsageError, where=tmp_path, found=found, remedy="change the question, --image or --conversation"):
         make_prompt(small, question, [picture()] * images, conversation, tmp_path, vision=True)
+
+
+def test_every_recipe_says_what_begins_a_text(tmp_path: Path) -> None:
+    """LLaVA-Med's says ``</s>``, the others ``<s>``; a file laid over one says otherwise and leaves its other keys."""
+    stated = {name: catalogue.load(name).bos_token for name in catalogue.names()}
+    assert stated == {name: "</s>" if name.startswith("llava-med") else "<s>" for name in stated}
+    own = tmp_path / "own.toml"
+    head = 'format = "deltaweights-recipe"\nversion = 1\n'
+    own.write_text(f'{head}extends = "llava-med-7b"\n[transformers]\nbos_token = "<s>"\n')
+    recipe, known = catalogue.load_file(own), catalogue.load("llava-med-7b")
+    assert recipe == replace(known, bos_token="<s>")
+    assert recipe.digest == known.digest
