@@ -171,5 +171,5 @@ def test_every_recipe_says_what_begins_a_text(tmp_path: Path) -> None:
     head = 'format = "deltaweights-recipe"\nversion = 1\n'
     own.write_text(f'{head}extends = "llava-med-7b"\n[transformers]\nbos_token = "<s>"\n')
     recipe, known = catalogue.load_file(own), catalogue.load("llava-med-7b")
-    assert recipe == replace(known, bos_token="<s>")
+    assert recipe == replace(known, bos_token="<s>")  # noqa: S106  (no password)
     assert recipe.digest == known.digest
