@@ -59,10 +59,10 @@ The merged weights are subject to the terms of LLaMA, Vicuna and GPT-4, and to t
 notes           The repository holds a README and no weights: the archive Slake1.0-9epoch_delta.zip is the only known source.
                 The archive is one of the four of LLaVA-Med v1.0.0; the links to it are reported dead, people still hold it.
                 The revision is the beginning of a commit id, as far as it was seen.
-                A text begins with </s>, id 2: so says special_tokens_map.json, and transformers 4.28.1, with which the code \
-was run, obeys it.
-                The commit that v1.0.0 pins, transformers cae78c46, would take <s>, id 1, from tokenizer.model, \
-whatever the files say.
+                A text begins with </s>, id 2: so says special_tokens_map.json, and transformers 4.28.1, with which the code was \
+run, obeys it.
+                The commit that v1.0.0 pins, transformers cae78c46, would take <s>, id 1, from tokenizer.model, whatever \
+the files say.
 sources         https://huggingface.co/katielink/llava-med-7b-slake-delta
                 https://github.com/microsoft/LLaVA-Med/tree/v1.0.0
                 https://github.com/microsoft/LLaVA-Med/blob/v1.0.0/llava/train/train.py
