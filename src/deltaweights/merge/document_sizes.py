@@ -8,6 +8,7 @@ from functools import lru_cache
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.errors import MalformedInput
 from deltaweights.manifest.records import index_bytes
+from deltaweights.merge.base_proof import SIZEABLE
 from deltaweights.merge.choices import SAFETENSORS
 from deltaweights.merge.operation import Fate, Operation
 from deltaweights.merge.plan import Plan, PlannedTensor, Shard
@@ -121,7 +122,9 @@ def _add_tensor(size: DocumentSize, tensor: PlannedTensor, file: str, plan: Plan
         findings += 1  # violations of the base proof, or what does not come back
     size.add(spec.name, COUNT_ROW + len(str(spec.count)), commas=1, times=findings)
     if plan.check and match.base is not None:
-        size.add(spec.name, COUNT_ROW, commas=1, times=2)  # untested, whole
+        size.add(spec.name, COUNT_ROW, commas=1)  # untested
+        if match.base.count >= SIZEABLE:
+            size.add(spec.name, COUNT_ROW, commas=1)  # stored whole
     if axes > 1:
         size.add(spec.name, UNIFORM_ROW, commas=3, lists=1)
 
