@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deltaweights.cli.json_output import print_json
 from deltaweights.cli.log_report import keep_result
 from deltaweights.errors import printable
 from deltaweights.report import Report
@@ -24,10 +23,9 @@ NOTICE = "research use only; LLaVA-Med: never for clinical use"
 
 
 def print_outcome(outcome: Json, lines: Iterable[str], *, as_json: bool) -> None:
-    """Print an outcome, as JSON or as ``lines``, which may be none."""
-    keep_result(outcome)
+    """Print an outcome, as JSON (once the command has ended) or as ``lines``, which may be none."""
+    keep_result(outcome, as_json=as_json)
     if as_json:
-        print_json(outcome)
         return
     # Escaped: a file name may hold bytes that are not text, and printing it must not make a finished run fail.
     text = "\n".join(map(printable, lines))

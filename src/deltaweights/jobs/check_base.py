@@ -12,10 +12,11 @@ from deltaweights.checkpoint.checksums import refuse_damage, verify_in_pieces
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.checkpoint.zipped_folder.unpack import TemporaryUnpacker
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, Mismatch, UsageError
 from deltaweights.hub.ids import ModelLocation, PathLike
 from deltaweights.hub.locate import HubOptions
-from deltaweights.jobs.findings import doubt_of
+from deltaweights.jobs.findings import code_of_doubt, doubt_of
 from deltaweights.jobs.inputs import Inputs, open_pair
 from deltaweights.jobs.request import InputRequest, compute_dtype_of, find_recipe, parse_place
 from deltaweights.manifest.findings import ProofRecord
@@ -62,12 +63,17 @@ class BaseReport:
         if self.proof is None or self.proof.verdict == Verdict.NO_EVIDENCE:
             moved = self.proof.evidence if self.proof else 0
             raise CheckFailed(
-                "neither proved nor refuted", where=self.base, found=f"{moved:,} weights that moved", expected=ENOUGH
+                "neither proved nor refuted",
+                where=self.base,
+                found=f"{moved:,} weights that moved",
+                expected=ENOUGH,
+                code=ErrorCode.BASE_NOT_PROVED,
             )
+        doubt, code = doubt_of(self.proof), code_of_doubt(self.proof)
         if self.stated or self.proof.verdict == Verdict.VIOLATED:
-            raise Mismatch(doubt_of(self.proof), where=self.base, remedy=OTHER_BASE)
+            raise Mismatch(doubt, where=self.base, remedy=OTHER_BASE, code=code)
         remedy = OTHER_DTYPE if self.proof.verdict == Verdict.OTHER_ARITHMETIC else OTHER_BASE
-        raise CheckFailed(doubt_of(self.proof), where=self.base, remedy=remedy)
+        raise CheckFailed(doubt, where=self.base, remedy=remedy, code=code)
 
 
 ENOUGH = f"at least {MIN_EVIDENCE:,}"

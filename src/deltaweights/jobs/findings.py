@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, Mismatch
 from deltaweights.manifest.findings import Findings, ProofRecord
 from deltaweights.manifest.records import TensorRecord
@@ -27,7 +28,7 @@ def report_numbers(findings: Findings, operation: Operation, report: Report, *, 
         report.note(f"{untuned[0]}{others} of the delta: all elements equal: not fine-tuned, or missing from its file")
     for problem in _problems(findings, operation):
         if strict:
-            raise CheckFailed(problem, remedy=ANYWAY)
+            raise CheckFailed(problem, remedy=ANYWAY, code=ErrorCode.WEIGHTS_SUSPECT)
         report.warn(problem)
 
 
@@ -93,8 +94,13 @@ def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allow
     problem = doubt_of(proof)
     if stated and not allowed:
         remedy = "use the right base; --allow-unproved-base publishes it anyway, deltaweights clean discards it"
-        raise Mismatch(problem, remedy=remedy)
+        raise Mismatch(problem, remedy=remedy, code=code_of_doubt(proof))
     report.warn(problem)
+
+
+def code_of_doubt(proof: ProofRecord) -> ErrorCode:
+    """Return the code for a base that is not proved: only violations refute it."""
+    return ErrorCode.WRONG_BASE if proof.verdict == Verdict.VIOLATED else ErrorCode.BASE_NOT_PROVED
 
 
 def doubt_of(proof: ProofRecord) -> str:

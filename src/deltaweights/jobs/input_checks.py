@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.samples import same_weights
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch
 from deltaweights.hub.repo_cache import snapshot_at
 from deltaweights.jobs.request import InputRequest
@@ -38,7 +39,9 @@ def check_base_identity(
         problem = f"this is {model(identity.model).title}, not {title}"
         if not allow:
             remedy = f"use {title}{_or_allow(allow)}"
-            raise Mismatch(problem, where=base.path, found=identity.text, expected=title, remedy=remedy)
+            raise Mismatch(
+                problem, where=base.path, found=identity.text, expected=title, remedy=remedy, code=ErrorCode.WRONG_BASE
+            )
         report.warn(f"{base.path}: {problem}")
         return
     if unlisted and (wanted is not None or recipe.base_files):
@@ -89,7 +92,8 @@ def refuse_no_delta(
         elif allow:
             report.warn(f"{primary.path}: {problem}")
         else:
-            raise Mismatch(problem, where=primary.path, remedy=f"give the delta itself{_or_allow(allow)}")
+            remedy = f"give the delta itself{_or_allow(allow)}"
+            raise Mismatch(problem, where=primary.path, remedy=remedy, code=ErrorCode.NOT_A_DELTA)
         return
     if operation is not Operation.APPLY:
         return
@@ -100,7 +104,14 @@ def refuse_no_delta(
     problem = "likely already a merged model, not a delta"
     if stated and not allow:
         remedy = f"give the delta itself{_or_allow(allow)}"
-        raise Mismatch(problem, where=primary.path, found=found, expected="a small part of them", remedy=remedy)
+        raise Mismatch(
+            problem,
+            where=primary.path,
+            found=found,
+            expected="a small part of them",
+            remedy=remedy,
+            code=ErrorCode.ALREADY_MERGED,
+        )
     report.warn(f"{primary.path}: {problem}: found {found}, expected a small part of them")
 
 

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import UsageError
 from deltaweights.hub.ids import ModelLocation, ModelSource, PathLike, model_source
 from deltaweights.hub.locate import HubOptions
@@ -175,7 +176,8 @@ def find_recipe(name: str | None, file: PathLike | None) -> Recipe | None:
 
 def _needed(recipe: Recipe | None, role: str) -> Recipe:
     if recipe is None:
-        raise UsageError(f"--{role} is missing", remedy="give it, or name a recipe: deltaweights recipes")
+        remedy = "give it, or name a recipe: deltaweights recipes"
+        raise UsageError(f"--{role} is missing", remedy=remedy, code=ErrorCode.NO_INPUT_GIVEN)
     return recipe
 
 
@@ -191,6 +193,10 @@ def compute_dtype_of(given: str | None, recipe: Recipe | None) -> str:
     if given not in {None, recipe.compute_dtype}:
         remedy = "leave --compute-dtype out, or give the recipe in a file of your own"
         raise UsageError(
-            f"recipe {recipe.name} adds in another dtype", found=given, expected=recipe.compute_dtype, remedy=remedy
+            f"recipe {recipe.name} adds in another dtype",
+            found=given,
+            expected=recipe.compute_dtype,
+            remedy=remedy,
+            code=ErrorCode.OTHER_DTYPE,
         )
     return recipe.compute_dtype

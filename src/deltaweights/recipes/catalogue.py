@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from deltaweights.checkpoint.files import LocalFile
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import MalformedInput, UsageError
 from deltaweights.recipes.models import models
 from deltaweights.recipes.recipe import Recipe, check_head, parse_recipe
@@ -76,7 +77,8 @@ def recipe_of_archive(file_name: str) -> str | None:
 def _document(name: str) -> TomlDocument:
     if name not in names():
         expected, remedy = candidates(name, names()), "`deltaweights recipes` lists them"
-        raise UsageError("no recipe has this name", found=name, expected=expected, remedy=remedy)
+        problem, code = "no recipe has this name", ErrorCode.UNKNOWN_RECIPE
+        raise UsageError(problem, found=name, expected=expected, remedy=remedy, code=code)
     return parse_toml(DATA.joinpath(f"{name}{SUFFIX}").read_bytes(), f"recipe {name}")
 
 

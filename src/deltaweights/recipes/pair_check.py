@@ -13,6 +13,7 @@ from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.projector import FILE as PROJECTOR_FILE
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.tensors import TensorSpec
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.util.text import counted
@@ -37,7 +38,9 @@ def check_pair(recipe: Recipe, base: Checkpoint, delta: Checkpoint) -> None:
         if name not in delta.tensors:
             problem, where = f"not the whole delta of recipe {recipe.name}", f"delta {delta.path}"
             remedy = f"is {PROJECTOR_FILE} missing beside the shards?" if name in PROJECTOR else "fetch it again"
-            raise Mismatch(problem, where=where, tensor=name, found="no such tensor", remedy=remedy)
+            raise Mismatch(
+                problem, where=where, tensor=name, found="no such tensor", remedy=remedy, code=ErrorCode.OTHER_TENSORS
+            )
     shapes = recipe.shapes
     for checkpoint, row_count in ((base, shapes.base_rows), (delta, shapes.delta_rows)):
         for name, axis, expected, what in (
@@ -58,7 +61,15 @@ def _mismatch(recipe: Recipe, checkpoint: Checkpoint, found: str, expected: int,
     role = checkpoint.role
     problem, where = f"not the {role} of recipe {recipe.name}", f"{role} {checkpoint.path}"
     remedy = REMEDY if role == "base" else "use the delta that the recipe names, or another recipe"
-    return Mismatch(problem, where=where, tensor=tensor, found=found, expected=expected, remedy=remedy)
+    return Mismatch(
+        problem,
+        where=where,
+        tensor=tensor,
+        found=found,
+        expected=expected,
+        remedy=remedy,
+        code=ErrorCode.WRONG_BASE if role == "base" else ErrorCode.OTHER_TENSORS,
+    )
 
 
 def likely_reason(base: Specs, primary: Specs, role: str) -> str:

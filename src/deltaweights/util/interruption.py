@@ -36,6 +36,7 @@ class Interrupted(BaseException):
     def __init__(self, number: int, remedy: str | None = None) -> None:
         problem = "interrupted" if number == signal.SIGINT else "terminated"
         super().__init__(f"{problem}; {remedy}" if remedy else problem)
+        self.problem, self.remedy = problem, remedy
         self.number, self.exit_code = number, 128 + number
 
 
