@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -14,16 +13,17 @@ from click.core import ParameterSource
 
 from deltaweights.cli.log_report import report_for
 from deltaweights.cli.options import apply_options, hub_of, part_of, recipe_of
+from deltaweights.cli.original_flags import CommandWithDropIn
 from deltaweights.cli.output import print_finished, print_outcome
 from deltaweights.cli.writing import write_checkpoint
 from deltaweights.errors import UsageError
-from deltaweights.util.text import counted
+from deltaweights.util.text import counted, shell_quoted
 
 if TYPE_CHECKING:
     from deltaweights.jobs.request import Request
 
 
-@click.command("apply")
+@click.command("apply", cls=CommandWithDropIn)
 @click.argument("recipe", metavar="[RECIPE]", required=False)
 @click.option(
     "--base", metavar="PATH", help="The original LLaMA: folder (Hugging Face's or Meta's), index, file or zip."
@@ -116,4 +116,4 @@ def _apply_part(name: str, make_request: Callable[..., Request], *, as_json: boo
     ]
     print_outcome(asdict(done), lines, as_json=as_json)
     if done.finished == done.total and done.status == "finished":
-        report.note(f"publish it with deltaweights finish --target {shlex.quote(done.target)}")
+        report.note(f"publish it with deltaweights finish --target {shell_quoted(done.target)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from deltaweights.cli.log_report import keep_result
 from deltaweights.errors import printable
 from deltaweights.report import Report
 from deltaweights.util.sizes import human_bytes
-from deltaweights.util.text import Json, counted
+from deltaweights.util.text import Json, counted, shell_quoted
 
 if TYPE_CHECKING:
     from deltaweights.cluster.finish import FinishResult
@@ -44,10 +43,10 @@ def print_published(
     findings = {item.name: result.pop(item.name) for item in fields(Findings)}
     outcome = {output: result.pop(output), **result, **findings}
     if hub_repo_id is not None:
-        outcome["upload"] = f"hf upload {hub_repo_id} {shlex.quote(outcome[output])}"
+        outcome["upload"] = f"hf upload {hub_repo_id} {shell_quoted(outcome[output])}"
     print_outcome(outcome, _result_lines(outcome, output, proof_line(published.proof)), as_json=as_json)
     report.note(f"notice          {NOTICE} (see DELTAWEIGHTS_NOTICE.txt in it)")
-    report.note(f"check it with   deltaweights verify {shlex.quote(outcome[output])}")
+    report.note(f"check it with   deltaweights verify {shell_quoted(outcome[output])}")
     return outcome
 
 

@@ -42,7 +42,7 @@ def check_in_subprocess(folder: Path, target: Path, report: Report) -> None:
 
 
 def _error(code: int, report_json: Json, stderr: str, folder: Path, target: Path) -> DeltaweightsError:
-    """Return the error with which the check ended, as its JSON states it; else that of its exit code, with the last line of stderr."""
+    """Return the error that the check's JSON states, else the one of its exit code, with the last line of stderr."""
     shown, real = str(folder.absolute()), str(target)
     try:
         stated = report_json["error"]

@@ -18,7 +18,7 @@ from deltaweights.hub.ids import ModelLocation, PathLike
 from deltaweights.hub.locate import HubOptions
 from deltaweights.jobs.findings import code_of_doubt, doubt_of
 from deltaweights.jobs.inputs import Inputs, open_pair
-from deltaweights.jobs.request import InputRequest, compute_dtype_of, find_recipe, parse_place
+from deltaweights.jobs.request import InputRequest, compute_dtype_of, find_recipe, needed_recipe, parse_place
 from deltaweights.manifest.findings import ProofRecord
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge.arithmetic import BlockCombiner, Kernels, Task
@@ -30,6 +30,7 @@ from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import PlannedTensor
 from deltaweights.merge.record import proof_of
 from deltaweights.merge.stream import BLOCK, read_block
+from deltaweights.recipes.hub_sources import delta_source
 from deltaweights.report import Report
 from deltaweights.util.text import natural_key
 from deltaweights.util.workers import resolve_workers, run_parallel
@@ -83,7 +84,7 @@ OTHER_DTYPE = "try --compute-dtype, if you know in which arithmetic the delta wa
 
 def check_base(
     base: ModelLocation,
-    delta: ModelLocation,
+    delta: ModelLocation | None = None,
     *,
     recipe: str | None = None,
     recipe_file: PathLike | None = None,
@@ -95,6 +96,8 @@ def check_base(
     report: Report | None = None,
 ) -> BaseReport:
     """Prove or refute that ``delta`` was made from ``base``; with ``sample``, from that share of the blocks, evenly spaced.
+
+    A delta that is not given is the recipe's, as in ``apply_delta``.
 
     Checksums that the files record are compared, unless only a sample is read. Recipe, ``compute_dtype`` and ``device`` are those
     of ``apply_delta``. Raises ``UsageError``, ``MalformedInput``, ``Mismatch`` when headers or hashes refute the base, and
@@ -111,7 +114,7 @@ def check_base(
     request = InputRequest(
         operation=Operation.APPLY,
         base=parse_place("base", base),
-        primary=parse_place("delta", delta),
+        primary=parse_place("delta", delta_source(needed_recipe(named, "delta")) if delta is None else delta),
         recipe=named,
         compute_dtype=compute_dtype,
         hub=hub,

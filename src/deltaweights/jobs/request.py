@@ -107,8 +107,8 @@ def make_request(
     check_options(options)
     recipe = find_recipe(options.recipe, options.recipe_file)
     if operation is Operation.APPLY:
-        base = base_source(_needed(recipe, "base")) if base is None else base
-        primary = delta_source(_needed(recipe, "delta")) if primary is None else primary
+        base = base_source(needed_recipe(recipe, "base")) if base is None else base
+        primary = delta_source(needed_recipe(recipe, "delta")) if primary is None else primary
     if not os.fspath(target):
         raise UsageError(f"{operation.output} is an empty path", remedy=UNSET)
     compute_dtype_of(options.compute_dtype, recipe)
@@ -174,7 +174,8 @@ def find_recipe(name: str | None, file: PathLike | None) -> Recipe | None:
     return load(name) if name is not None else None
 
 
-def _needed(recipe: Recipe | None, role: str) -> Recipe:
+def needed_recipe(recipe: Recipe | None, role: str) -> Recipe:
+    """Return the recipe that says where the input ``role`` is. Raises ``UsageError`` when there is none."""
     if recipe is None:
         remedy = "give it, or name a recipe: deltaweights recipes"
         raise UsageError(f"--{role} is missing", remedy=remedy, code=ErrorCode.NO_INPUT_GIVEN)
