@@ -43,7 +43,7 @@ KEYS = {
 ENDS = {"result", "error", "interrupted"}
 
 APPLY = ("apply", "--base", "base", "--delta", "delta", "--target", "out")
-SHARDS = ("--max-shard-size", "400")
+SHARDS = ("--max-shard-size", "400B")
 
 SLOWLY = """\
 import time

@@ -17,7 +17,9 @@ from deltaweights.cli.original_flags import CommandWithDropIn
 from deltaweights.cli.output import print_finished, print_outcome
 from deltaweights.cli.writing import write_checkpoint
 from deltaweights.errors import UsageError
-from deltaweights.util.text import counted, shell_quoted
+from deltaweights.util.interruption import GO_ON, advising
+from deltaweights.util.sizes import human_seconds
+from deltaweights.util.text import counted, finished_of, shell_quoted
 
 if TYPE_CHECKING:
     from deltaweights.jobs.request import Request
@@ -107,12 +109,13 @@ def _apply_part(name: str, make_request: Callable[..., Request], *, as_json: boo
     options["hub"] = hub_of(options)
     request = make_request(**options)
     report = report_for(name, quiet=quiet)
-    done = run_part(request, report)
-    seconds = done.seconds["total"]
+    with advising(GO_ON):
+        done = run_part(request, report)
+    seconds = human_seconds(done.seconds["total"])
     lines = [
-        f"part            {done.part}: {done.status}, {counted(len(done.made), 'shard')} made in {seconds:.1f} s",
+        f"part            {done.part}: {done.status}, {counted(len(done.made), 'shard')} made in {seconds}",
         f"shards          {', '.join(done.shards) or 'none: there are more parts than shards'}",
-        f"plan            {done.plan}: {done.finished} of {done.total} shards are finished",
+        f"plan            {done.plan}: {finished_of(done.finished, done.total, 'shard')}",
     ]
     print_outcome(asdict(done), lines, as_json=as_json)
     if done.finished == done.total and done.status == "finished":

@@ -11,7 +11,7 @@ import click
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.errors import TargetBusy, printable
 from deltaweights.util.sizes import human_bytes
-from deltaweights.util.text import shell_quoted
+from deltaweights.util.text import counted, shell_quoted
 
 NEXT = """\
 With real weights (13.5 GB of free disk, and 27 GB in the Hub's cache, which --stream does without):
@@ -67,7 +67,7 @@ def _demo(folder: Path) -> None:
     click.echo(f"3. deltaweights verify {shell_quoted(target)} --expect {result.content_digest}")
     checked = verify(target, expect=result.content_digest)
     checked.raise_if_failed()
-    click.echo(f"verified        {checked.files} files, content digest recomputed from the bytes")
+    click.echo(f"verified        {counted(checked.files, 'file')}, content digest recomputed from the bytes")
     click.echo(f"\n{NEXT}")
 
 

@@ -11,7 +11,7 @@ import click
 from deltaweights.cli.log_report import keep_result
 from deltaweights.errors import printable
 from deltaweights.report import Report
-from deltaweights.util.sizes import human_bytes
+from deltaweights.util.sizes import human_bytes, human_seconds
 from deltaweights.util.text import Json, counted, shell_quoted
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def print_finished(published: FinishResult | None, target: str, report: Report, 
 def _result_lines(outcome: dict[str, Json], output: str, base: str | None) -> Iterator[str]:
     shards = counted(outcome["shards"], "shard")
     yield f"{output:15} {outcome[output]}"
-    yield f"status          {outcome['status']} in {outcome['seconds']['total']:.1f} s"
+    yield f"status          {_status(outcome)}"
     size = f"{outcome['parameters']:,} parameters, {human_bytes(outcome['bytes'])}, {shards}"
     yield f"tensors         {outcome['tensors']} ({size})"
     yield f"content digest  {outcome['content_digest']}"
@@ -75,6 +75,16 @@ def _result_lines(outcome: dict[str, Json], output: str, base: str | None) -> It
         yield from _round_trip_lines(outcome)
     if "upload" in outcome:
         yield f"publish it with {outcome['upload']}"
+
+
+def _status(outcome: dict[str, Json]) -> str:
+    from deltaweights.jobs.result import ALREADY_COMPLETE  # noqa: PLC0415  (slow to load, so not for --help)
+
+    status, took = outcome["status"], human_seconds(outcome["seconds"]["total"])
+    if status == ALREADY_COMPLETE:
+        return f"{status}; looked at in {took}"
+    # ``finish`` streams nothing: its time is not that of the merge.
+    return f"{status} in {took}" if "stream" in outcome["seconds"] else f"{status} in parts; published in {took}"
 
 
 def _round_trip_lines(outcome: dict[str, Json]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from deltaweights.cli.log_report import report_for
 from deltaweights.cli.options import hub_of
 from deltaweights.cli.output import plan_lines, print_outcome, print_published
-from deltaweights.util.interruption import Interrupted, signal_first
+from deltaweights.util.interruption import GO_ON, advising, signal_first
 
 if TYPE_CHECKING:
     from deltaweights.jobs.request import Request
@@ -41,11 +41,8 @@ def write_checkpoint(
             plan = describe(prepared)
         print_outcome(plan, plan_lines(plan, output), as_json=as_json)
         return
-    try:
-        with signal_first():
-            published = run(request, report)
-    except Interrupted as error:
-        raise Interrupted(error.number, "run the same command again to continue") from None
+    with advising(GO_ON), signal_first():
+        published = run(request, report)
     outcome = print_published(published, output, report, as_json=as_json, hub_repo_id=hub_repo_id)
     if outcome.get("compute_dtype", "F16") != "F16":
         flags = f"--compute-dtype {request.options.compute_dtype}"

@@ -10,6 +10,7 @@ from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, InputOutputError
 from deltaweights.hub.ids import PathLike
 from deltaweights.jobs.options import Options
+from deltaweights.jobs.other_result import refuse_other_result
 from deltaweights.jobs.result import Published, published
 from deltaweights.jobs.run import publish_result
 from deltaweights.merge.plan import Plan
@@ -72,7 +73,7 @@ def finish_parts(
         if TargetState(location, planned.plan.identity).published_result() is not None:
             clear_staging(lock.staging)
             return None
-        lock.staging.refuse_content(overwrite=overwrite)
+        refuse_other_result(lock.staging, planned.plan, overwrite=overwrite)
         staging = StagedShards(lock.staging)
         fragments = staging.finished(planned.plan, planned.plan.shards, read=False)
         _refuse_missing(planned.plan, set(fragments), location)

@@ -166,7 +166,7 @@ def _generate(model: Any, prompt: Prompt, max_new_tokens: int) -> Answer:
     seconds = time.monotonic() - began
     new = tokens[0, prompt.length :].tolist()
     parts = Counter(devices)
-    listed = ", ".join(f"{count} parts on {device}" for device, count in parts.items())
+    listed = ", ".join(f"{counted(count, 'part')} on {device}" for device, count in parts.items())
     return Answer(
         text=prompt.decode(new)[0],
         tokens=len(new),

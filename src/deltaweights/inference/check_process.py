@@ -10,7 +10,7 @@ from deltaweights.errors import FIELDS, CheckFailed, DeltaweightsError
 from deltaweights.inference.findings import Finding, first_of
 from deltaweights.inference.python_process import run_python
 from deltaweights.report import Report
-from deltaweights.util.text import Json
+from deltaweights.util.text import Json, counted
 
 FAILED = "the check itself failed"
 
@@ -34,7 +34,7 @@ def check_in_subprocess(folder: Path, target: Path, report: Report) -> None:
     except (KeyError, TypeError):
         raise CheckFailed(FAILED, where=target, found="no report") from None
     if bool(problems) != bool(code):
-        raise CheckFailed(FAILED, where=target, found=f"exit code {code} and {len(problems)} problems")
+        raise CheckFailed(FAILED, where=target, found=f"exit code {code} and {counted(len(problems), 'problem')}")
     for warning in warnings:
         report.warn(f"{target}: {warning}")
     if problems:

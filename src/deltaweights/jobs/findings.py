@@ -46,7 +46,8 @@ def _problems(findings: Findings, operation: Operation) -> list[str]:
             )
             if counts
         ]
-        found = f"{sum(findings.nonfinite.values())} NaN or infinite weights in {counted(len(findings.nonfinite), 'tensor')}"
+        number, tensors = sum(findings.nonfinite.values()), counted(len(findings.nonfinite), "tensor")
+        found = f"{counted(number, 'NaN or infinite weight')} in {tensors}"
         why = f" ({', '.join(causes)})" if causes else ""
         problems.append(f"tensor {first}: result is not finite: found {found}{why}")
     # Zero weights in a delta only mean that they were not fine-tuned.

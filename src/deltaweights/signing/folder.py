@@ -25,7 +25,10 @@ SIGNATURE = "model.sig"
 
 @dataclass(frozen=True, kw_only=True)
 class SignResult:
-    """What was signed: ``files`` counts the files, ``key`` is the sha256 (hex) of the public key's PEM."""
+    """What was signed. ``key`` is the sha256 (hex) of the public key's PEM.
+
+    ``files`` counts what the manifest lists, as that of ``verify`` does; the manifest and ``SHA256SUMS`` are signed as well.
+    """
 
     target: str
     signature: str
@@ -61,7 +64,7 @@ def sign_folder(
     digest, name = manifest.content_digest, key.public.name
     payload = statement_bytes(digest, digests, UNSIGNED)
     replace_file(path, Bundle(payload, key.sign(pae(payload)), name).to_bytes())
-    return SignResult(target=str(root), signature=str(path), key=name, files=len(digests), content_digest=digest)
+    return SignResult(target=str(root), signature=str(path), key=name, files=len(manifest.files), content_digest=digest)
 
 
 def read_signature(

@@ -34,8 +34,15 @@ def parse_size(text: str | int, what: str) -> int:
 
 def human_bytes(count: float) -> str:
     """Return ``count`` bytes with three digits and a decimal unit, such as ``13.5 GB``."""
+    if count == 1:
+        return "1 byte"
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 999.5:  # more would be rounded to 1000
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Return ``seconds`` with one digit after the point; a time that this would call zero is ``less than 0.1 s``."""
+    return f"{seconds:.1f} s" if seconds >= 0.05 else "less than 0.1 s"

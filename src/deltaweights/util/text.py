@@ -29,6 +29,11 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
+def finished_of(number: int, total: int, thing: str) -> str:
+    """Return that ``number`` of ``total`` are finished: ``1 of 3 shards is finished``."""
+    return f"{number:,} of {counted(total, thing)} {'is' if number == 1 else 'are'} finished"
+
+
 def natural_key(name: str) -> tuple[list[object], str]:
     """Return a sort key by which numbers in names compare as numbers; ties (``1`` and ``01``) are broken by the name itself."""
     check()
