@@ -56,9 +56,8 @@ def test_every_class_begins_its_block() -> None:
     firsts: dict[str, str] = {}
     for text, exit_code, _ in DOCUMENTED:
         firsts.setdefault(exit_code, text)
-    defaults = {
-        str(kind.exit_code): kind.default_code.text for kind in (DeltaweightsError, *DeltaweightsError.__subclasses__())
-    }
+    kinds: list[type[DeltaweightsError]] = [DeltaweightsError, *DeltaweightsError.__subclasses__()]
+    defaults = {str(kind.exit_code): kind.default_code.text for kind in kinds}
     assert {exit_code: firsts[exit_code] for exit_code in defaults} == defaults
 
 

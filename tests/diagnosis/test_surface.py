@@ -1,4 +1,4 @@
-"""What the program says at its edges: swapped inputs, sizes, names, remedies that work, what is kept, and counts that read right."""
+"""What the program says at its edges: swapped inputs, sizes, names, remedies that work, what is kept, counts that read right."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from deltaweights import check_base
-from deltaweights.errors import Mismatch, TargetBusy, UsageError
+from deltaweights.errors import InputOutputError, Mismatch, TargetBusy, UsageError
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.convert import convert_checkpoint
 from deltaweights.recipes.catalogue import load, load_file, names
@@ -76,7 +76,7 @@ def test_swapped(tmp_path: Path, how: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda base: delta_tensors(base),
+        delta_tensors,
         lambda base: {name: tensor * 1e-3 for name, tensor in delta_tensors(base).items()},
         lambda base: {name: torch.zeros_like(tensor) for name, tensor in base.items()},
     ],
@@ -158,7 +158,7 @@ def test_check_base_fetches_the_delta_of_the_recipe(
     assert repo is not None
     with HubServer({}) as hub:
         Machine(monkeypatch, tmp_path, hub)
-        with pytest.raises(Exception, match="no such model|not to be found|gated|revision"):
+        with refused(InputOutputError, code="E-NO-ACCESS"):
             check_base(pair[0], recipe="llava-med-7b")
         assert any(repo in request for request in map(str, hub.requests))
     with refused(UsageError, problem="--delta is missing", code="E-NO-INPUT-GIVEN"):
@@ -225,7 +225,7 @@ def test_overwrite_is_offered_where_it_works(
 
 @pytest.mark.parametrize("stranger", [False, True])
 def test_overwrite_of_a_damaged_result(pair: Pair, tmp_path: Path, *, stranger: bool) -> None:
-    """A result that no longer verifies is replaced by ``--overwrite``; where a file of the user's is beside it, that is not offered."""
+    """A damaged result is replaced by ``--overwrite``, which is not offered where a file of the user's is beside it."""
     target = tmp_path / "out"
     apply_delta(*pair, target)
     (target / "README.md").write_text("changed")
