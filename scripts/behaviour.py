@@ -197,15 +197,15 @@ def run(arguments: list[str]) -> Entry:
     """Run a command in this process; return how it ended and what it printed."""
     error: str | None = None
     with printed() as (out, err):
+        console = Console("deltaweights")
         try:
-            status = deltaweights.main(
-                arguments, prog_name="deltaweights", standalone_mode=False, obj=Console("deltaweights")
-            )
+            status = deltaweights.main(arguments, prog_name="deltaweights", standalone_mode=False, obj=console)
             code, message = status if isinstance(status, int) else 0, ""
         except DeltaweightsError as caught:
             code, error, message = caught.exit_code, type(caught).__name__, str(caught)
         except click.ClickException as caught:
             code, error, message = 2, "UsageError", caught.format_message()
+        console.print_outcome()
         texts = [Path(stream.name).read_text(encoding="utf-8") for stream in (out, err)]
     return {"code": code, "error": error, "message": message, "stdout": texts[0], "stderr": texts[1]}
 

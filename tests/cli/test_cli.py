@@ -170,12 +170,12 @@ def test_target_that_is_no_text(run: Run, work: Path, merged: Path) -> None:
     arguments = ("apply", "--base", "base", "--delta", "delta", "--target", target, "--dry-run", "-q")
     plain, machine = run(*arguments, cwd=work), run(*arguments, "--json", cwd=work)
     assert (plain.returncode, plain.stderr) == (0, "")
-    assert f"target          {work}/out\\udcff\\x1b\n" in plain.stdout
+    assert f"target          {work}/out\\xff\\x1b\n" in plain.stdout
     assert json.loads(machine.stdout)["target"] == f"{work}/{target}"
     shutil.copytree(merged, work / target)
     verified = run("verify", target, cwd=work)
     assert (verified.returncode, verified.stderr) == (0, "")
-    assert "verified        out\\udcff\\x1b\n" in verified.stdout
+    assert "verified        out\\xff\\x1b\n" in verified.stdout
 
 
 # Errors, by exit code.

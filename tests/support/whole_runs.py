@@ -136,7 +136,7 @@ def run_cut_off(where: str, left: int, number: str, *arguments: str | Path, **op
 
 def apply_arguments(archives: tuple[Path, Path], target: Path | str) -> list[str | Path]:
     """Return the arguments that merge the two archives."""
-    return ["apply", "--base", archives[0], "--delta", archives[1], "--target", target, "--max-shard-size", str(SHARD)]
+    return ["apply", "--base", archives[0], "--delta", archives[1], "--target", target, "--max-shard-size", f"{SHARD}B"]
 
 
 def stamps_below(folder: Path) -> dict[str, tuple[int, int]]:

@@ -138,7 +138,7 @@ def test_row89_more_files_than_may_be_open(tmp_path: Path) -> None:
     base, delta = make_many(tmp_path, names_of(600), files=300)
     for most in (FEW, 20_000):
         target = tmp_path / f"merged-{most}"
-        done = limited(most, "apply", "--base", base, "--delta", delta, "--target", target, "--max-shard-size", "32")
+        done = limited(most, "apply", "--base", base, "--delta", delta, "--target", target, "--max-shard-size", "32B")
         assert done.returncode == 0, done.stderr
         assert len(list(target.glob("*.safetensors"))) == 600
         digest = json.loads((target / "manifest.json").read_bytes())["result"]["content_digest"]

@@ -34,6 +34,7 @@ ORDER = (
     "util",
     "report",
     "errors",
+    "error_codes",
 )
 """The packages from the top down; a module imports from its own package and from those below."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from deltaweights.checkpoint.files import CHUNK
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.tensors import LazyTensor, RunningChecksum, WeightsFile, stored_bytes
+from deltaweights.error_codes import ErrorCode
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def refuse_damage(tensor: LazyTensor, running: RunningChecksum | None) -> None:
     fault = None if running is None else running.fault()
     if fault is not None:
         name = None if tensor.spec.name == tensor.file else tensor.spec.name  # the former is a whole file
-        raise MalformedAt(tensor.path, "fetch the file again")("stored bytes are damaged", *fault, tensor=name)
+        malformed = MalformedAt(tensor.path, "fetch the file again")
+        raise malformed("stored bytes are damaged", *fault, tensor=name, code=ErrorCode.DAMAGED)
 
 
 def with_whole_file_checksum(weights: WeightsFile) -> WeightsFile:

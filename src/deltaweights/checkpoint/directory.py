@@ -24,6 +24,7 @@ from deltaweights.checkpoint.safe_open import (
     open_outside,
 )
 from deltaweights.checkpoint.small_files import read_all
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, wrap_os_errors
 
 
@@ -161,6 +162,7 @@ class LocalDirectory(Directory):
                 file = LocalFile(path, open_inside(self._fd, name))
             except LeadsOutside:
                 remedy = "if it belongs to the checkpoint, put a copy of it there"
-                raise MalformedAt(path, remedy)("a link that leaves the folder", link_target(path)) from None
+                problem, found = "a link that leaves the folder", link_target(path)
+                raise MalformedAt(path, remedy)(problem, found, code=ErrorCode.LINK_OUTSIDE) from None
         with closing(file):
             return read_all(file, most)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tarfile
 
+from deltaweights.error_codes import ErrorCode
+
 HEAD_BYTES = 512
 """How many bytes ``detect_file_type`` looks at."""
 
@@ -13,10 +15,12 @@ LEGACY_TORCH = b"\x80\x02\x8a\x0a"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 """The start of the file that a clone without git-LFS leaves in place of a large one."""
 
+A_POINTER, AN_EMPTY_FILE = "a git-LFS pointer", "an empty file"
+
 _MAX_SAFETENSORS_HEADER = 100_000_000
 
 _BY_PREFIX: tuple[tuple[bytes, str, str], ...] = (
-    (LFS_POINTER, "a git-LFS pointer", "run git lfs pull in its folder, or download the file itself"),
+    (LFS_POINTER, A_POINTER, "run git lfs pull in its folder, or download the file itself"),
     (b"PK\x03\x04", "a zip archive, as torch.save writes", "if it holds tensors, name it .bin or .pth"),
     (LEGACY_TORCH, "a file in torch's legacy format", "if it holds tensors, name it .bin or .pth"),
     (b"\x1f\x8b", "a gzip file", "unpack it first"),
@@ -49,7 +53,7 @@ def is_tar(head: bytes) -> bool:
 def detect_file_type(head: bytes) -> tuple[str, str] | None:
     """Return what a file starting with ``head`` is, and a remedy; None if unknown, or safetensors."""
     if not head:
-        return "an empty file", "download it again"
+        return AN_EMPTY_FILE, "download it again"
     if looks_like_safetensors(head):  # first, since a length can spell anything: 35,615 is gzip's magic number
         return None
     for prefix, what, remedy in _BY_PREFIX:
@@ -62,6 +66,13 @@ def detect_file_type(head: bytes) -> tuple[str, str] | None:
         if text.startswith(prefix) and b"\0" not in text:
             return what, remedy
     return None
+
+
+def code_of_type(what: str) -> ErrorCode:
+    """Return the code for a file that is ``what`` instead of weights, as ``detect_file_type`` says it."""
+    if what == A_POINTER:
+        return ErrorCode.LFS_POINTER
+    return ErrorCode.INCOMPLETE if what == AN_EMPTY_FILE else ErrorCode.UNSUPPORTED_FORMAT
 
 
 def detect_wrong_content(name: str, head: bytes) -> tuple[str, str] | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from deltaweights.checkpoint.descriptor import Descriptor
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.safe_open import READ, file_kind
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, wrap_os_errors
 from deltaweights.util.interruption import check
 
@@ -170,7 +171,9 @@ class LocalFile(InputFile):
             problem, remedy = "changed while being read", "wait until nothing writes to it, and run again"
             found = f"{now.st_size} bytes, modified after the run began"
             expected = f"the {then.st_size} bytes that were opened"
-            raise InputOutputError(problem, where=self.path, found=found, expected=expected, remedy=remedy)
+            raise InputOutputError(
+                problem, where=self.path, found=found, expected=expected, remedy=remedy, code=ErrorCode.INPUT_CHANGED
+            )
 
 
 class MemoryFile(InputFile):
@@ -219,4 +222,6 @@ class FileSlice(InputFile):
 def _cut_short(file: InputFile, at: int) -> InputOutputError:
     problem, remedy = "cut short while being read", "check the file and the disk, and run again"
     found, expected = f"end of file at byte {at}", f"{file.size} bytes"
-    return InputOutputError(problem, where=file.path, found=found, expected=expected, remedy=remedy)
+    return InputOutputError(
+        problem, where=file.path, found=found, expected=expected, remedy=remedy, code=ErrorCode.INPUT_CHANGED
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from deltaweights.checkpoint.directory import Directory, LocalDirectory
-from deltaweights.checkpoint.file_type import LEGACY_TORCH, detect_file_type, detect_wrong_content
+from deltaweights.checkpoint.file_type import LEGACY_TORCH, code_of_type, detect_file_type, detect_wrong_content
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.checkpoint.index import SUFFIXES, Index, read_index
 from deltaweights.checkpoint.layout import HF_WEIGHTS, META_PART, PARAMS, MainFile, find_main_file, refuse_strays
@@ -22,6 +22,7 @@ from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.tensors import LazyTensor, WeightsFile, name_fault
 from deltaweights.checkpoint.torch_format.torch_file import open_torch_file
 from deltaweights.checkpoint.zipped_folder.directory import contains_checkpoint, is_checkpoint_archive, open_archive
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, MalformedInput, wrap_os_errors
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
@@ -143,6 +144,11 @@ def _report_outside_links(directory: Directory, names: Iterable[str], report: Re
     return []
 
 
+def in_words(role: str) -> str:
+    """Return what the input of this role is, for messages: "no base here", but "no merged model here"."""
+    return {"merged": "merged model", "vision_tower": "vision tower"}.get(role, role)
+
+
 def _locate(path: Path, role: str, unpacker: Unpacker | None, report: Report) -> tuple[Directory, str | None]:
     """Return the directory that ``path`` is or is in, and the main file if the user named it: any part of Meta's names them all."""
     with wrap_os_errors(path, f"open the {role}"):
@@ -154,7 +160,8 @@ def _locate(path: Path, role: str, unpacker: Unpacker | None, report: Report) ->
             remedy = f"give the folder that holds the {role}'s weights"
             if path.parts[:1] == ("hf:",):
                 remedy = "this command does not accept a model of the Hub"
-            raise InputOutputError(f"no {role} here", where=path, found="nothing", remedy=remedy)
+            problem, code = f"no {in_words(role)} here", ErrorCode.NOT_FOUND
+            raise InputOutputError(problem, where=path, found="nothing", remedy=remedy, code=code)
     fault = name_fault(path.name)
     if fault:
         raise MalformedInput("unusable file name", where=path, found=fault, remedy="rename it")
@@ -169,7 +176,8 @@ def _locate(path: Path, role: str, unpacker: Unpacker | None, report: Report) ->
 
 def _dangling_link(path: Path, role: str) -> InputOutputError:
     remedy = "finish the download, or give the folder that it was copied from"
-    return InputOutputError(f"no {role} here", where=path, found="a dangling link", remedy=remedy)
+    problem, code = f"no {in_words(role)} here", ErrorCode.NOT_FOUND
+    return InputOutputError(problem, where=path, found="a dangling link", remedy=remedy, code=code)
 
 
 def _index_of(directory: Directory, name: str, role: str) -> Index | None:
@@ -189,7 +197,9 @@ def _index_of(directory: Directory, name: str, role: str) -> Index | None:
     expected = f"a folder, an index.json, a .zip of a folder, or one of {', '.join(SUFFIXES)}"
     other = detect_wrong_content(name, head) if path.suffix == ".json" else detect_file_type(head)
     found, remedy = other or (None, None)
-    raise MalformedInput(f"not a {role}", where=path, found=found, expected=expected, remedy=remedy)
+    code = code_of_type(found or "")
+    problem = f"not a {in_words(role)}"
+    raise MalformedInput(problem, where=path, found=found, expected=expected, remedy=remedy, code=code)
 
 
 def _open_weights(directory: Directory, name: str) -> WeightsFile:

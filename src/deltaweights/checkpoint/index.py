@@ -11,6 +11,7 @@ from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.small_files import json_object
 from deltaweights.checkpoint.tensors import LazyTensor, name_fault
+from deltaweights.error_codes import ErrorCode
 from deltaweights.util.limits import INDEX, MOST_TENSORS
 from deltaweights.util.text import natural_key
 
@@ -36,7 +37,8 @@ class Index:
         for name in self.shards:
             if not directory.has(name):
                 malformed = MalformedAt(directory.path / name, "finish the download")
-                raise malformed("shard is missing", expected=f"every file that {self.path.name} names")
+                expected = f"every file that {self.path.name} names"
+                raise malformed("shard is missing", expected=expected, code=ErrorCode.INCOMPLETE)
 
     def check(self, tensors: Mapping[str, LazyTensor]) -> None:
         """Raise ``MalformedInput`` unless the ``tensors`` of the shards are those of the index, each in its shard."""

@@ -10,6 +10,7 @@ from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.file_type import LFS_POINTER
 from deltaweights.checkpoint.index import read_index
 from deltaweights.checkpoint.malformed import MalformedAt
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import MalformedInput
 
 SAFETENSORS = ("model.safetensors.index.json", "model.safetensors")
@@ -57,12 +58,13 @@ def find_main_file(directory: Directory, role: str) -> MainFile:
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     remedy = f"give the folder that holds the {role}'s weights; a README alone is not a checkpoint"
     expected = " or ".join((*MAIN_FILES, "consolidated.00.pth"))
-    raise MalformedAt(directory.path, remedy)("no weights here", listed or "an empty folder", expected)
+    malformed = MalformedAt(directory.path, remedy)
+    raise malformed("no weights here", listed or "an empty folder", expected, code=ErrorCode.NO_WEIGHTS)
 
 
 def _more_than_one_set(directory: Directory, found: str, name: str) -> MalformedInput:
     malformed = MalformedAt(directory.path, f"give the one you mean: {directory.path / name}")
-    return malformed("more than one set of weights", found, "one")
+    return malformed("more than one set of weights", found, "one", code=ErrorCode.SEVERAL_WEIGHTS)
 
 
 def _choose_format(directory: Directory, safetensors: str, torch: str) -> MainFile:

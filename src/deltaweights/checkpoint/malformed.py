@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import MalformedInput
 
 
@@ -16,7 +17,20 @@ class MalformedAt:
     remedy: str
 
     def __call__(
-        self, problem: str, found: object = None, expected: object = None, remedy: str = "", tensor: str | None = None
+        self,
+        problem: str,
+        found: object = None,
+        expected: object = None,
+        remedy: str = "",
+        tensor: str | None = None,
+        code: ErrorCode | None = None,
     ) -> MalformedInput:
-        remedy = remedy or self.remedy
-        return MalformedInput(problem, where=self.where, tensor=tensor, found=found, expected=expected, remedy=remedy)
+        return MalformedInput(
+            problem,
+            where=self.where,
+            tensor=tensor,
+            found=found,
+            expected=expected,
+            remedy=remedy or self.remedy,
+            code=code,
+        )

@@ -12,7 +12,7 @@ from functools import lru_cache
 from blake3 import blake3
 
 from deltaweights.checkpoint.checksums import with_whole_file_checksum
-from deltaweights.checkpoint.file_type import detect_file_type
+from deltaweights.checkpoint.file_type import code_of_type, detect_file_type
 from deltaweights.checkpoint.files import InputFile
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.tensors import (
@@ -26,6 +26,7 @@ from deltaweights.checkpoint.tensors import (
     name_fault,
     row_major,
 )
+from deltaweights.error_codes import ErrorCode
 from deltaweights.util.interruption import check
 from deltaweights.util.limits import HEADER, MOST_TENSORS
 from deltaweights.util.text import Json, strict_json
@@ -53,12 +54,13 @@ def _header(file: InputFile, malformed: MalformedAt) -> bytes:
     head = file.read(0, min(file.size, 1024))
     other = detect_file_type(head)
     if other is not None:
-        raise malformed("not a safetensors file", other[0], remedy=other[1])
+        raise malformed("not a safetensors file", other[0], remedy=other[1], code=code_of_type(other[0]))
     if file.size < 8:
         raise malformed("too short for a safetensors file", f"{file.size} bytes", "at least 8")
     length = int.from_bytes(head[:8], "little")
     if length > file.size - 8:
-        raise malformed("header runs past the end of the file", f"a header of {length} bytes in a file of {file.size}")
+        found = f"a header of {length} bytes in a file of {file.size}"
+        raise malformed("header runs past the end of the file", found, code=ErrorCode.INCOMPLETE)
     if length > HEADER.size:
         raise malformed("header is too long", f"{length} bytes", f"at most {HEADER.size}")
     return file.read(8, length)
@@ -145,7 +147,8 @@ def _check_tiling(malformed: MalformedAt, entries: list[tuple[TensorSpec, int, i
             raise malformed("leaves a hole before it", f"begin at {begin}", place, tensor=spec.name)
         if end > data_size:
             found = f"{data_size} bytes of data"
-            raise malformed("runs past the end of the file", found, f"at least {end}", tensor=spec.name)
+            expected, code = f"at least {end}", ErrorCode.INCOMPLETE
+            raise malformed("runs past the end of the file", found, expected, tensor=spec.name, code=code)
         place = end
     if place != data_size:
         raise malformed("bytes after the last tensor", f"{data_size} bytes of data", place)

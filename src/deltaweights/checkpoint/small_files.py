@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from deltaweights.checkpoint.file_type import HEAD_BYTES, detect_wrong_content
+from deltaweights.checkpoint.file_type import HEAD_BYTES, code_of_type, detect_wrong_content
 from deltaweights.checkpoint.files import InputFile, LocalFile
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.util.text import Json, strict_json
@@ -34,7 +34,7 @@ def refuse_wrong_content(data: bytes, where: Path) -> None:
     """Raise ``MalformedInput`` when ``data``, the contents of ``where``, are known not to be what the name says."""
     other = detect_wrong_content(where.name, data[:HEAD_BYTES])
     if other is not None:
-        raise MalformedAt(where, other[1])("not what its name says", other[0])
+        raise MalformedAt(where, other[1])("not what its name says", other[0], code=code_of_type(other[0]))
 
 
 def json_object(data: bytes, where: Path) -> dict[str, Json]:

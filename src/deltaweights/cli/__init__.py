@@ -58,6 +58,7 @@ def _run(module: str, command: str, name: str) -> int:
         gc.disable()  # a tenth faster on headers of 10,000 tensors; there are no reference cycles to collect
         return run(getattr(import_module(module), command), name)
     except Interrupted as error:  # before ``run`` could handle it
+        from deltaweights.cli.failure import interrupted_failure  # noqa: PLC0415
         from deltaweights.cli.log_report import Console  # noqa: PLC0415
 
-        return Console(name).fail(str(error), error.exit_code)
+        return Console(name).fail(interrupted_failure(error))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -14,16 +13,19 @@ from click.core import ParameterSource
 
 from deltaweights.cli.log_report import report_for
 from deltaweights.cli.options import apply_options, hub_of, part_of, recipe_of
+from deltaweights.cli.original_flags import CommandWithDropIn
 from deltaweights.cli.output import print_finished, print_outcome
 from deltaweights.cli.writing import write_checkpoint
 from deltaweights.errors import UsageError
-from deltaweights.util.text import counted
+from deltaweights.util.interruption import GO_ON, advising
+from deltaweights.util.sizes import human_seconds
+from deltaweights.util.text import counted, finished_of, shell_quoted
 
 if TYPE_CHECKING:
     from deltaweights.jobs.request import Request
 
 
-@click.command("apply")
+@click.command("apply", cls=CommandWithDropIn)
 @click.argument("recipe", metavar="[RECIPE]", required=False)
 @click.option(
     "--base", metavar="PATH", help="The original LLaMA: folder (Hugging Face's or Meta's), index, file or zip."
@@ -107,13 +109,14 @@ def _apply_part(name: str, make_request: Callable[..., Request], *, as_json: boo
     options["hub"] = hub_of(options)
     request = make_request(**options)
     report = report_for(name, quiet=quiet)
-    done = run_part(request, report)
-    seconds = done.seconds["total"]
+    with advising(GO_ON):
+        done = run_part(request, report)
+    seconds = human_seconds(done.seconds["total"])
     lines = [
-        f"part            {done.part}: {done.status}, {counted(len(done.made), 'shard')} made in {seconds:.1f} s",
+        f"part            {done.part}: {done.status}, {counted(len(done.made), 'shard')} made in {seconds}",
         f"shards          {', '.join(done.shards) or 'none: there are more parts than shards'}",
-        f"plan            {done.plan}: {done.finished} of {done.total} shards are finished",
+        f"plan            {done.plan}: {finished_of(done.finished, done.total, 'shard')}",
     ]
     print_outcome(asdict(done), lines, as_json=as_json)
     if done.finished == done.total and done.status == "finished":
-        report.note(f"publish it with deltaweights finish --target {shlex.quote(done.target)}")
+        report.note(f"publish it with deltaweights finish --target {shell_quoted(done.target)}")

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deltaweights.cli.failure import failure_of
+from deltaweights.cli.json_output import json_bytes
 from deltaweights.cli.options import json_option, silent_option
 from deltaweights.cli.output import print_outcome
 from deltaweights.cli.terminal import TerminalReport
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed
 from deltaweights.util.name_groups import group_names
 from deltaweights.util.text import counted
@@ -36,7 +39,8 @@ def command(folder: str, *, as_json: bool, quiet: bool) -> None:
     from deltaweights.inference.structure import check_structure  # noqa: PLC0415
 
     terminal = TerminalReport("deltaweights", quiet=quiet)
-    time_limit.exit_after(time_limit.CPU_SECONDS, "deltaweights", folder)
+    too_long = (lambda error: json_bytes({"error": failure_of(error).document()})) if as_json else (lambda _: b"")
+    time_limit.exit_after(time_limit.CPU_SECONDS, "deltaweights", folder, too_long)
     report = check_structure(folder)
     if not as_json:
         for warning in report.warnings:
@@ -47,7 +51,8 @@ def command(folder: str, *, as_json: bool, quiet: bool) -> None:
     print_outcome(outcome, [] if report.ok and quiet else _lines(report), as_json=as_json)
     if not report.ok:
         remedy = "make it again with deltaweights export, or with apply --layout transformers"
-        raise CheckFailed(counted(len(report.problems), "problem"), where=folder, remedy=remedy)
+        problem, code = counted(len(report.problems), "problem"), ErrorCode.DOES_NOT_LOAD
+        raise CheckFailed(problem, where=folder, remedy=remedy, code=code)
 
 
 def _lines(report: StructureReport) -> Iterator[str]:

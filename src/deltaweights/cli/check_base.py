@@ -31,7 +31,7 @@ def _share(_ctx: click.Context, _parameter: click.Parameter, value: float) -> fl
 @click.command("check-base")
 @click.argument("recipe", metavar="[RECIPE]", required=False)
 @click.option("--base", required=True, metavar="PATH", help="The base that you hold.")
-@click.option("--delta", required=True, metavar="PATH", help="The delta.")
+@click.option("--delta", metavar="PATH", help="The delta [default: the recipe's].")
 @recipe_option
 @click.option(
     "--sample", type=float, default=1.0, show_default=True, callback=_share, help="Share of the weights to read."
@@ -43,7 +43,7 @@ def _share(_ctx: click.Context, _parameter: click.Parameter, value: float) -> fl
 @option("workers")
 @json_option
 @quiet_option
-def command(recipe: str | None, base: str, delta: str, *, as_json: bool, quiet: bool, **options: Any) -> None:
+def command(recipe: str | None, base: str, delta: str | None, *, as_json: bool, quiet: bool, **options: Any) -> None:
     """Prove from a delta that a base is the one that it was made from.
 
     Where a sum lies within one exponent step of its base, their difference must give the delta again; with another base it does not

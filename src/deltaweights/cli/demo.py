@@ -11,6 +11,7 @@ import click
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.errors import TargetBusy, printable
 from deltaweights.util.sizes import human_bytes
+from deltaweights.util.text import counted, shell_quoted
 
 NEXT = """\
 With real weights (13.5 GB of free disk, and 27 GB in the Hub's cache, which --stream does without):
@@ -54,7 +55,8 @@ def _demo(folder: Path) -> None:
     _list(base)
     _list(delta)
     click.echo()
-    click.echo(printable(f"2. deltaweights apply --base {base} --delta {delta} --target {target}"))
+    places = f"--base {shell_quoted(base)} --delta {shell_quoted(delta)} --target {shell_quoted(target)}"
+    click.echo(f"2. deltaweights apply {places}")
     result = apply_delta(base, delta, target, report=TerminalReport("deltaweights", quiet=False))
     click.echo(printable(f"target          {result.target}"))
     click.echo(f"content digest  {result.content_digest}")
@@ -62,10 +64,10 @@ def _demo(folder: Path) -> None:
     click.echo(f"base            {proof_line(result.proof)}")
     _list(target)
     click.echo()
-    click.echo(printable(f"3. deltaweights verify {target} --expect {result.content_digest}"))
+    click.echo(f"3. deltaweights verify {shell_quoted(target)} --expect {result.content_digest}")
     checked = verify(target, expect=result.content_digest)
     checked.raise_if_failed()
-    click.echo(f"verified        {checked.files} files, content digest recomputed from the bytes")
+    click.echo(f"verified        {counted(checked.files, 'file')}, content digest recomputed from the bytes")
     click.echo(f"\n{NEXT}")
 
 

@@ -12,6 +12,7 @@ from deltaweights.cli.options import hub_of, hub_options, json_option, option, q
 from deltaweights.cli.output import print_outcome
 from deltaweights.cli.terminal import TerminalReport
 from deltaweights.diff.compare import Comparison, DifferingTensor, DiffReport, diff_checkpoints
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
@@ -39,7 +40,8 @@ def command(a: str, b: str, *, as_json: bool, quiet: bool, **options: Any) -> No
     report = diff_checkpoints(a, b, hub=hub_of(options), report=terminal, **options)
     print_outcome(asdict(report), _lines(report), as_json=as_json)
     if not report.identical:
-        raise CheckFailed(f"not the same weights as {a}", where=b, found=f"{_extent(report.tensors)} different")
+        found, code = f"{_extent(report.tensors)} different", ErrorCode.DIFFERENT
+        raise CheckFailed(f"not the same weights as {a}", where=b, found=found, code=code)
 
 
 def _lines(report: DiffReport) -> Iterator[str]:

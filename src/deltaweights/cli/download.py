@@ -10,6 +10,7 @@ import click
 from deltaweights.cli.log_report import log_format_option, report_for
 from deltaweights.cli.options import hub_of, hub_options, json_option, quiet_option
 from deltaweights.cli.output import print_outcome
+from deltaweights.util.interruption import GO_ON, advising
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
@@ -36,7 +37,8 @@ def command(
 
     given = f"{model}@{revision}" if revision else model
     report = report_for("deltaweights", quiet=quiet)
-    found = download(given, include=include, options=hub_of(options), report=report)
+    with advising(f"what has arrived is kept; {GO_ON}"):
+        found = download(given, include=include, options=hub_of(options), report=report)
     lines = []
     for one in found:
         size = f"{counted(len(one.files), 'file')}, {human_bytes(one.bytes)}"

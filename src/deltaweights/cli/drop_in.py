@@ -10,27 +10,9 @@ from deltaweights.cli.apply import apply
 from deltaweights.cli.log_report import report_for
 from deltaweights.cli.make import make
 from deltaweights.cli.options import apply_options, make_options
-
-ORIGINAL = ("--base-model-path", "--target-model-path", "--delta-path", "--low-cpu-mem", "--hub-repo-id")
-"""The flags of ``python -m llava.model.apply_delta`` and ``make_delta``, and of FastChat's."""
+from deltaweights.cli.original_flags import AbbreviatedCommand
 
 HELP = {"help_option_names": ["-h", "--help"]}
-
-
-class AbbreviatedCommand(click.Command):
-    """Accepts abbreviations of the original flags, as argparse, which the original scripts use, does."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        own = {name for parameter in self.params for name in (*parameter.opts, *parameter.secondary_opts)}
-        return super().parse_args(ctx, [_spell_out(argument, own) for argument in args])
-
-
-def _spell_out(argument: str, own: set[str]) -> str:
-    flag, equals, value = argument.partition("=")
-    matches = [original for original in ORIGINAL if original in own and original.startswith(flag)]
-    if len(flag) > 2 and flag.startswith("--") and flag not in own and len(matches) == 1:
-        return f"{matches[0]}{equals}{value}"
-    return argument
 
 
 @click.command("apply-delta", cls=AbbreviatedCommand, context_settings=HELP)

@@ -7,6 +7,7 @@ import click
 from deltaweights.cli.log_report import log_format_option, report_for
 from deltaweights.cli.options import json_option, option, quiet_option
 from deltaweights.cli.output import print_finished
+from deltaweights.util.interruption import GO_ON, advising
 
 
 @click.command("finish")
@@ -28,5 +29,6 @@ def command(target: str, *, as_json: bool, quiet: bool, **options: bool) -> None
     from deltaweights.cluster.finish import finish_parts  # noqa: PLC0415  (slow to load, so not for --help)
 
     report = report_for("deltaweights", quiet=quiet)
-    published = finish_parts(target, report=report, **options)
+    with advising(f"the shards are kept; {GO_ON}"):
+        published = finish_parts(target, report=report, **options)
     print_finished(published, target, report, as_json=as_json)

@@ -14,7 +14,12 @@ from deltaweights.util.text import Json
 
 def print_json(value: Json) -> None:
     """Print a value as one JSON document, in ASCII: a file name may hold bytes that are not text."""
-    print_document(f"{json.dumps(value, indent=2)}\n".encode())
+    print_document(json_bytes(value))
+
+
+def json_bytes(value: Json) -> bytes:
+    """Return the document that ``print_json`` prints."""
+    return f"{json.dumps(value, indent=2)}\n".encode()
 
 
 def print_document(document: bytes) -> None:

@@ -17,6 +17,8 @@ from itertools import pairwise
 import click
 
 from deltaweights import __version__
+from deltaweights.cli.failure import Failure, json_requested
+from deltaweights.cli.json_output import print_json
 from deltaweights.cli.streams import write
 from deltaweights.cli.terminal import LOG_EVERY, TerminalReport
 from deltaweights.errors import printable
@@ -78,10 +80,10 @@ class JsonReport(Report):
         """Write the outcome, also when quiet."""
         self._write("result", result=outcome)
 
-    def failed(self, message: str, exit_code: int, **more: Json) -> None:
-        """Write why the command ends with ``exit_code``, also when quiet: ``interrupted`` after a signal, else ``error``."""
-        event = "interrupted" if exit_code > 128 else "error"
-        self._write(event, message=printable(message), exit_code=exit_code, **more)
+    def failed(self, failure: Failure, **more: Json) -> None:
+        """Write why the command ends, also when quiet: ``interrupted`` after a signal, else ``error``."""
+        event = "interrupted" if failure.exit_code > 128 else "error"
+        self._write(event, **failure.keys(), **more)
 
     def _progress(self, now: float) -> None:
         self._logged, self._logged_at = self._done, now
@@ -127,12 +129,16 @@ class StrayText(io.TextIOBase):
 
 @dataclass
 class Console:
-    """Shared by ``run`` and the command that it runs: the JSON events, if chosen, and the ``result`` that the command printed."""
+    """Shared by ``run`` and the command that it runs: the JSON events, if chosen, and the ``result`` of the command.
+
+    With ``--json`` the result is the ``document``, which is printed at the end: stdout has one, also when an error follows.
+    """
 
     name: str
     began: float = field(default_factory=time.monotonic)
     events: JsonReport | None = None
     result: Json = None
+    document: Json = None
 
     def begin_events(self) -> None:
         """Write only events to stderr from now on."""
@@ -146,17 +152,33 @@ class Console:
             self.events.result(self.result)
             self.result = None
 
-    def fail(self, message: str, exit_code: int, command: click.Command | None = None, **more: Json) -> int:
-        """Report why the program ends with ``exit_code``, and return it; ``command`` is the one whose options did not parse."""
+    def print_outcome(self) -> None:
+        """Print the document, if there is one."""
+        document, self.document = self.document, None
+        if document is not None:
+            print_json(document)
+
+    def print_failure(self, failure: Failure) -> None:
+        """With ``--json``, print why the program ends, in one document with the outcome, if there is one."""
+        if json_requested(sys.argv[1:]):
+            outcome, self.document = self.document, None
+            about = outcome if isinstance(outcome, dict) else {}
+            with contextlib.suppress(OSError):  # the exit code remains
+                print_json({**about, "error": failure.document()})
+                sys.stdout.flush()
+
+    def fail(self, failure: Failure, command: click.Command | None = None, **more: Json) -> int:
+        """Report why the program ends, and return its exit code; ``command`` is the one whose options did not parse."""
+        self.print_failure(failure)
         if self.events is None and _events_requested(sys.argv[1:], command):
             self.begin_events()
         if self.events is not None:
             self.finish()
-            self.events.failed(message, exit_code, **more)
+            self.events.failed(failure, **more)
         else:
             with contextlib.suppress(OSError):  # the exit code remains
-                click.echo(f"{self.name}: error: {printable(message)}", err=True)
-        return exit_code
+                click.echo(f"{self.name}: error: {printable(failure.message)}", err=True)
+        return failure.exit_code
 
 
 def report_for(name: str, *, quiet: bool) -> Report:
@@ -168,11 +190,14 @@ def report_for(name: str, *, quiet: bool) -> Report:
     return console.events
 
 
-def keep_result(outcome: Json) -> None:
-    """Keep the outcome of the running command for the event ``result``."""
+def keep_result(outcome: Json, *, as_json: bool) -> None:
+    """Keep the outcome of the running command for the event ``result`` and, if ``as_json``, for stdout."""
     console = _console()
     if console is not None:
         console.result = outcome
+        console.document = outcome if as_json else None
+    elif as_json:
+        print_json(outcome)
 
 
 def _console() -> Console | None:

@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from deltaweights.cli.options import make_options, recipe_of
+from deltaweights.cli.original_flags import CommandWithDropIn
 from deltaweights.cli.writing import write_checkpoint
 
 
-@click.command("make")
+@click.command("make", cls=CommandWithDropIn)
 @click.option("--base", required=True, metavar="PATH", help="The base: folder, index file, or weights file.")
 @click.option("--target", required=True, metavar="PATH", help="The model that was fine-tuned from it.")
 @click.option("--delta", required=True, metavar="PATH", help="The folder to create.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from deltaweights.cli.log_report import log_format_option
 from deltaweights.errors import UsageError
 from deltaweights.jobs.options import FLAGS
 from deltaweights.merge.choices import check_device_name
+from deltaweights.util.text import shell_quoted
 
 if TYPE_CHECKING:
     from deltaweights.hub.locate import HubOptions
@@ -177,7 +177,7 @@ def recipe_of(recipe: str | None, option: str | None) -> tuple[str | None, str |
     """
     if recipe is not None and _is_file(recipe):
         raise UsageError(
-            "a recipe in a file is given as an option", found=recipe, remedy=f"--recipe {shlex.quote(recipe)}"
+            "a recipe in a file is given as an option", found=recipe, remedy=f"--recipe {shell_quoted(recipe)}"
         )
     if option is None or _is_file(option):
         return recipe, option

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
 import click
 
-from deltaweights.cli.json_output import print_json
 from deltaweights.cli.log_report import keep_result
 from deltaweights.errors import printable
 from deltaweights.report import Report
-from deltaweights.util.sizes import human_bytes
-from deltaweights.util.text import Json, counted
+from deltaweights.util.sizes import human_bytes, human_seconds
+from deltaweights.util.text import Json, counted, shell_quoted
 
 if TYPE_CHECKING:
     from deltaweights.cluster.finish import FinishResult
@@ -24,10 +22,9 @@ NOTICE = "research use only; LLaVA-Med: never for clinical use"
 
 
 def print_outcome(outcome: Json, lines: Iterable[str], *, as_json: bool) -> None:
-    """Print an outcome, as JSON or as ``lines``, which may be none."""
-    keep_result(outcome)
+    """Print an outcome, as JSON (once the command has ended) or as ``lines``, which may be none."""
+    keep_result(outcome, as_json=as_json)
     if as_json:
-        print_json(outcome)
         return
     # Escaped: a file name may hold bytes that are not text, and printing it must not make a finished run fail.
     text = "\n".join(map(printable, lines))
@@ -46,10 +43,10 @@ def print_published(
     findings = {item.name: result.pop(item.name) for item in fields(Findings)}
     outcome = {output: result.pop(output), **result, **findings}
     if hub_repo_id is not None:
-        outcome["upload"] = f"hf upload {hub_repo_id} {shlex.quote(outcome[output])}"
+        outcome["upload"] = f"hf upload {hub_repo_id} {shell_quoted(outcome[output])}"
     print_outcome(outcome, _result_lines(outcome, output, proof_line(published.proof)), as_json=as_json)
     report.note(f"notice          {NOTICE} (see DELTAWEIGHTS_NOTICE.txt in it)")
-    report.note(f"check it with   deltaweights verify {shlex.quote(outcome[output])}")
+    report.note(f"check it with   deltaweights verify {shell_quoted(outcome[output])}")
     return outcome
 
 
@@ -65,7 +62,7 @@ def print_finished(published: FinishResult | None, target: str, report: Report, 
 def _result_lines(outcome: dict[str, Json], output: str, base: str | None) -> Iterator[str]:
     shards = counted(outcome["shards"], "shard")
     yield f"{output:15} {outcome[output]}"
-    yield f"status          {outcome['status']} in {outcome['seconds']['total']:.1f} s"
+    yield f"status          {_status(outcome)}"
     size = f"{outcome['parameters']:,} parameters, {human_bytes(outcome['bytes'])}, {shards}"
     yield f"tensors         {outcome['tensors']} ({size})"
     yield f"content digest  {outcome['content_digest']}"
@@ -78,6 +75,16 @@ def _result_lines(outcome: dict[str, Json], output: str, base: str | None) -> It
         yield from _round_trip_lines(outcome)
     if "upload" in outcome:
         yield f"publish it with {outcome['upload']}"
+
+
+def _status(outcome: dict[str, Json]) -> str:
+    from deltaweights.jobs.result import ALREADY_COMPLETE  # noqa: PLC0415  (slow to load, so not for --help)
+
+    status, took = outcome["status"], human_seconds(outcome["seconds"]["total"])
+    if status == ALREADY_COMPLETE:
+        return f"{status}; looked at in {took}"
+    # ``finish`` streams nothing: its time is not that of the merge.
+    return f"{status} in {took}" if "stream" in outcome["seconds"] else f"{status} in parts; published in {took}"
 
 
 def _round_trip_lines(outcome: dict[str, Json]) -> Iterator[str]:

@@ -11,6 +11,8 @@ from deltaweights.cli.log_report import log_format_option, report_for
 from deltaweights.cli.options import json_option, quiet_option
 from deltaweights.cli.output import print_outcome
 from deltaweights.errors import UsageError
+from deltaweights.manifest.records import MANIFEST, SUMS
+from deltaweights.util.text import counted
 
 
 @click.command("sign")
@@ -50,7 +52,7 @@ def command(
         verify(folder, report=report).raise_if_failed()
     done = sign_folder(folder, private_key, signature=signature, password=password)
     lines = [
-        f"signed          {done.target}: {done.files} files",
+        f"signed          {done.target}: {counted(done.files, 'file')}, {MANIFEST} and {SUMS}",
         f"signature       {done.signature}",
         f"key             {done.key}",
         f"content digest  {done.content_digest}",

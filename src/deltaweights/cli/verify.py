@@ -11,6 +11,7 @@ import click
 from deltaweights.cli.log_report import log_format_option, report_for
 from deltaweights.cli.options import json_option, option, silent_option
 from deltaweights.cli.output import print_outcome
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
 from deltaweights.manifest.folder_check import SignedFiles
 from deltaweights.manifest.folder_entries import name_inside
@@ -78,7 +79,8 @@ def command(
     print_outcome(outcome, [] if report.ok and quiet else _lines(report, signed), as_json=as_json)
     if not report.ok:
         remedy = "do not use these weights: merge or fetch them again"
-        raise CheckFailed(counted(len(report.problems), "problem"), where=folder, remedy=remedy)
+        problem, code = counted(len(report.problems), "problem"), ErrorCode.NOT_AS_RECORDED
+        raise CheckFailed(problem, where=folder, remedy=remedy, code=code)
 
 
 def _signed(folder: str, public_key: str, signature: str | None) -> SignedFiles:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from deltaweights.cli.log_report import report_for
 from deltaweights.cli.options import hub_of
 from deltaweights.cli.output import plan_lines, print_outcome, print_published
-from deltaweights.util.interruption import Interrupted, signal_first
+from deltaweights.util.interruption import GO_ON, advising, signal_first
 
 if TYPE_CHECKING:
     from deltaweights.jobs.request import Request
@@ -43,11 +43,8 @@ def write_checkpoint(
             plan = describe(prepared)
         print_outcome(plan, plan_lines(plan, output), as_json=as_json)
         return
-    try:
-        with signal_first():
-            published = run(request, report)
-    except Interrupted as error:
-        raise Interrupted(error.number, "run the same command again to continue") from None
+    with advising(GO_ON), signal_first():
+        published = run(request, report)
     outcome = print_published(published, output, report, as_json=as_json, hub_repo_id=hub_repo_id)
     recipe = request.options.recipe_file or request.options.recipe
     if output == "delta" and recipe is not None:

@@ -6,9 +6,11 @@ import time
 from dataclasses import dataclass
 
 from deltaweights.cluster.handoff import has_handoff, load_handoff
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, InputOutputError
 from deltaweights.hub.ids import PathLike
 from deltaweights.jobs.options import Options
+from deltaweights.jobs.other_result import refuse_other_result
 from deltaweights.jobs.result import Published, published
 from deltaweights.jobs.run import publish_result
 from deltaweights.merge.plan import Plan
@@ -71,7 +73,7 @@ def finish_parts(
         if TargetState(location, planned.plan.identity).published_result() is not None:
             clear_staging(lock.staging)
             return None
-        lock.staging.refuse_content(overwrite=overwrite)
+        refuse_other_result(lock.staging, planned.plan, overwrite=overwrite)
         staging = StagedShards(lock.staging)
         fragments = staging.finished(planned.plan, planned.plan.shards, read=False)
         _refuse_missing(planned.plan, set(fragments), location)
@@ -87,7 +89,8 @@ def _refuse_nothing(location: TargetLocation) -> None:
     """Raise ``InputOutputError`` unless a result is published already."""
     if published_result(location) is None:
         remedy = "run the parts first: deltaweights apply ... --part 1/N"
-        raise InputOutputError("no part of a merge here", where=location.target, remedy=remedy)
+        problem, code = "no part of a merge here", ErrorCode.NO_PARTS
+        raise InputOutputError(problem, where=location.target, remedy=remedy, code=code)
 
 
 def _refuse_missing(plan: Plan, finished: set[str], location: TargetLocation) -> None:
@@ -100,4 +103,5 @@ def _refuse_missing(plan: Plan, finished: set[str], location: TargetLocation) ->
             found=f"no {missing[0]}{others}",
             expected=counted(len(plan.shards), "shard"),
             remedy="run the missing parts again",
+            code=ErrorCode.PARTS_MISSING,
         )

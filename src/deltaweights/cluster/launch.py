@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import UsageError
 from deltaweights.merge.parts import Part
 from deltaweights.util.interruption import run_in_side_thread, signalled
@@ -46,7 +47,8 @@ def rank(device: str) -> Iterator[Rank]:
         import torch  # noqa: PLC0415  (slow)
         from accelerate import PartialState  # type: ignore[import-untyped]  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise UsageError(f"several processes need {error.name}", remedy="pip install accelerate") from error
+        problem, code = f"several processes need {error.name}", ErrorCode.MISSING_PACKAGE
+        raise UsageError(problem, remedy="pip install accelerate", code=code) from error
     on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its number of threads, but computes nothing here

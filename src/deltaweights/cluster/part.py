@@ -13,6 +13,7 @@ from deltaweights.cluster.handoff import has_handoff, store_handoff
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.hub.ids import ModelLocation, PathLike
 from deltaweights.jobs.apply import apply_request
+from deltaweights.jobs.other_result import refuse_other_result
 from deltaweights.jobs.planned_result import planned_result
 from deltaweights.jobs.prepare import Prepared
 from deltaweights.jobs.provenance import is_streamed
@@ -31,6 +32,8 @@ from deltaweights.staging.lock import PATIENCE, StagingLock
 from deltaweights.staging.publish import recover_publication
 from deltaweights.staging.staged_shards import StagedShards
 from deltaweights.staging.target_state import TargetState
+from deltaweights.util.interruption import GO_ON, Interrupted
+from deltaweights.util.text import finished_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -121,7 +124,7 @@ def _run(prepared: Prepared, part: Part, report: Report, began: float) -> PartRe
         _note(lock.note, report)
         if target.published_result() is not None:  # while this part prepared
             return result(ALREADY_COMPLETE, [], len(plan.shards))
-        lock.staging.refuse_content(overwrite=overwrite)
+        refuse_other_result(lock.staging, plan, overwrite=overwrite)
         staging, fragments = StagedShards.join(lock.staging, plan, mine)
         for done in fragments.values():
             report.shard_reused(done.file, done.record.size, done.record.sha256)
@@ -129,10 +132,17 @@ def _run(prepared: Prepared, part: Part, report: Report, began: float) -> PartRe
             store_handoff(planned_result(prepared), lock.staging)
         missing = [shard for shard in mine if shard.file not in fragments]
         check_space(prepared, {shard.file for shard in plan.shards if shard not in missing})
-        made = _make(prepared, missing, staging, report) if missing else []
+        made: list[str] = []
+        try:
+            if missing:
+                _make(prepared, missing, staging, made, report)
+        except Interrupted as error:
+            kept = finished_of(len(fragments) + len(made), len(mine), "shard")
+            raise Interrupted(error.number, f"{kept} of part {part}; {GO_ON}") from None
         found = staging.finished(plan, plan.shards, read=False)
-        report.note(f"part {part}: {len(mine)} shards are finished, {len(found)} of {len(plan.shards)} of the plan")
-        return result("finished", made, len(found))
+        own = finished_of(len(mine), len(mine), "shard")
+        report.note(f"part {part}: {own}, {len(found):,} of {len(plan.shards):,} of the plan")
+        return result("finished", sorted(made), len(found))
 
 
 def _note(text: str | None, report: Report) -> None:
@@ -151,9 +161,8 @@ def _wait_for_inputs(prepared: Prepared) -> None:
         checkpoint.check_unchanged()
 
 
-def _make(prepared: Prepared, missing: Sequence[Shard], staging: StagedShards, report: Report) -> list[str]:
-    """Write shards in a folder of this process, and move each to the shards of all parts once it is whole; return their names."""
-    made: list[str] = []
+def _make(prepared: Prepared, missing: Sequence[Shard], staging: StagedShards, made: list[str], report: Report) -> None:
+    """Write shards in a folder of this process; once one is whole, move it to the shards of all parts, and add it to ``made``."""
 
     def keep(fragment: Fragment) -> None:
         staging.adopt(folder, fragment)
@@ -168,4 +177,3 @@ def _make(prepared: Prepared, missing: Sequence[Shard], staging: StagedShards, r
         finally:
             with contextlib.suppress(InputOutputError), staging.staging.folder(PARTS) as parts:
                 parts.remove(own)
-    return sorted(made)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.repo_listing import COMMIT, RepoListing, parse_files
@@ -52,7 +53,7 @@ class Access:
             return get()
         except ImportError:
             problem, remedy = "a SOCKS proxy needs the package socksio", "pip install socksio, or use another proxy"
-            raise UsageError(problem, remedy=remedy) from None
+            raise UsageError(problem, remedy=remedy, code=ErrorCode.MISSING_PACKAGE) from None
         except ValueError as error:  # its message may show a proxy's password
             problem, remedy = "unusable proxy address", "check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
             raise UsageError(problem, found=type(error).__name__, remedy=remedy) from None
@@ -130,7 +131,9 @@ class Access:
                 if not retry.wait(retries=self.retries_after(error)):
                     problem = f"cannot be reached: {reason}"
                     remedy = "check the network, or use the cache with --offline"
-                    raise InputOutputError(problem, where=self.endpoint, remedy=remedy) from error
+                    raise InputOutputError(
+                        problem, where=self.endpoint, remedy=remedy, code=ErrorCode.NETWORK
+                    ) from error
             except ValueError as error:
                 raise self._not_a_hub() from error
 
@@ -140,15 +143,17 @@ class Access:
     def refusal(self, response: Any, wanted: HubId, name: str = "") -> InputOutputError:
         """Return the error for a response that is neither a success nor worth a retry; ``name`` is the file, if any."""
         status, code = response.status_code, response.headers.get("x-error-code")
-        where, log_in = str(wanted), "log in with: hf auth login, or set HF_TOKEN"
+        where, kind, log_in = str(wanted), ErrorCode.NO_ACCESS, "log in with: hf auth login, or set HF_TOKEN"
         if code == "GatedRepo":
             problem, remedy = (
                 "gated model: access must be requested",
                 f"request access at {self.endpoint}/{wanted.repo}",
             )
             remedy = f"{remedy}, then {log_in}" if self.token is None else remedy
+            kind = ErrorCode.GATED
         elif code == "RevisionNotFound":
             problem, remedy = "no such revision", "check the part after the @"
+            kind = ErrorCode.NOT_FOUND
         elif code == "RepoNotFound" or (status == 401 and self.token is None):
             problem, check = "no such model, or a private one", "check the name"
             remedy = f"{check}; if it is private, {log_in}" if self.token is None else f"{check}, and the token"
@@ -158,8 +163,9 @@ class Access:
             problem, remedy = "the token does not give access", "check the token's permissions"
         else:
             problem, remedy = f"the Hub answered {status}", "try again later"
+            kind = ErrorCode.NETWORK
             where = f"{wanted}/{name}" if name else where
-        return InputOutputError(problem, where=where, remedy=remedy)
+        return InputOutputError(problem, where=where, remedy=remedy, code=kind)
 
 
 def _redirect_target(url: str, location: str) -> str | None:

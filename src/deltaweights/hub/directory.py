@@ -10,6 +10,7 @@ from deltaweights.checkpoint.file_type import HEAD_BYTES
 from deltaweights.checkpoint.files import InputFile, LocalFile, MemoryFile
 from deltaweights.checkpoint.index import SUFFIXES
 from deltaweights.checkpoint.safe_open import LeadsOutside
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.hub.access import Access
 from deltaweights.hub.downloads import Downloads
@@ -68,7 +69,7 @@ class HubDirectory(Directory):
     def file(self, name: str) -> HubFile:
         """Return what the Hub states of a file. Raises ``InputOutputError`` when there is none."""
         if name not in self._files:
-            raise InputOutputError("no such file", where=f"{self.id}/{name}")
+            raise InputOutputError("no such file", where=f"{self.id}/{name}", code=ErrorCode.NOT_FOUND)
         return self._files[name]
 
     def missing(self, names: Iterable[str]) -> list[HubFile]:
@@ -154,7 +155,8 @@ class HubDirectory(Directory):
     def _refuse_offline(self, file: HubFile) -> None:
         if self._access.offline:
             remedy = "leave --offline out, or fetch it first: deltaweights download"
-            raise InputOutputError("not in the cache", where=f"{self.id}/{file.name}", remedy=remedy)
+            where = f"{self.id}/{file.name}"
+            raise InputOutputError("not in the cache", where=where, remedy=remedy, code=ErrorCode.NOT_IN_CACHE)
 
     def _stream(self, file: HubFile) -> InputFile:
         if file.name not in self._streams:

@@ -16,6 +16,7 @@ from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.index import read_index
 from deltaweights.checkpoint.layout import META_PART, PARAMS, find_main_file
 from deltaweights.checkpoint.projector import FILE as PROJECTOR
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, MalformedInput, Mismatch
 from deltaweights.hub.access import configured_access
 from deltaweights.hub.directory import HubDirectory
@@ -70,7 +71,13 @@ class Hub:
             cached = RepoCache.of(self._access.cache, wanted.repo).listing(wanted)
             if cached is None:
                 remedy = "leave --offline out, or fetch it first: deltaweights download"
-                raise InputOutputError("not in the cache", where=str(wanted), found=self._access.cache, remedy=remedy)
+                raise InputOutputError(
+                    "not in the cache",
+                    where=str(wanted),
+                    found=self._access.cache,
+                    remedy=remedy,
+                    code=ErrorCode.NOT_IN_CACHE,
+                )
             return self._records.with_stated_hashes(cached)
         listing = self._access.list_files(wanted)
         self._records.add_listing(listing)
@@ -93,10 +100,14 @@ class Hub:
         self._reserved += to_fetch
         needed, free = self._reserved + SLACK, shutil.disk_usage(directory.cache.root).free
         if free < needed:
-            where, found, expected = directory.cache.root, f"{human_bytes(free)} free", human_bytes(needed)
-            remedy = "make room, choose another place with --cache-dir, or keep nothing with --stream"
-            problem = "not enough free disk for the download"
-            raise InputOutputError(problem, where=where, found=found, expected=expected, remedy=remedy)
+            raise InputOutputError(
+                "not enough free disk for the download",
+                where=directory.cache.root,
+                found=f"{human_bytes(free)} free",
+                expected=human_bytes(needed),
+                remedy="make room, choose another place with --cache-dir, or keep nothing with --stream",
+                code=ErrorCode.DISK_FULL,
+            )
 
     def fetch(self, chosen: Sequence[tuple[HubDirectory, Sequence[str]]]) -> None:
         """Download files into the cache, and return when all are verified. Raises ``InputOutputError``."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from deltaweights.checkpoint.safe_open import SEARCH
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, wrap_os_errors
 
 MISSING, REQUESTED, PRESENT = 0, 1, 2  # states of a piece
@@ -133,7 +134,9 @@ class DiskPieces:
             while out:
                 got = os.preadv(self.fd, [out], offset)
                 if got == 0:
-                    raise InputOutputError("cut short while being read", where=self.path, remedy="run again")
+                    raise InputOutputError(
+                        "cut short while being read", where=self.path, remedy="run again", code=ErrorCode.INPUT_CHANGED
+                    )
                 out, offset = out[got:], offset + got
         except OSError as error:
             raise InputOutputError.from_os(error, self.path, f"read at byte {offset}") from error

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError
 from deltaweights.hub.access import Access, origin_of
 from deltaweights.hub.ids import HubId
@@ -19,6 +20,8 @@ class RangesIgnored(Exception):
 
 class DamagedFile(InputOutputError):
     """A file does not have the hash that the Hub states."""
+
+    default_code = ErrorCode.HASH_MISMATCH
 
 
 class DownloadStopped(InputOutputError):
@@ -75,7 +78,8 @@ class Transfer:
             self._access.retry_notes.note(f"{self._where}: {problem}: trying again")
             if not retry.wait(headers, retries):
                 self._check_stop()
-                raise InputOutputError(problem, where=self._where, remedy="run again: what has arrived is kept")
+                remedy = "run again: what has arrived is kept"
+                raise InputOutputError(problem, where=self._where, remedy=remedy, code=ErrorCode.NETWORK)
 
     def _expired(self, response: Any) -> bool:
         """Drop a redirect's address that is refused, and return True: such addresses are signed for an hour."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,7 @@ from deltaweights.inference.size_limits import implausible_size
 from deltaweights.report import Report
 from deltaweights.util.interruption import run_in_side_thread
 from deltaweights.util.sizes import human_bytes
-from deltaweights.util.text import counted
+from deltaweights.util.text import counted, shell_quoted
 
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}  # torch's names of what models run in
 GREEDY = {"do_sample": False, "num_beams": 1, "use_cache": True}
@@ -101,7 +100,7 @@ def answer(
 
 
 def _refuse_unsupported(folder: ModelFolder, images: Sequence[object]) -> None:
-    shown = shlex.quote(str(folder.path))
+    shown = shell_quoted(folder.path)
     if folder.is_original:
         problem = "a LLaVA in its original layout, which current libraries cannot run"
         remedy = f"deltaweights export {shown} --target NEW writes a folder that they can"
@@ -141,7 +140,7 @@ def _load(folder: ModelFolder, model_class: Any, config: Any, dtype: str, placem
     )
     missing = sorted(info["missing_keys"])
     if missing:
-        remedy = f"run deltaweights check {shlex.quote(str(folder.path))} for the rest"
+        remedy = f"run deltaweights check {shell_quoted(folder.path)} for the rest"
         found = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else missing[0]
         raise CheckFailed(f"lacks {counted(len(missing), 'tensor')}", where=folder.path, found=found, remedy=remedy)
     return model
@@ -167,7 +166,7 @@ def _generate(model: Any, prompt: Prompt, max_new_tokens: int) -> Answer:
     seconds = time.monotonic() - began
     new = tokens[0, prompt.length :].tolist()
     parts = Counter(devices)
-    listed = ", ".join(f"{count} parts on {device}" for device, count in parts.items())
+    listed = ", ".join(f"{counted(count, 'part')} on {device}" for device, count in parts.items())
     return Answer(
         text=prompt.decode(new)[0],
         tokens=len(new),
@@ -196,5 +195,5 @@ def _error(error: loader.LibraryError, path: Path) -> DeltaweightsError:
     if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError" or "allocate memory" in str(cause):
         remedy = "end other programs, or try a smaller --max-new-tokens"
         return InputOutputError("out of memory", where=path, found=error, remedy=remedy)
-    remedy = f"run deltaweights check {shlex.quote(str(path))}, which may tell why"
+    remedy = f"run deltaweights check {shell_quoted(path)}, which may tell why"
     return Mismatch("transformers cannot run the model", where=path, found=error, remedy=remedy)

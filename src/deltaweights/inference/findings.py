@@ -20,8 +20,11 @@ class Finding:
 
     def __str__(self) -> str:
         """Return one printable line, in the form of error messages."""
-        facts = {"tensor": self.tensor, "found": self.found, "expected": self.expected}
-        return str(DeltaweightsError(self.problem, where=self.file, **facts))
+        return str(
+            DeltaweightsError(
+                self.problem, where=self.file, tensor=self.tensor, found=self.found, expected=self.expected
+            )
+        )
 
 
 def first_of(problems: Sequence[Finding]) -> str:

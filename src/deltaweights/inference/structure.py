@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed
 from deltaweights.inference import transformers_loader as loader
 from deltaweights.inference.document_checks import check_documents
@@ -49,7 +50,7 @@ class StructureReport:
     def raise_if_failed(self) -> None:
         """Raise ``CheckFailed`` with the first problem, if any."""
         if self.problems:
-            raise CheckFailed(first_of(self.problems), where=self.target)
+            raise CheckFailed(first_of(self.problems), where=self.target, code=ErrorCode.DOES_NOT_LOAD)
 
 
 def check_structure(folder: str | os.PathLike[str]) -> StructureReport:

@@ -12,12 +12,13 @@ from deltaweights.checkpoint.checksums import refuse_damage, verify_in_pieces
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.checkpoint.zipped_folder.unpack import TemporaryUnpacker
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, Mismatch, UsageError
 from deltaweights.hub.ids import ModelLocation, PathLike
 from deltaweights.hub.locate import HubOptions
-from deltaweights.jobs.findings import ORIGINAL_SCRIPT, doubt_of
+from deltaweights.jobs.findings import ORIGINAL_SCRIPT, code_of_doubt, doubt_of
 from deltaweights.jobs.inputs import Inputs, open_pair
-from deltaweights.jobs.request import InputRequest, compute_dtype_of, find_recipe, parse_place
+from deltaweights.jobs.request import InputRequest, compute_dtype_of, find_recipe, needed_recipe, parse_place
 from deltaweights.manifest.findings import ProofRecord
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge.arithmetic import BlockCombiner, Kernels, Task
@@ -29,6 +30,7 @@ from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import PlannedTensor
 from deltaweights.merge.record import proof_of
 from deltaweights.merge.stream import BLOCK, read_block
+from deltaweights.recipes.hub_sources import delta_source
 from deltaweights.report import Report
 from deltaweights.util.text import natural_key
 from deltaweights.util.workers import resolve_workers, run_parallel
@@ -62,14 +64,19 @@ class BaseReport:
         if self.proof is None or self.proof.verdict == Verdict.NO_EVIDENCE:
             moved = self.proof.evidence if self.proof else 0
             raise CheckFailed(
-                "neither proved nor refuted", where=self.base, found=f"{moved:,} weights that moved", expected=ENOUGH
+                "neither proved nor refuted",
+                where=self.base,
+                found=f"{moved:,} weights that moved",
+                expected=ENOUGH,
+                code=ErrorCode.BASE_NOT_PROVED,
             )
+        doubt, code = doubt_of(self.proof), code_of_doubt(self.proof)
         if self.proof.whole:
-            raise Mismatch(doubt_of(self.proof), where=self.delta, remedy=ORIGINAL_SCRIPT)
+            raise Mismatch(doubt, where=self.delta, remedy=ORIGINAL_SCRIPT, code=code)
         if self.stated or self.proof.verdict == Verdict.VIOLATED:
-            raise Mismatch(doubt_of(self.proof), where=self.base, remedy=OTHER_BASE)
+            raise Mismatch(doubt, where=self.base, remedy=OTHER_BASE, code=code)
         remedy = OTHER_DTYPE if self.proof.verdict == Verdict.OTHER_ARITHMETIC else OTHER_BASE
-        raise CheckFailed(doubt_of(self.proof), where=self.base, remedy=remedy)
+        raise CheckFailed(doubt, where=self.base, remedy=remedy, code=code)
 
 
 ENOUGH = f"at least {MIN_EVIDENCE:,}"
@@ -79,7 +86,7 @@ OTHER_DTYPE = "try --compute-dtype, if you know in which arithmetic the delta wa
 
 def check_base(
     base: ModelLocation,
-    delta: ModelLocation,
+    delta: ModelLocation | None = None,
     *,
     recipe: str | None = None,
     recipe_file: PathLike | None = None,
@@ -91,6 +98,8 @@ def check_base(
     report: Report | None = None,
 ) -> BaseReport:
     """Prove or refute that ``delta`` was made from ``base``; with ``sample``, from that share of the blocks, evenly spaced.
+
+    A delta that is not given is the recipe's, as in ``apply_delta``.
 
     Checksums that the files record are compared, unless only a sample is read. Recipe, ``compute_dtype`` and ``device`` are those
     of ``apply_delta``. Raises ``UsageError``, ``MalformedInput``, ``Mismatch`` when headers or hashes refute the base, and
@@ -107,7 +116,7 @@ def check_base(
     request = InputRequest(
         operation=Operation.APPLY,
         base=parse_place("base", base),
-        primary=parse_place("delta", delta),
+        primary=parse_place("delta", delta_source(needed_recipe(named, "delta")) if delta is None else delta),
         recipe=named,
         compute_dtype=compute_dtype,
         hub=hub,

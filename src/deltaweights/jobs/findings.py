@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, Mismatch
 from deltaweights.manifest.findings import Findings, ProofRecord
 from deltaweights.manifest.records import TensorRecord
@@ -31,7 +32,7 @@ def report_numbers(findings: Findings, operation: Operation, report: Report, *, 
         report.note(f"{untuned[0]}{others} of the delta: all elements equal: not fine-tuned, or missing from its file")
     for problem in _problems(findings, operation):
         if strict:
-            raise CheckFailed(problem, remedy=ANYWAY)
+            raise CheckFailed(problem, remedy=ANYWAY, code=ErrorCode.WEIGHTS_SUSPECT)
         report.warn(problem)
 
 
@@ -49,7 +50,8 @@ def _problems(findings: Findings, operation: Operation) -> list[str]:
             )
             if counts
         ]
-        found = f"{sum(findings.nonfinite.values())} NaN or infinite weights in {counted(len(findings.nonfinite), 'tensor')}"
+        number, tensors = sum(findings.nonfinite.values()), counted(len(findings.nonfinite), "tensor")
+        found = f"{counted(number, 'NaN or infinite weight')} in {tensors}"
         why = f" ({', '.join(causes)})" if causes else ""
         problems.append(f"tensor {first}: result is not finite: found {found}{why}")
     # Zero weights in a delta only mean that they were not fine-tuned.
@@ -98,8 +100,15 @@ def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allow
     problem = doubt_of(proof)
     if (stated or proof.whole) and not allowed:
         remedy = f"{ORIGINAL_SCRIPT}; {ADD_ANYWAY}" if proof.whole else f"use the right base; {PUBLISH_ANYWAY}"
-        raise Mismatch(problem, remedy=f"{remedy}; deltaweights clean discards it")
+        raise Mismatch(problem, remedy=f"{remedy}; deltaweights clean discards it", code=code_of_doubt(proof))
     report.warn(problem)
+
+
+def code_of_doubt(proof: ProofRecord) -> ErrorCode:
+    """Return the code for a base that is not proved: only violations refute it."""
+    if proof.whole:
+        return ErrorCode.STORED_WHOLE
+    return ErrorCode.WRONG_BASE if proof.verdict == Verdict.VIOLATED else ErrorCode.BASE_NOT_PROVED
 
 
 def doubt_of(proof: ProofRecord) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.samples import same_weights, sample_digests
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch
 from deltaweights.hub.repo_cache import snapshot_at
 from deltaweights.jobs.findings import ADD_ANYWAY, ORIGINAL_SCRIPT, are_whole
@@ -41,7 +42,9 @@ def check_base_identity(
         problem = f"this is {model(identity.model).title}, not {title}"
         if not allow:
             remedy = f"use {title}{_or_allow(allow)}"
-            raise Mismatch(problem, where=base.path, found=identity.text, expected=title, remedy=remedy)
+            raise Mismatch(
+                problem, where=base.path, found=identity.text, expected=title, remedy=remedy, code=ErrorCode.WRONG_BASE
+            )
         report.warn(f"{base.path}: {problem}")
         return
     if unlisted and (wanted is not None or recipe.base_files):
@@ -100,7 +103,8 @@ def refuse_no_delta(
         elif allow:
             report.warn(f"{primary.path}: {problem}")
         else:
-            raise Mismatch(problem, where=primary.path, remedy=f"give the delta itself{_or_allow(allow)}")
+            remedy = f"give the delta itself{_or_allow(allow)}"
+            raise Mismatch(problem, where=primary.path, remedy=remedy, code=ErrorCode.NOT_A_DELTA)
         return
     if operation is not Operation.APPLY:
         return
@@ -111,7 +115,7 @@ def refuse_no_delta(
         whole = whole_tensors(base.tensors, primary.tensors, matching, compute)
         if whole and not allow:
             remedy = f"{ORIGINAL_SCRIPT}{'' if allow is None else f'; {ADD_ANYWAY}'}"
-            raise Mismatch(are_whole(whole), where=primary.path, remedy=remedy)
+            raise Mismatch(are_whole(whole), where=primary.path, remedy=remedy, code=ErrorCode.STORED_WHOLE)
         if whole:
             report.warn(f"{primary.path}: {are_whole(whole)}: the base is added to them all the same")
         return
@@ -119,7 +123,14 @@ def refuse_no_delta(
     problem = "likely already a merged model, not a delta"
     if stated and not allow:
         remedy = f"give the delta itself{_or_allow(allow)}"
-        raise Mismatch(problem, where=primary.path, found=found, expected="a small part of them", remedy=remedy)
+        raise Mismatch(
+            problem,
+            where=primary.path,
+            found=found,
+            expected="a small part of them",
+            remedy=remedy,
+            code=ErrorCode.ALREADY_MERGED,
+        )
     report.warn(f"{primary.path}: {problem}: found {found}, expected a small part of them")
 
 

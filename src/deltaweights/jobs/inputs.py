@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.folder import Checkpoint, Unpacker, open_checkpoint
-from deltaweights.errors import UsageError
+from deltaweights.errors import Mismatch, UsageError
 from deltaweights.hub.ids import ModelSource
 from deltaweights.hub.locate import located
 from deltaweights.hub.repo_cache import snapshot_at
 from deltaweights.jobs.input_checks import check_base_identity, check_delta_files, check_ties, refuse_no_delta
 from deltaweights.jobs.request import InputRequest, Place, compute_dtype_of
+from deltaweights.jobs.swapped import is_small, refuse_swapped
 from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any
 from deltaweights.manifest.parse import Manifest
 from deltaweights.merge.choices import DTYPES, TORCH_NAMES
@@ -81,13 +82,12 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
         hashes = collect_hashes({base.role: base, primary.role: primary}, request.hash_workers, report)
         if recipe is None and operation is Operation.APPLY:
             recipe = _recipe_of_delta(primary, hashes.files[primary.role], report)
-        rules = LLAVA_RULES
-        if recipe is not None:
-            check_pair(recipe, base, primary)
-            rules = MatchRules(recipe.delta_only, NewRows(recipe.new_rows))
-        # Of a Hub repository, config.json is fetched only if it matters: what is wrong with the pair is said before that.
-        tied = bool(tied_twins(base.tensors, primary.tensors)) and ties_head(base)
-        matching = match_tensors(base.tensors, primary.tensors, operation, rules, tied=tied)
+        try:
+            matching = _match(base, primary, operation, recipe)
+        except Mismatch:
+            if operation is Operation.APPLY:
+                refuse_swapped(base, primary)
+            raise
         for text in (*base.notes, *primary.notes, *matching.warnings):
             report.warn(text)
         for match in matching.matches:
@@ -104,6 +104,8 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
             stored=DTYPES[request.dtype or compute],
         )
         identity = _identify(base, hashes, report)
+        if operation is Operation.APPLY and not request.allow_other_base and is_small(identity.typical):
+            refuse_swapped(base, primary)
         if recipe is not None:
             check_base_identity(base, hashes.files[base.role], identity, recipe, report, allow=request.allow_other_base)
         _identify(primary, hashes, report)
@@ -115,6 +117,17 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
             base, primary, matching, request, report, compute=inputs.compute, stated=inputs.arithmetic_stated
         )
         yield inputs
+
+
+def _match(base: Checkpoint, primary: Checkpoint, operation: Operation, recipe: Recipe | None) -> Matching:
+    """Match the tensors by the recipe's rules, or the plain ones. Raises ``Mismatch``."""
+    rules = LLAVA_RULES
+    if recipe is not None:
+        check_pair(recipe, base, primary)
+        rules = MatchRules(recipe.delta_only, NewRows(recipe.new_rows))
+    # Of a Hub repository, config.json is fetched only if it matters: what is wrong with the pair is said before that.
+    tied = bool(tied_twins(base.tensors, primary.tensors)) and ties_head(base)
+    return match_tensors(base.tensors, primary.tensors, operation, rules, tied=tied)
 
 
 @contextmanager

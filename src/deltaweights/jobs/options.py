@@ -37,7 +37,7 @@ class Options:
     dtype: str | None = _option(
         None, "--dtype", "Dtype of the written weights [default: the compute dtype].", choices=tuple(DTYPES)
     )
-    max_shard_size: str | int = _option("5GB", "--max-shard-size", "Most bytes of tensors per shard.")
+    max_shard_size: str | int = _option("5GB", "--max-shard-size", "Most bytes of tensors per shard, with a unit.")
     layout: str = _option(
         ORIGINAL, "--layout", "Tensor names as in the original scripts, or as transformers loads them.", choices=LAYOUTS
     )

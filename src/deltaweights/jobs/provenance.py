@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from deltaweights.checkpoint.folder import Checkpoint
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed
 from deltaweights.recipes.input_hashes import InputHashes
 
@@ -29,7 +30,8 @@ def refuse_unverified(checkpoints: Checkpoints, hashes: InputHashes) -> None:
         for weights in checkpoint.files:
             if weights.file.streamed or (weights.file.verified_sha256 is None and role not in hashes.read):
                 remedy = "leave --stream out" if weights.file.streamed else "give --hash-inputs, or an id of the Hub"
-                raise CheckFailed(UNVERIFIED, where=weights.file.path, remedy=remedy)
+                code = ErrorCode.INPUTS_UNVERIFIED
+                raise CheckFailed(UNVERIFIED, where=weights.file.path, remedy=remedy, code=code)
 
 
 def marks_of(checkpoints: Checkpoints) -> dict[str, str]:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import UsageError
 from deltaweights.hub.ids import ModelLocation, ModelSource, PathLike, model_source
 from deltaweights.hub.locate import HubOptions
@@ -106,8 +107,8 @@ def make_request(
     check_options(options)
     recipe = find_recipe(options.recipe, options.recipe_file)
     if operation is Operation.APPLY:
-        base = base_source(_needed(recipe, "base")) if base is None else base
-        primary = delta_source(_needed(recipe, "delta")) if primary is None else primary
+        base = base_source(needed_recipe(recipe, "base")) if base is None else base
+        primary = delta_source(needed_recipe(recipe, "delta")) if primary is None else primary
     if not os.fspath(target):
         raise UsageError(f"{operation.output} is an empty path", remedy=UNSET)
     compute_dtype_of(options.compute_dtype, recipe)
@@ -173,9 +174,11 @@ def find_recipe(name: str | None, file: PathLike | None) -> Recipe | None:
     return load(name) if name is not None else None
 
 
-def _needed(recipe: Recipe | None, role: str) -> Recipe:
+def needed_recipe(recipe: Recipe | None, role: str) -> Recipe:
+    """Return the recipe that says where the input ``role`` is. Raises ``UsageError`` when there is none."""
     if recipe is None:
-        raise UsageError(f"--{role} is missing", remedy="give it, or name a recipe: deltaweights recipes")
+        remedy = "give it, or name a recipe: deltaweights recipes"
+        raise UsageError(f"--{role} is missing", remedy=remedy, code=ErrorCode.NO_INPUT_GIVEN)
     return recipe
 
 
@@ -191,6 +194,10 @@ def compute_dtype_of(given: str | None, recipe: Recipe | None) -> str:
     if given not in {None, recipe.compute_dtype}:
         remedy = "leave --compute-dtype out, or give the recipe in a file of your own"
         raise UsageError(
-            f"recipe {recipe.name} adds in another dtype", found=given, expected=recipe.compute_dtype, remedy=remedy
+            f"recipe {recipe.name} adds in another dtype",
+            found=given,
+            expected=recipe.compute_dtype,
+            remedy=remedy,
+            code=ErrorCode.OTHER_DTYPE,
         )
     return recipe.compute_dtype

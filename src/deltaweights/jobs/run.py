@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, TargetBusy
 from deltaweights.hub.files import AGAIN, Refetched
 from deltaweights.hub.transfer import DamagedFile
@@ -13,6 +14,7 @@ from deltaweights.inference.check_process import check_in_subprocess
 from deltaweights.jobs.documents import write_documents
 from deltaweights.jobs.findings import check_sum, judge_base, report_numbers
 from deltaweights.jobs.options import Options
+from deltaweights.jobs.other_result import refuse_other_result
 from deltaweights.jobs.planned_result import PlannedResult, planned_result
 from deltaweights.jobs.prepare import Prepared, prepare
 from deltaweights.jobs.provenance import UNVERIFIED, marks_of
@@ -28,11 +30,15 @@ from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.plan import Plan
 from deltaweights.merge.record import findings_of, records_of
 from deltaweights.report import Report
+from deltaweights.staging.location import TargetLocation
 from deltaweights.staging.open_staging import OpenStaging
 from deltaweights.staging.publish import clear_staging, publish, recover_publication
 from deltaweights.staging.read_back import read_back
 from deltaweights.staging.staged_shards import StagedShards
+from deltaweights.staging.target_contents import may_be_replaced
 from deltaweights.staging.target_state import TargetState
+from deltaweights.util.interruption import GO_ON, Interrupted
+from deltaweights.util.text import finished_of
 from deltaweights.util.workers import resolve_workers
 
 T = TypeVar("T")
@@ -70,7 +76,7 @@ def _run(prepared: Prepared, report: Report, began: float) -> Published:
             # The run that held the lock before this one may have published the same plan.
             outcome = _already_complete(prepared, target)
             if outcome is None:
-                lock.staging.refuse_content(overwrite=options.overwrite)
+                refuse_other_result(lock.staging, prepared.plan, overwrite=options.overwrite)
                 outcome = _make(prepared, lock.staging, report, seconds)
             else:
                 clear_staging(lock.staging)
@@ -92,7 +98,8 @@ def _already_complete(prepared: Prepared, target: TargetState) -> Outcome | None
 
     Raises ``TargetBusy`` when it is damaged and may not be replaced.
     """
-    options, where = prepared.request.options, prepared.location.target
+    options, location = prepared.request.options, prepared.location
+    where = location.target
     there = target.published_result()
     if there is None:
         return None
@@ -104,7 +111,8 @@ def _already_complete(prepared: Prepared, target: TargetState) -> Outcome | None
             f"the result is there, and {UNVERIFIED}",
             where=where,
             found=f"no sha256 of input {manifest.unverified[0]}",
-            remedy="make it again with --overwrite",
+            remedy=f"make it again {_replacing(location)}",
+            code=ErrorCode.INPUTS_UNVERIFIED,
         )
     found = finish_verify(check, expect=manifest.content_digest)
     if options.overwrite and not found.ok:
@@ -113,7 +121,8 @@ def _already_complete(prepared: Prepared, target: TargetState) -> Outcome | None
         raise TargetBusy(
             f"the result of this plan is there, but it does not verify: {found.problems[0]}",
             where=where,
-            remedy="move it away, or replace it with --overwrite",
+            remedy=f"make it again {_replacing(location)}",
+            code=ErrorCode.TARGET_DAMAGED,
         )
     return Outcome(
         status=ALREADY_COMPLETE,
@@ -122,6 +131,10 @@ def _already_complete(prepared: Prepared, target: TargetState) -> Outcome | None
         findings=manifest.findings,
         streamed=manifest.streamed,
     )
+
+
+def _replacing(location: TargetLocation) -> str:
+    return "with --overwrite" if may_be_replaced(location) else "in another folder, or move this one away"
 
 
 def _make(prepared: Prepared, opened: OpenStaging, report: Report, seconds: dict[str, float]) -> Outcome:
@@ -134,7 +147,7 @@ def _make(prepared: Prepared, opened: OpenStaging, report: Report, seconds: dict
     if discarded:
         report.note("staging held another plan (other inputs or options): it was discarded")
     if fragments:
-        report.note(f"{len(fragments)} of {len(plan.shards)} shards are finished already")
+        report.note(f"{finished_of(len(fragments), len(plan.shards), 'shard')} already")
     for done in fragments.values():
         report.shard_reused(done.file, done.record.size, done.record.sha256)
     check_space(prepared, fragments)
@@ -143,7 +156,24 @@ def _make(prepared: Prepared, opened: OpenStaging, report: Report, seconds: dict
         staging.keep(fragment)
         fragments[fragment.file] = fragment
 
-    began = time.monotonic()
+    try:
+        _stream(prepared, staging, fragments, keep, report, seconds)
+        return publish_result(planned_result(prepared), staging, fragments, request.options, report, seconds)
+    except Interrupted as error:
+        kept = finished_of(len(fragments), len(plan.shards), "shard")
+        raise Interrupted(error.number, f"{kept}{' and kept' if fragments else ''}; {GO_ON}") from None
+
+
+def _stream(
+    prepared: Prepared,
+    staging: StagedShards,
+    fragments: Mapping[str, Fragment],
+    keep: Callable[[Fragment], None],
+    report: Report,
+    seconds: dict[str, float],
+) -> None:
+    """Write the shards that have no fragment, and wait until the inputs are complete and verified."""
+    plan, began = prepared.plan, time.monotonic()
     try:
         missing = [shard for shard in plan.shards if shard.file not in fragments]
         seconds["flush"] = stream_shards(prepared, missing, staging.shards, keep, report)
@@ -154,7 +184,6 @@ def _make(prepared: Prepared, opened: OpenStaging, report: Report, seconds: dict
         staging.discard()  # the next run must not reuse shards made of damaged bytes
         raise
     seconds["rest of the download"] = time.monotonic() - began - seconds["stream"]
-    return publish_result(planned_result(prepared), staging, fragments, request.options, report, seconds)
 
 
 def publish_result(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from pathlib import Path
 
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError
 from deltaweights.jobs.prepare import Prepared
 from deltaweights.merge.plan import Plan, fates
@@ -68,6 +69,7 @@ def check_space(prepared: Prepared, finished: Container[str]) -> None:
             found=f"{human_bytes(free)} free",
             expected=human_bytes(needed),
             remedy="free some space, or choose a target on another disk",
+            code=ErrorCode.DISK_FULL,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, printable
 
 FILE, TENSOR, CONTENT = "file", "tensor", "content digest"  # what a problem may be about
@@ -47,4 +48,5 @@ class VerifyReport:
         """Raise ``CheckFailed`` with the first problem, if there is one."""
         if self.problems:
             more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
-            raise CheckFailed(f"{self.problems[0]}{more}", where=self.target)
+            problem, code = f"{self.problems[0]}{more}", ErrorCode.NOT_AS_RECORDED
+            raise CheckFailed(problem, where=self.target, code=code)

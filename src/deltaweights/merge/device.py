@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import DeltaweightsError, InputOutputError, UsageError
 from deltaweights.merge.arithmetic import Kernels
 from deltaweights.merge.self_test import passes_self_test
@@ -17,7 +18,9 @@ def check_device(name: str) -> None:
         import deltaweights.merge.kernels_cpu  # noqa: F401, PLC0415  (only merges need it)
     else:
         remedy = "pip install torch, or run with --device cpu"
-        _torch_kernels(name, without_torch=UsageError(f"device {name} needs torch", remedy=remedy))
+        _torch_kernels(
+            name, without_torch=UsageError(f"device {name} needs torch", remedy=remedy, code=ErrorCode.MISSING_PACKAGE)
+        )
 
 
 def _torch_kernels(name: str, without_torch: DeltaweightsError) -> Callable[[], Kernels]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch
 from deltaweights.merge.operation import Fate, NewRows, Operation
 from deltaweights.recipes.pair_check import EMBEDDING, HEAD, likely_reason, pair_warnings
@@ -194,5 +195,14 @@ def _problem(role: str, tensor: LazyTensor, problem: str, found: str, expected: 
 def _refusal(problems: list[Mismatch], reason: str, operation: Operation) -> Mismatch:
     if not problems:
         return Mismatch(f"nothing to {operation.verb}: the {operation.primary} has no weights")
+    first = problems[0]
     more = f" (and {counted(len(problems) - 1, 'more tensor')} not fitting)" if len(problems) > 1 else ""
-    return Mismatch(f"{problems[0]}{more}; {reason}")
+    return Mismatch(
+        first.problem,
+        where=first.where,
+        tensor=first.tensor,
+        found=first.found,
+        expected=f"{first.expected}{more}",
+        remedy=reason,
+        code=ErrorCode.OTHER_TENSORS,
+    )

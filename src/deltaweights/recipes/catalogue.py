@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from deltaweights.checkpoint.files import LocalFile
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import MalformedInput, UsageError
 from deltaweights.recipes.models import models
 from deltaweights.recipes.recipe import Recipe, check_head, parse_recipe
@@ -26,9 +27,19 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(found, key=natural_key))
 
 
+def known_name(given: str) -> str:
+    """Return the name of the recipe of the package that is ``given`` in any case. Raises ``UsageError`` when there is none."""
+    name = given.lower()
+    if name not in names():
+        expected, remedy = candidates(name, names()), "`deltaweights recipes` lists them"
+        problem, code = "no recipe has this name", ErrorCode.UNKNOWN_RECIPE
+        raise UsageError(problem, found=given, expected=expected, remedy=remedy, code=code)
+    return name
+
+
 @cache
 def load(name: str) -> Recipe:
-    """Return the recipe ``name`` of the package. Raises ``UsageError`` when there is none."""
+    """Return the recipe ``name`` of the package, in any case. Raises ``UsageError`` when there is none."""
     return _parse(_document(name), f"recipe {name}")
 
 
@@ -43,6 +54,7 @@ def load_file(path: str | os.PathLike[str], over: str | None = None) -> Recipe:
     check_head(document, where)
     extends = Table(document, where).text("extends", NAME)
     if over is not None:
+        over = known_name(over)
         below = _document(over)
         if extends not in {None, over}:
             problem = "extends another recipe than the one that is named"
@@ -79,9 +91,7 @@ def is_of_package(name: str, digest: str) -> bool:
 
 
 def _document(name: str) -> TomlDocument:
-    if name not in names():
-        expected, remedy = candidates(name, names()), "`deltaweights recipes` lists them"
-        raise UsageError("no recipe has this name", found=name, expected=expected, remedy=remedy)
+    name = known_name(name)
     return parse_toml(DATA.joinpath(f"{name}{SUFFIX}").read_bytes(), f"recipe {name}")
 
 

@@ -13,6 +13,7 @@ from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.projector import FILE as PROJECTOR_FILE
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.tensors import TensorSpec
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.util.text import counted
@@ -41,7 +42,9 @@ def check_pair(recipe: Recipe, base: Checkpoint, primary: Checkpoint) -> None:
         if name not in primary.tensors:
             problem, where = f"not the whole {role} of recipe {recipe.name}", f"{role} {primary.path}"
             remedy = f"is {PROJECTOR_FILE} missing beside the shards?" if name in PROJECTOR else "fetch it again"
-            raise Mismatch(problem, where=where, tensor=name, found="no such tensor", remedy=remedy)
+            raise Mismatch(
+                problem, where=where, tensor=name, found="no such tensor", remedy=remedy, code=ErrorCode.OTHER_TENSORS
+            )
     shapes = recipe.shapes
     for checkpoint, row_count in ((base, shapes.base_rows), (primary, shapes.delta_rows)):
         for name, axis, expected, what in (
@@ -66,8 +69,15 @@ def _mismatch(recipe: Recipe, checkpoint: Checkpoint, found: str, expected: int,
         "delta": "use the delta that the recipe names, or another recipe",
         "target": "use a model of the recipe's sizes, or another recipe",
     }
-    remedy = remedies[role]
-    return Mismatch(problem, where=where, tensor=tensor, found=found, expected=expected, remedy=remedy)
+    return Mismatch(
+        problem,
+        where=where,
+        tensor=tensor,
+        found=found,
+        expected=expected,
+        remedy=remedies[role],
+        code=ErrorCode.WRONG_BASE if role == "base" else ErrorCode.OTHER_TENSORS,
+    )
 
 
 def likely_reason(base: Specs, primary: Specs, role: str) -> str:

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from deltaweights.checkpoint.small_files import read_small
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy, UsageError
 from deltaweights.manifest.folder_check import SignedFiles
 from deltaweights.manifest.folder_entries import UNSIGNED
@@ -24,7 +25,10 @@ SIGNATURE = "model.sig"
 
 @dataclass(frozen=True, kw_only=True)
 class SignResult:
-    """What was signed: ``files`` counts the files, ``key`` is the sha256 (hex) of the public key's PEM."""
+    """What was signed. ``key`` is the sha256 (hex) of the public key's PEM.
+
+    ``files`` counts what the manifest lists, as that of ``verify`` does; the manifest and ``SHA256SUMS`` are signed as well.
+    """
 
     target: str
     signature: str
@@ -60,7 +64,7 @@ def sign_folder(
     digest, name = manifest.content_digest, key.public.name
     payload = statement_bytes(digest, digests, UNSIGNED)
     replace_file(path, Bundle(payload, key.sign(pae(payload)), name).to_bytes())
-    return SignResult(target=str(root), signature=str(path), key=name, files=len(digests), content_digest=digest)
+    return SignResult(target=str(root), signature=str(path), key=name, files=len(manifest.files), content_digest=digest)
 
 
 def read_signature(
@@ -81,14 +85,23 @@ def read_signature(
     try:
         bundle = parse_bundle(read_small(path, BUNDLE.size))
     except (InputOutputError, MalformedInput) as error:
-        raise CheckFailed(f"no signature to verify: {error}", remedy=remedy) from error
+        problem, code = f"no signature to verify: {error}", ErrorCode.NO_SIGNATURE
+        raise CheckFailed(problem, remedy=remedy, code=code) from error
     except ValueError as error:
-        raise CheckFailed("not a signature", where=path, found=error, remedy=remedy) from None
+        code = ErrorCode.NO_SIGNATURE
+        raise CheckFailed("not a signature", where=path, found=error, remedy=remedy, code=code) from None
     if bundle.key not in {"", key.name}:
-        found = f"key {bundle.key}"
-        raise CheckFailed("signed with another key", where=path, found=found, expected=key.name, remedy=remedy)
+        raise CheckFailed(
+            "signed with another key",
+            where=path,
+            found=f"key {bundle.key}",
+            expected=key.name,
+            remedy=remedy,
+            code=ErrorCode.NO_SIGNATURE,
+        )
     if not key.verifies(pae(bundle.payload), bundle.signature):
-        raise CheckFailed("the signature does not match", where=path, remedy=remedy)
+        code = ErrorCode.NO_SIGNATURE
+        raise CheckFailed("the signature does not match", where=path, remedy=remedy, code=code)
     try:
         return SignedFiles(key.name, parse_statement(bundle.payload))
     except ValueError as error:
@@ -97,7 +110,8 @@ def read_signature(
 
 def _require_cryptography() -> None:
     if find_spec("cryptography") is None:
-        raise UsageError("signatures need the package cryptography", remedy="pip install 'deltaweights[sign]'")
+        problem, remedy = "signatures need the package cryptography", "pip install 'deltaweights[sign]'"
+        raise UsageError(problem, remedy=remedy, code=ErrorCode.MISSING_PACKAGE)
 
 
 def _remove_leftovers(path: Path) -> None:

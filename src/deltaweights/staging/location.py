@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import TargetBusy
 
 # The names in a staging directory.
@@ -92,4 +93,10 @@ def refuse_inputs(location: TargetLocation, inputs: Iterable[str | os.PathLike[s
         source = Path(os.path.realpath(os.path.expanduser(given)))  # noqa: PTH111  (see above)
         if location.target.is_relative_to(source) or source.is_relative_to(location.target):
             found, remedy = f"input {source}", "choose another output folder"
-            raise TargetBusy("output and input overlap", where=location.target, found=found, remedy=remedy)
+            raise TargetBusy(
+                "output and input overlap",
+                where=location.target,
+                found=found,
+                remedy=remedy,
+                code=ErrorCode.TARGET_IS_INPUT,
+            )

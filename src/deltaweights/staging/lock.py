@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deltaweights.checkpoint.small_files import read_small
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
 from deltaweights.staging.location import TargetLocation, locate_target
 from deltaweights.staging.open_staging import OpenStaging
@@ -83,7 +84,8 @@ class StagingLock:
         found = self._locate(self._location.target)
         if found != self._location and found.root.exists():
             problem = "another run has begun to build this folder elsewhere"
-            raise TargetBusy(problem, where=self._location.target, remedy="wait for it to end, and run again")
+            remedy = "wait for it to end, and run again"
+            raise TargetBusy(problem, where=self._location.target, remedy=remedy, code=ErrorCode.TARGET_IN_USE)
 
     def _try_lock(self, until: float) -> bool:
         try:
@@ -94,7 +96,8 @@ class StagingLock:
                 check()
                 return False
             problem, remedy = "another run is writing to this folder", "wait for it to end"
-            raise TargetBusy(problem, where=self._location.root, remedy=remedy) from None
+            code = ErrorCode.TARGET_IN_USE
+            raise TargetBusy(problem, where=self._location.root, remedy=remedy, code=code) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
@@ -120,7 +123,13 @@ class StagingLock:
             return
         found = self._holder() or "its owner"
         remedy = f"wait for it to end; if that process is gone, remove {root.path / HOLDER}"
-        raise TargetBusy("another run is writing to this folder", where=root.path, found=found, remedy=remedy)
+        raise TargetBusy(
+            "another run is writing to this folder",
+            where=root.path,
+            found=found,
+            remedy=remedy,
+            code=ErrorCode.TARGET_IN_USE,
+        )
 
     def _holder(self) -> str:
         try:

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy, wrap_os_errors
 from deltaweights.staging.location import FRAGMENTS, JOURNAL, REPLACED, UNPACKED, TargetLocation
 from deltaweights.staging.ownership import MAX_OWNERSHIP, OWNERSHIP, is_ownership_record, new_ownership_record
@@ -20,6 +21,7 @@ from deltaweights.util.disk import make_folder
 from deltaweights.util.open_folder import OpenFolder
 
 PRIVATE = 0o700  # the permissions of a staging directory
+NOT_OURS = "staging is not ours"
 
 
 class OpenStaging:
@@ -77,7 +79,9 @@ class OpenStaging:
         if not ours:
             found = "one that somebody else made, or that was made elsewhere or for another target"
             remedy = "remove it; or, if your own run made it under another HOME or XDG_STATE_HOME, set that again"
-            raise MalformedInput("staging is not ours", where=self.root.path, found=found, remedy=remedy)
+            raise MalformedInput(
+                NOT_OURS, where=self.root.path, found=found, remedy=remedy, code=ErrorCode.FOREIGN_STAGING
+            )
         for name in sorted(names):
             status = self.root.look(name)
             if status is not None and stat.S_ISLNK(status.st_mode):
@@ -170,7 +174,9 @@ def _refuse_foreign_owner(root: OpenFolder, parent: OpenFolder) -> None:
         what = f"a folder of user {found.st_uid} with permissions {mode:03o}"
         expected = f"one of user {os.geteuid()} with permissions {PRIVATE:o}"
         remedy = "choose another output folder, or see what it is and remove it"
-        raise MalformedInput("staging is not ours", where=root.path, found=what, expected=expected, remedy=remedy)
+        raise MalformedInput(
+            NOT_OURS, where=root.path, found=what, expected=expected, remedy=remedy, code=ErrorCode.FOREIGN_STAGING
+        )
 
 
 def _keeps_permissions(root: OpenFolder, mode: int) -> bool:
@@ -196,4 +202,4 @@ def _status_of_new_folder(parent: OpenFolder, name: str) -> os.stat_result:
 
 def _not_ours(location: TargetLocation, found: str) -> MalformedInput:
     remedy = "see what it is, and remove it"
-    return MalformedInput("staging is not ours", where=location.root, found=found, remedy=remedy)
+    return MalformedInput(NOT_OURS, where=location.root, found=found, remedy=remedy, code=ErrorCode.FOREIGN_STAGING)

@@ -40,9 +40,13 @@ def is_ownership_record(data: bytes, location: TargetLocation, inode: int) -> bo
         return record.get("inode") == inode
     if not isinstance(nonce, str) or not isinstance(code, str):
         return False
-    return hmac.compare_digest(code.encode(), _code(key, nonce, location).encode())
+    try:
+        return hmac.compare_digest(code.encode(), _code(key, nonce, location).encode())
+    except UnicodeEncodeError:  # surrogates, which only somebody else's record has
+        return False
 
 
 def _code(key: bytes, nonce: str, location: TargetLocation) -> str:
     message = compact_json(["deltaweights staging", nonce, location.target.name, location.inside])
-    return hmac.new(key, message.encode(), hashlib.sha256).hexdigest()
+    # The name's own bytes: where the locale cannot decode them, they are surrogates.
+    return hmac.new(key, message.encode(errors="surrogateescape"), hashlib.sha256).hexdigest()

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy
 from deltaweights.manifest.parse import Manifest, parse_manifest
 from deltaweights.manifest.records import MANIFEST, SUMS, Fragment
@@ -213,7 +214,8 @@ def _move_out(target: OpenFolder, old: OpenFolder, name: str, journal: Journal) 
 
 
 def _appeared(where: Path, remedy: str = "move it away, and run again") -> TargetBusy:
-    return TargetBusy("something else appeared there during the run", where=where, remedy=remedy)
+    problem, code = "something else appeared there during the run", ErrorCode.TARGET_NOT_EMPTY
+    return TargetBusy(problem, where=where, remedy=remedy, code=code)
 
 
 def _refuse_unfinished(staging: OpenStaging, journal: Journal) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 
 from deltaweights.checkpoint.files import LocalFile
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy, wrap_os_errors
 from deltaweights.manifest.records import Fragment
 from deltaweights.merge.plan import Plan, Shard
@@ -63,7 +64,8 @@ class StagedShards:
         existed = not staging.root.write_once(PLAN, in_chunks(compact_pieces(document)))
         if existed and not _belongs_to(staging.root, plan, {}):
             remedy = "use the inputs and options of the other parts, or discard their work with deltaweights clean"
-            raise TargetBusy("staging holds another plan", where=staging.root.path, remedy=remedy)
+            problem, code = "staging holds another plan", ErrorCode.TARGET_IN_USE
+            raise TargetBusy(problem, where=staging.root.path, remedy=remedy, code=code)
         staged = cls(staging)
         return staged, staged.finished(plan, shards)
 
@@ -88,7 +90,8 @@ class StagedShards:
             stamp = self._stamp(shard)
             if stamp is None or (stamp != self._stamps.get(shard) and self.sha256(shard) != fragment.record.sha256):
                 remedy = "let one run at a time write there, and run again"
-                raise TargetBusy("another run has written to this shard", where=self.shards.path / shard, remedy=remedy)
+                problem, where = "another run has written to this shard", self.shards.path / shard
+                raise TargetBusy(problem, where=where, remedy=remedy, code=ErrorCode.TARGET_IN_USE)
 
     def open(self, shard: str) -> LocalFile:
         """Open a shard for reading. Raises ``InputOutputError``."""

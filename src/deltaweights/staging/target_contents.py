@@ -10,6 +10,7 @@ from pathlib import Path
 
 from deltaweights.checkpoint.companions import COPIED, LEGAL, NOTICE_NAME, README
 from deltaweights.checkpoint.layout import HF_WEIGHTS
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import TargetBusy, wrap_os_errors
 from deltaweights.manifest.records import INDEX, MANIFEST, SUMS
 from deltaweights.staging.location import TargetLocation
@@ -52,17 +53,33 @@ def refuse_content(contents: Contents, folder: OpenFolder | None, where: Path, *
     """Raise ``TargetBusy`` when the ``contents`` of the target ``where`` may not be replaced; ``folder`` is None for a file."""
     if not contents:
         return
-    if not overwrite:
-        remedy = "choose another output folder, or replace it with --overwrite"
-        raise TargetBusy("already there, with other content", where=where, found=_some(list(contents)), remedy=remedy)
+    code, choose = ErrorCode.TARGET_NOT_EMPTY, "choose another output folder"
     if folder is None:
-        raise TargetBusy("not a folder", where=where, remedy="choose another output folder")
+        problem = "not a folder" if overwrite else "already there, and not a folder"
+        raise TargetBusy(problem, where=where, remedy=choose, code=code)
+    irreplaceable = _irreplaceable(contents, folder)
+    if not overwrite:
+        remedy = f"empty it, or {choose}" if irreplaceable else f"{choose}, or replace it with --overwrite"
+        found = _some(list(contents))
+        raise TargetBusy("already there, with other content", where=where, found=found, remedy=remedy, code=code)
+    if irreplaceable:
+        problem, remedy = "will not overwrite a folder that is not a checkpoint", f"empty it, or {choose}"
+        raise TargetBusy(problem, where=where, found=_some(irreplaceable), remedy=remedy, code=code)
+
+
+def _irreplaceable(contents: Contents, folder: OpenFolder) -> list[str]:
+    """Return the names that are no part of a checkpoint, or all when there are no weights: empty if it may be replaced."""
     # A directory under the name of a checkpoint's file holds something of the user's.
     folders = {name for name, found in contents.items() if stat.S_ISDIR(found.st_mode)}
     strangers = [n for n in contents if not (is_hub_metadata(folder, n) if n in folders else is_result_file(n))]
-    if strangers or not any(name == MANIFEST or HF_WEIGHTS.fullmatch(name) for name in contents):
-        problem, found = "will not overwrite a folder that is not a checkpoint", _some(strangers or list(contents))
-        raise TargetBusy(problem, where=where, found=found, remedy="empty it, or choose another output folder")
+    has_weights = any(name == MANIFEST or HF_WEIGHTS.fullmatch(name) for name in contents)
+    return strangers or ([] if has_weights else list(contents))
+
+
+def may_be_replaced(location: TargetLocation) -> bool:
+    """Return whether ``--overwrite`` would replace the folder that is the target."""
+    with OpenFolder.at(location.target) as folder:
+        return not _irreplaceable(contents_of(folder, location), folder)
 
 
 def _some(names: list[str]) -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # ``typing`` is not imported: until this module is loaded, si
     Result = TypeVar("Result")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GO_ON = "run the same command again to continue"
 POLL = 0.1  # seconds between two looks for a signal while waiting
 FORCE_QUIT_SIGNALS, FORCE_QUIT_SECONDS = 3, 2.0  # so many signals in so many seconds end the process at once
 
@@ -36,6 +37,7 @@ class Interrupted(BaseException):
     def __init__(self, number: int, remedy: str | None = None) -> None:
         problem = "interrupted" if number == signal.SIGINT else "terminated"
         super().__init__(f"{problem}; {remedy}" if remedy else problem)
+        self.problem, self.remedy = problem, remedy
         self.number, self.exit_code = number, 128 + number
 
 
@@ -91,6 +93,15 @@ def check() -> None:
             return
         error = error.__context__
     raise Interrupted(_Signals.first)
+
+
+@contextmanager
+def advising(remedy: str) -> Iterator[None]:
+    """Add to an ``Interrupted`` what to do, unless it says so already."""
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted(error.number, error.remedy or remedy) from None
 
 
 @contextmanager

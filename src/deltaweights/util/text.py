@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from deltaweights.errors import printable
+from deltaweights.errors import is_shown, printable
 from deltaweights.util.interruption import check
 from deltaweights.util.limits import USUAL, Limit
 
@@ -27,6 +29,11 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
+def finished_of(number: int, total: int, thing: str) -> str:
+    """Return that ``number`` of ``total`` are finished: ``1 of 3 shards is finished``."""
+    return f"{number:,} of {counted(total, thing)} {'is' if number == 1 else 'are'} finished"
+
+
 def natural_key(name: str) -> tuple[list[object], str]:
     """Return a sort key by which numbers in names compare as numbers; ties (``1`` and ``01``) are broken by the name itself."""
     check()
@@ -36,6 +43,19 @@ def natural_key(name: str) -> tuple[list[object], str]:
     key: list[object] = list(parts)
     key[1::2] = numbers
     return key, name
+
+
+def shell_quoted(text: str | os.PathLike[str]) -> str:
+    """Return ``text`` as one word of a command for sh that can be copied from a terminal.
+
+    What a terminal would not show as it is, such as bytes that the locale cannot decode, is in ``$'...'``, as bash, zsh and ksh
+    read it.
+    """
+    text = os.fspath(text)
+    if all(map(is_shown, text)):
+        return shlex.quote(text)
+    plain = (chr(byte) if 0x20 <= byte < 0x7F and byte not in b"'\\" else f"\\{byte:03o}" for byte in os.fsencode(text))
+    return f"$'{''.join(plain)}'"
 
 
 # Writing.

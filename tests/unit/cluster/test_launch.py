@@ -27,7 +27,7 @@ def launched(tiny: Pair, target: Path, *launcher: str, **variables: str) -> subp
         "--target",
         str(target),
         "--max-shard-size",
-        str(SIZE),
+        f"{SIZE}B",
     ]
     command = [sys.executable, "-m", *launcher, "-m", "deltaweights", "apply", *arguments]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")} | variables

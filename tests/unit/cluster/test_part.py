@@ -169,7 +169,7 @@ def test_the_same_part_twice_at_once(tiny: Pair, whole: tuple[Path, ApplyResult]
     """The same parts in four processes at once, as after a requeue while the first run still lives, give the same bytes."""
     target = tmp_path / "out"
     command = [sys.executable, "-m", "deltaweights", "apply", "--base", str(tiny[0]), "--delta", str(tiny[1])]
-    command += ["--target", str(target), "--max-shard-size", str(SIZE), "-q", "--part"]
+    command += ["--target", str(target), "--max-shard-size", f"{SIZE}B", "-q", "--part"]
     running = [
         subprocess.Popen([*command, f"{1 + number % 2}/2"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         for number in range(4)
@@ -203,7 +203,7 @@ def test_a_part_killed_at_any_time(
         "main()\n"
     )
     arguments = ["apply", "--base", str(tiny[0]), "--delta", str(tiny[1]), "--target", str(target)]
-    arguments += ["--max-shard-size", str(SIZE), "-q", "--part", "1/1"]
+    arguments += ["--max-shard-size", f"{SIZE}B", "-q", "--part", "1/1"]
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False
     )

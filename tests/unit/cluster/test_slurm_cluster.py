@@ -110,7 +110,7 @@ class Cluster:
             str(pair[1]),
             *more,
         ]
-        sized = ["--max-shard-size", str(size)] if size else []
+        sized = ["--max-shard-size", f"{size}B"] if size else []
         out = self.run(SUBMIT, *arguments, "--", "--workers", "1", *sized)
         return dict(line.split(" ", 1) for line in out.splitlines())
 
@@ -288,7 +288,7 @@ def test_ids_that_are_not_contiguous(tiny: Pair, whole: Path, cluster: Cluster) 
     script, log = SCRIPTS / "apply-array.sbatch", cluster.folder / "log-%a"
     command = ["sbatch", "--parsable", "--wait", "--array=1,4,9", "--cpus-per-task=1", f"--output={log}", str(script)]
     command += ["--base", str(tiny[0]), "--delta", str(tiny[1]), "--target", str(cluster.target)]
-    command += ["--max-shard-size", str(SIZE)]
+    command += ["--max-shard-size", f"{SIZE}B"]
     cluster.run(*command, code=2, more=inherited)
     assert {(cluster.folder / f"log-{task}").read_text().count("not evenly spaced") for task in (1, 4, 9)} == {1}
     cluster.run(*command, "--part", "slurm:1,4,9", more=inherited)
@@ -302,7 +302,7 @@ def test_two_tasks_of_srun(tiny: Pair, whole: Path, cluster: Cluster) -> None:
     """Two tasks of one srun are parts 1 and 2 of 2."""
     command = ["srun", "--ntasks=2", "--overcommit", cluster.environment["DELTAWEIGHTS"], "apply", "--part", "slurm"]
     command += ["--base", str(tiny[0]), "--delta", str(tiny[1]), "--target", str(cluster.target)]
-    said = cluster.run(*command, "--max-shard-size", str(SIZE))
+    said = cluster.run(*command, "--max-shard-size", f"{SIZE}B")
     assert {*re.findall(r"^part +(\d/\d): finished", said, re.M)} == {"1/2", "2/2"}
     cluster.finish_by_hand()
     cluster.assert_like(whole)

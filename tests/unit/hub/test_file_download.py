@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -190,7 +191,8 @@ def test_interrupted_while_merging(machine: Machine, wide_torch: Pair, number: s
         first = arrived(hub)
     if number == signal.SIGINT:
         assert process.returncode == 130
-        assert err == "deltaweights: error: interrupted; run the same command again to continue\n"
+        kept = r"[0-9]+ of [0-9]+ shards (is|are) finished and kept; run the same command again to continue"
+        assert re.fullmatch(f"deltaweights: error: interrupted; {kept}\n", err)
     assert first < weights_of(wide_torch)
     with HubServer() as hub:
         machine.turn_to(hub)
@@ -198,7 +200,7 @@ def test_interrupted_while_merging(machine: Machine, wide_torch: Pair, number: s
         done = machine.run(*command)
         assert done.returncode == 0, done.stderr
         assert arrived(hub) < weights_of(wide_torch) - first + 6 * (1 << 20)
-    assert " shards are finished already" in done.stderr
+    assert " finished already" in done.stderr
     assert json.loads(done.stdout)["content_digest"] == expected.content_digest
     assert results(target) == results(machine.folder / "local")
 

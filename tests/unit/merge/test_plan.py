@@ -209,7 +209,7 @@ def test_plan_identity_follows_the_inputs(inputs: Inputs, change: Callable[[Inpu
 
 @pytest.mark.parametrize(
     "options",
-    [{"compute_dtype": "float32"}, {"dtype": "float32"}, {"max_shard_size": "1000"}, {"max_shard_size": "4999999999"}],
+    [{"compute_dtype": "float32"}, {"dtype": "float32"}, {"max_shard_size": "1000B"}, {"max_shard_size": "4999999999"}],
     ids=str,
 )
 def test_plan_identity_follows_the_options(inputs: Inputs, options: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.staging.location import TargetLocation, locate_target
+from deltaweights.util.text import finished_of
 from tests.support.killed_merges import (
     SHARDS,
     Pair,
@@ -44,7 +45,7 @@ def test_row66_a_killed_run_is_finished_by_the_same_command(
     assert not target.exists()
     again = finish(command)
     assert again.returncode == 0, again.stderr
-    assert f"{len(finished)} of {SHARDS} shards are finished already" in again.stderr
+    assert f"{finished_of(len(finished), SHARDS, 'shard')} already" in again.stderr
     assert files_of(target) == uninterrupted
     assert finished.items() <= inodes_and_times(target).items()
     assert names_in(tmp_path) == ["merged"]

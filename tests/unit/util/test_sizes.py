@@ -12,7 +12,7 @@ from tests.support.errors import refused
 @pytest.mark.parametrize(
     ("text", "size"),
     [
-        ("1", 1),
+        ("1000000", 10**6),
         (1000, 1000),
         ("5GB", 5 * 10**9),
         (" 5 gb ", 5 * 10**9),
@@ -23,7 +23,7 @@ from tests.support.errors import refused
     ],
 )
 def test_units(text: str | int, size: int) -> None:
-    """``GB`` is 10^9 bytes, ``GiB`` is 2^30, and no unit means bytes."""
+    """``GB`` is 10^9 bytes, ``GiB`` is 2^30, and a large number without a unit counts bytes."""
     assert parse_size(text, "--size") == size
 
 
@@ -32,6 +32,15 @@ def test_what_is_no_size_is_refused(text: str) -> None:
     """The error names the option and the text."""
     with refused(UsageError, problem="--size is not a size", found=text):
         parse_size(text, "--size")
+
+
+@pytest.mark.parametrize("text", ["1", "5", " 13 ", "999999"])
+def test_a_small_number_needs_a_unit(text: str) -> None:
+    """Whoever writes 5 means gigabytes, and would get shards of 5 bytes; a whole number in Python counts bytes."""
+    remedy = f"write {text.strip()}GB if you mean gigabytes, {text.strip()}B if you mean bytes"
+    with refused(UsageError, problem="--size has no unit", found=text, remedy=remedy, code="E-NOT-A-SIZE"):
+        parse_size(text, "--size")
+    assert parse_size(int(text), "--size") == int(text)
 
 
 @pytest.mark.parametrize(

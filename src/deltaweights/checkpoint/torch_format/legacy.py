@@ -20,6 +20,7 @@ from deltaweights.checkpoint.torch_format.pickled_types import PickledStorage
 from deltaweights.checkpoint.torch_format.state_dict import MAX_PICKLE, StateDictUnpickler
 from deltaweights.checkpoint.torch_format.strided import view_tensor
 from deltaweights.checkpoint.torch_format.unpickler import DOWNLOAD_AGAIN, RESAVE, Unpickler, by_opcode, value_kind
+from deltaweights.error_codes import ErrorCode
 from deltaweights.util.limits import MOST_TENSORS
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -183,5 +184,6 @@ class _LegacyReader:
             raise self.refuse(problem, f"{elements} elements", storage.count, tensor=user)
         if left < _COUNT + storage.nbytes:
             problem = f"truncated: storage {storage.key} goes on past the end of the file"
-            raise self.refuse(problem, f"{left} bytes", _COUNT + storage.nbytes, tensor=user)
+            expected = _COUNT + storage.nbytes
+            raise self.refuse(problem, f"{left} bytes", expected, tensor=user, code=ErrorCode.INCOMPLETE)
         return count

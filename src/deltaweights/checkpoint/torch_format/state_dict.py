@@ -18,6 +18,7 @@ from deltaweights.checkpoint.torch_format.pickled_types import (
     TensorView,
 )
 from deltaweights.checkpoint.torch_format.unpickler import RESAVE, Unpickler, by_opcode, value_kind
+from deltaweights.error_codes import ErrorCode
 from deltaweights.util.limits import MOST_TENSORS
 
 MAX_PICKLE = 64 * 2**20
@@ -85,7 +86,8 @@ class StateDictUnpickler(Unpickler):
             kind = REFUSED_GLOBALS.get(name.rsplit(" ", maxsplit=1)[-1])
             if kind is None:
                 problem = "the pickle names a global that no dict of tensors needs; it may be made to run code"
-                raise self.refuse(problem, name.replace(" ", "."), remedy="do not load it with torch either")
+                remedy = "do not load it with torch either"
+                raise self.refuse(problem, name.replace(" ", "."), remedy=remedy, code=ErrorCode.UNSAFE_PICKLE)
             raise self.refuse(kind, name.replace(" ", "."), remedy=RESAVE)
         self.push(found)
 

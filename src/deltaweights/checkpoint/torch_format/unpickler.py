@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from deltaweights.checkpoint.tensors import MAX_NAME
 from deltaweights.checkpoint.torch_format.pickled_types import PickledStorage, TensorView
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import MalformedInput
 from deltaweights.util.interruption import check
 from deltaweights.util.limits import MOST_TENSORS
@@ -86,7 +87,8 @@ class Unpickler:
             if action is None:
                 kind = _REFUSED_OPCODES.get(chr(opcode))
                 found = f"opcode {bytes([opcode])!r}" + (f", {kind}" if kind else "")
-                raise self.refuse(f"the pickle uses an opcode that no {self.builds} needs", found, remedy=RESAVE)
+                problem = f"the pickle uses an opcode that no {self.builds} needs"
+                raise self.refuse(problem, found, remedy=RESAVE, code=ErrorCode.UNSAFE_PICKLE)
             action(self)
         raise self.refuse("the pickle does too much for its tensors", expected=f"at most {MAX_STEPS} opcodes besides")
 
@@ -97,10 +99,13 @@ class Unpickler:
         expected: object = None,
         remedy: str = DOWNLOAD_AGAIN,
         tensor: str | None = None,
+        code: ErrorCode | None = None,
     ) -> MalformedInput:
         """Return the error to raise. ``found`` must not be a value of the pickle, which may be deeply nested."""
         name = self.pending_name() if tensor is None else tensor
-        return MalformedInput(problem, where=self.where, tensor=name, found=found, expected=expected, remedy=remedy)
+        return MalformedInput(
+            problem, where=self.where, tensor=name, found=found, expected=expected, remedy=remedy, code=code
+        )
 
     def pending_name(self) -> str | None:
         """Return the name of the tensor that is being built, if any."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import struct
 
-from deltaweights.checkpoint.file_type import HEAD_BYTES, detect_file_type, looks_like_safetensors
+from deltaweights.checkpoint.file_type import HEAD_BYTES, code_of_type, detect_file_type, looks_like_safetensors
 from deltaweights.checkpoint.zip_format.rules import MARK16, MARK32, ZipInput
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import MalformedInput
 
 _END = struct.Struct("<4s4H2LH")
@@ -93,7 +94,7 @@ def _no_end_record(archive: ZipInput) -> MalformedInput:
     head = file.read(0, min(file.size, HEAD_BYTES))
     kind = ("a safetensors file", "name it .safetensors") if looks_like_safetensors(head) else detect_file_type(head)
     if kind is not None and not head.startswith(b"PK\3\4"):
-        return archive.refuse(problem, kind[0], remedy=kind[1])
+        return archive.refuse(problem, kind[0], remedy=kind[1], code=code_of_type(kind[0]))
     tail, place = _last_end(archive)
     extra = len(tail) - place - _END.size
     if place >= 0 and extra > 0:
@@ -101,5 +102,5 @@ def _no_end_record(archive: ZipInput) -> MalformedInput:
         return archive.refuse("bytes after the archive", f"{extra} bytes after the end record", expected)
     if kind is not None:
         problem, remedy = "truncated: the zip has no end record", "download it again, in full"
-        return archive.refuse(problem, f"{file.size} bytes", remedy=remedy)
+        return archive.refuse(problem, f"{file.size} bytes", remedy=remedy, code=ErrorCode.INCOMPLETE)
     return archive.refuse(problem, f"{head[:8]!r} at its start", "b'PK\\x03\\x04'", "check what it is")

@@ -12,6 +12,7 @@ from deltaweights.checkpoint.layout import MAIN_FILES, META_PART
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.zip_format.archive import Member
 from deltaweights.checkpoint.zip_format.rules import FOLDER_ZIP
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import MalformedInput
 from deltaweights.util.sizes import human_bytes
 
@@ -78,9 +79,10 @@ def _no_weights(where: Path, names: list[str]) -> MalformedInput:
     found = ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
     expected = " or ".join((*MAIN_FILES, "consolidated.00.pth"))
     if nested:
-        return MalformedAt(where, "unpack it first")("an archive inside the archive, and no weights", found, expected)
-    malformed = MalformedAt(where, "give the archive of a folder with weights")
-    return malformed("no weights in the archive", found or "no files", expected)
+        problem, remedy = "an archive inside the archive, and no weights", "unpack it first"
+    else:
+        problem, remedy = "no weights in the archive", "give the archive of a folder with weights"
+    return MalformedAt(where, remedy)(problem, found or "no files", expected, code=ErrorCode.NO_WEIGHTS)
 
 
 def _refuse_names(where: Path, members: Iterable[Member]) -> None:

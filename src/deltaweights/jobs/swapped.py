@@ -1,0 +1,32 @@
+"""Base and delta given the wrong way round: the sizes of their weights tell before anything is matched."""
+
+from __future__ import annotations
+
+from deltaweights.checkpoint.folder import Checkpoint
+from deltaweights.error_codes import ErrorCode
+from deltaweights.errors import Mismatch
+from deltaweights.recipes.weight_scale import SMALL, relative_scale, typical_weight
+from deltaweights.util.text import shell_quoted
+
+MUCH_LARGER = 4.0
+"""How many times as large as the base's weights those of a delta are when the two are swapped; real pairs have 20 to 50."""
+
+
+def is_small(typical: float | None) -> bool:
+    """Return whether weights of this size are likely those of a delta."""
+    return typical is not None and typical < SMALL
+
+
+def refuse_swapped(base: Checkpoint, delta: Checkpoint) -> None:
+    """Raise ``Mismatch`` when the base's weights are as small as a delta's, and the delta's much larger."""
+    typical = typical_weight(base.tensors.values())
+    share = relative_scale(base.tensors, delta.tensors) if is_small(typical) else None
+    if share is None or share < MUCH_LARGER:
+        return
+    raise Mismatch(
+        "you swapped --base and --delta",
+        where=base.path,
+        found=f"weights of the base as small as a delta's (typically {typical:.2g}), those of the delta {share:.2g} times as large",
+        remedy=f"give --base {shell_quoted(delta.path)} --delta {shell_quoted(base.path)}",
+        code=ErrorCode.SWAPPED,
+    )
