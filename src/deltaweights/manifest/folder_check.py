@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaweights.checkpoint.files import LocalFile
-from deltaweights.checkpoint.layout import META_PART
+from deltaweights.checkpoint.layout_names import META_PART
 from deltaweights.checkpoint.small_files import read_small, refuse_long
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest import content_digest, digested

@@ -9,7 +9,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from deltaweights.checkpoint.companions import COPIED, LEGAL, NOTICE_NAME, README
-from deltaweights.checkpoint.layout import HF_WEIGHTS
+from deltaweights.checkpoint.layout_names import HF_WEIGHTS
 from deltaweights.errors import TargetBusy, wrap_os_errors
 from deltaweights.manifest.records import INDEX, MANIFEST, SUMS
 from deltaweights.staging.location import TargetLocation

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from deltaweights.checkpoint.layout import MAIN_FILES, META_PART
+from deltaweights.checkpoint.layout_names import MAIN_FILES, META_PART
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.zip_format.archive import Member
 from deltaweights.checkpoint.zip_format.rules import FOLDER_ZIP
