@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from deltaweights.checkpoint.foreign.listing import FolderListing
@@ -57,13 +56,7 @@ class RepoListing:
 
     def tree(self) -> FolderListing:
         """Return what is in the repository, as far as messages need it: sizes are known of top-level files only."""
-        folders: dict[str, FolderListing] = {}
-        for folder, paths in groupby(sorted(self.deeper), lambda path: path.partition("/")[0]):
-            inner = RepoListing(self.repo, self.commit, {}, tuple(path.partition("/")[2] for path in paths))
-            below = inner.tree()
-            files = dict.fromkeys((path for path in inner.deeper if "/" not in path), 0)
-            folders[folder] = FolderListing(files, below.folders)
-        return FolderListing({name: file.size for name, file in self.files.items()}, folders)
+        return FolderListing.of({name: file.size for name, file in self.files.items()} | dict.fromkeys(self.deeper, 0))
 
 
 def parse_deeper(siblings: Json) -> tuple[str, ...]:

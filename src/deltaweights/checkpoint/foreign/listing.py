@@ -23,6 +23,17 @@ class FolderListing:
     files: Mapping[str, int] = field(default_factory=dict)
     folders: Mapping[str, FolderListing] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, sizes: Mapping[str, int]) -> FolderListing:
+        """Return the listing of a folder with the files at these paths, given their sizes."""
+        files = {path: size for path, size in sizes.items() if "/" not in path}
+        below: dict[str, dict[str, int]] = {}
+        for path, size in sizes.items():
+            folder, slash, rest = path.partition("/")
+            if slash and rest:
+                below.setdefault(folder, {})[rest] = size
+        return cls(files, {folder: cls.of(inner) for folder, inner in below.items()})
+
     @property
     def names(self) -> list[str]:
         """The names of all files and folders, folders with a slash, in natural order."""
