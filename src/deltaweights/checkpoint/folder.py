@@ -111,8 +111,6 @@ def open_checkpoint(
 def _open_in(directory: Directory, given: str | None, path: Path, role: str, report: Report) -> Checkpoint:
     files: list[WeightsFile] = []
     try:
-        if given is not None and given != PARAMS:
-            refuse_foreign_file(directory, given, role, adapters=role in INSPECTED)
         main = find_main_file(directory, role) if given is None else MainFile(given)
         index = None
         if main.name == PARAMS:
@@ -201,6 +199,8 @@ def _locate(path: Path, role: str, unpacker: Unpacker | None, report: Report) ->
     fault = name_fault(path.name)
     if fault:
         raise MalformedInput("unusable file name", where=path, found=fault, remedy="rename it")
+    with closing(LocalDirectory(path.parent)) as directory:
+        refuse_foreign_file(directory, path.name, role, adapters=role in INSPECTED)
     if path.suffix not in {*SUFFIXES, ".json"}:
         with closing(LocalFile(path)) as file:
             is_archive = is_checkpoint_archive(file)
