@@ -101,10 +101,9 @@ def open_checkpoint(
     try:
         return _open_in(directory, given, path, role, report)
     except BaseException as error:
-        better = explain(directory, error) if given is None and isinstance(error, MalformedInput) else error
         directory.close()
-        if better is not error:
-            raise better from error
+        if given is None and isinstance(error, MalformedInput) and isinstance(directory, LocalDirectory):
+            raise explain(directory, error) from error.__cause__
         raise
 
 

@@ -75,8 +75,12 @@ def _recognise(directory: Directory) -> Recognised:
 def _recognise_remote(directory: Directory) -> Recognised:
     """Recognise a repository of the Hub: what is to be given or converted must be on this machine first."""
     listing, where = directory.tree(), str(directory.path)
-    at_top = [name for name in wanted_heads(listing) if "/" not in name]
-    known = recognise(Subject(where, listing, _heads(directory, at_top)))
+    heads: dict[str, bytes] = {}
+    for name in wanted_heads(listing):
+        with suppress(InputOutputError, MalformedInput):  # opening a file would start to fetch all of it
+            is_small = listing.files.get(name, HEAD_BYTES) < HEAD_BYTES
+            heads[name] = directory.read(name, HEAD_BYTES) if is_small else directory.head(name)
+    known = recognise(Subject(where, listing, heads))
     origin = directory.origin
     if where not in known.remedy or not origin:
         return known

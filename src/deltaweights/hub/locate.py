@@ -175,7 +175,7 @@ def located(
                 try:
                     needed = needed_files(directory, role)
                 except MalformedInput as error:
-                    raise explain(directory, error) from error
+                    raise explain(directory, error) from error.__cause__
                 hub.announce(directory, needed)
                 places.append(directory)
             elif not isinstance(place, ModelSource):
