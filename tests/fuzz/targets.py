@@ -21,7 +21,7 @@ from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.file_type import detect_file_type
 from deltaweights.checkpoint.files import InputFile, MemoryFile
 from deltaweights.checkpoint.index import read_index
-from deltaweights.checkpoint.layout import PARAMS
+from deltaweights.checkpoint.layout_names import PARAMS
 from deltaweights.checkpoint.meta_llama.params import read_params
 from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.tensors import LazyTensor, WeightsFile

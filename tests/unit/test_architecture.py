@@ -43,6 +43,14 @@ LATE = ("merge.kernels_cpu", "merge.kernels_torch", "jobs.demo")
 
 PURE = (
     "util.name_groups",
+    "util.litter",
+    "checkpoint.layout_names",
+    "checkpoint.file_type",
+    "checkpoint.foreign.listing",
+    "checkpoint.foreign.formats",
+    "checkpoint.foreign.training",
+    "checkpoint.foreign.hub_cache",
+    "checkpoint.foreign.recognise",
     "merge.operation",
     "merge.rules",
     "merge.plan",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from deltaweights.checkpoint.file_type import HEAD_BYTES
 from deltaweights.checkpoint.files import InputFile, LocalFile
+from deltaweights.checkpoint.foreign.listing import FolderListing
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.safe_open import (
     SEARCH,
@@ -26,6 +27,7 @@ from deltaweights.checkpoint.safe_open import (
 from deltaweights.checkpoint.small_files import read_all
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, wrap_os_errors
+from deltaweights.util.litter import is_litter
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Directory(ABC):
 
     @abstractmethod
     def names(self) -> list[str]:
-        """Return the names of all files, sorted. Raises ``InputOutputError``."""
+        """Return the names of all files but litter, sorted. Raises ``InputOutputError``."""
 
     @abstractmethod
     def has(self, name: str) -> bool:
@@ -62,6 +64,15 @@ class Directory(ABC):
     @abstractmethod
     def open(self, name: str) -> InputFile:
         """Open a file. Raises ``InputOutputError`` when it is not there, ``MalformedInput`` when it is not a regular file."""
+
+    def tree(self) -> FolderListing:
+        """Return what is in the folder and below it, as far as that is known. Raises ``InputOutputError``."""
+        return FolderListing(dict.fromkeys(self.names(), 0))
+
+    def modified(self, name: str) -> float | None:
+        """Return when a file was last written, in seconds since 1970; None when that says nothing or is not known."""
+        del name
+        return None
 
     def head(self, name: str) -> bytes:
         """Return enough of a file's start for ``detect_file_type``. Raises as ``open`` does."""
@@ -114,7 +125,7 @@ class LocalDirectory(Directory):
         with wrap_os_errors(self.path, "list"):
             fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
             try:
-                return sorted(entry.name for entry in os.scandir(fd))
+                return sorted(entry.name for entry in os.scandir(fd) if not is_litter(entry.name))
             finally:
                 os.close(fd)
 
@@ -128,6 +139,12 @@ class LocalDirectory(Directory):
                 return False
             raise InputOutputError.from_os(error, self.path / name, "look for it") from error
         return True
+
+    def modified(self, name: str) -> float | None:
+        try:
+            return os.stat(name, dir_fd=self._fd).st_mtime
+        except (OSError, ValueError):
+            return None
 
     def open(self, name: str) -> InputFile:
         """Open a file. A link out of the folder is followed, and recorded in ``outside_links``.

@@ -17,6 +17,12 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 A_POINTER, AN_EMPTY_FILE = "a git-LFS pointer", "an empty file"
 
+GGUF = b"GGUF"
+GGML = (b"lmgg", b"fmgg", b"tjgg", b"algg")
+"""The start of llama.cpp's files: of today's, and of those before (ggml, ggmf, ggjt, ggla as a little-endian number)."""
+
+CONVERTED_FROM = "give the checkpoint that it was made from, in safetensors, torch's or Meta's format"
+
 _MAX_SAFETENSORS_HEADER = 100_000_000
 
 _BY_PREFIX: tuple[tuple[bytes, str, str], ...] = (
@@ -24,6 +30,18 @@ _BY_PREFIX: tuple[tuple[bytes, str, str], ...] = (
     (b"PK\x03\x04", "a zip archive, as torch.save writes", "if it holds tensors, name it .bin or .pth"),
     (LEGACY_TORCH, "a file in torch's legacy format", "if it holds tensors, name it .bin or .pth"),
     (b"\x1f\x8b", "a gzip file", "unpack it first"),
+    (b"BZh", "a bzip2 file", "unpack it first"),
+    (b"\xfd7zXZ\0", "an xz file", "unpack it first"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
+    (b"Rar!\x1a\x07", "a rar archive", "unpack it first"),
+    (GGUF, "a GGUF file of llama.cpp", CONVERTED_FROM),
+    *((magic, "a GGML file of llama.cpp", CONVERTED_FROM) for magic in GGML),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes", CONVERTED_FROM),
+    (
+        b"\0" * 64,
+        "zeros where the content should begin",
+        "the download was not finished, or the disk full: fetch it again",
+    ),
 )
 
 _NOT_A_PAGE = "download the file itself, not a page; a private file needs a login"
@@ -39,6 +57,11 @@ _BY_TEXT: tuple[tuple[bytes, str, str], ...] = (
 def looks_like_safetensors(head: bytes) -> bool:
     """Return whether ``head`` starts with a length and the beginning of a JSON object."""
     return int.from_bytes(head[:8], "little") <= _MAX_SAFETENSORS_HEADER and head[8:9] == b"{"
+
+
+def looks_like_easylm(head: bytes) -> bool:
+    """Return whether ``head`` starts with a msgpack pair whose first member is a list of strings, as EasyLM's streams do."""
+    return len(head) > 2 and head[0] == 0x92 and head[1] in range(0x91, 0xA0) and head[2] in range(0xA1, 0xC0)
 
 
 def is_tar(head: bytes) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +13,15 @@ from typing import Protocol
 from deltaweights.checkpoint.directory import Directory, LocalDirectory
 from deltaweights.checkpoint.file_type import LEGACY_TORCH, code_of_type, detect_file_type, detect_wrong_content
 from deltaweights.checkpoint.files import LocalFile
-from deltaweights.checkpoint.index import SUFFIXES, Index, read_index
-from deltaweights.checkpoint.layout import HF_WEIGHTS, META_PART, PARAMS, MainFile, find_main_file, refuse_strays
+from deltaweights.checkpoint.index import Index, read_index
+from deltaweights.checkpoint.layout import MainFile, find_main_file, refuse_strays, twin_note, unfinished_by
+from deltaweights.checkpoint.layout_names import HF_WEIGHTS, META_PART, PARAMS, SUFFIXES
+from deltaweights.checkpoint.look_around import explain, refuse_foreign_file
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.meta_llama.weights import open_meta
 from deltaweights.checkpoint.projector import open_projector
 from deltaweights.checkpoint.safetensors_file import open_safetensors
+from deltaweights.checkpoint.samples import FEW, same_weights
 from deltaweights.checkpoint.tensors import LazyTensor, WeightsFile, name_fault
 from deltaweights.checkpoint.torch_format.torch_file import open_torch_file
 from deltaweights.checkpoint.zipped_folder.directory import contains_checkpoint, is_checkpoint_archive, open_archive
@@ -26,6 +29,9 @@ from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, MalformedInput, wrap_os_errors
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
+
+INSPECTED = frozenset({"checkpoint", "first checkpoint", "second checkpoint"})
+"""Roles of what is looked at as it is: any tensors will do, those of an adapter, too."""
 
 TORCH_HEADS = (b"PK\3\4", LEGACY_TORCH)
 """The first bytes of files that torch writes."""
@@ -93,10 +99,19 @@ def open_checkpoint(
     else:
         path = Path(os.path.expanduser(place))  # noqa: PTH111  (Path's own raises when there is no such user)
         directory, given = _locate(path, role, unpacker, report)
+    try:
+        return _open_in(directory, given, path, role, report)
+    except BaseException as error:
+        directory.close()
+        if given is None and isinstance(error, MalformedInput) and isinstance(directory, LocalDirectory):
+            raise explain(directory, error) from error.__cause__
+        raise
+
+
+def _open_in(directory: Directory, given: str | None, path: Path, role: str, report: Report) -> Checkpoint:
     files: list[WeightsFile] = []
     try:
         main = find_main_file(directory, role) if given is None else MainFile(given)
-        notes = [main.note] if main.note else []
         index = None
         if main.name == PARAMS:
             files, tensors = open_meta(directory)
@@ -105,6 +120,8 @@ def open_checkpoint(
             for name in [main.name] if index is None else index.shards:
                 files.append(_open_weights(directory, name))
             tensors = _collect(files)
+        note = twin_note(directory, main, _same_as_twin(directory, main, tensors))
+        notes = [note] if note else []
         if index is not None:
             index.check(tensors)
             notes += index.check_total(tensors)
@@ -123,10 +140,33 @@ def open_checkpoint(
     except BaseException:
         for weights in files:
             weights.file.close()
-        directory.close()
         raise
     is_lone_file = index is None and main.name != PARAMS and HF_WEIGHTS.fullmatch(main.name) is None
     return Checkpoint(role, directory, path, names, tuple(files), tensors, tuple(notes), is_lone_file)
+
+
+def _same_as_twin(directory: Directory, main: MainFile, tensors: Mapping[str, LazyTensor]) -> bool | None:
+    """Return whether a few samples of the weights agree with those of the other set in the folder; None when nothing tells.
+
+    Nothing of a repository on the Hub is fetched for this.
+    """
+    if main.twin is None or not isinstance(directory, LocalDirectory):
+        return None
+    files: list[WeightsFile] = []
+    try:
+        index = _index_of(directory, main.twin.main, "checkpoint")
+        for name in [main.twin.main] if index is None else index.shards:
+            files.append(_open_weights(directory, name))
+        twin = _collect(files)
+        if any(twin[name].spec.shape != tensor.spec.shape for name, tensor in tensors.items() if name in twin):
+            return False
+        shared = [name for name in tensors if name in twin and twin[name].spec == tensors[name].spec]
+        return same_weights(tensors, twin, shared[:: max(1, len(shared) // FEW)]) if shared else None
+    except (MalformedInput, InputOutputError):
+        return None  # it is not what is used
+    finally:
+        for weights in files:
+            weights.file.close()
 
 
 def _report_outside_links(directory: Directory, names: Iterable[str], report: Report) -> list[str]:
@@ -165,6 +205,8 @@ def _locate(path: Path, role: str, unpacker: Unpacker | None, report: Report) ->
     fault = name_fault(path.name)
     if fault:
         raise MalformedInput("unusable file name", where=path, found=fault, remedy="rename it")
+    with closing(LocalDirectory(path.parent)) as directory:
+        refuse_foreign_file(directory, path.name, role, adapters=role in INSPECTED)
     if path.suffix not in {*SUFFIXES, ".json"}:
         with closing(LocalFile(path)) as file:
             is_archive = is_checkpoint_archive(file)
@@ -203,6 +245,10 @@ def _index_of(directory: Directory, name: str, role: str) -> Index | None:
 
 
 def _open_weights(directory: Directory, name: str) -> WeightsFile:
+    state = unfinished_by(directory, name)
+    if state is not None:
+        malformed = MalformedAt(directory.path / name, "run the same download again, and wait for its end")
+        raise malformed("a download that is not finished", f"{state} beside it")
     try:
         file = directory.open(name)
         return open_safetensors(file) if Path(name).suffix == ".safetensors" else open_torch_file(file)

@@ -8,15 +8,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from deltaweights.checkpoint.directory import Directory
+from deltaweights.checkpoint.layout_names import HF_WEIGHTS, SUFFIXES
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.small_files import json_object
 from deltaweights.checkpoint.tensors import LazyTensor, name_fault
 from deltaweights.error_codes import ErrorCode
 from deltaweights.util.limits import INDEX, MOST_TENSORS
 from deltaweights.util.text import natural_key
-
-SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
-"""The suffixes of weights files."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,26 @@ class Index:
         """Raise ``MalformedInput`` when a shard is not there."""
         for name in self.shards:
             if not directory.has(name):
-                malformed = MalformedAt(directory.path / name, "finish the download")
                 expected = f"every file that {self.path.name} names"
-                raise malformed("shard is missing", expected=expected, code=ErrorCode.INCOMPLETE)
+                others = [other for other in directory.names() if self._is_of_another_save(other)]
+                if others:
+                    found = f"{others[0]}, which it does not name"
+                    remedy = (
+                        f"index and shards are of two saves: fetch {self.path.name} again, or the shards that it names"
+                    )
+                    raise MalformedAt(directory.path / name, remedy)(
+                        "shard is missing", found, expected, code=ErrorCode.INCOMPLETE
+                    )
+                raise MalformedAt(directory.path / name, "finish the download")(
+                    "shard is missing", expected=expected, code=ErrorCode.INCOMPLETE
+                )
+
+    def _is_of_another_save(self, name: str) -> bool:
+        return (
+            name not in self.shards
+            and HF_WEIGHTS.fullmatch(name) is not None
+            and name.endswith(Path(self.shards[0]).suffix)
+        )
 
     def check(self, tensors: Mapping[str, LazyTensor]) -> None:
         """Raise ``MalformedInput`` unless the ``tensors`` of the shards are those of the index, each in its shard."""

@@ -20,7 +20,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.hub.ids import HubId
-from deltaweights.hub.repo_listing import COMMIT, RepoListing, parse_files
+from deltaweights.hub.repo_listing import COMMIT, RepoListing, parse_deeper, parse_files
 from deltaweights.hub.retry import MAX_RETRIES, RETRIED_STATUSES, RetryPolicy, ThrottledNotes
 from deltaweights.util.interruption import run_in_side_thread
 from deltaweights.util.text import Json, strict_json
@@ -105,12 +105,12 @@ class Access:
         url = f"{self.endpoint}/api/models/{wanted.repo}/revision/{revision}?blobs=true"
         answer = run_in_side_thread(lambda: self._get_json(url, wanted))
         try:
-            commit, files = answer["sha"], parse_files(answer["siblings"])
+            commit, files, deeper = answer["sha"], parse_files(answer["siblings"]), parse_deeper(answer["siblings"])
         except (LookupError, TypeError, AttributeError) as error:
             raise self._not_a_hub() from error
         if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
             raise InputOutputError("the Hub named no valid commit", where=str(wanted), found=commit, remedy="try again")
-        return RepoListing(wanted.repo, commit, files)
+        return RepoListing(wanted.repo, commit, files, deeper)
 
     def _get_json(self, url: str, wanted: HubId) -> Json:
         retry = RetryPolicy(self.stop)

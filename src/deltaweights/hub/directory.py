@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.file_type import HEAD_BYTES
 from deltaweights.checkpoint.files import InputFile, LocalFile, MemoryFile
-from deltaweights.checkpoint.index import SUFFIXES
+from deltaweights.checkpoint.foreign.listing import FolderListing
+from deltaweights.checkpoint.layout_names import SUFFIXES
 from deltaweights.checkpoint.safe_open import LeadsOutside
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, MalformedInput
@@ -25,6 +26,7 @@ from deltaweights.hub.transfer import DamagedFile
 from deltaweights.hub.verified import VerificationRecords
 from deltaweights.report import Report
 from deltaweights.util.interruption import check
+from deltaweights.util.litter import is_litter
 
 READ_AHEAD, CAPACITY = 128, 256
 """Pieces in memory of a streamed file: how many are requested ahead of the reader, and how many are kept at most."""
@@ -51,7 +53,9 @@ class HubDirectory(Directory):
         self.path, self.id = self.cache.snapshot(listing.commit), HubId(listing.repo, listing.commit)
         self._access, self._downloads, self._report = access, downloads, report
         self._records = VerificationRecords(report)
-        self._files = {name: file for name, file in listing.files.items() if not name.endswith(hidden)}
+        self._files = {
+            name: file for name, file in listing.files.items() if not name.endswith(hidden) and not is_litter(name)
+        }
         self.fetched = 0  # bytes that were not in the cache when their files were opened
         self._streams: dict[str, FileDownload] = {}
         self._heads: dict[str, bytes] = {}
@@ -65,6 +69,9 @@ class HubDirectory(Directory):
 
     def has(self, name: str) -> bool:
         return name in self._files
+
+    def tree(self) -> FolderListing:
+        return self.listing.tree()
 
     def file(self, name: str) -> HubFile:
         """Return what the Hub states of a file. Raises ``InputOutputError`` when there is none."""

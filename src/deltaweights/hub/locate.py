@@ -14,7 +14,9 @@ from pathlib import Path
 from deltaweights.checkpoint.companions import COPIED, LEGAL, README
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.index import read_index
-from deltaweights.checkpoint.layout import META_PART, PARAMS, find_main_file
+from deltaweights.checkpoint.layout import find_main_file
+from deltaweights.checkpoint.layout_names import META_PART, PARAMS
+from deltaweights.checkpoint.look_around import explain
 from deltaweights.checkpoint.projector import FILE as PROJECTOR
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, MalformedInput, Mismatch
@@ -181,7 +183,11 @@ def located(
         for (role, place), source in zip(given, sources, strict=True):
             if source is not None:
                 directory = hub.open(source.id, source.hidden)
-                hub.announce(directory, needed_files(directory, role))
+                try:
+                    needed = needed_files(directory, role)
+                except MalformedInput as error:
+                    raise explain(directory, error) from error.__cause__
+                hub.announce(directory, needed)
                 places.append(directory)
             elif not isinstance(place, ModelSource):
                 places.append(Path(place))

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from deltaweights.checkpoint.foreign.listing import FolderListing
 from deltaweights.util.text import Json
 
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 COMMIT, SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
 PLAIN_NAME = re.compile(r"[\w.+ ()-]{1,200}")
+
+_DEEPER = re.compile(r"(?!.*\.\./)(?:\w[\w.+ ()-]{0,200}/){1,4}\w[\w.+ ()-]{0,200}")
+
+MOST_DEEPER = 1000
 
 MAX_FILE_BYTES = 1 << 40  # the Hub accepts files of at most 500 GB
 
@@ -42,11 +47,22 @@ class HubFile:
 
 @dataclass(frozen=True)
 class RepoListing:
-    """The top-level files of a repository at a commit."""
+    """The top-level files of a repository at a commit; ``deeper`` are the paths of some that are in folders, which are not read."""
 
     repo: str
     commit: str
     files: dict[str, HubFile]
+    deeper: tuple[str, ...] = ()
+
+    def tree(self) -> FolderListing:
+        """Return what is in the repository, as far as messages need it: sizes are known of top-level files only."""
+        return FolderListing.of({name: file.size for name, file in self.files.items()} | dict.fromkeys(self.deeper, 0))
+
+
+def parse_deeper(siblings: Json) -> tuple[str, ...]:
+    """Return the paths of files in folders among the API's ``siblings``. Raises lookup and type errors when it is no listing."""
+    names = (entry["rfilename"] for entry in siblings)
+    return tuple(name for name in names if isinstance(name, str) and _DEEPER.fullmatch(name))[:MOST_DEEPER]
 
 
 def parse_files(siblings: Json) -> dict[str, HubFile]:

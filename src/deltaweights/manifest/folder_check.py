@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaweights.checkpoint.files import LocalFile
-from deltaweights.checkpoint.layout import META_PART
+from deltaweights.checkpoint.layout_names import META_PART
 from deltaweights.checkpoint.small_files import read_small, refuse_long
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest import content_digest, digested
@@ -21,6 +21,7 @@ from deltaweights.manifest.records import MANIFEST, SUMS, FileRecord, sums_bytes
 from deltaweights.manifest.verify_report import CONTENT, FILE, TENSOR, Problem, VerifyReport
 from deltaweights.report import Report
 from deltaweights.util import limits
+from deltaweights.util.litter import is_litter
 
 LOADABLE = frozenset({".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".gguf", ".h5", ".msgpack", ".py"})
 """Suffixes of files that loaders take weights or code from."""
@@ -68,7 +69,14 @@ class FolderCheck:
     @property
     def files(self) -> set[str]:
         """The names in the folder that count as files."""
-        return self._entries.files if self._is_result else self._entries.readable
+        names = self._entries.files if self._is_result else self._entries.readable
+        return names - self._litter
+
+    @property
+    def _litter(self) -> set[str]:
+        """Files and folders that systems leave anywhere, unless the manifest lists them; links are never among them."""
+        names = {name for name in self._entries.files | self._entries.folders if is_litter(name)} - set(self.records)
+        return {name for name in names if not (self.root / name).is_symlink()}
 
     @property
     def _links(self) -> set[str]:
@@ -156,7 +164,7 @@ class FolderCheck:
         """Compare the names in the folder with the manifest, and the files that can be loaded with its tensors."""
         subfolders = self._entries.folders & set(self.manifest.folders if self.manifest and self.is_listing else ())
         for name, kind in self._entries.irregular(self.root).items():
-            if name not in self.files | self._ignored | subfolders:
+            if name not in self.files | self._ignored | subfolders | self._litter:
                 self.add_problem(name, "is not a regular file", kind)
         reported = {problem.file for problem in self._problems}
         for name in sorted(set(self.records) - self.files - reported):
@@ -271,6 +279,8 @@ class FolderCheck:
         """Return all that was found."""
         ignored = sorted(self._ignored - name_inside(self.root, self._external))
         sums = {SUMS} if self._is_result and self.manifest else set()
+        notes = [f"{self.root / name} was not looked at: another manifest counts" for name in ignored]
+        notes += [f"{self.root / name} is no part of the checkpoint, and does no harm" for name in sorted(self._litter)]
         return VerifyReport(
             target=str(self.root),
             content_digest=digest,
@@ -280,5 +290,5 @@ class FolderCheck:
             bytes=sum(record.size for record in self.records.values()),
             problems=tuple(self._problems),
             listed=tuple(sorted({self.title, *self.records} | sums)),
-            notes=tuple(f"{self.root / name} was not looked at: another manifest counts" for name in ignored),
+            notes=tuple(notes),
         )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, field
+from itertools import filterfalse
 from pathlib import Path
 
 from deltaweights.errors import InputOutputError, wrap_os_errors
+from deltaweights.util.litter import is_litter
 
 PERMITTED = frozenset({"model.sig", ".cache", "lost+found", ".deltaweights"})
 """What may be beside our files, as may ``.git*``: a signature, the Hub client's cache, ext4's folder at the root of a disk, and
@@ -30,6 +32,13 @@ class FolderEntries:
     def readable(self) -> set[str]:
         """Files and links to files, as in the Hub's cache."""
         return self.files | self.links
+
+    def without_litter(self) -> FolderEntries:
+        """Return the entries that belong to the folder."""
+        files, links, folders = (set(filterfalse(is_litter, names)) for names in (self.files, self.links, self.folders))
+        return FolderEntries(
+            files, links, folders, {name: kind for name, kind in self.others.items() if not is_litter(name)}
+        )
 
     def irregular(self, root: Path) -> dict[str, str]:
         """Return every name that is not itself a regular file, with a description."""
@@ -58,7 +67,8 @@ def scan_folder(root: Path, action: str) -> FolderEntries:
 
 def unsigned_entries(root: Path) -> dict[str, str]:
     """Return what ``scan_folder`` passes over and a signature must cover, with descriptions. Raises ``InputOutputError``."""
-    permitted = [entry for entry in _scan(root, "look at") if _is_permitted(entry.name)]
+    # Other verifiers of this format know no litter.
+    permitted = [entry for entry in _scan(root, "look at") if _is_permitted(entry.name) or is_litter(entry.name)]
     links = {entry.name: "a link" for entry in permitted if entry.is_symlink()}
     return {entry.name: "an extra file" for entry in permitted if entry.name not in UNSIGNED} | links
 

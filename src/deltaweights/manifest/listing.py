@@ -49,7 +49,7 @@ def list_checkpoint(
     the weights are malformed, do not match their recorded checksums, or a file name cannot be in a manifest.
     """
     root, report = Path(folder), report or Report()
-    entries = scan_folder(root, "list")
+    entries = scan_folder(root, "list").without_litter()
     names = sorted(entries.readable - {MANIFEST, SUMS} - name_inside(root, apart))
     _refuse_unlistable(root, names, entries)
     with open_for_listing(root) as checkpoint:

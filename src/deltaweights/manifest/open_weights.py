@@ -9,8 +9,7 @@ from pathlib import Path
 from deltaweights.checkpoint.directory import LocalDirectory
 from deltaweights.checkpoint.files import InputFile, LocalFile
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
-from deltaweights.checkpoint.index import SUFFIXES
-from deltaweights.checkpoint.layout import MAIN_FILES, META_PART
+from deltaweights.checkpoint.layout_names import MAIN_FILES, META_PART, SUFFIXES
 from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.tensors import LazyTensor, WeightsFile
 from deltaweights.checkpoint.torch_format.torch_file import open_torch_file

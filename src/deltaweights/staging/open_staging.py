@@ -152,6 +152,11 @@ class OpenStaging:
         found = self.parent.look(self.location.target.name)
         return {} if found is None else {self.location.target.name: found}
 
+    def has_target_files(self) -> bool:
+        """Return whether the target is a folder in which there is anything at all, litter included."""
+        with self.target() as folder:
+            return folder is not None and bool(folder.names())
+
     def refuse_content(self, *, overwrite: bool) -> Contents:
         """Return what is in the target. Raises ``TargetBusy`` when it may not be replaced."""
         contents = self.contents()

@@ -41,7 +41,7 @@ def publish(staging: OpenStaging, plan: str, *, overwrite: bool) -> None:
     if staging.location.inside:
         journal.write(staging)
         _move_in(staging, journal)
-    elif contents:
+    elif contents or staging.has_target_files():  # a folder of nothing but litter cannot be renamed onto, either
         journal.write(staging)
         _swap(staging, journal)
     else:

@@ -9,11 +9,12 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from deltaweights.checkpoint.companions import COPIED, LEGAL, NOTICE_NAME, README
-from deltaweights.checkpoint.layout import HF_WEIGHTS
+from deltaweights.checkpoint.layout_names import HF_WEIGHTS
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import TargetBusy, wrap_os_errors
 from deltaweights.manifest.records import INDEX, MANIFEST, SUMS
 from deltaweights.staging.location import TargetLocation
+from deltaweights.util.litter import JUPYTER, is_litter, jupyter_original
 from deltaweights.util.open_folder import OpenFolder
 
 READMES = {README, f"DELTA_{README}", f"TARGET_{README}", f"BASE_{README}"}
@@ -42,11 +43,22 @@ def stamp_of(found: os.stat_result) -> FileStamp:
 
 
 def contents_of(folder: OpenFolder, location: TargetLocation) -> dict[str, os.stat_result]:
-    """Return what is in ``folder``, without staging and what belongs to the file system. Raises ``InputOutputError``."""
+    """Return what is in ``folder``, without staging, litter and what belongs to the file system. Raises ``InputOutputError``."""
     # In a mount point, which is staged inside, ``lost+found`` is the system's; elsewhere it is the user's folder.
     ignored = {"lost+found", location.root.name} if location.inside else set[str]()
     looks = {name: folder.look(name) for name in folder.names() if name not in ignored}
-    return {name: found for name, found in looks.items() if found is not None}
+    return {name: found for name, found in looks.items() if found is not None and not _is_litter(folder, name, found)}
+
+
+def _is_litter(folder: OpenFolder, name: str, found: os.stat_result) -> bool:
+    """Return whether a name is a file that systems leave, or Jupyter's folder with nothing but copies of a checkpoint's files."""
+    if stat.S_ISREG(found.st_mode):
+        return is_litter(name)
+    if name != JUPYTER or not stat.S_ISDIR(found.st_mode):
+        return False
+    with folder.folder(name) as inner:
+        originals = [jupyter_original(each) for each in inner.names()]
+    return all(each is not None and is_result_file(each) for each in originals)
 
 
 def refuse_content(contents: Contents, folder: OpenFolder | None, where: Path, *, overwrite: bool) -> None:

@@ -145,10 +145,11 @@ def test_endless_name(tmp_path: Path) -> None:
     ("names", "found"),
     [
         ([], "an empty folder"),
-        (["README.md", "config.json"], "README.md, config.json"),
+        (["README.md"], "README.md"),
+        (["README.md", "config.json"], "configuration and tokenizer, without weights (config.json)"),
         ([f"{letter}.txt" for letter in "abcdefgh"], "a.txt, b.txt, c.txt, d.txt, e.txt and 3 more"),
     ],
-    ids=["empty", "readme-only", "many-files"],
+    ids=["empty", "readme-only", "configuration", "many-files"],
 )
 def test_folder_without_weights(tmp_path: Path, names: list[str], found: str) -> None:
     """A folder without weights is refused with what is in it and what was looked for."""
@@ -160,7 +161,7 @@ def test_folder_without_weights(tmp_path: Path, names: list[str], found: str) ->
 
 def test_other_kind_of_file(tmp_path: Path) -> None:
     """A file with no known suffix, or a configuration, is refused with what may be given."""
-    for name, content in (("model.gguf", b"GGUF"), ("config.json", b"{}")):
+    for name, content in (("model.weights", b"????"), ("config.json", b"{}")):
         (tmp_path / name).write_bytes(content)
         check_refused(tmp_path / name, where=tmp_path / name, found=None, expected=ONE_OF_THESE)
 
@@ -351,10 +352,21 @@ def test_two_sets_of_weights(tmp_path: Path, one: str, other: str, dangling: boo
     else:
         set_of(other, folder)
         set_of(one, folder)
-    remedy = f"give the one you mean: {folder / one}"
+    remedy = f"give the one you mean: {folder / one} or {folder / other}"
+    if dangling or other.startswith("consolidated"):  # which is not complete without its configuration
+        missing = "params.json" if other.startswith("consolidated") else other
+        remedy = f"give the complete one, {folder / one}; {other} cannot be used, since {missing} is missing"
+    else:
+        same_time(folder)
     check_refused(folder, where=folder, found=f"{one} and {other}", expected="one", remedy=remedy)
     with open_checkpoint(folder / one, "base") as checkpoint:
         assert values_of(checkpoint) == VALUES
+
+
+def same_time(folder: Path) -> None:
+    """Give all files of a folder the same time, so that none is newer."""
+    for path in folder.iterdir():
+        os.utime(path, (0, 0))
 
 
 def set_of(start: str, folder: Path) -> Path:

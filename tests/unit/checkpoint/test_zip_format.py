@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from deltaweights.checkpoint.companions import COPIED
-from deltaweights.checkpoint.layout import MAIN_FILES
+from deltaweights.checkpoint.layout_names import MAIN_FILES
 from deltaweights.checkpoint.zipped_folder.directory import (
     open_archive,
 )

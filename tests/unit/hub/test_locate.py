@@ -152,6 +152,16 @@ def test_no_weights(machine: Machine, hub: HubServer, folder: Path) -> None:
     assert list(machine.fetch("acme/words", "*").files) == ["README.md"]
 
 
+def test_weights_in_a_folder_of_a_repository(machine: Machine, hub: HubServer, folder: Path) -> None:
+    """Weights that are not at the repository's top are named, with the command that fetches them."""
+    files = {"README.md": folder / "README.md", "7B/pytorch_model.bin": folder / "README.md"}
+    commit = hub.push("acme/nested", files)
+    where = machine.repository("acme/nested") / "snapshots" / commit
+    remedy = f"fetch all of it with hf download acme/nested --revision {commit}, and then: give {where / '7B'}"
+    with refused(MalformedInput, where=where, found="weights in 7B/ (pytorch_model.bin)", remedy=remedy):
+        machine.fetch("acme/nested")
+
+
 @pytest.mark.parametrize(
     "model", ["acme/base/x", "acme/../x", "acme/", "acme/b@a..b", "hf://", "hf://a/b/c", "llava-med"]
 )

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.directory import Directory
-from deltaweights.checkpoint.layout import PARAMS
+from deltaweights.checkpoint.layout_names import PARAMS
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.small_files import json_object
 from deltaweights.errors import InputOutputError

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from deltaweights.checkpoint.checksums import Crc32
 from deltaweights.checkpoint.directory import Directory
-from deltaweights.checkpoint.layout import META_PART, PARAMS
+from deltaweights.checkpoint.layout_names import META_PART, PARAMS
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.meta_llama.joined import (
     JoinedChecksum,

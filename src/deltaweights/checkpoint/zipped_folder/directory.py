@@ -13,7 +13,7 @@ from deltaweights.checkpoint.companions import MAX_SIZE, is_companion
 from deltaweights.checkpoint.directory import Directory, LocalDirectory
 from deltaweights.checkpoint.files import FileSlice, InputFile, LocalFile, MemoryFile
 from deltaweights.checkpoint.index import read_index
-from deltaweights.checkpoint.layout import HF_WEIGHTS, MAIN_FILES, META_PART, PARAMS
+from deltaweights.checkpoint.layout_names import HF_WEIGHTS, MAIN_FILES, META_PART, PARAMS
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.projector import FILE as PROJECTOR
 from deltaweights.checkpoint.zip_format.archive import Member, read_archive, read_member

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from deltaweights.checkpoint.layout import MAIN_FILES, META_PART
+from deltaweights.checkpoint.foreign.listing import FolderListing, Subject, some
+from deltaweights.checkpoint.foreign.recognise import recognise
+from deltaweights.checkpoint.layout_names import EXPECTED, MAIN_FILES, META_PART
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.zip_format.archive import Member
 from deltaweights.checkpoint.zip_format.rules import FOLDER_ZIP
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import MalformedInput
+from deltaweights.util.litter import is_litter
 from deltaweights.util.sizes import human_bytes
 
 MAX_NAME, MAX_PATH = 240, 1024
@@ -48,10 +51,10 @@ def find_checkpoint(where: Path, members: Iterable[Member]) -> tuple[str, dict[s
     members, malformed = tuple(members), MalformedAt(where, _TRUSTED)
     _refuse_names(where, members)
     _refuse_sizes(where, members)
-    files = [member for member in members if not member.name.endswith("/") and not _is_from_macos(member.name)]
+    files = [member for member in members if not member.name.endswith("/") and not _is_litter(member.name)]
     folders = sorted({_split(member.name)[0] for member in files if is_main_weights(member.name)})
     if not folders:
-        raise _no_weights(where, [member.name for member in files])
+        raise _no_weights(where, {member.name: member.size for member in files})
     if len(folders) > 1:
         found = " and ".join(f"{folder}/" if folder else "its top" for folder in folders[:4])
         remedy = "unpack it and give the one you mean"
@@ -69,20 +72,20 @@ def _split(path: str) -> tuple[str, str]:
     return folder, name
 
 
-def _is_from_macos(path: str) -> bool:
-    return path.startswith("__MACOSX/") or _split(path)[1] == ".DS_Store"
+def _is_litter(path: str) -> bool:
+    return any(map(is_litter, path.split("/")))
 
 
-def _no_weights(where: Path, names: list[str]) -> MalformedInput:
-    nested = [name for name in names if _NESTED.fullmatch(name)]
-    shown = nested or sorted(names)
-    found = ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
-    expected = " or ".join((*MAIN_FILES, "consolidated.00.pth"))
+def _no_weights(where: Path, sizes: Mapping[str, int]) -> MalformedInput:
+    nested = [name for name in sizes if _NESTED.fullmatch(name)]
     if nested:
-        problem, remedy = "an archive inside the archive, and no weights", "unpack it first"
-    else:
-        problem, remedy = "no weights in the archive", "give the archive of a folder with weights"
-    return MalformedAt(where, remedy)(problem, found or "no files", expected, code=ErrorCode.NO_WEIGHTS)
+        return MalformedAt(where, "unpack it first")(
+            "an archive inside the archive, and no weights", some(nested, 5), EXPECTED, code=ErrorCode.NO_WEIGHTS
+        )
+    known = recognise(Subject("", FolderListing.of(sizes)))
+    found = known.found if known.remedy else some(sorted(sizes), 5) or "no files"
+    malformed = MalformedAt(where, "give the archive of a folder with weights")
+    return malformed("no weights in the archive", found, EXPECTED, code=ErrorCode.NO_WEIGHTS)
 
 
 def _refuse_names(where: Path, members: Iterable[Member]) -> None:
