@@ -89,6 +89,7 @@ def test_command_json(run: Run, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (6, again.stdout)
     assert len(done.stderr.splitlines()) == 1
     found = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert found.pop("error")["code"] == "E-DIFFERENT"
     assert found.keys() == KEYS
     assert (found["identical"], found["same_kind"], found["weights_read"]) == (False, True, True)
     assert (found["a"], found["b"]) == ("a", "b")

@@ -271,8 +271,10 @@ def test_a_check_that_fails_has_result_and_error(work: Path) -> None:
     done, events = logged(work, "verify", "out", "--json")
     assert done.returncode == 6
     assert [event["event"] for event in events[-2:]] == ["result", "error"]
-    assert events[-2]["result"] == json.loads(done.stdout)
-    assert not events[-2]["result"]["ok"]
+    document = json.loads(done.stdout)
+    assert document.pop("error")["code"] == events[-1]["code"] == "E-NOT-AS-RECORDED"
+    assert events[-2]["result"] == document
+    assert not document["ok"]
 
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]

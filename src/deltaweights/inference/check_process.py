@@ -26,7 +26,9 @@ def check_in_subprocess(folder: Path, target: Path, report: Report) -> None:
         report_json = json.loads(output)
     except ValueError:
         report_json = {}
-    if code and (code != CheckFailed.exit_code or "problems" not in report_json):
+    if code and (
+        code != CheckFailed.exit_code or not output or ("error" in report_json and "problems" not in report_json)
+    ):
         raise _error(code, report_json, errors, folder, target)
     try:
         problems = [Finding(**row) for row in report_json["problems"]]
