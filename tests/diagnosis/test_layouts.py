@@ -22,13 +22,15 @@ from deltaweights.checkpoint.folder import open_checkpoint
 from deltaweights.checkpoint.foreign.listing import HEAD_BYTES, FolderListing, Layout, Subject
 from deltaweights.checkpoint.foreign.recognise import recognise
 from deltaweights.checkpoint.layout_names import EXPECTED
-from deltaweights.errors import MalformedInput, TargetBusy
+from deltaweights.errors import CheckFailed, MalformedInput, TargetBusy
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.listing import list_checkpoint
 from deltaweights.manifest.verify import verify
+from deltaweights.signing.folder import read_signature, sign_folder
 from tests.support.errors import refused
 from tests.support.limits import PATIENCE
 from tests.support.pairs import Tensors, make_pair, save
+from tests.support.signing import make_key
 
 pytestmark = pytest.mark.diagnosis
 
@@ -713,3 +715,15 @@ def test_a_notebook_is_not_litter(littered: tuple[Pair, Path]) -> None:
         apply_delta(*pair, out, overwrite=True, dtype="float32")
     shutil.rmtree(out / ".ipynb_checkpoints")
     apply_delta(*pair, out, overwrite=True, dtype="float32")
+
+
+def test_a_signature_allows_no_litter(littered: tuple[Pair, Path], tmp_path: Path) -> None:
+    """Stock verifiers of the format would refuse the folder, so it is not signed, and litter that came later is named."""
+    _, out = littered
+    private, public = make_key(tmp_path)
+    sign_folder(out, private)
+    (out / ".DS_Store").touch()
+    assert [problem.file for problem in verify(out, signed=read_signature(out, public)).problems] == [".DS_Store"]
+    with refused(CheckFailed) as caught:
+        sign_folder(out, private)
+    assert ".DS_Store: cannot be signed" in str(caught.value)

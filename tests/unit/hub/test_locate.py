@@ -162,6 +162,16 @@ def test_weights_in_a_folder_of_a_repository(machine: Machine, hub: HubServer, f
         machine.fetch("acme/nested")
 
 
+def test_large_files_are_not_fetched_to_say_what_they_are(machine: Machine, hub: HubServer, tmp_path: Path) -> None:
+    """Of a repository in another format the beginnings are fetched, no more."""
+    (tmp_path / "vicuna.bin").write_bytes(b"tjgg" + bytes(10**7))
+    commit = hub.push("acme/ggml", {"vicuna.bin": tmp_path / "vicuna.bin"})
+    where = machine.repository("acme/ggml") / "snapshots" / commit
+    with refused(MalformedInput, where=where, found="GGML of llama.cpp (vicuna.bin)"):
+        machine.fetch("acme/ggml")
+    assert hub.sent["acme/ggml/vicuna.bin"] < 10**6  # one piece
+
+
 @pytest.mark.parametrize(
     "model", ["acme/base/x", "acme/../x", "acme/", "acme/b@a..b", "hf://", "hf://a/b/c", "llava-med"]
 )
