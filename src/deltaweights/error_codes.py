@@ -40,9 +40,9 @@ class ErrorCode(Enum):
     SWAPPED = ("E-SWAPPED", "--base and --delta are swapped")
     NOT_A_DELTA = ("E-NOT-A-DELTA", "what is given as the delta is the base itself")
     ALREADY_MERGED = ("E-ALREADY-MERGED", "what is given as the delta is already a merged model")
+    STORED_WHOLE = ("E-STORED-WHOLE", "a delta holds some tensors whole, not as differences")
     WRONG_BASE = ("E-WRONG-BASE", "the base is not the one that the delta was made from")
     BASE_NOT_PROVED = ("E-BASE-NOT-PROVED", "the weights do not prove the base, and do not refute it")
-    STORED_WHOLE = ("E-STORED-WHOLE", "a delta holds some tensors whole, not as differences")
     OTHER_TENSORS = ("E-OTHER-TENSORS", "names, shapes or dtypes of tensors do not fit each other, or the recipe")
 
     INPUT_OUTPUT = ("E-INPUT-OUTPUT", "the system or the Hub refused, or failed")

@@ -186,4 +186,4 @@ def refuse_strays(directory: Directory, main: str, known: Iterable[str]) -> None
             is_newer = stray is not None and used is not None and stray > used + CLEARLY_NEWER
             found = f"{name} beside {main}, which does not name it" + (" and is older" if is_newer else "")
             malformed = MalformedAt(directory.path, f"give the one you mean: {directory.path / main}")
-            raise malformed("more than one set of weights", found, "one")
+            raise malformed("more than one set of weights", found, "one", code=ErrorCode.SEVERAL_WEIGHTS)
