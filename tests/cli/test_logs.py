@@ -302,7 +302,7 @@ def test_interrupted(work: Path, number: signal.Signals) -> None:
         assert process.returncode == 128 + number
         events = events_of(text, process.returncode)
         word = "interrupted" if number == signal.SIGINT else "terminated"
-        kept = r"[0-9]+ of [0-9]+ shards (is|are) finished and kept; run the same command again to continue"
+        kept = r"[0-9]+ of [0-9]+ shards? (is|are) finished and kept; run the same command again to continue"
         assert re.fullmatch(f"{word}; {kept}", events[-1]["message"])
     finished = {event["file"]: event["sha256"] for event in named(events, "shard_finished")}
     _, again = logged(work, *APPLY, *SHARDS)

@@ -320,7 +320,7 @@ def test_an_interruption_says_what_is_kept(pair: Pair, tmp_path: Path, after: in
     assert done.returncode == 128 + getattr(signal, how)
     error = json.loads(done.stdout)["error"]
     assert (error["code"], error["class"]) == ("E-INTERRUPTED", "Interrupted")
-    found = re.fullmatch(r"(\d+) of (\d+) shards (?:is|are) finished( and kept)?; (.*)", error["remedy"])
+    found = re.fullmatch(r"(\d+) of (\d+) shards? (?:is|are) finished( and kept)?; (.*)", error["remedy"])
     assert found is not None
     assert found[4] == "run the same command again to continue"
     assert bool(found[3]) is (int(found[1]) > 0)
@@ -328,7 +328,7 @@ def test_an_interruption_says_what_is_kept(pair: Pair, tmp_path: Path, after: in
     again = subprocess.run(
         [sys.executable, "-m", "deltaweights", *arguments], capture_output=True, text=True, check=True, timeout=PATIENCE
     )
-    reused = re.search(r"(\d+) of \d+ shards (?:is|are) finished already", again.stderr)
+    reused = re.search(r"(\d+) of \d+ shards? (?:is|are) finished already", again.stderr)
     assert (int(reused[1]) if reused else 0) == int(found[1])
     assert int(found[1]) >= after
 
@@ -341,6 +341,7 @@ def test_an_interruption_says_what_is_kept(pair: Pair, tmp_path: Path, after: in
     [
         (finished_of(0, 3, "shard"), "0 of 3 shards are finished"),
         (finished_of(1, 3, "shard"), "1 of 3 shards is finished"),
+        (finished_of(0, 1, "shard"), "0 of 1 shard is finished"),
         (finished_of(1, 1, "shard"), "1 of 1 shard is finished"),
         (counted(1, "file"), "1 file"),
         (human_bytes(1), "1 byte"),

@@ -31,7 +31,7 @@ def counted(number: int, thing: str) -> str:
 
 def finished_of(number: int, total: int, thing: str) -> str:
     """Return that ``number`` of ``total`` are finished: ``1 of 3 shards is finished``."""
-    return f"{number:,} of {counted(total, thing)} {'is' if number == 1 else 'are'} finished"
+    return f"{number:,} of {counted(total, thing)} {'is' if 1 in {number, total} else 'are'} finished"
 
 
 def natural_key(name: str) -> tuple[list[object], str]:

@@ -122,6 +122,9 @@ def weights_sent(hub: HubServer) -> int:
     return sent(hub, ONE) + sent(hub, TWO)
 
 
+KEPT = "what has arrived is kept; run the same command again to continue"
+
+
 def interrupted(machine: Machine, hub: HubServer, after: int, number: signal.Signals) -> tuple[int, float, str]:
     """Begin a download and send it a signal when so many bytes were sent; return how it ended, after how long, and its words."""
     with machine.start("download", BASE, "-q") as process:
@@ -144,7 +147,7 @@ def test_what_is_interrupted_goes_on(machine: Machine, large: dict[str, Path], n
         assert code == -number
     else:
         words = "interrupted" if number == signal.SIGINT else "terminated"
-        assert (code, err) == (128 + number, f"deltaweights: error: {words}\n")
+        assert (code, err) == (128 + number, f"deltaweights: error: {words}; {KEPT}\n")
         assert seconds < AT_ONCE
     assert not {key(large[name]) for name in (ONE, TWO)} & set(machine.blobs(BASE))
     with HubServer({BASE: large}) as hub:
@@ -163,7 +166,7 @@ def test_ctrl_c_while_nothing_comes(machine: Machine, hub: HubServer, monkeypatc
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", str(3 * AT_ONCE))
     hub.faults += [Fault("stall", name, at=1_000_000, seconds=3 * AT_ONCE) for name in (ONE, TWO)]
     code, seconds, err = interrupted(machine, hub, 1_990_000, signal.SIGINT)
-    assert (code, err) == (130, "deltaweights: error: interrupted\n")
+    assert (code, err) == (130, f"deltaweights: error: interrupted; {KEPT}\n")
     assert seconds < AT_ONCE
 
 
@@ -181,7 +184,7 @@ def test_ctrl_c_while_the_hub_is_silent(machine: Machine, hub: HubServer, monkey
             process.send_signal(signal.SIGINT)
             began = time.monotonic()
             _, err = process.communicate(timeout=PATIENCE)
-        assert (process.returncode, err) == (130, "deltaweights: error: interrupted\n")
+        assert (process.returncode, err) == (130, f"deltaweights: error: interrupted; {KEPT}\n")
         assert time.monotonic() - began < AT_ONCE
 
 
