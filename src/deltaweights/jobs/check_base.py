@@ -39,7 +39,8 @@ class BaseReport:
     """The result of ``check_base``.
 
     ``stated``: the recipe states the arithmetic of the delta. ``sample``: the share of the blocks that was read. ``proof`` is None
-    when nothing is added to the base.
+    when nothing is added to the base, or where sums would prove no base: ``powerless`` says why. ``rounded``: how the delta
+    seems to have been rounded.
     """
 
     base: str
@@ -49,6 +50,8 @@ class BaseReport:
     stated: bool
     sample: float
     proof: ProofRecord | None
+    powerless: str = ""
+    rounded: str = ""
 
     @property
     def proved(self) -> bool:
@@ -59,17 +62,19 @@ class BaseReport:
         """Raise ``Mismatch`` when the base is refuted, ``CheckFailed`` when there is no evidence."""
         if self.proved:
             return
+        if self.powerless:
+            raise CheckFailed(f"neither proved nor refuted: {self.powerless}", where=self.base)
         if self.proof is None or self.proof.verdict == Verdict.NO_EVIDENCE:
             moved = self.proof.evidence if self.proof else 0
             raise CheckFailed(
                 "neither proved nor refuted", where=self.base, found=f"{moved:,} weights that moved", expected=ENOUGH
             )
         if self.proof.whole:
-            raise Mismatch(doubt_of(self.proof), where=self.delta, remedy=ORIGINAL_SCRIPT)
+            raise Mismatch(doubt_of(self.proof, self.rounded), where=self.delta, remedy=ORIGINAL_SCRIPT)
         if self.stated or self.proof.verdict == Verdict.VIOLATED:
-            raise Mismatch(doubt_of(self.proof), where=self.base, remedy=OTHER_BASE)
+            raise Mismatch(doubt_of(self.proof, self.rounded), where=self.base, remedy=OTHER_BASE)
         remedy = OTHER_DTYPE if self.proof.verdict == Verdict.OTHER_ARITHMETIC else OTHER_BASE
-        raise CheckFailed(doubt_of(self.proof), where=self.base, remedy=remedy)
+        raise CheckFailed(doubt_of(self.proof, self.rounded), where=self.base, remedy=remedy)
 
 
 ENOUGH = f"at least {MIN_EVIDENCE:,}"
@@ -128,9 +133,11 @@ def check_base(
             delta=str(inputs.primary.path),
             recipe=inputs.recipe.name if inputs.recipe else None,
             compute_dtype=TORCH_NAMES[inputs.compute],
-            stated=inputs.arithmetic_stated,
+            stated=inputs.of_base.stated,
             sample=sample,
-            proof=proof_of(proofs),
+            proof=None if inputs.powerless else proof_of(proofs),
+            powerless=inputs.powerless,
+            rounded=inputs.of_base.rounded,
         )
 
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from deltaweights.checkpoint.folder import Checkpoint, Unpacker, open_checkpoint
 from deltaweights.errors import UsageError
 from deltaweights.hub.ids import ModelSource
 from deltaweights.hub.locate import located
 from deltaweights.hub.repo_cache import snapshot_at
+from deltaweights.jobs.base_facts import SampledInputs, facts_of_base
+from deltaweights.jobs.findings import BaseFacts
 from deltaweights.jobs.input_checks import check_base_identity, check_delta_files, check_ties, refuse_no_delta
 from deltaweights.jobs.request import InputRequest, Place, compute_dtype_of
+from deltaweights.jobs.stated_facts import (
+    MadeDelta,
+    made_delta,
+    refuse_contradiction,
+    refuse_wrong_kind,
+)
 from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any
 from deltaweights.manifest.parse import Manifest
 from deltaweights.merge.choices import DTYPES, TORCH_NAMES
@@ -33,7 +41,8 @@ class Inputs:
 
     ``base`` is None when the primary is copied. ``recipe`` is None where the plain rules apply. ``compute`` and ``stored`` are
     safetensors dtypes. ``manifest`` is the primary's own, when it lists exactly the primary's tensors; ``expected`` is the content
-    digest that the result must then have, unless its dtypes change.
+    digest that the result must then have, unless its dtypes change. ``of_base`` says how the sums are judged, ``powerless`` why
+    they would prove no base.
     """
 
     base: Checkpoint | None
@@ -45,11 +54,8 @@ class Inputs:
     stored: str
     manifest: Manifest | None = None
     expected: str | None = None
-
-    @property
-    def arithmetic_stated(self) -> bool:
-        """Whether the recipe states the arithmetic in which the delta was computed."""
-        return self.recipe is not None and self.recipe.stated
+    of_base: BaseFacts = field(default_factory=BaseFacts)
+    powerless: str = ""
 
 
 @contextmanager
@@ -78,22 +84,22 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
         open_checkpoint(base_at, "base", unpacker, report) as base,
         open_checkpoint(primary_at, operation.primary, unpacker, report) as primary,
     ):
+        for checkpoint in (base, primary):
+            refuse_wrong_kind(checkpoint, request, report)
         hashes = collect_hashes({base.role: base, primary.role: primary}, request.hash_workers, report)
+        made = made_delta(primary, report) if operation is Operation.APPLY else None
         if recipe is None and operation is Operation.APPLY:
-            recipe = _recipe_of_delta(primary, hashes.files[primary.role], report)
+            recipe = _recipe_of_delta(primary, hashes.files[primary.role], made, report)
+        if made is not None:
+            refuse_contradiction(made, primary, request.compute_dtype, recipe)
         rules = LLAVA_RULES
         if recipe is not None:
             check_pair(recipe, base, primary)
             rules = MatchRules(recipe.delta_only, NewRows(recipe.new_rows))
         matching = match_tensors(base.tensors, primary.tensors, operation, rules, tied=ties_head(base))
-        for text in (*base.notes, *primary.notes, *matching.warnings):
-            report.warn(text)
-        for checkpoint in (base, primary):
-            check_ties(checkpoint, report)
-        for match in matching.matches:
-            if match.tied_to is not None:
-                report.note(f"{base.role:15} tied: its {match.tied_to} is its {match.primary.name}, too (config.json)")
-        compute = compute_dtype_of(request.compute_dtype, recipe)
+        _report_pair(base, primary, matching, report)
+        compute = made.compute if made is not None else compute_dtype_of(request.compute_dtype, recipe)
+        stored = request.dtype or (made.target if made is not None else None) or compute
         inputs = Inputs(
             base=base,
             primary=primary,
@@ -101,18 +107,36 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
             matching=matching,
             recipe=recipe,
             compute=DTYPES[compute],
-            stored=DTYPES[request.dtype or compute],
+            stored=DTYPES[stored],
         )
+        if made is not None:
+            report.note(f"{'arithmetic':15} {compute}, stored as {stored} (the delta's manifest says how it was made)")
         identity = _identify(base, hashes, report)
         if recipe is not None:
             check_base_identity(base, hashes.files[base.role], identity, recipe, report, allow=request.allow_other_base)
         _identify(primary, hashes, report)
         if recipe is not None and operation is Operation.APPLY:
             check_delta_files(primary, hashes.files[primary.role], recipe, report)
+        stated = recipe is not None and recipe.stated
         refuse_no_delta(
-            base, primary, matching, request, report, compute=inputs.compute, stated=inputs.arithmetic_stated
+            base, primary, matching, request, report, compute=inputs.compute, stated=stated, made=made is not None
         )
-        yield inputs
+        of_base, powerless = BaseFacts(stated=stated), ""
+        if operation is Operation.APPLY:
+            pair = SampledInputs(base=base, delta=primary, matching=matching, compute=inputs.compute)
+            of_base, powerless = facts_of_base(pair, made, request, report, stated=stated)
+        yield replace(inputs, of_base=of_base, powerless=powerless)
+
+
+def _report_pair(base: Checkpoint, primary: Checkpoint, matching: Matching, report: Report) -> None:
+    """Report what opening and matching the two found."""
+    for text in (*base.notes, *primary.notes, *matching.warnings):
+        report.warn(text)
+    for checkpoint in (base, primary):
+        check_ties(checkpoint, report)
+    for match in matching.matches:
+        if match.tied_to is not None:
+            report.note(f"{base.role:15} tied: its {match.tied_to} is its {match.primary.name}, too (config.json)")
 
 
 @contextmanager
@@ -123,6 +147,7 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
         located([(role, request.primary)], request.hub, report) as (at,),
         open_checkpoint(at, role, unpacker, report) as source,
     ):
+        refuse_wrong_kind(source, request, report)
         matching = copy_all(source.tensors, request.operation)
         for text in source.notes:
             report.warn(text)
@@ -198,7 +223,9 @@ def _recipe_of_repository(delta: Place, report: Report) -> Recipe | None:
     return _use(name, f"{delta.id.repo} on the Hub", report) if name is not None else None
 
 
-def _recipe_of_delta(delta: Checkpoint, hashes: Mapping[str, str], report: Report) -> Recipe | None:
+def _recipe_of_delta(
+    delta: Checkpoint, hashes: Mapping[str, str], made: MadeDelta | None, report: Report
+) -> Recipe | None:
     """Return the recipe of a delta that is a snapshot of the Hub, a named archive, files whose hashes are known, or one we made.
 
     Raises ``UsageError`` when it was made by a recipe that is not one of the package.
@@ -214,9 +241,9 @@ def _recipe_of_delta(delta: Checkpoint, hashes: Mapping[str, str], report: Repor
     name = recipe_of_archive(delta.path.name)
     if name is not None:
         return _use(name, "by the name of its archive", report)
-    stated = manifest_of_if_any(delta)
-    if stated is None or stated.kind != "delta" or not stated.recipe or not lists_same_tensors(stated, delta):
+    if made is None or not made.manifest.recipe:
         return None
+    stated = made.manifest
     if not is_of_package(stated.recipe, stated.recipe_digest):
         problem = f"was made by the recipe {stated.recipe}, which is not one of the package"
         raise UsageError(problem, where=f"delta {delta.path}", remedy="give the recipe's file: --recipe FILE")

@@ -173,6 +173,11 @@ def find_recipe(name: str | None, file: PathLike | None) -> Recipe | None:
     return load(name) if name is not None else None
 
 
+def or_allow(allow: bool | None) -> str:
+    """Return how to let another base pass, where the caller has such an option."""
+    return "; --allow-unproved-base lets it pass" if allow is not None else ""
+
+
 def _needed(recipe: Recipe | None, role: str) -> Recipe:
     if recipe is None:
         raise UsageError(f"--{role} is missing", remedy="give it, or name a recipe: deltaweights recipes")
