@@ -14,11 +14,8 @@ from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.jobs.findings import ORIGINAL_DELTA
 from deltaweights.jobs.sampled_pairs import EVIDENCE, SampledPair, kinds_of_pairs
 from deltaweights.merge.base_proof import SIZEABLE
-from deltaweights.merge.choices import TORCH_NAMES
+from deltaweights.merge.choices import DIGITS, TORCH_NAMES
 from deltaweights.merge.rules import Matching
-
-DIGITS = {"BF16": 8, "F16": 11, "F32": 24, "F64": 53}
-"""Binary digits of the numbers of each dtype."""
 
 Element = tuple[float, float, float]
 """A number of the delta, what it is added to, and the base's next number, which belongs to another one."""

@@ -35,7 +35,7 @@ def facts_of_base(
     facts = BaseFacts(stated=stated)
     if made is not None:
         digest = stated_base(made, pair.base, pair.matching, request, report)
-        facts = BaseFacts(stated=True, digest=digest, origin=made.manifest.origins.get("base", {}))
+        facts = BaseFacts(stated=True, digest=digest, origin=made.origin)
         if made.stored != made.compute:
             powerless = f"the delta was computed in {made.compute} and stored in {made.stored}, which rounds it"
             return replace(facts, stated=False), powerless

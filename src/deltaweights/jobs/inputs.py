@@ -17,6 +17,7 @@ from deltaweights.jobs.input_checks import check_base_identity, check_delta_file
 from deltaweights.jobs.request import InputRequest, Place, compute_dtype_of
 from deltaweights.jobs.stated_facts import (
     MadeDelta,
+    arithmetic_text,
     made_delta,
     refuse_contradiction,
     refuse_wrong_kind,
@@ -84,10 +85,11 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
         open_checkpoint(base_at, "base", unpacker, report) as base,
         open_checkpoint(primary_at, operation.primary, unpacker, report) as primary,
     ):
+        stated_by = {each.role: manifest_of_if_any(each) for each in (base, primary)}
         for checkpoint in (base, primary):
-            refuse_wrong_kind(checkpoint, request, report)
+            refuse_wrong_kind(checkpoint, stated_by[checkpoint.role], request, report)
         hashes = collect_hashes({base.role: base, primary.role: primary}, request.hash_workers, report)
-        made = made_delta(primary, report) if operation is Operation.APPLY else None
+        made = made_delta(primary, stated_by[primary.role], report) if operation is Operation.APPLY else None
         if recipe is None and operation is Operation.APPLY:
             recipe = _recipe_of_delta(primary, hashes.files[primary.role], made, report)
         if made is not None:
@@ -99,7 +101,8 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
         matching = match_tensors(base.tensors, primary.tensors, operation, rules, tied=ties_head(base))
         _report_pair(base, primary, matching, report)
         compute = made.compute if made is not None else compute_dtype_of(request.compute_dtype, recipe)
-        stored = request.dtype or (made.target if made is not None else None) or compute
+        # Without a recipe the result is the model that the delta was made from; with one, that of the maker's script.
+        stored = request.dtype or (made.target if made is not None and recipe is None else None) or compute
         inputs = Inputs(
             base=base,
             primary=primary,
@@ -110,11 +113,12 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
             stored=DTYPES[stored],
         )
         if made is not None:
-            report.note(f"{'arithmetic':15} {compute}, stored as {stored} (the delta's manifest says how it was made)")
-        identity = _identify(base, hashes, report)
+            report.note(f"{'arithmetic':15} {arithmetic_text(made, stored)}")
+        identity = _identify(base, hashes, stated_by, report)
         if recipe is not None:
             check_base_identity(base, hashes.files[base.role], identity, recipe, report, allow=request.allow_other_base)
-        _identify(primary, hashes, report)
+        _identify(primary, hashes, stated_by, report)
+        stated_by.clear()  # manifests may be large, and the merge comes yet
         if recipe is not None and operation is Operation.APPLY:
             check_delta_files(primary, hashes.files[primary.role], recipe, report)
         stated = recipe is not None and recipe.stated
@@ -147,12 +151,12 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
         located([(role, request.primary)], request.hub, report) as (at,),
         open_checkpoint(at, role, unpacker, report) as source,
     ):
-        refuse_wrong_kind(source, request, report)
         matching = copy_all(source.tensors, request.operation)
         for text in source.notes:
             report.warn(text)
         hashes = collect_hashes({role: source}, request.hash_workers, report)
         stated = manifest_of_if_any(source)
+        refuse_wrong_kind(source, stated, request, report)
         identity = identify(source, hashes.files[role], read=role in hashes.read, stated=lambda _: stated)
         report.note(f"{role:15} {identity.text}")
         # The bytes are compared with this manifest as they are read.
@@ -192,9 +196,11 @@ def _dtype_of(matching: Matching) -> str:
     return found[0]
 
 
-def _identify(checkpoint: Checkpoint, hashes: InputHashes, report: Report) -> Identity:
+def _identify(
+    checkpoint: Checkpoint, hashes: InputHashes, stated: Mapping[str, Manifest | None], report: Report
+) -> Identity:
     role = checkpoint.role
-    identity = identify(checkpoint, hashes.files[role], read=role in hashes.read)
+    identity = identify(checkpoint, hashes.files[role], read=role in hashes.read, stated=lambda _: stated[role])
     report.note(f"{role:15} {identity.text}")
     return identity
 
@@ -241,13 +247,12 @@ def _recipe_of_delta(
     name = recipe_of_archive(delta.path.name)
     if name is not None:
         return _use(name, "by the name of its archive", report)
-    if made is None or not made.manifest.recipe:
+    if made is None or not made.recipe:
         return None
-    stated = made.manifest
-    if not is_of_package(stated.recipe, stated.recipe_digest):
-        problem = f"was made by the recipe {stated.recipe}, which is not one of the package"
+    if not is_of_package(made.recipe, made.recipe_digest):
+        problem = f"was made by the recipe {made.recipe}, which is not one of the package"
         raise UsageError(problem, where=f"delta {delta.path}", remedy="give the recipe's file: --recipe FILE")
-    return _recipe_of_manifest(stated.recipe, report)
+    return _recipe_of_manifest(made.recipe, report)
 
 
 def _use(name: str, how: str, report: Report) -> Recipe:

@@ -10,10 +10,10 @@ from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import Mismatch, UsageError
 from deltaweights.jobs.request import InputRequest, or_allow
 from deltaweights.manifest.digest import tensor_digest, tensor_hasher
-from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any
+from deltaweights.manifest.input_manifest import lists_same_tensors
 from deltaweights.manifest.parse import InputTensors, Manifest, specs_digest
 from deltaweights.manifest.records import MANIFEST
-from deltaweights.merge.choices import TORCH_NAMES, TRANSFORMERS
+from deltaweights.merge.choices import DIGITS, DTYPES, TORCH_NAMES, TRANSFORMERS
 from deltaweights.merge.operation import Fate, NewRows
 from deltaweights.merge.rules import Matching
 from deltaweights.recipes.recipe import Recipe
@@ -31,20 +31,23 @@ NEW_ROWS = {
 class MadeDelta:
     """What the manifest of a delta that deltaweights made states. Dtypes are torch's names.
 
-    ``stored`` differs from ``compute`` where the differences were rounded once more. ``target`` is the dtype of the model that it
+    ``recipe`` and ``recipe_digest`` are those it was made by, empty without one. ``base`` is what is stated of the base's tensors,
+    None without them; ``origin`` where the base was from, with their content digest. ``stored`` differs from ``compute`` where the differences were rounded once more. ``target`` is the dtype of the model that it
     was made from, ``new_rows`` what its new rows were subtracted from; both None where that is not known, or there is none.
     """
 
-    manifest: Manifest
+    recipe: str
+    recipe_digest: str
+    origin: Mapping[str, str]
+    base: InputTensors | None
     compute: str
     stored: str
     target: str | None
     new_rows: NewRows | None
 
 
-def made_delta(delta: Checkpoint, report: Report) -> MadeDelta | None:
-    """Return what the delta's manifest states, if deltaweights made it; warn of one that is about other tensors."""
-    manifest = manifest_of_if_any(delta)
+def made_delta(delta: Checkpoint, manifest: Manifest | None, report: Report) -> MadeDelta | None:
+    """Return what the delta's ``manifest`` states, if deltaweights made it; warn of one that is about other tensors."""
     if manifest is None or manifest.kind != "delta" or manifest.compute_dtype not in TORCH_NAMES:
         return None
     if not lists_same_tensors(manifest, delta):
@@ -56,12 +59,22 @@ def made_delta(delta: Checkpoint, report: Report) -> MadeDelta | None:
     target = next(iter(dtypes)) if len(dtypes) == 1 else ""
     rows = [NEW_ROWS[fate] for fate in sorted(manifest.fates) if fate in NEW_ROWS]
     return MadeDelta(
-        manifest=manifest,
+        recipe=manifest.recipe,
+        recipe_digest=manifest.recipe_digest,
+        origin=manifest.origins.get("base", {}),
+        base=manifest.read.get("base"),
         compute=TORCH_NAMES[manifest.compute_dtype],
         stored=TORCH_NAMES.get(manifest.dtype, manifest.dtype),
         target=TORCH_NAMES.get(target),
         new_rows=rows[0] if rows else None,
     )
+
+
+def arithmetic_text(made: MadeDelta, stored: str) -> str:
+    """Return how such a delta is added, and ``stored``, a dtype, and what of the target did not survive its making."""
+    digits = DIGITS[DTYPES[made.target]] if made.target else 0
+    lost = f"; the target's {made.target} weights were rounded to it" if digits > DIGITS[DTYPES[made.compute]] else ""
+    return f"{made.compute}, stored as {stored}, as the delta's manifest says{lost}"
 
 
 def refuse_contradiction(made: MadeDelta, delta: Checkpoint, given: str | None, recipe: Recipe | None) -> None:
@@ -80,12 +93,11 @@ def refuse_contradiction(made: MadeDelta, delta: Checkpoint, given: str | None, 
             raise UsageError(problem, where=where, expected=expected[what], remedy="leave the recipe out")
 
 
-def refuse_wrong_kind(checkpoint: Checkpoint, request: InputRequest, report: Report) -> None:
-    """Raise ``Mismatch`` for an input that its own manifest states to be of a kind that the operation cannot use.
+def refuse_wrong_kind(checkpoint: Checkpoint, manifest: Manifest | None, request: InputRequest, report: Report) -> None:
+    """Raise ``Mismatch`` for an input that its own ``manifest`` states to be of a kind that the operation cannot use.
 
     A merge in place of a delta is only a warning where the user allows another base.
     """
-    manifest = manifest_of_if_any(checkpoint)
     if manifest is None or not lists_same_tensors(manifest, checkpoint):
         return
     role, says = checkpoint.role, f"deltaweights made it (its {MANIFEST})"
@@ -112,15 +124,14 @@ def stated_base(
 
     Raises ``Mismatch`` when a few small tensors already have other digests, unless the user allows another base.
     """
-    manifest = made.manifest
-    stated, digest = manifest.read.get("base"), manifest.origins.get("base", {}).get("tensors_digest")
+    stated, digest = made.base, made.origin.get("tensors_digest")
     dropped = {each.spec.name for each in matching.dropped_base}
     used = [base.tensors[name].spec for name in sorted(base.tensors) if name not in dropped]
     if stated is None or digest is None or stated.specs != specs_digest((s.name, s.dtype, s.shape) for s in used):
         return None
     name = _differing(stated, base.tensors)
     if name is not None:
-        error = other_base(base.path, manifest.origins.get("base", {}), name, allow=request.allow_other_base)
+        error = other_base(base.path, made.origin, name, allow=request.allow_other_base)
         if not request.allow_other_base:
             raise error
         report.warn(f"{base.path}: tensor {name}: {error.problem}")

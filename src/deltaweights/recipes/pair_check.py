@@ -46,6 +46,8 @@ def check_pair(recipe: Recipe, base: Checkpoint, primary: Checkpoint) -> None:
             raise Mismatch(problem, where=where, tensor=name, found="no such tensor", remedy=remedy)
     shapes = recipe.shapes
     base_rows = rows({name: tensor.spec for name, tensor in base.tensors.items()})
+    if role == "target":
+        base_rows = 0  # new rows of a base that a target was trained from belong to both
     if shapes.base_rows is not None and 0 < base_rows - shapes.base_rows <= MOST_ADDED:
         count = counted(base_rows - shapes.base_rows, "added row")
         owner = f"; or it is {FINE_TUNED_ROWS[base_rows]}, already fine-tuned" if base_rows in FINE_TUNED_ROWS else ""
