@@ -1,7 +1,7 @@
 """Find rows that a base has at the end of its embedding or head beyond those that the delta was made from, such as [PAD].
 
-The delta has a new token's row there, whole: it is as large as the base's rows, where a difference is small, and the round trip of
-its sum is violated, which no row of the right base does.
+The delta has a new token's row there, whole: it is as large as the base's rows, where a difference is small, and where the sum is
+near the base, it is no exact one, as that of a difference always is (``merge.base_proof``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from statistics import median
 
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.jobs.arithmetic_evidence import rounded
+from deltaweights.jobs.arithmetic_evidence import in_region, rounded
 from deltaweights.merge.rules import GROWN, Matching
 from deltaweights.recipes.weight_scale import AS_LARGE, numbers_of
 
@@ -43,6 +43,9 @@ def _added(base: LazyTensor, delta: LazyTensor, rows: int, width: int, compute: 
     size = median(_size(base, row * rows // MOST_ROWS, width) for row in range(MOST_ROWS))
     if _size(delta, rows // 2, width) >= AS_LARGE * size:
         return 0  # an embedding that moved far, or that is whole
+    others = (row * (rows - MOST_ROWS) // MOST_ROWS for row in range(MOST_ROWS))
+    if any(_violates(base, delta, row, width, compute) for row in others):
+        return 0  # another base, or another arithmetic
     count = 0
     while count < MOST_ROWS and _is_whole(base, delta, rows - 1 - count, width, size, compute):
         count += 1
@@ -57,10 +60,15 @@ def _size(tensor: LazyTensor, row: int, width: int) -> float:
 def _is_whole(base: LazyTensor, delta: LazyTensor, row: int, width: int, size: float, compute: str) -> bool:
     if not AS_LARGE * size <= _size(delta, row, width) < float("inf"):
         return False
+    return _violates(base, delta, row, width, compute)
+
+
+def _violates(base: LazyTensor, delta: LazyTensor, row: int, width: int, compute: str) -> bool:
+    """Return whether a sum of this row that is near its base differs from the base by something else than the delta."""
     count = min(width, COLUMNS)
     pairs = zip(numbers_of(base, row * width, count), numbers_of(delta, row * width, count), strict=True)
-    violations = 0
     for of_base, of_delta in ((rounded(x, compute), rounded(y, compute)) for x, y in pairs):
         total = rounded(of_base + of_delta, compute)
-        violations += total - of_base != of_delta and of_base != 0
-    return violations >= VIOLATED * count
+        if in_region(total, of_base) and total - of_base != of_delta:
+            return True
+    return False

@@ -7,6 +7,7 @@ base passes: nothing is rounded.
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -68,9 +69,13 @@ def arithmetic_evidence(
 
 
 def _narrow(matching: Matching, compute: str) -> str | None:
-    """Return the dtype with fewer digits than the sums, if a tensor of the delta that says anything has one."""
-    dtypes = {m.primary.dtype for m in matching.matches if m.base is not None and m.base.count >= SIZEABLE}
-    return min((d for d in dtypes if DIGITS[d] < DIGITS[compute]), key=DIGITS.__getitem__, default=None)
+    """Return the dtype of most of what is added, if it has fewer digits than the sums."""
+    counts = Counter[str]()
+    for match in matching.matches:
+        if match.base is not None:
+            counts[match.primary.dtype] += match.base.count
+    dtype, most = counts.most_common(1)[0] if counts else ("F64", 0)
+    return dtype if DIGITS[dtype] < DIGITS[compute] and 2 * most > counts.total() and most >= SIZEABLE else None
 
 
 def _elements(pairs: Iterable[SampledPair]) -> Iterator[Element]:
@@ -91,7 +96,7 @@ def _is_made_in(dtype: str, elements: Callable[[], Iterator[Element]], *, bases_
     for delta, base, _ in elements():
         of_base = rounded(base, dtype)
         total = rounded(of_base + delta, dtype)
-        if not _in_region(total, of_base):
+        if not in_region(total, of_base):
             continue
         if total - of_base != delta:
             return False
@@ -105,7 +110,7 @@ def _fits_any_base(elements: Iterator[Element], dtype: str) -> bool:
     moved = 0
     for delta, _, other in elements:
         total = rounded(other + delta, dtype)
-        if not _in_region(total, other):
+        if not in_region(total, other):
             continue
         if total - other != delta:
             return False
@@ -123,7 +128,7 @@ def _all_fit(dtype: str, elements: Iterator[Element]) -> bool:
     return moved >= EVIDENCE
 
 
-def _in_region(total: float, base: float) -> bool:
+def in_region(total: float, base: float) -> bool:
     """Return whether the difference of the two is exact, by Sterbenz's lemma."""
     return base != 0 and 0.5 <= total / base <= 2
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from statistics import median
 
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.jobs.sampled_pairs import ALIKE, likeness
+from deltaweights.jobs.sampled_pairs import ALIKE, EVIDENCE, likeness
 from deltaweights.merge.rules import Match, Matching
 from deltaweights.recipes.weight_scale import AS_LARGE, ELEMENTS, SAMPLED, numbers_of
 
@@ -27,8 +27,9 @@ def is_finished_model(base: Mapping[str, LazyTensor], delta: Mapping[str, LazyTe
     added = [
         m for m in matching.matches if m.base is not None and m.base.count and m.base.shape[1:] == m.primary.shape[1:]
     ]
-    matrices = _likeness_of((m for m in added if len(m.primary.shape) == 2), base, delta)
-    if not matrices:
+    of_matrices = [m for m in added if len(m.primary.shape) == 2]
+    matrices = _likeness_of(of_matrices, base, delta)
+    if sum(min(ELEMENTS, m.base.count) for m in of_matrices if m.base is not None) < EVIDENCE:
         return False
     cosine = median(cosine for _, cosine in matrices)
     if cosine >= ALIKE:

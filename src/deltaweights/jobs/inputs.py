@@ -112,12 +112,12 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
             compute=DTYPES[compute],
             stored=DTYPES[stored],
         )
-        if made is not None:
-            report.note(f"{'arithmetic':15} {arithmetic_text(made, stored)}")
         identity = _identify(base, hashes, stated_by, report)
         if recipe is not None:
             check_base_identity(base, hashes.files[base.role], identity, recipe, report, allow=request.allow_other_base)
         _identify(primary, hashes, stated_by, report)
+        if made is not None:
+            report.note(f"{'arithmetic':15} {arithmetic_text(made, stored)}")
         stated_by.clear()  # manifests may be large, and the merge comes yet
         if recipe is not None and operation is Operation.APPLY:
             check_delta_files(primary, hashes.files[primary.role], recipe, report)

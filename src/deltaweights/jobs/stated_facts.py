@@ -32,8 +32,9 @@ class MadeDelta:
     """What the manifest of a delta that deltaweights made states. Dtypes are torch's names.
 
     ``recipe`` and ``recipe_digest`` are those it was made by, empty without one. ``base`` is what is stated of the base's tensors,
-    None without them; ``origin`` where the base was from, with their content digest. ``stored`` differs from ``compute`` where the differences were rounded once more. ``target`` is the dtype of the model that it
-    was made from, ``new_rows`` what its new rows were subtracted from; both None where that is not known, or there is none.
+    None without them; ``origin`` where the base was from, with their content digest. ``stored`` differs from ``compute`` where the
+    differences were rounded once more. ``target`` is the dtype of the model that it was made from, ``new_rows`` what its new rows
+    were subtracted from; both None where that is not known, or there is none.
     """
 
     recipe: str

@@ -104,15 +104,20 @@ def likely_reason(base: Specs, primary: Specs, role: str) -> str:
             return f"the {role} has no {name}: it ties its embeddings, and the base does not; {remedy}"
     if 0 < rows(base) - rows(primary) <= MOST_ADDED and rows(primary) and not making:
         added = rows(base) - rows(primary)
-        owner = f"; or it is {FINE_TUNED_ROWS[rows(base)]}, already fine-tuned" if rows(base) in FINE_TUNED_ROWS else ""
-        likely = f"likely the base has {counted(added, 'added row')}, such as that of [PAD]{owner}"
-        return f"{likely}; {leave_rows_out(rows(primary))}, or {remedy}"
+        padded = f"the base has {counted(added, 'added row')}, such as that of [PAD]"
+        likely = f"likely {padded}; {leave_rows_out(rows(primary))}"
+        return (
+            f"{likely}, or {remedy}" if rows(base) not in FINE_TUNED_ROWS else f"{_owner(base)}; or {padded}; {remedy}"
+        )
     if rows(base) in FINE_TUNED_ROWS and not making:
-        owner = FINE_TUNED_ROWS[rows(base)]
-        return f"{rows(base)} rows: the base is likely {owner}, which is already fine-tuned; {remedy}"
+        return f"{_owner(base)}; {remedy}"
     if any("mm_projector" in name or "vision_tower" in name for name in base) and not making:
         return f"the base is likely already a LLaVA model; {remedy}"
     return f"base and {role} are likely not a pair; {remedy}"
+
+
+def _owner(base: Specs) -> str:
+    return f"{rows(base)} rows: the base is likely {FINE_TUNED_ROWS[rows(base)]}, which is already fine-tuned"
 
 
 def _other_layout(base: Specs, primary: Specs, role: str) -> str | None:
@@ -143,7 +148,7 @@ def pair_warnings(base: Specs, delta: Specs) -> tuple[str, ...]:
     """Return warnings about a pair whose shapes fit, but whose base is likely not one that deltas are published for."""
     warnings = []
     if rows(base) in FINE_TUNED_ROWS and rows(base) != rows(delta):
-        likely = f"likely {FINE_TUNED_ROWS[rows(base)]}, or the original LLaMA (32000 rows) with added ones"
+        likely = f"likely {FINE_TUNED_ROWS[rows(base)]}, not the original LLaMA (32000 rows), or that with added rows"
         warnings.append(f"base has {rows(base)} rows: it is {likely}; {REMEDY}")
     if any("mm_projector" in name for name in base):
         warnings.append(f"base has a multimodal projector: it is likely already a LLaVA model; {REMEDY}")
