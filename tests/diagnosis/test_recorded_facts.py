@@ -34,6 +34,9 @@ NORM = "model.layers.0.input_layernorm.weight"
 ROWS, HIDDEN = 800, 64  # of an embedding that is too large to be read before the merge
 
 
+DIGITS = {"float16": 11, "bfloat16": 8, "float32": 24}
+
+
 def base_model(dtype: torch.dtype = torch.float16, seed: int = 0) -> Tensors:
     base = base_tensors(2, ROWS, HIDDEN, seed=seed)
     return {name: tensor.to(dtype) for name, tensor in base.items() if not name.endswith("inv_freq")}
@@ -60,7 +63,10 @@ def test_a_delta_is_added_as_it_was_made(tmp_path: Path, compute: str, of_target
     """Without a flag the arithmetic is the manifest's, and the dtype the target's; nothing but the counted weights differs."""
     base = base_model()
     target = tuned(base, DTYPES[of_target])
-    result = made(tmp_path, base, target, compute_dtype=compute)
+    report = RecordingReport()
+    result = made(tmp_path, base, target, compute_dtype=compute, report=report)
+    narrower = DIGITS[compute] < DIGITS[of_target]
+    assert ["come back rounded to it, which is not counted" in text for text in report.warnings] == [True] * narrower
     report = RecordingReport()
     back = apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "back", report=report)
     tensors = load(tmp_path / "back")

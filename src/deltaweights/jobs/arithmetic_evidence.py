@@ -6,17 +6,21 @@ base passes: nothing is rounded.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.jobs.findings import ORIGINAL_DELTA
 from deltaweights.jobs.sampled_pairs import EVIDENCE, SampledPair, kinds_of_pairs
 from deltaweights.merge.base_proof import SIZEABLE
 from deltaweights.merge.choices import DIGITS, TORCH_NAMES
 from deltaweights.merge.rules import Matching
+from deltaweights.recipes.weight_scale import ELEMENTS, SAMPLED, numbers_of
+from deltaweights.report import Report
 
 Element = tuple[float, float, float]
 """A number of the delta, what it is added to, and the base's next number, which belongs to another one."""
@@ -66,6 +70,20 @@ def arithmetic_evidence(
                 rounded=f"the delta's numbers were rounded through {short}", remedy=ORIGINAL_DELTA
             )
     return ArithmeticEvidence()
+
+
+def warn_of_rounded_target(target: Checkpoint, matching: Matching, compute: str, report: Report) -> None:
+    """Warn where a target has weights that ``compute``, the dtype in which its delta is made, does not hold, as samples tell."""
+    matrices = [m.primary for m in matching.matches if len(m.primary.shape) == 2 and m.primary.count]
+    for spec in matrices[:: max(1, len(matrices) // SAMPLED)][:SAMPLED]:
+        if DIGITS[spec.dtype] <= DIGITS[compute] or compute == "F32":  # there is no wider one
+            continue
+        numbers = numbers_of(target.tensors[spec.name], 0, min(ELEMENTS, spec.count))
+        if any(rounded(x, compute) != x for x in numbers if math.isfinite(x)):
+            what = f"its {spec.dtype} weights are not numbers of {TORCH_NAMES[compute]}, and come back rounded to it"
+            wider = "float32" if DIGITS[spec.dtype] > DIGITS["F16"] else TORCH_NAMES[spec.dtype]
+            report.warn(f"{target.path}: {what}, which is not counted; give --compute-dtype {wider} to keep them")
+            return
 
 
 def _narrow(matching: Matching, compute: str) -> str | None:

@@ -11,6 +11,7 @@ from deltaweights.errors import UsageError
 from deltaweights.hub.ids import ModelSource
 from deltaweights.hub.locate import located
 from deltaweights.hub.repo_cache import snapshot_at
+from deltaweights.jobs.arithmetic_evidence import warn_of_rounded_target
 from deltaweights.jobs.base_facts import SampledInputs, facts_of_base
 from deltaweights.jobs.findings import BaseFacts
 from deltaweights.jobs.input_checks import check_base_identity, check_delta_files, check_ties, refuse_no_delta
@@ -129,6 +130,8 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
         if operation is Operation.APPLY:
             pair = SampledInputs(base=base, delta=primary, matching=matching, compute=inputs.compute)
             of_base, powerless = facts_of_base(pair, made, request, report, stated=stated)
+        elif recipe is None:
+            warn_of_rounded_target(primary, matching, inputs.compute, report)
         yield replace(inputs, of_base=of_base, powerless=powerless)
 
 
