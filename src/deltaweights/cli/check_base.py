@@ -56,6 +56,7 @@ def command(recipe: str | None, base: str, delta: str | None, *, as_json: bool, 
     name, file = recipe_of(recipe, options.pop("recipe_option"))
     report = TerminalReport("deltaweights", quiet=quiet)
     found = check_base(base, delta, recipe=name, recipe_file=file, hub=hub_of(options), report=report, **options)
-    line = f"base            {proof_line(found.proof) or 'nothing is added to it'}"
+    unproved = f"NOT proved: {found.powerless}" if found.powerless else "nothing is added to it"
+    line = f"base            {proof_line(found.proof) or unproved}"
     print_outcome({**asdict(found), "proved": found.proved}, [line], as_json=as_json)
     found.raise_unless_proved()

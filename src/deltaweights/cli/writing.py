@@ -51,4 +51,5 @@ def write_checkpoint(
         report.note(f"apply it with   --recipe {shlex.quote(os.fspath(recipe))}")
     elif outcome.get("compute_dtype", "F16") != "F16":
         flags = f"--compute-dtype {request.options.compute_dtype}"
-        report.note(f"apply it with   {flags}, and --dtype if the target's dtype is another: the default is float16")
+        known = "its manifest.json says so, too"
+        report.note(f"apply it with   {flags}, and --dtype if the target's dtype is another ({known})")

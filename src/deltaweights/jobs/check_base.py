@@ -41,7 +41,8 @@ class BaseReport:
     """The result of ``check_base``.
 
     ``stated``: the recipe states the arithmetic of the delta. ``sample``: the share of the blocks that was read. ``proof`` is None
-    when nothing is added to the base.
+    when nothing is added to the base, or where sums would prove no base: ``powerless`` says why. ``rounded``: how the delta
+    seems to have been rounded.
     """
 
     base: str
@@ -51,6 +52,8 @@ class BaseReport:
     stated: bool
     sample: float
     proof: ProofRecord | None
+    powerless: str = ""
+    rounded: str = ""
 
     @property
     def proved(self) -> bool:
@@ -61,6 +64,8 @@ class BaseReport:
         """Raise ``Mismatch`` when the base is refuted, ``CheckFailed`` when there is no evidence."""
         if self.proved:
             return
+        if self.powerless:
+            raise CheckFailed(f"neither proved nor refuted: {self.powerless}", where=self.base)
         if self.proof is None or self.proof.verdict == Verdict.NO_EVIDENCE:
             moved = self.proof.evidence if self.proof else 0
             raise CheckFailed(
@@ -70,7 +75,7 @@ class BaseReport:
                 expected=ENOUGH,
                 code=ErrorCode.BASE_NOT_PROVED,
             )
-        doubt, code = doubt_of(self.proof), code_of_doubt(self.proof)
+        doubt, code = doubt_of(self.proof, self.rounded), code_of_doubt(self.proof)
         if self.proof.whole:
             raise Mismatch(doubt, where=self.delta, remedy=ORIGINAL_SCRIPT, code=code)
         if self.stated or self.proof.verdict == Verdict.VIOLATED:
@@ -137,9 +142,11 @@ def check_base(
             delta=str(inputs.primary.path),
             recipe=inputs.recipe.name if inputs.recipe else None,
             compute_dtype=TORCH_NAMES[inputs.compute],
-            stated=inputs.arithmetic_stated,
+            stated=inputs.of_base.stated,
             sample=sample,
-            proof=proof_of(proofs),
+            proof=None if inputs.powerless else proof_of(proofs),
+            powerless=inputs.powerless,
+            rounded=inputs.of_base.rounded,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, Mismatch
@@ -21,6 +21,7 @@ ANYWAY = "check the inputs; run without --strict to publish it, or discard it wi
 
 PUBLISH_ANYWAY = "--allow-unproved-base publishes it anyway"
 ORIGINAL_SCRIPT = "no recipe can state this yet: merge this delta with its publisher's script"
+ORIGINAL_DELTA = "fetch the delta as it was published"
 ADD_ANYWAY = "--allow-unproved-base adds the base to them all the same, which gives wrong weights"
 
 
@@ -86,10 +87,25 @@ def _region(proof: ProofRecord) -> str:
     return f"{proof.weights:,} weights, {proof.region / proof.weights:.1%} in the region"
 
 
-def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allowed: bool) -> None:
-    """Report a base that is not proved.
+@dataclass(frozen=True, kw_only=True)
+class BaseFacts:
+    """What is known of base and delta before their weights are added, and decides how the sums are judged.
 
-    Raises ``Mismatch`` when the recipe states how the delta was computed (``stated``), or tensors are stored whole in the delta,
+    ``stated``: recipe or manifest state the arithmetic in which the delta was made. ``digest`` is the content digest that the base
+    must have, ``origin`` where the delta's manifest says that it is from; ``rounded`` is how the delta seems to have been rounded.
+    None and empty where nothing is known.
+    """
+
+    stated: bool = False
+    digest: str | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
+    rounded: str = ""
+
+
+def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allowed: bool, rounded: str = "") -> None:
+    """Report a base that is not proved; ``rounded`` as in ``BaseFacts``.
+
+    Raises ``Mismatch`` when it is known how the delta was computed (``stated``), or tensors are stored whole in the delta,
     unless the user ``allowed`` it.
     """
     if proof is None or proof.verdict == Verdict.PROVED:
@@ -97,9 +113,10 @@ def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allow
     if proof.verdict == Verdict.NO_EVIDENCE:
         report.note(f"the base is neither proved nor refuted: only {proof.evidence:,} weights of the sum moved")
         return
-    problem = doubt_of(proof)
+    problem = doubt_of(proof, rounded)
     if (stated or proof.whole) and not allowed:
-        remedy = f"{ORIGINAL_SCRIPT}; {ADD_ANYWAY}" if proof.whole else f"use the right base; {PUBLISH_ANYWAY}"
+        right = f"{ORIGINAL_DELTA}, or use the right base" if rounded else "use the right base"
+        remedy = f"{ORIGINAL_SCRIPT}; {ADD_ANYWAY}" if proof.whole else f"{right}; {PUBLISH_ANYWAY}"
         raise Mismatch(problem, remedy=f"{remedy}; deltaweights clean discards it", code=code_of_doubt(proof))
     report.warn(problem)
 
@@ -111,8 +128,8 @@ def code_of_doubt(proof: ProofRecord) -> ErrorCode:
     return ErrorCode.WRONG_BASE if proof.verdict == Verdict.VIOLATED else ErrorCode.BASE_NOT_PROVED
 
 
-def doubt_of(proof: ProofRecord) -> str:
-    """Return why a base with evidence is not proved: the counts, the tensors, and the likely cause."""
+def doubt_of(proof: ProofRecord, rounded: str = "") -> str:
+    """Return why a base with evidence is not proved: the counts, the tensors, the likely cause, and the one after it."""
     if proof.whole:
         return f"{are_whole(proof.whole)}: {_not_back(proof)}, and all other tensors prove the base"
     if proof.verdict == Verdict.PARTIAL:
@@ -122,6 +139,10 @@ def doubt_of(proof: ProofRecord) -> str:
         Verdict.VIOLATED: "the base is not the one that the delta was made from",
         Verdict.OTHER_ARITHMETIC: "the base cannot be proved",
     }
+    if rounded:
+        counts = Proof(proof.weights, proof.region, proof.violations, proof.evidence)
+        found = f"{_not_back(proof)}, most in {worst(proof.tensors)}"
+        return f"the base cannot be proved: {found}; likely {rounded}; or {likely_cause(counts)}"
     return f"{problems[Verdict(proof.verdict)]}: {_violations(proof)}"
 
 

@@ -9,18 +9,21 @@ from deltaweights.checkpoint.samples import same_weights, sample_digests
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch
 from deltaweights.hub.repo_cache import snapshot_at
+from deltaweights.jobs.added_rows import added_rows
 from deltaweights.jobs.findings import ADD_ANYWAY, ORIGINAL_SCRIPT, are_whole
-from deltaweights.jobs.request import InputRequest
+from deltaweights.jobs.finished_model import is_finished_model
+from deltaweights.jobs.request import InputRequest, or_allow
 from deltaweights.jobs.whole_tensors import whole_tensors
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.rules import Matching
 from deltaweights.recipes.catalogue import recipe_of_repo
 from deltaweights.recipes.identify import Identity, generation_of_config, ties_head
 from deltaweights.recipes.models import known_file, model
-from deltaweights.recipes.pair_check import EMBEDDING, HEAD
+from deltaweights.recipes.pair_check import EMBEDDING, HEAD, leave_rows_out, rows
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.recipes.weight_scale import AS_LARGE, relative_scale
 from deltaweights.report import Report
+from deltaweights.util.text import counted
 
 
 def check_base_identity(
@@ -41,7 +44,7 @@ def check_base_identity(
     if wanted is not None and identity.model is not None and identity.model != wanted.key:
         problem = f"this is {model(identity.model).title}, not {title}"
         if not allow:
-            remedy = f"use {title}{_or_allow(allow)}"
+            remedy = f"use {title}{or_allow(allow)}"
             raise Mismatch(
                 problem, where=base.path, found=identity.text, expected=title, remedy=remedy, code=ErrorCode.WRONG_BASE
             )
@@ -87,12 +90,14 @@ def refuse_no_delta(
     *,
     compute: str,
     stated: bool,
+    made: bool,
 ) -> None:
-    """Raise ``Mismatch`` for a primary that is the base itself, and for a delta whose weights are as large as a merged model's.
+    """Raise ``Mismatch`` for a primary that is the base itself, and for a finished model in place of a delta.
 
-    The second is only a warning unless ``stated``: the recipe states the arithmetic of the delta. Only tensors of both checkpoints
-    are compared: buffers, new rows and tensors of the primary alone do not tell two checkpoints apart. Raises ``Mismatch``, too,
-    for a delta that is small but for tensors that are stored whole; ``compute`` is a dtype.
+    A delta that is only as large as a model is a warning unless ``stated``: the recipe states the arithmetic of the delta. Only
+    tensors of both checkpoints are compared: buffers, new rows and tensors of the primary alone do not tell two checkpoints apart.
+    Raises ``Mismatch``, too, for a delta that is small but for tensors that are stored whole, and for a base with rows that the
+    delta was not made from; ``compute`` is a dtype. ``made``: the delta's manifest says that it is one, which samples do not doubt.
     """
     operation, allow = request.operation, request.allow_other_base
     shared = [m.primary.name for m in matching.matches if m.base == m.primary and m.primary.count]
@@ -103,10 +108,10 @@ def refuse_no_delta(
         elif allow:
             report.warn(f"{primary.path}: {problem}")
         else:
-            remedy = f"give the delta itself{_or_allow(allow)}"
+            remedy = f"give the delta itself{or_allow(allow)}"
             raise Mismatch(problem, where=primary.path, remedy=remedy, code=ErrorCode.NOT_A_DELTA)
         return
-    if operation is not Operation.APPLY:
+    if operation is not Operation.APPLY or made:
         return
     share = relative_scale(base.tensors, primary.tensors)
     if share is None:
@@ -118,11 +123,13 @@ def refuse_no_delta(
             raise Mismatch(are_whole(whole), where=primary.path, remedy=remedy, code=ErrorCode.STORED_WHOLE)
         if whole:
             report.warn(f"{primary.path}: {are_whole(whole)}: the base is added to them all the same")
+        else:
+            _refuse_added_rows(base, primary, matching, request, report, compute)
         return
     found = f"weights {share:.2g} times as large as the base's"
     problem = "likely already a merged model, not a delta"
-    if stated and not allow:
-        remedy = f"give the delta itself{_or_allow(allow)}"
+    if not allow and (stated or is_finished_model(base.tensors, primary.tensors, matching)):
+        remedy = f"give the delta itself{or_allow(allow)}"
         raise Mismatch(
             problem,
             where=primary.path,
@@ -132,6 +139,23 @@ def refuse_no_delta(
             code=ErrorCode.ALREADY_MERGED,
         )
     report.warn(f"{primary.path}: {problem}: found {found}, expected a small part of them")
+
+
+def _refuse_added_rows(
+    base: Checkpoint, primary: Checkpoint, matching: Matching, request: InputRequest, report: Report, compute: str
+) -> None:
+    """Raise ``Mismatch`` for a base whose last rows would be added to whole rows of the delta: its new tokens."""
+    count, allow = added_rows(base.tensors, primary.tensors, matching, compute), request.allow_other_base
+    if not count:
+        return
+    found = rows({name: tensor.spec for name, tensor in base.tensors.items()})
+    problem = (
+        f"the base has {counted(count, 'added row')}, such as that of [PAD], where the delta has tokens of its own"
+    )
+    if not allow:
+        remedy = f"{leave_rows_out(found - count)}{or_allow(allow)}"
+        raise Mismatch(problem, where=base.path, found=f"{found} rows", expected=found - count, remedy=remedy)
+    report.warn(f"{base.path}: {problem}")
 
 
 def check_ties(checkpoint: Checkpoint, report: Report) -> None:
@@ -144,7 +168,3 @@ def check_ties(checkpoint: Checkpoint, report: Report) -> None:
     if not same or len({*sample_digests({EMBEDDING: embedding, HEAD: head}).values()}) > 1:
         stored = f"{EMBEDDING} and {HEAD} are stored, and differ: a loader would use one of them as both"
         report.warn(f"{checkpoint.path}: config.json says tie_word_embeddings: true, but {stored}")
-
-
-def _or_allow(allow: bool | None) -> str:
-    return "; --allow-unproved-base lets it pass" if allow is not None else ""

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from deltaweights.checkpoint.folder import Checkpoint, Unpacker, open_checkpoint
 from deltaweights.errors import Mismatch, UsageError
 from deltaweights.hub.ids import ModelSource
 from deltaweights.hub.locate import located
 from deltaweights.hub.repo_cache import snapshot_at
+from deltaweights.jobs.arithmetic_evidence import warn_of_rounded_target
+from deltaweights.jobs.base_facts import SampledInputs, facts_of_base
+from deltaweights.jobs.findings import BaseFacts
 from deltaweights.jobs.input_checks import check_base_identity, check_delta_files, check_ties, refuse_no_delta
 from deltaweights.jobs.request import InputRequest, Place, compute_dtype_of
+from deltaweights.jobs.stated_facts import (
+    MadeDelta,
+    arithmetic_text,
+    made_delta,
+    refuse_contradiction,
+    refuse_wrong_kind,
+)
 from deltaweights.jobs.swapped import is_small, refuse_swapped
 from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any
 from deltaweights.manifest.parse import Manifest
@@ -34,7 +44,8 @@ class Inputs:
 
     ``base`` is None when the primary is copied. ``recipe`` is None where the plain rules apply. ``compute`` and ``stored`` are
     safetensors dtypes. ``manifest`` is the primary's own, when it lists exactly the primary's tensors; ``expected`` is the content
-    digest that the result must then have, unless its dtypes change.
+    digest that the result must then have, unless its dtypes change. ``of_base`` says how the sums are judged, ``powerless`` why
+    they would prove no base.
     """
 
     base: Checkpoint | None
@@ -46,11 +57,8 @@ class Inputs:
     stored: str
     manifest: Manifest | None = None
     expected: str | None = None
-
-    @property
-    def arithmetic_stated(self) -> bool:
-        """Whether the recipe states the arithmetic in which the delta was computed."""
-        return self.recipe is not None and self.recipe.stated
+    of_base: BaseFacts = field(default_factory=BaseFacts)
+    powerless: str = ""
 
 
 @contextmanager
@@ -79,21 +87,20 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
         open_checkpoint(base_at, "base", unpacker, report) as base,
         open_checkpoint(primary_at, operation.primary, unpacker, report) as primary,
     ):
+        stated_by = {each.role: manifest_of_if_any(each) for each in (base, primary)}
+        for checkpoint in (base, primary):
+            refuse_wrong_kind(checkpoint, stated_by[checkpoint.role], request, report)
         hashes = collect_hashes({base.role: base, primary.role: primary}, request.hash_workers, report)
+        made = made_delta(primary, stated_by[primary.role], report) if operation is Operation.APPLY else None
         if recipe is None and operation is Operation.APPLY:
-            recipe = _recipe_of_delta(primary, hashes.files[primary.role], report)
-        try:
-            matching = _match(base, primary, operation, recipe)
-        except Mismatch:
-            if operation is Operation.APPLY:
-                refuse_swapped(base, primary)
-            raise
-        for text in (*base.notes, *primary.notes, *matching.warnings):
-            report.warn(text)
-        for match in matching.matches:
-            if match.tied_to is not None:
-                report.note(f"{base.role:15} tied: its {match.tied_to} is its {match.primary.name}, too (config.json)")
-        compute = compute_dtype_of(request.compute_dtype, recipe)
+            recipe = _recipe_of_delta(primary, hashes.files[primary.role], made, report)
+        if made is not None:
+            refuse_contradiction(made, primary, request.compute_dtype, recipe)
+        matching = _match(base, primary, operation, recipe)
+        _report_pair(base, primary, matching, report)
+        compute = made.compute if made is not None else compute_dtype_of(request.compute_dtype, recipe)
+        # Without a recipe the result is the model that the delta was made from; with one, that of the maker's script.
+        stored = request.dtype or (made.target if made is not None and recipe is None else None) or compute
         inputs = Inputs(
             base=base,
             primary=primary,
@@ -101,33 +108,65 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
             matching=matching,
             recipe=recipe,
             compute=DTYPES[compute],
-            stored=DTYPES[request.dtype or compute],
+            stored=DTYPES[stored],
         )
-        identity = _identify(base, hashes, report)
-        if operation is Operation.APPLY and not request.allow_other_base and is_small(identity.typical):
-            refuse_swapped(base, primary)
-        if recipe is not None:
-            check_base_identity(base, hashes.files[base.role], identity, recipe, report, allow=request.allow_other_base)
-        _identify(primary, hashes, report)
-        if recipe is not None and operation is Operation.APPLY:
-            check_delta_files(primary, hashes.files[primary.role], recipe, report)
-        for checkpoint in (base, primary):
-            check_ties(checkpoint, report)
-        refuse_no_delta(
-            base, primary, matching, request, report, compute=inputs.compute, stated=inputs.arithmetic_stated
-        )
-        yield inputs
+        yield _examined(inputs, made, stated_by, request, report)
+
+
+def _examined(
+    inputs: Inputs, made: MadeDelta | None, stated_by: dict[str, Manifest | None], request: InputRequest, report: Report
+) -> Inputs:
+    """Identify both, and refuse what is not a base and its delta. ``stated_by`` has the manifests by role, and is emptied."""
+    base, primary, recipe, hashes, matching = inputs.base, inputs.primary, inputs.recipe, inputs.hashes, inputs.matching
+    assert base is not None  # noqa: S101  (this tells mypy)
+    identity = _identify(base, hashes, stated_by, report)
+    if request.operation is Operation.APPLY and not request.allow_other_base and is_small(identity.typical):
+        refuse_swapped(base, primary)
+    if recipe is not None:
+        check_base_identity(base, hashes.files[base.role], identity, recipe, report, allow=request.allow_other_base)
+    _identify(primary, hashes, stated_by, report)
+    if made is not None:
+        report.note(f"{'arithmetic':15} {arithmetic_text(made, TORCH_NAMES[inputs.stored])}")
+    stated_by.clear()  # manifests may be large, and the merge comes yet
+    if recipe is not None and request.operation is Operation.APPLY:
+        check_delta_files(primary, hashes.files[primary.role], recipe, report)
+    stated = recipe is not None and recipe.stated
+    refuse_no_delta(
+        base, primary, matching, request, report, compute=inputs.compute, stated=stated, made=made is not None
+    )
+    of_base, powerless = BaseFacts(stated=stated), ""
+    if request.operation is Operation.APPLY:
+        pair = SampledInputs(base=base, delta=primary, matching=matching, compute=inputs.compute)
+        of_base, powerless = facts_of_base(pair, made, request, report, stated=stated)
+    elif recipe is None:
+        warn_of_rounded_target(primary, matching, inputs.compute, report)
+    return replace(inputs, of_base=of_base, powerless=powerless)
+
+
+def _report_pair(base: Checkpoint, primary: Checkpoint, matching: Matching, report: Report) -> None:
+    """Report what opening and matching the two found."""
+    for text in (*base.notes, *primary.notes, *matching.warnings):
+        report.warn(text)
+    for checkpoint in (base, primary):
+        check_ties(checkpoint, report)
+    for match in matching.matches:
+        if match.tied_to is not None:
+            report.note(f"{base.role:15} tied: its {match.tied_to} is its {match.primary.name}, too (config.json)")
 
 
 def _match(base: Checkpoint, primary: Checkpoint, operation: Operation, recipe: Recipe | None) -> Matching:
     """Match the tensors by the recipe's rules, or the plain ones. Raises ``Mismatch``."""
-    rules = LLAVA_RULES
-    if recipe is not None:
-        check_pair(recipe, base, primary)
-        rules = MatchRules(recipe.delta_only, NewRows(recipe.new_rows))
-    # Of a Hub repository, config.json is fetched only if it matters: what is wrong with the pair is said before that.
-    tied = bool(tied_twins(base.tensors, primary.tensors)) and ties_head(base)
-    return match_tensors(base.tensors, primary.tensors, operation, rules, tied=tied)
+    rules = LLAVA_RULES if recipe is None else MatchRules(recipe.delta_only, NewRows(recipe.new_rows))
+    try:
+        if recipe is not None:
+            check_pair(recipe, base, primary)
+        # Of a Hub repository, config.json is fetched only if it matters: what is wrong with the pair is said before that.
+        tied = bool(tied_twins(base.tensors, primary.tensors)) and ties_head(base)
+        return match_tensors(base.tensors, primary.tensors, operation, rules, tied=tied)
+    except Mismatch:
+        if operation is Operation.APPLY:
+            refuse_swapped(base, primary)
+        raise
 
 
 @contextmanager
@@ -143,6 +182,7 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
             report.warn(text)
         hashes = collect_hashes({role: source}, request.hash_workers, report)
         stated = manifest_of_if_any(source)
+        refuse_wrong_kind(source, stated, request, report)
         identity = identify(source, hashes.files[role], read=role in hashes.read, stated=lambda _: stated)
         report.note(f"{role:15} {identity.text}")
         # The bytes are compared with this manifest as they are read.
@@ -182,9 +222,11 @@ def _dtype_of(matching: Matching) -> str:
     return found[0]
 
 
-def _identify(checkpoint: Checkpoint, hashes: InputHashes, report: Report) -> Identity:
+def _identify(
+    checkpoint: Checkpoint, hashes: InputHashes, stated: Mapping[str, Manifest | None], report: Report
+) -> Identity:
     role = checkpoint.role
-    identity = identify(checkpoint, hashes.files[role], read=role in hashes.read)
+    identity = identify(checkpoint, hashes.files[role], read=role in hashes.read, stated=lambda _: stated[role])
     report.note(f"{role:15} {identity.text}")
     return identity
 
@@ -213,7 +255,9 @@ def _recipe_of_repository(delta: Place, report: Report) -> Recipe | None:
     return _use(name, f"{delta.id.repo} on the Hub", report) if name is not None else None
 
 
-def _recipe_of_delta(delta: Checkpoint, hashes: Mapping[str, str], report: Report) -> Recipe | None:
+def _recipe_of_delta(
+    delta: Checkpoint, hashes: Mapping[str, str], made: MadeDelta | None, report: Report
+) -> Recipe | None:
     """Return the recipe of a delta that is a snapshot of the Hub, a named archive, files whose hashes are known, or one we made.
 
     Raises ``UsageError`` when it was made by a recipe that is not one of the package.
@@ -229,13 +273,12 @@ def _recipe_of_delta(delta: Checkpoint, hashes: Mapping[str, str], report: Repor
     name = recipe_of_archive(delta.path.name)
     if name is not None:
         return _use(name, "by the name of its archive", report)
-    stated = manifest_of_if_any(delta)
-    if stated is None or stated.kind != "delta" or not stated.recipe or not lists_same_tensors(stated, delta):
+    if made is None or not made.recipe:
         return None
-    if not is_of_package(stated.recipe, stated.recipe_digest):
-        problem = f"was made by the recipe {stated.recipe}, which is not one of the package"
+    if not is_of_package(made.recipe, made.recipe_digest):
+        problem = f"was made by the recipe {made.recipe}, which is not one of the package"
         raise UsageError(problem, where=f"delta {delta.path}", remedy="give the recipe's file: --recipe FILE")
-    return _recipe_of_manifest(stated.recipe, report)
+    return _recipe_of_manifest(made.recipe, report)
 
 
 def _use(name: str, how: str, report: Report) -> Recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from deltaweights.jobs.findings import BaseFacts
 from deltaweights.jobs.prepare import Prepared
 from deltaweights.jobs.provenance import is_streamed, origins_of, verified_hashes
 from deltaweights.merge.plan import Plan
@@ -20,7 +21,8 @@ class PlannedResult:
 
     ``companions`` are files by name. ``hashes`` are the sha256 of input files that were computed or compared. ``origins`` are the
     sources of the inputs, ``parents`` those that the primary's own manifest states of its inputs. ``expected`` is the content
-    digest, in the original layout, that this manifest states. ``streamed``: an input was not kept.
+    digest, in the original layout, that this manifest states. ``of_base`` says how the sums are judged. ``streamed``: an input was
+    not kept.
     """
 
     plan: Plan
@@ -30,12 +32,8 @@ class PlannedResult:
     origins: Texts
     parents: Texts
     expected: str | None
+    of_base: BaseFacts
     streamed: bool
-
-    @property
-    def arithmetic_stated(self) -> bool:
-        """Whether the recipe states the arithmetic in which the delta was computed."""
-        return self.recipe is not None and self.recipe.stated
 
 
 def planned_result(prepared: Prepared) -> PlannedResult:
@@ -49,5 +47,6 @@ def planned_result(prepared: Prepared) -> PlannedResult:
         origins=origins_of(prepared.checkpoints),
         parents=manifest.origins if manifest is not None else {},
         expected=prepared.inputs.expected,
+        of_base=prepared.inputs.of_base,
         streamed=any(map(is_streamed, prepared.checkpoints.values())),
     )

@@ -156,7 +156,7 @@ def _plan(request: Request, inputs: Inputs, tower: VisionTower | None, export: E
             for name, data in export.companions.files.items()
         ],
         request.operation,
-        check=base is not None and request.options.prove,
+        check=base is not None and request.options.prove and not inputs.powerless,
         recipe=RecipeRecord(recipe.name, recipe.digest, wants_sum) if base and recipe else None,
     )
 

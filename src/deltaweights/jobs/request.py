@@ -174,6 +174,11 @@ def find_recipe(name: str | None, file: PathLike | None) -> Recipe | None:
     return load(name) if name is not None else None
 
 
+def or_allow(allow: bool | None) -> str:
+    """Return how to let another base pass, where the caller has such an option."""
+    return "; --allow-unproved-base lets it pass" if allow is not None else ""
+
+
 def needed_recipe(recipe: Recipe | None, role: str) -> Recipe:
     """Return the recipe that says where the input ``role`` is. Raises ``UsageError`` when there is none."""
     if recipe is None:

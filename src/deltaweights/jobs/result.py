@@ -38,7 +38,7 @@ class Published(Findings):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The published folder, after a run or as an earlier run left it."""
+    """The published folder, after a run or as an earlier run left it; ``base_digest`` is the content digest of its base."""
 
     status: str
     content_digest: str
@@ -46,6 +46,7 @@ class Outcome:
     findings: Findings
     published_sum: SumFound | None = None
     streamed: bool = False
+    base_digest: str | None = None
 
 
 def published(plan: Plan, recipe: Recipe | None, outcome: Outcome, seconds: dict[str, float]) -> Published:

@@ -12,7 +12,7 @@ from deltaweights.hub.files import AGAIN, Refetched
 from deltaweights.hub.transfer import DamagedFile
 from deltaweights.inference.check_process import check_in_subprocess
 from deltaweights.jobs.documents import write_documents
-from deltaweights.jobs.findings import check_sum, judge_base, report_numbers
+from deltaweights.jobs.findings import BaseFacts, check_sum, judge_base, report_numbers
 from deltaweights.jobs.options import Options
 from deltaweights.jobs.other_result import refuse_other_result
 from deltaweights.jobs.planned_result import PlannedResult, planned_result
@@ -20,6 +20,7 @@ from deltaweights.jobs.prepare import Prepared, prepare
 from deltaweights.jobs.provenance import UNVERIFIED, marks_of
 from deltaweights.jobs.request import Request
 from deltaweights.jobs.result import ALREADY_COMPLETE, Outcome, Published, published
+from deltaweights.jobs.stated_facts import other_base
 from deltaweights.jobs.stream import stream_shards
 from deltaweights.jobs.summary import check_space, report_plan
 from deltaweights.manifest.findings import Findings
@@ -28,7 +29,7 @@ from deltaweights.manifest.verify import finish_verify
 from deltaweights.merge.device import check_device
 from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.plan import Plan
-from deltaweights.merge.record import findings_of, records_of
+from deltaweights.merge.record import digests_of, findings_of, records_of
 from deltaweights.report import Report
 from deltaweights.staging.location import TargetLocation
 from deltaweights.staging.open_staging import OpenStaging
@@ -86,7 +87,7 @@ def _run(prepared: Prepared, report: Report, began: float) -> Published:
         )
         if prepared.hashes.read - {VISION_TOWER}:
             report.warn("the existing manifest is not changed: --hash-inputs adds nothing to it")
-        _judge(prepared.plan, outcome.findings, options, report, stated=prepared.inputs.arithmetic_stated)
+        _judge(prepared.plan, outcome.findings, options, report, prepared.inputs.of_base, outcome.base_digest)
         if options.check:
             check_in_subprocess(location.target, location.target, report)
     seconds["total"] = time.monotonic() - began
@@ -130,6 +131,7 @@ def _already_complete(prepared: Prepared, target: TargetState) -> Outcome | None
         manifest_sha256=found.manifest_sha256,
         findings=manifest.findings,
         streamed=manifest.streamed,
+        base_digest=manifest.origins.get("base", {}).get("tensors_digest"),
     )
 
 
@@ -196,8 +198,11 @@ def publish_result(
 ) -> Outcome:
     """Check the findings of finished shards, write the documents beside them, and publish. Raises what ``apply_delta`` raises."""
     plan, location, records = planned.plan, staging.staging.location, records_of(fragments)
-    findings = findings_of(records, stated=planned.arithmetic_stated, allowed=options.allow_unproved_base)
-    _judge(plan, findings, options, report, stated=planned.arithmetic_stated)
+    of_base = planned.of_base
+    found = digests_of(plan, records).inputs["base"] if of_base.digest is not None else None
+    stated = of_base.stated and (found is None or found != of_base.digest)
+    findings = findings_of(records, stated=stated, allowed=options.allow_unproved_base)
+    _judge(plan, findings, options, report, of_base, found)
     # The published sum is that of the merged weights.
     summed = planned.recipe if plan.operation is Operation.APPLY else None
     published_sum = check_sum(records.values(), summed, report)
@@ -223,9 +228,23 @@ def publish_result(
     )
 
 
-def _judge(plan: Plan, findings: Findings, options: Options, report: Report, *, stated: bool) -> None:
-    """Report the findings. Raises ``CheckFailed`` or ``Mismatch`` for a result that must not be published."""
+def _judge(
+    plan: Plan, findings: Findings, options: Options, report: Report, of_base: BaseFacts, found: str | None
+) -> None:
+    """Report the findings; ``found`` is the content digest of the base, where it is known.
+
+    Raises ``CheckFailed`` or ``Mismatch`` for a result that must not be published.
+    """
     report_numbers(findings, plan.operation, report, strict=options.strict)
-    judge_base(findings.proof, report, stated=stated, allowed=options.allow_unproved_base)
-    if stated and not plan.check and plan.operation is Operation.APPLY:
+    allowed = options.allow_unproved_base
+    if found is not None and found == of_base.digest:
+        report.note("the base is the one that the delta was made from, by the digest in the delta's manifest")
+        return
+    if found is not None and of_base.digest is not None:
+        error = other_base("base", of_base.origin, allow=allowed)
+        if not allowed:
+            raise error
+        report.warn(error.problem)
+    judge_base(findings.proof, report, stated=of_base.stated, allowed=allowed, rounded=of_base.rounded)
+    if of_base.stated and not options.prove and plan.operation is Operation.APPLY:
         report.warn("the base was not checked (--no-prove)")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltaweights.checkpoint.tensors import name_fault
+from blake3 import blake3
+
+from deltaweights.checkpoint.tensors import ITEM_SIZES, name_fault
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.findings import Findings, check_size
 from deltaweights.manifest.records import MANIFEST, MANIFEST_FORMAT, SUMS, FileRecord, check_file_name, check_format
 from deltaweights.util import limits
 from deltaweights.util.json_reader import Document, JsonReader
-from deltaweights.util.text import Json
+from deltaweights.util.text import Json, compact_json
 
 MAX_DIGEST = 128  # characters of a digest, including the name of its algorithm
 LISTING = "listing"  # the kind of a manifest that lists a folder and names no inputs
@@ -25,17 +28,33 @@ ADDED_FATES = ("vision_tower", "identity", "zeros")
 ORIGIN = ("repo", "commit", "tensors_digest")  # the keys that say what an input is and where it is from
 TensorRow = tuple[str, tuple[int, ...], str]  # dtype, shape and digest of a tensor
 
+SMALL, MOST_SMALL = 64 * 1024, 16
+"""Bytes of a tensor that is read to compare an input with a manifest, and how many such tensors are remembered of each input."""
+
+
+@dataclass(frozen=True)
+class InputTensors:
+    """What a manifest states of the tensors of one input that have a part in the result.
+
+    ``dtypes`` are theirs, ``specs`` is the digest of their names, dtypes and shapes (``specs_digest``), ``small`` has a few of at
+    most ``SMALL`` bytes.
+    """
+
+    dtypes: frozenset[str]
+    specs: str
+    small: Mapping[str, TensorRow]
+
 
 @dataclass(frozen=True)
 class Manifest:
     """The parsed manifest; ``places`` holds the file of each tensor.
 
-    ``plan``, ``recipe`` and its ``recipe_digest``, ``compute_dtype`` and ``layout`` are empty when the manifest has none. ``kind``
-    is "merge", "delta", "copy" or, without inputs, "listing". ``unverified`` names the input files without a sha256; ``streamed``
-    says that an input was read from the Hub without being stored. ``origins`` maps a role to what the manifest has under
-    ``ORIGIN``. ``folders`` are the subfolders of a listing. In the layout of current transformers, ``original_names`` maps tensors
-    of the model to their names in the original layout, and ``original_content_digest`` is the content digest there; else it is
-    empty.
+    ``plan``, ``recipe`` and its ``recipe_digest``, ``compute_dtype``, ``dtype`` and ``layout`` are empty when the manifest has
+    none. ``fates`` are those that its tensors have, ``read`` has what it states of the tensors of each input. ``kind`` is "merge",
+    "delta", "copy" or, without inputs, "listing". ``unverified`` names the input files without a sha256; ``streamed`` says that an
+    input was read from the Hub without being stored. ``origins`` maps a role to what the manifest has under ``ORIGIN``.
+    ``folders`` are the subfolders of a listing. In the layout of current transformers, ``original_names`` maps tensors of the model
+    to their names in the original layout, and ``original_content_digest`` is the content digest there; else it is empty.
     """
 
     files: dict[str, FileRecord]
@@ -55,6 +74,9 @@ class Manifest:
     original_names: Mapping[str, str] = field(default_factory=dict)
     layout: str = ""
     recipe_digest: str = ""
+    dtype: str = ""
+    fates: frozenset[str] = frozenset()
+    read: Mapping[str, InputTensors] = field(default_factory=dict)
 
 
 def parse_manifest(document: Document) -> Manifest:
@@ -72,7 +94,7 @@ def parse_manifest(document: Document) -> Manifest:
 def _manifest(result: dict[str, Any], inputs: dict[str, Any]) -> Manifest:
     if {MANIFEST, SUMS} & set(result["files"]):
         raise ValueError(f"{MANIFEST} and {SUMS} must not be among the files that a manifest lists")
-    rows, places, original_names = result["tensors"]
+    rows, places, original_names, fates = result["tensors"]
     options = result.get("options", {})
     roles = {role: inputs[role] for role in ROLES if role in inputs}
     return Manifest(
@@ -93,6 +115,9 @@ def _manifest(result: dict[str, Any], inputs: dict[str, Any]) -> Manifest:
         original_names=original_names,
         layout=_text(options.get("layout", "")),
         recipe_digest=_text(result.get("recipe", {}).get("digest", "")),
+        dtype=_text(options.get("dtype", "")),
+        fates=fates,
+        read={role: found["tensors"] for role, found in roles.items() if "tensors" in found},
     )
 
 
@@ -127,11 +152,14 @@ def _file(document: Json) -> FileRecord:
     return FileRecord(size, sha256)
 
 
-def _read_tensors(reader: JsonReader) -> tuple[dict[str, TensorRow], dict[str, str], dict[str, str]]:
-    """Return dtype, shape and digest of each tensor, its file, and, for tensors of the model, its original name."""
+def _read_tensors(
+    reader: JsonReader,
+) -> tuple[dict[str, TensorRow], dict[str, str], dict[str, str], frozenset[str]]:
+    """Return dtype, shape and digest of each tensor, its file, for tensors of the model its original name, and all fates."""
     rows: dict[str, TensorRow] = {}
     places: dict[str, str] = {}
     original_names: dict[str, str] = {}
+    fates: set[str] = set()
     for name in reader.members():
         tensor = reader.value()
         digest = _text(tensor["digest"])
@@ -140,9 +168,11 @@ def _read_tensors(reader: JsonReader) -> tuple[dict[str, TensorRow], dict[str, s
         shape = tuple(map(check_size, tensor["shape"]))
         rows[_tensor_name(name)] = reader.interned(tensor["dtype"]), shape, digest
         places[name] = reader.interned(check_file_name(tensor["file"]))
+        if "fate" in tensor:
+            fates.add(reader.interned(_text(tensor["fate"])))
         if tensor.get("fate") not in ADDED_FATES:
             original_names[name] = reader.interned(_tensor_name(tensor.get("source", name)))
-    return rows, places, original_names
+    return rows, places, original_names, frozenset(fates)
 
 
 def _read_sizes(reader: JsonReader) -> dict[str, int]:
@@ -162,6 +192,33 @@ def _pass_over(reader: JsonReader) -> None:
     """Skip an object of many small members: each is parsed at once, which is faster than ``skip``."""
     for _ in reader.members():
         reader.value()
+
+
+def specs_digest(specs: Iterable[tuple[str, str, tuple[int, ...]]]) -> str:
+    """Return the BLAKE3 of (name, dtype, shape) of tensors in this order, which for an input is that of the names."""
+    hasher = blake3()
+    for name, dtype, shape in specs:
+        hasher.update(f"{compact_json([name, dtype, list(shape)])}\n".encode())
+    return hasher.hexdigest()
+
+
+def _read_input_tensors(reader: JsonReader) -> InputTensors:
+    """Read the tensors of an input one by one; of most of them only a digest is kept."""
+    dtypes: set[str] = set()
+    small: dict[str, TensorRow] = {}
+
+    def specs() -> Iterable[tuple[str, str, tuple[int, ...]]]:
+        for name in reader.members():
+            tensor = reader.value()
+            dtype, shape = reader.interned(tensor["dtype"]), tuple(map(check_size, tensor["shape"]))
+            dtypes.add(dtype)
+            nbytes = math.prod(shape) * ITEM_SIZES.get(dtype, SMALL + 1)
+            if len(small) < MOST_SMALL and 0 < nbytes <= SMALL:
+                small[name] = dtype, shape, _text(tensor["digest"])
+            yield name, dtype, shape
+
+    digest = specs_digest(specs())
+    return InputTensors(frozenset(dtypes), digest, small)
 
 
 _VALUE: Read = JsonReader.value
@@ -185,7 +242,7 @@ _RESULT: dict[str, Read] = {
 _INPUT: dict[str, Read] = {
     **dict.fromkeys(ORIGIN, lambda reader: _text(reader.value())),
     "files": _read_unverified,
-    "tensors": _pass_over,
+    "tensors": _read_input_tensors,
     "dropped": _pass_over,
     "verification": JsonReader.skip,  # that it is there counts
 }

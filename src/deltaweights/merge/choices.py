@@ -9,6 +9,9 @@ from deltaweights.errors import UsageError
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 """The dtypes that sums are made and stored in: torch's name, which people type, to safetensors' name, which files hold."""
 
+DIGITS = {"BF16": 8, "F16": 11, "F32": 24, "F64": 53}
+"""Binary digits of the numbers of each dtype."""
+
 TORCH_NAMES = {code: name for name, code in DTYPES.items()}
 ORIGINAL, TRANSFORMERS = "original", "transformers"
 LAYOUTS = (ORIGINAL, TRANSFORMERS)  # how tensors are named: as in the input, or as current transformers names them

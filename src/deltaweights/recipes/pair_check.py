@@ -29,6 +29,8 @@ INTEGERS = frozenset({"U8", "I8", "I16", "I32", "I64"})
 REMEDY = "use the original LLaMA-1 of the delta's size as the base"
 REMEDY_TO_MAKE = "use the base that the target was fine-tuned from"
 
+MOST_ADDED = 64  # rows that are likely tokens that somebody added
+
 Specs = Mapping[str, TensorSpec]
 
 
@@ -46,6 +48,17 @@ def check_pair(recipe: Recipe, base: Checkpoint, primary: Checkpoint) -> None:
                 problem, where=where, tensor=name, found="no such tensor", remedy=remedy, code=ErrorCode.OTHER_TENSORS
             )
     shapes = recipe.shapes
+    base_rows = rows({name: tensor.spec for name, tensor in base.tensors.items()})
+    if role == "target":
+        base_rows = 0  # new rows of a base that a target was trained from belong to both
+    if shapes.base_rows is not None and 0 < base_rows - shapes.base_rows <= MOST_ADDED:
+        count = counted(base_rows - shapes.base_rows, "added row")
+        owner = f"; or it is {FINE_TUNED_ROWS[base_rows]}, already fine-tuned" if base_rows in FINE_TUNED_ROWS else ""
+        problem = f"not the base of recipe {recipe.name}: likely it has {count}, such as that of [PAD]{owner}"
+        remedy, where = f"{leave_rows_out(shapes.base_rows)}, or {REMEDY}", f"base {base.path}"
+        raise Mismatch(
+            problem, where=where, tensor=EMBEDDING, found=f"{base_rows} rows", expected=shapes.base_rows, remedy=remedy
+        )
     for checkpoint, row_count in ((base, shapes.base_rows), (primary, shapes.delta_rows)):
         for name, axis, expected, what in (
             (EMBEDDING, 0, row_count, "rows"),
@@ -99,12 +112,22 @@ def likely_reason(base: Specs, primary: Specs, role: str) -> str:
             return f"{what}, for which {twin} would be used: use the full checkpoint, or say so there"
         if name in base and name not in primary and twin in primary:
             return f"the {role} has no {name}: it ties its embeddings, and the base does not; {remedy}"
+    if 0 < rows(base) - rows(primary) <= MOST_ADDED and rows(primary) and not making:
+        added = rows(base) - rows(primary)
+        padded = f"the base has {counted(added, 'added row')}, such as that of [PAD]"
+        likely = f"likely {padded}; {leave_rows_out(rows(primary))}"
+        return (
+            f"{likely}, or {remedy}" if rows(base) not in FINE_TUNED_ROWS else f"{_owner(base)}; or {padded}; {remedy}"
+        )
     if rows(base) in FINE_TUNED_ROWS and not making:
-        owner = FINE_TUNED_ROWS[rows(base)]
-        return f"{rows(base)} rows: the base is likely {owner}, which is already fine-tuned; {remedy}"
+        return f"{_owner(base)}; {remedy}"
     if any("mm_projector" in name or "vision_tower" in name for name in base) and not making:
         return f"the base is likely already a LLaVA model; {remedy}"
     return f"base and {role} are likely not a pair; {remedy}"
+
+
+def _owner(base: Specs) -> str:
+    return f"{rows(base)} rows: the base is likely {FINE_TUNED_ROWS[rows(base)]}, which is already fine-tuned"
 
 
 def _other_layout(base: Specs, primary: Specs, role: str) -> str | None:
@@ -135,11 +158,16 @@ def pair_warnings(base: Specs, delta: Specs) -> tuple[str, ...]:
     """Return warnings about a pair whose shapes fit, but whose base is likely not one that deltas are published for."""
     warnings = []
     if rows(base) in FINE_TUNED_ROWS and rows(base) != rows(delta):
-        likely = f"{FINE_TUNED_ROWS[rows(base)]}, not the original LLaMA (32000 rows)"
-        warnings.append(f"base has {rows(base)} rows: it is likely {likely}; {REMEDY}")
+        likely = f"likely {FINE_TUNED_ROWS[rows(base)]}, not the original LLaMA (32000 rows), or that with added rows"
+        warnings.append(f"base has {rows(base)} rows: it is {likely}; {REMEDY}")
     if any("mm_projector" in name for name in base):
         warnings.append(f"base has a multimodal projector: it is likely already a LLaVA model; {REMEDY}")
     return tuple(warnings)
+
+
+def leave_rows_out(count: int) -> str:
+    """Return how to make the base as it was before rows were added."""
+    return f"leave them out: load the base in transformers, resize_token_embeddings({count}), save_pretrained to a new folder"
 
 
 def rows(specs: Specs) -> int:

@@ -143,6 +143,8 @@ def test_check_base_proves(run: Run, temporary_folder: Path) -> None:
         "stated": False,
         "sample": 1.0,
         "proof": proof,
+        "powerless": "",
+        "rounded": "",
         "proved": True,
     }
     assert names_in(temporary_folder) == []

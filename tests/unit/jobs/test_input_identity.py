@@ -299,15 +299,17 @@ def scaled(factor: float) -> Tensors:
     ("factor", "share"), [(0.25, None), (0.484375, None), (0.5, "0.5"), (1.5, "1.5"), (64.0, "64")]
 )
 def test_a_delta_as_large_as_its_base_is_doubted(tmp_path: Path, factor: float, share: str | None) -> None:
-    """Without a recipe, a delta whose weights are at least half as large as the base's gives a warning."""
+    """Without a recipe, a delta that is the base's weights, at least half as large, is refused, unless that is allowed."""
     base, delta = save(BASE, tmp_path / "base"), save(scaled(factor), tmp_path / "delta")
     report = RecordingReport()
-    apply_delta(base, delta, tmp_path / "out", prove=False, report=report)
-    expected = (
-        f"{delta}: likely already a merged model, not a delta: "
-        f"found weights {share} times as large as the base's, expected a small part of them"
-    )
-    assert report.warnings == ([expected] if share else [])
+    problem, expected = "likely already a merged model, not a delta", "a small part of them"
+    found = f"weights {share} times as large as the base's"
+    if share:
+        with refused(Mismatch, where=delta, problem=problem, found=found, expected=expected):
+            apply_delta(base, delta, tmp_path / "refused", prove=False)
+    apply_delta(base, delta, tmp_path / "out", prove=False, allow_unproved_base=True, report=report)
+    warning = f"{delta}: {problem}: found {found}, expected {expected}"
+    assert report.warnings == ([warning] if share else [])
 
 
 def merged_as_delta(tmp_path: Path) -> tuple[Path, Path]:
@@ -334,11 +336,13 @@ def test_row58_a_merged_model_in_place_of_a_stated_delta(run: Run, tmp_path: Pat
 
 
 def test_a_merged_model_under_a_recipe_that_states_nothing(tmp_path: Path, recipe: Path) -> None:
-    """Under a recipe that does not state the delta's arithmetic it is a warning."""
+    """Under a recipe that does not state the delta's arithmetic it is refused, too, unless it is allowed."""
     base, merged = merged_as_delta(tmp_path)
     recipe.write_text(f"{RECIPE}[arithmetic]\nstated = false\n")
     report = RecordingReport()
-    apply_delta(base, merged, tmp_path / "out", recipe_file=recipe, report=report)
+    with refused(Mismatch, where=merged, problem="likely already a merged model, not a delta"):
+        apply_delta(base, merged, tmp_path / "out", recipe_file=recipe)
+    apply_delta(base, merged, tmp_path / "out", recipe_file=recipe, allow_unproved_base=True, report=report)
     assert report.warnings[0].startswith(f"{merged}: likely already a merged model, not a delta: found weights 1 times")
 
 
