@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.samples import same_weights, sample_digests
+from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import Mismatch
 from deltaweights.hub.repo_cache import snapshot_at
 from deltaweights.jobs.findings import ADD_ANYWAY, ORIGINAL_SCRIPT, are_whole
@@ -92,8 +93,9 @@ def refuse_no_delta(
     for a delta that is small but for tensors that are stored whole; ``compute`` is a dtype.
     """
     operation, allow = request.operation, request.allow_other_base
-    shared = [m.primary.name for m in matching.matches if m.base == m.primary and m.primary.count]
-    if shared and same_weights(base.tensors, primary.tensors, shared):
+    one, other = base.model_tensors, primary.model_tensors
+    shared = [name for name, spec in matching.primary_specs.items() if spec.count and _alike(one.get(name), spec)]
+    if shared and same_weights(one, other, shared):
         problem = f"base and {operation.primary} hold the same weights, as far as samples tell"
         if operation is Operation.MAKE:
             report.warn(f"{primary.path}: {problem}: the delta will be zero where they meet")
@@ -104,7 +106,7 @@ def refuse_no_delta(
         return
     if operation is not Operation.APPLY:
         return
-    share = relative_scale(base.tensors, primary.tensors)
+    share = relative_scale(one, other)
     if share is None:
         return
     if share < AS_LARGE:
@@ -123,9 +125,13 @@ def refuse_no_delta(
     report.warn(f"{primary.path}: {problem}: found {found}, expected a small part of them")
 
 
+def _alike(tensor: LazyTensor | None, spec: TensorSpec) -> bool:
+    return tensor is not None and (tensor.spec.dtype, tensor.spec.shape) == (spec.dtype, spec.shape)
+
+
 def check_ties(checkpoint: Checkpoint, report: Report) -> None:
     """Warn where config.json ties embedding and head, and they are stored, and differ: a loader has one of them in both places."""
-    tensors = checkpoint.tensors
+    tensors = checkpoint.model_tensors
     if not ties_head(checkpoint) or EMBEDDING not in tensors or HEAD not in tensors:
         return
     embedding, head = tensors[EMBEDDING], tensors[HEAD]

@@ -85,14 +85,17 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
         if recipe is not None:
             check_pair(recipe, base, primary)
             rules = MatchRules(recipe.delta_only, NewRows(recipe.new_rows))
-        matching = match_tensors(base.tensors, primary.tensors, operation, rules, tied=ties_head(base))
+        matching = match_tensors(
+            base.model_tensors, primary.model_tensors, operation, rules, tied=ties_head(base), prefix=primary.prefix
+        )
         for text in (*base.notes, *primary.notes, *matching.warnings):
             report.warn(text)
         for checkpoint in (base, primary):
             check_ties(checkpoint, report)
+            _note_prefix(checkpoint, report)
         for match in matching.matches:
-            if match.tied_to is not None:
-                report.note(f"{base.role:15} tied: its {match.tied_to} is its {match.primary.name}, too (config.json)")
+            if match.is_tied(base.prefix, primary.prefix):
+                report.note(f"{base.role:15} tied: its {match.base_name} is its {match.primary.name}, too (config.json)")
         compute = compute_dtype_of(request.compute_dtype, recipe)
         inputs = Inputs(
             base=base,
@@ -123,9 +126,10 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
         located([(role, request.primary)], request.hub, report) as (at,),
         open_checkpoint(at, role, unpacker, report) as source,
     ):
-        matching = copy_all(source.tensors, request.operation)
+        matching = copy_all(source.model_tensors, request.operation, source.prefix)
         for text in source.notes:
             report.warn(text)
+        _note_prefix(source, report)
         hashes = collect_hashes({role: source}, request.hash_workers, report)
         stated = manifest_of_if_any(source)
         identity = identify(source, hashes.files[role], read=role in hashes.read, stated=lambda _: stated)
@@ -172,6 +176,12 @@ def _identify(checkpoint: Checkpoint, hashes: InputHashes, report: Report) -> Id
     identity = identify(checkpoint, hashes.files[role], read=role in hashes.read)
     report.note(f"{role:15} {identity.text}")
     return identity
+
+
+def _note_prefix(checkpoint: Checkpoint, report: Report) -> None:
+    """Say what a wrapper put before all names."""
+    if checkpoint.prefix:
+        report.note(f"{checkpoint.role:15} all names begin with {checkpoint.prefix}, which a wrapper of the model put there")
 
 
 def _pinned(base: Place, recipe: Recipe | None) -> Place:

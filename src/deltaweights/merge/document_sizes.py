@@ -111,8 +111,8 @@ def _add_tensor(size: DocumentSize, tensor: PlannedTensor, file: str, plan: Plan
     size.add(spec.name, RESULT_ROW + _length(spec) + len(file), commas=axes + 5, objects=1, lists=1)
     if match.renamed is not None:
         size.add(match.primary.name, SOURCE, commas=1)
-    if match.tied_to is not None:
-        size.add(match.tied_to, BASE, commas=1)
+    if match.base_name is not None:
+        size.add(match.base_name, BASE, commas=1)
     for read in (match.primary, match.base):
         if read is not None:
             size.add(read.name, INPUT_ROW + _length(read), commas=len(read.shape) + 2, objects=1, lists=1)

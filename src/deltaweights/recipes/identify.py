@@ -80,7 +80,7 @@ def _by_manifest(checkpoint: Checkpoint, manifest: Manifest | None) -> str | Non
 
 
 def _by_shapes(checkpoint: Checkpoint, typical: float | None) -> str:
-    specs = {name: tensor.spec for name, tensor in checkpoint.tensors.items()}
+    specs = {name: tensor.spec for name, tensor in checkpoint.model_tensors.items()}
     hidden, depth = hidden_size(specs), layers(specs)
     if not hidden:
         return "no embedding under a LLaMA's name"

@@ -38,7 +38,7 @@ def check_pair(recipe: Recipe, base: Checkpoint, primary: Checkpoint) -> None:
     """
     role = primary.role
     for name in recipe.required:
-        if name not in primary.tensors:
+        if name not in primary.model_tensors:
             problem, where = f"not the whole {role} of recipe {recipe.name}", f"{role} {primary.path}"
             remedy = f"is {PROJECTOR_FILE} missing beside the shards?" if name in PROJECTOR else "fetch it again"
             raise Mismatch(problem, where=where, tensor=name, found="no such tensor", remedy=remedy)
@@ -50,10 +50,11 @@ def check_pair(recipe: Recipe, base: Checkpoint, primary: Checkpoint) -> None:
             (HEAD, 0, row_count, "rows"),
             (GATE, 0, shapes.intermediate_size, "rows"),
         ):
-            shape = checkpoint.tensors[name].spec.shape if name in checkpoint.tensors else ()
+            tensor = checkpoint.model_tensors.get(name)
+            shape = tensor.spec.shape if tensor is not None else ()
             if expected is not None and len(shape) == 2 and shape[axis] != expected:
                 raise _mismatch(recipe, checkpoint, f"{shape[axis]} {what}", expected, name)
-        found = layers(checkpoint.tensors)
+        found = layers(checkpoint.model_tensors)
         if shapes.layers is not None and found != shapes.layers:
             raise _mismatch(recipe, checkpoint, counted(found, "layer"), shapes.layers, None)
 
