@@ -24,6 +24,7 @@ from deltaweights.recipes.identify import Identity, identify, ties_head
 from deltaweights.recipes.input_hashes import InputHashes, collect_hashes
 from deltaweights.recipes.pair_check import check_pair
 from deltaweights.recipes.recipe import Recipe
+from deltaweights.recipes.shell import refuse_shell
 from deltaweights.report import Report
 
 
@@ -31,7 +32,7 @@ from deltaweights.report import Report
 class Inputs:
     """Open checkpoints that belong together, judging by headers, known hashes and samples.
 
-    ``base`` is None when the primary is copied. ``recipe`` is None where the plain rules apply. ``compute`` and ``stored`` are
+    ``identities`` are by role. ``base`` is None when the primary is copied. ``recipe`` is None where the plain rules apply. ``compute`` and ``stored`` are
     safetensors dtypes. ``manifest`` is the primary's own, when it lists exactly the primary's tensors; ``expected`` is the content
     digest that the result must then have, unless its dtypes change.
     """
@@ -43,6 +44,7 @@ class Inputs:
     recipe: Recipe | None
     compute: str
     stored: str
+    identities: Mapping[str, Identity]
     manifest: Manifest | None = None
     expected: str | None = None
 
@@ -78,6 +80,8 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
         open_checkpoint(base_at, "base", unpacker, report) as base,
         open_checkpoint(primary_at, operation.primary, unpacker, report) as primary,
     ):
+        for checkpoint in (base, primary):
+            refuse_shell(checkpoint)
         hashes = collect_hashes({base.role: base, primary.role: primary}, request.hash_workers, report)
         if recipe is None and operation is Operation.APPLY:
             recipe = _recipe_of_delta(primary, hashes.files[primary.role], report)
@@ -95,21 +99,25 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
             _note_prefix(checkpoint, report)
         for match in matching.matches:
             if match.is_tied(base.prefix, primary.prefix):
-                report.note(f"{base.role:15} tied: its {match.base_name} is its {match.primary.name}, too (config.json)")
+                report.note(
+                    f"{base.role:15} tied: its {match.base_name} is its {match.primary.name}, too (config.json)"
+                )
         compute = compute_dtype_of(request.compute_dtype, recipe)
+        identities: dict[str, Identity] = {}
         inputs = Inputs(
             base=base,
             primary=primary,
             hashes=hashes,
+            identities=identities,
             matching=matching,
             recipe=recipe,
             compute=DTYPES[compute],
             stored=DTYPES[request.dtype or compute],
         )
-        identity = _identify(base, hashes, report)
+        identity = identities[base.role] = _identify(base, hashes, report)
         if recipe is not None:
             check_base_identity(base, hashes.files[base.role], identity, recipe, report, allow=request.allow_other_base)
-        _identify(primary, hashes, report)
+        identities[primary.role] = _identify(primary, hashes, report)
         if recipe is not None and operation is Operation.APPLY:
             check_delta_files(primary, hashes.files[primary.role], recipe, report)
         refuse_no_delta(
@@ -126,6 +134,7 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
         located([(role, request.primary)], request.hub, report) as (at,),
         open_checkpoint(at, role, unpacker, report) as source,
     ):
+        refuse_shell(source)
         matching = copy_all(source.model_tensors, request.operation, source.prefix)
         for text in source.notes:
             report.warn(text)
@@ -149,6 +158,7 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
             base=None,
             primary=source,
             hashes=hashes,
+            identities={role: identity},
             matching=matching,
             recipe=recipe,
             compute=compute,
@@ -181,7 +191,9 @@ def _identify(checkpoint: Checkpoint, hashes: InputHashes, report: Report) -> Id
 def _note_prefix(checkpoint: Checkpoint, report: Report) -> None:
     """Say what a wrapper put before all names."""
     if checkpoint.prefix:
-        report.note(f"{checkpoint.role:15} all names begin with {checkpoint.prefix}, which a wrapper of the model put there")
+        report.note(
+            f"{checkpoint.role:15} all names begin with {checkpoint.prefix}, which a wrapper of the model put there"
+        )
 
 
 def _pinned(base: Place, recipe: Recipe | None) -> Place:

@@ -14,6 +14,7 @@ from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import Mismatch
 from deltaweights.merge.operation import Fate, NewRows, Operation
 from deltaweights.recipes.pair_check import EMBEDDING, HEAD, likely_reason, pair_warnings
+from deltaweights.recipes.stored_form import quantized_form
 from deltaweights.util.interruption import check
 from deltaweights.util.text import counted
 
@@ -147,7 +148,10 @@ def match_tensors(
 
 
 def copy_all(tensors: Mapping[str, LazyTensor], operation: Operation, prefix: str = "") -> Matching:
-    """Copy every weight, and drop buffers; for ``prefix`` see ``match_tensors``. Raises ``Mismatch`` when a weight cannot be copied, or there is none."""
+    """Copy every weight, and drop buffers; for ``prefix`` see ``match_tensors``.
+
+    Raises ``Mismatch`` when a weight cannot be copied, or there is none.
+    """
     matches, problems = [], []
     for name, tensor in tensors.items():
         if not is_buffer(name):
@@ -157,7 +161,9 @@ def copy_all(tensors: Mapping[str, LazyTensor], operation: Operation, prefix: st
             except Mismatch as problem:
                 problems.append(problem.with_traceback(None))
     if problems or not matches:
-        raise _refusal(problems, "only weights of floating-point numbers are converted", operation)
+        form = quantized_form({name: tensor.spec for name, tensor in tensors.items()})
+        what = f"the {operation.primary} is {form.what}: {form.remedy}; " if form is not None else ""
+        raise _refusal(problems, f"{what}only weights of floating-point numbers are {operation.past}", operation)
     return Matching(tuple(matches), (), _buffers(tensors), (), prefix)
 
 
