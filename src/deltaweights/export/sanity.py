@@ -1,4 +1,4 @@
-"""Whether a checkpoint can be a model at all, judging by names, shapes and configuration: what no training saves, a damaged copy has.
+"""Whether a checkpoint can be a model at all, judging by names, shapes and configuration.
 
 Names are those of the model, in the original layout. A model of an architecture that is not known here is taken as it is, but for
 what contradicts itself in any.

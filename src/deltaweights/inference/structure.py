@@ -61,6 +61,7 @@ def check_structure(folder: str | os.PathLike[str]) -> StructureReport:
     model_folder = read_model_folder(folder)
     findings = CheckFindings(model_folder.claims_to_run, notes=list(model_folder.notes))
     model_class = model = tokenizer_size = None
+    _check_scale(model_folder, findings)
     implausible = implausible_size(model_folder)
     if implausible is not None:
         findings.problem(implausible[0], "has an implausible size", found=implausible[1])
@@ -84,6 +85,14 @@ def check_structure(folder: str | os.PathLike[str]) -> StructureReport:
         warnings=tuple(findings.warnings),
         notes=tuple(findings.notes),
     )
+
+
+def _check_scale(folder: ModelFolder, findings: CheckFindings) -> None:
+    """Say that these are the weights of a delta: a library loads them, and answers nonsense."""
+    problem = folder.identity.no_model
+    if problem is not None:
+        tell = findings.problem if folder.identity.is_delta else findings.warn
+        tell(folder.weights_file, problem, expected="a model, which deltaweights apply makes of a delta and its base")
 
 
 def _count_parameters(folder: ModelFolder, model: Any) -> int:

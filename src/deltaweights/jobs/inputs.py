@@ -32,9 +32,9 @@ from deltaweights.report import Report
 class Inputs:
     """Open checkpoints that belong together, judging by headers, known hashes and samples.
 
-    ``identities`` are by role. ``base`` is None when the primary is copied. ``recipe`` is None where the plain rules apply. ``compute`` and ``stored`` are
-    safetensors dtypes. ``manifest`` is the primary's own, when it lists exactly the primary's tensors; ``expected`` is the content
-    digest that the result must then have, unless its dtypes change.
+    ``identities`` are by role. ``base`` is None when the primary is copied. ``recipe`` is None where the plain rules apply.
+    ``compute`` and ``stored`` are safetensors dtypes. ``manifest`` is the primary's own, when it lists exactly the primary's
+    tensors; ``expected`` is the content digest that the result must then have, unless its dtypes change.
     """
 
     base: Checkpoint | None

@@ -43,7 +43,7 @@ def _facts(oddity: Oddity) -> dict[str, str | None]:
 
 def _check_model(checkpoint: Checkpoint, identity: Identity, request: Request, report: Report) -> None:
     """Refuse, or name, a delta in the place of a model. A copy keeps it as it is, so there it is only named."""
-    problem = delta_in_place_of_model(identity)
+    problem = identity.no_model
     if problem is None:
         return
     allow = request.inputs.allow_other_base
@@ -52,12 +52,3 @@ def _check_model(checkpoint: Checkpoint, identity: Identity, request: Request, r
         remedy += "; --allow-unproved-base lets it pass" if allow is not None else ""
         raise Mismatch(problem, where=f"{checkpoint.role} {checkpoint.path}", found=identity.text, remedy=remedy)
     report.warn(f"{checkpoint.role} {checkpoint.path}: {problem}")
-
-
-def delta_in_place_of_model(identity: Identity) -> str | None:
-    """Return what is wrong with a checkpoint that should be a model, where it is a delta, or looks like one."""
-    if identity.is_delta:
-        return "is a delta, not a model"
-    if not identity.looks_like_delta:
-        return None
-    return f"looks like a delta, not a model: its weights are typically {identity.typical:.2g}, a model's are 0.01 and more"

@@ -32,9 +32,15 @@ class Identity:
     is_delta: bool = False  # whether the hashes of all files, or a manifest of ours, say so
 
     @property
-    def looks_like_delta(self) -> bool:
-        """Whether it is known to be a delta, or its weights are as small as a delta's."""
-        return self.is_delta or (self.typical is not None and self.typical < SMALL)
+    def no_model(self) -> str | None:
+        """What is wrong with it where a model is wanted: it is known to be a delta, or its weights are as small as a delta's."""
+        if self.is_delta:
+            return "is a delta, not a model"
+        if self.typical is None or self.typical >= SMALL:
+            return None
+        if not self.typical:
+            return "looks like a delta, not a model: its weights are zero, as far as samples tell"
+        return f"looks like a delta, not a model: its weights are typically {self.typical:.2g}, a model's are 0.01 and more"
 
 
 def identify(

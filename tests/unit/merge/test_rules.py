@@ -152,7 +152,12 @@ REFUSALS: dict[str, tuple[dict[str, LazyTensor], dict[str, LazyTensor], tuple[st
     "delta-only": (
         base_of(llama()),
         delta_of(llama() | {"model.extra.weight": (7, 9)}),
-        ("tensor model.extra.weight: is in the delta, not in the base", "F16 [7, 9]", "the delta has more: model.extra.weight", "delta_only"),
+        (
+            "tensor model.extra.weight: is in the delta, not in the base",
+            "F16 [7, 9]",
+            "all of the base fits, and the delta has more: model.extra.weight",
+            "delta_only",
+        ),
     ),
     "delta-only-nearly-a-projector": (
         base_of(llama()),
