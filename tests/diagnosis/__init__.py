@@ -1,0 +1,1 @@
+"""What people really hold, and what is wrong with it: one table for each part."""
