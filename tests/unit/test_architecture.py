@@ -42,6 +42,8 @@ LATE = ("merge.kernels_cpu", "merge.kernels_torch", "jobs.demo")
 
 PURE = (
     "util.name_groups",
+    "checkpoint.wrapper_prefix",
+    "recipes.stored_form",
     "merge.operation",
     "merge.rules",
     "merge.plan",
@@ -55,6 +57,7 @@ PURE = (
     "merge.torch_pickle",
     "export.names",
     "export.sizes",
+    "export.sanity",
     "export.config",
     "jobs.model_card",
     "manifest.digest",

@@ -21,7 +21,7 @@ DIGEST = len("blake3:") + 64
 FATE = max(len(fate.value) for fate in Fate)
 RESULT_ROW = len('      : {"dtype": "BF16", "shape": , "fate": "", "file": "", "digest": ""},\n') + FATE + DIGEST
 INPUT_ROW = len('        : {"dtype": "BF16", "shape": , "digest": ""},\n') + DIGEST
-SOURCE, BASE = len('"source": , '), len('"base": , ')
+SOURCE, BASE, PREFIX = len('"source": , '), len('"base": , '), len('"prefix": , ')
 COUNT_ROW = len("        : ,\n")
 UNIFORM_ROW = len('      : ["result", "base", "lead"],\n')
 FILE_CHECKS = ', "checks": ["header", "crc32", "sha256"]},\n'
@@ -95,6 +95,8 @@ def _manifest(plan: Plan) -> DocumentSize:
     files = [shard.file for shard in plan.shards] + [companion.name for companion in plan.companions]
     for file in [*files, *(file.name for record in inputs for file in record.files)]:
         size.add(file, FILE_ROW, commas=7, objects=1, lists=1)
+    for record in inputs:
+        size.add(record.prefix, PREFIX, commas=1)
     for shard in plan.shards:
         for tensor in shard.tensors:
             _add_tensor(size, tensor, shard.file, plan)

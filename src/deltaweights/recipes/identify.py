@@ -12,7 +12,7 @@ from deltaweights.manifest.parse import Manifest
 from deltaweights.recipes.catalogue import load, recipe_of_file
 from deltaweights.recipes.models import FORMS, known_file, models
 from deltaweights.recipes.pair_check import FINE_TUNED_ROWS, hidden_size, layers, rows
-from deltaweights.recipes.stored_form import ZERO_3, adapter_form, empty_weight, other_names, quantized_form
+from deltaweights.recipes.stored_form import ZERO_3, empty_weight, stored_form
 from deltaweights.recipes.weight_scale import SMALL, typical_weight
 from deltaweights.util.text import Json, counted, strict_json
 
@@ -101,7 +101,7 @@ def _by_shapes(checkpoint: Checkpoint, typical: float | None) -> str:
     hidden, depth = hidden_size(specs), layers(specs)
     if empty_weight(specs) is not None:
         return ZERO_3
-    form = quantized_form(specs) or adapter_form(specs) or other_names(specs)
+    form = stored_form(specs)
     if form is not None:
         return form.what
     if not hidden:

@@ -15,7 +15,14 @@ from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.errors import Mismatch
 from deltaweights.recipes.recipe import Recipe
-from deltaweights.recipes.stored_form import adapter_form, listed_names, other_names, quantized_form
+from deltaweights.recipes.stored_form import (
+    StoredForm,
+    adapter_form,
+    listed_names,
+    other_names,
+    quantized_form,
+    stored_form,
+)
 from deltaweights.util.text import counted
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -41,6 +48,8 @@ def check_pair(recipe: Recipe, base: Checkpoint, primary: Checkpoint) -> None:
     role = primary.role
     for name in recipe.required:
         if name not in primary.model_tensors:
+            if _form_of(primary) is not None:
+                raise _mismatch(recipe, primary, "no such tensor", "one", name)
             problem, where = f"not the whole {role} of recipe {recipe.name}", f"{role} {primary.path}"
             remedy = f"is {PROJECTOR_FILE} missing beside the shards?" if name in PROJECTOR else "fetch it again"
             raise Mismatch(problem, where=where, tensor=name, found="no such tensor", remedy=remedy)
@@ -58,11 +67,14 @@ def check_pair(recipe: Recipe, base: Checkpoint, primary: Checkpoint) -> None:
                 raise _mismatch(recipe, checkpoint, f"{shape[axis]} {what}", expected, name)
         found = layers(checkpoint.model_tensors)
         if shapes.layers is not None and found != shapes.layers:
-            raise _mismatch(recipe, checkpoint, counted(found, "layer"), shapes.layers, None)
+            what = counted(found, "layer") if found else "no tensor named model.layers.*"
+            raise _mismatch(
+                recipe, checkpoint, what, counted(shapes.layers, "layer") if not found else shapes.layers, None
+            )
 
 
-def _mismatch(recipe: Recipe, checkpoint: Checkpoint, found: str, expected: int, tensor: str | None) -> Mismatch:
-    role = checkpoint.role
+def _mismatch(recipe: Recipe, checkpoint: Checkpoint, found: str, expected: object, tensor: str | None) -> Mismatch:
+    role, form = checkpoint.role, _form_of(checkpoint)
     problem, where = f"not the {role} of recipe {recipe.name}", f"{role} {checkpoint.path}"
     remedies = {
         "base": REMEDY,
@@ -70,7 +82,14 @@ def _mismatch(recipe: Recipe, checkpoint: Checkpoint, found: str, expected: int,
         "target": "use a model of the recipe's sizes, or another recipe",
     }
     remedy = remedies[role]
+    if form is not None:
+        return Mismatch(f"{problem}: it is {form.what}", where=where, tensor=tensor, remedy=form.remedy)
     return Mismatch(problem, where=where, tensor=tensor, found=found, expected=expected, remedy=remedy)
+
+
+def _form_of(checkpoint: Checkpoint) -> StoredForm | None:
+    specs = {name: tensor.spec for name, tensor in checkpoint.model_tensors.items()}
+    return stored_form(specs)
 
 
 def likely_reason(base: Specs, primary: Specs, role: str) -> str:
@@ -104,8 +123,8 @@ def likely_reason(base: Specs, primary: Specs, role: str) -> str:
     if any("mm_projector" in name or "vision_tower" in name for name in base) and not making:
         return f"the base is likely already a LLaVA model; {remedy}"
     if rows(base) > rows(primary) > 0:
-        more = counted(rows(base) - rows(primary), "row")
-        return f"the base's embedding has {more} more than the {role}'s: tokens were added to it; {remedy}"
+        more = counted(rows(base) - rows(primary), "more row")
+        return f"the base's embedding has {more} than the {role}'s: tokens were added to it; {remedy}"
     return _further_modules(base, primary, role) or f"nothing more is known of why they do not fit; {COMPARE}"
 
 

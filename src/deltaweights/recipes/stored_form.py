@@ -109,6 +109,11 @@ def adapter_form(specs: Specs) -> StoredForm | None:
     return None
 
 
+def stored_form(specs: Specs) -> StoredForm | None:
+    """Return the form of a checkpoint, None where it is a plain one."""
+    return quantized_form(specs) or adapter_form(specs) or other_names(specs)
+
+
 def listed_names(names: Iterable[str], most: int = 2) -> str:
     """Return the first of ``names``, and how many more there are."""
     listed = list(names)
