@@ -95,10 +95,10 @@ def _rows(specs: Specs, config: Config, *, llama: bool) -> Iterator[Oddity]:
 def _holes(specs: Specs, *, sure: bool) -> Iterator[Oddity]:
     """Look for layers that are not there, though later ones are."""
     numbers = {int(found[1]) for name in specs if (found := LAYER.match(name))}
-    missing = [number for number in range(max(numbers, default=-1)) if number not in numbers]
-    if missing:
+    missing = next((number for number in range(max(numbers, default=0)) if number not in numbers), None)
+    if missing is not None:
         problem = "is a layer that is missing, though later ones are there"
-        yield Oddity(problem, sure, f"model.layers.{missing[0]}", "no tensor of it", f"layers 0 to {max(numbers)}")
+        yield Oddity(problem, sure, f"model.layers.{missing}", "no tensor of it", f"layers 0 to {max(numbers)}")
 
 
 def _table(specs: Specs, config: Config, sizes: TextSizes, *, llama: bool) -> Iterator[Oddity]:

@@ -1,4 +1,4 @@
-"""``deltaweights check``: whether transformers will load a folder, found without reading weights.
+"""``deltaweights check``: whether transformers will load a folder, found from headers and a few samples.
 
 Transformers itself builds the configured model on the meta device, and loads names and shapes into it. A LLaVA saved by the
 code of 2023, which no current library loads, is compared with transformers' LLaMA, of which that code's model is a subclass,
@@ -55,7 +55,7 @@ class StructureReport:
 def check_structure(folder: str | os.PathLike[str]) -> StructureReport:
     """Check that transformers will load ``folder``: names, shapes, ties, tokenizer, special ids, images, template.
 
-    No weights are read; problems are collected in the report. Raises ``InputOutputError`` when the folder or its config.json does
+    Problems are collected in the report. Raises ``InputOutputError`` when the folder or its config.json does
     not exist or cannot be read, ``MalformedInput`` when a header or a document breaks its format.
     """
     model_folder = read_model_folder(folder)
