@@ -39,7 +39,9 @@ def oddities(specs: Specs, config: Config) -> list[Oddity]:
     """Return what is wrong with a model of these tensors and this config.json, which is empty where there is none."""
     llama = _is_llama(config)
     sizes = TextSizes.from_shapes({name: spec.shape for name, spec in specs.items()})
-    found = [*_empty(specs), *_rows(specs, config, llama=llama is not False), *_holes(specs, sure=llama is not False)]
+    attends = any(LAYER.match(name) and name.endswith(".self_attn.k_proj.weight") for name in specs)
+    has_layers = llama is True or (llama is None and attends)
+    found = [*_empty(specs), *_rows(specs, config, llama=llama is not False), *_holes(specs, sure=has_layers)]
     if sizes is not None and llama is not False:
         found += _table(specs, config, sizes, llama=llama is True)
     return sorted(found, key=lambda oddity: not oddity.impossible)

@@ -28,12 +28,9 @@ class StoredForm:
 
 def empty_weight(specs: Specs) -> TensorSpec | None:
     """Return the first tensor that ZeRO-3 left empty, if one is: its shape is [0], whatever the weight's was."""
-    no_matrix = not any(len(spec.shape) > 1 and spec.count for spec in specs.values())
-    return next((spec for name, spec in specs.items() if _is_left_empty(name, spec, no_matrix=no_matrix)), None)
-
-
-def _is_left_empty(name: str, spec: TensorSpec, *, no_matrix: bool) -> bool:
-    return spec.shape == (0,) and (no_matrix or name.endswith(".weight"))
+    empty = [(name, spec) for name, spec in specs.items() if spec.shape == (0,)]
+    whole = len(empty) == len(specs) >= TOO_FEW
+    return next((spec for name, spec in empty if whole or name.endswith(".weight")), None)
 
 
 QUANTIZED = (
