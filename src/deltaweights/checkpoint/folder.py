@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.samples import FEW, same_weights
 from deltaweights.checkpoint.tensors import LazyTensor, WeightsFile, name_fault
 from deltaweights.checkpoint.torch_format.torch_file import open_torch_file
+from deltaweights.checkpoint.wrapper_prefix import without_prefix, wrapper_prefix
 from deltaweights.checkpoint.zipped_folder.directory import contains_checkpoint, is_checkpoint_archive, open_archive
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, MalformedInput, wrap_os_errors
@@ -66,6 +67,16 @@ class Checkpoint:
     def container(self) -> str:
         """How the weights are stored: "safetensors", "torch", ..."""
         return self.files[0].container
+
+    @cached_property
+    def prefix(self) -> str:
+        """What a wrapper of the model put before the name of every tensor; empty where there was none."""
+        return wrapper_prefix(self.tensors)
+
+    @cached_property
+    def model_tensors(self) -> Mapping[str, LazyTensor]:
+        """The tensors by their names in the model, without ``prefix``. Their specs have the names on disk."""
+        return without_prefix(self.tensors, self.prefix) if self.prefix else self.tensors
 
     def check_unchanged(self) -> None:
         """Raise ``InputOutputError`` when a file of the checkpoint changed since it was opened."""

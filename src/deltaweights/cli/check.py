@@ -32,8 +32,8 @@ def command(folder: str, *, as_json: bool, quiet: bool) -> None:
     """Check that a library will load a checkpoint, from its headers.
 
     Current transformers lists the tensors that it would miss or ignore; then tokenizer, special ids, embeddings and image tokens
-    are compared with each other. No weights are read. Exit 0: it loads; 6: it does not, or the check took more than 120 seconds of
-    processor time.
+    are compared with each other. Of weights, only a few samples are read, which tell a delta from a model. Exit 0: it loads; 6: it
+    does not, or the check took more than 120 seconds of processor time.
     """
     from deltaweights.inference import time_limit  # noqa: PLC0415  (slow to load, so not for --help)
     from deltaweights.inference.structure import check_structure  # noqa: PLC0415

@@ -46,7 +46,7 @@ class ExportPlan:
 
 def has_projector(matching: Matching) -> bool:
     """Return whether this is a vision-language model."""
-    return any(match.primary.name == PROJECTOR[0] for match in matching.matches)
+    return PROJECTOR[0] in matching.primary_specs
 
 
 def conversation_name(recipe: Recipe | None, *, vision: bool) -> str | None:
@@ -70,7 +70,7 @@ def plan_export(
 
     Raises ``MalformedInput`` and ``Mismatch``.
     """
-    specs = {match.primary.name: match.primary for match in matching.matches}
+    specs = matching.primary_specs
     sizes = _text_sizes(specs, where)
     _check_tensors(specs, dict(_expected(sizes, specs, tower)), where)
     config = _read_config(companions, where)
@@ -107,17 +107,25 @@ def plan_export(
     notes = (*tokenizer.notes, _template_note(conversation, recipe))
     companions = Companions(kept | tokenizer.files | written, companions.left_behind, notes)
     if tower is None:
-        return ExportPlan(matching, {}, companions)
+        return ExportPlan(_without_prefix(matching), {}, companions)
     return ExportPlan(*_with_tower(matching, sizes.hidden, DTYPES[dtype], specs, tower), companions)
+
+
+def _without_prefix(matching: Matching) -> Matching:
+    """Leave out what a wrapper of the model put before all names."""
+    if not matching.prefix:
+        return matching
+    matches = [replace(each, renamed=each.primary.name.removeprefix(matching.prefix)) for each in matching.matches]
+    return replace(matching, matches=tuple(matches))
 
 
 def refuse_transformers_layout(matching: Matching, where: Path) -> None:
     """Raise ``Mismatch`` when the tensors have the names of this layout already."""
-    for match in matching.matches:
-        if match.primary.name.startswith("language_model."):
+    for name in matching.primary_specs:
+        if name.startswith("language_model."):
             problem = "is in the layout of current transformers already"
             remedy = "use it as it is, or give the merge in the original layout"
-            raise Mismatch(problem, where=where, tensor=match.primary.name, remedy=remedy)
+            raise Mismatch(problem, where=where, tensor=name, remedy=remedy)
 
 
 def _read_config(companions: Companions, where: Path) -> Table:
@@ -189,7 +197,7 @@ def _with_tower(
     constants = [(constant_tensor(square, IdentitySource(hidden, dtype)), Fate.IDENTITY)]
     if PROJECTOR[1] in specs:
         constants.append((constant_tensor(TensorSpec(ZEROS, dtype, (hidden,)), ZeroSource()), Fate.ZEROS))
-    matches = [replace(match, renamed=transformers_name(match.primary.name)) for match in matching.matches]
+    matches = [replace(each, renamed=transformers_name(each.name)) for each in _without_prefix(matching).matches]
     for name, tensor in tower.tensors.items():
         matches.append(Match(tensor.spec, None, Fate.VISION_TOWER, transformers_name(name)))
     matches += [Match(tensor.spec, None, fate) for tensor, fate in constants]

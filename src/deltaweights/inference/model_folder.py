@@ -16,6 +16,8 @@ from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.parse import parse_manifest
 from deltaweights.manifest.records import MANIFEST
 from deltaweights.merge.rules import is_buffer
+from deltaweights.recipes.identify import Identity, identify
+from deltaweights.recipes.shell import refuse_shell
 from deltaweights.util.limits import MANIFEST as LIMIT
 from deltaweights.util.text import Json
 
@@ -45,6 +47,7 @@ class ModelFolder:
     layout: str | None  # the manifest's: "original" or "transformers"
     file_names: frozenset[str]
     notes: tuple[str, ...]
+    identity: Identity
 
     @property
     def is_original(self) -> bool:
@@ -68,9 +71,13 @@ class ModelFolder:
 
 
 def read_model_folder(folder: str | os.PathLike[str]) -> ModelFolder:
-    """Read the headers and documents of ``folder``. Raises ``InputOutputError``, also without config.json, ``MalformedInput``."""
+    """Read headers, documents and a few samples of ``folder``.
+
+    Raises ``InputOutputError``, also without config.json, and ``MalformedInput``.
+    """
     with open_checkpoint(Path(folder), "checkpoint") as checkpoint:
         path, directory = checkpoint.path, checkpoint.directory
+        refuse_shell(checkpoint)
         if not path.is_dir():
             remedy = "give the folder that holds weights and config.json"
             raise InputOutputError("not a folder", where=path, remedy=remedy)
@@ -91,6 +98,7 @@ def read_model_folder(folder: str | os.PathLike[str]) -> ModelFolder:
             layout=_layout(directory),
             file_names=frozenset(directory.names()),
             notes=checkpoint.notes,
+            identity=identify(checkpoint, {}, read=False),
         )
 
 

@@ -1,4 +1,4 @@
-"""``deltaweights check``: whether transformers will load a folder, found without reading weights.
+"""``deltaweights check``: whether transformers will load a folder, found from headers and a few samples.
 
 Transformers itself builds the configured model on the meta device, and loads names and shapes into it. A LLaVA saved by the
 code of 2023, which no current library loads, is compared with transformers' LLaMA, of which that code's model is a subclass,
@@ -56,12 +56,13 @@ class StructureReport:
 def check_structure(folder: str | os.PathLike[str]) -> StructureReport:
     """Check that transformers will load ``folder``: names, shapes, ties, tokenizer, special ids, images, template.
 
-    No weights are read; problems are collected in the report. Raises ``InputOutputError`` when the folder or its config.json does
+    Problems are collected in the report. Raises ``InputOutputError`` when the folder or its config.json does
     not exist or cannot be read, ``MalformedInput`` when a header or a document breaks its format.
     """
     model_folder = read_model_folder(folder)
     findings = CheckFindings(model_folder.claims_to_run, notes=list(model_folder.notes))
     model_class = model = tokenizer_size = None
+    _check_scale(model_folder, findings)
     implausible = implausible_size(model_folder)
     if implausible is not None:
         findings.problem(implausible[0], "has an implausible size", found=implausible[1])
@@ -85,6 +86,14 @@ def check_structure(folder: str | os.PathLike[str]) -> StructureReport:
         warnings=tuple(findings.warnings),
         notes=tuple(findings.notes),
     )
+
+
+def _check_scale(folder: ModelFolder, findings: CheckFindings) -> None:
+    """Say that these are the weights of a delta: a library loads them, and answers nonsense."""
+    problem = folder.identity.no_model
+    if problem is not None:
+        tell = findings.problem if folder.identity.is_delta else findings.warn
+        tell(folder.weights_file, problem, expected="a model, which deltaweights apply makes of a delta and its base")
 
 
 def _count_parameters(folder: ModelFolder, model: Any) -> int:

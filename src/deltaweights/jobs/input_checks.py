@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.samples import same_weights, sample_digests
+from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch
 from deltaweights.hub.repo_cache import snapshot_at
@@ -100,8 +101,9 @@ def refuse_no_delta(
     delta was not made from; ``compute`` is a dtype. ``made``: the delta's manifest says that it is one, which samples do not doubt.
     """
     operation, allow = request.operation, request.allow_other_base
-    shared = [m.primary.name for m in matching.matches if m.base == m.primary and m.primary.count]
-    if shared and same_weights(base.tensors, primary.tensors, shared):
+    one, other = base.model_tensors, primary.model_tensors
+    shared = [name for name, spec in matching.primary_specs.items() if spec.count and _alike(one.get(name), spec)]
+    if shared and same_weights(one, other, shared):
         problem = f"base and {operation.primary} hold the same weights, as far as samples tell"
         if operation is Operation.MAKE:
             report.warn(f"{primary.path}: {problem}: the delta will be zero where they meet")
@@ -113,7 +115,7 @@ def refuse_no_delta(
         return
     if operation is not Operation.APPLY or made:
         return
-    share = relative_scale(base.tensors, primary.tensors)
+    share = relative_scale(one, other)
     if share is None:
         return
     if share < AS_LARGE:
@@ -148,7 +150,7 @@ def _refuse_added_rows(
     count, allow = added_rows(base.tensors, primary.tensors, matching, compute), request.allow_other_base
     if not count:
         return
-    found = rows({name: tensor.spec for name, tensor in base.tensors.items()})
+    found = rows({name: tensor.spec for name, tensor in base.model_tensors.items()})
     problem = (
         f"the base has {counted(count, 'added row')}, such as that of [PAD], where the delta has tokens of its own"
     )
@@ -158,9 +160,13 @@ def _refuse_added_rows(
     report.warn(f"{base.path}: {problem}")
 
 
+def _alike(tensor: LazyTensor | None, spec: TensorSpec) -> bool:
+    return tensor is not None and (tensor.spec.dtype, tensor.spec.shape) == (spec.dtype, spec.shape)
+
+
 def check_ties(checkpoint: Checkpoint, report: Report) -> None:
     """Warn where config.json ties embedding and head, and they are stored, and differ: a loader has one of them in both places."""
-    tensors = checkpoint.tensors
+    tensors = checkpoint.model_tensors
     if not ties_head(checkpoint) or EMBEDDING not in tensors or HEAD not in tensors:
         return
     embedding, head = tensors[EMBEDDING], tensors[HEAD]

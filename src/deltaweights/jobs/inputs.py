@@ -10,11 +10,11 @@ from deltaweights.checkpoint.folder import Checkpoint, Unpacker, open_checkpoint
 from deltaweights.errors import Mismatch, UsageError
 from deltaweights.hub.ids import ModelSource
 from deltaweights.hub.locate import located
-from deltaweights.hub.repo_cache import snapshot_at
 from deltaweights.jobs.arithmetic_evidence import warn_of_rounded_target
 from deltaweights.jobs.base_facts import SampledInputs, facts_of_base
 from deltaweights.jobs.findings import BaseFacts
 from deltaweights.jobs.input_checks import check_base_identity, check_delta_files, check_ties, refuse_no_delta
+from deltaweights.jobs.recognised_recipe import recipe_of_delta, recipe_of_manifest, recipe_of_repository, show_notice
 from deltaweights.jobs.request import InputRequest, Place, compute_dtype_of
 from deltaweights.jobs.stated_facts import (
     MadeDelta,
@@ -29,12 +29,12 @@ from deltaweights.manifest.parse import Manifest
 from deltaweights.merge.choices import DTYPES, TORCH_NAMES
 from deltaweights.merge.operation import NewRows, Operation
 from deltaweights.merge.rules import LLAVA_RULES, Matching, MatchRules, copy_all, match_tensors, tied_twins
-from deltaweights.recipes.catalogue import is_of_package, load, recipe_of_archive, recipe_of_file, recipe_of_repo
 from deltaweights.recipes.hub_sources import base_source, has_base_source
 from deltaweights.recipes.identify import Identity, identify, ties_head
 from deltaweights.recipes.input_hashes import InputHashes, collect_hashes
 from deltaweights.recipes.pair_check import check_pair
 from deltaweights.recipes.recipe import Recipe
+from deltaweights.recipes.shell import refuse_shell
 from deltaweights.report import Report
 
 
@@ -42,10 +42,10 @@ from deltaweights.report import Report
 class Inputs:
     """Open checkpoints that belong together, judging by headers, known hashes and samples.
 
-    ``base`` is None when the primary is copied. ``recipe`` is None where the plain rules apply. ``compute`` and ``stored`` are
-    safetensors dtypes. ``manifest`` is the primary's own, when it lists exactly the primary's tensors; ``expected`` is the content
-    digest that the result must then have, unless its dtypes change. ``of_base`` says how the sums are judged, ``powerless`` why
-    they would prove no base.
+    ``identities`` are by role. ``base`` is None when the primary is copied. ``recipe`` is None where the plain rules apply.
+    ``compute`` and ``stored`` are safetensors dtypes. ``manifest`` is the primary's own, when it lists exactly the primary's
+    tensors; ``expected`` is the content digest that the result must then have, unless its dtypes change. ``of_base`` says how the
+    sums are judged, ``powerless`` why they would prove no base.
     """
 
     base: Checkpoint | None
@@ -55,6 +55,7 @@ class Inputs:
     recipe: Recipe | None
     compute: str
     stored: str
+    identities: Mapping[str, Identity]
     manifest: Manifest | None = None
     expected: str | None = None
     of_base: BaseFacts = field(default_factory=BaseFacts)
@@ -77,7 +78,7 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
     """Open and match base and primary. Raises as ``open_inputs`` does."""
     operation, recipe = request.operation, request.recipe
     if recipe is None and operation is Operation.APPLY:
-        recipe = _recipe_of_repository(request.primary, report)
+        recipe = recipe_of_repository(request.primary, report)
     elif recipe is not None:
         show_notice(recipe, report)  # before anything is downloaded
     assert request.base is not None  # noqa: S101  (this tells mypy)
@@ -89,11 +90,12 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
     ):
         stated_by = {each.role: manifest_of_if_any(each) for each in (base, primary)}
         for checkpoint in (base, primary):
+            refuse_shell(checkpoint)
             refuse_wrong_kind(checkpoint, stated_by[checkpoint.role], request, report)
         hashes = collect_hashes({base.role: base, primary.role: primary}, request.hash_workers, report)
         made = made_delta(primary, stated_by[primary.role], report) if operation is Operation.APPLY else None
         if recipe is None and operation is Operation.APPLY:
-            recipe = _recipe_of_delta(primary, hashes.files[primary.role], made, report)
+            recipe = recipe_of_delta(primary, hashes.files[primary.role], made, report)
         if made is not None:
             refuse_contradiction(made, primary, request.compute_dtype, recipe)
         matching = _match(base, primary, operation, recipe)
@@ -105,6 +107,7 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
             base=base,
             primary=primary,
             hashes=hashes,
+            identities={},
             matching=matching,
             recipe=recipe,
             compute=DTYPES[compute],
@@ -124,7 +127,7 @@ def _examined(
         refuse_swapped(base, primary)
     if recipe is not None:
         check_base_identity(base, hashes.files[base.role], identity, recipe, report, allow=request.allow_other_base)
-    _identify(primary, hashes, stated_by, report)
+    of_primary = _identify(primary, hashes, stated_by, report)
     if made is not None:
         report.note(f"{'arithmetic':15} {arithmetic_text(made, TORCH_NAMES[inputs.stored])}")
     stated_by.clear()  # manifests may be large, and the merge comes yet
@@ -140,7 +143,8 @@ def _examined(
         of_base, powerless = facts_of_base(pair, made, request, report, stated=stated)
     elif recipe is None:
         warn_of_rounded_target(primary, matching, inputs.compute, report)
-    return replace(inputs, of_base=of_base, powerless=powerless)
+    identities = {base.role: identity, primary.role: of_primary}
+    return replace(inputs, identities=identities, of_base=of_base, powerless=powerless)
 
 
 def _report_pair(base: Checkpoint, primary: Checkpoint, matching: Matching, report: Report) -> None:
@@ -149,9 +153,10 @@ def _report_pair(base: Checkpoint, primary: Checkpoint, matching: Matching, repo
         report.warn(text)
     for checkpoint in (base, primary):
         check_ties(checkpoint, report)
+        _note_prefix(checkpoint, report)
     for match in matching.matches:
-        if match.tied_to is not None:
-            report.note(f"{base.role:15} tied: its {match.tied_to} is its {match.primary.name}, too (config.json)")
+        if match.is_tied(base.prefix, primary.prefix):
+            report.note(f"{base.role:15} tied: its {match.base_name} is its {match.primary.name}, too (config.json)")
 
 
 def _match(base: Checkpoint, primary: Checkpoint, operation: Operation, recipe: Recipe | None) -> Matching:
@@ -161,8 +166,9 @@ def _match(base: Checkpoint, primary: Checkpoint, operation: Operation, recipe: 
         if recipe is not None:
             check_pair(recipe, base, primary)
         # Of a Hub repository, config.json is fetched only if it matters: what is wrong with the pair is said before that.
-        tied = bool(tied_twins(base.tensors, primary.tensors)) and ties_head(base)
-        return match_tensors(base.tensors, primary.tensors, operation, rules, tied=tied)
+        one, other = base.model_tensors, primary.model_tensors
+        tied = bool(tied_twins(one, other)) and ties_head(base)
+        return match_tensors(one, other, operation, rules, tied=tied, prefix=primary.prefix)
     except Mismatch:
         if operation is Operation.APPLY:
             refuse_swapped(base, primary)
@@ -177,9 +183,11 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
         located([(role, request.primary)], request.hub, report) as (at,),
         open_checkpoint(at, role, unpacker, report) as source,
     ):
-        matching = copy_all(source.tensors, request.operation)
+        refuse_shell(source)
+        matching = copy_all(source.model_tensors, request.operation, source.prefix)
         for text in source.notes:
             report.warn(text)
+        _note_prefix(source, report)
         hashes = collect_hashes({role: source}, request.hash_workers, report)
         stated = manifest_of_if_any(source)
         refuse_wrong_kind(source, stated, request, report)
@@ -188,7 +196,7 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
         # The bytes are compared with this manifest as they are read.
         manifest = stated if stated is not None and lists_same_tensors(stated, source) else None
         if recipe is None and manifest is not None and manifest.recipe:
-            recipe = _recipe_of_manifest(manifest.recipe, report)
+            recipe = recipe_of_manifest(manifest.recipe, report)
         compute = stored = DTYPES[request.dtype] if request.dtype is not None else _dtype_of(matching)
         expected = None
         if manifest is not None and {row[0] for row in manifest.tensors.values()} == {stored}:
@@ -200,6 +208,7 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
             base=None,
             primary=source,
             hashes=hashes,
+            identities={role: identity},
             matching=matching,
             recipe=recipe,
             compute=compute,
@@ -231,71 +240,17 @@ def _identify(
     return identity
 
 
+def _note_prefix(checkpoint: Checkpoint, report: Report) -> None:
+    """Say what a wrapper put before all names."""
+    if checkpoint.prefix:
+        report.note(
+            f"{checkpoint.role:15} all names begin with {checkpoint.prefix}, which a wrapper of the model put there"
+        )
+
+
 def _pinned(base: Place, recipe: Recipe | None) -> Place:
     """Return ``base``; if it is the recipe's repository, hide the files whose hashes are not known."""
     if not isinstance(base, ModelSource) or recipe is None or not has_base_source(recipe):
         return base
     known = base_source(recipe)
     return ModelSource(base.id, known.hidden) if known.id.repo.lower() == base.id.repo.lower() else base
-
-
-def show_notice(recipe: Recipe, report: Report) -> None:
-    """Show the lines of the recipe's notice, if it has one."""
-    head = f"licence         {recipe.title}: "
-    for line in filter(None, recipe.notice.splitlines()):
-        report.note(f"{head}{line}")
-        head = " " * 16
-
-
-def _recipe_of_repository(delta: Place, report: Report) -> Recipe | None:
-    """Return the recipe of a delta that is a Hub repository."""
-    if not isinstance(delta, ModelSource):
-        return None
-    name = recipe_of_repo(delta.id.repo)
-    return _use(name, f"{delta.id.repo} on the Hub", report) if name is not None else None
-
-
-def _recipe_of_delta(
-    delta: Checkpoint, hashes: Mapping[str, str], made: MadeDelta | None, report: Report
-) -> Recipe | None:
-    """Return the recipe of a delta that is a snapshot of the Hub, a named archive, files whose hashes are known, or one we made.
-
-    Raises ``UsageError`` when it was made by a recipe that is not one of the package.
-    """
-    snapshot = snapshot_at(delta.path)
-    name = recipe_of_repo(snapshot.repo) if snapshot else None
-    if snapshot and name is not None:
-        return _use(name, f"a snapshot of {snapshot.repo}", report)
-    by_hash = {recipe_of_file(sha256) for sha256 in hashes.values()} - {None}
-    name = by_hash.pop() if len(by_hash) == 1 else None
-    if name is not None:
-        return _use(name, "by the sha256 of its files", report)
-    name = recipe_of_archive(delta.path.name)
-    if name is not None:
-        return _use(name, "by the name of its archive", report)
-    if made is None or not made.recipe:
-        return None
-    if not is_of_package(made.recipe, made.recipe_digest):
-        problem = f"was made by the recipe {made.recipe}, which is not one of the package"
-        raise UsageError(problem, where=f"delta {delta.path}", remedy="give the recipe's file: --recipe FILE")
-    return _recipe_of_manifest(made.recipe, report)
-
-
-def _use(name: str, how: str, report: Report) -> Recipe:
-    """Load a recipe, and report how the delta was recognised."""
-    recipe = load(name)
-    report.note(f"recipe          {name}: the delta is that of {recipe.title} ({how})")
-    show_notice(recipe, report)
-    return recipe
-
-
-def _recipe_of_manifest(name: str, report: Report) -> Recipe | None:
-    """Return the recipe that a manifest names, if it is a known one."""
-    try:
-        recipe = load(name)
-    except UsageError:
-        report.warn(f"the manifest names the recipe {name}, which is not known here: give it with --recipe")
-        return None
-    report.note(f"{'recipe':15} {name} (as the manifest says)")
-    show_notice(recipe, report)
-    return recipe

@@ -17,6 +17,7 @@ from deltaweights.jobs.companions import companions_of
 from deltaweights.jobs.inputs import Inputs, open_inputs
 from deltaweights.jobs.provenance import refuse_unverified
 from deltaweights.jobs.request import Request
+from deltaweights.jobs.sanity import check_sanity
 from deltaweights.merge.choices import ORIGINAL, TORCH_NAMES
 from deltaweights.merge.document_sizes import refuse_unreadable
 from deltaweights.merge.operation import VISION_TOWER, Operation
@@ -95,6 +96,7 @@ def prepare(request: Request, report: Report) -> Iterator[Prepared]:
             open_inputs(request.inputs, unpacker, report) as inputs,
             _open_tower(request, inputs, unpacker, report) as tower,
         ):
+            check_sanity(request, inputs, report)
             export = _lay_out(request, inputs, tower)
             plan = _plan(request, inputs, tower, export)
             prepared = Prepared(
@@ -171,4 +173,5 @@ def record_of(checkpoint: Checkpoint, dropped: tuple[Dropped, ...]) -> InputReco
         tuple(checkpoint.tensors[name].spec for name in names),
         tuple(samples[name] for name in names),
         dropped,
+        checkpoint.prefix,
     )

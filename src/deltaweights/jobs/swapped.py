@@ -20,7 +20,7 @@ def is_small(typical: float | None) -> bool:
 def refuse_swapped(base: Checkpoint, delta: Checkpoint) -> None:
     """Raise ``Mismatch`` when the base's weights are as small as a delta's, and the delta's much larger."""
     typical = typical_weight(base.tensors.values())
-    share = relative_scale(base.tensors, delta.tensors) if is_small(typical) else None
+    share = relative_scale(base.model_tensors, delta.model_tensors) if is_small(typical) else None
     if share is None or share < MUCH_LARGER:
         return
     raise Mismatch(

@@ -22,7 +22,7 @@ DIGEST = len("blake3:") + 64
 FATE = max(len(fate.value) for fate in Fate)
 RESULT_ROW = len('      : {"dtype": "BF16", "shape": , "fate": "", "file": "", "digest": ""},\n') + FATE + DIGEST
 INPUT_ROW = len('        : {"dtype": "BF16", "shape": , "digest": ""},\n') + DIGEST
-SOURCE, BASE = len('"source": , '), len('"base": , ')
+SOURCE, BASE, PREFIX = len('"source": , '), len('"base": , '), len('"prefix": , ')
 COUNT_ROW = len("        : ,\n")
 UNIFORM_ROW = len('      : ["result", "base", "lead"],\n')
 FILE_CHECKS = ', "checks": ["header", "crc32", "sha256"]},\n'
@@ -96,6 +96,8 @@ def _manifest(plan: Plan) -> DocumentSize:
     files = [shard.file for shard in plan.shards] + [companion.name for companion in plan.companions]
     for file in [*files, *(file.name for record in inputs for file in record.files)]:
         size.add(file, FILE_ROW, commas=7, objects=1, lists=1)
+    for record in inputs:
+        size.add(record.prefix, PREFIX, commas=1)
     for shard in plan.shards:
         for tensor in shard.tensors:
             _add_tensor(size, tensor, shard.file, plan)
@@ -112,8 +114,8 @@ def _add_tensor(size: DocumentSize, tensor: PlannedTensor, file: str, plan: Plan
     size.add(spec.name, RESULT_ROW + _length(spec) + len(file), commas=axes + 5, objects=1, lists=1)
     if match.renamed is not None:
         size.add(match.primary.name, SOURCE, commas=1)
-    if match.tied_to is not None:
-        size.add(match.tied_to, BASE, commas=1)
+    if match.base_name is not None:
+        size.add(match.base_name, BASE, commas=1)
     for read in (match.primary, match.base):
         if read is not None:
             size.add(read.name, INPUT_ROW + _length(read), commas=len(read.shape) + 2, objects=1, lists=1)

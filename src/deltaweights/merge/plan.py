@@ -79,6 +79,7 @@ class InputRecord:
     """One input checkpoint: its files, its tensors by name, and those that the result does not use.
 
     ``samples`` has a digest of samples of each tensor, in the same order. (Not by name: a table costs more than what is in it.)
+    ``prefix`` is what a wrapper of the model put before all names, and what base and primary are matched without.
     """
 
     container: str
@@ -86,6 +87,12 @@ class InputRecord:
     tensors: tuple[TensorSpec, ...]
     samples: tuple[str, ...]
     dropped: tuple[Dropped, ...]
+    prefix: str = ""
+
+    @property
+    def prefix_document(self) -> dict[str, Json]:
+        """The prefix as JSON under its key; empty without one."""
+        return {"prefix": self.prefix} if self.prefix else {}
 
     def document(self) -> dict[str, Json]:
         """Return the record as JSON, of lazy objects."""
@@ -96,6 +103,7 @@ class InputRecord:
 
         return {
             "container": self.container,
+            **self.prefix_document,
             "files": [vars(file) for file in self.files],
             "tensors": LazyObject(tensors),
             "dropped": {dropped.spec.name: dropped.reason for dropped in self.dropped},
@@ -190,8 +198,8 @@ def _tensors_of(shard: Shard) -> LazyObject:
     def members() -> Iterator[tuple[str, Json]]:
         for tensor in shard.tensors:
             row = {**spec_document(tensor.spec), "fate": tensor.match.fate.value, "offset": tensor.offset}
-            if tensor.match.tied_to:
-                row["base"] = tensor.match.tied_to
+            if tensor.match.base_name:
+                row["base"] = tensor.match.base_name
             yield tensor.spec.name, row
 
     return LazyObject(members)

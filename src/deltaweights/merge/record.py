@@ -115,8 +115,8 @@ def merge_manifest(
                 row = {**spec_document(tensor.spec), "fate": tensor.match.fate.value}
                 if tensor.match.renamed:
                     row["source"] = tensor.match.primary.name
-                if tensor.match.tied_to:
-                    row["base"] = tensor.match.tied_to
+                if tensor.match.base_name:
+                    row["base"] = tensor.match.base_name
                 yield tensor.spec.name, {**row, "file": shard.file, "digest": records[tensor.spec.name].digest}
 
     result: Json = {
@@ -146,6 +146,7 @@ def _input(role: str, record: InputRecord, digests: ResultDigests, sha256: Mappi
 
     return {
         "container": record.container,
+        **record.prefix_document,
         "tensors_digest": digests.inputs[role],
         "files": {file.name: _file(file, sha256.get(file.name)) for file in record.files},
         "dropped": {d.spec.name: {**spec_document(d.spec), "reason": d.reason} for d in record.dropped},

@@ -15,6 +15,7 @@ from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch
 from deltaweights.merge.operation import Fate, NewRows, Operation
 from deltaweights.recipes.pair_check import EMBEDDING, HEAD, likely_reason, pair_warnings
+from deltaweights.recipes.stored_form import quantized_form
 from deltaweights.util.interruption import check
 from deltaweights.util.text import counted
 
@@ -46,7 +47,8 @@ LLAVA_RULES = MatchRules()  # those of LLaVA and LLaVA-Med
 class Match:
     """One tensor of the result: primary, base unless copied, fate, and ``renamed``, its name if that is not the primary's.
 
-    The base has another name than the primary where it is tied: its embedding is its head, too.
+    The base has another name than the primary where it is tied (its embedding is its head, too), and where a wrapper of the model
+    put a prefix before the names of one of them.
     """
 
     primary: TensorSpec
@@ -60,9 +62,14 @@ class Match:
         return self.renamed or self.primary.name
 
     @property
-    def tied_to(self) -> str | None:
+    def base_name(self) -> str | None:
         """The base's name, where that is not the primary's."""
         return self.base.name if self.base is not None and self.base.name != self.primary.name else None
+
+    def is_tied(self, base_prefix: str, primary_prefix: str) -> bool:
+        """Return whether the base's tensor is another one of the model: names differ by more than these prefixes."""
+        own = self.primary.name.removeprefix(primary_prefix)
+        return self.base is not None and self.base.name.removeprefix(base_prefix) != own
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +82,21 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Matching:
-    """The fates of all tensors of both inputs. ``warnings`` are about pairs that fit but look wrong."""
+    """The fates of all tensors of both inputs. ``warnings`` are about pairs that fit but look wrong.
+
+    ``prefix`` is what a wrapper of the model put before all names of the primary.
+    """
 
     matches: tuple[Match, ...]
     dropped_base: tuple[Dropped, ...]
     dropped_primary: tuple[Dropped, ...]
     warnings: tuple[str, ...]
+    prefix: str = ""
+
+    @property
+    def primary_specs(self) -> dict[str, TensorSpec]:
+        """The primary's tensors that are in the result, by their names in the model."""
+        return {match.primary.name.removeprefix(self.prefix): match.primary for match in self.matches}
 
 
 def is_buffer(name: str) -> bool:
@@ -95,9 +111,11 @@ def match_tensors(
     rules: MatchRules = LLAVA_RULES,
     *,
     tied: bool = False,
+    prefix: str = "",
 ) -> Matching:
     """Give every tensor of both inputs one fate. ``tied``: the base's configuration says that its head is its embedding.
 
+    Both are by the names of their tensors in the model; their specs have the names on disk, those of the primary with ``prefix``.
     Raises ``Mismatch`` for the first tensor that has none, with a likely reason.
     """
     of_base = {**base, **(tied_twins(base, primary) if tied else {})}
@@ -107,7 +125,7 @@ def match_tensors(
         check()
         if not is_buffer(name):
             try:
-                matches.append(_match_one(tensor, of_base.get(name), operation, rules))
+                matches.append(_match_one(name, tensor, of_base.get(name), operation, rules))
             except Mismatch as problem:
                 problems.append(problem.with_traceback(None))  # there may be many, and a traceback holds its frames
     dropped_base: list[Dropped] = []
@@ -127,11 +145,14 @@ def match_tensors(
     if problems or not matches:
         raise _refusal(problems, likely_reason(base_specs, primary_specs, operation.primary), operation)
     warnings = pair_warnings(base_specs, primary_specs) if operation is Operation.APPLY else ()
-    return Matching(tuple(matches), tuple(dropped_base), _buffers(primary), warnings)
+    return Matching(tuple(matches), tuple(dropped_base), _buffers(primary), warnings, prefix)
 
 
-def copy_all(tensors: Mapping[str, LazyTensor], operation: Operation) -> Matching:
-    """Copy every weight, and drop buffers. Raises ``Mismatch`` when a weight cannot be copied, or there is none."""
+def copy_all(tensors: Mapping[str, LazyTensor], operation: Operation, prefix: str = "") -> Matching:
+    """Copy every weight, and drop buffers; for ``prefix`` see ``match_tensors``.
+
+    Raises ``Mismatch`` when a weight cannot be copied, or there is none.
+    """
     matches, problems = [], []
     for name, tensor in tensors.items():
         if not is_buffer(name):
@@ -141,8 +162,10 @@ def copy_all(tensors: Mapping[str, LazyTensor], operation: Operation) -> Matchin
             except Mismatch as problem:
                 problems.append(problem.with_traceback(None))
     if problems or not matches:
-        raise _refusal(problems, "only weights of floating-point numbers are converted", operation)
-    return Matching(tuple(matches), (), _buffers(tensors), ())
+        form = quantized_form({name: tensor.spec for name, tensor in tensors.items()})
+        what = f"the {operation.primary} is {form.what}: {form.remedy}; " if form is not None else ""
+        raise _refusal(problems, f"{what}only weights of floating-point numbers are {operation.past}", operation)
+    return Matching(tuple(matches), (), _buffers(tensors), (), prefix)
 
 
 def tied_twins(base: Mapping[str, LazyTensor], primary: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -155,18 +178,20 @@ def _buffers(tensors: Mapping[str, LazyTensor]) -> tuple[Dropped, ...]:
     return tuple(Dropped(tensor.spec, "buffer") for name, tensor in tensors.items() if is_buffer(name))
 
 
-def _match_one(primary: LazyTensor, base: LazyTensor | None, operation: Operation, rules: MatchRules) -> Match:
+def _match_one(
+    name: str, primary: LazyTensor, base: LazyTensor | None, operation: Operation, rules: MatchRules
+) -> Match:
     spec, role = primary.spec, operation.primary
     if spec.name == RESERVED:
         problem = "cannot be written: safetensors keeps this name for itself"
         raise _problem(role, primary, problem, str(spec), "another name")
     if base is None:
-        if spec.name not in rules.delta_only:
+        if name not in rules.delta_only:
             raise _problem(role, primary, f"is in the {role}, not in the base", "no such tensor", str(spec))
         match = Match(spec, None, Fate.COPY)
     elif base.spec.shape == spec.shape:
         match = Match(spec, base.spec, operation.fate(grown=False))
-    elif spec.name in GROWN and _fits_inside(base.spec.shape, spec.shape, rules.new_rows):
+    elif name in GROWN and _fits_inside(base.spec.shape, spec.shape, rules.new_rows):
         match = Match(spec, base.spec, operation.fate(grown=True, new_rows=rules.new_rows))
     else:
         found, expected = f"{list(base.spec.shape)} in the base", f"{list(spec.shape)}, as in the {role}"

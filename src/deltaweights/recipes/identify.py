@@ -12,6 +12,7 @@ from deltaweights.manifest.parse import Manifest
 from deltaweights.recipes.catalogue import load, recipe_of_file
 from deltaweights.recipes.models import FORMS, known_file, models
 from deltaweights.recipes.pair_check import FINE_TUNED_ROWS, hidden_size, layers, rows
+from deltaweights.recipes.stored_form import ZERO_3, empty_weight, stored_form
 from deltaweights.recipes.weight_scale import SMALL, typical_weight
 from deltaweights.util.text import Json, counted, strict_json
 
@@ -28,6 +29,18 @@ class Identity:
     model: str | None = None
     certain: bool = False  # whether computed hashes of all files match
     typical: float | None = None  # the root mean square of sampled matrices, if there are any
+    is_delta: bool = False  # whether the hashes of all files, or a manifest of ours, say so
+
+    @property
+    def no_model(self) -> str | None:
+        """What is wrong with it where a model is wanted: it is known to be a delta, or its weights are as small as a delta's."""
+        if self.is_delta:
+            return "is a delta, not a model"
+        if self.typical is None or self.typical >= SMALL:
+            return None
+        if not self.typical:
+            return "looks like a delta, not a model: its weights are zero, as far as samples tell"
+        return f"looks like a delta, not a model: its weights are typically {self.typical:.2g}, a model's are 0.01 and more"
 
 
 def identify(
@@ -42,11 +55,15 @@ def identify(
     by_hash = _by_hashes(checkpoint, hashes, read=read)
     if by_hash is not None:
         text, model, certain = by_hash
-        return Identity(text, model, certain, typical)
-    text = _by_manifest(checkpoint, stated(checkpoint)) or _by_shapes(checkpoint, typical)
+        is_delta = all(recipe_of_file(hashes.get(weights.file.path.name, "")) for weights in checkpoint.files)
+        return Identity(text, model, certain, typical, is_delta)
+    manifest = stated(checkpoint)
+    said = _by_manifest(checkpoint, manifest)
+    is_delta = said is not None and manifest is not None and manifest.kind == "delta"
+    text = said or _by_shapes(checkpoint, typical)
     if all(weights.file.path.name in hashes for weights in checkpoint.files):
         text += f"; the sha256 of its files{'' if read else STATED} are not among those that are known"
-    return Identity(text, typical=typical)
+    return Identity(text, typical=typical, is_delta=is_delta)
 
 
 def _by_hashes(checkpoint: Checkpoint, hashes: Mapping[str, str], *, read: bool) -> tuple[str, str | None, bool] | None:
@@ -80,8 +97,13 @@ def _by_manifest(checkpoint: Checkpoint, manifest: Manifest | None) -> str | Non
 
 
 def _by_shapes(checkpoint: Checkpoint, typical: float | None) -> str:
-    specs = {name: tensor.spec for name, tensor in checkpoint.tensors.items()}
+    specs = {name: tensor.spec for name, tensor in checkpoint.model_tensors.items()}
     hidden, depth = hidden_size(specs), layers(specs)
+    if empty_weight(specs) is not None:
+        return ZERO_3
+    form = stored_form(specs)
+    if form is not None:
+        return form.what
     if not hidden:
         return "no embedding under a LLaMA's name"
     with_rows = [known for known in models() if known.shapes.base_rows is not None]

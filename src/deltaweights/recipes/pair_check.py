@@ -16,6 +16,14 @@ from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch
 from deltaweights.recipes.recipe import Recipe
+from deltaweights.recipes.stored_form import (
+    StoredForm,
+    adapter_form,
+    listed_names,
+    other_names,
+    quantized_form,
+    stored_form,
+)
 from deltaweights.util.text import counted
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -27,6 +35,7 @@ FINE_TUNED_ROWS = {32001: "Vicuna v0 or Alpaca", 32003: "LLaVA", 32004: "LLaVA-M
 # Dtypes in which GPTQ, AWQ, bitsandbytes and others store weights.
 INTEGERS = frozenset({"U8", "I8", "I16", "I32", "I64"})
 REMEDY = "use the original LLaMA-1 of the delta's size as the base"
+COMPARE = "deltaweights inspect shows what each of them is"
 REMEDY_TO_MAKE = "use the base that the target was fine-tuned from"
 
 MOST_ADDED = 64  # rows that are likely tokens that somebody added
@@ -41,14 +50,16 @@ def check_pair(recipe: Recipe, base: Checkpoint, primary: Checkpoint) -> None:
     """
     role = primary.role
     for name in recipe.required:
-        if name not in primary.tensors:
+        if name not in primary.model_tensors:
+            if _form_of(primary) is not None:
+                raise _mismatch(recipe, primary, "no such tensor", "one", name)
             problem, where = f"not the whole {role} of recipe {recipe.name}", f"{role} {primary.path}"
             remedy = f"is {PROJECTOR_FILE} missing beside the shards?" if name in PROJECTOR else "fetch it again"
             raise Mismatch(
                 problem, where=where, tensor=name, found="no such tensor", remedy=remedy, code=ErrorCode.OTHER_TENSORS
             )
     shapes = recipe.shapes
-    base_rows = rows({name: tensor.spec for name, tensor in base.tensors.items()})
+    base_rows = rows({name: tensor.spec for name, tensor in base.model_tensors.items()})
     if role == "target":
         base_rows = 0  # new rows of a base that a target was trained from belong to both
     if shapes.base_rows is not None and 0 < base_rows - shapes.base_rows <= MOST_ADDED:
@@ -66,22 +77,29 @@ def check_pair(recipe: Recipe, base: Checkpoint, primary: Checkpoint) -> None:
             (HEAD, 0, row_count, "rows"),
             (GATE, 0, shapes.intermediate_size, "rows"),
         ):
-            shape = checkpoint.tensors[name].spec.shape if name in checkpoint.tensors else ()
+            tensor = checkpoint.model_tensors.get(name)
+            shape = tensor.spec.shape if tensor is not None else ()
             if expected is not None and len(shape) == 2 and shape[axis] != expected:
                 raise _mismatch(recipe, checkpoint, f"{shape[axis]} {what}", expected, name)
-        found = layers(checkpoint.tensors)
+        found = layers(checkpoint.model_tensors)
         if shapes.layers is not None and found != shapes.layers:
-            raise _mismatch(recipe, checkpoint, counted(found, "layer"), shapes.layers, None)
+            what = counted(found, "layer") if found else "no tensor named model.layers.*"
+            raise _mismatch(
+                recipe, checkpoint, what, counted(shapes.layers, "layer") if not found else shapes.layers, None
+            )
 
 
-def _mismatch(recipe: Recipe, checkpoint: Checkpoint, found: str, expected: int, tensor: str | None) -> Mismatch:
-    role = checkpoint.role
+def _mismatch(recipe: Recipe, checkpoint: Checkpoint, found: str, expected: object, tensor: str | None) -> Mismatch:
+    role, form = checkpoint.role, _form_of(checkpoint)
     problem, where = f"not the {role} of recipe {recipe.name}", f"{role} {checkpoint.path}"
     remedies = {
         "base": REMEDY,
         "delta": "use the delta that the recipe names, or another recipe",
         "target": "use a model of the recipe's sizes, or another recipe",
     }
+    code = ErrorCode.WRONG_BASE if role == "base" else ErrorCode.OTHER_TENSORS
+    if form is not None:
+        return Mismatch(f"{problem}: it is {form.what}", where=where, tensor=tensor, remedy=form.remedy, code=code)
     return Mismatch(
         problem,
         where=where,
@@ -89,13 +107,18 @@ def _mismatch(recipe: Recipe, checkpoint: Checkpoint, found: str, expected: int,
         found=found,
         expected=expected,
         remedy=remedies[role],
-        code=ErrorCode.WRONG_BASE if role == "base" else ErrorCode.OTHER_TENSORS,
+        code=code,
     )
+
+
+def _form_of(checkpoint: Checkpoint) -> StoredForm | None:
+    specs = {name: tensor.spec for name, tensor in checkpoint.model_tensors.items()}
+    return stored_form(specs)
 
 
 def likely_reason(base: Specs, primary: Specs, role: str) -> str:
     """Return why ``base`` and ``primary``, whose ``role`` is "delta" or "target", likely do not fit, and what to do."""
-    reason = _other_layout(base, primary, role) or _other_content(base, primary, role)
+    reason = _other_content(base, primary, role) or _other_layout(base, primary, role)
     if reason is not None:
         return reason
     making = role == "target"
@@ -103,9 +126,6 @@ def likely_reason(base: Specs, primary: Specs, role: str) -> str:
     hidden_base, hidden_primary = hidden_size(base), hidden_size(primary)
     if hidden_base != hidden_primary and hidden_base and hidden_primary:
         return f"likely models of two sizes: base {_size(hidden_base)}, {role} {_size(hidden_primary)}; {remedy}"
-    layers_base, layers_primary = layers(base), layers(primary)
-    if layers_base != layers_primary:
-        return f"base has {layers_base} layers, the {role} {layers_primary}: two models, or an incomplete one; {remedy}"
     for name, twin in ((HEAD, EMBEDDING), (EMBEDDING, HEAD)):
         if name in primary and name not in base and twin in base:
             what = f"the base has no {name}, and no config.json that says tie_word_embeddings: true"
@@ -119,11 +139,41 @@ def likely_reason(base: Specs, primary: Specs, role: str) -> str:
         return (
             f"{likely}, or {remedy}" if rows(base) not in FINE_TUNED_ROWS else f"{_owner(base)}; or {padded}; {remedy}"
         )
+    layers_base, layers_primary = layers(base), layers(primary)
+    for of, found, specs in (("base", layers_base, base), (role, layers_primary, primary)):
+        if found == 0 < layers_base + layers_primary:
+            what = (
+                f"the {of} has no tensor named model.layers.*, as the other one has; its names: {listed_names(specs)}"
+            )
+            return f"{what}; {COMPARE}"
+    if layers_base != layers_primary:
+        return f"base has {layers_base} layers, the {role} {layers_primary}: two models, or an incomplete one; {remedy}"
     if rows(base) in FINE_TUNED_ROWS and not making:
         return f"{_owner(base)}; {remedy}"
     if any("mm_projector" in name or "vision_tower" in name for name in base) and not making:
         return f"the base is likely already a LLaVA model; {remedy}"
-    return f"base and {role} are likely not a pair; {remedy}"
+    if rows(base) > rows(primary) > 0:
+        more = counted(rows(base) - rows(primary), "more row")
+        return f"the base's embedding has {more} than the {role}'s: tokens were added to it; {remedy}"
+    return _further_modules(base, primary, role) or f"nothing more is known of why they do not fit; {COMPARE}"
+
+
+def _further_modules(base: Specs, primary: Specs, role: str) -> str | None:
+    """Return the reason if all of the base fits, and the primary has more."""
+    further = [name for name in primary if name not in base and not _is_buffer(name)]
+    further = [
+        name for name in further if name not in PROJECTOR
+    ] or further  # a projector mostly fits: nothing is said of it
+    common = [name for name in base if name in primary]
+    fits = all(name in {EMBEDDING, HEAD} or base[name].shape == primary[name].shape for name in common)
+    if not further or not common or not fits or any(name not in primary and not _is_buffer(name) for name in base):
+        return None
+    what = f"all of the base fits, and the {role} has more: {listed_names(further)}"
+    return f"{what}; if they belong to it whole, list them in a recipe of your own as delta_only (docs/recipes.md)"
+
+
+def _is_buffer(name: str) -> bool:
+    return name.endswith(("inv_freq", "rope.freqs"))
 
 
 def _owner(base: Specs) -> str:
@@ -132,11 +182,10 @@ def _owner(base: Specs) -> str:
 
 def _other_layout(base: Specs, primary: Specs, role: str) -> str | None:
     """Return the reason if tensors have the names of another layout. It is tried first: layers are counted by name."""
-    if any(".attention.wq." in name for name in base):
-        return "the base has Meta's tensor names: give the folder with all its consolidated.*.pth files and params.json"
     for of, specs in (("base", base), (role, primary)):
-        if any(name.startswith("language_model.model.") for name in specs):
-            return f"the {of} is in the layout of current transformers: use that model in the original layout"
+        form = other_names(specs)
+        if form is not None:
+            return f"the {of} is {form.what}: {form.remedy}"
     if EMBEDDING not in base and "embed_tokens.weight" in base:
         return "the base was saved without its head (LlamaModel, not LlamaForCausalLM): use the full checkpoint"
     return None
@@ -144,8 +193,10 @@ def _other_layout(base: Specs, primary: Specs, role: str) -> str | None:
 
 def _other_content(base: Specs, primary: Specs, role: str) -> str | None:
     making = role == "target"
-    if any("lora_" in name for name in primary):
-        return f"the {role} holds LoRA adapters{'' if making else ', not delta weights'}: merge it with peft"
+    for of, specs in (("base", base), (role, primary)):
+        for form in (quantized_form(specs), adapter_form(specs)):
+            if form is not None:
+                return f"the {of} is {form.what}: {form.remedy}"
     if any(spec.dtype in INTEGERS for spec in primary.values()):
         return f"the {role} holds whole numbers: it is likely a quantized model{'' if making else ', and no delta'}"
     if any(spec.dtype in INTEGERS for spec in base.values()):

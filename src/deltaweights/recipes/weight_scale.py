@@ -26,8 +26,9 @@ def typical_weight(tensors: Iterable[LazyTensor]) -> float | None:
 def relative_scale(base: Mapping[str, LazyTensor], delta: Mapping[str, LazyTensor]) -> float | None:
     """Return the size of a delta's weights relative to its base's: the median of sampled matrices; None when unknown."""
     shares = []
-    for tensor in _sample(tensor for name, tensor in delta.items() if name in base):
-        of_delta, of_base = mean_square(tensor), mean_square(base[tensor.spec.name])
+    bases = {id(tensor): base[name] for name, tensor in delta.items() if name in base}
+    for tensor in _sample(tensor for tensor in delta.values() if id(tensor) in bases):
+        of_delta, of_base = mean_square(tensor), mean_square(bases[id(tensor)])
         if of_delta is not None and of_base:
             shares.append((of_delta / of_base) ** 0.5)
     return statistics.median(shares) if shares else None

@@ -144,20 +144,12 @@ def test_a_base_with_all_rows_has_no_new_ones(tmp_path: Path, rule: str) -> None
     assert torch.equal(load(tmp_path / "merged")[EMBEDDING], base[EMBEDDING] + delta[EMBEDDING])
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        (0, 4),
-        (3, 0),
-    ],
-    ids=str,
-)
-def test_the_mean_of_nothing_is_zero(tmp_path: Path, shape: tuple[int, int]) -> None:
-    """For a base without rows or columns, new rows are the delta's."""
-    delta = torch.ones(6, shape[1])
+def test_the_mean_of_nothing_is_zero(tmp_path: Path) -> None:
+    """For a base without rows, new rows are the delta's."""
+    delta = torch.ones(6, 4)
     merge_pair(
         tmp_path,
-        {EMBEDDING: torch.zeros(shape)},
+        {EMBEDDING: torch.zeros(0, 4)},
         {EMBEDDING: delta},
         recipe_file=recipe_file(tmp_path, "float32", stated=False, more=MEAN),
     )

@@ -152,7 +152,12 @@ REFUSALS: dict[str, tuple[dict[str, LazyTensor], dict[str, LazyTensor], tuple[st
     "delta-only": (
         base_of(llama()),
         delta_of(llama() | {"model.extra.weight": (7, 9)}),
-        ("tensor model.extra.weight: is in the delta, not in the base", "F16 [7, 9]", "likely not a pair", ORIGINAL),
+        (
+            "tensor model.extra.weight: is in the delta, not in the base",
+            "F16 [7, 9]",
+            "all of the base fits, and the delta has more: model.extra.weight",
+            "delta_only",
+        ),
     ),
     "delta-only-nearly-a-projector": (
         base_of(llama()),
@@ -162,7 +167,7 @@ REFUSALS: dict[str, tuple[dict[str, LazyTensor], dict[str, LazyTensor], tuple[st
     "base-only": (
         base_of(llama() | {"model.extra.weight": (7, 9)}),
         delta_of(llama()),
-        ("base.bin: tensor model.extra.weight: is in the base, not in the delta", "F16 [7, 9]", "likely not a pair"),
+        ("base.bin: tensor model.extra.weight: is in the base, not in the delta", "F16 [7, 9]", "nothing more is known"),
     ),
     "base-only-projector": (
         base_of(llama() | {PROJECTOR: (7, 9)}),
@@ -207,7 +212,7 @@ REFUSALS: dict[str, tuple[dict[str, LazyTensor], dict[str, LazyTensor], tuple[st
         delta_of(llama()),
         (
             f"tensor {EMBEDDING}: is in the delta, not in the base",
-            "Meta's tensor names: give the folder with all its consolidated.*.pth files and params.json",
+            "the base is in Meta's layout: give the folder with all its consolidated.*.pth files and params.json",
         ),
     ),
     "without-a-head": (
@@ -215,7 +220,7 @@ REFUSALS: dict[str, tuple[dict[str, LazyTensor], dict[str, LazyTensor], tuple[st
         delta_of(llama()),
         ("the base was saved without its head (LlamaModel, not LlamaForCausalLM): use the full checkpoint",),
     ),
-    "lora": (base_of(llama()), delta_of(LORA), ("the delta holds LoRA adapters", "merge it with peft")),
+    "lora": (base_of(llama()), delta_of(LORA), ("the delta is made of adapters, such as LoRA's", "merge it with peft")),
     "empty-delta": (base_of({"w": (3,)}), {}, ("tensor w: is in the base, not in the delta",)),
     "empty-both": ({}, {}, ("nothing to add: the delta has no weights",)),
     "only-buffers": (
