@@ -96,7 +96,7 @@ def _manifest(plan: Plan) -> DocumentSize:
     files = [shard.file for shard in plan.shards] + [companion.name for companion in plan.companions]
     for file in [*files, *(file.name for record in inputs for file in record.files)]:
         size.add(file, FILE_ROW, commas=7, objects=1, lists=1)
-    for record in inputs:
+    for record in (record for record in inputs if record.prefix):
         size.add(record.prefix, PREFIX, commas=1)
     for shard in plan.shards:
         for tensor in shard.tensors:
