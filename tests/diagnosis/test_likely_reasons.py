@@ -56,14 +56,10 @@ def language_model(name: str) -> str:
 
 def gpt_neox(_: Tensors) -> Tensors:
     torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 48,
-    }
-    return {name: each.half() for name, each in GPTNeoXForCausalLM(GPTNeoXConfig(**sizes)).state_dict().items()}
+    config = GPTNeoXConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=48
+    )
+    return {name: each.half() for name, each in GPTNeoXForCausalLM(config).state_dict().items()}
 
 
 def extended(tensors: Tensors) -> Tensors:
@@ -205,10 +201,10 @@ def test_a_delta_with_further_modules_names_the_key_of_the_recipe(tmp_path: Path
 
 def test_a_tied_base_without_a_head_says_what_is_missing(tmp_path: Path) -> None:
     """No configuration says that the embedding is the head; with one that does, the pair is merged."""
-    model = LlamaForCausalLM(
+    model: Any = LlamaForCausalLM(
         LlamaConfig(vocab_size=48, hidden_size=32, intermediate_size=92, num_hidden_layers=2, num_attention_heads=4)
-    ).half()
-    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    )
+    state = {name: tensor.detach().half() for name, tensor in model.state_dict().items()}
     save(delta_tensors(state, 0), tmp_path / "delta")
     head = state.pop("lm_head.weight")
     assert head.shape == state["model.embed_tokens.weight"].shape

@@ -38,8 +38,9 @@ def test_the_prefixes_are_those_of_the_wrappers() -> None:
     """What torch's own wrappers put before the names of a state is what is recognised, nested, too."""
     layer = nn.Linear(2, 2)
     assert wrapper_prefix(DataParallel(layer).state_dict()) == "module."
-    assert wrapper_prefix(torch.compile(layer).state_dict()) == "_orig_mod."
-    assert wrapper_prefix(DataParallel(torch.compile(layer)).state_dict()) == "module._orig_mod."
+    compiled: nn.Module = torch.compile(layer)  # type: ignore[assignment]  # a module, where one is given
+    assert wrapper_prefix(compiled.state_dict()) == "_orig_mod."
+    assert wrapper_prefix(DataParallel(compiled).state_dict()) == "module._orig_mod."
     assert wrapper_prefix(layer.state_dict()) == wrapper_prefix([]) == ""
     assert wrapper_prefix(["module.a", "b"]) == wrapper_prefix(["modules.a"]) == ""
 

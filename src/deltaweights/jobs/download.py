@@ -10,7 +10,7 @@ from deltaweights.errors import UsageError
 from deltaweights.hub.directory import HubDirectory
 from deltaweights.hub.ids import ModelSource, hub_id
 from deltaweights.hub.locate import Hub, HubOptions, needed_files
-from deltaweights.jobs.inputs import show_notice
+from deltaweights.jobs.recognised_recipe import show_notice
 from deltaweights.recipes.catalogue import load
 from deltaweights.recipes.hub_sources import base_source, delta_source
 from deltaweights.report import Report

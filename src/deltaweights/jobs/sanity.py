@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import DeltaweightsError, MalformedInput, Mismatch
-from deltaweights.export.sanity import Oddity, oddities
+from deltaweights.export.sanity import oddities
 from deltaweights.jobs.inputs import Inputs
 from deltaweights.jobs.request import Request
 from deltaweights.merge.choices import ORIGINAL
@@ -26,9 +26,10 @@ def check_sanity(request: Request, inputs: Inputs, report: Report) -> None:
     primary = inputs.primary
     for oddity in oddities(inputs.matching.primary_specs, config_of(primary)):
         where = f"{primary.role} {primary.path}"
+        problem, tensor, found, expected = oddity.problem, oddity.tensor, oddity.found, oddity.expected
         if oddity.impossible:
-            raise MalformedInput(oddity.problem, where=where, **_facts(oddity), remedy=REMEDY)
-        report.warn(str(DeltaweightsError(oddity.problem, where=where, **_facts(oddity))))
+            raise MalformedInput(problem, where=where, tensor=tensor, found=found, expected=expected, remedy=REMEDY)
+        report.warn(str(DeltaweightsError(problem, where=where, tensor=tensor, found=found, expected=expected)))
     prefix = inputs.matching.prefix
     if prefix and request.options.layout == ORIGINAL:
         report.warn(
@@ -40,10 +41,6 @@ def check_sanity(request: Request, inputs: Inputs, report: Report) -> None:
             identities = inputs.identities
             other = next((each for role, each in identities.items() if role != checkpoint.role), None)
             _check_model(checkpoint, identities[checkpoint.role], other, request, report)
-
-
-def _facts(oddity: Oddity) -> dict[str, str | None]:
-    return {"tensor": oddity.tensor, "found": oddity.found, "expected": oddity.expected}
 
 
 def _is_out_of_scale(identity: Identity, other: Identity | None) -> bool:
