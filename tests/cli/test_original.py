@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.limits import PATIENCE
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "original.py"
 
 pytestmark = pytest.mark.fidelity
@@ -30,7 +32,7 @@ def test_a_missing_environment_is_one_line(tmp_path: Path, content: str | None, 
         python.write_text(f"#!/bin/sh\n{content}\n")
         python.chmod(0o755)
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--python", python], capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, SCRIPT, "--python", python], capture_output=True, text=True, check=False, timeout=PATIENCE
     )
     assert done.returncode == 2
     assert done.stdout == ""

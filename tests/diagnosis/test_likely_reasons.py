@@ -133,7 +133,7 @@ ROWS = {
         renamed(lambda name: name.replace("model.layers", "body")),
         "the base has no tensor named model.layers.*, as the other one has; its names: ",
     ),
-    "more-tokens": Row(extended, "the base's embedding has 6 more rows than the delta's: tokens were added to it"),
+    "more-tokens": Row(extended, "likely the base has 6 added rows"),
     "nothing-known": Row(stranger, "nothing more is known of why they do not fit; deltaweights inspect"),
 }
 

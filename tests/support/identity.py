@@ -92,7 +92,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Known:
     for user in ("recipes.identify", "jobs.input_checks"):
         monkeypatch.setattr(f"deltaweights.{user}.known_file", made.models.get)
     monkeypatch.setattr("deltaweights.recipes.identify.recipe_of_file", made.recipes.get)
-    monkeypatch.setattr("deltaweights.jobs.inputs.recipe_of_file", made.recipes.get)
+    monkeypatch.setattr("deltaweights.jobs.recognised_recipe.recipe_of_file", made.recipes.get)
     return made
 
 

@@ -694,7 +694,7 @@ MALFORMED: dict[str, tuple[dict[str, bytes], str, str | None]] = {
     "cut-in-a-number": (no_model(SMALL + b"\x80"), MODEL, "the end in the middle of a number"),
     "long-number": (no_model(11 * b"\x80"), MODEL, "a number of more than 10 bytes"),
     "group": (no_model(b"\x0b"), MODEL, "a field of the wire type 3"),
-    "too-large": (no_model(bytes(MAX_BYTES + 1)), MODEL, "5,242,881 bytes"),
+    "too-large": (no_model(b"\1" * (MAX_BYTES + 1)), MODEL, "5,242,881 bytes"),
     "number-for-a-piece": (no_model(field(1, 1)), MODEL, "a number instead of a message"),
     "number-for-a-text": (no_model(field(1, field(1, 1))), MODEL, "a piece without text, or too long"),
     "empty-piece": (no_model(b"\n\0"), MODEL, "a piece without text, or too long"),

@@ -343,7 +343,7 @@ def test_a_delta_by_a_recipe_of_the_package_is_applied_by_it(tmp_path: Path, mon
     """Where the package has the recipe with that digest, ``apply`` uses it unasked, and says so."""
     _, target = pair(tmp_path, torch.float32)
     recipes = {name: load(name) for name in names()} | {"alpaca-7b": load_file(tiny_recipe(tmp_path, "alpaca-7b"))}
-    for module in ("recipes.catalogue", "jobs.request", "jobs.inputs"):
+    for module in ("recipes.catalogue", "jobs.request", "jobs.recognised_recipe"):
         monkeypatch.setattr(f"deltaweights.{module}.load", recipes.__getitem__)
     made, _ = make(tmp_path, recipe="alpaca-7b")
     assert "--delta FOLDER --target OUT --recipe alpaca-7b\n" in (tmp_path / "delta" / "README.md").read_text()

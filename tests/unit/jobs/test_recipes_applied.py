@@ -703,7 +703,7 @@ def test_a_recognised_delta_is_merged_by_its_rules(tmp_path: Path, monkeypatch: 
     pair, report = StandIn(tmp_path, "alpaca-7b"), RecordingReport()
     delta = cached(tmp_path / "delta", OTHER, "tatsu-lab--alpaca-7b-wdiff")
     tiny = catalogue.load_file(pair.recipe)
-    monkeypatch.setattr("deltaweights.jobs.inputs.load", {"alpaca-7b": tiny}.__getitem__)
+    monkeypatch.setattr("deltaweights.jobs.recognised_recipe.load", {"alpaca-7b": tiny}.__getitem__)
     result = apply_delta(tmp_path / "base", delta, tmp_path / "out", report=report)
     assert result.recipe == "alpaca-7b"
     assert result.published_sum is not None
@@ -721,8 +721,8 @@ def alpaca_by_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     pair = StandIn(tmp_path, "alpaca-7b")
     tiny = catalogue.load_file(pair.recipe)
     files = {hashlib.sha256(path.read_bytes()).hexdigest(): pair.name for path in (tmp_path / "delta").glob("*.bin")}
-    monkeypatch.setattr("deltaweights.jobs.inputs.load", {pair.name: tiny}.__getitem__)
-    for module in ("jobs.inputs", "recipes.identify"):
+    monkeypatch.setattr("deltaweights.jobs.recognised_recipe.load", {pair.name: tiny}.__getitem__)
+    for module in ("jobs.recognised_recipe", "recipes.identify"):
         monkeypatch.setattr(f"deltaweights.{module}.recipe_of_file", files.get)
     return pair
 
@@ -785,7 +785,9 @@ def test_a_delta_is_known_by_the_name_of_its_archive(
 ) -> None:
     """A delta in the archive that was distributed is merged by its recipe, and it is said how it was known."""
     pair, report = StandIn(tmp_path, "llava-med-7b"), RecordingReport()
-    monkeypatch.setattr("deltaweights.jobs.inputs.load", {pair.name: catalogue.load_file(pair.recipe)}.__getitem__)
+    monkeypatch.setattr(
+        "deltaweights.jobs.recognised_recipe.load", {pair.name: catalogue.load_file(pair.recipe)}.__getitem__
+    )
     archive = zipped(tmp_path / "delta", tmp_path / MED_ARCHIVE, method)
     result = apply_delta(tmp_path / "base", archive, tmp_path / "out", report=report)
     assert (result.recipe, same_bits(load(tmp_path / "out"), pair.expected)) == ("llava-med-7b", True)
