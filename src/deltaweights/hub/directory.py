@@ -148,7 +148,11 @@ class HubDirectory(Directory):
                 storage.discard()
                 storage.close()
                 continue
-            pieces = PieceMap(file, storage, storage.resume())
+            try:
+                pieces = PieceMap(file, storage, storage.resume())
+            except BaseException:
+                storage.close()  # else its lock lasts as long as the error, and a second try waits for it
+                raise
             self.fetched += file.size - pieces.bytes_present
             return self._downloads.add(self.listing, pieces, self.cache, self._records)
 

@@ -38,6 +38,22 @@ def test_a_disk_that_fills_up(machine: Machine, hub: HubServer, folder: Path, mo
     assert sum(hub.sent.values()) - before < sum((folder / name).stat().st_size for name in NEEDED)
 
 
+def test_a_disk_that_is_full_from_the_start(
+    machine: Machine, hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that cannot even be begun is not held: the next download in this process fetches it."""
+
+    def pwrite(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", pwrite)
+        with refused(InputOutputError, problem="cannot write: No space left on device", remedy=MAKE_ROOM) as caught:
+            machine.fetch(BASE)
+    assert_whole(machine, folder, machine.fetch(BASE).commit)
+    assert caught.value.problem  # still held, with the frames that it came through
+
+
 @pytest.mark.parametrize("left", ["marks of another size", "no marks", "an empty file", "noise in the marks"])
 def test_what_an_earlier_run_left_is_never_trusted(machine: Machine, hub: HubServer, folder: Path, left: str) -> None:
     """Whatever an earlier run left, the published file has its hash."""
