@@ -31,6 +31,7 @@ pytestmark = pytest.mark.diagnosis
 Line = list[str]
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 INDEX = "pytorch_model.bin.index.json"
+MINE = "mine-00002-of-00002.bin"
 SHARD = "pytorch_model-00002-of-00002.bin"
 
 
@@ -218,6 +219,52 @@ def first_named(scene: Scene, line: Line, remedy: str) -> Line:
     """Give the first path that the remedy names."""
     (found, *_) = re.findall(rf"{re.escape(str(scene.root))}[^ ,;]+", remedy)
     return put(line, "--delta", found)
+
+
+def other_names(scene: Scene) -> Line:
+    """Name index and shards in a way that no loader takes by itself."""
+    index = (scene.delta / INDEX).read_text().replace("pytorch_model", "mine")
+    (scene.delta / "mine.bin.index.json").write_text(index)
+    (scene.delta / INDEX).unlink()
+    for shard in list(scene.delta.glob("pytorch_model-*")):
+        shard.rename(scene.delta / shard.name.replace("pytorch_model", "mine"))
+    return scene.apply()
+
+
+def other_names_cut(scene: Scene) -> Line:
+    line = other_names(scene)
+    shutil.move(scene.delta / MINE, scene.root / MINE)
+    return line
+
+
+def shard_fetched(scene: Scene, line: Line, remedy: str) -> Line:
+    """Fetch the shards that the index names, and give the index."""
+    found = re.search(r"that (\S+) names", remedy)
+    assert found
+    shutil.move(scene.root / MINE, scene.delta / MINE)
+    return put(line, "--delta", scene.delta / found[1])
+
+
+def demo_again(scene: Scene) -> Line:
+    (scene.root / "demo").mkdir()
+    (scene.root / "demo" / "notes.txt").write_text("mine")
+    return ["demo", "--keep", str(scene.root / "demo")]
+
+
+def new_folder(scene: Scene, line: Line, _remedy: str) -> Line:
+    return put(line, "--keep", scene.root / "new")
+
+
+def bare_weights(scene: Scene) -> Line:
+    """Make a model without configuration, for ``check``."""
+    save_model(scene.root / "model")
+    shutil.move(scene.root / "model" / "config.json", scene.root / "config.json")
+    return ["check", str(scene.root / "model")]
+
+
+def configured(scene: Scene, line: Line, _remedy: str) -> Line:
+    shutil.move(scene.root / "config.json", scene.root / "model" / "config.json")
+    return line
 
 
 def damaged_index(scene: Scene) -> Line:
@@ -449,6 +496,12 @@ CASES: dict[str, Case] = {
     "a damaged index": Case(damaged_index, "E-MALFORMED", "fetch it again", restored(INDEX)),
     "two sets of weights": Case(two_sets, "E-SEVERAL-WEIGHTS", "give the one you mean", first_named),
     "two sets, one of them dead": Case(one_set_dead, "E-SEVERAL-WEIGHTS", "give the complete one", first_named),
+    "index and shards of other names": Case(other_names, "E-NO-WEIGHTS", "give ", giving("--delta")),
+    "an index of another name, without a shard": Case(
+        other_names_cut, "E-NO-WEIGHTS", "fetch the other shards that", shard_fetched
+    ),
+    "something in the demo's folder": Case(demo_again, "E-TARGET", "name a new folder", new_folder),
+    "no configuration": Case(bare_weights, "E-INPUT-OUTPUT", "has one", configured),
     "swapped": Case(swapped, "E-SWAPPED", "give --base", swapped_back),
     "a finished model: the delta": Case(finished_model, "E-ALREADY-MERGED", "give the delta itself", delta_itself),
     "a finished model: allowed": Case(
