@@ -19,7 +19,7 @@ class ErrorCode(Enum):
     NO_INPUT_GIVEN = ("E-NO-INPUT-GIVEN", "an input is not given, and no recipe says where it is")
     UNKNOWN_RECIPE = ("E-UNKNOWN-RECIPE", "no recipe has this name")
     NOT_A_SIZE = ("E-NOT-A-SIZE", "a size has no unit, or is none")
-    OTHER_DTYPE = ("E-OTHER-DTYPE", "the dtype contradicts the recipe")
+    OTHER_DTYPE = ("E-OTHER-DTYPE", "the dtype contradicts the recipe, or the delta's manifest")
     MISSING_PACKAGE = ("E-MISSING-PACKAGE", "a Python package that this needs is not installed")
 
     MALFORMED = ("E-MALFORMED", "an input breaks its format, or is hostile")

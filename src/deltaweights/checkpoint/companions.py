@@ -10,6 +10,7 @@ from pathlib import Path
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.small_files import json_object, refuse_wrong_content
 from deltaweights.errors import MalformedInput
+from deltaweights.util.text import UTF8_MARK
 
 COPIED = frozenset({
     "config.json", "generation_config.json",
@@ -94,6 +95,7 @@ def read_companions(
     """
     files = {NOTICE_NAME: notice.encode()}
     left_behind: list[str] = []
+    changes: list[str] = []
     seen: dict[str, str] = {}  # by name in lower case
     left = MAX_TOTAL
     for name in directory.names():
@@ -108,13 +110,16 @@ def read_companions(
             data = directory.read_companion(name, min(left, MAX_SIZE if name in COPIED else MAX_TEXT))
             left -= len(data)
             refuse_wrong_content(data, where)
+            if name.endswith(".json") and data.startswith(UTF8_MARK):
+                data = data.removeprefix(UTF8_MARK)  # with it, transformers would not read the file
+                changes.append(f"{name}: the byte-order mark at its beginning was left out")
             files[f"{role.upper()}_README.md" if name == README else name] = data
         elif name not in weights and not name.startswith("."):
             left_behind.append(name)
-    change = None
     if "config.json" in files:
         files["config.json"], change = state_dtype(files["config.json"], dtype, directory.path / "config.json")
-    return Companions(files, tuple(left_behind), (change,) if change else ())
+        changes += [change] if change else []
+    return Companions(files, tuple(left_behind), tuple(changes))
 
 
 def state_dtype(config: bytes, dtype: str, where: Path) -> tuple[bytes, str | None]:
@@ -123,7 +128,7 @@ def state_dtype(config: bytes, dtype: str, where: Path) -> tuple[bytes, str | No
     Raises ``MalformedInput`` when it is not a JSON object.
     """
     document = json_object(config, where)
-    text, changes = config.decode(), []
+    text, changes = config.removeprefix(UTF8_MARK).decode(), []
     for key in ("torch_dtype", "dtype"):
         stated = document.get(key)
         if not isinstance(stated, str) or stated == dtype:

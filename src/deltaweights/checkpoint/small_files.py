@@ -8,7 +8,7 @@ from pathlib import Path
 from deltaweights.checkpoint.file_type import HEAD_BYTES, code_of_type, detect_wrong_content
 from deltaweights.checkpoint.files import InputFile, LocalFile
 from deltaweights.checkpoint.malformed import MalformedAt
-from deltaweights.util.text import Json, strict_json
+from deltaweights.util.text import MARKED, SAVE_UNMARKED, UTF8_MARK, Json, strict_json
 
 
 def read_small(path: Path, most: int, *, follow: bool = True) -> bytes:
@@ -37,9 +37,15 @@ def refuse_wrong_content(data: bytes, where: Path) -> None:
         raise MalformedAt(where, other[1])("not what its name says", other[0], code=code_of_type(other[0]))
 
 
-def json_object(data: bytes, where: Path) -> dict[str, Json]:
-    """Parse ``data``, the contents of ``where``, as a JSON object. Raises ``MalformedInput``."""
+def json_object(data: bytes, where: Path, *, as_transformers: bool = False) -> dict[str, Json]:
+    """Parse ``data``, the contents of ``where``, as a JSON object. Raises ``MalformedInput``.
+
+    A byte-order mark, which some editors put at the beginning, is skipped, and with ``as_transformers`` refused, as there.
+    """
     refuse_wrong_content(data, where)
+    if data.startswith(UTF8_MARK) and as_transformers:
+        raise MalformedAt(where, SAVE_UNMARKED)("not strict JSON", MARKED)
+    data = data.removeprefix(UTF8_MARK)
     malformed = MalformedAt(where, "fetch it again")
     try:
         document = strict_json(data)

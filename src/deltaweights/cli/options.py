@@ -187,5 +187,9 @@ def recipe_of(recipe: str | None, option: str | None) -> tuple[str | None, str |
 
 
 def _is_file(recipe: str) -> bool:
-    """Return whether this is a path rather than the name of a recipe."""
-    return recipe.endswith(".toml") or "/" in recipe or Path(recipe).is_file()
+    """Return whether this is a path rather than the name of a recipe; an id of the Hub is told of as a name."""
+    from deltaweights.hub.ids import hub_id  # noqa: PLC0415  (only for options that are given)
+
+    if recipe.endswith(".toml") or Path(recipe).is_file():
+        return True
+    return "/" in recipe and "://" not in recipe and hub_id(recipe) is None

@@ -159,6 +159,8 @@ class Access:
             remedy = f"{check}; if it is private, {log_in}" if self.token is None else f"{check}, and the token"
         elif status == 401:
             problem, remedy = "the Hub rejected the token", f"{log_in} again"
+        elif status == 403 and self.token is None:
+            problem, remedy = "access needs a token, and none is set", log_in
         elif status == 403:
             problem, remedy = "the token does not give access", "check the token's permissions"
         else:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.folder import open_checkpoint
+from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.small_files import json_object
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
@@ -19,7 +20,7 @@ from deltaweights.merge.rules import is_buffer
 from deltaweights.recipes.identify import Identity, identify
 from deltaweights.recipes.shell import refuse_shell
 from deltaweights.util.limits import MANIFEST as LIMIT
-from deltaweights.util.text import Json
+from deltaweights.util.text import MARKED, SAVE_UNMARKED, UTF8_MARK, Json
 
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 PROCESSOR_CONFIG, SPECIAL_TOKENS = "processor_config.json", "special_tokens_map.json"
@@ -85,13 +86,16 @@ def read_model_folder(folder: str | os.PathLike[str]) -> ModelFolder:
             remedy = "a model in Hugging Face's layout has one; deltaweights convert writes it for one in Meta's"
             raise InputOutputError("is missing", where=path / CONFIG, remedy=remedy)
         indexes = [name for name in checkpoint.names if name.endswith(".index.json")]
+        for name in indexes:
+            if directory.head(name).startswith(UTF8_MARK):
+                raise MalformedAt(path / name, SAVE_UNMARKED)("not strict JSON", MARKED)
         documents = {name: _read(directory, name) for name in PROCESSORS}
         return ModelFolder(
             path=path,
             container=checkpoint.container,
             weights_file=indexes[0] if indexes else min(checkpoint.names),
             tensors=checkpoint.tensors,
-            config=json_object(directory.read(CONFIG, MAX_DOCUMENT), path / CONFIG),
+            config=json_object(directory.read(CONFIG, MAX_DOCUMENT), path / CONFIG, as_transformers=True),
             generation_config=_read(directory, GENERATION_CONFIG),
             special_tokens_map=_read(directory, SPECIAL_TOKENS),
             processors={name: document for name, document in documents.items() if document is not None},
@@ -105,7 +109,7 @@ def read_model_folder(folder: str | os.PathLike[str]) -> ModelFolder:
 def _read(directory: Directory, name: str) -> dict[str, Json] | None:
     if not directory.has(name):
         return None
-    return json_object(directory.read(name, MAX_DOCUMENT), directory.path / name)
+    return json_object(directory.read(name, MAX_DOCUMENT), directory.path / name, as_transformers=True)
 
 
 def _layout(directory: Directory) -> str | None:

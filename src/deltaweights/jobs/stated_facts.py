@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch, UsageError
 from deltaweights.jobs.request import InputRequest, or_allow
 from deltaweights.manifest.digest import tensor_digest, tensor_hasher
@@ -83,7 +84,9 @@ def refuse_contradiction(made: MadeDelta, delta: Checkpoint, given: str | None, 
     where = f"delta {delta.path}"
     if given not in {None, made.compute}:
         problem, remedy = f"its {MANIFEST} says that it was made in another dtype", "leave --compute-dtype out"
-        raise UsageError(problem, where=where, found=given, expected=made.compute, remedy=remedy)
+        raise UsageError(
+            problem, where=where, found=given, expected=made.compute, remedy=remedy, code=ErrorCode.OTHER_DTYPE
+        )
     if recipe is None:
         return
     found = {"adds in": recipe.compute_dtype, "has new_rows": recipe.new_rows}
@@ -149,6 +152,7 @@ def other_base(where: object, origin: Mapping[str, str], tensor: str | None = No
         found="other weights",
         expected=f"those whose digest the delta's {MANIFEST} states{title}",
         remedy=f"use that base{or_allow(allow)}",
+        code=ErrorCode.WRONG_BASE,
     )
 
 

@@ -22,6 +22,7 @@ from deltaweights.manifest.verify_report import CONTENT, FILE, TENSOR, Problem, 
 from deltaweights.report import Report
 from deltaweights.util import limits
 from deltaweights.util.litter import is_litter
+from deltaweights.util.text import SAVE_UNMARKED
 
 LOADABLE = frozenset({".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".gguf", ".h5", ".msgpack", ".py"})
 """Suffixes of files that loaders take weights or code from."""
@@ -107,8 +108,13 @@ class FolderCheck:
         if self._external is not None:
             fault = self._parse(self._external)
             if fault is not None:
-                remedy = "give one that deltaweights wrote"
-                raise MalformedInput("not a manifest", where=self._external, found=fault, remedy=remedy)
+                remedy = SAVE_UNMARKED if SAVE_UNMARKED in fault else "give one that deltaweights wrote"
+                raise MalformedInput(
+                    "not a manifest",
+                    where=self._external,
+                    found=fault.removesuffix(f": {SAVE_UNMARKED}"),
+                    remedy=remedy,
+                )
         elif self._has_document(MANIFEST, expected="the manifest that deltaweights writes"):
             try:
                 fault = self._parse(self.root / MANIFEST)

@@ -31,6 +31,13 @@ def known_name(given: str) -> str:
     """Return the name of the recipe of the package that is ``given`` in any case. Raises ``UsageError`` when there is none."""
     name = given.lower()
     if name not in names():
+        of_repo = _recipe_of_place(given)
+        if of_repo is not None:
+            problem, remedy = (
+                "a repository of the Hub, not the name of a recipe",
+                f"give its recipe: --recipe {of_repo}",
+            )
+            raise UsageError(problem, found=given, expected=of_repo, remedy=remedy, code=ErrorCode.UNKNOWN_RECIPE)
         expected, remedy = candidates(name, names()), "`deltaweights recipes` lists them"
         problem, code = "no recipe has this name", ErrorCode.UNKNOWN_RECIPE
         raise UsageError(problem, found=given, expected=expected, remedy=remedy, code=code)
@@ -78,6 +85,12 @@ def recipe_of_file(sha256: str) -> str | None:
 def recipe_of_repo(repo: str) -> str | None:
     """Return the name of the recipe whose delta is in the Hub's repository ``repo`` (case-insensitive), if there is one."""
     return next((name for name in names() if (load(name).delta.repo or "").lower() == repo.lower()), None)
+
+
+def _recipe_of_place(given: str) -> str | None:
+    """Return the name of the recipe whose delta is at this id or address of the Hub, if there is one."""
+    repo = given.removeprefix("hf://").removeprefix("https://huggingface.co/").partition("@")[0]
+    return recipe_of_repo("/".join(repo.split("/")[:2]))
 
 
 def recipe_of_archive(file_name: str) -> str | None:

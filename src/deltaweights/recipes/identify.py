@@ -14,7 +14,7 @@ from deltaweights.recipes.models import FORMS, known_file, models
 from deltaweights.recipes.pair_check import FINE_TUNED_ROWS, hidden_size, layers, rows
 from deltaweights.recipes.stored_form import ZERO_3, empty_weight, stored_form
 from deltaweights.recipes.weight_scale import SMALL, typical_weight
-from deltaweights.util.text import Json, counted, strict_json
+from deltaweights.util.text import UTF8_MARK, Json, counted, strict_json
 
 MAX_CONFIG = 1024 * 1024  # bytes of a config.json; real ones have a few kilobytes
 # Added to hashes that were not computed here; they were right when the file was downloaded.
@@ -126,7 +126,7 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Json]:
     if checkpoint.is_lone_file:
         return {}
     try:
-        config = strict_json(checkpoint.directory.read("config.json", MAX_CONFIG))
+        config = strict_json(checkpoint.directory.read("config.json", MAX_CONFIG).removeprefix(UTF8_MARK))
     except (DeltaweightsError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from deltaweights.util.interruption import check
 from deltaweights.util.limits import MOST_NAMES, MOST_STEPS, MOST_TENSORS, MOST_VALUE, Limit
-from deltaweights.util.text import STRICT, Json, duplicate_key
+from deltaweights.util.text import MARKED, SAVE_UNMARKED, STRICT, Json, duplicate_key
 
 SPACE = re.compile(r"[ \t\n\r]*")
 SPACES = frozenset({" ", "\t", "\n", "\r", ""})
@@ -36,7 +36,7 @@ class JsonReader:
         self._interned_bytes = 0
         self._fill()
         if self._text.startswith("\ufeff"):
-            raise ValueError("starts with a byte-order mark")
+            raise ValueError(f"{MARKED}: {SAVE_UNMARKED}")
 
     def members(self, most: int = MOST_TENSORS) -> Iterator[str]:
         """Yield the keys of the next value, an object of at most ``most`` members."""

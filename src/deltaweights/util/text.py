@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 import math
@@ -228,6 +229,11 @@ MOST_FOREIGN = 20 * 1024 * 1024
 """Bytes of a document that is not ASCII: one such character can make every character take 4 bytes of memory, twice."""
 
 
+UTF8_MARK = codecs.BOM_UTF8
+MARKED = "starts with a byte-order mark"  # an editor's, which is harmless in other people's files and never in ours
+SAVE_UNMARKED = "save it as UTF-8 without BOM"
+
+
 def refuse_excess(data: bytes, limit: Limit) -> None:
     """Raise ``ValueError`` for a document that exceeds ``limit``, or ``MOST_FOREIGN`` bytes that are not all ASCII."""
     if len(data) > limit.size:
@@ -253,7 +259,7 @@ def strict_json(data: bytes, limit: Limit = USUAL) -> Json:
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
     if text.startswith("\ufeff"):
-        raise ValueError("starts with a byte-order mark")
+        raise ValueError(MARKED)
     try:
         return STRICT.decode(text)
     except json.JSONDecodeError as error:

@@ -259,7 +259,7 @@ INDEXES: dict[str, tuple[str | bytes, str]] = {
     "row56-empty": ("", "not what its name says: found an empty file"),
     "row56-cut": ('{"weight_map": {"a"', "not strict JSON"),
     "row56-not-utf-8": (b'{"\xff": 1}', "not UTF-8 at byte 2"),
-    "row56-byte-order-mark": (b"\xef\xbb\xbf{}", "byte-order mark"),
+    "row56-byte-order-mark": (b"\xef\xbb\xbf{}", "index has no weight_map"),
     "row56-nested": ("[" * 100_000, "nested too deeply"),
     "row56-list": ("[]", "not a JSON object"),
     "row56-no-weight-map": ('{"metadata": {}}', "index has no weight_map"),

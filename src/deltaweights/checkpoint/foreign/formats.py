@@ -7,7 +7,7 @@ import re
 from deltaweights.checkpoint.file_type import CONVERTED_FROM, GGML, GGUF, looks_like_easylm
 from deltaweights.checkpoint.foreign.listing import Layout, Recognised, Subject, either, some
 from deltaweights.checkpoint.layout_names import SUFFIXES
-from deltaweights.util.text import natural_key, strict_json
+from deltaweights.util.text import UTF8_MARK, natural_key, strict_json
 
 ADAPTER_CONFIG, LLAVA_LORA, PROJECTOR = "adapter_config.json", "non_lora_trainables.bin", "mm_projector.bin"
 ADAPTER = (ADAPTER_CONFIG, "adapter_model.safetensors", "adapter_model.bin", LLAVA_LORA)
@@ -43,7 +43,7 @@ def adapter(subject: Subject) -> Recognised | None:
 def adapter_base(config: bytes) -> str:
     """Return the model that an adapter's configuration names, empty when it names none."""
     try:
-        base = strict_json(config)["base_model_name_or_path"]
+        base = strict_json(config.removeprefix(UTF8_MARK))["base_model_name_or_path"]
     except (ValueError, LookupError, TypeError):
         return ""
     return base if isinstance(base, str) else ""

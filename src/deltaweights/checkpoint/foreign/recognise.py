@@ -123,8 +123,11 @@ def _no_index(subject: Subject) -> Recognised | None:
     suffix = first[0].rpartition(".")[2]
     here = {int(match[2]) for match in parts if match[1] == stem and match[3] == first[3]}
     index = f"{stem}.{suffix}.index.json"
-    if index in subject.files:
+    if index in subject.files and len(here) == total:
         return Recognised(Layout.OTHER_NAMES, f"weights under other names ({index})", f"give {subject.path(index)}")
+    if index in subject.files:
+        found = f"{len(here)} of {total} shards ({first[0]})"
+        return Recognised(Layout.OTHER_NAMES, found, f"fetch the other shards that {index} names, and give that")
     found = f"{len(here)} of {total} shards ({first[0]}), without {index}"
     rest = "and the other shards, " if len(here) < total else ""
     return Recognised(Layout.NO_INDEX, found, f"fetch {index}, {rest}from where the shards are from")
