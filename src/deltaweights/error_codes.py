@@ -40,6 +40,7 @@ class ErrorCode(Enum):
     SWAPPED = ("E-SWAPPED", "--base and --delta are swapped")
     NOT_A_DELTA = ("E-NOT-A-DELTA", "what is given as the delta is the base itself")
     ALREADY_MERGED = ("E-ALREADY-MERGED", "what is given as the delta is already a merged model")
+    NOT_A_MODEL = ("E-NOT-A-MODEL", "a delta is given where a model is wanted")
     STORED_WHOLE = ("E-STORED-WHOLE", "a delta holds some tensors whole, not as differences")
     WRONG_BASE = ("E-WRONG-BASE", "the base is not the one that the delta was made from")
     BASE_NOT_PROVED = ("E-BASE-NOT-PROVED", "the weights do not prove the base, and do not refute it")

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from deltaweights.cli.group import COMMANDS
 from deltaweights.error_codes import OF_ERRNO, ErrorCode
 from deltaweights.errors import DeltaweightsError, MalformedInput
+from deltaweights.jobs.apply import apply_delta
 from tests.conftest import Run
 from tests.support.hub_client import Machine
 from tests.support.hub_server import HubServer
@@ -185,6 +186,10 @@ def _other_base(place: Place) -> None:
     save(base_tensors(hidden=64), place.folder / "wide")
 
 
+def _merge(place: Place) -> None:
+    apply_delta(place.base, place.delta, place.folder / "merged")
+
+
 def _link(place: Place) -> None:
     (place.folder / "secret").write_text("{}")
     (place.delta / "config.json").unlink()
@@ -254,6 +259,8 @@ ROWS: list[tuple[str, Change, str, int, str, str, dict[str, str | None]]] = [
     ("link", _link, APPLY, 3, "E-LINK-OUTSIDE", "MalformedInput", {"problem": "a link that leaves the folder"}),
     ("swapped", _nothing, "apply --base D --delta B --target T", 4, "E-SWAPPED", "Mismatch", {"tensor": None}),
     ("itself", _nothing, "apply --base B --delta B --target T", 4, "E-NOT-A-DELTA", "Mismatch", {"found": None}),
+    ("our-merge", _merge, "apply --base B --delta HERE/merged --target T", 4, "E-ALREADY-MERGED", "Mismatch", {}),
+    ("our-delta", _nothing, "make --base B --target D --delta T", 4, "E-NOT-A-MODEL", "Mismatch", {}),
     (
         "sizes",
         _other_base,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from deltaweights.checkpoint.folder import Checkpoint
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch
 from deltaweights.jobs.arithmetic_evidence import arithmetic_evidence
 from deltaweights.jobs.findings import ORIGINAL_DELTA, BaseFacts
@@ -43,7 +44,8 @@ def facts_of_base(
     if found.contradicts and made is None:
         problem, where = f"the base cannot be proved: {found.powerless}", pair.delta.path
         if stated and not request.allow_other_base:
-            raise Mismatch(problem, where=where, remedy=f"{ORIGINAL_DELTA}{or_allow(request.allow_other_base)}")
+            remedy = f"{ORIGINAL_DELTA}{or_allow(request.allow_other_base)}"
+            raise Mismatch(problem, where=where, remedy=remedy, code=ErrorCode.BASE_NOT_PROVED)
         report.warn(f"{where}: {problem}; {found.remedy}")
     elif found.powerless:
         report.note(f"the base is neither proved nor refuted by sums: {found.powerless}")

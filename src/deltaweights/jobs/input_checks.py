@@ -156,7 +156,14 @@ def _refuse_added_rows(
     )
     if not allow:
         remedy = f"{leave_rows_out(found - count)}{or_allow(allow)}"
-        raise Mismatch(problem, where=base.path, found=f"{found} rows", expected=found - count, remedy=remedy)
+        raise Mismatch(
+            problem,
+            where=base.path,
+            found=f"{found} rows",
+            expected=found - count,
+            remedy=remedy,
+            code=ErrorCode.WRONG_BASE,
+        )
     report.warn(f"{base.path}: {problem}")
 
 

@@ -110,15 +110,17 @@ def refuse_wrong_kind(checkpoint: Checkpoint, manifest: Manifest | None, request
         problem, found = "already a merged model, not a delta", f"a merge{by}: {says}"
         if not request.allow_other_base:
             remedy = f"use it as it is, or give the delta itself{or_allow(request.allow_other_base)}"
-            raise Mismatch(problem, where=checkpoint.path, found=found, remedy=remedy)
+            raise Mismatch(problem, where=checkpoint.path, found=found, remedy=remedy, code=ErrorCode.ALREADY_MERGED)
         report.warn(f"{checkpoint.path}: {problem}: found {found}")
     elif manifest.layout == TRANSFORMERS and request.base is not None:
         problem = f"the {role} is in the layout of current transformers, in which {says}"
         remedy = f"give the {role} in the original layout: make it again without --layout transformers"
-        raise Mismatch(problem, where=checkpoint.path, remedy=remedy)
+        raise Mismatch(problem, where=checkpoint.path, remedy=remedy, code=ErrorCode.OTHER_TENSORS)
     elif role in {"target", "merged"} and manifest.kind == "delta":
         problem, remedy = "is a delta, not a model", f"give the model itself as the {role}"
-        raise Mismatch(problem, where=checkpoint.path, found=f"a delta: {says}", remedy=remedy)
+        raise Mismatch(
+            problem, where=checkpoint.path, found=f"a delta: {says}", remedy=remedy, code=ErrorCode.NOT_A_MODEL
+        )
 
 
 def stated_base(

@@ -68,7 +68,13 @@ def check_pair(recipe: Recipe, base: Checkpoint, primary: Checkpoint) -> None:
         problem = f"not the base of recipe {recipe.name}: likely it has {count}, such as that of [PAD]{owner}"
         remedy, where = f"{leave_rows_out(shapes.base_rows)}, or {REMEDY}", f"base {base.path}"
         raise Mismatch(
-            problem, where=where, tensor=EMBEDDING, found=f"{base_rows} rows", expected=shapes.base_rows, remedy=remedy
+            problem,
+            where=where,
+            tensor=EMBEDDING,
+            found=f"{base_rows} rows",
+            expected=shapes.base_rows,
+            remedy=remedy,
+            code=ErrorCode.WRONG_BASE,
         )
     for checkpoint, row_count in ((base, shapes.base_rows), (primary, shapes.delta_rows)):
         for name, axis, expected, what in (

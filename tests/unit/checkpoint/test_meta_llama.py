@@ -87,7 +87,7 @@ def test_reads_what_was_split(tmp_path: Path, parts: int) -> None:
         assert not any(weights.extra_checksums for weights in checkpoint.files)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_split_converts_back(tmp_path: Path, data: st.DataObject) -> None:
     """For any heads, key heads, head size, parts and blocks, the tensors that were split are read bit for bit."""

@@ -25,6 +25,7 @@ from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
 from tests.support.errors import facts
 from tests.support.limits import MOMENT
+from tests.support.params import few
 from tests.support.zips import (
     CONFIG,
     CRC,
@@ -451,17 +452,17 @@ FUZZED_ARCHIVES = {
 }
 
 
+@pytest.mark.parametrize("mask", few([None, 0x01, 0x80, 0xFF], 1))
 @pytest.mark.parametrize("which", FUZZED_ARCHIVES)
-def test_any_changed_byte_is_noticed_or_harmless(tmp_path: Path, unpacked: Path, which: str) -> None:
-    """After any one byte is changed, the archive is refused, or its files are the same."""
+def test_any_changed_byte_is_noticed_or_harmless(tmp_path: Path, unpacked: Path, which: str, mask: int | None) -> None:
+    """After any one byte is changed, by ``mask`` or in one bit, the archive is refused, or its files are the same."""
     data = FUZZED_ARCHIVES[which]
     with opened(written(tmp_path, data), unpacked) as directory:
         expected = everything(directory)
     refused = 0
     unpacked = tmp_path / "each"
     for at in range(len(data)):
-        mask = 1 << at % 8 if at % 3 else 0xFF
-        path = written(tmp_path, data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :])
+        path = written(tmp_path, data[:at] + bytes([data[at] ^ (mask or 1 << at % 8)]) + data[at + 1 :])
         shutil.rmtree(unpacked, ignore_errors=True)
         unpacked.mkdir()
         try:
