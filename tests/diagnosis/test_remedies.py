@@ -527,7 +527,7 @@ CASES: dict[str, Case] = {
         "E-OTHER-DTYPE",
         "leave --compute-dtype out",
         without("--compute-dtype"),
-        "E-MISMATCH",  # for the recipe is wrong
+        "E-BASE-NOT-PROVED",  # for the recipe is wrong
     ),
     "a recipe's file as an argument": Case(recipe_as_argument, "E-USAGE", "--recipe ", as_an_option),
     "an id of the Hub for a recipe": Case(
