@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,23 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What is noted of verified files is not put into the home of whoever runs the tests, by any process that they start.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="deltaweights-state-")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m picks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what the fast suite leaves out of tests with many alike cases; those it takes are spread over all parameters."""
+    alike: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sampled"):
+            alike.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for cases in alike.values():
+        (count,) = next(mark.args for mark in cases[0].iter_markers("sampled"))
+        # Steps of the golden ratio: evenly spaced ones would take the same value of an inner parameter again and again.
+        step = next(step for step in range(round(0.618 * len(cases)), 2 * len(cases) + 2) if gcd(step, len(cases)) == 1)
+        taken = {number * step % len(cases) for number in range(count)}
+        for number, item in enumerate(cases):
+            if number not in taken:
+                item.add_marker("slow")
 
 
 def pytest_collection_finish() -> None:

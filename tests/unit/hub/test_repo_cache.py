@@ -106,6 +106,7 @@ def test_a_damaged_file_of_the_cache(machine: Machine, hub: HubServer, folder: P
     assert_whole(machine, folder, commit)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("how", ["--cache-dir", "HF_HUB_CACHE", "HF_HOME"])
 def test_where_the_cache_is(machine: Machine, hub: HubServer, folder: Path, how: str) -> None:
     """--cache-dir, HF_HUB_CACHE, HF_HOME and HF_HUB_OFFLINE work as for ``hf``."""

@@ -164,6 +164,7 @@ def test_a_conversation_is_the_templates(random_llava: Path, llama: Path, tmp_pa
         answer(folder, conversation="short", memory=PLENTY)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_it_runs_in_every_dtype(dtype: str, llava: Path, pictures: tuple[Path, Path]) -> None:
     """Weights, and images with them, are cast to the dtype that is asked for."""

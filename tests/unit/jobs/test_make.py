@@ -96,6 +96,7 @@ def test_make_and_apply_give_the_target_but_for_the_counted_weights(
     assert verify(tmp_path / "made", expect=result.content_digest).ok
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("stored", DTYPES)
 @pytest.mark.parametrize("compute", DTYPES)
 @pytest.mark.parametrize("engine", ["ours", "torch"])

@@ -147,6 +147,7 @@ def differences(one: Tensors, other: Tensors) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
+@pytest.mark.sampled(6)
 @by_maker
 @pytest.mark.parametrize("stored", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)

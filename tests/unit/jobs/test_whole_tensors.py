@@ -76,6 +76,7 @@ WHOLE = {
 """What is stored whole: as Ziya's and Panda's deltas have it, and others of the kind."""
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("what", WHOLE)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_row58_whole_tensors_are_named_before_the_stream(tmp_path: Path, what: str, dtype: str) -> None:
@@ -265,6 +266,7 @@ NOT_WHOLE = {
 """Real deltas, by their differences, and others that hold nothing whole."""
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", NOT_WHOLE)
 def test_a_difference_is_never_taken_for_a_whole_tensor(tmp_path: Path, case: str) -> None:
     """A strongly changed embedding, zeros, and numbers that are not finite do not make a tensor whole: the merge is published."""

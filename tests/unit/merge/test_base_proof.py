@@ -159,6 +159,7 @@ OF_EACH = [
 ]
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize(("model", "case"), OF_EACH, indirect=["model"])
 def test_the_table_of_the_round_trip(tmp_path: Path, model: Model, case: str) -> None:
     """The right base has no violation; rates of others are as measured, and the warning names the likely cause."""
@@ -228,6 +229,7 @@ def test_violations_and_too_little_evidence_come_before_holes() -> None:
     assert verdict({}).value == "no evidence"
 
 
+@pytest.mark.sampled(1)
 def test_the_stored_dtype_does_not_change_the_proof(tmp_path: Path, model: Model) -> None:
     """The proof is made in the compute dtype, whatever the result is stored in."""
     save_pair(tmp_path, {"w": model.unrelated()}, {"w": model.delta()})

@@ -98,6 +98,7 @@ def test_older_processors_keep_nan(left_out: tuple[str, ...]) -> None:
     assert "1 passed" in done.stdout
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("stored", DTYPES)
 @pytest.mark.parametrize("compute", DTYPES)
 def test_both_sets_of_kernels_write_the_same_files(

@@ -46,6 +46,7 @@ def grown(dtype: torch.dtype, new: int = 4, rows: int = 20, columns: int = 16) -
     return base, delta
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("block", [1 << 20, 100, 16, 7, 1])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_that_are_added_to_zeros_lose_the_sign_of_zero(tmp_path: Path, dtype: str, block: int) -> None:
@@ -71,6 +72,7 @@ def test_rows_that_are_added_to_zeros_lose_the_sign_of_zero(tmp_path: Path, dtyp
     assert fates == {EMBEDDING: "add_zero_rows", "lm_head.weight": "add_zero_rows", "w": "add"}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.fidelity
 @pytest.mark.parametrize("new", [1, 5])
 @pytest.mark.parametrize("given", DTYPES)
@@ -96,6 +98,7 @@ def test_rows_that_are_added_to_the_mean(tmp_path: Path, monkeypatch: pytest.Mon
         shutil.rmtree(tmp_path / "again")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("stored", DTYPES)
 @pytest.mark.parametrize("compute", DTYPES)
 def test_new_rows_are_stored_as_anything(tmp_path: Path, compute: str, stored: str) -> None:

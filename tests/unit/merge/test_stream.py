@@ -19,6 +19,7 @@ from tests.support.params import few
 CONTAINERS = ("torch", "safetensors")
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("base_container", CONTAINERS)
 @pytest.mark.parametrize("delta_container", CONTAINERS)
 @pytest.mark.parametrize("shards", [1, 2, 3])
@@ -38,6 +39,7 @@ def test_every_container_and_sharding_gives_the_reference(
         assert same_bits(merged.tensors, expected)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("compute", "stored"), few(((compute, stored) for stored in DTYPES for compute in DTYPES), len(DTYPES))
 )
@@ -82,6 +84,7 @@ def test_float64_inputs_are_cast_like_the_reference(tmp_path: Path) -> None:
         assert same_bits(merged.tensors, reference(base, delta, dtype))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_workers_and_blocks_change_no_byte(tmp_path: Path, container: str) -> None:
     """One to five workers and blocks from a few elements to whole tensors give the same files, with the reference's bits."""
@@ -161,6 +164,7 @@ def test_tied_tensors_give_the_reference(tmp_path: Path, block: int) -> None:
     assert torch.equal(merged.tensors["lm_head.weight"], merged.tensors[EMBEDDING])
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("compute", DTYPES)
 @pytest.mark.parametrize(("rows", "columns"), [(20, 11), (20, 16), (13, 16), (13, 11), (1, 1), (24, 1)])
 def test_a_narrower_base_is_added_into_the_top_left_block(
