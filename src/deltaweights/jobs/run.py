@@ -201,7 +201,7 @@ def publish_result(
     of_base = planned.of_base
     found = digests_of(plan, records).inputs["base"] if of_base.digest is not None else None
     stated = of_base.stated and (found is None or found != of_base.digest)
-    findings = findings_of(records, stated=stated, allowed=options.allow_unproved_base)
+    findings = findings_of(records, rounded=plan.rounded, stated=stated, allowed=options.allow_unproved_base)
     _judge(plan, findings, options, report, of_base, found)
     # The published sum is that of the merged weights.
     summed = planned.recipe if plan.operation is Operation.APPLY else None

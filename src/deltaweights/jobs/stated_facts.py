@@ -19,6 +19,7 @@ from deltaweights.merge.operation import Fate, NewRows
 from deltaweights.merge.rules import Matching
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
+from deltaweights.util.text import counted
 
 NEW_ROWS = {
     Fate.SUBTRACT_BLOCK.value: NewRows.COPY,
@@ -35,7 +36,8 @@ class MadeDelta:
     ``recipe`` and ``recipe_digest`` are those it was made by, empty without one. ``base`` is what is stated of the base's tensors,
     None without them; ``origin`` where the base was from, with their content digest. ``stored`` differs from ``compute`` where the
     differences were rounded once more. ``target`` is the dtype of the model that it was made from, ``new_rows`` what its new rows
-    were subtracted from; both None where that is not known, or there is none.
+    were subtracted from; both None where that is not known, or there is none. ``lost`` counts the weights that come back other than
+    in the target; None where that is not known.
     """
 
     recipe: str
@@ -46,6 +48,7 @@ class MadeDelta:
     stored: str
     target: str | None
     new_rows: NewRows | None
+    lost: int | None
 
 
 def made_delta(delta: Checkpoint, manifest: Manifest | None, report: Report) -> MadeDelta | None:
@@ -69,13 +72,22 @@ def made_delta(delta: Checkpoint, manifest: Manifest | None, report: Report) -> 
         stored=TORCH_NAMES.get(manifest.dtype, manifest.dtype),
         target=TORCH_NAMES.get(target),
         new_rows=rows[0] if rows else None,
+        lost=_lost(manifest, target),
     )
+
+
+def _lost(manifest: Manifest, target: str) -> int | None:
+    findings = manifest.findings
+    counts = findings.inexact if target == manifest.compute_dtype else findings.not_restored
+    return None if counts is None else sum(counts.values())
 
 
 def arithmetic_text(made: MadeDelta, stored: str) -> str:
     """Return how such a delta is added, and ``stored``, a dtype, and what of the target did not survive its making."""
     digits = DIGITS[DTYPES[made.target]] if made.target else 0
     lost = f"; the target's {made.target} weights were rounded to it" if digits > DIGITS[DTYPES[made.compute]] else ""
+    if made.lost and stored == (made.target or made.compute):
+        lost = f"{lost}; {counted(made.lost, 'weight')} will not be as in the target"
     return f"{made.compute}, stored as {stored}, as the delta's manifest says{lost}"
 
 
