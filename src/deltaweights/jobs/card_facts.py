@@ -42,6 +42,8 @@ def card_facts(planned: PlannedResult, digests: ResultDigests, findings: Finding
             base, primary = (_parent(planned.parents.get(role, {})) for role in ("base", "delta"))
         else:
             kind = "copy"  # its parents are not known
+    if planned.copied_delta is not None:
+        kind, base, primary = "delta", *(_parent(planned.parents.get(role, {})) for role in ("base", "target"))
     if recipe is not None and kind != "copy":
         base = _named(base, _base_of(recipe))
         # A recipe does not say where the target of its delta is.
@@ -60,7 +62,7 @@ def card_facts(planned: PlannedResult, digests: ResultDigests, findings: Finding
         own_recipe=recipe is not None and not is_of_package(recipe.name, recipe.digest),
         title=recipe.title if recipe else None,
         conversation=conversation,
-        compute_dtype=TORCH_NAMES[plan.options.compute_dtype],
+        compute_dtype=TORCH_NAMES[planned.copied_delta or plan.options.compute_dtype],
         stored_dtype=TORCH_NAMES[plan.options.dtype],
         container=plan.options.container,
         settings=_settings(findings),
