@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,19 +12,25 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from deltaweights.cluster.finish import finish_parts
 from deltaweights.cluster.part import apply_part
 from deltaweights.diff.compare import diff_checkpoints
-from deltaweights.errors import Mismatch, UsageError
+from deltaweights.error_codes import ErrorCode
+from deltaweights.errors import CheckFailed, MalformedInput, Mismatch, UsageError
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.check_base import check_base
-from deltaweights.jobs.convert import export_checkpoint
+from deltaweights.jobs.convert import convert_checkpoint, export_checkpoint
+from deltaweights.jobs.inspect import inspect_checkpoint
 from deltaweights.jobs.make import MakeResult, make_delta
+from deltaweights.manifest.verify import verify
+from deltaweights.merge.kernels_cpu import CpuKernels
 from tests.conftest import Run
 from tests.support.errors import refused
 from tests.support.float_bits import DTYPES
-from tests.support.merging import recipe_file
+from tests.support.merging import block_size, recipe_file
 from tests.support.pairs import Tensors, base_tensors, load, reference, same_bits, save
 from tests.support.reports import RecordingReport
 
@@ -66,7 +73,7 @@ def test_a_delta_is_added_as_it_was_made(tmp_path: Path, compute: str, of_target
     report = RecordingReport()
     result = made(tmp_path, base, target, compute_dtype=compute, report=report)
     narrower = DIGITS[compute] < DIGITS[of_target]
-    assert ["come back rounded to it, which is not counted" in text for text in report.warnings] == [True] * narrower
+    assert ["come back rounded to it; give --compute-dtype" in text for text in report.warnings] == [True] * narrower
     report = RecordingReport()
     back = apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "back", report=report)
     tensors = load(tmp_path / "back")
@@ -78,9 +85,77 @@ def test_a_delta_is_added_as_it_was_made(tmp_path: Path, compute: str, of_target
     rounded = {name: tensor.to(DTYPES[compute]).to(tensor.dtype) for name, tensor in target.items()}
     differing = sum(int((tensors[name] != tensor).sum()) for name, tensor in rounded.items())
     assert differing <= lost < 0.1 * back.parameters
-    if DTYPES[compute] is DTYPES[of_target]:
-        compared = diff_checkpoints(tmp_path / "tuned", tmp_path / "back")
-        assert sum(each.elements or 0 for each in compared.tensors.differing) == lost
+    assert differing_by_tensor(tmp_path) == (result.inexact if compute == of_target else result.not_restored)
+
+
+def differing_by_tensor(folder: Path) -> dict[str, int]:
+    """Return what ``diff`` counts between the target and what came back."""
+    compared = diff_checkpoints(folder / "tuned", folder / "back").tensors
+    assert (compared.other_shape, compared.only_in_a, compared.only_in_b) == ((), (), ())
+    return {each.name: each.elements for each in compared.differing if each.elements}
+
+
+ALL_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+STRANGE = torch.tensor(
+    [float("nan"), -float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-8, 1e-41, 7e4, 3e38, 1e300]
+)
+
+
+def strange(count: int, generator: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
+    """Return random numbers of all sizes, among them NaN, infinities, zeros of both signs, and numbers that some dtype rounds."""
+    sizes = 10.0 ** (torch.rand(count, generator=generator) * 12 - 9)
+    numbers = (torch.randn(count, generator=generator) * sizes).double()
+    places = torch.randint(0, count, (count // 20,), generator=generator)
+    numbers[places] = STRANGE[torch.randint(0, len(STRANGE), (len(places),), generator=generator)].double()
+    return numbers.to(dtype)
+
+
+class Unproven(CpuKernels):
+    """Kernels that fail the self-test, so that torch's are used."""
+
+    def add(self, one: Any, other: Any, out: Any) -> None:
+        """Leave ``out`` as it is."""
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    of_base=st.sampled_from(sorted(ALL_DTYPES)),
+    of_target=st.lists(st.sampled_from(sorted(ALL_DTYPES)), min_size=1, max_size=2),
+    compute=st.sampled_from(sorted(DTYPES)),
+    stored=st.sampled_from([None, *sorted(DTYPES)]),
+    engine=st.sampled_from(["ours", "torch"]),
+)
+def test_what_is_counted_is_what_differs(
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    of_base: str,
+    of_target: list[str],
+    compute: str,
+    stored: str | None,
+    engine: str,
+) -> None:
+    """Of any numbers and dtypes: after make and apply, ``diff`` finds as many weights of each tensor as the manifest counts."""
+    folder, generator = tmp_path_factory.mktemp("counted"), torch.Generator().manual_seed(seed)
+    base, target = {}, {}
+    dtypes = [ALL_DTYPES[name] for name in of_target]
+    for number, (name, shape) in enumerate({EMBEDDING: (9, 8), "w": (40, 8), "v": (7,)}.items()):
+        base[name] = strange(math.prod(shape), generator, torch.float64).reshape(shape).to(ALL_DTYPES[of_base])
+        step = strange(math.prod(shape), generator, torch.float64).reshape(shape) / 100
+        target[name] = (base[name].double() + step).to(dtypes[number % len(dtypes)])
+    rows = strange(24, generator, torch.float64).reshape(3, 8)
+    target[EMBEDDING] = torch.cat([target[EMBEDDING], rows.to(target[EMBEDDING].dtype)])
+    target["model.mm_projector.bias"] = strange(5, generator, dtypes[-1])
+    with block_size(100), pytest.MonkeyPatch.context() as patch:
+        if engine == "torch":
+            patch.setattr("deltaweights.merge.kernels_cpu.CpuKernels", Unproven)
+        result = made(folder, base, target, compute_dtype=compute, dtype=stored, allow_unproved_base=True)
+        apply_delta(folder / "base", folder / "delta", folder / "back", allow_unproved_base=True)
+    counted = result.inexact if result.not_restored is None else result.not_restored
+    assert counted == differing_by_tensor(folder)
+    stated = json.loads((folder / "delta" / "manifest.json").read_text())["result"]
+    assert stated.get("not_restored") == result.not_restored
+    assert (result.not_restored is None) == (set(dtypes) == {DTYPES[compute]})
 
 
 def other_dtype(was: str, given: str) -> tuple[dict[str, Any], str, dict[str, Any], dict[str, str]]:
@@ -309,3 +384,214 @@ def test_a_recipe_keeps_the_dtype_of_its_makers_script(tmp_path: Path) -> None:
     made(tmp_path, base, tuned(base, torch.float16), recipe_file=own)
     apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "out", recipe_file=own)
     assert {tensor.dtype for tensor in load(tmp_path / "out").values()} == {torch.float32}
+
+
+def converted(folder: Path, name: str = "delta", **options: Any) -> Path:
+    """Convert a folder, and put the copy in its place."""
+    convert_checkpoint(folder / name, folder / "copy", **options)
+    shutil.rmtree(folder / name)
+    (folder / "copy").rename(folder / name)
+    return folder / name
+
+
+COPIES: dict[str, list[dict[str, Any]]] = {
+    "as torch files": [{"weights": "bin"}],
+    "in small shards": [{"max_shard_size": "20KB"}],
+    "twice": [{"weights": "bin"}, {}],
+}
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "float32"])
+@pytest.mark.parametrize("case", COPIES)
+def test_a_converted_delta_is_still_that_delta(tmp_path: Path, case: str, compute: str) -> None:
+    """The copy states arithmetic, base and counts of the delta: it is added as before, and what contradicts is refused."""
+    base = base_model()
+    made(tmp_path, base, tuned(base, torch.float16), compute_dtype=compute)
+    wanted = apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "wanted")
+    for options in COPIES[case]:
+        converted(tmp_path, **options)
+    assert verify(tmp_path / "delta").ok
+    assert inspect_checkpoint(tmp_path / "delta").identity.text.startswith("a delta that deltaweights made")
+    card = (tmp_path / "delta" / "README.md").read_text()
+    assert f"apply --base BASE --delta FOLDER --target OUT --compute-dtype {compute}" in card
+    told = RecordingReport()
+    back = apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "back", report=told)
+    assert (back.content_digest, told.warnings) == (wanted.content_digest, [])
+    assert any("by the digest in the delta's manifest" in note for note in told.notes)
+    inputs, where = (tmp_path / "base", tmp_path / "delta"), f"delta {tmp_path / 'delta'}"
+    with refused(UsageError, where=where, found="float16", expected=compute):
+        apply_delta(*inputs, tmp_path / "other", compute_dtype="float16")
+    with refused(Mismatch, problem="is a delta, not a model"):
+        export_checkpoint(tmp_path / "delta", tmp_path / "other")
+    save(base_model(seed=3), tmp_path / "base", config=False)
+    with refused(Mismatch, problem="not the base that the delta was made from"):
+        apply_delta(*inputs, tmp_path / "other")
+
+
+def test_a_delta_that_is_converted_to_another_dtype_is_added_in_its_own(tmp_path: Path) -> None:
+    """Its stored dtype is the copy's, its arithmetic its own; the counts hold no longer, and no proof is claimed."""
+    base = base_model()
+    made(tmp_path, base, tuned(base, torch.float16), compute_dtype="float32")
+    converted(tmp_path, dtype="bfloat16")
+    told = RecordingReport()
+    result = apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "back", report=told)
+    assert same_bits(load(tmp_path / "back"), reference(base, load(tmp_path / "delta"), torch.float32, torch.float16))
+    assert result.proof is None
+    assert not [note for note in told.notes if "will not be as in the target" in note]
+
+
+def test_a_converted_merge_is_still_that_merge(tmp_path: Path) -> None:
+    """As a delta it is refused; in the layout of transformers it is no base."""
+    base = base_model()
+    made(tmp_path, base, tuned(base, torch.float16))
+    apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    converted(tmp_path, "out", weights="bin")
+    with refused(Mismatch, problem="already a merged model, not a delta"):
+        apply_delta(tmp_path / "base", tmp_path / "out", tmp_path / "again")
+
+
+def test_a_manifest_of_a_source_that_was_changed_is_said_and_not_used(tmp_path: Path) -> None:
+    """What it says is then not known, and that is said."""
+    base = base_model()
+    made(tmp_path, base, tuned(base, torch.float16), compute_dtype="float32")
+    beside = converted(tmp_path) / "SOURCE_MANIFEST.json"
+    beside.write_text(beside.read_text() + " ")
+    told = RecordingReport()
+    apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "back", compute_dtype="float32", report=told)
+    assert [text for text in told.warnings if "so arithmetic and base of the delta are not known" in text]
+
+
+def cut(text: str) -> str:
+    return text[: len(text) // 2]
+
+
+DAMAGED: dict[str, Callable[[str], str]] = {
+    "cut short": cut,
+    "nothing but its beginning": lambda _: "{",
+    "empty": lambda _: "",
+    "of a later version": lambda text: text.replace('"version": 1', '"version": 2', 1),
+    "without its result": lambda text: text.replace('"result"', '"results"', 1),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_manifest_of_ours_is_not_passed_over(tmp_path: Path, case: str) -> None:
+    """Of a delta, or of what is copied, it is refused (3), since it decides the result; of other inputs it is said."""
+    base = base_model()
+    made(tmp_path, base, tuned(base, torch.float16), compute_dtype="bfloat16")
+    apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    for folder in (tmp_path / "delta", tmp_path / "out"):
+        manifest = folder / "manifest.json"
+        manifest.write_text(DAMAGED[case](manifest.read_text()))
+    inputs, path = (tmp_path / "base", tmp_path / "delta"), tmp_path / "delta" / "manifest.json"
+    with refused(MalformedInput, where=str(path)) as caught:
+        apply_delta(*inputs, tmp_path / "back")
+    assert "give --compute-dtype" in (caught.value.remedy or "")
+    with refused(MalformedInput, where=str(path)):
+        check_base(*inputs)
+    with refused(MalformedInput, where=str(path)):
+        convert_checkpoint(tmp_path / "delta", tmp_path / "copy")
+    told = RecordingReport()
+    apply_delta(*inputs, tmp_path / "back", compute_dtype="bfloat16", report=told)  # the remedy
+    assert [text for text in told.warnings if str(path) in text and "are not known" in text]
+    path.unlink()
+    convert_checkpoint(tmp_path / "delta", tmp_path / "copy")  # the remedy there
+    told = RecordingReport()
+    make_delta(tmp_path / "base", tmp_path / "out", tmp_path / "again", report=told)
+    assert [text for text in told.warnings if str(tmp_path / "out" / "manifest.json") in text]
+
+
+@pytest.mark.parametrize("text", ['{"name": "a web page", "icons": []}', '{"format": "other", "version": 9}', "[1, 2]"])
+def test_a_manifest_of_another_program_alarms_nobody(tmp_path: Path, text: str) -> None:
+    """It is mentioned, and the inputs are taken as if it were not there."""
+    base = base_model()
+    made(tmp_path, base, tuned(base, torch.float16))
+    for name in ("manifest.json", "SHA256SUMS"):
+        (tmp_path / "delta" / name).unlink()
+    for folder in ("base", "delta"):
+        (tmp_path / folder / "manifest.json").write_text(text)
+    told = RecordingReport()
+    apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "back", report=told)
+    assert told.warnings == []
+    assert len([note for note in told.notes if "is not one of deltaweights" in note]) == 2
+
+
+def test_json_that_is_none_is_said_without_a_sign_of_ours(tmp_path: Path) -> None:
+    """Nothing tells whose it was: a warning, with what is not known."""
+    base = base_model()
+    made(tmp_path, base, tuned(base, torch.float16))
+    (tmp_path / "delta" / "SHA256SUMS").unlink()
+    (tmp_path / "delta" / "manifest.json").write_text("{")
+    told = RecordingReport()
+    apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "back", report=told)
+    assert [text for text in told.warnings if "so arithmetic and base of the delta are not known" in text]
+
+
+def flip(folder: Path) -> None:
+    """Change one weight of a large tensor, which samples do not see."""
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    tensors = load(folder)
+    needle = tensors[EMBEDDING].numpy().tobytes()
+    at = data.index(needle) + len(needle) // 2 + 20
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("role", ["base", "delta", "target"])
+def test_weights_that_are_not_those_of_their_own_manifest_are_refused(tmp_path: Path, role: str) -> None:
+    """Every byte is read anyhow, so its digests are compared with those that the input's own manifest states (6)."""
+    base = base_model()
+    made(tmp_path, base, tuned(base, torch.float16))
+    converted(tmp_path, "base")
+    apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "target")
+    flip(tmp_path / role)
+
+    def run_it() -> None:
+        if role == "target":
+            make_delta(tmp_path / "base", tmp_path / "target", tmp_path / "again")
+        else:
+            apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "again", allow_unproved_base=True)
+
+    with refused(CheckFailed, problem=f"the {role} is not what its own manifest.json says") as caught:
+        run_it()
+    assert (caught.value.code, caught.value.exit_code) == (ErrorCode.NOT_AS_RECORDED, 6)
+    assert not (tmp_path / "again").exists()
+    assert not verify(tmp_path / role).ok  # the first remedy
+    (tmp_path / role / "manifest.json").unlink()
+    if role != "delta":
+        run_it()  # the second
+
+
+def test_a_merge_whose_base_was_refuted_says_so_later(tmp_path: Path) -> None:
+    """What the user insisted on is in its manifest, and whoever uses the merge is told."""
+    base = base_model()
+    save(base, tmp_path / "base", config=False)
+    delta = {name: (tensor.float() * 1e-3).half() for name, tensor in base_model(seed=4).items()}
+    save(delta, tmp_path / "delta", config=False)
+    result = apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "out", allow_unproved_base=True)
+    assert result.proof is not None
+    path = tmp_path / "out" / "manifest.json"
+    document = json.loads(path.read_text())
+    document["result"]["proof"] |= {"verdict": "violated", "allowed": True}
+    path.write_text(json.dumps(document))
+    for use in (
+        lambda told: convert_checkpoint(tmp_path / "out", tmp_path / "copy", report=told),
+        lambda told: make_delta(tmp_path / "base", tmp_path / "out", tmp_path / "again", report=told),
+        lambda told: make_delta(tmp_path / "base", tmp_path / "copy", tmp_path / "more", report=told),
+    ):
+        told = RecordingReport()
+        use(told)
+        assert [text for text in told.warnings if "says that its base was not proved (violated)" in text]
+
+
+def test_another_recipe_than_the_manifests_is_said(tmp_path: Path) -> None:
+    """A delta that was made by one recipe, and is added by another of the same arithmetic."""
+    base, own = base_model(), recipe_file(tmp_path, "float16")
+    made(tmp_path, base, tuned(base, torch.float16), recipe_file=own)
+    other = tmp_path / "other.toml"
+    other.write_text(own.read_text().replace('"own"', '"other"') + '[rules]\ndelta_only = ["w"]\n')
+    for recipe, is_said in ((own, False), (other, True)):
+        told = RecordingReport()
+        apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / recipe.stem, recipe_file=recipe, report=told)
+        assert any("says that it was made by the recipe own" in text for text in told.warnings) == is_said

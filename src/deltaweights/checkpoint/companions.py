@@ -27,7 +27,10 @@ README = "README.md"
 INPUT_README = re.compile("(DELTA|TARGET|BASE)_README[.]md")
 """The model card of an input's input, copied under the same name."""
 
-OWN_FILES = frozenset({"README.md", "DELTAWEIGHTS_NOTICE.txt", "manifest.json", "SHA256SUMS"})
+SOURCE_MANIFEST = "SOURCE_MANIFEST.json"
+"""The manifest of a result of ours that was copied, in the folder of the copy: it says how the weights were made."""
+
+OWN_FILES = frozenset({"README.md", "DELTAWEIGHTS_NOTICE.txt", "manifest.json", "SHA256SUMS", SOURCE_MANIFEST})
 """Files in every folder that this program writes, which describe that folder alone."""
 
 MAX_SIZE, MAX_TEXT, MAX_TOTAL = 64 * 2**20, 8 * 2**20, 128 * 2**20

@@ -88,18 +88,31 @@ def _status(outcome: dict[str, Json]) -> str:
 
 
 def _round_trip_lines(outcome: dict[str, Json]) -> Iterator[str]:
-    """Yield how many weights do not come back, under which options, and compared with what."""
+    """Yield how many weights do not come back, under which options, and compared with what; then what that leaves of the target."""
     inexact, compute = outcome["inexact"], outcome["compute_dtype"]
     others = [dtype for dtype in outcome["target_dtypes"] if dtype != compute]
     rounded = f"; the target's {', '.join(others)} weights are compared as rounded to {compute}" if others else ""
     how = f"applied in {compute}{rounded}"
-    if not inexact:
+    if inexact:
+        yield f"round trip      {_share(inexact, outcome)} do not come back bit for bit ({how})"
+        yield from _worst(inexact)
+    else:
         yield f"round trip      every weight comes back bit for bit ({how})"
-        return
-    count, total = sum(inexact.values()), outcome["parameters"]
-    share = f"{count:,} of {total:,} weights ({count / total:.2%})"
-    yield f"round trip      {share} in {counted(len(inexact), 'tensor')} do not come back bit for bit ({how})"
-    for name, number in sorted(inexact.items(), key=lambda item: (-item[1], item[0]))[:3]:
+    other = outcome["not_restored"]
+    if other:
+        yield f"rounding        {_share(other, outcome)} of the result, in {outcome['restored_dtype']}, are not the target's"
+        yield from _worst(other)
+    elif other is not None:
+        yield f"rounding        every weight of the result, in {outcome['restored_dtype']}, is the target's"
+
+
+def _share(counts: dict[str, int], outcome: dict[str, Json]) -> str:
+    count, total = sum(counts.values()), outcome["parameters"]
+    return f"{count:,} of {total:,} weights ({count / total:.2%}) in {counted(len(counts), 'tensor')}"
+
+
+def _worst(counts: dict[str, int]) -> Iterator[str]:
+    for name, number in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:3]:
         yield f"  {number:>14,} in {name}"
 
 

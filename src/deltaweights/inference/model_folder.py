@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -13,13 +12,12 @@ from deltaweights.checkpoint.folder import open_checkpoint
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.small_files import json_object
 from deltaweights.checkpoint.tensors import LazyTensor
-from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.manifest.parse import parse_manifest
-from deltaweights.manifest.records import MANIFEST
+from deltaweights.errors import InputOutputError
+from deltaweights.manifest.input_manifest import manifest_of_if_any, with_source
 from deltaweights.merge.rules import is_buffer
 from deltaweights.recipes.identify import Identity, identify
 from deltaweights.recipes.shell import refuse_shell
-from deltaweights.util.limits import MANIFEST as LIMIT
+from deltaweights.report import Report
 from deltaweights.util.text import MARKED, SAVE_UNMARKED, UTF8_MARK, Json
 
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
@@ -90,6 +88,7 @@ def read_model_folder(folder: str | os.PathLike[str]) -> ModelFolder:
             if directory.head(name).startswith(UTF8_MARK):
                 raise MalformedAt(path / name, SAVE_UNMARKED)("not strict JSON", MARKED)
         documents = {name: _read(directory, name) for name in PROCESSORS}
+        stated = with_source(checkpoint, manifest_of_if_any(checkpoint, Report()), Report())  # verify reports a bad one
         return ModelFolder(
             path=path,
             container=checkpoint.container,
@@ -99,10 +98,10 @@ def read_model_folder(folder: str | os.PathLike[str]) -> ModelFolder:
             generation_config=_read(directory, GENERATION_CONFIG),
             special_tokens_map=_read(directory, SPECIAL_TOKENS),
             processors={name: document for name, document in documents.items() if document is not None},
-            layout=_layout(directory),
+            layout=(stated.layout or None) if stated is not None else None,
             file_names=frozenset(directory.names()),
             notes=checkpoint.notes,
-            identity=identify(checkpoint, {}, read=False),
+            identity=identify(checkpoint, {}, read=False, stated=lambda _: stated),
         )
 
 
@@ -110,10 +109,3 @@ def _read(directory: Directory, name: str) -> dict[str, Json] | None:
     if not directory.has(name):
         return None
     return json_object(directory.read(name, MAX_DOCUMENT), directory.path / name, as_transformers=True)
-
-
-def _layout(directory: Directory) -> str | None:
-    """Return the layout in the manifest; ``verify`` reports a bad manifest."""
-    with contextlib.suppress(InputOutputError, MalformedInput, ValueError):
-        return parse_manifest(directory.read(MANIFEST, LIMIT.size)).layout or None
-    return None

@@ -82,7 +82,7 @@ def warn_of_rounded_target(target: Checkpoint, matching: Matching, compute: str,
         if any(rounded(x, compute) != x for x in numbers if math.isfinite(x)):
             what = f"its {spec.dtype} weights are not numbers of {TORCH_NAMES[compute]}, and come back rounded to it"
             wider = "float32" if DIGITS[spec.dtype] > DIGITS["F16"] else TORCH_NAMES[spec.dtype]
-            report.warn(f"{target.path}: {what}, which is not counted; give --compute-dtype {wider} to keep them")
+            report.warn(f"{target.path}: {what}; give --compute-dtype {wider} to keep them")
             return
 
 

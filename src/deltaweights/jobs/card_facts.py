@@ -18,6 +18,7 @@ from deltaweights.merge.record import ResultDigests
 from deltaweights.recipes.catalogue import is_of_package
 from deltaweights.recipes.models import model
 from deltaweights.recipes.recipe import Recipe
+from deltaweights.util.text import counted
 
 KINDS = {
     Operation.APPLY: "merge",
@@ -41,11 +42,12 @@ def card_facts(planned: PlannedResult, digests: ResultDigests, findings: Finding
             base, primary = (_parent(planned.parents.get(role, {})) for role in ("base", "delta"))
         else:
             kind = "copy"  # its parents are not known
+    if planned.copied_delta is not None:
+        kind, base, primary = "delta", *(_parent(planned.parents.get(role, {})) for role in ("base", "target"))
     if recipe is not None and kind != "copy":
         base = _named(base, _base_of(recipe))
         # A recipe does not say where the target of its delta is.
         primary = primary if kind == "delta" else _named(primary, recipe.delta.repo)
-    proof = findings.proof
     return CardFacts(
         kind=kind,
         layout=TRANSFORMERS if laid_out else plan.options.layout,
@@ -60,14 +62,24 @@ def card_facts(planned: PlannedResult, digests: ResultDigests, findings: Finding
         own_recipe=recipe is not None and not is_of_package(recipe.name, recipe.digest),
         title=recipe.title if recipe else None,
         conversation=conversation,
-        compute_dtype=TORCH_NAMES[plan.options.compute_dtype],
+        compute_dtype=TORCH_NAMES[planned.copied_delta or plan.options.compute_dtype],
         stored_dtype=TORCH_NAMES[plan.options.dtype],
         container=plan.options.container,
-        settings=(("Proof of the base", proof.verdict),) if proof is not None else (),
+        settings=_settings(findings),
         notices=tuple(recipe.notice.splitlines()) if recipe else (),
         sources=recipe.sources if recipe else (),
         stop_strings=stop_strings(conversation) if conversation else (),
     )
+
+
+def _settings(findings: Findings) -> tuple[tuple[str, str], ...]:
+    """Return what was found of the base, and what of the target a delta does not bring back."""
+    proof, lost = findings.proof, findings.inexact if findings.not_restored is None else findings.not_restored
+    settings = (("Proof of the base", proof.verdict),) if proof is not None else ()
+    if not lost:
+        return settings
+    count = f"{counted(sum(lost.values()), 'weight')} in {counted(len(lost), 'tensor')}, by tensor in `manifest.json`"
+    return *settings, ("Other than in the target when applied", count)
 
 
 def _origins(planned: PlannedResult, digests: Mapping[str, str]) -> dict[str, Origin]:

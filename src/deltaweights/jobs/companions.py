@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from deltaweights.checkpoint.companions import (
     NOTICE,
     NOTICE_NAME,
     NOTICE_OF_A_COPY,
     NOTICE_OF_A_DELTA,
+    SOURCE_MANIFEST,
     Companions,
     read_companions,
 )
@@ -15,8 +18,10 @@ from deltaweights.checkpoint.meta_llama.hf_config import meta_companions
 from deltaweights.checkpoint.meta_llama.weights import CONTAINER as META
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.jobs.inputs import Inputs
+from deltaweights.manifest.records import MANIFEST
 from deltaweights.merge.choices import TORCH_NAMES
 from deltaweights.merge.operation import Operation
+from deltaweights.util import limits
 
 MAX_NOTICE = 64 * 1024
 
@@ -38,7 +43,12 @@ def companions_of(operation: Operation, inputs: Inputs) -> Companions:
     if primary.is_lone_file:
         return Companions({NOTICE_NAME: notice.encode()}, ())
     ours = inputs.manifest is not None
-    return read_companions(primary.directory, primary.names, dtype, operation.primary, notice, ours=ours)
+    found = read_companions(primary.directory, primary.names, dtype, operation.primary, notice, ours=ours)
+    if operation is not Operation.CONVERT or inputs.facts is None or inputs.facts.kind not in {"merge", "delta"}:
+        return found
+    copied = inputs.manifest is not None and inputs.manifest.kind == "copy"
+    data = primary.directory.read_companion(SOURCE_MANIFEST if copied else MANIFEST, limits.MANIFEST.size)
+    return replace(found, files={**found.files, SOURCE_MANIFEST: data})
 
 
 def _notice(operation: Operation, inputs: Inputs) -> str:

@@ -19,12 +19,14 @@ from deltaweights.jobs.request import InputRequest, Place, compute_dtype_of
 from deltaweights.jobs.stated_facts import (
     MadeDelta,
     arithmetic_text,
+    digest_of_read,
     made_delta,
     refuse_contradiction,
     refuse_wrong_kind,
+    warn_of_other_recipe,
 )
 from deltaweights.jobs.swapped import is_small, refuse_swapped
-from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any
+from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any, with_source
 from deltaweights.manifest.parse import Manifest
 from deltaweights.merge.choices import DTYPES, TORCH_NAMES
 from deltaweights.merge.operation import NewRows, Operation
@@ -37,6 +39,10 @@ from deltaweights.recipes.recipe import Recipe
 from deltaweights.recipes.shell import refuse_shell
 from deltaweights.report import Report
 
+TELL_ARITHMETIC = "fetch it again, or give --compute-dtype, the dtype in which the delta was made"
+LEFT_OUT = "fetch it again, or remove it: the copy then says nothing of how it was made"
+"""What to do about a damaged manifest of ours."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
@@ -44,8 +50,9 @@ class Inputs:
 
     ``identities`` are by role. ``base`` is None when the primary is copied. ``recipe`` is None where the plain rules apply.
     ``compute`` and ``stored`` are safetensors dtypes. ``manifest`` is the primary's own, when it lists exactly the primary's
-    tensors; ``expected`` is the content digest that the result must then have, unless its dtypes change. ``of_base`` says how the
-    sums are judged, ``powerless`` why they would prove no base.
+    tensors, ``facts`` what is then known of how it was made; ``expected`` is the content digest that the result must then have,
+    unless its dtypes change. ``digests`` are the content digests that the manifests of base and primary state of what is read of
+    them, by role. ``of_base`` says how the sums are judged, ``powerless`` why they would prove no base.
     """
 
     base: Checkpoint | None
@@ -57,7 +64,9 @@ class Inputs:
     stored: str
     identities: Mapping[str, Identity]
     manifest: Manifest | None = None
+    facts: Manifest | None = None
     expected: str | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
     of_base: BaseFacts = field(default_factory=BaseFacts)
     powerless: str = ""
 
@@ -88,7 +97,7 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
         open_checkpoint(base_at, "base", unpacker, report) as base,
         open_checkpoint(primary_at, operation.primary, unpacker, report) as primary,
     ):
-        stated_by = {each.role: manifest_of_if_any(each) for each in (base, primary)}
+        stated_by = {each.role: _stated(each, request, report) for each in (base, primary)}
         for checkpoint in (base, primary):
             refuse_shell(checkpoint)
             refuse_wrong_kind(checkpoint, stated_by[checkpoint.role], request, report)
@@ -97,7 +106,7 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
         if recipe is None and operation is Operation.APPLY:
             recipe = recipe_of_delta(primary, hashes.files[primary.role], made, report)
         if made is not None:
-            refuse_contradiction(made, primary, request.compute_dtype, recipe)
+            refuse_contradiction(made, primary, request.compute_dtype, recipe, report)
         matching = _match(base, primary, operation, recipe)
         _report_pair(base, primary, matching, report)
         compute = made.compute if made is not None else compute_dtype_of(request.compute_dtype, recipe)
@@ -130,6 +139,11 @@ def _examined(
     of_primary = _identify(primary, hashes, stated_by, report)
     if made is not None:
         report.note(f"{'arithmetic':15} {arithmetic_text(made, TORCH_NAMES[inputs.stored])}")
+    digests = {}
+    for checkpoint, dropped in ((base, matching.dropped_base), (primary, matching.dropped_primary)):
+        digest = digest_of_read(stated_by[checkpoint.role], checkpoint, dropped)
+        if digest is not None:
+            digests[checkpoint.role] = digest
     stated_by.clear()  # manifests may be large, and the merge comes yet
     if recipe is not None and request.operation is Operation.APPLY:
         check_delta_files(primary, hashes.files[primary.role], recipe, report)
@@ -144,7 +158,14 @@ def _examined(
     elif recipe is None:
         warn_of_rounded_target(primary, matching, inputs.compute, report)
     identities = {base.role: identity, primary.role: of_primary}
-    return replace(inputs, identities=identities, of_base=of_base, powerless=powerless)
+    return replace(inputs, identities=identities, of_base=of_base, powerless=powerless, digests=digests)
+
+
+def _stated(checkpoint: Checkpoint, request: InputRequest, report: Report) -> Manifest | None:
+    """Return the manifest of an input of a pair; that of a delta is needed unless the user says how it was made."""
+    told = request.compute_dtype is not None or request.recipe is not None
+    needed = TELL_ARITHMETIC if checkpoint.role == "delta" and not told else None
+    return with_source(checkpoint, manifest_of_if_any(checkpoint, report, needed=needed), report)
 
 
 def _report_pair(base: Checkpoint, primary: Checkpoint, matching: Matching, report: Report) -> None:
@@ -189,14 +210,18 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
             report.warn(text)
         _note_prefix(source, report)
         hashes = collect_hashes({role: source}, request.hash_workers, report)
-        stated = manifest_of_if_any(source)
+        own = manifest_of_if_any(source, report, needed=LEFT_OUT)
+        stated = with_source(source, own, report)
         refuse_wrong_kind(source, stated, request, report)
         identity = identify(source, hashes.files[role], read=role in hashes.read, stated=lambda _: stated)
         report.note(f"{role:15} {identity.text}")
         # The bytes are compared with this manifest as they are read.
-        manifest = stated if stated is not None and lists_same_tensors(stated, source) else None
-        if recipe is None and manifest is not None and manifest.recipe:
-            recipe = recipe_of_manifest(manifest.recipe, report)
+        manifest = own if own is not None and lists_same_tensors(own, source) else None
+        facts = stated if manifest is not None else None
+        if recipe is None and facts is not None and facts.recipe:
+            recipe = recipe_of_manifest(facts.recipe, report)
+        elif recipe is not None and facts is not None:
+            warn_of_other_recipe(facts.recipe, facts.recipe_digest, recipe, source, report)
         compute = stored = DTYPES[request.dtype] if request.dtype is not None else _dtype_of(matching)
         expected = None
         if manifest is not None and {row[0] for row in manifest.tensors.values()} == {stored}:
@@ -214,6 +239,7 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
             compute=compute,
             stored=stored,
             manifest=manifest,
+            facts=facts,
             expected=expected,
         )
 

@@ -14,7 +14,7 @@ from deltaweights.hub.ids import ModelLocation, ModelSource
 from deltaweights.hub.locate import HubOptions, located
 from deltaweights.jobs.provenance import verified_hashes
 from deltaweights.jobs.shared_storage import SharedStorage, by_storage, distinct_elements, shared_storage
-from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any
+from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any, with_source
 from deltaweights.merge.rules import is_buffer
 from deltaweights.recipes.identify import Identity, config_of, identify
 from deltaweights.recipes.input_hashes import collect_hashes
@@ -117,7 +117,7 @@ def inspect_checkpoint(
         weights = [tensor for tensor in tensors if not is_buffer(tensor.spec.name)]
         known = collect_hashes({"": checkpoint}, resolve_workers(workers) if hash_inputs else None, report)
         verified = verified_hashes({"": checkpoint}, known)[""]
-        stated = manifest_of_if_any(checkpoint)
+        stated = with_source(checkpoint, manifest_of_if_any(checkpoint, report), report)
         return InspectReport(
             path=str(path.id) if isinstance(path, ModelSource) else os.fspath(path),
             identity=identify(checkpoint, known.files[""], read=bool(known.read), stated=lambda _: stated),

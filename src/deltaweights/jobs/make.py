@@ -25,12 +25,14 @@ class MakeResult(Published):
     """A delta in the folder ``delta``.
 
     ``inexact`` counts, by tensor, the weights that do not come back bit for bit when the delta is applied in ``compute_dtype``;
-    None when that was not tried. A target of another dtype (``target_dtypes``) is rounded to it before the comparison.
+    None when that was not tried. A target of another dtype (``target_dtypes``) is rounded to it before the comparison; then
+    ``not_restored`` counts those that differ from the target itself when ``apply_delta`` has stored them in ``restored_dtype``.
     """
 
     delta: str
     compute_dtype: str
     target_dtypes: tuple[str, ...]
+    restored_dtype: str
 
 
 def make_delta(
@@ -76,5 +78,6 @@ def _result(prepared: Prepared, published: Published) -> MakeResult:
         delta=str(prepared.location.target),
         compute_dtype=prepared.plan.options.compute_dtype,
         target_dtypes=tuple(sorted({tensor.match.primary.dtype for tensor in prepared.plan.tensors})),
+        restored_dtype=prepared.plan.restored_dtype,
         **vars(published),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deltaweights.jobs.findings import BaseFacts
 from deltaweights.jobs.prepare import Prepared
@@ -22,7 +22,7 @@ class PlannedResult:
     ``companions`` are files by name. ``hashes`` are the sha256 of input files that were computed or compared. ``origins`` are the
     sources of the inputs, ``parents`` those that the primary's own manifest states of its inputs. ``expected`` is the content
     digest, in the original layout, that this manifest states. ``of_base`` says how the sums are judged. ``streamed``: an input was
-    not kept.
+    not kept. ``digests`` are those of ``Inputs``. ``copied_delta`` is the compute dtype of a delta of ours that is copied.
     """
 
     plan: Plan
@@ -34,19 +34,23 @@ class PlannedResult:
     expected: str | None
     of_base: BaseFacts
     streamed: bool
+    digests: Mapping[str, str] = field(default_factory=dict)
+    copied_delta: str | None = None
 
 
 def planned_result(prepared: Prepared) -> PlannedResult:
     """Return the planned result of a prepared request."""
-    manifest = prepared.inputs.manifest
+    facts = prepared.inputs.facts
     return PlannedResult(
         plan=prepared.plan,
         companions=prepared.companions.files,
         recipe=prepared.recipe,
         hashes=verified_hashes(prepared.checkpoints, prepared.hashes),
         origins=origins_of(prepared.checkpoints),
-        parents=manifest.origins if manifest is not None else {},
+        parents=facts.origins if facts is not None else {},
         expected=prepared.inputs.expected,
         of_base=prepared.inputs.of_base,
         streamed=any(map(is_streamed, prepared.checkpoints.values())),
+        digests=prepared.inputs.digests,
+        copied_delta=facts.compute_dtype if facts is not None and facts.kind == "delta" else None,
     )

@@ -20,7 +20,7 @@ from deltaweights.jobs.prepare import Prepared, prepare
 from deltaweights.jobs.provenance import UNVERIFIED, marks_of
 from deltaweights.jobs.request import Request
 from deltaweights.jobs.result import ALREADY_COMPLETE, Outcome, Published, published
-from deltaweights.jobs.stated_facts import other_base
+from deltaweights.jobs.stated_facts import other_base, refuse_changed_inputs
 from deltaweights.jobs.stream import stream_shards
 from deltaweights.jobs.summary import check_space, report_plan
 from deltaweights.manifest.findings import Findings
@@ -199,9 +199,11 @@ def publish_result(
     """Check the findings of finished shards, write the documents beside them, and publish. Raises what ``apply_delta`` raises."""
     plan, location, records = planned.plan, staging.staging.location, records_of(fragments)
     of_base = planned.of_base
-    found = digests_of(plan, records).inputs["base"] if of_base.digest is not None else None
+    read = digests_of(plan, records).inputs if planned.digests or of_base.digest is not None else {}
+    refuse_changed_inputs(planned.digests, read)
+    found = read["base"] if of_base.digest is not None else None
     stated = of_base.stated and (found is None or found != of_base.digest)
-    findings = findings_of(records, stated=stated, allowed=options.allow_unproved_base)
+    findings = findings_of(records, rounded=plan.rounded, stated=stated, allowed=options.allow_unproved_base)
     _judge(plan, findings, options, report, of_base, found)
     # The published sum is that of the merged weights.
     summed = planned.recipe if plan.operation is Operation.APPLY else None

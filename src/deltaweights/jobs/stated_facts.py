@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.error_codes import ErrorCode
-from deltaweights.errors import Mismatch, UsageError
+from deltaweights.errors import CheckFailed, Mismatch, UsageError
 from deltaweights.jobs.request import InputRequest, or_allow
-from deltaweights.manifest.digest import tensor_digest, tensor_hasher
+from deltaweights.manifest.digest import content_digest, tensor_digest, tensor_hasher
 from deltaweights.manifest.input_manifest import lists_same_tensors
 from deltaweights.manifest.parse import InputTensors, Manifest, specs_digest
 from deltaweights.manifest.records import MANIFEST
+from deltaweights.merge.base_proof import Verdict
 from deltaweights.merge.choices import DIGITS, DTYPES, TORCH_NAMES, TRANSFORMERS
 from deltaweights.merge.operation import Fate, NewRows
-from deltaweights.merge.rules import Matching
+from deltaweights.merge.rules import Dropped, Matching
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
+from deltaweights.util.text import counted
 
 NEW_ROWS = {
     Fate.SUBTRACT_BLOCK.value: NewRows.COPY,
@@ -35,7 +37,8 @@ class MadeDelta:
     ``recipe`` and ``recipe_digest`` are those it was made by, empty without one. ``base`` is what is stated of the base's tensors,
     None without them; ``origin`` where the base was from, with their content digest. ``stored`` differs from ``compute`` where the
     differences were rounded once more. ``target`` is the dtype of the model that it was made from, ``new_rows`` what its new rows
-    were subtracted from; both None where that is not known, or there is none.
+    were subtracted from; both None where that is not known, or there is none. ``lost`` counts the weights that come back other than
+    in the target; None where that is not known.
     """
 
     recipe: str
@@ -46,6 +49,7 @@ class MadeDelta:
     stored: str
     target: str | None
     new_rows: NewRows | None
+    lost: int | None
 
 
 def made_delta(delta: Checkpoint, manifest: Manifest | None, report: Report) -> MadeDelta | None:
@@ -69,17 +73,28 @@ def made_delta(delta: Checkpoint, manifest: Manifest | None, report: Report) -> 
         stored=TORCH_NAMES.get(manifest.dtype, manifest.dtype),
         target=TORCH_NAMES.get(target),
         new_rows=rows[0] if rows else None,
+        lost=_lost(manifest, target),
     )
+
+
+def _lost(manifest: Manifest, target: str) -> int | None:
+    findings = manifest.findings
+    counts = findings.inexact if target == manifest.compute_dtype else findings.not_restored
+    return None if counts is None else sum(counts.values())
 
 
 def arithmetic_text(made: MadeDelta, stored: str) -> str:
     """Return how such a delta is added, and ``stored``, a dtype, and what of the target did not survive its making."""
     digits = DIGITS[DTYPES[made.target]] if made.target else 0
     lost = f"; the target's {made.target} weights were rounded to it" if digits > DIGITS[DTYPES[made.compute]] else ""
+    if made.lost and stored == (made.target or made.compute):
+        lost = f"{lost}; {counted(made.lost, 'weight')} will not be as in the target"
     return f"{made.compute}, stored as {stored}, as the delta's manifest says{lost}"
 
 
-def refuse_contradiction(made: MadeDelta, delta: Checkpoint, given: str | None, recipe: Recipe | None) -> None:
+def refuse_contradiction(
+    made: MadeDelta, delta: Checkpoint, given: str | None, recipe: Recipe | None, report: Report
+) -> None:
     """Raise ``UsageError`` for a dtype, or a recipe, by which the delta was not made."""
     where = f"delta {delta.path}"
     if given not in {None, made.compute}:
@@ -89,12 +104,51 @@ def refuse_contradiction(made: MadeDelta, delta: Checkpoint, given: str | None, 
         )
     if recipe is None:
         return
+    warn_of_other_recipe(made.recipe, made.recipe_digest, recipe, delta, report)
     found = {"adds in": recipe.compute_dtype, "has new_rows": recipe.new_rows}
     expected = {"adds in": made.compute, "has new_rows": made.new_rows.value if made.new_rows else None}
     for what, value in found.items():
         if expected[what] not in {None, value}:
             problem = f"its {MANIFEST} contradicts the recipe {recipe.name}, which {what} {value}"
             raise UsageError(problem, where=where, expected=expected[what], remedy="leave the recipe out")
+
+
+def warn_of_other_recipe(stated: str, digest: str, recipe: Recipe, checkpoint: Checkpoint, report: Report) -> None:
+    """Warn where a manifest names another recipe, which decides something else, than the one that is used."""
+    if stated and stated != recipe.name and digest != recipe.digest:
+        says = f"its {MANIFEST} says that it was made by the recipe {stated}"
+        report.warn(
+            f"{checkpoint.role} {checkpoint.path}: {says}, and {recipe.name} is used: leave --recipe out unless you know why"
+        )
+
+
+def digest_of_read(manifest: Manifest | None, checkpoint: Checkpoint, dropped: Iterable[Dropped]) -> str | None:
+    """Return the content digest that its own ``manifest`` states of the tensors of an input that have a part in the result."""
+    if manifest is None or not lists_same_tensors(manifest, checkpoint):
+        return None
+    unread = {each.spec.name for each in dropped}
+    return content_digest((name, *manifest.tensors[name]) for name in sorted(manifest.tensors) if name not in unread)
+
+
+def refuse_changed_inputs(stated: Mapping[str, str], read: Mapping[str, str]) -> None:
+    """Raise ``CheckFailed`` where the content digest of what was ``read`` of an input, by role, is not that of its own manifest."""
+    for role, digest in stated.items():
+        if read[role] != digest:
+            problem = f"the {role} is not what its own {MANIFEST} says"
+            raise CheckFailed(
+                problem, found=read[role], expected=digest, remedy=CHANGED, code=ErrorCode.NOT_AS_RECORDED
+            )
+
+
+CHANGED = f"find out where with deltaweights verify; or remove its {MANIFEST}, if you changed the weights yourself"
+
+
+def _warn_of_doubt(checkpoint: Checkpoint, manifest: Manifest, report: Report) -> None:
+    """Warn where the manifest of a merge says that its base was refuted, or not proved, and the user insisted."""
+    proof = manifest.findings.proof
+    if proof is not None and proof.verdict not in {Verdict.PROVED, Verdict.NO_EVIDENCE}:
+        says = f"its {MANIFEST} says that its base was not proved ({proof.verdict})"
+        report.warn(f"{checkpoint.role} {checkpoint.path}: {says}: its weights may be wrong")
 
 
 def refuse_wrong_kind(checkpoint: Checkpoint, manifest: Manifest | None, request: InputRequest, report: Report) -> None:
@@ -104,6 +158,7 @@ def refuse_wrong_kind(checkpoint: Checkpoint, manifest: Manifest | None, request
     """
     if manifest is None or not lists_same_tensors(manifest, checkpoint):
         return
+    _warn_of_doubt(checkpoint, manifest, report)
     role, says = checkpoint.role, f"deltaweights made it (its {MANIFEST})"
     if role == "delta" and manifest.kind == "merge":
         by = f" by recipe {manifest.recipe}" if manifest.recipe else ""

@@ -45,7 +45,10 @@ class ProofRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Counts by tensor, if not 0 (see ``Tally``); ``inexact`` is None unless a delta was tried, ``proof`` unless the base was."""
+    """Counts by tensor, if not 0 (see ``Tally``); ``inexact`` is None unless a delta was tried, ``proof`` unless the base was.
+
+    ``not_restored`` is None, too, where no tensor of the target has another dtype than the sums: ``inexact`` is the same then.
+    """
 
     nonfinite: dict[str, int] = field(default_factory=dict)
     nonfinite_base: dict[str, int] = field(default_factory=dict)
@@ -53,13 +56,15 @@ class Findings:
     overflow: dict[str, int] = field(default_factory=dict)
     uniform: dict[str, tuple[str, ...]] = field(default_factory=dict)  # "result", "base", "lead" of one number
     inexact: dict[str, int] | None = None
+    not_restored: dict[str, int] | None = None
     proof: ProofRecord | None = None
 
     def document(self) -> dict[str, Json]:
         """Return the findings as JSON: ``nonfinite`` always, the rest only where something was found."""
         rare: dict[str, Json] = {key: getattr(self, key) for key in ("nonfinite_base", "nonfinite_lead", "overflow")}
         rare["uniform"] = {name: list(roles) for name, roles in self.uniform.items()}
-        optional = {"inexact": self.inexact, "proof": self.proof.document() if self.proof else None}
+        proof = self.proof.document() if self.proof else None
+        optional = {"inexact": self.inexact, "not_restored": self.not_restored, "proof": proof}
         return {
             "nonfinite": self.nonfinite,
             **{key: value for key, value in rare.items() if value},
@@ -70,11 +75,13 @@ class Findings:
     def from_document(cls, document: Mapping[str, Json]) -> Findings:
         """Read findings among other keys. Raises ``ValueError``, ``KeyError`` or ``TypeError`` when they are malformed."""
         counts = ("nonfinite", "nonfinite_base", "nonfinite_lead", "overflow")
-        inexact, proof = document.get("inexact"), document.get("proof")
+        inexact, not_restored = (document.get(key) for key in ("inexact", "not_restored"))
+        proof = document.get("proof")
         return cls(
             **{key: check_sizes(document.get(key, {})) for key in counts},
             uniform={name: tuple(map(str, roles)) for name, roles in document.get("uniform", {}).items()},
             inexact=None if inexact is None else check_sizes(inexact),
+            not_restored=None if not_restored is None else check_sizes(not_restored),
             proof=None if proof is None else ProofRecord.from_document(proof),
         )
 

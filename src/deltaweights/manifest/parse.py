@@ -231,7 +231,9 @@ _PROOF: dict[str, Read] = {
 
 _RESULT: dict[str, Read] = {
     **dict.fromkeys(("content_digest", "original_content_digest", "options", "recipe"), _VALUE),
-    **dict.fromkeys(("nonfinite", "nonfinite_base", "nonfinite_lead", "overflow", "inexact"), _read_sizes),
+    **dict.fromkeys(
+        ("nonfinite", "nonfinite_base", "nonfinite_lead", "overflow", "inexact", "not_restored"), _read_sizes
+    ),
     "files": _read_files,
     "tensors": _read_tensors,
     "uniform": _read_uniform,

@@ -38,7 +38,8 @@ class Tally:
 
     ``nonfinite``, ``nonfinite_base`` and ``nonfinite_lead`` are NaN or infinite, in the result and in its inputs; ``overflow``
     are not finite in the result, but finite in both inputs. ``inexact`` do not come back when the delta that is made is applied;
-    None when that was not tried. ``proof`` is None where nothing was added, or the base was not checked. ``sum`` is the sum of
+    None when that was not tried. ``not_restored`` are then other than in the target; None also where the target has the compute
+    dtype, and both are the same. ``proof`` is None where nothing was added, or the base was not checked. ``sum`` is the sum of
     the result's elements in float64; None when it was not asked for.
     """
 
@@ -49,6 +50,7 @@ class Tally:
     inexact: int | None = None
     proof: Proof | None = None
     sum: float | None = None
+    not_restored: int | None = None
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(  # field by field: this runs once a block, and dataclasses.astuple costs 20 times as much
@@ -59,13 +61,14 @@ class Tally:
             inexact=_add(self.inexact, other.inexact),
             proof=_add(self.proof, other.proof),
             sum=_add(self.sum, other.sum),
+            not_restored=_add(self.not_restored, other.not_restored),
         )
 
     def document(self) -> dict[str, Json]:
         """Return the counts as JSON: ``nonfinite`` always, the other counts unless 0, the rest unless None."""
         rare = {key: getattr(self, key) for key in ("nonfinite_base", "nonfinite_lead", "overflow")}
         proof = None if self.proof is None else list(astuple(self.proof))
-        optional = {"inexact": self.inexact, "proof": proof, "sum": self.sum}
+        optional = {"inexact": self.inexact, "not_restored": self.not_restored, "proof": proof, "sum": self.sum}
         return {
             "nonfinite": self.nonfinite,
             **{key: count for key, count in rare.items() if count},

@@ -8,9 +8,17 @@ from typing import Any, Protocol
 
 from deltaweights.manifest.tally import Proof, Tally
 from deltaweights.merge.blocks import Run
-from deltaweights.merge.floats import ITEM_SIZES, as_float64, canonicalize_nans, count_different, count_nonfinite
+from deltaweights.merge.floats import (
+    ITEM_SIZES,
+    as_float64,
+    canonicalize_nans,
+    count_different,
+    count_nonfinite,
+    count_unequal,
+)
 from deltaweights.merge.operation import Operation
 
+COMPARED = 1 << 16  # elements that are compared at once with a target of another dtype: they stay in a core's own cache
 LARGEST_ITEM = 8  # bytes per element of the input buffers: those of float64
 Array = Any  # a row of numbers of one dtype, of whatever class the kernels work on; slices of it share its memory
 Part = tuple[int, int, Array]  # elements [start, stop) of a block, and what they are combined with
@@ -51,13 +59,17 @@ class Kernels(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """What to do with every block. ``check`` proves the base when adding, and tries out the delta when one is made."""
+    """What to do with every block. ``check`` proves the base when adding, and tries out the delta when one is made.
+
+    ``restored`` is the dtype in which the model of a delta that is made will be stored when it is applied.
+    """
 
     operation: Operation
     compute: str
     store: str
     check: bool = False
     wants_sum: bool = False  # of the result's elements
+    restored: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +94,7 @@ class BlockCombiner:
         # Allocated when first needed: the common case, float16 on the processor, needs no scratch buffers.
         self._inputs: dict[tuple[str, str], Array] = {}
         self._scratch_buffers: dict[str, Array] = {}
+        self._hosts: dict[tuple[str, str], memoryview] = {}
 
     def combine(
         self,
@@ -136,10 +149,9 @@ class BlockCombiner:
             ]
             tally = replace(tally, proof=proofs[0] if len(proofs) == 1 else sum(proofs, Proof()))
         if self._tries_delta:
-            delta = total if task.store == task.compute else stored
-            rounded, has_nonfinite = primary_dtype != task.compute, tally.nonfinite > 0
-            inexact = self._count_inexact(work, delta, parts, rounded=rounded, has_nonfinite=has_nonfinite)
-            tally = replace(tally, inexact=inexact)
+            delta, has_nonfinite = total if task.store == task.compute else stored, tally.nonfinite > 0
+            inexact, other = self._try_delta(work, delta, parts, primary_dtype, has_nonfinite=has_nonfinite)
+            tally = replace(tally, inexact=inexact, not_restored=other)
         return BlockResult(data, tally)
 
     def _tally(
@@ -162,25 +174,59 @@ class BlockCombiner:
         tally = count_nonfinite((data, task.store), *sources, runs)
         return replace(tally, sum=0.0) if task.wants_sum else tally
 
-    def _count_inexact(
-        self, target: Array, delta: Array, parts: Sequence[Part], *, rounded: bool, has_nonfinite: bool
-    ) -> int:
-        """Count what does not come back of ``target`` from the stored delta; if it was ``rounded``, its NaNs were computed."""
+    def _try_delta(
+        self, target: Array, delta: Array, parts: Sequence[Part], target_dtype: str, *, has_nonfinite: bool
+    ) -> tuple[int, int | None]:
+        """Return ``inexact`` and ``not_restored``, as in ``Tally``, of the stored ``delta``.
+
+        ``target`` is in the compute dtype; if it was rounded to it, its NaNs were computed.
+        """
         kernels, compute = self._kernels, self._task.compute
         everything = (Run(0, len(target), 0),)
-        same = self._task.store == compute
+        same, rounded = self._task.store == compute, target_dtype != compute
         computed = tuple(Run(start, stop, 0) for start, stop, _ in parts) if same else everything
         back = self._scratch("back", len(delta))
-        if has_nonfinite or not same:  # else what is outside the parts is not looked at
-            kernels.cast(delta, back)
+        if has_nonfinite or not same or (rounded and computed != everything):
+            kernels.cast(delta, back)  # else what is outside the parts is not looked at
             delta = back
         for start, stop, operand in parts:
             kernels.add(delta[start:stop], operand, back[start:stop])
+        other = self._count_not_restored(back, target_dtype, has_nonfinite=has_nonfinite) if rounded else None
         if not has_nonfinite:
-            return sum(kernels.count_different(back[r.start : r.stop], target[r.start : r.stop]) for r in computed)
+            pieces = [(back[run.start : run.stop], target[run.start : run.stop]) for run in computed]
+            return sum(kernels.count_different(*piece) for piece in pieces), other
         # As in a merge, computed NaNs are the quiet one, whichever the device made.
         wanted = self._on_host(target, everything if rounded else ())
-        return count_different(self._on_host(back, computed), wanted, compute)
+        return count_different(self._on_host(back, computed), wanted, compute), other
+
+    def _count_not_restored(self, back: Array, dtype: str, *, has_nonfinite: bool) -> int:
+        """Count what is other in the model that comes ``back`` than in the primary, of ``dtype``, as ``diff`` compares the two.
+
+        In one dtype they differ where any bit does, and all NaNs that come back are the quiet one; in two they differ in value.
+        """
+        same, wide = self._task.restored == dtype, "F64" if dtype == "F64" else "F32"  # which holds the numbers of both
+        compared = dtype if same else wide
+        target, item, count = self._input("primary", self.primary, dtype), ITEM_SIZES[dtype], 0
+        for start in range(0, len(back), COMPARED):
+            stop = min(start + COMPARED, len(back))
+            found = self._host("restored", back[start:stop], compared)
+            data = self.primary[start * item : stop * item]
+            if not same:
+                data = data if dtype == wide else self._host("target", target[start:stop], wide)
+                count += count_unequal(found, data, wide)
+                continue
+            if has_nonfinite:
+                canonicalize_nans(found, dtype, (Run(0, stop - start, 0),))
+            count += count_different(found, data, dtype)
+        return count
+
+    def _host(self, name: str, numbers: Array, dtype: str) -> memoryview:
+        """Return the bytes of at most ``COMPARED`` numbers, cast to ``dtype``, in a host buffer of that name."""
+        if (name, dtype) not in self._hosts:
+            self._hosts[name, dtype] = self._kernels.buffer(COMPARED * ITEM_SIZES[dtype])
+        host = self._input(name, self._hosts[name, dtype], dtype)
+        self._kernels.cast(numbers, host[: len(numbers)])
+        return self._hosts[name, dtype][: len(numbers) * ITEM_SIZES[dtype]]
 
     def _on_host(self, numbers: Array, computed: tuple[Run, ...]) -> memoryview:
         """Return a copy of numbers in the compute dtype as bytes, every NaN within ``computed`` the quiet one."""

@@ -122,6 +122,8 @@ def _add_tensor(size: DocumentSize, tensor: PlannedTensor, file: str, plan: Plan
     findings = 3 if match.base is None else 4  # not finite in the result, the primary or the base; an overflow
     if plan.check and (match.base is not None or plan.operation is Operation.MAKE):
         findings += 1  # violations of the base proof, or what does not come back
+    if plan.check and spec.name in plan.rounded:
+        findings += 1  # what is other than in the target
     size.add(spec.name, COUNT_ROW + len(str(spec.count)), commas=1, times=findings)
     if plan.check and match.base is not None:
         size.add(spec.name, COUNT_ROW, commas=1)  # untested
@@ -134,7 +136,7 @@ def _add_tensor(size: DocumentSize, tensor: PlannedTensor, file: str, plan: Plan
 def _fragment(shard: Shard) -> DocumentSize:
     size = DocumentSize(REST, REST_SIGNS)
     for tensor in shard.tensors:
-        size.add(tensor.spec.name, FRAGMENT_ROW, commas=18, objects=1, lists=2)
+        size.add(tensor.spec.name, FRAGMENT_ROW, commas=19, objects=1, lists=2)
     return size
 
 

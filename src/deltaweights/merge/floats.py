@@ -83,6 +83,18 @@ def count_different(one: memoryview, other: memoryview, dtype: str) -> int:
     return int(np.count_nonzero(_words(one, dtype) != _words(other, dtype)))
 
 
+def count_unequal(one: memoryview, other: memoryview, dtype: str) -> int:
+    """Return how many numbers of ``dtype``, F32 or F64, are not equal: a zero is one of either sign, a NaN any other."""
+    import numpy as np  # noqa: PLC0415  (see above)
+
+    a, b = (np.frombuffer(data, f"<f{FORMATS[dtype].item_size}") for data in (one, other))
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        differ = a != b
+        if differ.any():
+            differ &= ~(np.isnan(a) & np.isnan(b))
+    return int(np.count_nonzero(differ))
+
+
 def as_float64(data: memoryview, dtype: str) -> Any:
     """Return the numbers in ``data``, exactly, as a numpy array of float64."""
     import numpy as np  # noqa: PLC0415  (see above)

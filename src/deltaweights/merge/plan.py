@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.manifest.digest import json_digest
-from deltaweights.merge.choices import ORIGINAL, SAFETENSORS
+from deltaweights.merge.choices import ORIGINAL, SAFETENSORS, TORCH_NAMES
 from deltaweights.merge.frame import Frame, frame_of
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.rules import Dropped, Match, Matching
@@ -172,6 +172,21 @@ class Plan:
     def wants_sum(self) -> bool:
         """Whether the sum of the result's elements is needed."""
         return self.recipe is not None and self.recipe.wants_sum
+
+    @cached_property
+    def restored_dtype(self) -> str:
+        """The dtype in which ``apply`` stores the model of a delta that is made: the target's; with a recipe the compute dtype."""
+        found = {tensor.match.primary.dtype for tensor in self.tensors}
+        one = next(iter(found)) if len(found) == 1 and self.recipe is None else ""
+        return one if one in TORCH_NAMES else self.options.compute_dtype
+
+    @cached_property
+    def rounded(self) -> frozenset[str]:
+        """The tensors of a delta that is made whose target has another dtype than the compute dtype."""
+        if self.operation is not Operation.MAKE:
+            return frozenset()
+        compute = self.options.compute_dtype
+        return frozenset(t.spec.name for t in self.tensors if t.match.primary.dtype != compute)
 
     @property
     def nbytes(self) -> int:

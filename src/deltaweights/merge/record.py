@@ -20,22 +20,42 @@ def records_of(fragments: Mapping[str, Fragment]) -> dict[str, TensorRecord]:
     return {record.name: record for file in sorted(fragments) for record in fragments[file].tensors}
 
 
-def findings_of(records: Mapping[str, TensorRecord], *, stated: bool = False, allowed: bool = False) -> Findings:
+def findings_of(
+    records: Mapping[str, TensorRecord],
+    *,
+    rounded: frozenset[str] = frozenset(),
+    stated: bool = False,
+    allowed: bool = False,
+) -> Findings:
     """Return what was found in all tensors.
 
-    ``stated``: a recipe states the arithmetic of the delta; ``allowed``: the user accepts a base that is not proved.
+    ``rounded`` are those of ``Plan``; ``stated``: a recipe states the arithmetic of the delta; ``allowed``: the user accepts a base
+    that is not proved.
     """
 
     def counts(what: str) -> dict[str, int]:
         return {name: count for name, record in records.items() if (count := getattr(record.tally, what))}
 
     untried = any(record.tally.inexact is None for record in records.values())
+    # Fragments of earlier releases do not have these.
+    uncounted = not rounded or any(records[name].tally.not_restored is None for name in rounded)
     return Findings(
         **{what: counts(what) for what in ("nonfinite", "nonfinite_base", "nonfinite_lead", "overflow")},
         uniform={name: record.uniform for name, record in records.items() if record.uniform},
         inexact=None if untried else counts("inexact"),
+        not_restored=None if untried or uncounted else _not_restored(records),
         proof=proof_of({n: r.tally.proof for n, r in records.items() if r.tally.proof}, stated=stated, allowed=allowed),
     )
+
+
+def _not_restored(records: Mapping[str, TensorRecord]) -> dict[str, int]:
+    found = {}
+    for name, record in records.items():
+        tally = record.tally
+        count = tally.inexact if tally.not_restored is None else tally.not_restored
+        if count:
+            found[name] = count
+    return found
 
 
 def proof_of(proofs: Mapping[str, Proof], *, stated: bool = False, allowed: bool = False) -> ProofRecord | None:

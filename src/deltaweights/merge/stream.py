@@ -109,7 +109,14 @@ class Stream:
 
     def _stream_blocks(self, kernels: Kernels) -> None:
         plan, options = self._plan, self._plan.options
-        task = Task(plan.operation, options.compute_dtype, options.dtype, check=plan.check, wants_sum=plan.wants_sum)
+        task = Task(
+            plan.operation,
+            options.compute_dtype,
+            options.dtype,
+            check=plan.check,
+            wants_sum=plan.wants_sum,
+            restored=plan.restored_dtype,
+        )
         combiner = BlockCombiner(kernels, task, self._resources.block)
         while (job := self._next_block()) is not None:
             shard, block = job

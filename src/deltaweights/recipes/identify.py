@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import DeltaweightsError
-from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any
+from deltaweights.manifest.input_manifest import lists_same_tensors
 from deltaweights.manifest.parse import Manifest
 from deltaweights.recipes.catalogue import load, recipe_of_file
 from deltaweights.recipes.models import FORMS, known_file, models
@@ -48,7 +48,7 @@ def identify(
     hashes: Mapping[str, str],
     *,
     read: bool,
-    stated: Callable[[Checkpoint], Manifest | None] = manifest_of_if_any,
+    stated: Callable[[Checkpoint], Manifest | None],
 ) -> Identity:
     """Return what ``checkpoint`` is; ``hashes`` are sha256 by file name, ``read`` from the files or stated by the Hub's cache."""
     typical = typical_weight(checkpoint.tensors.values())

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
-from deltaweights.checkpoint.companions import COPIED, LEGAL, NOTICE_NAME, README
+from deltaweights.checkpoint.companions import COPIED, LEGAL, NOTICE_NAME, README, SOURCE_MANIFEST
 from deltaweights.checkpoint.layout_names import HF_WEIGHTS
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import TargetBusy, wrap_os_errors
@@ -20,7 +20,7 @@ from deltaweights.util.open_folder import OpenFolder
 READMES = {README, f"DELTA_{README}", f"TARGET_{README}", f"BASE_{README}"}
 DOCUMENTS = {MANIFEST, SUMS, INDEX, "pytorch_model.bin.index.json", "model.sig", NOTICE_NAME}
 
-REPLACEABLE = COPIED | READMES | DOCUMENTS | {".gitattributes"}
+REPLACEABLE = COPIED | READMES | DOCUMENTS | {SOURCE_MANIFEST, ".gitattributes"}
 """Files of a checkpoint other than weights and licences; a folder that holds anything else is not ours to replace."""
 
 HUB_METADATA = ".cache"  # where ``hf download --local-dir`` keeps facts about the files, in a folder ``huggingface``

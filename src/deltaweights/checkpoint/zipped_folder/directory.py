@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from deltaweights.checkpoint.companions import MAX_SIZE, is_companion
+from deltaweights.checkpoint.companions import MAX_SIZE, SOURCE_MANIFEST, is_companion
 from deltaweights.checkpoint.directory import Directory, LocalDirectory
 from deltaweights.checkpoint.files import FileSlice, InputFile, LocalFile, MemoryFile
 from deltaweights.checkpoint.index import read_index
@@ -25,8 +25,8 @@ from deltaweights.errors import InputOutputError
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
 
-READ_BESIDE = frozenset({*MAIN_FILES, PARAMS, PROJECTOR, "manifest.json"})
-"""Files of a checkpoint that are read but not copied; the last is in every result of this program."""
+READ_BESIDE = frozenset({*MAIN_FILES, PARAMS, PROJECTOR, "manifest.json", "SHA256SUMS", SOURCE_MANIFEST})
+"""Files of a checkpoint that are read but not copied; the last are those of results of this program."""
 
 
 def is_checkpoint_archive(file: InputFile) -> bool:
