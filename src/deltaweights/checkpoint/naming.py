@@ -40,7 +40,7 @@ class Naming:
             return bare
         if self.layout == "transformers-4.52":
             bare = next((old + bare.removeprefix(new) for new, old in SINCE_4_52 if bare.startswith(new)), bare)
-        return original_name(bare) or bare
+        return original_name(bare) or bare.removeprefix("language_model.")
 
     def by_model_name(self, tensors: Mapping[str, T]) -> Mapping[str, T]:
         """Return ``tensors``, which are by their names on disk, by their names in the model."""

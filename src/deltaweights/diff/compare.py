@@ -170,7 +170,7 @@ def _sort(
 ) -> Comparison:
     names = sorted(one.keys() | other.keys(), key=natural_key)
     names = [name for name in names if is_buffer(name) == buffers]
-    a, b = ({name: replace(tensor.spec, name=name) for name, tensor in tensors.items()} for tensors in (one, other))
+    a, b = ({name: _named(name, tensor.spec) for name, tensor in tensors.items()} for tensors in (one, other))
     return Comparison(
         identical=len([name for name in names if name in pairs and name not in differing]),
         differing=tuple(differing[name] for name in names if name in differing),
@@ -182,6 +182,10 @@ def _sort(
         only_in_a=tuple(a[name] for name in names if name not in b),
         only_in_b=tuple(b[name] for name in names if name not in a),
     )
+
+
+def _named(name: str, spec: TensorSpec) -> TensorSpec:
+    return spec if spec.name == name else replace(spec, name=name)
 
 
 def _figures_of(name: str, pair: TensorPair) -> DifferingTensor:
