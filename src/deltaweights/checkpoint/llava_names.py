@@ -1,8 +1,8 @@
 """How the tensors of a LLaVA are named in the original layout and in those of transformers.
 
 *Original* names are those of the LLaVA code of 2023, and of CLIP's own checkpoints. *Transformers* names are those of the
-``llava-hf`` repositories on the Hub, which transformers reads from 4.36 on. From 4.52 on it holds a model, and may save it, under
-other names again, which ``SINCE_4_52`` leads back to them.
+``llava-hf`` repositories on the Hub, which transformers reads from 4.36 on. Later versions have other names in memory, and some of
+them on disk; ``SINCE_4_52`` and ``SINCE_5`` lead back to those.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ SINCE_4_52 = (
     ("model.vision_tower.", "vision_tower."),
 )
 """How names begin in a model of transformers 4.52 and later, and in the transformers layout."""
+
+SINCE_5 = tuple(
+    (f"vision_tower.{part}", f"vision_tower.vision_model.{part}")
+    for part in ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
+)
+"""The same of CLIP's tower in transformers 5, which also saves it so."""
 
 FIELDS = {"number": "[0-9]+", "parameter": "weight|bias", "rest": r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*"}
 """What each word in braces matches."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from deltaweights.checkpoint.llava_names import SINCE_4_52, original_name
+from deltaweights.checkpoint.llava_names import SINCE_4_52, SINCE_5, original_name
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.wrapper_prefix import wrapper_prefix
 
@@ -38,8 +38,8 @@ class Naming:
         bare = name.removeprefix(self.prefix)
         if not self.layout:
             return bare
-        if self.layout == "transformers-4.52":
-            bare = next((old + bare.removeprefix(new) for new, old in SINCE_4_52 if bare.startswith(new)), bare)
+        for renamed in (SINCE_4_52 if self.layout == "transformers-4.52" else (), SINCE_5):
+            bare = next((old + bare.removeprefix(new) for new, old in renamed if bare.startswith(new)), bare)
         return original_name(bare) or bare.removeprefix("language_model.")
 
     def by_model_name(self, tensors: Mapping[str, T]) -> Mapping[str, T]:

@@ -118,7 +118,9 @@ def diff_checkpoints(
     ):
         for note in (*one.notes, *other.notes):
             report.note(note)
-        naming = (one.naming, other.naming) if one.naming != other.naming else None
+        naming: tuple[Naming, Naming] | None = (one.naming, other.naming)
+        if one.naming == other.naming and (not one.naming.layout or one.tensors.keys() == other.tensors.keys()):
+            naming = None  # the names on disk are as good, and are those that the user sees
         a_tensors, b_tensors = (each.tensors if naming is None else each.model_tensors for each in (one, other))
         pairs = {
             name: TensorPair(tensor, b_tensors[name])
