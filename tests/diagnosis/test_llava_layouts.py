@@ -238,6 +238,7 @@ def test_diff_compares_what_is_the_same_tensor(tmp_path: Path, name: Rename, run
 
 @NAMED
 def test_diff_of_two_that_are_named_alike_has_the_names_on_disk(tmp_path: Path, name: Rename) -> None:
+    """Nothing is led back, or said, where both are named in the same way."""
     model = under(name, reference(base(), delta()))
     changed = name("model.norm.weight")
     one, other = save(model, tmp_path / "one"), save(model | {changed: model[changed] + 1}, tmp_path / "other")
@@ -311,6 +312,7 @@ def test_what_is_found_does_not_depend_on_names(tmp_path: Path, case: str, name:
 
 @NAMED
 def test_inspect_says_what_it_is_and_how_it_is_named(tmp_path: Path, name: Rename, run: Run) -> None:
+    """Its identity is that of the plain checkpoint, and the names have a line of their own."""
     given = save(under(name, base()), tmp_path / "given", config=False)
     report = inspect_checkpoint(given)
     assert report.naming == NAMINGS[name]
@@ -341,10 +343,12 @@ AMBIGUOUS = {
 
 @pytest.mark.parametrize("names", AMBIGUOUS.values(), ids=AMBIGUOUS)
 def test_where_there_are_two_readings_none_is_chosen(names: list[str]) -> None:
+    """Names that could be of two layouts, or of another model, are left as they are."""
     assert naming_of(names) == Naming()
 
 
 def test_the_naming_is_recorded_only_where_it_is_another() -> None:
+    """A plain checkpoint has neither key."""
     assert [naming.document for naming in (Naming(), replace(Naming(), prefix="module."))] == [
         {},
         {"prefix": "module."},
