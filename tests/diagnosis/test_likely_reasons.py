@@ -72,6 +72,30 @@ def stranger(tensors: Tensors) -> Tensors:
     return tensors | {"model.extra.weight": torch.zeros(3, 3, dtype=torch.float16)}
 
 
+def without_head(prefix: str) -> Callable[[Tensors], Tensors]:
+    """Return what saves the model inside the one with the head."""
+    return lambda tensors: {
+        prefix + name.removeprefix("model."): each for name, each in tensors.items() if name != "lm_head.weight"
+    }
+
+
+def also(name: str) -> Callable[[Tensors], Tensors]:
+    """Return what adds a tensor of this name to each of the two layers."""
+    return lambda tensors: tensors | {f"model.{name.format(layer)}": torch.ones(4).half() for layer in range(2)}
+
+
+def qwen_vl(tensors: Tensors) -> Tensors:
+    """Rename as transformers does for Qwen2-VL, whose language model is named as LLaVA's."""
+    blocks = {f"model.visual.blocks.{block}.norm1.weight": torch.ones(4).half() for block in range(2)}
+    return renamed(language_model)(tensors) | blocks
+
+
+def half(tensors: Tensors) -> Tensors:
+    """Give the first of two devices its rows of each matrix that is split by rows."""
+    split = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")
+    return {name: each[: len(each) // 2].clone() if name.endswith(split) else each for name, each in tensors.items()}
+
+
 def fused(tensors: Tensors) -> Tensors:
     return {name.replace("q_proj", "qkv_proj"): each for name, each in tensors.items()}
 
@@ -110,12 +134,39 @@ ROWS = {
     "fp8": Row(quantized(("weight_scale", torch.float32), weight=FP8), "stored as fp8 (F8_E4M3): use the same model"),
     "fp8-without-scales": Row(quantized(weight=FP8), "stored as fp8 (F8_E4M3), without the scales that belong to it"),
     "integers-of-no-known-kind": Row(quantized(weight=torch.int8), "the base holds whole numbers"),
-    "transformers-4.52": Row(
-        renamed(language_model), "in the layout of current transformers (its names begin with model.language_model.)"
+    "transformers-4.52-and-original": Row(
+        renamed(lambda name: name if "embed" in name else language_model(name)),
+        "named in two ways: by transformers' LLaVA (model.language_model.*), and otherwise (model.embed_tokens.weight)",
     ),
-    "transformers-4.36": Row(
-        renamed(lambda name: f"language_model.{name}"),
-        "in the layout of current transformers (its names begin with language_model.model.)",
+    "transformers-4.36-and-original": Row(
+        renamed(lambda name: f"language_model.{name}" if "layers" in name else name),
+        "named in two ways: by transformers' LLaVA (language_model.model.*), and otherwise (",
+    ),
+    "llava-without-head": Row(
+        without_head("language_model."), "saved without its head (LlavaModel, not LlavaForConditionalGeneration)"
+    ),
+    "llama-without-head": Row(without_head(""), "saved without its head (LlamaModel, not LlamaForCausalLM)"),
+    "flattened-by-fsdp": Row(
+        renamed(lambda name: name.replace("q_proj.weight", "_flat_param")), "flattened by FSDP: its matrices lie"
+    ),
+    "optimizer": Row(renamed(lambda name: f"{name}.exp_avg"), "the state of an optimizer, not of a model"),
+    "qwen2-vl": Row(qwen_vl, "by its names a Qwen-VL, not a LLaMA"),
+    "qwen3": Row(also("layers.{}.self_attn.q_norm.weight"), "by its names a Qwen3, not a LLaMA"),
+    "qwen2": Row(also("layers.{}.self_attn.q_proj.bias"), "by its names a Qwen2, not a LLaMA"),
+    "mixtral": Row(
+        renamed(lambda name: name.replace("mlp.", "block_sparse_moe.experts.0.")), "by its names a Mixtral, not a LLaMA"
+    ),
+    "unknown-prefix": Row(
+        renamed(lambda name: f"student.llm.{name}"),
+        "all names of the base begin with student.llm., which is not known as a wrapper's; save the model inside it",
+    ),
+    "one-of-two-devices": Row(
+        half, "the base has 1/2 of the rows of each matrix: it is likely one of 2 tensor-parallel parts; join them"
+    ),
+    "block-fp8": Row(quantized(("weight_scale_inv", torch.float32), weight=FP8), "stored as fp8 (F8_E4M3): use"),
+    "llava-as-base": Row(
+        lambda tensors: tensors | {"vision_tower.vision_model.post_layernorm.weight": torch.ones(8).half()},
+        "the base is already a vision-language model: it has vision_tower.vision_model.post_layernorm.weight",
     ),
     "lora-not-merged": Row(
         renamed(lambda name: f"base_model.model.{name}".replace("q_proj.", "q_proj.base_layer.")), "made of adapters"
@@ -153,7 +204,7 @@ def test_the_refusal_says_what_headers_tell(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["gptq", "fp8", "bitsandbytes-4", "lora-not-merged", "gpt-neox", "transformers-4.52"])
+@pytest.mark.parametrize("name", ["gptq", "fp8", "bitsandbytes-4", "lora-not-merged", "gpt-neox", "qwen2-vl"])
 def test_the_same_is_said_of_delta_and_target_and_by_inspect(tmp_path: Path, name: str) -> None:
     """Whatever the place, and whoever asks."""
     row = ROWS[name]
@@ -218,7 +269,7 @@ def test_a_tied_base_without_a_head_says_what_is_missing(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("role", ["base", "delta"])
-@pytest.mark.parametrize("name", ["transformers-4.52", "without-layers", "gpt-neox"])
+@pytest.mark.parametrize("name", ["transformers-4.52-and-original", "without-layers", "gpt-neox"])
 def test_a_recipe_s_check_says_the_same(tmp_path: Path, name: str, role: str) -> None:
     """With a recipe, sizes are compared first: what the input is comes before how many layers it has under a LLaMA's names."""
     base = {key: each for key, each in base_tensors().items() if not key.endswith("inv_freq")}

@@ -19,12 +19,12 @@ from deltaweights.checkpoint.layout_names import HF_WEIGHTS, META_PART, PARAMS, 
 from deltaweights.checkpoint.look_around import explain, refuse_foreign_file
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.meta_llama.weights import open_meta
+from deltaweights.checkpoint.naming import Naming, naming_of
 from deltaweights.checkpoint.projector import open_projector
 from deltaweights.checkpoint.safetensors_file import open_safetensors
 from deltaweights.checkpoint.samples import FEW, same_weights
 from deltaweights.checkpoint.tensors import LazyTensor, WeightsFile, name_fault
 from deltaweights.checkpoint.torch_format.torch_file import open_torch_file
-from deltaweights.checkpoint.wrapper_prefix import without_prefix, wrapper_prefix
 from deltaweights.checkpoint.zipped_folder.directory import contains_checkpoint, is_checkpoint_archive, open_archive
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, MalformedInput, wrap_os_errors
@@ -69,14 +69,14 @@ class Checkpoint:
         return self.files[0].container
 
     @cached_property
-    def prefix(self) -> str:
-        """What a wrapper of the model put before the name of every tensor; empty where there was none."""
-        return wrapper_prefix(self.tensors)
+    def naming(self) -> Naming:
+        """How the names on disk differ from those in the model."""
+        return naming_of(self.tensors)
 
     @cached_property
     def model_tensors(self) -> Mapping[str, LazyTensor]:
-        """The tensors by their names in the model, without ``prefix``. Their specs have the names on disk."""
-        return without_prefix(self.tensors, self.prefix) if self.prefix else self.tensors
+        """The tensors by their names in the model. Their specs have the names on disk."""
+        return self.naming.by_model_name(self.tensors)
 
     def check_unchanged(self) -> None:
         """Raise ``InputOutputError`` when a file of the checkpoint changed since it was opened."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Iterable
 
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 
-T = TypeVar("T")
-
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.", "base_model.model.")
 """torch's DataParallel and DDP, torch.compile, FSDP; Lightning's Fabric; PEFT. No model of transformers has such a name."""
+
+ATTRIBUTE, HELD = "model.", ("model.", "lm_head.")
+"""What Lightning's modules put before every name where they hold the model as ``self.model``, and what must then follow it."""
 
 
 def wrapper_prefix(names: Iterable[str]) -> str:
@@ -26,9 +26,7 @@ def wrapper_prefix(names: Iterable[str]) -> str:
         if found is None or not all(name.startswith(prefix + found) for name in rest):
             break
         prefix += found
+    held = tuple(prefix + ATTRIBUTE + name for name in HELD)
+    if rest and all(name.startswith(held) for name in rest):
+        prefix += ATTRIBUTE
     return "" if prefix and any(prefix + name in every for name in PROJECTOR if name in every) else prefix
-
-
-def without_prefix(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
-    """Return ``tensors`` under their names without ``prefix``."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}

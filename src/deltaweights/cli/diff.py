@@ -32,9 +32,9 @@ from deltaweights.util.text import counted
 def command(a: str, b: str, *, as_json: bool, quiet: bool, **options: Any) -> None:
     """Compare two checkpoints, tensor by tensor.
 
-    Container, sharding and order do not matter; names, shapes, dtypes and every bit do. Rotary inv_freq buffers are listed
-    separately and do not count: current loaders recompute them. Exit 0: identical; 3: a file does not match the checksums in it;
-    6: different.
+    Container, sharding and order do not matter; names, shapes, dtypes and every bit do. Of names, what a wrapper put before all of
+    them (module.) and the layout of transformers' LLaVA do not count, and are said. Rotary inv_freq buffers are listed separately
+    and do not count: current loaders recompute them. Exit 0: identical; 3: a file does not match the checksums in it; 6: different.
     """
     terminal = TerminalReport("deltaweights", quiet=quiet)
     report = diff_checkpoints(a, b, hub=hub_of(options), report=terminal, **options)
@@ -55,6 +55,9 @@ def _lines(report: DiffReport) -> Iterator[str]:
         in_a, in_b = (len(tensors.other_shape) + len(only) for only in (tensors.only_in_a, tensors.only_in_b))
         counts = f"{counted(in_a, 'tensor')} in A, {in_b:,} in B"
         yield f"not the same kind of model: no tensor has the same name and shape in both ({counts})"
+    for where, naming in zip("AB", report.naming or (), strict=False):
+        if naming.text:
+            yield f"compared by the names in the model: in {where}, {naming.text}"
     yield from _comparison(tensors)
     if buffers.identical + buffers.different:
         yield f"buffers, which do not count: {buffers.identical:,} identical, {buffers.different:,} different"

@@ -49,6 +49,8 @@ def _lines(report: InspectReport) -> Iterator[str]:
     files = report.files[0].name if len(report.files) == 1 else counted(len(report.files), "file")
     yield f"container       {report.container}, {files} ({human_bytes(report.bytes_on_disk)})"
     yield f"tensors         {len(report.tensors):,} ({human_bytes(report.bytes)})"
+    if report.naming.text:
+        yield f"names           {report.naming.text}"
     yield f"parameters      {report.parameters:,}"
     if report.buffers.tensors:
         size = f"{counted(report.buffers.elements, 'element')}, not counted as parameters"

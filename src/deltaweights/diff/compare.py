@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
-from deltaweights.checkpoint.tensors import TensorSpec
+from deltaweights.checkpoint.naming import Naming
+from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.checkpoint.zipped_folder.unpack import TemporaryUnpacker
 from deltaweights.diff.distance import NUMPY, Figures, add_up, comparable
 from deltaweights.diff.tensor_pairs import TensorPair, compare_pairs
@@ -76,6 +77,9 @@ class DiffReport:
 
     ``identical`` is about ``tensors`` only: ``buffers`` (rotary ``inv_freq``) are compared, too, but current loaders recompute
     them, and not all writers save them. ``same_kind`` is False if no tensor has the same name and shape in both.
+
+    Where A and B are named differently, by a wrapper or by transformers, tensors have their names in the model, and ``naming`` says
+    how they are named in A and in B; None where they have those on disk.
     """
 
     a: str
@@ -86,6 +90,7 @@ class DiffReport:
     bytes: int
     tensors: Comparison
     buffers: Comparison
+    naming: tuple[Naming, Naming] | None = None
 
 
 def diff_checkpoints(
@@ -113,10 +118,14 @@ def diff_checkpoints(
     ):
         for note in (*one.notes, *other.notes):
             report.note(note)
+        naming: tuple[Naming, Naming] | None = (one.naming, other.naming)
+        if one.naming == other.naming and (not one.naming.layout or one.tensors.keys() == other.tensors.keys()):
+            naming = None  # the names on disk are as good, and are those that the user sees
+        a_tensors, b_tensors = (each.tensors if naming is None else each.model_tensors for each in (one, other))
         pairs = {
-            name: TensorPair(tensor, other.tensors[name])
-            for name, tensor in one.tensors.items()
-            if name in other.tensors and tensor.spec.shape == other.tensors[name].spec.shape
+            name: TensorPair(tensor, b_tensors[name])
+            for name, tensor in a_tensors.items()
+            if name in b_tensors and tensor.spec.shape == b_tensors[name].spec.shape
         }
         digests = None
         if trust_manifests:
@@ -127,17 +136,19 @@ def diff_checkpoints(
         if digests is None:
             loose = [tensor for file in (*one.files, *other.files) for tensor in file.extra_checksums]
             compare_pairs(list(pairs.values()), loose, count, report)
-            differing = {name: _figures_of(pair) for name, pair in pairs.items() if pair.parts or not pair.same_dtype}
+            differing = {
+                name: _figures_of(name, pair) for name, pair in pairs.items() if pair.parts or not pair.same_dtype
+            }
         else:
             report.note("no weights were read: the digests in the manifests are compared")
             differing = {
                 name: DifferingTensor(name=name, shape=pair.one.spec.shape, dtypes=pair.dtypes)
                 for name, pair in pairs.items()
-                if not pair.same_dtype or digests[0][name] != digests[1][name]
+                if not pair.same_dtype or digests[0][pair.one.spec.name] != digests[1][pair.other.spec.name]
             }
         for checkpoint in (one, other):
             checkpoint.check_unchanged()
-        tensors, buffers = (_sort(one, other, differing, pairs, buffers=wanted) for wanted in (False, True))
+        tensors, buffers = (_sort(a_tensors, b_tensors, differing, pairs, buffers=wanted) for wanted in (False, True))
         return DiffReport(
             a=str(one.path),
             b=str(other.path),
@@ -147,15 +158,21 @@ def diff_checkpoints(
             bytes=sum(t.spec.nbytes for name, t in one.tensors.items() if not is_buffer(name)),
             tensors=tensors,
             buffers=buffers,
+            naming=naming,
         )
 
 
 def _sort(
-    one: Checkpoint, other: Checkpoint, differing: dict[str, DifferingTensor], pairs: Container[str], *, buffers: bool
+    one: Mapping[str, LazyTensor],
+    other: Mapping[str, LazyTensor],
+    differing: dict[str, DifferingTensor],
+    pairs: Container[str],
+    *,
+    buffers: bool,
 ) -> Comparison:
-    names = sorted(one.tensors.keys() | other.tensors.keys(), key=natural_key)
+    names = sorted(one.keys() | other.keys(), key=natural_key)
     names = [name for name in names if is_buffer(name) == buffers]
-    a, b = ({name: tensor.spec for name, tensor in checkpoint.tensors.items()} for checkpoint in (one, other))
+    a, b = ({name: _named(name, tensor.spec) for name, tensor in tensors.items()} for tensors in (one, other))
     return Comparison(
         identical=len([name for name in names if name in pairs and name not in differing]),
         differing=tuple(differing[name] for name in names if name in differing),
@@ -169,13 +186,17 @@ def _sort(
     )
 
 
-def _figures_of(pair: TensorPair) -> DifferingTensor:
+def _named(name: str, spec: TensorSpec) -> TensorSpec:
+    return spec if spec.name == name else replace(spec, name=name)
+
+
+def _figures_of(name: str, pair: TensorPair) -> DifferingTensor:
     spec, dtypes = pair.one.spec, pair.dtypes
     if not comparable(*dtypes):
-        return DifferingTensor(name=spec.name, shape=spec.shape, dtypes=dtypes)
+        return DifferingTensor(name=name, shape=spec.shape, dtypes=dtypes)
     total, has_numbers = add_up(list(pair.parts.values())), dtypes[0] in NUMPY
     return DifferingTensor(
-        name=spec.name,
+        name=name,
         shape=spec.shape,
         dtypes=dtypes,
         elements=total.elements,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltaweights.checkpoint.companions import Companions
+from deltaweights.checkpoint.llava_names import IDENTITY, ZEROS, transformers_name
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.small_files import json_object
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
@@ -14,7 +15,6 @@ from deltaweights.errors import MalformedInput, Mismatch
 from deltaweights.export.config import SPECIAL, ImageFeatures, llava_config, read_image_features, text_config
 from deltaweights.export.constant_tensors import IdentitySource, ZeroSource, constant_tensor
 from deltaweights.export.conversation import END, IMAGE, START, chat_template, conversations, stop_strings
-from deltaweights.export.names import IDENTITY, ZEROS, transformers_name
 from deltaweights.export.sizes import Shape, TextSizes
 from deltaweights.export.tokenizer import encoded, repair_tokenizer
 from deltaweights.export.vision_tower import VisionTower
@@ -107,25 +107,23 @@ def plan_export(
     notes = (*tokenizer.notes, _template_note(conversation, recipe))
     companions = Companions(kept | tokenizer.files | written, companions.left_behind, notes)
     if tower is None:
-        return ExportPlan(_without_prefix(matching), {}, companions)
+        return ExportPlan(_under_model_names(matching), {}, companions)
     return ExportPlan(*_with_tower(matching, sizes.hidden, DTYPES[dtype], specs, tower), companions)
 
 
-def _without_prefix(matching: Matching) -> Matching:
+def _under_model_names(matching: Matching) -> Matching:
     """Leave out what a wrapper of the model put before all names."""
-    if not matching.prefix:
-        return matching
-    matches = [replace(each, renamed=each.primary.name.removeprefix(matching.prefix)) for each in matching.matches]
-    return replace(matching, matches=tuple(matches))
+    return replace(matching, matches=tuple(replace(each, renamed=each.known_as) for each in matching.matches))
 
 
 def refuse_transformers_layout(matching: Matching, where: Path) -> None:
-    """Raise ``Mismatch`` when the tensors have the names of this layout already."""
-    for name in matching.primary_specs:
-        if name.startswith("language_model."):
+    """Raise ``Mismatch`` when the tensors have the names of this layout already, or some of them have."""
+    layout = matching.naming.layout
+    for match in matching.matches:
+        if layout or match.primary.name.startswith("language_model."):
             problem = "is in the layout of current transformers already"
             remedy = "use it as it is, or give the merge in the original layout"
-            raise Mismatch(problem, where=where, tensor=name, remedy=remedy)
+            raise Mismatch(problem, where=where, tensor=match.primary.name, remedy=remedy)
 
 
 def _read_config(companions: Companions, where: Path) -> Table:
@@ -197,7 +195,7 @@ def _with_tower(
     constants = [(constant_tensor(square, IdentitySource(hidden, dtype)), Fate.IDENTITY)]
     if PROJECTOR[1] in specs:
         constants.append((constant_tensor(TensorSpec(ZEROS, dtype, (hidden,)), ZeroSource()), Fate.ZEROS))
-    matches = [replace(each, renamed=transformers_name(each.name)) for each in _without_prefix(matching).matches]
+    matches = [replace(each, renamed=transformers_name(each.name)) for each in _under_model_names(matching).matches]
     for name, tensor in tower.tensors.items():
         matches.append(Match(tensor.spec, None, Fate.VISION_TOWER, transformers_name(name)))
     matches += [Match(tensor.spec, None, fate) for tensor, fate in constants]

@@ -29,7 +29,7 @@ def added_rows(
     """Return how many rows at the end of the base are not the delta's base; 0 where none are. Raises ``InputOutputError``."""
     found = {0}
     for match in matching.matches:
-        if match.base is None or match.primary.name not in GROWN or len(match.base.shape) != 2:
+        if match.base is None or match.model_name not in GROWN or len(match.base.shape) != 2:
             continue
         rows, width = match.base.shape
         if match.primary.shape[0] <= rows or match.primary.shape[1] != width or rows < 2 * MOST_ROWS:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from deltaweights.checkpoint.llava_names import IDENTITY
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.export.conversation import stop_strings
 from deltaweights.export.layout import conversation_name
-from deltaweights.export.names import IDENTITY
 from deltaweights.export.sizes import EMBEDDING
 from deltaweights.jobs.model_card import CardFacts, Origin
 from deltaweights.jobs.planned_result import PlannedResult

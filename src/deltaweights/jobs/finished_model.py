@@ -34,7 +34,7 @@ def is_finished_model(base: Mapping[str, LazyTensor], delta: Mapping[str, LazyTe
     cosine = median(cosine for _, cosine in matrices)
     if cosine >= ALIKE:
         return True
-    norms = _likeness_of((m for m in added if len(m.primary.shape) == 1 and m.primary.name.endswith(NORM)), base, delta)
+    norms = _likeness_of((m for m in added if len(m.primary.shape) == 1 and m.model_name.endswith(NORM)), base, delta)
     alike = [size >= AS_LARGE and cosine >= NORMS_ALIKE for size, cosine in norms]
     return cosine > OPPOSED and bool(alike) and sum(alike) > len(alike) / 2
 

@@ -174,9 +174,9 @@ def _report_pair(base: Checkpoint, primary: Checkpoint, matching: Matching, repo
         report.warn(text)
     for checkpoint in (base, primary):
         check_ties(checkpoint, report)
-        _note_prefix(checkpoint, report)
+        _note_naming(checkpoint, report)
     for match in matching.matches:
-        if match.is_tied(base.prefix, primary.prefix):
+        if match.is_tied(base.naming):
             report.note(f"{base.role:15} tied: its {match.base_name} is its {match.primary.name}, too (config.json)")
 
 
@@ -189,7 +189,7 @@ def _match(base: Checkpoint, primary: Checkpoint, operation: Operation, recipe: 
         # Of a Hub repository, config.json is fetched only if it matters: what is wrong with the pair is said before that.
         one, other = base.model_tensors, primary.model_tensors
         tied = bool(tied_twins(one, other)) and ties_head(base)
-        return match_tensors(one, other, operation, rules, tied=tied, prefix=primary.prefix)
+        return match_tensors(one, other, operation, rules, tied=tied, naming=primary.naming)
     except Mismatch:
         if operation is Operation.APPLY:
             refuse_swapped(base, primary)
@@ -205,10 +205,10 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
         open_checkpoint(at, role, unpacker, report) as source,
     ):
         refuse_shell(source)
-        matching = copy_all(source.model_tensors, request.operation, source.prefix)
+        matching = copy_all(source.model_tensors, request.operation, source.naming)
         for text in source.notes:
             report.warn(text)
-        _note_prefix(source, report)
+        _note_naming(source, report)
         hashes = collect_hashes({role: source}, request.hash_workers, report)
         own = manifest_of_if_any(source, report, needed=LEFT_OUT)
         stated = with_source(source, own, report)
@@ -266,12 +266,10 @@ def _identify(
     return identity
 
 
-def _note_prefix(checkpoint: Checkpoint, report: Report) -> None:
-    """Say what a wrapper put before all names."""
-    if checkpoint.prefix:
-        report.note(
-            f"{checkpoint.role:15} all names begin with {checkpoint.prefix}, which a wrapper of the model put there"
-        )
+def _note_naming(checkpoint: Checkpoint, report: Report) -> None:
+    """Say how the names differ from those in the model."""
+    if checkpoint.naming.text:
+        report.note(f"{checkpoint.role:15} {checkpoint.naming.text}")
 
 
 def _pinned(base: Place, recipe: Recipe | None) -> Place:

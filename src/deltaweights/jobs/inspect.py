@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
+from deltaweights.checkpoint.naming import PLAIN, Naming
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.checkpoint.zipped_folder.unpack import TemporaryUnpacker
 from deltaweights.hub.ids import ModelLocation, ModelSource
@@ -69,7 +70,7 @@ class InspectReport:
     part may be counted too high, up to the storage between the first and the last.) ``buffers``, known by their names, are not
     weights; packed integers count as stored. ``bytes`` and ``dtypes`` are of all tensors, shared ones counted for each;
     ``bytes_on_disk`` is the size of the weights files. ``model_type`` and ``architectures`` are from config.json. ``tensors`` are
-    in natural order.
+    in natural order, by their names on disk; ``naming`` says how these differ from those in the model.
     """
 
     path: str
@@ -87,6 +88,7 @@ class InspectReport:
     manifest: StatedManifest | None
     notes: tuple[str, ...]
     tensors: dict[str, TensorEntry]
+    naming: Naming = PLAIN
 
 
 def inspect_checkpoint(
@@ -137,6 +139,7 @@ def inspect_checkpoint(
             manifest=StatedManifest(stated.content_digest, lists_same_tensors(stated, checkpoint)) if stated else None,
             notes=checkpoint.notes,
             tensors=entries,
+            naming=checkpoint.naming,
         )
 
 

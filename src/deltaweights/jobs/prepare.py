@@ -173,5 +173,5 @@ def record_of(checkpoint: Checkpoint, dropped: tuple[Dropped, ...]) -> InputReco
         tuple(checkpoint.tensors[name].spec for name in names),
         tuple(samples[name] for name in names),
         dropped,
-        checkpoint.prefix,
+        checkpoint.naming,
     )

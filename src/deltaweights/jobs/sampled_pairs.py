@@ -98,10 +98,10 @@ def kinds_of_pairs(
 ) -> list[list[SampledPair]]:
     """Return the pairs of tensors that are large enough, by kind: names that differ in numbers alone. Embeddings are first."""
     kinds: dict[str, list[SampledPair]] = {}
-    for match in sorted(matching.matches, key=lambda match: match.primary.name not in GROWN):
+    for match in sorted(matching.matches, key=lambda match: match.model_name not in GROWN):
         if match.base is None or match.base.count < PLACE or match.base.shape[1:] != match.primary.shape[1:]:
             continue
-        kinds.setdefault(re.sub("[0-9]+", "#", match.primary.name), []).append(
+        kinds.setdefault(re.sub("[0-9]+", "#", match.model_name), []).append(
             SampledPair(base[match.base.name], delta[match.primary.name])
         )
     return list(islice(kinds.values(), KINDS))

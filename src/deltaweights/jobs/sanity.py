@@ -31,7 +31,7 @@ def check_sanity(request: Request, inputs: Inputs, report: Report) -> None:
         if oddity.impossible:
             raise MalformedInput(problem, where=where, tensor=tensor, found=found, expected=expected, remedy=REMEDY)
         report.warn(str(DeltaweightsError(problem, where=where, tensor=tensor, found=found, expected=expected)))
-    prefix = inputs.matching.prefix
+    prefix = inputs.matching.naming.prefix
     if prefix and request.options.layout == ORIGINAL:
         report.warn(
             f"{primary.path}: all names begin with {prefix}, and so do the result's: a library may want them without"

@@ -22,7 +22,7 @@ DIGEST = len("blake3:") + 64
 FATE = max(len(fate.value) for fate in Fate)
 RESULT_ROW = len('      : {"dtype": "BF16", "shape": , "fate": "", "file": "", "digest": ""},\n') + FATE + DIGEST
 INPUT_ROW = len('        : {"dtype": "BF16", "shape": , "digest": ""},\n') + DIGEST
-SOURCE, BASE, PREFIX = len('"source": , '), len('"base": , '), len('"prefix": , ')
+SOURCE, BASE, NAMING = len('"source": , '), len('"base": , '), len('"prefix": , ')
 COUNT_ROW = len("        : ,\n")
 UNIFORM_ROW = len('      : ["result", "base", "lead"],\n')
 FILE_CHECKS = ', "checks": ["header", "crc32", "sha256"]},\n'
@@ -96,8 +96,8 @@ def _manifest(plan: Plan) -> DocumentSize:
     files = [shard.file for shard in plan.shards] + [companion.name for companion in plan.companions]
     for file in [*files, *(file.name for record in inputs for file in record.files)]:
         size.add(file, FILE_ROW, commas=7, objects=1, lists=1)
-    for record in (record for record in inputs if record.prefix):
-        size.add(record.prefix, PREFIX, commas=1)
+    for fact in (fact for record in inputs for fact in record.naming.document.values()):
+        size.add(fact, NAMING, commas=1)
     for shard in plan.shards:
         for tensor in shard.tensors:
             _add_tensor(size, tensor, shard.file, plan)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
+from deltaweights.checkpoint.naming import PLAIN, Naming
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.manifest.digest import json_digest
 from deltaweights.merge.choices import ORIGINAL, SAFETENSORS, TORCH_NAMES
@@ -79,7 +80,7 @@ class InputRecord:
     """One input checkpoint: its files, its tensors by name, and those that the result does not use.
 
     ``samples`` has a digest of samples of each tensor, in the same order. (Not by name: a table costs more than what is in it.)
-    ``prefix`` is what a wrapper of the model put before all names, and what base and primary are matched without.
+    ``naming`` says by which names base and primary are matched, if those on disk are not the model's.
     """
 
     container: str
@@ -87,12 +88,7 @@ class InputRecord:
     tensors: tuple[TensorSpec, ...]
     samples: tuple[str, ...]
     dropped: tuple[Dropped, ...]
-    prefix: str = ""
-
-    @property
-    def prefix_document(self) -> dict[str, Json]:
-        """The prefix as JSON under its key; empty without one."""
-        return {"prefix": self.prefix} if self.prefix else {}
+    naming: Naming = PLAIN
 
     def document(self) -> dict[str, Json]:
         """Return the record as JSON, of lazy objects."""
@@ -103,7 +99,7 @@ class InputRecord:
 
         return {
             "container": self.container,
-            **self.prefix_document,
+            **self.naming.document,
             "files": [vars(file) for file in self.files],
             "tensors": LazyObject(tensors),
             "dropped": {dropped.spec.name: dropped.reason for dropped in self.dropped},

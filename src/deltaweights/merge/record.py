@@ -166,7 +166,7 @@ def _input(role: str, record: InputRecord, digests: ResultDigests, sha256: Mappi
 
     return {
         "container": record.container,
-        **record.prefix_document,
+        **record.naming.document,
         "tensors_digest": digests.inputs[role],
         "files": {file.name: _file(file, sha256.get(file.name)) for file in record.files},
         "dropped": {d.spec.name: {**spec_document(d.spec), "reason": d.reason} for d in record.dropped},

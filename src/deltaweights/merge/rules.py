@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from deltaweights.checkpoint.naming import PLAIN, Naming
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.error_codes import ErrorCode
@@ -47,14 +48,15 @@ LLAVA_RULES = MatchRules()  # those of LLaVA and LLaVA-Med
 class Match:
     """One tensor of the result: primary, base unless copied, fate, and ``renamed``, its name if that is not the primary's.
 
-    The base has another name than the primary where it is tied (its embedding is its head, too), and where a wrapper of the model
-    put a prefix before the names of one of them.
+    The base has another name than the primary where it is tied (its embedding is its head, too), and where the names on disk of
+    one of them are not those of the model; ``known_as`` is the primary's name in the model, if that is not the one on disk.
     """
 
     primary: TensorSpec
     base: TensorSpec | None
     fate: Fate
     renamed: str | None = None
+    known_as: str | None = None
 
     @property
     def name(self) -> str:
@@ -66,10 +68,14 @@ class Match:
         """The base's name, where that is not the primary's."""
         return self.base.name if self.base is not None and self.base.name != self.primary.name else None
 
-    def is_tied(self, base_prefix: str, primary_prefix: str) -> bool:
-        """Return whether the base's tensor is another one of the model: names differ by more than these prefixes."""
-        own = self.primary.name.removeprefix(primary_prefix)
-        return self.base is not None and self.base.name.removeprefix(base_prefix) != own
+    @property
+    def model_name(self) -> str:
+        """The primary's name in the model: the one that says what it is."""
+        return self.known_as or self.primary.name
+
+    def is_tied(self, base: Naming) -> bool:
+        """Return whether the base's tensor is another one of the model."""
+        return self.base is not None and base.model_name(self.base.name) != self.model_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +90,19 @@ class Dropped:
 class Matching:
     """The fates of all tensors of both inputs. ``warnings`` are about pairs that fit but look wrong.
 
-    ``prefix`` is what a wrapper of the model put before all names of the primary.
+    ``naming`` is that of the primary.
     """
 
     matches: tuple[Match, ...]
     dropped_base: tuple[Dropped, ...]
     dropped_primary: tuple[Dropped, ...]
     warnings: tuple[str, ...]
-    prefix: str = ""
+    naming: Naming = PLAIN
 
     @property
     def primary_specs(self) -> dict[str, TensorSpec]:
         """The primary's tensors that are in the result, by their names in the model."""
-        return {match.primary.name.removeprefix(self.prefix): match.primary for match in self.matches}
+        return {match.model_name: match.primary for match in self.matches}
 
 
 def is_buffer(name: str) -> bool:
@@ -111,11 +117,11 @@ def match_tensors(
     rules: MatchRules = LLAVA_RULES,
     *,
     tied: bool = False,
-    prefix: str = "",
+    naming: Naming = PLAIN,
 ) -> Matching:
     """Give every tensor of both inputs one fate. ``tied``: the base's configuration says that its head is its embedding.
 
-    Both are by the names of their tensors in the model; their specs have the names on disk, those of the primary with ``prefix``.
+    Both are by the names of their tensors in the model; their specs have the names on disk; ``naming`` is that of the primary.
     Raises ``Mismatch`` for the first tensor that has none, with a likely reason.
     """
     of_base = {**base, **(tied_twins(base, primary) if tied else {})}
@@ -145,11 +151,11 @@ def match_tensors(
     if problems or not matches:
         raise _refusal(problems, likely_reason(base_specs, primary_specs, operation.primary), operation)
     warnings = pair_warnings(base_specs, primary_specs) if operation is Operation.APPLY else ()
-    return Matching(tuple(matches), tuple(dropped_base), _buffers(primary), warnings, prefix)
+    return Matching(tuple(matches), tuple(dropped_base), _buffers(primary), warnings, naming)
 
 
-def copy_all(tensors: Mapping[str, LazyTensor], operation: Operation, prefix: str = "") -> Matching:
-    """Copy every weight, and drop buffers; for ``prefix`` see ``match_tensors``.
+def copy_all(tensors: Mapping[str, LazyTensor], operation: Operation, naming: Naming = PLAIN) -> Matching:
+    """Copy every weight, and drop buffers; for ``tensors`` and ``naming`` see ``match_tensors``.
 
     Raises ``Mismatch`` when a weight cannot be copied, or there is none.
     """
@@ -158,20 +164,24 @@ def copy_all(tensors: Mapping[str, LazyTensor], operation: Operation, prefix: st
         if not is_buffer(name):
             try:
                 _require_floats(operation, tensor, None)
-                matches.append(Match(tensor.spec, None, Fate.COPY))
+                matches.append(Match(tensor.spec, None, Fate.COPY, known_as=_known_as(name, tensor)))
             except Mismatch as problem:
                 problems.append(problem.with_traceback(None))
     if problems or not matches:
         form = quantized_form({name: tensor.spec for name, tensor in tensors.items()})
         what = f"the {operation.primary} is {form.what}: {form.remedy}; " if form is not None else ""
         raise _refusal(problems, f"{what}only weights of floating-point numbers are {operation.past}", operation)
-    return Matching(tuple(matches), (), _buffers(tensors), (), prefix)
+    return Matching(tuple(matches), (), _buffers(tensors), (), naming)
 
 
 def tied_twins(base: Mapping[str, LazyTensor], primary: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """Return what a loader makes of a tied base that stores one of head and embedding: the other, if the primary has it."""
     pairs = ((HEAD, EMBEDDING), (EMBEDDING, HEAD))
     return {name: base[twin] for name, twin in pairs if name in primary and name not in base and twin in base}
+
+
+def _known_as(name: str, tensor: LazyTensor) -> str | None:
+    return name if name != tensor.spec.name else None
 
 
 def _buffers(tensors: Mapping[str, LazyTensor]) -> tuple[Dropped, ...]:
@@ -188,16 +198,16 @@ def _match_one(
     if base is None:
         if name not in rules.delta_only:
             raise _problem(role, primary, f"is in the {role}, not in the base", "no such tensor", str(spec))
-        match = Match(spec, None, Fate.COPY)
+        fate = Fate.COPY
     elif base.spec.shape == spec.shape:
-        match = Match(spec, base.spec, operation.fate(grown=False))
+        fate = operation.fate(grown=False)
     elif name in GROWN and _fits_inside(base.spec.shape, spec.shape, rules.new_rows):
-        match = Match(spec, base.spec, operation.fate(grown=True, new_rows=rules.new_rows))
+        fate = operation.fate(grown=True, new_rows=rules.new_rows)
     else:
         found, expected = f"{list(base.spec.shape)} in the base", f"{list(spec.shape)}, as in the {role}"
         raise _problem("base", base, "shapes do not fit", found, expected)
     _require_floats(operation, primary, base)
-    return match
+    return Match(spec, base.spec if base is not None else None, fate, known_as=_known_as(name, primary))
 
 
 def _fits_inside(inner: tuple[int, ...], outer: tuple[int, ...], new_rows: NewRows) -> bool:

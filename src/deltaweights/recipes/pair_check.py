@@ -38,6 +38,9 @@ REMEDY = "use the original LLaMA-1 of the delta's size as the base"
 COMPARE = "deltaweights inspect shows what each of them is"
 REMEDY_TO_MAKE = "use the base that the target was fine-tuned from"
 
+SEES = re.compile("mm_projector|multi_modal_projector|vision_tower|vision_model")
+"""What the names of a LLaVA have that no LLaMA's have."""
+
 MOST_ADDED = 64  # rows that are likely tokens that somebody added
 
 Specs = Mapping[str, TensorSpec]
@@ -129,9 +132,9 @@ def likely_reason(base: Specs, primary: Specs, role: str) -> str:
         return reason
     making = role == "target"
     remedy = REMEDY_TO_MAKE if making else REMEDY
-    hidden_base, hidden_primary = hidden_size(base), hidden_size(primary)
-    if hidden_base != hidden_primary and hidden_base and hidden_primary:
-        return f"likely models of two sizes: base {_size(hidden_base)}, {role} {_size(hidden_primary)}; {remedy}"
+    reason = _other_size(base, primary, role, remedy)
+    if reason is not None:
+        return reason
     for name, twin in ((HEAD, EMBEDDING), (EMBEDDING, HEAD)):
         if name in primary and name not in base and twin in base:
             what = f"the base has no {name}, and no config.json that says tie_word_embeddings: true"
@@ -156,8 +159,9 @@ def likely_reason(base: Specs, primary: Specs, role: str) -> str:
         return f"base has {layers_base} layers, the {role} {layers_primary}: two models, or an incomplete one; {remedy}"
     if rows(base) in FINE_TUNED_ROWS and not making:
         return f"{_owner(base)}; {remedy}"
-    if any("mm_projector" in name or "vision_tower" in name for name in base) and not making:
-        return f"the base is likely already a LLaVA model; {remedy}"
+    sees = next((name for name in base if SEES.search(name) and name not in primary), None)
+    if sees is not None and not making:
+        return f"the base is already a vision-language model: it has {sees}; {remedy}"
     if rows(base) > rows(primary) > 0:
         more = counted(rows(base) - rows(primary), "more row")
         return f"the base's embedding has {more} than the {role}'s: tokens were added to it; {remedy}"
@@ -188,12 +192,40 @@ def _owner(base: Specs) -> str:
 
 def _other_layout(base: Specs, primary: Specs, role: str) -> str | None:
     """Return the reason if tensors have the names of another layout. It is tried first: layers are counted by name."""
-    for of, specs in (("base", base), (role, primary)):
-        form = other_names(specs)
+    forms = {"base": other_names(base), role: other_names(primary)}
+    if forms["base"] == forms[role]:
+        forms = {}  # what both are is not why they do not fit
+    for of, form in forms.items():
         if form is not None:
             return f"the {of} is {form.what}: {form.remedy}"
-    if EMBEDDING not in base and "embed_tokens.weight" in base:
-        return "the base was saved without its head (LlamaModel, not LlamaForCausalLM): use the full checkpoint"
+    for of, specs in (("base", base), (role, primary)):
+        prefix = _common_prefix(specs)
+        if prefix:
+            what = f"all names of the {of} begin with {prefix}, which is not known as a wrapper's"
+            return f"{what}; save the model inside it"
+    return None
+
+
+def _common_prefix(specs: Specs) -> str:
+    """Return what is before every name of a LLaMA, empty where nothing is."""
+    found = next((name.removesuffix(EMBEDDING) for name in specs if name.endswith(f".{EMBEDDING}")), "")
+    return found if all(name.startswith(found) for name in specs) else ""
+
+
+def _other_size(base: Specs, primary: Specs, role: str, remedy: str) -> str | None:
+    """Return the reason if the two differ in width, or one has a whole fraction of each matrix, as one of several devices has."""
+    hidden_base, hidden_primary = hidden_size(base), hidden_size(primary)
+    if hidden_base != hidden_primary and hidden_base and hidden_primary:
+        return f"likely models of two sizes: base {_size(hidden_base)}, {role} {_size(hidden_primary)}; {remedy}"
+    for of, part, whole in (("base", base, primary), (role, primary, base)):
+        ratios = {
+            whole[name].shape[0] / max(1, part[name].shape[0])
+            for name in (GATE, GATE.replace("mlp.gate_proj", "self_attn.q_proj"))
+            if name in part and name in whole and whole[name].shape and part[name].shape
+        }
+        if len(ratios) == 1 and (parts := ratios.pop()) > 1 and parts.is_integer():
+            what = f"the {of} has 1/{parts:.0f} of the rows of each matrix: it is likely one of {parts:.0f} tensor-parallel parts"
+            return f"{what}; join them, with the tool that split them"
     return None
 
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from deltaweights.checkpoint.naming import LAYOUTS
+from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.checkpoint.wrapper_prefix import WRAPPERS
 from deltaweights.util.text import counted
@@ -56,7 +58,24 @@ ARCHITECTURES = (
     ("ChatGLM", re.compile(r"transformer\.encoder\.layers\.")),
     ("Megatron-LM", re.compile(r"(language_model\.encoder|decoder)\.layers\..*(linear_qkv|query_key_value)")),
     ("T5 or BART", re.compile(r"(model\.)?(encoder|decoder)\.(block|layers)\.")),
+    ("Qwen-VL", re.compile(r"(model\.)?visual\.")),
+    ("Mixtral", re.compile(r"model\.layers\.[0-9]+\.block_sparse_moe\.")),
+    ("Qwen3", re.compile(r"model\.layers\.[0-9]+\.self_attn\.q_norm\.")),
+    ("Gemma 2 or 3", re.compile(r"model\.layers\.[0-9]+\.pre_feedforward_layernorm\.")),
+    ("DeepSeek-V2 or V3", re.compile(r"model\.layers\.[0-9]+\.self_attn\.kv_a_proj_with_mqa\.")),
+    ("Qwen2", re.compile(r"model\.layers\.[0-9]+\.self_attn\.q_proj\.bias$")),
 )
+"""By the names of tensors that no LLaMA has, of which there must be several; the first that fits is it."""
+
+TRAINED = (
+    (".exp_avg", "the state of an optimizer, not of a model", "give the weights that were saved beside it"),
+    (
+        "flat_param",
+        "flattened by FSDP: its matrices lie end to end in tensors named *flat_param",
+        "save it again with FSDP's StateDictType.FULL_STATE_DICT",
+    ),
+)
+"""How names of what training saves end, what it is, and what to do."""
 
 
 def quantized_form(specs: Specs) -> StoredForm | None:
@@ -81,14 +100,13 @@ def other_names(specs: Specs) -> StoredForm | None:
     """
     if any(".attention.wq." in name for name in specs):
         return StoredForm("in Meta's layout", "give the folder with all its consolidated.*.pth files and params.json")
-    for prefix in ("language_model.model.", "model.language_model."):
-        if any(name.startswith(prefix) for name in specs):
-            what = f"in the layout of current transformers (its names begin with {prefix})"
-            return StoredForm(what, "use that model in the original layout")
     inside = next((found[1] for name in specs if (found := PLACED_INSIDE.search(name))), None)
     if inside is not None:
         what = f"saved from inside a wrapper: some names hold {inside}"
         return StoredForm(what, "save the state of the model itself, with the wrappers removed")
+    for end, what, remedy in TRAINED:
+        if any(name.endswith(end) for name in specs):
+            return StoredForm(what, remedy)
     if any(".self_attn.qkv_proj." in name or ".mlp.gate_up_proj." in name for name in specs):
         return StoredForm("stored with fused matrices (qkv_proj, gate_up_proj)", "use it as transformers saves a LLaMA")
     for architecture, pattern in ARCHITECTURES:
@@ -96,6 +114,28 @@ def other_names(specs: Specs) -> StoredForm | None:
             return StoredForm(
                 f"by its names a {architecture}, not a LLaMA", "use the model that the delta was made for"
             )
+    return _mixed_layout(specs) or _headless(specs)
+
+
+def _mixed_layout(specs: Specs) -> StoredForm | None:
+    """Return the form of a checkpoint only some of whose names are those of transformers' LLaVA."""
+    for language_model, known in LAYOUTS.values():
+        if any(name.startswith(language_model) for name in specs):
+            found = (name for name in specs if not name.startswith(known) and name not in PROJECTOR)
+            other = next(found, PROJECTOR[0])
+            what = f"named in two ways: by transformers' LLaVA ({language_model}*), and otherwise ({other})"
+            return StoredForm(what, "save it again in one of them, with transformers' save_pretrained")
+    return None
+
+
+def _headless(specs: Specs) -> StoredForm | None:
+    """Return the form of a checkpoint that was saved without its head."""
+    for embedding, saved, whole in (
+        ("embed_tokens.weight", "LlamaModel", "LlamaForCausalLM"),
+        ("language_model.embed_tokens.weight", "LlavaModel", "LlavaForConditionalGeneration"),
+    ):
+        if embedding in specs:
+            return StoredForm(f"saved without its head ({saved}, not {whole})", "use the full checkpoint")
     return None
 
 

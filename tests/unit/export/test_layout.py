@@ -30,7 +30,7 @@ from deltaweights import (
     finish_parts,
     verify,
 )
-from deltaweights.export.names import transformers_name
+from deltaweights.checkpoint.llava_names import transformers_name
 from deltaweights.manifest.digest import content_digest
 from deltaweights.report import Report
 from tests.support.llava_2023 import HIDDEN, PATCHES, Described, Published, make_tower, publish, write

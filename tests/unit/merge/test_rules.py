@@ -172,7 +172,7 @@ REFUSALS: dict[str, tuple[dict[str, LazyTensor], dict[str, LazyTensor], tuple[st
     "base-only-projector": (
         base_of(llama() | {PROJECTOR: (7, 9)}),
         delta_of(llama()),
-        (f"tensor {PROJECTOR}: is in the base, not in the delta", "the base is likely already a LLaVA model", ORIGINAL),
+        (f"tensor {PROJECTOR}: is in the base, not in the delta", "the base is already a vision-language model", ORIGINAL),
     ),
     "base-integers": (
         base_of({"w": (3,)}, "I8"),
@@ -218,7 +218,7 @@ REFUSALS: dict[str, tuple[dict[str, LazyTensor], dict[str, LazyTensor], tuple[st
     "without-a-head": (
         base_of({"embed_tokens.weight": (32000, 4096), "layers.0.self_attn.q_proj.weight": (4096, 4096)}),
         delta_of(llama()),
-        ("the base was saved without its head (LlamaModel, not LlamaForCausalLM): use the full checkpoint",),
+        ("the base is saved without its head (LlamaModel, not LlamaForCausalLM): use the full checkpoint",),
     ),
     "lora": (base_of(llama()), delta_of(LORA), ("the delta is made of adapters, such as LoRA's", "merge it with peft")),
     "empty-delta": (base_of({"w": (3,)}), {}, ("tensor w: is in the base, not in the delta",)),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltaweights.export.names import FIELDS, TABLE, transformers_name
+from deltaweights.checkpoint.llava_names import FIELDS, TABLE, transformers_name
 
 
 @given(row=st.integers(0, len(TABLE) - 1), data=st.data())
