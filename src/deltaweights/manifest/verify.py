@@ -9,9 +9,12 @@ from pathlib import Path
 
 from deltaweights.errors import InputOutputError, MalformedInput, UsageError
 from deltaweights.manifest.digest import content_digest
-from deltaweights.manifest.folder_check import FolderCheck, SignedFiles
+from deltaweights.manifest.folder_check import FolderCheck
 from deltaweights.manifest.open_source import open_source
 from deltaweights.manifest.parse import Manifest
+from deltaweights.manifest.signed_files import SignedFiles, compare_signed, with_documents
+from deltaweights.manifest.tensor_check import compare_tensors, original_digest_of
+from deltaweights.manifest.verdicts import report_of
 from deltaweights.manifest.verify_report import CONTENT, VerifyReport
 from deltaweights.manifest.verify_source import LocalSource
 from deltaweights.report import Report
@@ -41,8 +44,9 @@ def verify(
         raise UsageError("not a content digest", found=expect, expected="dw1: and 64 lower-case hex digits")
     if expect_manifest is not None and not re.fullmatch("[0-9a-fA-F]{64}", expect_manifest):
         raise UsageError("not a sha256", found=expect_manifest, expected="64 hex digits")
-    with closing(open_source(folder)) as source:
-        check = FolderCheck(source, None if manifest is None else Path(manifest))
+    with closing(open_source(folder, with_tensors=expect is not None, report=report)) as source:
+        external = None if manifest is None else Path(manifest)
+        check = FolderCheck(source, external, expects_content=expect is not None)
         check.read_manifest(expect_manifest)
         return finish_verify(check, expect=expect, signed=signed, workers=workers, report=report)
 
@@ -58,21 +62,21 @@ def finish_verify(
     """Do the rest of ``verify`` once the manifest has been read: large ones need not be read twice."""
     check.compare_names()
     digests = check.digest_files(resolve_workers(workers), report or Report(), with_tensors=expect is not None)
-    digest = check.manifest.content_digest if check.manifest else None
-    recomputed = expect is not None and check.manifest is not None
+    digest = check.manifest.content_digest if check.manifest and check.source.only is None else None
+    recomputed = expect is not None and (check.manifest is not None or bool(digests.tensors))
     if recomputed:
         digest = content_digest((name, *row) for name, row in digests.tensors.items())
-        check.compare_tensors(digests.tensors)
-        if expect not in {digest, check.original_digest(digests.tensors)}:
-            intact, problem = check.is_intact, "content digest is not the expected one"
-            check.add_problem(check.source.title, problem, digest, expect, about=CONTENT, is_pin=intact)
-    elif expect is not None and check.compared_with:
-        check.add_problem(
-            check.source.title, "there is no manifest to compare a content digest with", None, expect, about=CONTENT
-        )
+        if check.manifest is not None:
+            compare_tensors(check, digests.tensors)
+        check.content_matches = expect in {digest, original_digest_of(check, digests.tensors)}
+        if not check.content_matches:
+            is_pin, problem = check.is_intact and bool(check.compared_with), "content digest is not the expected one"
+            check.add_problem(check.source.title, problem, digest, expect, about=CONTENT, is_pin=is_pin)
+    elif expect is not None and not any(problem.about == CONTENT for problem in check.problems):
+        check.add_problem(check.source.title, "there are no tensors to compare with it", None, expect, about=CONTENT)
     if signed is not None:
-        check.compare_signed(signed, digests)
-    return check.report(digest, digests, recomputed=recomputed)
+        compare_signed(check, signed, digests)
+    return report_of(check, digest, digests, recomputed=recomputed)
 
 
 def open_result(folder: Path) -> tuple[Manifest, FolderCheck] | None:
@@ -98,7 +102,7 @@ def digests_to_sign(folder: Path) -> tuple[Manifest, dict[str, str]]:
     records = check.manifest.files if check.manifest else {}
     for name in sorted(check.files & set(records)):
         check.compare_size(name)
-    check.report(None, recomputed=False).raise_if_failed()
+    report_of(check, None, recomputed=False).raise_if_failed()
     if check.manifest is None:
         raise AssertionError("a manifest that cannot be read is a problem")
-    return check.manifest, check.with_documents({name: record.sha256 for name, record in records.items()})
+    return check.manifest, with_documents(check, {name: record.sha256 for name, record in records.items()})
