@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path, PurePath
 
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.checkpoint.layout_names import META_PART
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.manifest.digest_files import DigestRequest, Digests, digest_all
 from deltaweights.manifest.file_parts import EXTRAS, LOADABLE, LOADER_FILES, PARTS, WEIGHTS, part_of
 from deltaweights.manifest.open_weights import SPREAD
 from deltaweights.manifest.parse import LISTING, Manifest
 from deltaweights.manifest.read_manifest import contradictions, read_manifest
 from deltaweights.manifest.records import MANIFEST, SUMS, FileRecord, sums_bytes
-from deltaweights.manifest.stated_hashes import compare_stated, missing_shards, size_fault
-from deltaweights.manifest.tensor_check import open_weights
-from deltaweights.manifest.verify_report import FILE, TENSOR, Problem
+from deltaweights.manifest.stated_hashes import missing_shards, size_fault
+from deltaweights.manifest.verify_report import FILE, Problem
 from deltaweights.manifest.verify_source import StatedFile, VerifySource
-from deltaweights.report import Report
 from deltaweights.util import limits
 from deltaweights.util.text import SAVE_UNMARKED
 
@@ -259,28 +255,6 @@ class FolderCheck:
                 self.add_problem(name, "could be loaded, but holds no tensor of the manifest")
             elif name not in manifest.files:
                 self.add_problem(name, "holds tensors of the manifest, but is not among its files")
-
-    # Bytes.
-
-    def digest_files(self, workers: int, report: Report, *, with_tensors: bool) -> Digests:
-        """Read every file that has the stated size, and compare its hash; return the digests, also of tensors if asked for."""
-        files = self.files
-        names = [name for name in sorted(self.stated) if name in files and self.compare_size(name)]
-        errors = dict(self.source.errors)
-        digests = self.source.digests
-        if digests is None:
-            with ExitStack() as stack:
-                opened = open_weights(self, names, stack) if with_tensors else None
-                request = opened or DigestRequest(self.source, names)
-                digests = digest_all(request, errors.__setitem__, workers, report)
-        for name in sorted(errors):
-            about = FILE if name in self.stated else TENSOR
-            self.add_problem(name, f"cannot be verified: {errors[name]}", about=about)
-        for name in names:
-            if name in digests.files:
-                for fault in compare_stated(self.source, name, self.stated[name], digests.files[name]):
-                    self.add_problem(name, *fault)
-        return digests
 
     def compare_size(self, name: str) -> bool:
         """Return whether a file has the stated size; if not, add a problem."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from deltaweights.errors import printable
-from deltaweights.manifest.digest_files import Digests
+from deltaweights.manifest.digests import Digests
 from deltaweights.manifest.file_parts import EXTRAS, LOADER_FILES, PARTS, WEIGHTS
 from deltaweights.manifest.folder_check import FolderCheck
 from deltaweights.manifest.records import SUMS
-from deltaweights.manifest.verify_report import NOT_PINNED, Problem, Verdict, VerifyReport
+from deltaweights.manifest.verify_report import NOT_PINNED, Problem, PartVerdict, VerifyReport
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
@@ -63,7 +63,7 @@ def report_of(
 
 def verdict_of(
     part: str, sizes: Collection[int], problems: Collection[Problem], compared_with: str, others: Collection[str] = ()
-) -> Verdict:
+) -> PartVerdict:
     """Return the verdict on ``part``, given the sizes of its files and all problems; ``others`` are harmless files to name."""
     found = [problem for problem in problems if problem.part == part]
     ok, total = not found and bool(compared_with), sum(sizes)
@@ -78,7 +78,7 @@ def verdict_of(
         sentence = f"{NOT_PINNED}: {files}"
     else:
         sentence = f"{counted(len(found), 'problem')}: {_CONSEQUENCES[part]}"
-    return Verdict(ok, len(sizes), total, len(found), sentence)
+    return PartVerdict(ok, len(sizes), total, len(found), sentence)
 
 
 _CONSEQUENCES = {

@@ -36,7 +36,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PartVerdict:
     """What is known of one part: ``files`` and ``bytes`` of it that were compared, the number of its ``problems``, a sentence."""
 
     ok: bool
@@ -61,9 +61,9 @@ class VerifyReport:
     manifest_sha256: str | None
     files: int
     bytes: int
-    weights: Verdict
-    loader_files: Verdict
-    extras: Verdict
+    weights: PartVerdict
+    loader_files: PartVerdict
+    extras: PartVerdict
     compared_with: str
     problems: tuple[Problem, ...] = ()
     listed: tuple[str, ...] = ()  # the files that were checked, the manifest included
@@ -79,7 +79,7 @@ class VerifyReport:
         """Whether all is intact, but not what was pinned."""
         return bool(self.problems) and all(problem.is_pin for problem in self.problems)
 
-    def verdicts(self) -> Iterator[tuple[str, Verdict]]:
+    def verdicts(self) -> Iterator[tuple[str, PartVerdict]]:
         """Yield what each part is called in print, and its verdict."""
         yield from (("weights", self.weights), ("loader files", self.loader_files), ("other files", self.extras))
 
