@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 import shutil
 import struct
 import tarfile
@@ -17,7 +18,7 @@ from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedIn
 from deltaweights.manifest import archive_source
 from deltaweights.manifest.sums_file import MalformedSums, parse_sums
 from deltaweights.manifest.verify import verify
-from tests.receiver.forms import COMMIT, INDEX, SHARD, as_repository, as_snapshot, as_tgz, tar_of
+from tests.receiver.forms import COMMIT, FORMS, INDEX, SHARD, as_repository, as_snapshot, as_tgz, tar_of
 from tests.support.errors import refused
 from tests.support.results import MANIFEST, SUMS, merged, original, sha256, shards_of
 
@@ -175,8 +176,6 @@ def test_malformed_tar_archives_are_refused(content: Callable[[], bytes], tmp_pa
 @pytest.mark.parametrize("kind", ["tgz", "tar", "zip"])
 def test_archives_cut_short_are_refused(kind: str, share: float, merged: Path, original: Path) -> None:
     """An archive that ends too early is refused, wherever it ends."""
-    from tests.receiver.forms import FORMS  # noqa: PLC0415  (the table of forms)
-
     path = FORMS[kind](merged, original)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
@@ -283,6 +282,18 @@ def test_sums_reach_into_folders_without_following_links(merged: Path, original:
     assert ("sub/config.json", "is missing") in {(each.file, each.problem) for each in verify(merged).problems}
 
 
+def test_folders_that_nothing_states(merged: Path) -> None:
+    """Sums say nothing about other folders: that is said, and fails where a loader reads the folder."""
+    (merged / MANIFEST).unlink()
+    sums = (merged / SUMS).read_text().splitlines(keepends=True)
+    (merged / SUMS).write_text("".join(line for line in sums if MANIFEST not in line))
+    (merged / "images").mkdir()
+    report = verify(merged)
+    assert (report.problems, report.notes) == ((), (f"{merged / 'images'} is a folder, and was not looked at",))
+    (merged / "additional_chat_templates").mkdir()
+    assert not verify(merged).loader_files.ok
+
+
 @pytest.mark.parametrize("name", [MANIFEST, SUMS, "model.sha256"])
 def test_a_document_is_not_what_it_is_about(name: str, merged: Path) -> None:
     """Who gives the manifest or the sums means their folder, and is told so."""
@@ -314,3 +325,27 @@ def test_the_archive_form_reads_a_manifest_that_comes_last(merged: Path, origina
     names = sorted((path.name for path in merged.iterdir()), key=lambda name: name == MANIFEST)
     assert verify(tar_of(tmp_path / "last.tar", {name: (merged / name).read_bytes() for name in names})).ok
     assert verify(tar_of(tmp_path / "first.tar", {name: (merged / name).read_bytes() for name in names[::-1]})).ok
+
+
+@pytest.mark.parametrize("kind", ["tar", "tgz", "zip"])
+def test_damaged_archives_never_pass_and_never_crash(kind: str, tmp_path: Path) -> None:
+    """A flipped byte anywhere is refused, is a problem, or changes nothing that is in the files."""
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "config.json").write_text("{}")
+    (files / SHARD).write_bytes(struct.pack("<Q", 2) + b"{}")
+    (files / SUMS).write_text("".join(f"{sha256(files / name)}  {name}\n" for name in ("config.json", SHARD)))
+    path = FORMS[kind](files, files)
+    data = path.read_bytes()
+    rng = random.Random(19)  # noqa: S311
+    for _ in range(300):
+        damaged = bytearray(data)
+        for _ in range(rng.choice((1, 1, 8))):
+            damaged[rng.randrange(min(len(data), 6 * 512))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            report = verify(path)
+        except DeltaweightsError:
+            continue
+        assert not report.ok or report.compared_with == SUMS
+        assert not report.ok or report.files == 2

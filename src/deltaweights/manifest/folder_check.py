@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.checkpoint.layout_names import META_PART
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.manifest.file_parts import EXTRAS, LOADABLE, LOADER_FILES, PARTS, WEIGHTS, part_of
+from deltaweights.manifest.file_parts import EXTRAS, LOADABLE, LOADER_FILES, PARTS, TEMPLATES, WEIGHTS, part_of
 from deltaweights.manifest.open_weights import SPREAD
 from deltaweights.manifest.parse import LISTING, Manifest
 from deltaweights.manifest.read_manifest import contradictions, read_manifest
@@ -222,12 +222,19 @@ class FolderCheck:
     def _compare_irregular(self, files: set[str]) -> None:
         """Report what is neither a file nor allowed beside them."""
         subfolders = self._entries.folders & set(self.manifest.folders if self.manifest and self.is_listing else ())
-        if self.by_hashes:
-            subfolders |= self._entries.folders - self._entries.linked_folders
+        subfolders |= self.unread_folders
         allowed = files | self.ignored | subfolders | self.litter | self.sums
         for name, kind in self._entries.irregular.items():
             if name not in allowed:
                 self.add_problem(name, "is not a regular file", kind, part=WEIGHTS if name == MANIFEST else None)
+
+    @property
+    def unread_folders(self) -> set[str]:
+        """The folders inside that may be there, since hashes without a manifest say nothing about them."""
+        if not self.by_hashes or self._only is not None:
+            return set()
+        named = {name.split("/")[0] for name in self.stated if "/" in name}
+        return self._entries.folders - self._entries.linked_folders - ({TEMPLATES} - named)
 
     def refuse_extras(self) -> None:
         """Add a problem for each file that nothing states, whether or not a loader reads it."""

@@ -9,7 +9,7 @@ from deltaweights.manifest.digests import Digests
 from deltaweights.manifest.file_parts import EXTRAS, LOADER_FILES, PARTS, WEIGHTS
 from deltaweights.manifest.folder_check import FolderCheck
 from deltaweights.manifest.records import SUMS
-from deltaweights.manifest.verify_report import NOT_PINNED, Problem, PartVerdict, VerifyReport
+from deltaweights.manifest.verify_report import NOT_PINNED, PartVerdict, Problem, VerifyReport
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
@@ -44,6 +44,8 @@ def report_of(
     ]
     notes += [f"{where(name)} is not in {check.compared_with}; no loader reads it" for name in sorted(check.harmless)]
     notes += [f"{where(name)} is no part of the checkpoint, and does no harm" for name in sorted(check.litter)]
+    unread = {name for name in check.unread_folders if not any(each.startswith(f"{name}/") for each in check.stated)}
+    notes += [f"{where(name)} is a folder, and was not looked at" for name in sorted(unread - check.litter)]
     return VerifyReport(
         target=check.source.title,
         content_digest=digest,
