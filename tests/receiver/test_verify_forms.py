@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from deltaweights.errors import CheckFailed
 from deltaweights.manifest.verify import verify
 from deltaweights.manifest.verify_report import VerifyReport
 from tests.receiver.forms import DAMAGES, FORMS, SHARD, as_snapshot
@@ -120,6 +121,25 @@ def test_a_single_file_by_other_statements(merged: Path, original: Path, tmp_pat
     assert not verify(shard).ok
     (merged / f"{SHARD}.sha256").unlink()
     assert verify(as_snapshot(merged, original) / SHARD).ok
+
+
+def test_a_single_file_never_passes_unread(merged: Path, original: Path) -> None:
+    """A file that nothing states, a link out of the cache, and a file beside a manifest that cannot be read are problems."""
+    for name in (".gitattributes", "model.sig", ".DS_Store", "notes.md"):
+        (merged / name).write_text("?")
+    snapshot = as_snapshot(merged, original)
+    for name in (".gitattributes", "model.sig", ".DS_Store", "notes.md"):
+        assert not verify(merged / name).ok
+        assert not verify(snapshot / name).ok
+    (snapshot / SHARD).unlink()
+    (snapshot / SHARD).symlink_to(original / SHARD)
+    ((problem, found),) = [(each.problem, each.found) for each in verify(snapshot / SHARD).problems]
+    assert (problem, str(found)[:23]) == ("is not a regular file", "a link out of the cache")
+    (snapshot / MANIFEST).unlink()
+    (snapshot / MANIFEST).symlink_to(original / MANIFEST)
+    assert not verify(snapshot / "config.json").ok
+    with pytest.raises(CheckFailed):
+        verify(snapshot / "config.json").raise_if_failed()
 
 
 @pytest.mark.parametrize("form", ["folder", "snapshot"])

@@ -101,7 +101,7 @@ class FolderCheck:
     @property
     def litter(self) -> set[str]:
         """Files and folders that systems leave anywhere, unless they are stated."""
-        return self._entries.litter - set(self.stated)
+        return set() if self._only is not None else self._entries.litter - set(self.stated)
 
     @property
     def title(self) -> str:
@@ -179,7 +179,7 @@ class FolderCheck:
         """Return whether a document is a regular file. If it is missing, add a problem; ``compare_names`` adds other kinds."""
         if name in (self._entries.files if self._only is None else self._entries.readable):
             return True
-        if name not in self._entries.irregular:
+        if self._only is not None or name not in self._entries.irregular:
             # Without a manifest nothing states the weights, unless their content digest is given.
             enough = self._expects_content
             part = EXTRAS if name == SUMS else LOADER_FILES if enough else WEIGHTS
@@ -203,6 +203,10 @@ class FolderCheck:
         files, stated = self.files, set(self.stated)
         if self._only is None:
             self._compare_irregular(files)
+        elif self._only not in files:
+            kind = self._entries.irregular.get(self._only)
+            problem = "is not a regular file" if kind else "is no part of a checkpoint, so that nothing states its hash"
+            self.add_problem(self._only, problem, kind)
         reported = {problem.file for problem in self.problems}
         for name in sorted(stated - files - reported):
             self.add_problem(name, "is missing")

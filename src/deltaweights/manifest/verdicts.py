@@ -25,7 +25,8 @@ def report_of(
     read = digests.files if digests is not None else {}
     sizes = {name: stated.size or (read[name].size if name in read else 0) for name, stated in check.stated.items()}
     parts = {name: check.part(name) for name in sizes}
-    others = check.harmless | check.litter | (set(check.source.entries.passed_over) - {"model.sig"})
+    passed_over = set() if check.source.only is not None else set(check.source.entries.passed_over) - {"model.sig"}
+    others = check.harmless | check.litter | passed_over
     verdicts = [
         verdict_of(
             part,

@@ -71,8 +71,8 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no problem."""
-        return not self.problems
+        """Whether there is no problem, and something was compared."""
+        return not self.problems and self.weights.ok
 
     @property
     def only_pins(self) -> bool:
@@ -85,7 +85,9 @@ class VerifyReport:
 
     def raise_if_failed(self, *, weights_only: bool = False) -> None:
         """Raise ``CheckFailed`` with the first problem, if there is one; with ``weights_only`` only if the weights have one."""
+        if self.weights.ok if weights_only else self.ok:
+            return
         problems = [problem for problem in self.problems if not weights_only or problem.part == WEIGHTS]
-        if problems:
-            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            raise CheckFailed(f"{problems[0]}{more}", where=self.target, code=ErrorCode.NOT_AS_RECORDED)
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        problem = f"{problems[0]}{more}" if problems else "nothing was compared"
+        raise CheckFailed(problem, where=self.target, code=ErrorCode.NOT_AS_RECORDED)
