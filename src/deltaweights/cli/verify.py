@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deltaweights.cli.log_report import log_format_option, report_for
-from deltaweights.cli.options import json_option, option, silent_option
+from deltaweights.cli.options import hub_of, hub_options, json_option, option, silent_option
 from deltaweights.cli.output import print_outcome
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
+from deltaweights.hub.ids import PREFIX, hub_id
 from deltaweights.manifest.folder_check import SignedFiles
 from deltaweights.manifest.folder_entries import name_inside
 from deltaweights.manifest.junit import junit_bytes, junit_of_error
@@ -22,9 +25,14 @@ from deltaweights.util.open_folder import replace_file
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
+if TYPE_CHECKING:
+    from deltaweights.hub.locate import HubOptions
+
+SIGNATURE = "model.sig"
+
 
 @click.command("verify")
-@click.argument("folder", metavar="DIR")
+@click.argument("folder", metavar="DIR|ORG/NAME[@REVISION]")
 @click.option(
     "--expect", metavar="dw1:...", help="The content digest to expect; recomputed from the bytes of all tensors."
 )
@@ -33,6 +41,13 @@ from deltaweights.util.text import counted
 @click.option("--public-key", metavar="FILE", help="The key whose signature must be right, and vouch for every file.")
 @click.option("--signature", metavar="FILE", help="The signature [default: DIR/model.sig].")
 @click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit XML report, too, for CI.")
+@click.option("--stream", is_flag=True, help="Read a model of the Hub once, without keeping it.")
+@click.option(
+    "--no-weights",
+    is_flag=True,
+    help="Compare the manifest with what the Hub states of a model, without fetching its weights.",
+)
+@hub_options
 @option("workers")
 @json_option
 @silent_option
@@ -46,11 +61,16 @@ def command(
     public_key: str | None,
     signature: str | None,
     junit: Path | None,
+    no_weights: bool,
     workers: int | None,
     as_json: bool,
     quiet: bool,
+    **options: Any,
 ) -> None:
     """Check a checkpoint against its manifest, one that is kept elsewhere, or a pinned digest.
+
+    A model of the Hub is fetched into the cache first or, with --stream, read once and not kept. Where there is no manifest, its
+    files are compared with the hashes that the Hub states.
 
     Every file is read and compared with the manifest; all changed, missing and extra files are reported. Exit 0: all match;
     6: some do not.
@@ -63,10 +83,20 @@ def command(
         remedy = "leave --manifest or --public-key out"
         raise UsageError("a signature vouches for the folder with its own manifest", remedy=remedy)
     terminal = report_for("deltaweights", quiet=quiet)
-    expected = {"expect": expect, "expect_manifest": expect_manifest, "manifest": manifest}
+    hub = hub_of(options) if hub_id(folder) else None
     try:
-        signed = None if public_key is None else _signed(folder, public_key, signature)
-        report = verify(folder, **expected, signed=signed, workers=workers, report=terminal)
+        given, signed = (folder, None) if public_key is None else _signed(folder, public_key, signature, hub)
+        report = verify(
+            given,
+            expect=expect,
+            expect_manifest=expect_manifest,
+            manifest=manifest,
+            signed=signed,
+            workers=workers,
+            hub=hub,
+            weights=not no_weights,
+            report=terminal,
+        )
     except (InputOutputError, MalformedInput, CheckFailed) as error:
         if junit is not None:
             replace_file(junit, junit_of_error(folder, error))
@@ -83,10 +113,19 @@ def command(
         raise CheckFailed(problem, where=folder, remedy=remedy, code=code)
 
 
-def _signed(folder: str, public_key: str, signature: str | None) -> SignedFiles:
+def _signed(folder: str, public_key: str, signature: str | None, hub: HubOptions | None) -> tuple[str, SignedFiles]:
+    """Return what to verify, at the commit of the signature, and what the signature covers."""
     from deltaweights.signing.folder import read_signature  # noqa: PLC0415  (slow to load)
 
-    return read_signature(folder, public_key, signature)
+    if hub is None or signature is not None:
+        return folder, read_signature(folder, public_key, signature)
+    from deltaweights.jobs.download import download  # noqa: PLC0415  (slow to load)
+
+    with TemporaryDirectory() as scratch:
+        kept = replace(hub, stream=False)
+        (found,) = download(folder, include=[SIGNATURE], local_dir=scratch if hub.stream else None, options=kept)
+        pinned = f"{PREFIX}{found.repo}@{found.commit}"
+        return pinned, read_signature(folder, public_key, Path(found.path, SIGNATURE))
 
 
 def _check_junit(folder: str, junit: Path) -> None:
@@ -113,13 +152,15 @@ def _is_report(path: Path) -> bool:
 def _lines(report: VerifyReport, signed: SignedFiles | None) -> Iterator[str]:
     yield from (f"FAILED          {problem}" for problem in report.problems)
     if report.ok:
-        yield f"verified        {report.target}"
+        yield f"{'listed' if report.unread else 'verified':15} {report.target}"
     for part, verdict in report.verdicts():
         yield f"{part:15} {verdict.sentence}"
     if not report.ok:
         return
     yield f"files           {report.files} ({human_bytes(report.bytes)})"
-    if report.manifest_sha256 is not None:
+    if report.manifest_sha256 is None:
+        yield f"no manifest     compared with {report.compared_with}, {counted(report.files, 'file')}"
+    else:
         how = "recomputed from the bytes" if report.recomputed else "as the manifest states"
         yield f"content digest  {report.content_digest} ({how})"
         yield f"manifest        sha256 {report.manifest_sha256}"
