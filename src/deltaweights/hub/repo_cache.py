@@ -34,6 +34,7 @@ class RepoCache:
 
     damage: ClassVar[str] = "damaged in the cache"
     """What is said of a file that does not have its hash."""
+    kind: ClassVar[str] = "in the cache"
 
     @classmethod
     def of(cls, cache: Path, repo: str) -> RepoCache:
