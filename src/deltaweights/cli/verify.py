@@ -16,11 +16,12 @@ from deltaweights.cli.output import print_outcome
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
 from deltaweights.hub.ids import PREFIX, hub_id
-from deltaweights.manifest.folder_check import SignedFiles
 from deltaweights.manifest.folder_entries import name_inside
 from deltaweights.manifest.junit import junit_bytes, junit_of_error
+from deltaweights.manifest.signed_files import SignedFiles
+from deltaweights.manifest.stated_hashes import POINTER
 from deltaweights.manifest.verify import verify
-from deltaweights.manifest.verify_report import VerifyReport
+from deltaweights.manifest.verify_report import NOT_PINNED, VerifyReport
 from deltaweights.util.open_folder import replace_file
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
@@ -32,14 +33,15 @@ SIGNATURE = "model.sig"
 
 
 @click.command("verify")
-@click.argument("folder", metavar="DIR|ORG/NAME[@REVISION]")
+@click.argument("folder", metavar="PATH|ORG/NAME[@REVISION]")
 @click.option(
     "--expect", metavar="dw1:...", help="The content digest to expect; recomputed from the bytes of all tensors."
 )
 @click.option("--expect-manifest", metavar="SHA256", help="The sha256 of the manifest to expect.")
-@click.option("--manifest", metavar="FILE", help="A manifest that is kept elsewhere [default: DIR/manifest.json].")
+@click.option("--manifest", metavar="FILE", help="A manifest that is kept elsewhere [default: PATH/manifest.json].")
+@click.option("--weights-only", is_flag=True, help="Let only the weights decide; what else differs is reported.")
 @click.option("--public-key", metavar="FILE", help="The key whose signature must be right, and vouch for every file.")
-@click.option("--signature", metavar="FILE", help="The signature [default: DIR/model.sig].")
+@click.option("--signature", metavar="FILE", help="The signature [default: PATH/model.sig].")
 @click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit XML report, too, for CI.")
 @click.option("--stream", is_flag=True, help="Read a model of the Hub once, without keeping it.")
 @click.option(
@@ -58,6 +60,7 @@ def command(
     expect: str | None,
     expect_manifest: str | None,
     manifest: str | None,
+    weights_only: bool,
     public_key: str | None,
     signature: str | None,
     junit: Path | None,
@@ -69,19 +72,16 @@ def command(
 ) -> None:
     """Check a checkpoint against its manifest, one that is kept elsewhere, or a pinned digest.
 
-    A model of the Hub is fetched into the cache first or, with --stream, read once and not kept. Where there is no manifest, its
-    files are compared with the hashes that the Hub states.
-
-    Every file is read and compared with the manifest; all changed, missing and extra files are reported. Exit 0: all match;
+    PATH is a folder, a snapshot in the Hub's cache, one file, or an archive (.zip, .tar, .tar.gz). A model of the Hub is fetched
+    into the cache first or, with --stream, read once and not kept. Where there is no manifest, the files are compared with
+    SHA256SUMS, or with the hashes that the Hub states. Every file is read; all changed, missing and extra
+    files are reported, with a verdict each on weights, on what loaders read beside them, and on all others. Exit 0: all match;
     6: some do not.
     """
     if junit is not None:
         _check_junit(folder, junit)
     if public_key is None and signature is not None:
         raise UsageError("--signature says nothing without a key", remedy="give --public-key, too")
-    if public_key is not None and manifest is not None:
-        remedy = "leave --manifest or --public-key out"
-        raise UsageError("a signature vouches for the folder with its own manifest", remedy=remedy)
     terminal = report_for("deltaweights", quiet=quiet)
     hub = hub_of(options) if hub_id(folder) else None
     try:
@@ -102,21 +102,44 @@ def command(
             replace_file(junit, junit_of_error(folder, error))
         raise
     if junit is not None:
-        replace_file(junit, junit_bytes(report))
+        replace_file(junit, junit_bytes(report, weights_only=weights_only))
     for note in report.notes:
         terminal.note(note)
-    outcome = {"ok": report.ok, **asdict(report)} | ({"signed_by": signed.key} if signed else {})
-    print_outcome(outcome, [] if report.ok and quiet else _lines(report, signed), as_json=as_json)
-    if not report.ok:
+    passed = report.weights.ok if weights_only else report.ok
+    outcome = {"ok": passed, **asdict(report)} | ({"signed_by": signed.key} if signed else {})
+    print_outcome(outcome, [] if passed and quiet else _lines(report, signed), as_json=as_json)
+    if not passed:
+        raise _failure(report, folder)
+
+
+def _failure(report: VerifyReport, folder: str) -> CheckFailed:
+    """Return the error that ends the command, with what to do about what was found."""
+    problem, code = counted(len(report.problems), "problem"), ErrorCode.NOT_AS_RECORDED
+    found = expected = None
+    if report.only_pins:
+        problem, found, expected = NOT_PINNED, report.problems[0].found, report.problems[0].expected
+        remedy = "fetch what you pinned, or look at this one and pin it"
+    elif any(each.problem == POINTER for each in report.problems):
+        remedy = "run git lfs pull in the clone, and verify again"
+    elif not report.compared_with and not report.weights.ok:
+        root = Path(folder).parent if Path(folder).is_file() else "DIR" if hub_id(folder) else folder
+        problem = "no manifest here"
+        remedy = f"give the publisher's with --manifest, or make one: deltaweights manifest {root} --output FILE"
+    elif report.weights.ok:
+        problem += ", but the weights are intact"
+        remedy = "fetch the files that are named again, or give --weights-only if you rely on nothing else"
+    else:
         remedy = "do not use these weights: merge or fetch them again"
-        problem, code = counted(len(report.problems), "problem"), ErrorCode.NOT_AS_RECORDED
-        raise CheckFailed(problem, where=folder, remedy=remedy, code=code)
+    return CheckFailed(problem, where=folder, found=found, expected=expected, remedy=remedy, code=code)
 
 
 def _signed(folder: str, public_key: str, signature: str | None, hub: HubOptions | None) -> tuple[str, SignedFiles]:
-    """Return what to verify, at the commit of the signature, and what the signature covers."""
+    """Return what to verify, of the Hub at the commit of its signature, and what the signature covers."""
     from deltaweights.signing.folder import read_signature  # noqa: PLC0415  (slow to load)
 
+    if signature is None and Path(folder).is_file():
+        problem, remedy = "a signature is of a folder", "say where it is: --signature FILE"
+        raise UsageError(problem, found=folder, remedy=remedy)
     if hub is None or signature is not None:
         return folder, read_signature(folder, public_key, signature)
     from deltaweights.jobs.download import download  # noqa: PLC0415  (slow to load)
@@ -125,7 +148,7 @@ def _signed(folder: str, public_key: str, signature: str | None, hub: HubOptions
         kept = replace(hub, stream=False)
         (found,) = download(folder, include=[SIGNATURE], local_dir=scratch if hub.stream else None, options=kept)
         pinned = f"{PREFIX}{found.repo}@{found.commit}"
-        return pinned, read_signature(folder, public_key, Path(found.path, SIGNATURE))
+        return pinned, read_signature(found.path, public_key)
 
 
 def _check_junit(folder: str, junit: Path) -> None:
@@ -158,11 +181,12 @@ def _lines(report: VerifyReport, signed: SignedFiles | None) -> Iterator[str]:
     if not report.ok:
         return
     yield f"files           {report.files} ({human_bytes(report.bytes)})"
-    if report.manifest_sha256 is None:
-        yield f"no manifest     compared with {report.compared_with}, {counted(report.files, 'file')}"
-    else:
+    if report.content_digest is not None:
         how = "recomputed from the bytes" if report.recomputed else "as the manifest states"
         yield f"content digest  {report.content_digest} ({how})"
+    if report.manifest_sha256 is None:
+        yield f"manifest        none: compared with {report.compared_with}, {counted(report.files, 'file')}"
+    else:
         yield f"manifest        sha256 {report.manifest_sha256}"
     if signed is not None:
         yield f"signature       right, by key {signed.key}"

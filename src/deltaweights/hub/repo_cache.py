@@ -158,7 +158,7 @@ class RepoCache:
 
     def listing(self, wanted: HubId) -> RepoListing | None:
         """Return what the cache has of a commit, None when it has nothing. Raises ``InputOutputError``."""
-        commit = self._commit_of(wanted.revision or "main")
+        commit = self.commit_of(wanted.revision or "main")
         if commit is None:
             return None
         files = {}
@@ -172,7 +172,8 @@ class RepoCache:
                     files[entry.name] = HubFile(entry.name, blob.stat().st_size, sha256, git_sha1)
         return RepoListing(wanted.repo, commit, files)
 
-    def _commit_of(self, revision: str) -> str | None:
+    def commit_of(self, revision: str) -> str | None:
+        """Return the commit that a branch, a tag or a commit's name is at, None when the cache does not have it."""
         if COMMIT.fullmatch(revision):
             return revision if self.snapshot(revision).is_dir() else None
         with contextlib.suppress(InputOutputError, MalformedInput):
