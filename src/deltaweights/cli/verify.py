@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deltaweights.cli.log_report import log_format_option, report_for
-from deltaweights.cli.options import json_option, option, silent_option
+from deltaweights.cli.options import hub_of, hub_options, json_option, option, silent_option
 from deltaweights.cli.output import print_outcome
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
+from deltaweights.hub.ids import PREFIX, hub_id
 from deltaweights.manifest.folder_entries import name_inside
 from deltaweights.manifest.junit import junit_bytes, junit_of_error
 from deltaweights.manifest.signed_files import SignedFiles
@@ -23,9 +26,14 @@ from deltaweights.util.open_folder import replace_file
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
+if TYPE_CHECKING:
+    from deltaweights.hub.locate import HubOptions
+
+SIGNATURE = "model.sig"
+
 
 @click.command("verify")
-@click.argument("folder", metavar="PATH")
+@click.argument("folder", metavar="PATH|ORG/NAME[@REVISION]")
 @click.option(
     "--expect", metavar="dw1:...", help="The content digest to expect; recomputed from the bytes of all tensors."
 )
@@ -35,6 +43,13 @@ from deltaweights.util.text import counted
 @click.option("--public-key", metavar="FILE", help="The key whose signature must be right, and vouch for every file.")
 @click.option("--signature", metavar="FILE", help="The signature [default: PATH/model.sig].")
 @click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit XML report, too, for CI.")
+@click.option("--stream", is_flag=True, help="Read a model of the Hub once, without keeping it.")
+@click.option(
+    "--no-weights",
+    is_flag=True,
+    help="Compare the manifest with what the Hub states of a model, without fetching its weights.",
+)
+@hub_options
 @option("workers")
 @json_option
 @silent_option
@@ -49,14 +64,17 @@ def command(
     public_key: str | None,
     signature: str | None,
     junit: Path | None,
+    no_weights: bool,
     workers: int | None,
     as_json: bool,
     quiet: bool,
+    **options: Any,
 ) -> None:
     """Check a checkpoint against its manifest, one that is kept elsewhere, or a pinned digest.
 
-    PATH is a folder, a snapshot in the Hub's cache, one file, or an archive (.zip, .tar, .tar.gz). Where there is no manifest,
-    the files are compared with SHA256SUMS, or with the hashes in the cache. Every file is read; all changed, missing and extra
+    PATH is a folder, a snapshot in the Hub's cache, one file, or an archive (.zip, .tar, .tar.gz). A model of the Hub is fetched
+    into the cache first or, with --stream, read once and not kept. Where there is no manifest, the files are compared with
+    SHA256SUMS, or with the hashes that the Hub states. Every file is read; all changed, missing and extra
     files are reported, with a verdict each on weights, on what loaders read beside them, and on all others. Exit 0: all match;
     6: some do not.
     """
@@ -65,10 +83,20 @@ def command(
     if public_key is None and signature is not None:
         raise UsageError("--signature says nothing without a key", remedy="give --public-key, too")
     terminal = report_for("deltaweights", quiet=quiet)
-    expected = {"expect": expect, "expect_manifest": expect_manifest, "manifest": manifest}
+    hub = hub_of(options) if hub_id(folder) else None
     try:
-        signed = None if public_key is None else _signed(folder, public_key, signature)
-        report = verify(folder, **expected, signed=signed, workers=workers, report=terminal)
+        given, signed = (folder, None) if public_key is None else _signed(folder, public_key, signature, hub)
+        report = verify(
+            given,
+            expect=expect,
+            expect_manifest=expect_manifest,
+            manifest=manifest,
+            signed=signed,
+            workers=workers,
+            hub=hub,
+            weights=not no_weights,
+            report=terminal,
+        )
     except (InputOutputError, MalformedInput, CheckFailed) as error:
         if junit is not None:
             replace_file(junit, junit_of_error(folder, error))
@@ -94,7 +122,7 @@ def _failure(report: VerifyReport, folder: str) -> CheckFailed:
     elif any(each.problem == POINTER for each in report.problems):
         remedy = "run git lfs pull in the clone, and verify again"
     elif not report.compared_with and not report.weights.ok:
-        root = Path(folder).parent if Path(folder).is_file() else folder
+        root = Path(folder).parent if Path(folder).is_file() else "DIR" if hub_id(folder) else folder
         problem = "no manifest here"
         remedy = f"give the publisher's with --manifest, or make one: deltaweights manifest {root} --output FILE"
     elif report.weights.ok:
@@ -105,13 +133,22 @@ def _failure(report: VerifyReport, folder: str) -> CheckFailed:
     return CheckFailed(problem, where=folder, found=found, expected=expected, remedy=remedy, code=code)
 
 
-def _signed(folder: str, public_key: str, signature: str | None) -> SignedFiles:
+def _signed(folder: str, public_key: str, signature: str | None, hub: HubOptions | None) -> tuple[str, SignedFiles]:
+    """Return what to verify, of the Hub at the commit of its signature, and what the signature covers."""
     from deltaweights.signing.folder import read_signature  # noqa: PLC0415  (slow to load)
 
     if signature is None and Path(folder).is_file():
         problem, remedy = "a signature is of a folder", "say where it is: --signature FILE"
         raise UsageError(problem, found=folder, remedy=remedy)
-    return read_signature(folder, public_key, signature)
+    if hub is None or signature is not None:
+        return folder, read_signature(folder, public_key, signature)
+    from deltaweights.jobs.download import download  # noqa: PLC0415  (slow to load)
+
+    with TemporaryDirectory() as scratch:
+        kept = replace(hub, stream=False)
+        (found,) = download(folder, include=[SIGNATURE], local_dir=scratch if hub.stream else None, options=kept)
+        pinned = f"{PREFIX}{found.repo}@{found.commit}"
+        return pinned, read_signature(found.path, public_key)
 
 
 def _check_junit(folder: str, junit: Path) -> None:
@@ -138,7 +175,7 @@ def _is_report(path: Path) -> bool:
 def _lines(report: VerifyReport, signed: SignedFiles | None) -> Iterator[str]:
     yield from (f"FAILED          {problem}" for problem in report.problems)
     if report.ok:
-        yield f"verified        {report.target}"
+        yield f"{'listed' if report.unread else 'verified':15} {report.target}"
     for part, verdict in report.verdicts():
         yield f"{part:15} {verdict.sentence}"
     if not report.ok:

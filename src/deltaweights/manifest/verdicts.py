@@ -34,6 +34,7 @@ def report_of(
             check.problems,
             check.compared_with or (BY_CONTENT if check.content_matches and part == WEIGHTS else ""),
             others if part == EXTRAS else (),
+            unread=sum(parts.get(name) == part for name in check.source.unread),
         )
         for part in PARTS
     ]
@@ -58,6 +59,7 @@ def report_of(
         loader_files=verdicts[1],
         extras=verdicts[2],
         compared_with=check.compared_with,
+        unread=len(check.source.unread & set(sizes)),
         problems=tuple(check.problems),
         listed=tuple(sorted({*sizes} | (set() if check.by_hashes else documents))),
         notes=tuple(notes),
@@ -65,16 +67,30 @@ def report_of(
 
 
 def verdict_of(
-    part: str, sizes: Collection[int], problems: Collection[Problem], compared_with: str, others: Collection[str] = ()
+    part: str,
+    sizes: Collection[int],
+    problems: Collection[Problem],
+    compared_with: str,
+    others: Collection[str] = (),
+    unread: int = 0,
 ) -> PartVerdict:
-    """Return the verdict on ``part``, given the sizes of its files and all problems; ``others`` are harmless files to name."""
+    """Return the verdict on ``part``, given the sizes of its files and all problems; ``others`` are harmless files to name.
+
+    ``unread`` counts the files that were not read, but only listed.
+    """
     found = [problem for problem in problems if problem.part == part]
     ok, total = not found and bool(compared_with), sum(sizes)
     files = f"{counted(len(sizes), 'file')} ({human_bytes(total)})"
     if ok:
         intact = [f"{files}, compared with {compared_with}"] if sizes else []
         intact += ["all tensors, compared with " + BY_CONTENT] if compared_with == BY_CONTENT else []
-        sentence = f"intact: {'; '.join([*intact, *_named(others)])}" if intact or others else "none"
+        if unread:
+            intact = [f"{files}; the Hub states the hashes of {compared_with}, {unread:,} not read"]
+        sentence = (
+            f"{'as listed' if unread else 'intact'}: {'; '.join([*intact, *_named(others)])}"
+            if intact or others
+            else "none"
+        )
     elif not compared_with:
         sentence = "not compared: nothing here states their hashes"
     elif all(problem.is_pin for problem in found):

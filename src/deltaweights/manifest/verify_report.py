@@ -65,6 +65,7 @@ class VerifyReport:
     loader_files: PartVerdict
     extras: PartVerdict
     compared_with: str
+    unread: int = 0  # files whose bytes were not read: the Hub states the hashes of the manifest
     problems: tuple[Problem, ...] = ()
     listed: tuple[str, ...] = ()  # the files that were checked, the manifest included
     notes: tuple[str, ...] = ()  # what was ignored
