@@ -75,6 +75,8 @@ def command(
         replace_file(junit, junit_bytes(report))
     for note in report.notes:
         terminal.note(note)
+    if report.base is not None and report.base.warning is not None:
+        terminal.warn(f"{folder}: {report.base.warning}")
     outcome = {"ok": report.ok, **asdict(report)} | ({"signed_by": signed.key} if signed else {})
     print_outcome(outcome, [] if report.ok and quiet else _lines(report, signed), as_json=as_json)
     if not report.ok:
@@ -119,5 +121,7 @@ def _lines(report: VerifyReport, signed: SignedFiles | None) -> Iterator[str]:
     yield f"files           {report.files} ({human_bytes(report.bytes)})"
     yield f"content digest  {report.content_digest} ({how})"
     yield f"manifest        sha256 {report.manifest_sha256}"
+    if report.base is not None:
+        yield f"base            {report.base.text}"
     if signed is not None:
         yield f"signature       right, by key {signed.key}"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deltaweights.jobs.options import ApplyOptions
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ApplyResult(Published):
     """A merged checkpoint in the folder ``target``."""
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deltaweights.jobs.options import ConvertOptions, ExportOptions
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ConvertResult(Published):
     """The same weights in the folder ``target``."""
 

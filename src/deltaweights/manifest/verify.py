@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from deltaweights.errors import InputOutputError, MalformedInput, UsageError
+from deltaweights.manifest.base_claim import base_claim
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.folder_check import FolderCheck, SignedFiles
 from deltaweights.manifest.folder_entries import unsigned_entries
@@ -64,7 +66,8 @@ def finish_verify(
             check.add_problem(str(check.root), "content digest is not the expected one", digest, expect, about=CONTENT)
     if signed is not None:
         check.compare_signed(signed, digests)
-    return check.report(digest, recomputed=recomputed)
+    claim = base_claim(check.manifest) if check.manifest else None
+    return replace(check.report(digest, recomputed=recomputed), base=claim)
 
 
 def open_result(folder: Path) -> tuple[Manifest, FolderCheck] | None:
