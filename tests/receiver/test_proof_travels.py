@@ -33,30 +33,25 @@ from deltaweights.manifest.parse import parse_manifest
 from tests.conftest import Run
 from tests.support.base_pairs import STD, TUNING, noise
 from tests.support.errors import refused
+from tests.support.llava_2023 import publish
 from tests.support.merging import manifest_of, recipe_file, save_pair
-from tests.support.pairs import Tensors, base_tensors, delta_tensors, load, save
+from tests.support.pairs import Tensors, load, save
 from tests.support.reports import RecordingReport
 
 pytestmark = pytest.mark.receiver
 
 
-def right_base() -> Tensors:
-    """Return a LLaMA of 300,000 weights."""
-    return base_tensors(2, 320, 64)
-
-
-def wrong_base() -> Tensors:
-    """Return an unrelated model of the same shape and norms, so that nothing but the sums tells."""
-    other = base_tensors(2, 320, 64, seed=5)
-    return {name: other[name] if tensor.ndim == 2 else tensor for name, tensor in right_base().items()}
-
-
 @pytest.fixture(name="pair")
 def _pair(tmp_path: Path) -> Path:
-    """Save the right base, a wrong one, and the delta."""
-    save(right_base(), tmp_path / "base", "safetensors", 1)
-    save(wrong_base(), tmp_path / "wrong", "safetensors", 1)
-    save(delta_tensors(right_base()), tmp_path / "delta", "safetensors", 1)
+    """Save a plain LLaMA and its delta as they were published, and another model of the same norms: nothing but the sums tells."""
+    published = publish(tmp_path, projector=False, container="safetensors", hidden=64)
+    right = load(published.base)
+    generator = torch.Generator().manual_seed(11)
+    wrong = {
+        name: (torch.randn(tensor.shape, generator=generator) * STD).to(tensor.dtype) if tensor.ndim == 2 else tensor
+        for name, tensor in right.items()
+    }
+    save(wrong, tmp_path / "wrong", "safetensors", 1)
     return tmp_path
 
 
@@ -186,7 +181,7 @@ def test_parts_keep_what_was_allowed(pair: Path) -> None:
 
 def changed(folder: Path) -> None:
     """Change one weight, keeping header and size."""
-    path = folder / "model.safetensors"
+    path = next(folder.glob("*.safetensors"))
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
     path.write_bytes(data)
@@ -209,12 +204,11 @@ def test_a_manifest_of_other_tensors_proves_nothing(pair: Path) -> None:
     """A manifest that lists other tensors than the folder has says nothing of its base."""
     out = merged(pair)
     tensors = load(out)
-    tensors.pop("model.norm.weight")
-    shutil.rmtree(pair / "other", ignore_errors=True)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
     save(tensors, pair / "other", "safetensors", 1)
     shutil.copy(out / "manifest.json", pair / "other")
     told = RecordingReport()
-    assert convert_checkpoint(pair / "other", pair / "copy", report=told).source_proof is None
+    assert convert_checkpoint(pair / "other", pair / "copy", dtype="float16", report=told).source_proof is None
     assert any("is that of other tensors" in warning for warning in told.warnings)
 
 
