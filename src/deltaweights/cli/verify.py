@@ -105,6 +105,8 @@ def command(
         replace_file(junit, junit_bytes(report, weights_only=weights_only))
     for note in report.notes:
         terminal.note(note)
+    if report.base is not None and report.base.warning is not None:
+        terminal.warn(f"{folder}: {report.base.warning}")
     passed = report.weights.ok if weights_only else report.ok
     outcome = {"ok": passed, **asdict(report)} | ({"signed_by": signed.key} if signed else {})
     print_outcome(outcome, [] if passed and quiet else _lines(report, signed), as_json=as_json)
@@ -188,5 +190,7 @@ def _lines(report: VerifyReport, signed: SignedFiles | None) -> Iterator[str]:
         yield f"manifest        none: compared with {report.compared_with}, {counted(report.files, 'file')}"
     else:
         yield f"manifest        sha256 {report.manifest_sha256}"
+    if report.base is not None:
+        yield f"base            {report.base.text}"
     if signed is not None:
         yield f"signature       right, by key {signed.key}"

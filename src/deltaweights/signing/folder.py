@@ -19,6 +19,7 @@ from deltaweights.signing.bundle import Bundle, pae, parse_bundle
 from deltaweights.signing.statement import parse_statement, statement_bytes
 from deltaweights.util.limits import BUNDLE
 from deltaweights.util.open_folder import remove_file, replace_file
+from deltaweights.util.text import short_repr
 
 SIGNATURE = "model.sig"
 
@@ -35,6 +36,9 @@ class SignResult:
     key: str
     files: int
     content_digest: str
+
+    def __repr__(self) -> str:
+        return short_repr(self, target=self.target, files=self.files, key=self.key, content_digest=self.content_digest)
 
 
 def sign_folder(
