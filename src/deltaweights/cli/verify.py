@@ -11,6 +11,7 @@ import click
 from deltaweights.cli.log_report import log_format_option, report_for
 from deltaweights.cli.options import json_option, option, silent_option
 from deltaweights.cli.output import print_outcome
+from deltaweights.cli.signature import signature_options, signature_wanted, signed_by
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
 from deltaweights.manifest.folder_check import SignedFiles
@@ -30,8 +31,7 @@ from deltaweights.util.text import counted
 )
 @click.option("--expect-manifest", metavar="SHA256", help="The sha256 of the manifest to expect.")
 @click.option("--manifest", metavar="FILE", help="A manifest that is kept elsewhere [default: DIR/manifest.json].")
-@click.option("--public-key", metavar="FILE", help="The key whose signature must be right, and vouch for every file.")
-@click.option("--signature", metavar="FILE", help="The signature [default: DIR/model.sig].")
+@signature_options
 @click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit XML report, too, for CI.")
 @option("workers")
 @json_option
@@ -43,12 +43,11 @@ def command(
     expect: str | None,
     expect_manifest: str | None,
     manifest: str | None,
-    public_key: str | None,
-    signature: str | None,
     junit: Path | None,
     workers: int | None,
     as_json: bool,
     quiet: bool,
+    **signature: str | None,
 ) -> None:
     """Check a checkpoint against its manifest, one that is kept elsewhere, or a pinned digest.
 
@@ -57,15 +56,14 @@ def command(
     """
     if junit is not None:
         _check_junit(folder, junit)
-    if public_key is None and signature is not None:
-        raise UsageError("--signature says nothing without a key", remedy="give --public-key, too")
-    if public_key is not None and manifest is not None:
+    wanted = signature_wanted(**signature)
+    if wanted is not None and manifest is not None:
         remedy = "leave --manifest or --public-key out"
         raise UsageError("a signature vouches for the folder with its own manifest", remedy=remedy)
     terminal = report_for("deltaweights", quiet=quiet)
     expected = {"expect": expect, "expect_manifest": expect_manifest, "manifest": manifest}
     try:
-        signed = None if public_key is None else _signed(folder, public_key, signature)
+        signed = None if wanted is None else wanted.read(folder)
         report = verify(folder, **expected, signed=signed, workers=workers, report=terminal)
     except (InputOutputError, MalformedInput, CheckFailed) as error:
         if junit is not None:
@@ -75,18 +73,12 @@ def command(
         replace_file(junit, junit_bytes(report))
     for note in report.notes:
         terminal.note(note)
-    outcome = {"ok": report.ok, **asdict(report)} | ({"signed_by": signed.key} if signed else {})
+    outcome = {"ok": report.ok, **asdict(report)} | signed_by(signed)
     print_outcome(outcome, [] if report.ok and quiet else _lines(report, signed), as_json=as_json)
     if not report.ok:
         remedy = "do not use these weights: merge or fetch them again"
         problem, code = counted(len(report.problems), "problem"), ErrorCode.NOT_AS_RECORDED
         raise CheckFailed(problem, where=folder, remedy=remedy, code=code)
-
-
-def _signed(folder: str, public_key: str, signature: str | None) -> SignedFiles:
-    from deltaweights.signing.folder import read_signature  # noqa: PLC0415  (slow to load)
-
-    return read_signature(folder, public_key, signature)
 
 
 def _check_junit(folder: str, junit: Path) -> None:
@@ -120,4 +112,4 @@ def _lines(report: VerifyReport, signed: SignedFiles | None) -> Iterator[str]:
     yield f"content digest  {report.content_digest} ({how})"
     yield f"manifest        sha256 {report.manifest_sha256}"
     if signed is not None:
-        yield f"signature       right, by key {signed.key}"
+        yield f"signature       right, by {signed}"

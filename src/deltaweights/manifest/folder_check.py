@@ -14,10 +14,12 @@ from deltaweights.checkpoint.small_files import read_small, refuse_long
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest import content_digest, digested
 from deltaweights.manifest.digest_files import DigestRequest, Digests, digest_all
-from deltaweights.manifest.folder_entries import name_inside, scan_folder, unsigned_entries
+from deltaweights.manifest.folder_entries import LINK, name_inside, scan_folder, unsigned_entries
+from deltaweights.manifest.git_files import signed_git_files
 from deltaweights.manifest.open_weights import SPREAD, open_for_listing, open_result_weights, request_for
 from deltaweights.manifest.parse import LISTING, Manifest, TensorRow, original_digest, parse_manifest
 from deltaweights.manifest.records import MANIFEST, SUMS, FileRecord, sums_bytes
+from deltaweights.manifest.signer import Signer
 from deltaweights.manifest.verify_report import CONTENT, FILE, TENSOR, Problem, VerifyReport
 from deltaweights.report import Report
 from deltaweights.util import limits
@@ -30,10 +32,22 @@ LOADABLE = frozenset({".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".
 
 @dataclass(frozen=True)
 class SignedFiles:
-    """The files that a verified signature covers: sha256 (hex) by name. ``key`` is the sha256 of the public key's PEM."""
+    """The files that a verified signature covers: sha256 (hex) by name, and the names that it says it leaves out.
 
-    key: str
+    ``key`` is the sha256 of the public key's PEM; where there is none, ``signer`` signed by Sigstore.
+    """
+
+    key: str | None
     digests: Mapping[str, str]
+    ignored: frozenset[str] = frozenset()
+    signer: Signer | None = None
+
+    def __str__(self) -> str:
+        return f"key {self.key}" if self.signer is None else str(self.signer)
+
+    def leaves_out(self, name: str) -> bool:
+        """Return whether its signer left ``name`` out. Our own documents cannot be left out: they vouch for the rest."""
+        return name in self.ignored and name not in {MANIFEST, SUMS}
 
 
 class FolderCheck:
@@ -271,13 +285,16 @@ class FolderCheck:
         if self.is_listing:
             self.add_problem(self.title, "signatures cover results, not listings of other folders")
         for name, kind in unsigned_entries(self.root).items():
-            self.add_problem(name, "is not signed", kind)
+            if kind == LINK or not signed.leaves_out(name):
+                self.add_problem(name, "is not signed", kind)
+        found |= signed_git_files(self.root, signed.digests)
         reported = {problem.file for problem in self._problems}
         for name in sorted((set(signed.digests) | set(found)) - reported):
             if name not in found:
                 self.add_problem(name, "is signed, and missing")
             elif name not in signed.digests:
-                self.add_problem(name, "is not signed", "an extra file")
+                if not signed.leaves_out(name):
+                    self.add_problem(name, "is not signed", "an extra file")
             elif found[name] != signed.digests[name]:
                 self.add_problem(name, "is not what was signed", found[name], signed.digests[name])
 

@@ -18,6 +18,8 @@ staging of a run that replaces the model, or was killed while it did."""
 UNSIGNED = PERMITTED | {".git", ".gitattributes", ".github", ".gitignore"}
 """What a signature does not cover, as in OpenSSF Model Signing. Links and other names that begin with ``.git`` are covered."""
 
+LINK = "a link"
+
 
 @dataclass
 class FolderEntries:
@@ -69,7 +71,7 @@ def unsigned_entries(root: Path) -> dict[str, str]:
     """Return what ``scan_folder`` passes over and a signature must cover, with descriptions. Raises ``InputOutputError``."""
     # Other verifiers of this format know no litter.
     permitted = [entry for entry in _scan(root, "look at") if _is_permitted(entry.name) or is_litter(entry.name)]
-    links = {entry.name: "a link" for entry in permitted if entry.is_symlink()}
+    links = {entry.name: LINK for entry in permitted if entry.is_symlink()}
     return {entry.name: "an extra file" for entry in permitted if entry.name not in UNSIGNED} | links
 
 
