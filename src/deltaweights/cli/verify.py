@@ -103,13 +103,17 @@ def _is_report(path: Path) -> bool:
 
 
 def _lines(report: VerifyReport, signed: SignedFiles | None) -> Iterator[str]:
+    yield from (f"FAILED          {problem}" for problem in report.problems)
+    if report.ok:
+        yield f"verified        {report.target}"
+    for part, verdict in report.verdicts():
+        yield f"{part:15} {verdict.sentence}"
     if not report.ok:
-        yield from (f"FAILED          {problem}" for problem in report.problems)
         return
-    how = "recomputed from the bytes" if report.recomputed else "as the manifest states"
-    yield f"verified        {report.target}"
     yield f"files           {report.files} ({human_bytes(report.bytes)})"
-    yield f"content digest  {report.content_digest} ({how})"
-    yield f"manifest        sha256 {report.manifest_sha256}"
+    if report.manifest_sha256 is not None:
+        how = "recomputed from the bytes" if report.recomputed else "as the manifest states"
+        yield f"content digest  {report.content_digest} ({how})"
+        yield f"manifest        sha256 {report.manifest_sha256}"
     if signed is not None:
         yield f"signature       right, by {signed}"

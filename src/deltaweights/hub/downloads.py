@@ -57,7 +57,7 @@ class Downloads:
         """Return the download that will publish ``blob``, if any: base and delta may share a file."""
         with self._lock:
             for download in self._downloads:
-                if download.cache is not None and download.cache.blob(download.pieces.file.key) == blob:
+                if download.cache is not None and download.cache.place(download.pieces.file) == blob:
                     return download
         return None
 

@@ -84,7 +84,7 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
     assert request.base is not None  # noqa: S101  (this tells mypy)
     places = [("base", _pinned(request.base, recipe)), (operation.primary, request.primary)]
     with (
-        located(places, request.hub, report) as (base_at, primary_at),
+        located(places, request.hub, report, keep=True) as (base_at, primary_at),
         open_checkpoint(base_at, "base", unpacker, report) as base,
         open_checkpoint(primary_at, operation.primary, unpacker, report) as primary,
     ):
@@ -180,7 +180,7 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
     """Open a checkpoint to copy. The recipe is that of the request, else that of the checkpoint's own manifest."""
     role, recipe = request.operation.primary, request.recipe
     with (
-        located([(role, request.primary)], request.hub, report) as (at,),
+        located([(role, request.primary)], request.hub, report, keep=True) as (at,),
         open_checkpoint(at, role, unpacker, report) as source,
     ):
         refuse_shell(source)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from contextlib import closing
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
-from deltaweights.checkpoint.files import LocalFile
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest import digested
+from deltaweights.manifest.verify_source import VerifySource
 
 GIT_NAMES = frozenset({".git", ".gitattributes", ".github", ".gitignore"})
 """What OpenSSF Model Signing leaves out, unless it is told not to."""
 
 
-def signed_git_files(root: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return the sha256 (hex) of those of ``names`` that are files of git in ``root``, read now; links are not followed."""
+def signed_git_files(source: VerifySource, names: Iterable[str]) -> dict[str, str]:
+    """Return the sha256 (hex) of those of ``names`` that are files of git in ``source``, read now."""
     found = {}
     for name in names:
         parts = PurePosixPath(name).parts
@@ -24,7 +24,7 @@ def signed_git_files(root: Path, names: Iterable[str]) -> dict[str, str]:
             continue
         sha256 = hashlib.sha256()
         try:
-            with closing(LocalFile(root / name, follow=False)) as file:
+            with closing(source.open(name)) as file:
                 for _ in digested(file.chunks(), sha256):
                     pass
         except (InputOutputError, MalformedInput):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import closing
 from pathlib import Path
 
 from deltaweights.errors import InputOutputError, MalformedInput, UsageError
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.folder_check import FolderCheck, SignedFiles
-from deltaweights.manifest.folder_entries import unsigned_entries
+from deltaweights.manifest.open_source import open_source
 from deltaweights.manifest.parse import Manifest
 from deltaweights.manifest.verify_report import CONTENT, VerifyReport
+from deltaweights.manifest.verify_source import LocalSource
 from deltaweights.report import Report
 from deltaweights.util.workers import resolve_workers
 
@@ -39,9 +41,10 @@ def verify(
         raise UsageError("not a content digest", found=expect, expected="dw1: and 64 lower-case hex digits")
     if expect_manifest is not None and not re.fullmatch("[0-9a-fA-F]{64}", expect_manifest):
         raise UsageError("not a sha256", found=expect_manifest, expected="64 hex digits")
-    check = FolderCheck(Path(folder), None if manifest is None else Path(manifest))
-    check.read_manifest(expect_manifest)
-    return finish_verify(check, expect=expect, signed=signed, workers=workers, report=report)
+    with closing(open_source(folder)) as source:
+        check = FolderCheck(source, None if manifest is None else Path(manifest))
+        check.read_manifest(expect_manifest)
+        return finish_verify(check, expect=expect, signed=signed, workers=workers, report=report)
 
 
 def finish_verify(
@@ -61,16 +64,21 @@ def finish_verify(
         digest = content_digest((name, *row) for name, row in digests.tensors.items())
         check.compare_tensors(digests.tensors)
         if expect not in {digest, check.original_digest(digests.tensors)}:
-            check.add_problem(str(check.root), "content digest is not the expected one", digest, expect, about=CONTENT)
+            intact, problem = check.is_intact, "content digest is not the expected one"
+            check.add_problem(check.source.title, problem, digest, expect, about=CONTENT, is_pin=intact)
+    elif expect is not None and check.compared_with:
+        check.add_problem(
+            check.source.title, "there is no manifest to compare a content digest with", None, expect, about=CONTENT
+        )
     if signed is not None:
         check.compare_signed(signed, digests)
-    return check.report(digest, recomputed=recomputed)
+    return check.report(digest, digests, recomputed=recomputed)
 
 
 def open_result(folder: Path) -> tuple[Manifest, FolderCheck] | None:
     """Return the manifest of ``folder`` and a check for ``finish_verify``, or None when there is no readable manifest."""
     try:
-        check = FolderCheck(folder, None)
+        check = FolderCheck(LocalSource(folder))
         check.read_manifest(None)
     except (InputOutputError, MalformedInput):
         return None
@@ -79,16 +87,18 @@ def open_result(folder: Path) -> tuple[Manifest, FolderCheck] | None:
 
 def digests_to_sign(folder: Path) -> tuple[Manifest, dict[str, str]]:
     """Return the manifest and all stated sha256, once names and sizes agree. Raises ``CheckFailed``, ``InputOutputError``."""
-    check = FolderCheck(folder, None)
+    check = FolderCheck(LocalSource(folder))
     check.read_manifest(None)
     check.compare_names()
     if check.is_listing:
         check.add_problem(check.title, "a listing of a folder, not the manifest of a result: only results are signed")
-    for name, kind in unsigned_entries(folder).items():
+    check.refuse_extras()
+    for name, kind in check.source.entries.unsigned.items():
         check.add_problem(name, "cannot be signed", kind)
-    for name in check.files & set(check.records):
+    records = check.manifest.files if check.manifest else {}
+    for name in sorted(check.files & set(records)):
         check.compare_size(name)
     check.report(None, recomputed=False).raise_if_failed()
     if check.manifest is None:
         raise AssertionError("a manifest that cannot be read is a problem")
-    return check.manifest, check.with_documents({name: record.sha256 for name, record in check.records.items()})
+    return check.manifest, check.with_documents({name: record.sha256 for name, record in records.items()})

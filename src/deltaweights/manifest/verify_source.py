@@ -1,0 +1,104 @@
+"""Where the files to verify are: a folder, a snapshot of the Hub's cache, an archive, a repository of the Hub."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltaweights.checkpoint.files import InputFile, LocalFile
+from deltaweights.checkpoint.small_files import read_all
+from deltaweights.manifest.folder_entries import FolderEntries, name_inside, scan_folder
+from deltaweights.manifest.open_checkpoint import open_for_listing
+
+if TYPE_CHECKING:
+    from deltaweights.checkpoint.folder import Checkpoint
+    from deltaweights.manifest.digest_files import Digests
+
+
+@dataclass(frozen=True)
+class StatedFile:
+    """What is stated of one file: ``size`` in bytes, sha256 or, in its place, git's SHA-1 of a blob, in hex; None if unknown."""
+
+    sha256: str | None
+    git_sha1: str | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class StatedHashes:
+    """Hashes by name that something other than a manifest states; ``origin`` is for messages: "the Hub", "SHA256SUMS"."""
+
+    origin: str
+    files: Mapping[str, StatedFile]
+
+
+class VerifySource(ABC):
+    """Files to verify. ``title`` is what messages call the whole: a path, or a model's id."""
+
+    title: str
+    entries: FolderEntries
+    """The names at the top level; whatever may be read without any further condition is among its ``files``."""
+    stated: StatedHashes | None = None
+    """What is used where there is no manifest."""
+    digests: Digests | None = None
+    """The digests of all files, where they had to be read to find out which there are, as in an archive."""
+
+    def where(self, name: str) -> str:
+        """Return what messages call a file."""
+        return f"{self.title}/{name}"
+
+    @abstractmethod
+    def open(self, name: str) -> InputFile:
+        """Open a file. Thread-safe. Raises ``InputOutputError``, and ``MalformedInput`` when it is not a regular file."""
+
+    @abstractmethod
+    def size(self, name: str) -> int | None:
+        """Return the size of a file in bytes, without reading it; None when it is not known yet."""
+
+    @abstractmethod
+    def checkpoint(self) -> Checkpoint:
+        """Open the weights as a loader finds them, for the content digest of a listing. Raises as ``open`` does."""
+
+    def is_inside(self, path: Path | None) -> bool:
+        """Return whether a file of this machine is one of these files."""
+        del path
+        return False
+
+    def read(self, name: str, most: int) -> bytes:
+        """Return a file of at most ``most`` bytes. Raises as ``open`` does, and ``MalformedInput`` when it is longer."""
+        with closing(self.open(name)) as file:
+            return read_all(file, most)
+
+    def close(self) -> None:  # noqa: B027  (most hold nothing)
+        """Release what the source holds."""
+
+
+class LocalSource(VerifySource):
+    """A folder of this machine. A file that has become a link since the names were listed is not opened."""
+
+    def __init__(self, root: Path, action: str = "verify") -> None:
+        """List the names; ``action`` is for messages. Raises ``InputOutputError``."""
+        self.root, self.title = root, str(root)
+        self.entries = scan_folder(root, action)
+
+    def where(self, name: str) -> str:
+        return str(self.root / name)
+
+    def open(self, name: str) -> InputFile:
+        return LocalFile(self.root / name, follow=name in self.entries.links)
+
+    def size(self, name: str) -> int | None:
+        try:
+            return (self.root / name).stat().st_size
+        except OSError:
+            return None
+
+    def checkpoint(self) -> Checkpoint:
+        return open_for_listing(self.root)
+
+    def is_inside(self, path: Path | None) -> bool:
+        return bool(name_inside(self.root, path))
