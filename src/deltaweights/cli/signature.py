@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from deltaweights.cli.options import group, trust_config_option
 from deltaweights.errors import UsageError
 from deltaweights.manifest.folder_check import SignedFiles
 from deltaweights.util.text import Json
+
+if TYPE_CHECKING:
+    from deltaweights.jobs.wanted_signature import WantedSignature
 
 signature_options = group(
     click.option(
@@ -24,57 +27,29 @@ signature_options = group(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class WantedSignature:
-    """A signature that must be there: by a key, or by an identity."""
+def signature_wanted(options: dict[str, Any]) -> WantedSignature | None:
+    """Remove the options of a signature from ``options``, and return what they ask for, if they do.
 
-    public_key: str | None
-    identity: str | None
-    issuer: str | None
-    signature: str | None
-    trust_config: str | None
-
-    def read(self, folder: str, *, offline: bool = False) -> SignedFiles:
-        """Return what the signature covers, once it is verified. Raises ``CheckFailed``."""
-        from deltaweights.signing.folder import read_keyless_signature, read_signature  # noqa: PLC0415  (slow to load)
-
-        if self.public_key is not None:
-            return read_signature(folder, self.public_key, self.signature)
-        trust = self.trust_config
-        return read_keyless_signature(
-            folder,
-            self.identity or "",
-            self.issuer or "",
-            trust_config=trust,
-            offline=offline,
-            signature=self.signature,
-        )
-
-
-def signature_wanted(
-    *,
-    public_key: str | None,
-    identity: str | None,
-    issuer: str | None,
-    signature: str | None,
-    trust_config: str | None,
-) -> WantedSignature | None:
-    """Return the signature that the options ask for, if they do. Raises ``UsageError`` for those that make no sense together."""
+    Raises ``UsageError`` for those that make no sense together.
+    """
+    names = ("public_key", "identity", "issuer", "signature", "trust_config")
+    given = {name: options.pop(name) for name in names}
+    public_key, identity, issuer = (given[name] for name in names[:3])
     if (identity is None) != (issuer is None):
         missing = "--issuer" if issuer is None else "--identity"
         raise UsageError("--identity and --issuer say nothing without each other", remedy=f"give {missing}, too")
     if public_key is not None and identity is not None:
         raise UsageError("a signature is by a key or by an identity", remedy="leave --public-key or --identity out")
-    if identity is None and trust_config is not None:
+    if identity is None and given["trust_config"] is not None:
         raise UsageError("--trust-config says nothing without an identity", remedy="give --identity and --issuer, too")
     if public_key is None and identity is None:
-        if signature is not None:
+        if given["signature"] is not None:
             remedy = "give --public-key, or --identity and --issuer, too"
             raise UsageError("--signature says nothing without a key or an identity", remedy=remedy)
         return None
-    return WantedSignature(
-        public_key=public_key, identity=identity, issuer=issuer, signature=signature, trust_config=trust_config
-    )
+    from deltaweights.jobs.wanted_signature import WantedSignature  # noqa: PLC0415  (slow to load)
+
+    return WantedSignature(**given)
 
 
 def signed_by(signed: SignedFiles | None) -> dict[str, Json]:

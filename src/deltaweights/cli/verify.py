@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deltaweights.cli.log_report import log_format_option, report_for
-from deltaweights.cli.options import json_option, option, silent_option
+from deltaweights.cli.options import hub_of, hub_options, json_option, option, silent_option
 from deltaweights.cli.output import print_outcome
 from deltaweights.cli.signature import signature_options, signature_wanted, signed_by
 from deltaweights.error_codes import ErrorCode
@@ -23,9 +24,12 @@ from deltaweights.util.open_folder import replace_file
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
+if TYPE_CHECKING:
+    pass
+
 
 @click.command("verify")
-@click.argument("folder", metavar="DIR")
+@click.argument("folder", metavar="DIR|ORG/NAME[@REVISION]")
 @click.option(
     "--expect", metavar="dw1:...", help="The content digest to expect; recomputed from the bytes of all tensors."
 )
@@ -33,6 +37,13 @@ from deltaweights.util.text import counted
 @click.option("--manifest", metavar="FILE", help="A manifest that is kept elsewhere [default: DIR/manifest.json].")
 @signature_options
 @click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit XML report, too, for CI.")
+@click.option("--stream", is_flag=True, help="Read a model of the Hub once, without keeping it.")
+@click.option(
+    "--no-weights",
+    is_flag=True,
+    help="Compare the manifest with what the Hub states of a model, without fetching its weights.",
+)
+@hub_options
 @option("workers")
 @json_option
 @silent_option
@@ -44,27 +55,41 @@ def command(
     expect_manifest: str | None,
     manifest: str | None,
     junit: Path | None,
+    no_weights: bool,
     workers: int | None,
     as_json: bool,
     quiet: bool,
-    **signature: str | None,
+    **options: Any,
 ) -> None:
     """Check a checkpoint against its manifest, one that is kept elsewhere, or a pinned digest.
+
+    A model of the Hub is fetched into the cache first or, with --stream, read once and not kept. Where there is no manifest, its
+    files are compared with the hashes that the Hub states.
 
     Every file is read and compared with the manifest; all changed, missing and extra files are reported. Exit 0: all match;
     6: some do not.
     """
     if junit is not None:
         _check_junit(folder, junit)
-    wanted = signature_wanted(**signature)
+    wanted = signature_wanted(options)
     if wanted is not None and manifest is not None:
         remedy = "leave --manifest or --public-key out"
         raise UsageError("a signature vouches for the folder with its own manifest", remedy=remedy)
     terminal = report_for("deltaweights", quiet=quiet)
-    expected = {"expect": expect, "expect_manifest": expect_manifest, "manifest": manifest}
+    hub = hub_of(options)
     try:
-        signed = None if wanted is None else wanted.read(folder)
-        report = verify(folder, **expected, signed=signed, workers=workers, report=terminal)
+        given, signed = (folder, None) if wanted is None else wanted.read(folder, hub)
+        report = verify(
+            given,
+            expect=expect,
+            expect_manifest=expect_manifest,
+            manifest=manifest,
+            signed=signed,
+            workers=workers,
+            hub=hub,
+            weights=not no_weights,
+            report=terminal,
+        )
     except (InputOutputError, MalformedInput, CheckFailed) as error:
         if junit is not None:
             replace_file(junit, junit_of_error(folder, error))
@@ -105,13 +130,15 @@ def _is_report(path: Path) -> bool:
 def _lines(report: VerifyReport, signed: SignedFiles | None) -> Iterator[str]:
     yield from (f"FAILED          {problem}" for problem in report.problems)
     if report.ok:
-        yield f"verified        {report.target}"
+        yield f"{'listed' if report.unread else 'verified':15} {report.target}"
     for part, verdict in report.verdicts():
         yield f"{part:15} {verdict.sentence}"
     if not report.ok:
         return
     yield f"files           {report.files} ({human_bytes(report.bytes)})"
-    if report.manifest_sha256 is not None:
+    if report.manifest_sha256 is None:
+        yield f"no manifest     compared with {report.compared_with}, {counted(report.files, 'file')}"
+    else:
         how = "recomputed from the bytes" if report.recomputed else "as the manifest states"
         yield f"content digest  {report.content_digest} ({how})"
         yield f"manifest        sha256 {report.manifest_sha256}"

@@ -33,11 +33,17 @@ from deltaweights.util.litter import is_litter
 READ_AHEAD, CAPACITY = 128, 256
 """Pieces in memory of a streamed file: how many are requested ahead of the reader, and how many are kept at most."""
 
+READ_AHEAD_ONCE, CAPACITY_ONCE = 48, 72
+"""The same of a file that is read once, in order, while no other is."""
+
 MAX_IN_MEMORY = 64 * 1024 * 1024  # bytes of a small file that is not stored
 
 
 class HubDirectory(Directory):
-    """The files of a listing but ``hidden`` endings; ``stream`` stores nothing, ``recheck`` hashes cached files again."""
+    """The files of a listing but ``hidden`` endings; ``stream`` stores nothing, ``recheck`` hashes cached files again.
+
+    Files are kept in the cache, or ``into`` a folder. With ``once``, a streamed file is forgotten when it is closed.
+    """
 
     def __init__(
         self,
@@ -50,6 +56,7 @@ class HubDirectory(Directory):
         stream: bool = False,
         recheck: bool = False,
         into: LocalFolder | None = None,
+        once: bool = False,
     ) -> None:
         self.listing, self.stream, self._recheck, self.into = listing, stream, recheck, into
         self._shared = RepoCache.of(access.cache, listing.repo)
@@ -62,6 +69,7 @@ class HubDirectory(Directory):
         }
         self._files = self._all
         self.fetched = 0  # bytes that were not in the cache when their files were opened
+        self._once = once
         self._streams: dict[str, FileDownload] = {}
         self._heads: dict[str, bytes] = {}
 
@@ -181,6 +189,10 @@ class HubDirectory(Directory):
             raise InputOutputError("not in the cache", where=where, remedy=remedy, code=ErrorCode.NOT_IN_CACHE)
 
     def _stream(self, file: HubFile) -> InputFile:
+        if self._once:
+            pieces = PieceMap(file, MemoryPieces(CAPACITY_ONCE), read_ahead=READ_AHEAD_ONCE)
+            download = self._downloads.add(self.listing, pieces, None, None)
+            return DownloadingFile(self._downloads, download, self.path / file.name, once=True)
         if file.name not in self._streams:
             pieces = PieceMap(file, MemoryPieces(CAPACITY), read_ahead=READ_AHEAD)
             self._streams[file.name] = self._downloads.add(self.listing, pieces, None, None)

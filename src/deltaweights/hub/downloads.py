@@ -53,6 +53,14 @@ class Downloads:
             self._changed.notify_all()
         return download
 
+    def drop(self, download: FileDownload) -> None:
+        """Forget a file that is not kept, and was read: its pieces take memory."""
+        with self._lock:
+            if download in self._downloads:
+                self._downloads.remove(download)
+            for key in [key for key in self._urgent if key[0] is download]:
+                del self._urgent[key]
+
     def find(self, blob: Path) -> FileDownload | None:
         """Return the download that will publish ``blob``, if any: base and delta may share a file."""
         with self._lock:

@@ -61,15 +61,26 @@ class Hub:
         self._opened: list[tuple[HubId, HubDirectory]] = []
         self._used: dict[HubDirectory, Sequence[str]] = {}
 
-    def open(self, wanted: HubId, hidden: Sequence[str] = (), into: LocalFolder | None = None) -> HubDirectory:
+    def open(
+        self, wanted: HubId, hidden: Sequence[str] = (), into: LocalFolder | None = None, *, once: bool = False
+    ) -> HubDirectory:
         """Return the directory of ``wanted``, without files whose names end with one of ``hidden``.
 
-        Files are kept in the cache, or ``into`` a folder. Raises ``InputOutputError``.
+        Files are kept in the cache, or ``into`` a folder; with ``once``, those of a stream only until they are closed. Raises
+        ``InputOutputError``.
         """
         listing = self._listing(wanted)
         stream, recheck, said = self._options.stream, self._options.recheck, self._report
         directory = HubDirectory(
-            self._access, listing, self.downloads, said, tuple(hidden), stream=stream, recheck=recheck, into=into
+            self._access,
+            listing,
+            self.downloads,
+            said,
+            tuple(hidden),
+            stream=stream,
+            recheck=recheck,
+            into=into,
+            once=once,
         )
         self._opened.append((wanted, directory))
         return directory

@@ -387,6 +387,7 @@ class FolderCheck:
                 self._problems,
                 self.compared_with,
                 others if part == EXTRAS else (),
+                unread=sum(parts.get(name) == part for name in self.source.unread),
             )
             for part in PARTS
         ]
@@ -409,6 +410,7 @@ class FolderCheck:
             loader_files=verdicts[1],
             extras=verdicts[2],
             compared_with=self.compared_with,
+            unread=len(self.source.unread & set(sizes)),
             problems=tuple(self._problems),
             listed=tuple(sorted({*sizes} | (set() if self._by_hashes else documents))),
             notes=tuple(notes),

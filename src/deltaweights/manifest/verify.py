@@ -6,16 +6,20 @@ import os
 import re
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deltaweights.errors import InputOutputError, MalformedInput, UsageError
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.folder_check import FolderCheck, SignedFiles
-from deltaweights.manifest.open_source import open_source
+from deltaweights.manifest.open_source import FromHub, open_source
 from deltaweights.manifest.parse import Manifest
 from deltaweights.manifest.verify_report import CONTENT, VerifyReport
 from deltaweights.manifest.verify_source import LocalSource
 from deltaweights.report import Report
 from deltaweights.util.workers import resolve_workers
+
+if TYPE_CHECKING:
+    from deltaweights.hub.locate import HubOptions
 
 
 def verify(
@@ -26,6 +30,8 @@ def verify(
     manifest: str | os.PathLike[str] | None = None,
     signed: SignedFiles | None = None,
     workers: int | None = None,
+    hub: HubOptions | None = None,
+    weights: bool = True,
     report: Report | None = None,
 ) -> VerifyReport:
     """Check every file of ``folder`` against its manifest, and the folder against ``expect`` and ``expect_manifest``.
@@ -33,7 +39,9 @@ def verify(
     ``expect`` is a content digest (``dw1:...``), of this layout or of the original one, recomputed from the bytes of all
     tensors; ``expect_manifest`` is the sha256 of the manifest. ``manifest`` is the path of one that is stored elsewhere: then the
     folder's own is ignored, and links to files are followed. ``signed`` are the files that a signature covers
-    (``signing.folder.read_signature``). The report collects all mismatches, and missing and extra files. Raises
+    (``signing.folder.read_signature``). A model of the Hub (``ORG/NAME[@REVISION]``) is fetched into the cache or, as ``hub`` says,
+    read once and not kept; without ``weights``, the manifest is compared with what the Hub states, and only small files are
+    read. The report collects all mismatches, and missing and extra files. Raises
     ``InputOutputError`` when the folder or ``manifest`` cannot be read, ``MalformedInput`` when ``manifest`` is malformed,
     ``UsageError`` when a pin is malformed.
     """
@@ -41,8 +49,12 @@ def verify(
         raise UsageError("not a content digest", found=expect, expected="dw1: and 64 lower-case hex digits")
     if expect_manifest is not None and not re.fullmatch("[0-9a-fA-F]{64}", expect_manifest):
         raise UsageError("not a sha256", found=expect_manifest, expected="64 hex digits")
-    with closing(open_source(folder)) as source:
-        check = FolderCheck(source, None if manifest is None else Path(manifest))
+    if expect is not None and not weights:
+        remedy = "leave --expect or --no-weights out"
+        raise UsageError("a content digest is recomputed from the weights", remedy=remedy)
+    external = None if manifest is None else Path(manifest)
+    with closing(open_source(folder, FromHub(hub, weights), external, report)) as source:
+        check = FolderCheck(source, external)
         check.read_manifest(expect_manifest)
         return finish_verify(check, expect=expect, signed=signed, workers=workers, report=report)
 
@@ -57,6 +69,7 @@ def finish_verify(
 ) -> VerifyReport:
     """Do the rest of ``verify`` once the manifest has been read: large ones need not be read twice."""
     check.compare_names()
+    workers = check.source.most_workers or workers
     digests = check.digest_files(resolve_workers(workers), report or Report(), with_tensors=expect is not None)
     digest = check.manifest.content_digest if check.manifest else None
     recomputed = expect is not None and check.manifest is not None

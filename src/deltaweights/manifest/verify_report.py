@@ -69,6 +69,7 @@ class VerifyReport:
     loader_files: Verdict
     extras: Verdict
     compared_with: str
+    unread: int = 0  # files whose bytes were not read: the Hub states the hashes of the manifest
     problems: tuple[Problem, ...] = ()
     listed: tuple[str, ...] = ()  # the files that were checked, the manifest included
     notes: tuple[str, ...] = ()  # what was ignored
@@ -96,14 +97,24 @@ class VerifyReport:
 
 
 def verdict_of(
-    part: str, sizes: Collection[int], problems: Collection[Problem], compared_with: str, others: Collection[str] = ()
+    part: str,
+    sizes: Collection[int],
+    problems: Collection[Problem],
+    compared_with: str,
+    others: Collection[str] = (),
+    unread: int = 0,
 ) -> Verdict:
-    """Return the verdict on ``part``, given the sizes of its files and all problems; ``others`` are harmless files to name."""
+    """Return the verdict on ``part``, given the sizes of its files and all problems; ``others`` are harmless files to name.
+
+    ``unread`` counts the files that were not read, but only listed.
+    """
     found = [problem for problem in problems if problem.part == part]
     ok, total = not found and bool(compared_with), sum(sizes)
     files = f"{counted(len(sizes), 'file')} ({human_bytes(total)})"
     if ok:
         sentence = f"intact: {files}, compared with {compared_with}" if sizes else "none"
+        if unread:
+            sentence = f"as listed: {files}; the Hub states the hashes of {compared_with}, {unread:,} not read"
         sentence = f"intact: {_named(others)}" if others and not sizes else sentence
         sentence += f"; {_named(others)}" if others and sizes else ""
     elif not compared_with:

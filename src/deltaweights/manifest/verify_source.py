@@ -42,6 +42,10 @@ class VerifySource(ABC):
     title: str
     entries: FolderEntries
     """The names at the top level; whatever may be read without any further condition is among its ``files``."""
+    unread: frozenset[str] = frozenset()
+    """The files of which ``digests`` has what somebody states, not what was read."""
+    most_workers: int | None = None
+    """How many files may be read at once; None for any number."""
     stated: StatedHashes | None = None
     """What is used where there is no manifest."""
     digests: Digests | None = None

@@ -93,17 +93,18 @@ def sign_keyless(
 
 def read_signature(
     folder: str | os.PathLike[str],
-    public_key: str | os.PathLike[str],
+    public_key: str | os.PathLike[str] | bytes,
     signature: str | os.PathLike[str] | None = None,
 ) -> SignedFiles:
     """Return the files that ``signature`` (``folder/model.sig`` by default) covers, once ``public_key`` has verified it.
 
-    Raises ``CheckFailed`` when there is no valid signature by this key, and the errors of ``load_public``.
+    ``public_key`` is a file in PEM, or, as bytes, the PEM itself. Raises ``CheckFailed`` when there is no valid signature by this
+    key, and the errors of ``load_public``.
     """
     _require("cryptography")
-    from deltaweights.signing.keys import load_public  # noqa: PLC0415
+    from deltaweights.signing.keys import load_public, parse_public  # noqa: PLC0415
 
-    key = load_public(Path(public_key))
+    key = parse_public(public_key) if isinstance(public_key, bytes) else load_public(Path(public_key))
     path = Path(folder) / SIGNATURE if signature is None else Path(signature)
     data = _read(path)
     if is_keyless(data):
