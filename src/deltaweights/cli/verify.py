@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deltaweights.cli.ci_output import check_summary, ci_options, write_for_ci
 from deltaweights.cli.log_report import log_format_option, report_for
 from deltaweights.cli.options import hub_of, hub_options, json_option, option, silent_option
 from deltaweights.cli.output import print_outcome
 from deltaweights.cli.signature import signature_options, signature_wanted, signed_by
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
+from deltaweights.manifest.ci_report import Outcome
 from deltaweights.manifest.folder_check import SignedFiles
 from deltaweights.manifest.folder_entries import name_inside
 from deltaweights.manifest.junit import junit_bytes, junit_of_error
@@ -29,7 +31,13 @@ if TYPE_CHECKING:
 
 
 @click.command("verify")
-@click.argument("folder", metavar="DIR|ORG/NAME[@REVISION]")
+@click.argument("folder", metavar="DIR|ORG/NAME[@REVISION]", required=False)
+@click.option(
+    "--lock",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Verify all models that a lock pins, in place of one; `deltaweights pin` makes locks.",
+)
 @click.option(
     "--expect", metavar="dw1:...", help="The content digest to expect; recomputed from the bytes of all tensors."
 )
@@ -37,6 +45,7 @@ if TYPE_CHECKING:
 @click.option("--manifest", metavar="FILE", help="A manifest that is kept elsewhere [default: DIR/manifest.json].")
 @signature_options
 @click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit XML report, too, for CI.")
+@ci_options
 @click.option("--stream", is_flag=True, help="Read a model of the Hub once, without keeping it.")
 @click.option(
     "--no-weights",
@@ -49,12 +58,15 @@ if TYPE_CHECKING:
 @silent_option
 @log_format_option
 def command(
-    folder: str,
+    folder: str | None,
     *,
+    lock: Path | None,
     expect: str | None,
     expect_manifest: str | None,
     manifest: str | None,
     junit: Path | None,
+    summary: Path | None,
+    annotations: bool,
     no_weights: bool,
     workers: int | None,
     as_json: bool,
@@ -69,6 +81,24 @@ def command(
     Every file is read and compared with the manifest; all changed, missing and extra files are reported. Exit 0: all match;
     6: some do not.
     """
+    if summary is not None:
+        check_summary(summary, folder)
+    if lock is not None:
+        pins = {"DIR": folder, "--expect": expect, "--expect-manifest": expect_manifest, "--manifest": manifest}
+        _verify_lock(
+            lock,
+            pins | {"--junit": junit},
+            options,
+            summary=summary,
+            annotated=annotations,
+            as_json=as_json,
+            quiet=quiet,
+            workers=workers,
+            weights=not no_weights,
+        )
+        return
+    if folder is None:
+        raise UsageError("nothing to verify", remedy="give DIR or ORG/NAME, or --lock FILE")
     if junit is not None:
         _check_junit(folder, junit)
     wanted = signature_wanted(options)
@@ -93,6 +123,7 @@ def command(
     except (InputOutputError, MalformedInput, CheckFailed) as error:
         if junit is not None:
             replace_file(junit, junit_of_error(folder, error))
+        write_for_ci([Outcome(folder, error)], summary, annotated=annotations)
         raise
     if junit is not None:
         replace_file(junit, junit_bytes(report))
@@ -100,10 +131,24 @@ def command(
         terminal.note(note)
     outcome = {"ok": report.ok, **asdict(report)} | signed_by(signed)
     print_outcome(outcome, [] if report.ok and quiet else _lines(report, signed), as_json=as_json)
+    write_for_ci([Outcome(report.target, report)], summary, annotated=annotations)
     if not report.ok:
         remedy = "do not use these weights: merge or fetch them again"
         problem, code = counted(len(report.problems), "problem"), ErrorCode.NOT_AS_RECORDED
         raise CheckFailed(problem, where=folder, remedy=remedy, code=code)
+
+
+def _verify_lock(lock: Path, pins: dict[str, object], options: dict[str, Any], *, quiet: bool, **how: Any) -> None:
+    from deltaweights.cli.verify_lock import check_lock  # noqa: PLC0415  (slow to load)
+
+    names = ("public_key", "identity", "issuer", "signature")
+    pins |= {f"--{name.replace('_', '-')}": options.pop(name) for name in names}
+    given = [name for name, value in pins.items() if value is not None]
+    if given:
+        raise UsageError(f"{given[0]} is not given with --lock: a lock says what is pinned", remedy="leave it out")
+    trust_config, hub = options.pop("trust_config"), hub_of(options)
+    report = report_for("deltaweights", quiet=quiet)
+    check_lock(lock, hub=hub, trust_config=trust_config, report=report, quiet=quiet, **how)
 
 
 def _check_junit(folder: str, junit: Path) -> None:

@@ -29,9 +29,9 @@ class WantedSignature:
     signature: str | None = None
     trust_config: str | None = None
 
-    def read(self, model: str, hub: HubOptions | None = None) -> tuple[str, SignedFiles]:
+    def read(self, model: str | Path, hub: HubOptions | None = None) -> tuple[str | Path, SignedFiles]:
         """Return what to verify, at the commit of the signature, and what the signature covers. Raises ``CheckFailed``."""
-        if hub_id(model) is None or self.signature is not None:
+        if isinstance(model, Path) or hub_id(model) is None or self.signature is not None:
             return model, self._read(model, self.signature, hub)
         from deltaweights.hub.locate import HubOptions  # noqa: PLC0415  (slow to load)
         from deltaweights.jobs.download import download  # noqa: PLC0415  (slow to load)
@@ -43,7 +43,7 @@ class WantedSignature:
             pinned = f"{PREFIX}{found.repo}@{found.commit}"
             return pinned, self._read(model, Path(found.path, SIGNATURE), hub)
 
-    def _read(self, model: str, signature: str | os.PathLike[str] | None, hub: HubOptions | None) -> SignedFiles:
+    def _read(self, model: str | Path, signature: str | os.PathLike[str] | None, hub: HubOptions | None) -> SignedFiles:
         if self.public_key is not None:
             return read_signature(model, self.public_key, signature)
         identity, issuer = self.identity or "", self.issuer or ""
