@@ -50,7 +50,7 @@ LOCKS = {
         "`deltaweights verify` needs for models of the Hub, locks and signatures",
         ("cryptography", "exceptiongroup", "huggingface-hub", "importlib-resources", "requests", "sigstore", "tomli"),
         ("3.10", "3.11", "3.12", "3.13", "3.14"),
-        [*GLIBC, *MUSL, *MACOS],
+        [*GLIBC, *MUSL, MACOS[0]],  # cryptography has no wheels for Intel's Macs any longer
         whole=True,
     ),
     "scripts/container/requirements.txt": Lock(
@@ -74,9 +74,8 @@ def main() -> None:
             applies = {"python_version": python}
             here = [pin for pin in constraints if pin.marker is None or pin.marker.evaluate(applies)]
             pins = {canonicalize_name(pin.name): f"{pin.name}{pin.specifier}" for pin in here}
-            wanted = [
-                pins[name] for name in lock.names if name in pins or name not in known
-            ]  # some, for some Pythons only
+            names = map(canonicalize_name, lock.names)  # some are pinned for some Pythons only
+            wanted = [pins[name] for name in names if name in pins or name not in known]
             for platforms in lock.platforms:
                 for line, digest in wheels(wanted, pins.values(), python, platforms, whole=lock.whole):
                     digests.setdefault(line, set()).add(digest)
