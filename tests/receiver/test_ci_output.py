@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from deltaweights.manifest.ci_report import MOST_SHOWN, Outcome, code_span, summ
 from deltaweights.manifest.verify import verify
 from tests.cli.test_action import installed, run_step, workspace
 from tests.conftest import Run
+from tests.support.limits import PATIENCE
 from tests.support.signing import make_key, merged, result
 
 __all__ = ["installed", "merged", "result", "workspace"]  # fixtures
@@ -191,3 +193,15 @@ def test_a_folder_that_is_missing_is_no_model_of_the_hub(workspace: Path) -> Non
     done = run_step("Verify", workspace, {"HF_ENDPOINT": "http://127.0.0.1:9"}, path="models/llama")
     assert done.returncode == 5
     assert "No such file" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_action_installs_what_signatures_need(workspace: Path) -> None:
+    """For a model of the Hub, a lock or a signature, the action installs the libraries for them, and no torch."""
+    done = run_step("Install", workspace, {}, lock="deltaweights.lock")
+    assert done.returncode == 0, done.stderr
+    python = str(workspace.parent / "temp" / "deltaweights" / "bin" / "python")
+    modules = "signing.keyless", "jobs.verify_lock", "jobs.download"
+    code = "".join(f"import deltaweights.{name}\n" for name in modules) + "import sys; print('torch' in sys.modules)"
+    imported = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert (imported.returncode, imported.stdout) == (0, "False\n"), imported.stderr

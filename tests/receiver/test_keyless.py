@@ -105,6 +105,17 @@ def test_signed_as_a_job_of_ci(
     assert stock_verifies(result, instance, trust, identity="https://ci.example.org/a/workflow")
 
 
+def test_signed_as_a_job_of_gitlab(
+    result: Path, instance: Instance, trust: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On GitLab the token that the job asks for signs."""
+    monkeypatch.setenv("GITLAB_CI", "true")
+    monkeypatch.setenv("SIGSTORE_ID_TOKEN", instance.token(SOMEBODY))
+    done = run("sign", result, "--sigstore", "--trust-config", trust)
+    assert done.returncode == 0, done.stderr
+    assert stock_verifies(result, instance, trust)
+
+
 def test_a_job_that_may_not_have_a_token(result: Path, trust: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """On GitHub without the permission, the message says which one is missing, and no browser is opened."""
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
