@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deltaweights.errors import InputOutputError, printable
-from deltaweights.manifest.ci_report import MOST_SHOWN, Outcome, code_span, summary, workflow_commands
+from deltaweights.manifest.ci_report import MOST_SHOWN, CheckedModel, code_span, summary, workflow_commands
 from deltaweights.manifest.verify import verify
 from tests.cli.test_action import installed, run_step, workspace
 from tests.conftest import Run
@@ -124,7 +124,7 @@ def test_code_spans(text: str) -> None:
 def test_commands_are_escaped() -> None:
     """Data and properties are escaped as GitHub wants it, and no line is added."""
     error = InputOutputError("100% is gone", where="a:b,c")
-    (command,) = workflow_commands([Outcome("x:y,z%", error)])
+    (command,) = workflow_commands([CheckedModel("x:y,z%", error)])
     assert command == "::error title=deltaweights verify x%3Ay%2Cz%25::a:b,c: 100%25 is gone"
 
 
@@ -133,7 +133,7 @@ def test_many_problems(result: Path, tmp_path: Path) -> None:
     for number in range(MOST_SHOWN + 20):
         (result / f"{number:04}.bin").write_bytes(b"x")
     report = verify(result)
-    outcome = Outcome(report.target, report)
+    outcome = CheckedModel(report.target, report)
     assert len(list(workflow_commands([outcome]))) == MOST_SHOWN + 1
     assert f"and {len(report.problems) - MOST_SHOWN} more" in summary([outcome])
 

@@ -348,7 +348,8 @@ def test_a_missing_lock(tmp_path: Path, run: Run) -> None:
 
 
 USAGE = {
-    "a folder besides": ["DIR"],
+    "weights only": ["--weights-only"],
+    "a folder besides": ["PATH"],
     "a digest besides": ["--expect", "dw1:0"],
     "a manifest besides": ["--manifest", "m"],
     "a key besides": ["--public-key", "k"],

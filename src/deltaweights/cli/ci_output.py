@@ -10,7 +10,7 @@ import click
 
 from deltaweights.cli.options import group
 from deltaweights.errors import UsageError, wrap_os_errors
-from deltaweights.manifest.ci_report import Outcome, summary, workflow_commands
+from deltaweights.manifest.ci_report import CheckedModel, summary, workflow_commands
 from deltaweights.manifest.folder_entries import name_inside
 
 LONGEST_SUMMARY = 1024 * 1024  # bytes, as on GitHub
@@ -53,7 +53,7 @@ def _is_text(path: Path, size: int) -> bool:
         return False
 
 
-def write_for_ci(outcomes: Sequence[Outcome], path: Path | None, *, annotated: bool) -> None:
+def write_for_ci(outcomes: Sequence[CheckedModel], path: Path | None, *, annotated: bool) -> None:
     """Append a summary to the file at ``path``, if there is one, and print annotations, if asked for."""
     if path is not None:
         with wrap_os_errors(path, "write to it"), path.open("a", encoding="utf-8") as file:

@@ -8,7 +8,7 @@ import click
 
 from deltaweights.cli.options import group, trust_config_option
 from deltaweights.errors import UsageError
-from deltaweights.manifest.folder_check import SignedFiles
+from deltaweights.manifest.signed_files import SignedFiles
 from deltaweights.util.text import Json
 
 if TYPE_CHECKING:

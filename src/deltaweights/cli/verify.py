@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -16,22 +16,21 @@ from deltaweights.cli.output import print_outcome
 from deltaweights.cli.signature import signature_options, signature_wanted, signed_by
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
-from deltaweights.manifest.ci_report import Outcome
-from deltaweights.manifest.folder_check import SignedFiles
+from deltaweights.hub.ids import hub_id
+from deltaweights.manifest.ci_report import CheckedModel
 from deltaweights.manifest.folder_entries import name_inside
 from deltaweights.manifest.junit import junit_bytes, junit_of_error
+from deltaweights.manifest.signed_files import SignedFiles
+from deltaweights.manifest.stated_hashes import POINTER
 from deltaweights.manifest.verify import verify
-from deltaweights.manifest.verify_report import VerifyReport
+from deltaweights.manifest.verify_report import NOT_PINNED, VerifyReport
 from deltaweights.util.open_folder import replace_file
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
-if TYPE_CHECKING:
-    pass
-
 
 @click.command("verify")
-@click.argument("folder", metavar="DIR|ORG/NAME[@REVISION]", required=False)
+@click.argument("folder", metavar="PATH|ORG/NAME[@REVISION]", required=False)
 @click.option(
     "--lock",
     metavar="FILE",
@@ -42,7 +41,8 @@ if TYPE_CHECKING:
     "--expect", metavar="dw1:...", help="The content digest to expect; recomputed from the bytes of all tensors."
 )
 @click.option("--expect-manifest", metavar="SHA256", help="The sha256 of the manifest to expect.")
-@click.option("--manifest", metavar="FILE", help="A manifest that is kept elsewhere [default: DIR/manifest.json].")
+@click.option("--manifest", metavar="FILE", help="A manifest that is kept elsewhere [default: PATH/manifest.json].")
+@click.option("--weights-only", is_flag=True, help="Let only the weights decide; what else differs is reported.")
 @signature_options
 @click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit XML report, too, for CI.")
 @ci_options
@@ -64,6 +64,7 @@ def command(
     expect: str | None,
     expect_manifest: str | None,
     manifest: str | None,
+    weights_only: bool,
     junit: Path | None,
     summary: Path | None,
     annotations: bool,
@@ -75,36 +76,30 @@ def command(
 ) -> None:
     """Check a checkpoint against its manifest, one that is kept elsewhere, or a pinned digest.
 
-    A model of the Hub is fetched into the cache first or, with --stream, read once and not kept. Where there is no manifest, its
-    files are compared with the hashes that the Hub states.
-
-    Every file is read and compared with the manifest; all changed, missing and extra files are reported. Exit 0: all match;
+    PATH is a folder, a snapshot in the Hub's cache, one file, or an archive (.zip, .tar, .tar.gz). A model of the Hub is fetched
+    into the cache first or, with --stream, read once and not kept. Where there is no manifest, the files are compared with
+    SHA256SUMS, or with the hashes that the Hub states. Every file is read; all changed, missing and extra
+    files are reported, with a verdict each on weights, on what loaders read beside them, and on all others. Exit 0: all match;
     6: some do not.
     """
     if summary is not None:
         check_summary(summary, folder)
     if lock is not None:
-        pins = {"DIR": folder, "--expect": expect, "--expect-manifest": expect_manifest, "--manifest": manifest}
-        _verify_lock(
-            lock,
-            pins | {"--junit": junit},
-            options,
-            summary=summary,
-            annotated=annotations,
-            as_json=as_json,
-            quiet=quiet,
-            workers=workers,
-            weights=not no_weights,
-        )
+        one: dict[str, Any] = {
+            "PATH": folder,
+            "--expect": expect,
+            "--expect-manifest": expect_manifest,
+            "--manifest": manifest,
+        }
+        one |= {"--weights-only": weights_only or None, "--junit": junit}
+        how: dict[str, Any] = {"as_json": as_json, "quiet": quiet, "workers": workers, "weights": not no_weights}
+        _verify_lock(lock, one, options, summary=summary, annotated=annotations, **how)
         return
     if folder is None:
-        raise UsageError("nothing to verify", remedy="give DIR or ORG/NAME, or --lock FILE")
+        raise UsageError("nothing to verify", remedy="give PATH or ORG/NAME, or --lock FILE")
     if junit is not None:
         _check_junit(folder, junit)
     wanted = signature_wanted(options)
-    if wanted is not None and manifest is not None:
-        remedy = "leave --manifest or --public-key out"
-        raise UsageError("a signature vouches for the folder with its own manifest", remedy=remedy)
     terminal = report_for("deltaweights", quiet=quiet)
     hub = hub_of(options)
     try:
@@ -123,27 +118,48 @@ def command(
     except (InputOutputError, MalformedInput, CheckFailed) as error:
         if junit is not None:
             replace_file(junit, junit_of_error(folder, error))
-        write_for_ci([Outcome(folder, error)], summary, annotated=annotations)
+        write_for_ci([CheckedModel(folder, error)], summary, annotated=annotations)
         raise
     if junit is not None:
-        replace_file(junit, junit_bytes(report))
+        replace_file(junit, junit_bytes(report, weights_only=weights_only))
     for note in report.notes:
         terminal.note(note)
-    outcome = {"ok": report.ok, **asdict(report)} | signed_by(signed)
-    print_outcome(outcome, [] if report.ok and quiet else _lines(report, signed), as_json=as_json)
-    write_for_ci([Outcome(report.target, report)], summary, annotated=annotations)
-    if not report.ok:
+    passed = report.weights.ok if weights_only else report.ok
+    outcome = {"ok": passed, **asdict(report)} | signed_by(signed)
+    print_outcome(outcome, [] if passed and quiet else _lines(report, signed), as_json=as_json)
+    write_for_ci([CheckedModel(report.target, report, weights_only)], summary, annotated=annotations)
+    if not passed:
+        raise _failure(report, folder)
+
+
+def _failure(report: VerifyReport, folder: str) -> CheckFailed:
+    """Return the error that ends the command, with what to do about what was found."""
+    problem, code = counted(len(report.problems), "problem"), ErrorCode.NOT_AS_RECORDED
+    found = expected = None
+    if report.only_pins:
+        problem, found, expected = NOT_PINNED, report.problems[0].found, report.problems[0].expected
+        remedy = "fetch what you pinned, or look at this one and pin it"
+    elif any(each.problem == POINTER for each in report.problems):
+        remedy = "run git lfs pull in the clone, and verify again"
+    elif not report.compared_with and not report.weights.ok:
+        root = Path(folder).parent if Path(folder).is_file() else "DIR" if hub_id(folder) else folder
+        problem = "no manifest here"
+        remedy = f"give the publisher's with --manifest, or make one: deltaweights manifest {root} --output FILE"
+    elif report.weights.ok:
+        problem += ", but the weights are intact"
+        remedy = "fetch the files that are named again, or give --weights-only if you rely on nothing else"
+    else:
         remedy = "do not use these weights: merge or fetch them again"
-        problem, code = counted(len(report.problems), "problem"), ErrorCode.NOT_AS_RECORDED
-        raise CheckFailed(problem, where=folder, remedy=remedy, code=code)
+    return CheckFailed(problem, where=folder, found=found, expected=expected, remedy=remedy, code=code)
 
 
-def _verify_lock(lock: Path, pins: dict[str, object], options: dict[str, Any], *, quiet: bool, **how: Any) -> None:
+def _verify_lock(lock: Path, one: dict[str, Any], options: dict[str, Any], *, quiet: bool, **how: Any) -> None:
+    """Verify all models of a lock; ``one`` holds options about one model, which say nothing then."""
     from deltaweights.cli.verify_lock import check_lock  # noqa: PLC0415  (slow to load)
 
     names = ("public_key", "identity", "issuer", "signature")
-    pins |= {f"--{name.replace('_', '-')}": options.pop(name) for name in names}
-    given = [name for name, value in pins.items() if value is not None]
+    one |= {f"--{name.replace('_', '-')}": options.pop(name) for name in names}
+    given = [name for name, value in one.items() if value is not None]
     if given:
         raise UsageError(f"{given[0]} is not given with --lock: a lock says what is pinned", remedy="leave it out")
     trust_config, hub = options.pop("trust_config"), hub_of(options)
@@ -181,11 +197,12 @@ def _lines(report: VerifyReport, signed: SignedFiles | None) -> Iterator[str]:
     if not report.ok:
         return
     yield f"files           {report.files} ({human_bytes(report.bytes)})"
-    if report.manifest_sha256 is None:
-        yield f"no manifest     compared with {report.compared_with}, {counted(report.files, 'file')}"
-    else:
+    if report.content_digest is not None:
         how = "recomputed from the bytes" if report.recomputed else "as the manifest states"
         yield f"content digest  {report.content_digest} ({how})"
+    if report.manifest_sha256 is None:
+        yield f"manifest        none: compared with {report.compared_with}, {counted(report.files, 'file')}"
+    else:
         yield f"manifest        sha256 {report.manifest_sha256}"
     if signed is not None:
         yield f"signature       right, by {signed}"

@@ -14,7 +14,7 @@ from deltaweights.cli.signature import signed_by
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, DeltaweightsError
 from deltaweights.jobs.verify_lock import PinnedModel, verify_lock
-from deltaweights.manifest.ci_report import Outcome
+from deltaweights.manifest.ci_report import CheckedModel
 from deltaweights.manifest.verify_report import VerifyReport
 from deltaweights.report import Report
 from deltaweights.util.text import Json, counted
@@ -46,7 +46,7 @@ def check_lock(
     outcome = {"ok": not failed, "lock": str(lock), "models": [_json(one) for one in found]}
     lines = (line for one in found if not (one.ok and quiet) for line in _lines(one))
     print_outcome(outcome, lines, as_json=as_json)
-    write_for_ci([Outcome(one.pin.title, one.result) for one in found], summary, annotated=annotated)
+    write_for_ci([CheckedModel(one.pin.title, one.result) for one in found], summary, annotated=annotated)
     if failed:
         problem = f"{failed} of {counted(len(found), 'model')} not as pinned"
         remedy = "do not use what failed: fetch it again, or pin it anew if the change is wanted"

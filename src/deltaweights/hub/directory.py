@@ -101,6 +101,10 @@ class HubDirectory(Directory):
         files = [self.file(name) for name in names]
         return [file for file in files if not self.cache.has(file)]
 
+    def to_fetch(self, missing: Iterable[HubFile]) -> list[HubFile]:
+        """Return those of the ``missing`` files that are not to be copied from the cache."""
+        return [file for file in missing if self.into is None or not self._shared.has(file)]
+
     def head(self, name: str) -> bytes:
         # No more than this is fetched: the file may be of the format that is not used.
         file = self.file(name)
@@ -240,7 +244,7 @@ class HubDirectory(Directory):
             local.arrival = record.download_id if record is not None else None
             if record is not None and record.current and not self._recheck:
                 return local
-            self._report.note(f"checking {blob.name[:12]}, {file.name}, in the cache")
+            self._report.note(f"checking {blob.name[:12]}, {file.name}, {cache.kind}")
             found = _hash_of(file, local.chunks())
             local.check_unchanged()
             if found == file.key:

@@ -12,7 +12,7 @@ from deltaweights.errors import InputOutputError
 from deltaweights.hub.access import Access
 from deltaweights.hub.file_download import FileDownload
 from deltaweights.hub.piece_map import NEAR, PieceMap
-from deltaweights.hub.piece_storage import MISSING, PRESENT, REQUESTED
+from deltaweights.hub.piece_storage import MISSING, PRESENT, REQUESTED, MemoryPieces
 from deltaweights.hub.repo_cache import RepoCache
 from deltaweights.hub.repo_listing import RepoListing
 from deltaweights.hub.transfer import DamagedFile, DownloadStopped, RangesIgnored, Transfer
@@ -58,6 +58,10 @@ class Downloads:
         with self._lock:
             if download in self._downloads:
                 self._downloads.remove(download)
+            if not self._running[download]:
+                del self._running[download]
+            if isinstance(download.pieces.storage, MemoryPieces):
+                download.pieces.storage.clear()  # threads may hold the download until they get another one
             for key in [key for key in self._urgent if key[0] is download]:
                 del self._urgent[key]
 

@@ -46,6 +46,7 @@ class LocalFolder(RepoCache):
     """The files of one commit in the folder ``root``, each under its own name."""
 
     damage: ClassVar[str] = "downloaded before, and another file, or damaged"
+    kind: ClassVar[str] = "in the folder"
 
     @classmethod
     def at(cls, path: Path) -> LocalFolder:

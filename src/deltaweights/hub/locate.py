@@ -106,17 +106,18 @@ class Hub:
         """Report which files are used and how much is to be downloaded. Raises ``InputOutputError`` when it does not fit."""
         self._used[directory] = names
         missing = directory.missing(names)
+        fetched = directory.to_fetch(missing)
         begun = sum(_bytes_on_disk(directory.cache.gathering(file)) for file in missing)
-        total, to_fetch = sum(directory.file(name).size for name in names), sum(file.size for file in missing) - begun
+        total, to_fetch = sum(directory.file(name).size for name in names), sum(file.size for file in fetched) - begun
         what = "read by ranges, and not kept" if self._options.stream else "to fetch"
         files = f"{counted(len(names), 'file')}, {human_bytes(total)}; {human_bytes(max(0, to_fetch))} {what}"
         self._report.note(f"{directory.id}: {files}")
-        for file in missing:
+        for file in fetched:
             self._report.note(f"  {human_bytes(file.size):>9}  {file.name}")
         if not missing or self._options.stream:
             return
         directory.cache.create()
-        self._reserved += to_fetch
+        self._reserved += sum(file.size for file in missing) - begun
         needed, free = self._reserved + SLACK, shutil.disk_usage(directory.cache.root).free
         if free < needed:
             raise InputOutputError(

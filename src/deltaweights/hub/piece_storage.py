@@ -247,6 +247,11 @@ class MemoryPieces:
             self._partial.setdefault(piece, bytearray(self.piece_size))[at : at + len(part)] = part
             data, offset = data[len(part) :], offset + len(part)
 
+    def clear(self) -> None:
+        """Forget all pieces."""
+        self._pieces.clear()
+        self._partial.clear()
+
     def mark_present(self, piece: int) -> list[int]:
         self._pieces[piece] = self._partial.pop(piece)
         return [self._pieces.popitem(last=False)[0]] if len(self._pieces) > self._capacity else []

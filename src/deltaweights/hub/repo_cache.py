@@ -34,6 +34,7 @@ class RepoCache:
 
     damage: ClassVar[str] = "damaged in the cache"
     """What is said of a file that does not have its hash."""
+    kind: ClassVar[str] = "in the cache"
 
     @classmethod
     def of(cls, cache: Path, repo: str) -> RepoCache:
@@ -157,7 +158,7 @@ class RepoCache:
 
     def listing(self, wanted: HubId) -> RepoListing | None:
         """Return what the cache has of a commit, None when it has nothing. Raises ``InputOutputError``."""
-        commit = self._commit_of(wanted.revision or "main")
+        commit = self.commit_of(wanted.revision or "main")
         if commit is None:
             return None
         files = {}
@@ -171,7 +172,8 @@ class RepoCache:
                     files[entry.name] = HubFile(entry.name, blob.stat().st_size, sha256, git_sha1)
         return RepoListing(wanted.repo, commit, files)
 
-    def _commit_of(self, revision: str) -> str | None:
+    def commit_of(self, revision: str) -> str | None:
+        """Return the commit that a branch, a tag or a commit's name is at, None when the cache does not have it."""
         if COMMIT.fullmatch(revision):
             return revision if self.snapshot(revision).is_dir() else None
         with contextlib.suppress(InputOutputError, MalformedInput):

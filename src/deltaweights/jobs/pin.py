@@ -11,8 +11,8 @@ from deltaweights.hub.ids import PREFIX, hub_id
 from deltaweights.hub.locate import Hub, HubOptions
 from deltaweights.jobs.lock_file import PEM, Pin
 from deltaweights.jobs.wanted_signature import WantedSignature
-from deltaweights.manifest.folder_check import SignedFiles
 from deltaweights.manifest.records import MANIFEST
+from deltaweights.manifest.signed_files import SignedFiles
 from deltaweights.manifest.verify import verify
 from deltaweights.manifest.verify_report import VerifyReport
 from deltaweights.report import Report

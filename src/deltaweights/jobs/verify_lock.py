@@ -13,7 +13,7 @@ from deltaweights.hub.locate import HubOptions
 from deltaweights.jobs.lock_file import MAX_LOCK, Pin, parse_lock
 from deltaweights.jobs.wanted_signature import WantedSignature
 from deltaweights.manifest.file_parts import WEIGHTS
-from deltaweights.manifest.folder_check import SignedFiles
+from deltaweights.manifest.signed_files import SignedFiles
 from deltaweights.manifest.verify import verify
 from deltaweights.manifest.verify_report import CONTENT, NOT_PINNED, Problem, VerifyReport
 from deltaweights.report import Report

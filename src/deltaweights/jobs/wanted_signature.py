@@ -8,8 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from deltaweights.errors import UsageError
 from deltaweights.hub.ids import PREFIX, hub_id
-from deltaweights.manifest.folder_check import SignedFiles
+from deltaweights.manifest.signed_files import SignedFiles
 from deltaweights.signing.folder import SIGNATURE, read_keyless_signature, read_signature
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ class WantedSignature:
     trust_config: str | None = None
 
     def read(self, model: str | Path, hub: HubOptions | None = None) -> tuple[str | Path, SignedFiles]:
-        """Return what to verify, at the commit of the signature, and what the signature covers. Raises ``CheckFailed``."""
+        """Return what to verify, at the commit of the signature, and what that covers. Raises ``CheckFailed``, ``UsageError``."""
+        if self.signature is None and Path(model).is_file():
+            problem, remedy = "a signature is of a folder", "say where it is: --signature FILE"
+            raise UsageError(problem, found=model, remedy=remedy)
         if isinstance(model, Path) or hub_id(model) is None or self.signature is not None:
             return model, self._read(model, self.signature, hub)
         from deltaweights.hub.locate import HubOptions  # noqa: PLC0415  (slow to load)

@@ -19,16 +19,19 @@ _PLAIN = re.compile(r"(?:[A-Za-z0-9 ,;:()'-]|\.(?=\d))*")  # nothing that Markdo
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckedModel:
     """What became of one model: a report, or the error that kept it from being verified."""
 
     title: str
     result: VerifyReport | DeltaweightsError
+    weights_only: bool = False
 
     @property
     def ok(self) -> bool:
-        """Whether all holds."""
-        return isinstance(self.result, VerifyReport) and self.result.ok
+        """Whether all that counts holds."""
+        if isinstance(self.result, DeltaweightsError):
+            return False
+        return self.result.weights.ok if self.weights_only else self.result.ok
 
     @property
     def problems(self) -> list[str]:
@@ -38,7 +41,7 @@ class Outcome:
         )
 
 
-def summary(outcomes: Sequence[Outcome]) -> str:
+def summary(outcomes: Sequence[CheckedModel]) -> str:
     """Return the job summary."""
     failed = sum(not outcome.ok for outcome in outcomes)
     verdict = f"{failed} of {counted(len(outcomes), 'model')} failed" if failed else "all holds"
@@ -47,7 +50,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     )
 
 
-def _section(outcome: Outcome) -> Iterator[str]:
+def _section(outcome: CheckedModel) -> Iterator[str]:
     yield from ("", f"### {'Verified' if outcome.ok else 'FAILED'}: {code_span(outcome.title)}", "")
     if isinstance(outcome.result, VerifyReport):
         for part, verdict in outcome.result.verdicts():
@@ -62,7 +65,7 @@ def _section(outcome: Outcome) -> Iterator[str]:
         yield f"- and {len(problems) - MOST_SHOWN:,} more"
 
 
-def workflow_commands(outcomes: Sequence[Outcome]) -> Iterator[str]:
+def workflow_commands(outcomes: Sequence[CheckedModel]) -> Iterator[str]:
     """Yield a workflow command for each problem."""
     for outcome in outcomes:
         problems = outcome.problems

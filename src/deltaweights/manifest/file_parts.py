@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
+from deltaweights.manifest.records import MANIFEST
+
 WEIGHTS, LOADER_FILES, EXTRAS = PARTS = ("weights", "loader_files", "extras")
 """The parts, as they are called in JSON."""
 
@@ -30,6 +32,8 @@ TEMPLATES = "additional_chat_templates"
 
 def part_of(name: str) -> str:
     """Return the part that a file (or a folder) of this name belongs to, whoever wrote it."""
+    if name == MANIFEST:
+        return EXTRAS
     suffix = PurePosixPath(name).suffix.lower()
     if suffix in _WEIGHTS or _SPREAD_WEIGHTS.fullmatch(name):
         return WEIGHTS

@@ -35,7 +35,7 @@ class HubSource(VerifySource):
         self,
         wanted: HubId,
         options: HubOptions | None,
-        report: Report,
+        report: Report | None,
         manifest: Path | None = None,
         *,
         weights: bool = True,
@@ -45,7 +45,7 @@ class HubSource(VerifySource):
         What is to be read is what ``manifest`` lists, else the repository's own, else what belongs to a checkpoint. Raises
         ``InputOutputError``, and ``MalformedInput`` where there is neither a manifest nor a checkpoint.
         """
-        options = options or HubOptions()
+        options, report = options or HubOptions(), report or Report()
         self._hub, self._report = Hub(options, report), report
         self.most_workers = 1 if options.stream else None
         try:

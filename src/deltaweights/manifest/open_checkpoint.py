@@ -15,13 +15,17 @@ MAX_SHOWN = 8
 hostile file of a megabyte could have tensors of a petabyte."""
 
 
-def open_for_listing(root: Path) -> Checkpoint:
-    """Open a folder's checkpoint, or single file. Raises as ``open_checkpoint`` and ``refuse_views``."""
-    names = LocalDirectory(root).names()
+def open_for_listing(root: Path, only: str | None = None) -> Checkpoint:
+    """Open a folder's checkpoint, its only weights file, or the file ``only``. Raises as ``open_checkpoint``, ``refuse_views``."""
+    names = LocalDirectory(root).names() if only is None else [only]
     weights = [name for name in names if Path(name).suffix in SUFFIXES]
-    is_single = len(weights) == 1 and not META_PART.fullmatch(weights[0]) and not set(names) & set(MAIN_FILES)
+    is_single = only is not None or (
+        len(weights) == 1 and not META_PART.fullmatch(weights[0]) and not set(names) & set(MAIN_FILES)
+    )
     with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_checkpoint(root / weights[0] if is_single else root, "checkpoint"))
+        checkpoint = stack.enter_context(
+            open_checkpoint(root / (only or weights[0]) if is_single else root, "checkpoint")
+        )
         refuse_views(checkpoint)
         stack.pop_all()  # the caller closes the checkpoint
         return checkpoint

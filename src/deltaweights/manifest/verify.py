@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 from deltaweights.errors import InputOutputError, MalformedInput, UsageError
 from deltaweights.manifest.digest import content_digest
-from deltaweights.manifest.folder_check import FolderCheck, SignedFiles
+from deltaweights.manifest.folder_check import FolderCheck
 from deltaweights.manifest.open_source import FromHub, open_source
 from deltaweights.manifest.parse import Manifest
+from deltaweights.manifest.signed_files import SignedFiles, compare_signed, with_documents
+from deltaweights.manifest.tensor_check import compare_tensors, original_digest_of
+from deltaweights.manifest.verdicts import report_of
 from deltaweights.manifest.verify_report import CONTENT, VerifyReport
 from deltaweights.manifest.verify_source import LocalSource
 from deltaweights.report import Report
@@ -53,8 +56,9 @@ def verify(
         remedy = "leave --expect or --no-weights out"
         raise UsageError("a content digest is recomputed from the weights", remedy=remedy)
     external = None if manifest is None else Path(manifest)
-    with closing(open_source(folder, FromHub(hub, weights), external, report)) as source:
-        check = FolderCheck(source, external)
+    from_hub = FromHub(hub, weights, external)
+    with closing(open_source(folder, from_hub, with_tensors=expect is not None, report=report)) as source:
+        check = FolderCheck(source, external, expects_content=expect is not None)
         check.read_manifest(expect_manifest)
         return finish_verify(check, expect=expect, signed=signed, workers=workers, report=report)
 
@@ -71,21 +75,21 @@ def finish_verify(
     check.compare_names()
     workers = check.source.most_workers or workers
     digests = check.digest_files(resolve_workers(workers), report or Report(), with_tensors=expect is not None)
-    digest = check.manifest.content_digest if check.manifest else None
-    recomputed = expect is not None and check.manifest is not None
+    digest = check.manifest.content_digest if check.manifest and check.source.only is None else None
+    recomputed = expect is not None and (check.manifest is not None or bool(digests.tensors))
     if recomputed:
         digest = content_digest((name, *row) for name, row in digests.tensors.items())
-        check.compare_tensors(digests.tensors)
-        if expect not in {digest, check.original_digest(digests.tensors)}:
-            intact, problem = check.is_intact, "content digest is not the expected one"
-            check.add_problem(check.source.title, problem, digest, expect, about=CONTENT, is_pin=intact)
-    elif expect is not None and check.compared_with:
-        check.add_problem(
-            check.source.title, "there is no manifest to compare a content digest with", None, expect, about=CONTENT
-        )
+        if check.manifest is not None:
+            compare_tensors(check, digests.tensors)
+        check.content_matches = expect in {digest, original_digest_of(check, digests.tensors)}
+        if not check.content_matches:
+            is_pin, problem = check.is_intact and bool(check.compared_with), "content digest is not the expected one"
+            check.add_problem(check.source.title, problem, digest, expect, about=CONTENT, is_pin=is_pin)
+    elif expect is not None and not any(problem.about == CONTENT for problem in check.problems):
+        check.add_problem(check.source.title, "there are no tensors to compare with it", None, expect, about=CONTENT)
     if signed is not None:
-        check.compare_signed(signed, digests)
-    return check.report(digest, digests, recomputed=recomputed)
+        compare_signed(check, signed, digests)
+    return report_of(check, digest, digests, recomputed=recomputed)
 
 
 def open_result(folder: Path) -> tuple[Manifest, FolderCheck] | None:
@@ -111,7 +115,7 @@ def digests_to_sign(folder: Path) -> tuple[Manifest, dict[str, str]]:
     records = check.manifest.files if check.manifest else {}
     for name in sorted(check.files & set(records)):
         check.compare_size(name)
-    check.report(None, recomputed=False).raise_if_failed()
+    report_of(check, None, recomputed=False).raise_if_failed()
     if check.manifest is None:
         raise AssertionError("a manifest that cannot be read is a problem")
-    return check.manifest, check.with_documents({name: record.sha256 for name, record in records.items()})
+    return check.manifest, with_documents(check, {name: record.sha256 for name, record in records.items()})

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, printable
-from deltaweights.manifest.file_parts import EXTRAS, LOADER_FILES, WEIGHTS
-from deltaweights.util.sizes import human_bytes
-from deltaweights.util.text import counted
+from deltaweights.manifest.file_parts import EXTRAS, WEIGHTS
 
 FILE, TENSOR, CONTENT = "file", "tensor", "content digest"  # what a problem may be about
 
 NOT_PINNED = "intact, but not what you pinned"
-
-MOST_NAMED = 5  # other files that a verdict names
 
 
 @dataclass(frozen=True)
@@ -94,47 +90,3 @@ class VerifyReport:
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise CheckFailed(f"{problems[0]}{more}", where=self.target, code=ErrorCode.NOT_AS_RECORDED)
-
-
-def verdict_of(
-    part: str,
-    sizes: Collection[int],
-    problems: Collection[Problem],
-    compared_with: str,
-    others: Collection[str] = (),
-    unread: int = 0,
-) -> Verdict:
-    """Return the verdict on ``part``, given the sizes of its files and all problems; ``others`` are harmless files to name.
-
-    ``unread`` counts the files that were not read, but only listed.
-    """
-    found = [problem for problem in problems if problem.part == part]
-    ok, total = not found and bool(compared_with), sum(sizes)
-    files = f"{counted(len(sizes), 'file')} ({human_bytes(total)})"
-    if ok:
-        sentence = f"intact: {files}, compared with {compared_with}" if sizes else "none"
-        if unread:
-            sentence = f"as listed: {files}; the Hub states the hashes of {compared_with}, {unread:,} not read"
-        sentence = f"intact: {_named(others)}" if others and not sizes else sentence
-        sentence += f"; {_named(others)}" if others and sizes else ""
-    elif not compared_with:
-        sentence = "not compared: nothing here states their hashes"
-    elif all(problem.is_pin for problem in found):
-        sentence = f"{NOT_PINNED}: {files}"
-    else:
-        sentence = f"{counted(len(found), 'problem')}: {_CONSEQUENCES[part]}"
-    return Verdict(ok, len(sizes), total, len(found), sentence)
-
-
-_CONSEQUENCES = {
-    WEIGHTS: "do not use these weights",
-    LOADER_FILES: "what a loader makes of the weights is not what was recorded",
-    EXTRAS: "no loader reads them",
-}
-
-
-def _named(names: Collection[str]) -> str:
-    """Return a phrase about files that are neither stated nor read by any loader."""
-    shown = ", ".join(printable(name) for name in sorted(names)[:MOST_NAMED])
-    more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
-    return f"beside them, read by no loader: {shown}{more}"

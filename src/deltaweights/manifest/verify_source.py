@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from deltaweights.checkpoint.files import InputFile, LocalFile
+from deltaweights.checkpoint.safe_open import READ, opened_folder
 from deltaweights.checkpoint.small_files import read_all
+from deltaweights.errors import wrap_os_errors
 from deltaweights.manifest.folder_entries import FolderEntries, name_inside, scan_folder
 from deltaweights.manifest.open_checkpoint import open_for_listing
 
@@ -30,10 +35,15 @@ class StatedFile:
 
 @dataclass(frozen=True)
 class StatedHashes:
-    """Hashes by name that something other than a manifest states; ``origin`` is for messages: "the Hub", "SHA256SUMS"."""
+    """Hashes by name that something other than a manifest states; ``origin`` is for messages: "the Hub", "SHA256SUMS".
+
+    ``documents`` are files that state them, and cannot state their own. ``fault`` is one of these and what is wrong with it.
+    """
 
     origin: str
     files: Mapping[str, StatedFile]
+    documents: frozenset[str] = frozenset()
+    fault: tuple[str, str] | None = None
 
 
 class VerifySource(ABC):
@@ -50,6 +60,10 @@ class VerifySource(ABC):
     """What is used where there is no manifest."""
     digests: Digests | None = None
     """The digests of all files, where they had to be read to find out which there are, as in an archive."""
+    errors: Mapping[str, Exception] = MappingProxyType({})
+    """Why some of these files, or the tensors in them, could not be read."""
+    only: str | None = None
+    """The name of the one file that is to be verified, beside others of its folder."""
 
     def where(self, name: str) -> str:
         """Return what messages call a file."""
@@ -77,23 +91,52 @@ class VerifySource(ABC):
         with closing(self.open(name)) as file:
             return read_all(file, most)
 
+    def state(self, stated: StatedHashes | None) -> None:
+        """Take what states the hashes if there is no manifest; files that it names in folders inside are looked at, too."""
+        self.stated = stated
+
     def close(self) -> None:  # noqa: B027  (most hold nothing)
         """Release what the source holds."""
 
 
 class LocalSource(VerifySource):
-    """A folder of this machine. A file that has become a link since the names were listed is not opened."""
+    """A folder of this machine, or one file in it. A file that has become a link since the names were listed is not opened."""
 
     def __init__(self, root: Path, action: str = "verify") -> None:
         """List the names; ``action`` is for messages. Raises ``InputOutputError``."""
         self.root, self.title = root, str(root)
         self.entries = scan_folder(root, action)
 
+    def state(self, stated: StatedHashes | None) -> None:
+        self.stated = stated
+        for name in stated.files if stated is not None else ():
+            if "/" in name and self._is_plain(name):
+                self.entries.files.add(name)
+
+    def _is_plain(self, name: str) -> bool:
+        """Return whether a file in a folder inside is a regular file, and no link is on the way."""
+        place = self.root
+        try:
+            for part in name.split("/"):
+                if not (place == self.root or stat.S_ISDIR(place.lstat().st_mode)):
+                    return False
+                place /= part
+            return stat.S_ISREG(place.lstat().st_mode)
+        except (OSError, ValueError):
+            return False
+
     def where(self, name: str) -> str:
         return str(self.root / name)
 
     def open(self, name: str) -> InputFile:
-        return LocalFile(self.root / name, follow=name in self.entries.links)
+        *folders, last = name.split("/")
+        if not folders:
+            return LocalFile(self.root / name, follow=name in self.entries.links)
+        with wrap_os_errors(self.root / name, "open"), ExitStack() as stack:
+            fd = stack.enter_context(opened_folder(os.path.realpath(self.root)))
+            for folder in folders:
+                fd = stack.enter_context(opened_folder(folder, fd))
+            return LocalFile(self.root / name, os.open(last, READ | os.O_NOFOLLOW, dir_fd=fd))
 
     def size(self, name: str) -> int | None:
         try:
@@ -102,7 +145,7 @@ class LocalSource(VerifySource):
             return None
 
     def checkpoint(self) -> Checkpoint:
-        return open_for_listing(self.root)
+        return open_for_listing(self.root, self.only)
 
     def is_inside(self, path: Path | None) -> bool:
         return bool(name_inside(self.root, path))

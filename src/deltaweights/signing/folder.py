@@ -12,9 +12,9 @@ from pathlib import Path
 from deltaweights.checkpoint.small_files import read_small
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy, UsageError
-from deltaweights.manifest.folder_check import SignedFiles
 from deltaweights.manifest.folder_entries import UNSIGNED
 from deltaweights.manifest.parse import Manifest
+from deltaweights.manifest.signed_files import SignedFiles
 from deltaweights.manifest.signer import Signer
 from deltaweights.manifest.verify import digests_to_sign
 from deltaweights.signing.bundle import Bundle, check_keyless, is_keyless, pae, parse_bundle
