@@ -33,6 +33,15 @@ SOURCE_MANIFEST = "SOURCE_MANIFEST.json"
 OWN_FILES = frozenset({"README.md", "DELTAWEIGHTS_NOTICE.txt", "manifest.json", "SHA256SUMS", SOURCE_MANIFEST})
 """Files in every folder that this program writes, which describe that folder alone."""
 
+PROOF = frozenset({"manifest.json", "SHA256SUMS", "model.sig"})
+"""What whoever receives a result checks it with."""
+
+_TERMS = re.compile(
+    r"(.*[ ._-])?(LICEN[CS]ES?|NOTICES?|COPYING|COPYRIGHT|(USE|USAGE)_POLICY|TERMS)([ ._-].*)?", re.IGNORECASE
+)
+_TEXTS = frozenset({"", ".txt", ".md", ".rst", ".html", ".pdf"})
+_CARD = re.compile("(.+_)?README[.]md")
+
 MAX_SIZE, MAX_TEXT, MAX_TOTAL = 64 * 2**20, 8 * 2**20, 128 * 2**20
 """Limits for a configuration or tokenizer file (a tokenizer.json has at most some 20 MB), for a licence or a model card, and for
 all companions together, which are held in memory."""
@@ -85,6 +94,13 @@ class Companions:
 def is_companion(name: str) -> bool:
     """Return whether a file of this name is copied along with the weights."""
     return name in COPIED or name == README or any(pattern.fullmatch(name) for pattern in (LEGAL, INPUT_README))
+
+
+def belongs(name: str) -> bool:
+    """Return whether a file of this name is downloaded along with the weights: companions, proofs, licences, notices and cards."""
+    if is_companion(name) or name in PROOF or _CARD.fullmatch(name):
+        return True
+    return _TERMS.fullmatch(name) is not None and (Path(name).suffix.lower() in _TEXTS or "." not in name)
 
 
 def read_companions(

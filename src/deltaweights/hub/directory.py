@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from pathlib import Path
 
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.file_type import HEAD_BYTES
@@ -18,6 +19,7 @@ from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.file_download import FileDownload
 from deltaweights.hub.files import DownloadingFile, VerifiedFile
 from deltaweights.hub.ids import HubId
+from deltaweights.hub.local_folder import LocalFolder
 from deltaweights.hub.piece_map import PieceMap
 from deltaweights.hub.piece_storage import DiskPieces, MemoryPieces
 from deltaweights.hub.repo_cache import RepoCache
@@ -31,11 +33,17 @@ from deltaweights.util.litter import is_litter
 READ_AHEAD, CAPACITY = 128, 256
 """Pieces in memory of a streamed file: how many are requested ahead of the reader, and how many are kept at most."""
 
+READ_AHEAD_ONCE, CAPACITY_ONCE = 48, 72
+"""The same of a file that is read once, in order, while no other is."""
+
 MAX_IN_MEMORY = 64 * 1024 * 1024  # bytes of a small file that is not stored
 
 
 class HubDirectory(Directory):
-    """The files of a listing but ``hidden`` endings; ``stream`` stores nothing, ``recheck`` hashes cached files again."""
+    """The files of a listing but ``hidden`` endings; ``stream`` stores nothing, ``recheck`` hashes cached files again.
+
+    Files are kept in the cache, or ``into`` a folder. With ``once``, a streamed file is forgotten when it is closed.
+    """
 
     def __init__(
         self,
@@ -47,16 +55,21 @@ class HubDirectory(Directory):
         *,
         stream: bool = False,
         recheck: bool = False,
+        into: LocalFolder | None = None,
+        once: bool = False,
     ) -> None:
-        self.listing, self.stream, self._recheck = listing, stream, recheck
-        self.cache = RepoCache.of(access.cache, listing.repo)
+        self.listing, self.stream, self._recheck, self.into = listing, stream, recheck, into
+        self._shared = RepoCache.of(access.cache, listing.repo)
+        self.cache = into or self._shared
         self.path, self.id = self.cache.snapshot(listing.commit), HubId(listing.repo, listing.commit)
         self._access, self._downloads, self._report = access, downloads, report
         self._records = VerificationRecords(report)
-        self._files = {
+        self._all = {
             name: file for name, file in listing.files.items() if not name.endswith(hidden) and not is_litter(name)
         }
+        self._files = self._all
         self.fetched = 0  # bytes that were not in the cache when their files were opened
+        self._once = once
         self._streams: dict[str, FileDownload] = {}
         self._heads: dict[str, bytes] = {}
 
@@ -79,18 +92,26 @@ class HubDirectory(Directory):
             raise InputOutputError("no such file", where=f"{self.id}/{name}", code=ErrorCode.NOT_FOUND)
         return self._files[name]
 
+    def leave_out(self, names: Collection[str]) -> None:
+        """Do as if these files, and no others, were not there."""
+        self._files = {name: file for name, file in self._all.items() if name not in names}
+
     def missing(self, names: Iterable[str]) -> list[HubFile]:
         """Return those of ``names`` that are not in the cache."""
         files = [self.file(name) for name in names]
-        return [file for file in files if not self.cache.has_blob(file.key)]
+        return [file for file in files if not self.cache.has(file)]
+
+    def to_fetch(self, missing: Iterable[HubFile]) -> list[HubFile]:
+        """Return those of the ``missing`` files that are not to be copied from the cache."""
+        return [file for file in missing if self.into is None or not self._shared.has(file)]
 
     def head(self, name: str) -> bytes:
         # No more than this is fetched: the file may be of the format that is not used.
         file = self.file(name)
         with contextlib.suppress(LeadsOutside):
-            fd = self.cache.open_blob(file.key)
+            fd = self.cache.open(file)
             if fd is not None:
-                with contextlib.closing(LocalFile(self.cache.blob(file.key), fd)) as local:
+                with contextlib.closing(LocalFile(self.cache.place(file), fd)) as local:
                     return local.read(0, min(local.size, HEAD_BYTES))
         if name not in self._heads:
             self._refuse_offline(file)
@@ -127,24 +148,26 @@ class HubDirectory(Directory):
         """Start to download a file to the cache; return None when it is there already. Raises ``InputOutputError``."""
         announced = False
         while True:
-            download = self._downloads.find(self.cache.blob(file.key))
+            download = self._downloads.find(self.cache.place(file))
             if download is not None and not download.verified:
                 return download
             cached = self._open_verified(file)
             if cached is not None:
                 cached.close()
                 return None
+            if self.into is not None and self._copied(file, self.into):
+                continue
             self._refuse_offline(file)
             self.cache.create()
             try:
-                storage = DiskPieces(self.cache.incomplete(file.key), file.size)
+                storage = DiskPieces(self.cache.gathering(file), file.size)
             except BlockingIOError:
                 if not announced:
                     self._report.note(f"another process is fetching {file.name}: waiting for it")
                     announced = True
                 self._wait_for_other(file)
                 continue
-            if self.cache.has_blob(file.key):  # another process put it in place meanwhile
+            if self.cache.has(file):  # another process put it in place meanwhile
                 storage.discard()
                 storage.close()
                 continue
@@ -170,6 +193,10 @@ class HubDirectory(Directory):
             raise InputOutputError("not in the cache", where=where, remedy=remedy, code=ErrorCode.NOT_IN_CACHE)
 
     def _stream(self, file: HubFile) -> InputFile:
+        if self._once:
+            pieces = PieceMap(file, MemoryPieces(CAPACITY_ONCE), read_ahead=READ_AHEAD_ONCE)
+            download = self._downloads.add(self.listing, pieces, None, None)
+            return DownloadingFile(self._downloads, download, self.path / file.name, once=True)
         if file.name not in self._streams:
             pieces = PieceMap(file, MemoryPieces(CAPACITY), read_ahead=READ_AHEAD)
             self._streams[file.name] = self._downloads.add(self.listing, pieces, None, None)
@@ -187,17 +214,27 @@ class HubDirectory(Directory):
             raise DamagedFile("arrived damaged", where=where, found=found, expected=file.key, remedy="run again")
         return MemoryFile(self.path / file.name, bytes(data))
 
-    def _open_verified(self, file: HubFile) -> VerifiedFile | None:
+    def _copied(self, file: HubFile, into: LocalFolder) -> bool:
+        """Copy a file that the cache has ``into`` a folder; return whether it has it. Raises ``InputOutputError``."""
+        cached = self._open_verified(file, self._shared)
+        if cached is None:
+            return False
+        with contextlib.closing(cached):
+            into.copy(file, cached)
+        return True
+
+    def _open_verified(self, file: HubFile, cache: RepoCache | None = None) -> VerifiedFile | None:
         """Open a cached file that has its hash. A damaged one is removed, or an error when offline.
 
         One open file is examined, hashed and read, whatever happens to its name. A link out of the cache is ignored: its target
         may be a file that only this user can read, so not even its hash is reported.
         """
-        blob = self.cache.blob(file.key)
+        cache = cache or self.cache
+        blob = cache.place(file)
         try:
-            fd = self.cache.open_blob(file.key)
+            fd = cache.open(file)
         except LeadsOutside:
-            self._report_damage(file, "a link out of it")
+            self._report_damage(cache, blob, "a link out of it")
             return None
         if fd is None:
             return None
@@ -207,7 +244,7 @@ class HubDirectory(Directory):
             local.arrival = record.download_id if record is not None else None
             if record is not None and record.current and not self._recheck:
                 return local
-            self._report.note(f"checking {blob.name[:12]}, {file.name}, in the cache")
+            self._report.note(f"checking {blob.name[:12]}, {file.name}, {cache.kind}")
             found = _hash_of(file, local.chunks())
             local.check_unchanged()
             if found == file.key:
@@ -218,18 +255,13 @@ class HubDirectory(Directory):
             raise
         local.close()
         stated = f"sha256 is {found}, the Hub states {file.key}" if file.sha256 else f"git's hash is {found}"
-        self._report_damage(file, stated)
-        try:
-            if blob.stat().st_ino == local.status.st_ino:  # not what another process has put in its place meanwhile
-                blob.unlink()
-        except FileNotFoundError:
-            pass
-        except OSError as error:  # or it would be found again and again
-            raise InputOutputError.from_os(error, blob, "remove", "choose another cache with --cache-dir") from error
+        cache.refuse_other(file, local.status)
+        self._report_damage(cache, blob, stated)
+        cache.discard(file, local.status)
         return None
 
-    def _report_damage(self, file: HubFile, problem: str) -> None:
-        blob, problem = self.cache.blob(file.key), f"damaged in the cache: {problem}"
+    def _report_damage(self, cache: RepoCache, blob: Path, problem: str) -> None:
+        problem = f"{cache.damage}: {problem}"
         if self._access.offline:
             raise DamagedFile(problem, where=blob, remedy="fetch it again, without --offline") from None
         self._report.warn(f"{blob}: {problem}: fetching it again")

@@ -12,7 +12,7 @@ from deltaweights.errors import InputOutputError
 from deltaweights.hub.access import Access
 from deltaweights.hub.file_download import FileDownload
 from deltaweights.hub.piece_map import NEAR, PieceMap
-from deltaweights.hub.piece_storage import MISSING, PRESENT, REQUESTED
+from deltaweights.hub.piece_storage import MISSING, PRESENT, REQUESTED, MemoryPieces
 from deltaweights.hub.repo_cache import RepoCache
 from deltaweights.hub.repo_listing import RepoListing
 from deltaweights.hub.transfer import DamagedFile, DownloadStopped, RangesIgnored, Transfer
@@ -53,11 +53,23 @@ class Downloads:
             self._changed.notify_all()
         return download
 
+    def drop(self, download: FileDownload) -> None:
+        """Forget a file that is not kept, and was read: its pieces take memory."""
+        with self._lock:
+            if download in self._downloads:
+                self._downloads.remove(download)
+            if not self._running[download]:
+                del self._running[download]
+            if isinstance(download.pieces.storage, MemoryPieces):
+                download.pieces.storage.clear()  # threads may hold the download until they get another one
+            for key in [key for key in self._urgent if key[0] is download]:
+                del self._urgent[key]
+
     def find(self, blob: Path) -> FileDownload | None:
         """Return the download that will publish ``blob``, if any: base and delta may share a file."""
         with self._lock:
             for download in self._downloads:
-                if download.cache is not None and download.cache.blob(download.pieces.file.key) == blob:
+                if download.cache is not None and download.cache.place(download.pieces.file) == blob:
                     return download
         return None
 

@@ -71,10 +71,11 @@ class FileDownload:
         if self.cache is None or disk is None:
             return
         download_id = disk.download_id
-        disk.publish(self.cache.blob(file.key))
+        self.cache.make_way(file)
+        disk.publish(self.cache.place(file))
         self.cache.link(self.commit, file)
         if self.records is not None:
-            self.records.add(self.cache.blob(file.key), file.key, os.fstat(disk.fd), download_id)
+            self.records.add(self.cache.place(file), file.key, os.fstat(disk.fd), download_id)
 
     def restart(self) -> None:
         """Drop what arrived, since it is damaged. Raises ``InputOutputError``."""

@@ -25,11 +25,11 @@ class Refetched(DamagedFile):
 class DownloadingFile(InputFile):
     """A file that is being downloaded."""
 
-    def __init__(self, downloads: Downloads, download: FileDownload, path: Path) -> None:
+    def __init__(self, downloads: Downloads, download: FileDownload, path: Path, *, once: bool = False) -> None:
         self.path, self.size = path, download.pieces.file.size
         self.verified_sha256 = download.pieces.file.sha256 if download.cache is not None else None
         self.streamed = download.cache is None
-        self._downloads, self._download = downloads, download
+        self._downloads, self._download, self._once = downloads, download, once
         self._generation, self.arrival = downloads.state_of(download)
 
     def read_into(self, out: memoryview, offset: int) -> None:
@@ -60,7 +60,9 @@ class DownloadingFile(InputFile):
             raise Refetched(self._download)
 
     def close(self) -> None:
-        """Do nothing: ``Downloads`` closes the file."""
+        """Free the memory of a file that is read once; ``Downloads`` closes the others."""
+        if self._once:
+            self._downloads.drop(self._download)
 
 
 class VerifiedFile(LocalFile):

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deltaweights.checkpoint.companions import COPIED, LEGAL, README
+from deltaweights.checkpoint.companions import COPIED, LEGAL, README, belongs
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.index import read_index
 from deltaweights.checkpoint.layout import find_main_file
@@ -25,12 +25,15 @@ from deltaweights.hub.directory import HubDirectory
 from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.files import Refetched
 from deltaweights.hub.ids import HubId, ModelLocation, ModelSource, model_source
+from deltaweights.hub.local_folder import LocalFolder
 from deltaweights.hub.repo_cache import RepoCache
 from deltaweights.hub.repo_listing import RepoListing
 from deltaweights.hub.verified import VerificationRecords
 from deltaweights.report import Report
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
+
+MAX_TAKEN_ALONG = 64 * 1024 * 1024  # bytes of a file that nobody may read: a licence, a card, a manifest
 
 SLACK = 16 * 1024 * 1024  # bytes kept free in the cache beyond what is downloaded
 
@@ -58,12 +61,26 @@ class Hub:
         self._opened: list[tuple[HubId, HubDirectory]] = []
         self._used: dict[HubDirectory, Sequence[str]] = {}
 
-    def open(self, wanted: HubId, hidden: Sequence[str] = ()) -> HubDirectory:
-        """Return the directory of ``wanted``, without files whose names end with one of ``hidden``. Raises ``InputOutputError``."""
+    def open(
+        self, wanted: HubId, hidden: Sequence[str] = (), into: LocalFolder | None = None, *, once: bool = False
+    ) -> HubDirectory:
+        """Return the directory of ``wanted``, without files whose names end with one of ``hidden``.
+
+        Files are kept in the cache, or ``into`` a folder; with ``once``, those of a stream only until they are closed. Raises
+        ``InputOutputError``.
+        """
         listing = self._listing(wanted)
-        stream, recheck = self._options.stream, self._options.recheck
+        stream, recheck, said = self._options.stream, self._options.recheck, self._report
         directory = HubDirectory(
-            self._access, listing, self.downloads, self._report, tuple(hidden), stream=stream, recheck=recheck
+            self._access,
+            listing,
+            self.downloads,
+            said,
+            tuple(hidden),
+            stream=stream,
+            recheck=recheck,
+            into=into,
+            once=once,
         )
         self._opened.append((wanted, directory))
         return directory
@@ -89,17 +106,18 @@ class Hub:
         """Report which files are used and how much is to be downloaded. Raises ``InputOutputError`` when it does not fit."""
         self._used[directory] = names
         missing = directory.missing(names)
-        begun = sum(_bytes_on_disk(directory.cache.incomplete(file.key)) for file in missing)
-        total, to_fetch = sum(directory.file(name).size for name in names), sum(file.size for file in missing) - begun
+        fetched = directory.to_fetch(missing)
+        begun = sum(_bytes_on_disk(directory.cache.gathering(file)) for file in missing)
+        total, to_fetch = sum(directory.file(name).size for name in names), sum(file.size for file in fetched) - begun
         what = "read by ranges, and not kept" if self._options.stream else "to fetch"
         files = f"{counted(len(names), 'file')}, {human_bytes(total)}; {human_bytes(max(0, to_fetch))} {what}"
         self._report.note(f"{directory.id}: {files}")
-        for file in missing:
+        for file in fetched:
             self._report.note(f"  {human_bytes(file.size):>9}  {file.name}")
         if not missing or self._options.stream:
             return
         directory.cache.create()
-        self._reserved += to_fetch
+        self._reserved += sum(file.size for file in missing) - begun
         needed, free = self._reserved + SLACK, shutil.disk_usage(directory.cache.root).free
         if free < needed:
             raise InputOutputError(
@@ -129,6 +147,19 @@ class Hub:
         for directory, file in files:
             directory.cache.link(directory.listing.commit, file)
 
+    def take_along(self, directory: HubDirectory, names: Sequence[str]) -> None:
+        """Keep the small files that belong to a checkpoint and that nobody may read. Raises ``InputOutputError``."""
+        if self._options.stream:
+            return
+        files = [directory.file(name) for name in names if belongs(name)]
+        if self._access.offline:
+            files = [file for file in files if directory.cache.has(file)]
+        started = [directory.fetch(file) for file in files if file.size <= MAX_TAKEN_ALONG]
+        self.downloads.wait_until_verified([download for download in started if download is not None])
+        for file in files:
+            if file.size <= MAX_TAKEN_ALONG:
+                directory.cache.link(directory.listing.commit, file)
+
     def recheck(self, error: MalformedInput) -> None:
         """Wait for all hashes: a file that seems malformed may have arrived damaged. Raises ``Refetched`` if so."""
         if self.downloads.any_unverified:
@@ -142,7 +173,8 @@ class Hub:
         self.downloads.close()
         for wanted, directory in self._opened:
             used = self._used.get(directory)
-            if used and not self._access.offline and not self._options.stream and not directory.missing(used):
+            kept = directory.into is None and not self._access.offline and not self._options.stream
+            if used and kept and not directory.missing(used):
                 directory.cache.set_ref(wanted, directory.listing.commit)
 
 
@@ -152,10 +184,15 @@ def _bytes_on_disk(path: Path) -> int:
     return 0
 
 
-def needed_files(directory: Directory, role: str) -> list[str]:
-    """Return the names of a checkpoint's weights, index and companion files. Raises ``MalformedInput`` without weights."""
+def needed_files(directory: Directory, role: str, *, keep: bool = False) -> list[str]:
+    """Return the names of a checkpoint's weights, index and companion files; with ``keep``, of all files that belong to it.
+
+    Raises ``MalformedInput`` without weights.
+    """
     start, names = find_main_file(directory, role).name, directory.names()
     used = {start, *(name for name in names if name in COPIED or LEGAL.fullmatch(name) or name in {README, PROJECTOR})}
+    if keep:
+        used |= set(filter(belongs, names))
     if start == PARAMS:
         used |= {name for name in names if META_PART.fullmatch(name)}
     elif start.endswith(".index.json"):
@@ -167,10 +204,11 @@ def needed_files(directory: Directory, role: str) -> list[str]:
 
 @contextmanager
 def located(
-    given: Sequence[tuple[str, ModelLocation]], options: HubOptions | None, report: Report
+    given: Sequence[tuple[str, ModelLocation]], options: HubOptions | None, report: Report, *, keep: bool = False
 ) -> Iterator[list[Path | HubDirectory]]:
     """Yield where each checkpoint is, given its role and location. Nothing of the Hub is loaded when all are paths.
 
+    With ``keep``, all that belongs to the checkpoints is put into the cache, whoever reads it: proofs, licences, cards.
     Raises ``UsageError``, ``MalformedInput`` and ``InputOutputError``.
     """
     sources = [place if isinstance(place, ModelSource) else model_source(place) for _, place in given]
@@ -184,10 +222,12 @@ def located(
             if source is not None:
                 directory = hub.open(source.id, source.hidden)
                 try:
-                    needed = needed_files(directory, role)
+                    needed = needed_files(directory, role, keep=keep)
                 except MalformedInput as error:
                     raise explain(directory, error) from error.__cause__
                 hub.announce(directory, needed)
+                if keep:
+                    hub.take_along(directory, needed)
                 places.append(directory)
             elif not isinstance(place, ModelSource):
                 places.append(Path(place))

@@ -144,11 +144,15 @@ class DiskPieces:
 
     def publish(self, blob: Path) -> None:
         """Flush the complete file and give it its final name. Raises ``InputOutputError``."""
-        with wrap_os_errors(blob, "put in place"):
+        with wrap_os_errors(blob, "put in place"), contextlib.ExitStack() as stack:
             os.fsync(self.fd)
+            folder = self._folder
+            if blob.parent != self.path.parent:
+                folder = _open_folder(blob.parent)
+                stack.callback(os.close, folder)
             with self._guard:
                 self._refuse_closed()
-                os.replace(self.path.name, blob.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+                os.replace(self.path.name, blob.name, src_dir_fd=self._folder, dst_dir_fd=folder)
                 self._remove(self._marks)
 
     def mark_missing(self, pieces: Iterable[int]) -> None:
@@ -242,6 +246,11 @@ class MemoryPieces:
             part = data[: self.piece_size - at]
             self._partial.setdefault(piece, bytearray(self.piece_size))[at : at + len(part)] = part
             data, offset = data[len(part) :], offset + len(part)
+
+    def clear(self) -> None:
+        """Forget all pieces."""
+        self._pieces.clear()
+        self._partial.clear()
 
     def mark_present(self, piece: int) -> list[int]:
         self._pieces[piece] = self._partial.pop(piece)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from deltaweights.checkpoint.safe_open import SEARCH, LeadsOutside, open_blob, opened_folder
 from deltaweights.checkpoint.small_files import read_small
@@ -31,6 +32,10 @@ class RepoCache:
 
     root: Path
 
+    damage: ClassVar[str] = "damaged in the cache"
+    """What is said of a file that does not have its hash."""
+    kind: ClassVar[str] = "in the cache"
+
     @classmethod
     def of(cls, cache: Path, repo: str) -> RepoCache:
         """Return the folder of ``repo`` in ``cache``."""
@@ -48,6 +53,18 @@ class RepoCache:
         """Return where the pieces of a file are gathered."""
         return self.root / "blobs" / f"{key}.deltaweights.incomplete"
 
+    def place(self, file: HubFile) -> Path:
+        """Return where the content of ``file`` is, once it is complete."""
+        return self.blob(file.key)
+
+    def gathering(self, file: HubFile) -> Path:
+        """Return where the pieces of ``file`` are gathered."""
+        return self.incomplete(file.key)
+
+    def open(self, file: HubFile) -> int | None:
+        """Open the content of ``file``, as ``open_blob`` does."""
+        return self.open_blob(file.key)
+
     def open_blob(self, key: str) -> int | None:
         """Open a file's content, None if absent. Raises ``LeadsOutside`` for a link out of the cache, and ``InputOutputError``."""
         blob = self.blob(key)
@@ -60,13 +77,30 @@ class RepoCache:
                     os.close(blobs)
         return None
 
-    def has_blob(self, key: str) -> bool:
+    def has(self, file: HubFile) -> bool:
         """Return whether a file's content is there, and not by a link out of the cache. Raises ``InputOutputError``."""
         with contextlib.suppress(LeadsOutside):
-            if (fd := self.open_blob(key)) is not None:
+            if (fd := self.open(file)) is not None:
                 os.close(fd)
                 return True
         return False
+
+    def refuse_other(self, file: HubFile, found: os.stat_result) -> None:
+        """Raise ``TargetBusy`` if what was ``found`` in the place of ``file`` must not be replaced: all of a cache may be."""
+
+    def discard(self, file: HubFile, damaged: os.stat_result) -> None:
+        """Remove the content of ``file``, unless another process has replaced what is ``damaged``. Raises ``InputOutputError``."""
+        blob = self.place(file)
+        try:
+            if blob.stat().st_ino == damaged.st_ino:
+                blob.unlink()
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # or it would be found again and again
+            raise InputOutputError.from_os(error, blob, "remove", "choose another cache with --cache-dir") from error
+
+    def make_way(self, file: HubFile) -> None:
+        """Prepare the place of ``file`` for its content: a blob needs nothing."""
 
     def create(self) -> None:
         """Create the folders that are missing. Raises ``InputOutputError``."""
@@ -124,7 +158,7 @@ class RepoCache:
 
     def listing(self, wanted: HubId) -> RepoListing | None:
         """Return what the cache has of a commit, None when it has nothing. Raises ``InputOutputError``."""
-        commit = self._commit_of(wanted.revision or "main")
+        commit = self.commit_of(wanted.revision or "main")
         if commit is None:
             return None
         files = {}
@@ -138,7 +172,8 @@ class RepoCache:
                     files[entry.name] = HubFile(entry.name, blob.stat().st_size, sha256, git_sha1)
         return RepoListing(wanted.repo, commit, files)
 
-    def _commit_of(self, revision: str) -> str | None:
+    def commit_of(self, revision: str) -> str | None:
+        """Return the commit that a branch, a tag or a commit's name is at, None when the cache does not have it."""
         if COMMIT.fullmatch(revision):
             return revision if self.snapshot(revision).is_dir() else None
         with contextlib.suppress(InputOutputError, MalformedInput):

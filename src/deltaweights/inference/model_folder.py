@@ -13,6 +13,7 @@ from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.small_files import json_object
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError
+from deltaweights.manifest.base_claim import BaseClaim, base_claim
 from deltaweights.manifest.input_manifest import manifest_of_if_any, with_source
 from deltaweights.merge.rules import is_buffer
 from deltaweights.recipes.identify import Identity, identify
@@ -44,6 +45,7 @@ class ModelFolder:
     special_tokens_map: dict[str, Json] | None
     processors: dict[str, dict[str, Json]]  # those of PROCESSORS that exist
     layout: str | None  # the manifest's: "original" or "transformers"
+    base: BaseClaim | None  # what the manifest says of the base of these weights
     file_names: frozenset[str]
     notes: tuple[str, ...]
     identity: Identity
@@ -87,8 +89,9 @@ def read_model_folder(folder: str | os.PathLike[str]) -> ModelFolder:
         for name in indexes:
             if directory.head(name).startswith(UTF8_MARK):
                 raise MalformedAt(path / name, SAVE_UNMARKED)("not strict JSON", MARKED)
+        manifest = manifest_of_if_any(checkpoint, Report())  # verify reports a bad one
         documents = {name: _read(directory, name) for name in PROCESSORS}
-        stated = with_source(checkpoint, manifest_of_if_any(checkpoint, Report()), Report())  # verify reports a bad one
+        stated = with_source(checkpoint, manifest, Report())
         return ModelFolder(
             path=path,
             container=checkpoint.container,
@@ -99,6 +102,7 @@ def read_model_folder(folder: str | os.PathLike[str]) -> ModelFolder:
             special_tokens_map=_read(directory, SPECIAL_TOKENS),
             processors={name: document for name, document in documents.items() if document is not None},
             layout=(stated.layout or None) if stated is not None else None,
+            base=base_claim(manifest) if manifest is not None else None,
             file_names=frozenset(directory.names()),
             notes=checkpoint.notes,
             identity=identify(checkpoint, {}, read=False, stated=lambda _: stated),

@@ -11,7 +11,8 @@ from deltaweights.export.layout import conversation_name
 from deltaweights.export.sizes import EMBEDDING
 from deltaweights.jobs.model_card import CardFacts, Origin
 from deltaweights.jobs.planned_result import PlannedResult
-from deltaweights.manifest.findings import Findings
+from deltaweights.manifest.base_claim import BaseClaim, claim_of
+from deltaweights.manifest.findings import Findings, ProofRecord
 from deltaweights.merge.choices import TORCH_NAMES, TRANSFORMERS
 from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.record import ResultDigests
@@ -28,7 +29,9 @@ KINDS = {
 }
 
 
-def card_facts(planned: PlannedResult, digests: ResultDigests, findings: Findings) -> CardFacts:
+def card_facts(
+    planned: PlannedResult, digests: ResultDigests, findings: Findings, source_proof: ProofRecord | None
+) -> CardFacts:
     """Return the facts of a model card. An input that is not a Hub repository is named as in the recipe."""
     plan, recipe = planned.plan, planned.recipe
     names = {tensor.spec.name for tensor in plan.tensors}
@@ -48,6 +51,8 @@ def card_facts(planned: PlannedResult, digests: ResultDigests, findings: Finding
         base = _named(base, _base_of(recipe))
         # A recipe does not say where the target of its delta is.
         primary = primary if kind == "delta" else _named(primary, recipe.delta.repo)
+    claim = claim_of(findings.proof, source_proof)
+    warnings = (f"WARNING: {claim.warning}",) if claim is not None and claim.warning is not None else ()
     return CardFacts(
         kind=kind,
         layout=TRANSFORMERS if laid_out else plan.options.layout,
@@ -65,17 +70,17 @@ def card_facts(planned: PlannedResult, digests: ResultDigests, findings: Finding
         compute_dtype=TORCH_NAMES[planned.copied_delta or plan.options.compute_dtype],
         stored_dtype=TORCH_NAMES[plan.options.dtype],
         container=plan.options.container,
-        settings=_settings(findings),
-        notices=tuple(recipe.notice.splitlines()) if recipe else (),
+        settings=_settings(claim, findings),
+        notices=(*warnings, *(recipe.notice.splitlines() if recipe else ())),
         sources=recipe.sources if recipe else (),
         stop_strings=stop_strings(conversation) if conversation else (),
     )
 
 
-def _settings(findings: Findings) -> tuple[tuple[str, str], ...]:
+def _settings(claim: BaseClaim | None, findings: Findings) -> tuple[tuple[str, str], ...]:
     """Return what was found of the base, and what of the target a delta does not bring back."""
-    proof, lost = findings.proof, findings.inexact if findings.not_restored is None else findings.not_restored
-    settings = (("Proof of the base", proof.verdict),) if proof is not None else ()
+    lost = findings.inexact if findings.not_restored is None else findings.not_restored
+    settings = (("Proof of the base", claim.verdict),) if claim is not None else ()
     if not lost:
         return settings
     count = f"{counted(sum(lost.values()), 'weight')} in {counted(len(lost), 'tensor')}, by tensor in `manifest.json`"

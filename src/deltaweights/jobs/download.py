@@ -1,24 +1,30 @@
-"""Download models from the Hub into its cache, and verify them."""
+"""Download models from the Hub, into its cache or a folder, and verify them."""
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Sequence
-from dataclasses import dataclass
+import importlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from deltaweights.errors import UsageError
+from deltaweights.errors import MalformedInput, UsageError
 from deltaweights.hub.directory import HubDirectory
 from deltaweights.hub.ids import ModelSource, hub_id
+from deltaweights.hub.local_folder import LocalFolder
 from deltaweights.hub.locate import Hub, HubOptions, needed_files
 from deltaweights.jobs.recognised_recipe import show_notice
+from deltaweights.manifest.parse import parse_manifest
+from deltaweights.manifest.records import MANIFEST
 from deltaweights.recipes.catalogue import load
 from deltaweights.recipes.hub_sources import base_source, delta_source
 from deltaweights.report import Report
+from deltaweights.util import limits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Downloaded:
-    """Files of one commit in the cache folder ``path``: sizes by name; ``fetched`` counts the bytes that this call downloaded."""
+    """Files of one commit in the folder ``path``: sizes by name; ``fetched`` counts the bytes that this call downloaded."""
 
     repo: str
     commit: str
@@ -28,22 +34,56 @@ class Downloaded:
     fetched: int
 
 
-def download(
-    model: str, *, include: Sequence[str] = (), options: HubOptions | None = None, report: Report | None = None
-) -> list[Downloaded]:
-    """Download the checkpoint ``model``, a Hub id or the name of a recipe, or only its files that match ``include``.
+@dataclass(frozen=True)
+class Patterns:
+    """Which files to download, as ``hf`` reads patterns: ``*`` matches slashes, too, and letters are told apart by their case."""
 
-    Cached files are verified once, and used; an interrupted download is resumed. Raises ``UsageError``, ``MalformedInput`` when
-    there are no weights, and ``InputOutputError``.
+    include: Sequence[str] = field(default=())
+    exclude: Sequence[str] = field(default=())
+
+    def matching(self, names: Iterable[str]) -> list[str]:
+        """Return those of ``names`` that are included, if any need be, and not excluded."""
+        utils = importlib.import_module("huggingface_hub.utils")
+        choose: Callable[..., Iterable[str]] = utils.filter_repo_objects
+        return list(
+            choose(list(names), allow_patterns=list(self.include) or None, ignore_patterns=list(self.exclude) or None)
+        )
+
+    def __str__(self) -> str:
+        return ", ".join([*self.include, *(f"not {pattern}" for pattern in self.exclude)])
+
+
+def download(
+    model: str,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    local_dir: str | os.PathLike[str] | None = None,
+    options: HubOptions | None = None,
+    report: Report | None = None,
+) -> list[Downloaded]:
+    """Download the checkpoint ``model``, a Hub id or the name of a recipe, with all that belongs to it.
+
+    That is what a loader reads, manifest, sums and signature, and licences, notices and cards; or, with ``include``, the files
+    that match. None of those that match ``exclude`` is downloaded. They are put into the Hub's cache, or, themselves and not as
+    links, into ``local_dir``, where a file that was not downloaded there is never replaced. Cached files are verified once, and
+    used; an interrupted download is resumed. Raises ``UsageError``, ``MalformedInput`` when there are no weights, ``TargetBusy``
+    when another file has the name of one, and ``InputOutputError``.
     """
-    report, options = report or Report(), options or HubOptions()
+    report, options, patterns = report or Report(), options or HubOptions(), Patterns(include, exclude)
     if options.stream:
         raise UsageError("a download that keeps nothing", remedy="leave stream out")
     sources = _sources(model, report)
+    if local_dir is not None and len(sources) > 1:
+        remedy = "download each by its own id"
+        raise UsageError("a recipe has two models, and --local-dir is for one", found=model, remedy=remedy)
+    into = None if local_dir is None else LocalFolder.at(Path(local_dir))
+    if into is not None:
+        into.create()
     hub = Hub(options, report)
     try:
-        directories = [(role, hub.open(source.id, source.hidden)) for role, source in sources]
-        chosen = [(directory, _chosen(directory, role, include)) for role, directory in directories]
+        directories = [(role, hub.open(source.id, source.hidden, into)) for role, source in sources]
+        chosen = [(directory, _chosen(directory, role, patterns)) for role, directory in directories]
         for directory, names in chosen:
             hub.announce(directory, names)
         hub.fetch(chosen)
@@ -74,10 +114,32 @@ def _sources(model: str, report: Report) -> list[tuple[str, ModelSource]]:
     return [("base", base_source(recipe)), ("delta", delta_source(recipe))]
 
 
-def _chosen(directory: HubDirectory, role: str, include: Sequence[str]) -> list[str]:
-    if not include:
-        return needed_files(directory, role)
-    names = [name for name in directory.names() if any(fnmatch.fnmatchcase(name, pattern) for pattern in include)]
+def _chosen(directory: HubDirectory, role: str, patterns: Patterns) -> list[str]:
+    """Return the names of the files to download, sorted. Raises ``UsageError`` and ``MalformedInput``."""
+    matching = patterns.matching(directory.names())
+    if patterns.include:
+        names = matching
+    else:
+        directory.leave_out(set(directory.names()) - set(matching))
+        try:
+            names = _belonging(directory, role)
+        except MalformedInput:
+            if not patterns.exclude:
+                raise
+            directory.leave_out(())
+            names = [name for name in _belonging(directory, role) if name in matching]  # the weights were left out
     if not names:
-        raise UsageError("no file matches", found=", ".join(include), expected=", ".join(directory.names()[:8]))
+        raise UsageError("no file matches", found=patterns, expected=", ".join(directory.names()[:8]))
     return names
+
+
+def _belonging(directory: HubDirectory, role: str) -> list[str]:
+    """Return the names of all files that belong to a checkpoint: those that are needed, and those that its manifest lists."""
+    names = set(needed_files(directory, role, keep=True))
+    if MANIFEST in names and directory.file(MANIFEST).size <= limits.MANIFEST.size:
+        try:
+            listed = parse_manifest([directory.read(MANIFEST, limits.MANIFEST.size)]).files
+        except (ValueError, MalformedInput):  # somebody else's: the name is not ours alone
+            listed = {}
+        names |= {name for name in listed if directory.has(name)}
+    return sorted(names)

@@ -16,6 +16,7 @@ from deltaweights.jobs.findings import BaseFacts
 from deltaweights.jobs.input_checks import check_base_identity, check_delta_files, check_ties, refuse_no_delta
 from deltaweights.jobs.recognised_recipe import recipe_of_delta, recipe_of_manifest, recipe_of_repository, show_notice
 from deltaweights.jobs.request import InputRequest, Place, compute_dtype_of
+from deltaweights.jobs.source_proof import judge_source
 from deltaweights.jobs.stated_facts import (
     MadeDelta,
     arithmetic_text,
@@ -93,7 +94,7 @@ def open_pair(request: InputRequest, unpacker: Unpacker | None, report: Report) 
     assert request.base is not None  # noqa: S101  (this tells mypy)
     places = [("base", _pinned(request.base, recipe)), (operation.primary, request.primary)]
     with (
-        located(places, request.hub, report) as (base_at, primary_at),
+        located(places, request.hub, report, keep=True) as (base_at, primary_at),
         open_checkpoint(base_at, "base", unpacker, report) as base,
         open_checkpoint(primary_at, operation.primary, unpacker, report) as primary,
     ):
@@ -201,7 +202,7 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
     """Open a checkpoint to copy. The recipe is that of the request, else that of the checkpoint's own manifest."""
     role, recipe = request.operation.primary, request.recipe
     with (
-        located([(role, request.primary)], request.hub, report) as (at,),
+        located([(role, request.primary)], request.hub, report, keep=True) as (at,),
         open_checkpoint(at, role, unpacker, report) as source,
     ):
         refuse_shell(source)
@@ -218,6 +219,8 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
         # The bytes are compared with this manifest as they are read.
         manifest = own if own is not None and lists_same_tensors(own, source) else None
         facts = stated if manifest is not None else None
+        allowed = request.allow_refuted_source
+        judge_source(source, own, request.operation, report, same=manifest is not None, allowed=allowed)
         if recipe is None and facts is not None and facts.recipe:
             recipe = recipe_of_manifest(facts.recipe, report)
         elif recipe is not None and facts is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from deltaweights.jobs.findings import BaseFacts
 from deltaweights.jobs.prepare import Prepared
 from deltaweights.jobs.provenance import is_streamed, origins_of, verified_hashes
+from deltaweights.jobs.source_proof import SourceProof, source_proof
 from deltaweights.merge.plan import Plan
 from deltaweights.recipes.recipe import Recipe
 
@@ -22,7 +23,8 @@ class PlannedResult:
     ``companions`` are files by name. ``hashes`` are the sha256 of input files that were computed or compared. ``origins`` are the
     sources of the inputs, ``parents`` those that the primary's own manifest states of its inputs. ``expected`` is the content
     digest, in the original layout, that this manifest states. ``of_base`` says how the sums are judged. ``streamed``: an input was
-    not kept. ``digests`` are those of ``Inputs``. ``copied_delta`` is the compute dtype of a delta of ours that is copied.
+    not kept. ``digests`` are those of ``Inputs``. ``copied_delta`` is the compute dtype of a delta of ours that is copied,
+    ``source`` the proof of a checkpoint that is copied.
     """
 
     plan: Plan
@@ -36,6 +38,7 @@ class PlannedResult:
     streamed: bool
     digests: Mapping[str, str] = field(default_factory=dict)
     copied_delta: str | None = None
+    source: SourceProof | None = None
 
 
 def planned_result(prepared: Prepared) -> PlannedResult:
@@ -53,4 +56,5 @@ def planned_result(prepared: Prepared) -> PlannedResult:
         streamed=any(map(is_streamed, prepared.checkpoints.values())),
         digests=prepared.inputs.digests,
         copied_delta=facts.compute_dtype if facts is not None and facts.kind == "delta" else None,
+        source=source_proof(prepared.inputs.manifest, prepared.plan),
     )

@@ -10,13 +10,13 @@ from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, Mismatch, UsageError
 from deltaweights.jobs.request import InputRequest, or_allow
+from deltaweights.manifest.base_claim import base_claim
 from deltaweights.manifest.digest import content_digest, tensor_digest, tensor_hasher
 from deltaweights.manifest.input_manifest import lists_same_tensors
 from deltaweights.manifest.parse import InputTensors, Manifest, specs_digest
 from deltaweights.manifest.records import MANIFEST
-from deltaweights.merge.base_proof import Verdict
 from deltaweights.merge.choices import DIGITS, DTYPES, TORCH_NAMES, TRANSFORMERS
-from deltaweights.merge.operation import Fate, NewRows
+from deltaweights.merge.operation import Fate, NewRows, Operation
 from deltaweights.merge.rules import Dropped, Matching
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
@@ -143,14 +143,6 @@ def refuse_changed_inputs(stated: Mapping[str, str], read: Mapping[str, str]) ->
 CHANGED = f"find out where with deltaweights verify; or remove its {MANIFEST}, if you changed the weights yourself"
 
 
-def _warn_of_doubt(checkpoint: Checkpoint, manifest: Manifest, report: Report) -> None:
-    """Warn where the manifest of a merge says that its base was refuted, or not proved, and the user insisted."""
-    proof = manifest.findings.proof
-    if proof is not None and proof.verdict not in {Verdict.PROVED, Verdict.NO_EVIDENCE}:
-        says = f"its {MANIFEST} says that its base was not proved ({proof.verdict})"
-        report.warn(f"{checkpoint.role} {checkpoint.path}: {says}: its weights may be wrong")
-
-
 def refuse_wrong_kind(checkpoint: Checkpoint, manifest: Manifest | None, request: InputRequest, report: Report) -> None:
     """Raise ``Mismatch`` for an input that its own ``manifest`` states to be of a kind that the operation cannot use.
 
@@ -158,7 +150,9 @@ def refuse_wrong_kind(checkpoint: Checkpoint, manifest: Manifest | None, request
     """
     if manifest is None or not lists_same_tensors(manifest, checkpoint):
         return
-    _warn_of_doubt(checkpoint, manifest, report)
+    claim = base_claim(manifest)
+    if claim is not None and claim.warning is not None and request.operation in {Operation.APPLY, Operation.MAKE}:
+        report.warn(f"{checkpoint.role} {checkpoint.path}: {claim.warning}")
     role, says = checkpoint.role, f"deltaweights made it (its {MANIFEST})"
     if role == "delta" and manifest.kind == "merge":
         by = f" by recipe {manifest.recipe}" if manifest.recipe else ""

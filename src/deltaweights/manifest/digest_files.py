@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 from deltaweights.checkpoint.checksums import pieces_of, verify_in_pieces
-from deltaweights.checkpoint.files import InputFile, LocalFile
+from deltaweights.checkpoint.files import InputFile
 from deltaweights.checkpoint.tensors import ContiguousSource, LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest import SourceDigest
+from deltaweights.manifest.digests import Digests
 from deltaweights.manifest.parse import TensorRow
 from deltaweights.manifest.records import FileRecord
+from deltaweights.manifest.verify_source import VerifySource
 from deltaweights.report import Report
 from deltaweights.util.workers import run_parallel
 
@@ -23,27 +24,18 @@ OnError = Callable[[str, Exception], None]  # takes the name of a file or tensor
 
 @dataclass(frozen=True)
 class DigestRequest:
-    """The files ``names`` of ``root``, and the ``tensors`` in them.
+    """The files ``names`` of ``source``, and the ``tensors`` in them.
 
-    ``opened`` are the files that are open already; of the others, only ``links`` may be symbolic links. With ``verify_checksums``,
-    tensors and ``extra_checksums`` (see ``WeightsFile``) are compared with the checksums that the files record.
+    ``opened`` are the files that are open already. With ``verify_checksums``, tensors and ``extra_checksums`` (see
+    ``WeightsFile``) are compared with the checksums that the files record.
     """
 
-    root: Path
+    source: VerifySource
     names: Iterable[str]
     opened: Mapping[str, InputFile] = field(default_factory=dict)
     tensors: Iterable[LazyTensor] = ()
     extra_checksums: Iterable[LazyTensor] = ()
     verify_checksums: bool = False
-    links: Collection[str] = ()
-
-
-@dataclass(frozen=True)
-class Digests:
-    """The digests by name, without files and tensors that cannot be read."""
-
-    files: dict[str, FileRecord] = field(default_factory=dict)
-    tensors: dict[str, TensorRow] = field(default_factory=dict)
 
 
 class _Task(NamedTuple):
@@ -64,7 +56,7 @@ def digest_all(request: DigestRequest, on_error: OnError, workers: int, report: 
         (scattered if name is None else inside.setdefault(name, [])).append(tensor)
 
     def read_file(name: str) -> Iterator[int]:
-        file = request.opened.get(name) or LocalFile(request.root / name, follow=name in request.links)
+        file = request.opened.get(name) or request.source.open(name)
         try:
             tensors = inside.get(name, ())
             sha256, rows = yield from digest_file(file, tensors, verify_checksums=request.verify_checksums)
@@ -160,7 +152,4 @@ def _size(request: DigestRequest, name: str) -> int:
     """Return the size of a file, for the order and the progress; 0 when it cannot be known yet."""
     if name in request.opened:
         return request.opened[name].size
-    try:
-        return (request.root / name).stat().st_size
-    except OSError:
-        return 0
+    return request.source.size(name) or 0

@@ -1,56 +1,62 @@
-"""A verification in progress: compares the names, sizes and bytes in a folder with a manifest, and collects the problems."""
+"""A verification in progress: compares names, sizes and bytes with a manifest or stated hashes, and collects the problems."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.checkpoint.layout_names import META_PART
-from deltaweights.checkpoint.small_files import read_small, refuse_long
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.manifest.digest import content_digest, digested
-from deltaweights.manifest.digest_files import DigestRequest, Digests, digest_all
-from deltaweights.manifest.folder_entries import name_inside, scan_folder, unsigned_entries
-from deltaweights.manifest.open_weights import SPREAD, open_for_listing, open_result_weights, request_for
-from deltaweights.manifest.parse import LISTING, Manifest, TensorRow, original_digest, parse_manifest
+from deltaweights.manifest.file_parts import EXTRAS, LOADABLE, LOADER_FILES, PARTS, TEMPLATES, WEIGHTS, part_of
+from deltaweights.manifest.open_weights import SPREAD
+from deltaweights.manifest.parse import LISTING, Manifest
+from deltaweights.manifest.read_manifest import contradictions, read_manifest
 from deltaweights.manifest.records import MANIFEST, SUMS, FileRecord, sums_bytes
-from deltaweights.manifest.verify_report import CONTENT, FILE, TENSOR, Problem, VerifyReport
-from deltaweights.report import Report
+from deltaweights.manifest.stated_hashes import missing_shards, size_fault
+from deltaweights.manifest.verify_report import FILE, Problem
+from deltaweights.manifest.verify_source import StatedFile, VerifySource
 from deltaweights.util import limits
-from deltaweights.util.litter import is_litter
 from deltaweights.util.text import SAVE_UNMARKED
-
-LOADABLE = frozenset({".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".gguf", ".h5", ".msgpack", ".py"})
-"""Suffixes of files that loaders take weights or code from."""
-
-
-@dataclass(frozen=True)
-class SignedFiles:
-    """The files that a verified signature covers: sha256 (hex) by name. ``key`` is the sha256 of the public key's PEM."""
-
-    key: str
-    digests: Mapping[str, str]
 
 
 class FolderCheck:
-    """The verification of ``root`` by its own manifest, or by the one at ``external``; ``record`` is the manifest's."""
+    """The verification of ``source`` by its own manifest, or by the one at ``external``; ``record`` is the manifest's.
 
-    def __init__(self, root: Path, external: Path | None) -> None:
-        self.root, self._external = root, external
-        self._entries = scan_folder(root, "verify")
+    Where there is neither, the files are compared with the hashes that ``source.stated`` has, if it has any.
+    """
+
+    def __init__(self, source: VerifySource, external: Path | None = None, *, expects_content: bool = False) -> None:
+        """Prepare it; ``expects_content`` says that a content digest will be compared, which says enough of the weights."""
+        own = external is not None and source.is_inside(external) and external.name == MANIFEST
+        self.source, self.external = source, None if own else external
+        self._entries, self._only, self._expects_content = source.entries, source.only, expects_content
         self.manifest: Manifest | None = None
         self.record: FileRecord | None = None
-        self._problems: list[Problem] = []
+        self.stated: dict[str, StatedFile] = {}
+        self.problems: list[Problem] = []
+        self.content_matches = False  # whether the tensors that were read have the expected content digest
+        self._weights_files: frozenset[str] = frozenset()
 
     def add_problem(
-        self, name: str, problem: str, found: str | None = None, expected: str | None = None, *, about: str = FILE
+        self,
+        name: str,
+        problem: str,
+        found: str | None = None,
+        expected: str | None = None,
+        *,
+        about: str = FILE,
+        part: str | None = None,
+        is_pin: bool = False,
     ) -> None:
-        """Add a problem."""
-        self._problems.append(Problem(name, problem, found, expected, about))
+        """Add a problem; ``part`` follows from what it is about, and from the file's name."""
+        if part is None:
+            part = WEIGHTS if about != FILE else self.part(name)
+        self.problems.append(Problem(name, problem, found, expected, about, part, is_pin))
+
+    def part(self, name: str) -> str:
+        """Return the part that a file belongs to: whatever the manifest has tensors in are weights."""
+        return WEIGHTS if name in self._weights_files else part_of(name)
 
     @property
     def is_listing(self) -> bool:
@@ -58,108 +64,134 @@ class FolderCheck:
         return self.manifest is not None and self.manifest.kind == LISTING
 
     @property
-    def _is_result(self) -> bool:
+    def is_result(self) -> bool:
         """Whether the rules for our results apply, even if the manifest cannot be read: no links, and SHA256SUMS."""
-        return self._external is None and not self.is_listing
+        others = self.external is not None or self.is_listing or self.by_hashes or self._only is not None
+        return not others
 
     @property
-    def records(self) -> dict[str, FileRecord]:
-        """The files that the manifest lists."""
-        return self.manifest.files if self.manifest else {}
+    def by_hashes(self) -> bool:
+        """Whether hashes that something other than a manifest states take its place."""
+        return self.external is None and self.source.stated is not None and not self._has_own_manifest
+
+    @property
+    def _has_own_manifest(self) -> bool:
+        return MANIFEST in self._entries.readable | set(self._entries.irregular)
+
+    @property
+    def compared_with(self) -> str:
+        """What states the hashes, for messages; empty where nothing does."""
+        if self.by_hashes and self.source.stated is not None:
+            return self.source.stated.origin
+        return "" if self.manifest is None else "the manifest"
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether all is as recorded, so far; pins may say something else."""
+        return all(problem.is_pin for problem in self.problems)
 
     @property
     def files(self) -> set[str]:
-        """The names in the folder that count as files."""
-        names = self._entries.files if self._is_result else self._entries.readable
-        return names - self._litter
+        """The names that count as files."""
+        if self._only is not None:
+            return self._entries.readable & {self._only}
+        names = self._entries.files if self.is_result else self._entries.readable
+        return names - self.litter
 
     @property
-    def _litter(self) -> set[str]:
-        """Files and folders that systems leave anywhere, unless the manifest lists them; links are never among them."""
-        names = {name for name in self._entries.files | self._entries.folders if is_litter(name)} - set(self.records)
-        return {name for name in names if not (self.root / name).is_symlink()}
-
-    @property
-    def _links(self) -> set[str]:
-        """The names of links that may be followed; files that became links after the scan are not among them."""
-        return set() if self._is_result else self._entries.links
+    def litter(self) -> set[str]:
+        """Files and folders that systems leave anywhere, unless they are stated."""
+        return set() if self._only is not None else self._entries.litter - set(self.stated)
 
     @property
     def title(self) -> str:
         """The name of the manifest in messages."""
-        return MANIFEST if self._external is None else str(self._external)
+        return MANIFEST if self.external is None else str(self.external)
 
     @property
-    def _ignored(self) -> set[str]:
-        documents = set() if self._is_result else {SUMS} if self._external is None else {MANIFEST, SUMS}
-        return self._entries.readable & (documents | name_inside(self.root, self._external))
+    def ignored(self) -> set[str]:
+        """The documents that do not count, since another manifest does."""
+        if self._only is not None:
+            return set()
+        documents = set() if self.is_result or self.by_hashes else {SUMS}
+        documents |= {MANIFEST} if self.external is not None else set()
+        return self._entries.readable & (documents | self.kept_inside)
 
-    def original_digest(self, rows: Mapping[str, TensorRow]) -> str | None:
-        """Return the content digest of the original layout, if the folder is in another one."""
-        if self.manifest is None or not self.manifest.original_content_digest:
-            return None
-        return original_digest(self.manifest, rows)
+    @property
+    def kept_inside(self) -> set[str]:
+        """The name of the given manifest, should it be among the files."""
+        return {self.external.name} if self.external is not None and self.source.is_inside(self.external) else set()
+
+    @property
+    def harmless(self) -> set[str]:
+        """The files that nothing states, and no loader reads."""
+        if self._only is not None or not self.compared_with:
+            return set()
+        unknown = self.files - set(self.stated) - {MANIFEST, SUMS} - self.ignored - self.sums
+        return {name for name in unknown if part_of(name) == EXTRAS}
+
+    @property
+    def sums(self) -> frozenset[str]:
+        """The documents that state the hashes in the place of a manifest."""
+        return self.source.stated.documents if self.by_hashes and self.source.stated is not None else frozenset()
 
     # The manifest.
 
     def read_manifest(self, pin: str | None) -> None:
         """Read the manifest, and compare it with its pinned sha256 and its own content digest."""
-        fault = None
-        if self._external is not None:
-            fault = self._parse(self._external)
+        if self.by_hashes and self.source.stated is not None:
+            self._state(self.source.stated.files)
+            if self.source.stated.fault is not None:
+                name, reason = self.source.stated.fault
+                self.add_problem(name, f"cannot be used: {reason}", part=WEIGHTS)
+            if pin is not None:
+                self.add_problem(MANIFEST, "is missing", None, pin.lower(), part=WEIGHTS)
+            return
+        if self.external is not None:
+            self.manifest, self.record, fault = read_manifest(LocalFile(self.external))
             if fault is not None:
+                found = fault.removesuffix(f": {SAVE_UNMARKED}")
                 remedy = SAVE_UNMARKED if SAVE_UNMARKED in fault else "give one that deltaweights wrote"
-                raise MalformedInput(
-                    "not a manifest",
-                    where=self._external,
-                    found=fault.removesuffix(f": {SAVE_UNMARKED}"),
-                    remedy=remedy,
-                )
+                raise MalformedInput("not a manifest", where=self.external, found=found, remedy=remedy)
         elif self._has_document(MANIFEST, expected="the manifest that deltaweights writes"):
             try:
-                fault = self._parse(self.root / MANIFEST)
+                self.manifest, self.record, fault = read_manifest(self.source.open(MANIFEST))
             except (InputOutputError, MalformedInput) as error:
-                self.add_problem(MANIFEST, f"cannot be read: {error}")
+                self.add_problem(MANIFEST, f"cannot be read: {error}", part=WEIGHTS)
+            else:
+                if fault is not None:
+                    self.add_problem(MANIFEST, "is not a manifest", fault, part=WEIGHTS)
         if self.record is not None and pin is not None and self.record.sha256 != pin.lower():
-            self.add_problem(self.title, "is not the pinned one", self.record.sha256, pin.lower())
-        if fault is not None:
-            self.add_problem(MANIFEST, "is not a manifest", fault)
-        if self.manifest is None:
-            return
-        tensors, original = self.manifest.tensors, self.manifest.original_content_digest
-        if content_digest((name, *row) for name, row in tensors.items()) != self.manifest.content_digest:
-            self.add_problem(self.title, "content_digest does not follow from the tensors that it lists")
-        if original and original != original_digest(self.manifest, tensors):
-            self.add_problem(self.title, "original_content_digest does not follow from the tensors that it lists")
+            found, expected = self.record.sha256, pin.lower()
+            self.add_problem(self.title, "is not the pinned one", found, expected, part=WEIGHTS, is_pin=True)
+        if self.manifest is not None:
+            self._weights_files = frozenset(self.manifest.places.values())
+            files = self.manifest.files.items()
+            self._state({name: StatedFile(record.sha256, size=record.size) for name, record in files})
+            for contradiction in contradictions(self.manifest):
+                self.add_problem(self.title, contradiction, part=WEIGHTS)
 
-    def _parse(self, path: Path) -> str | None:
-        """Read and parse the manifest in one pass; return what is wrong with it. Raises ``InputOutputError``."""
-        sha256, fault = hashlib.sha256(), None
-        with closing(LocalFile(path, follow=self._external is not None)) as file:
-            refuse_long(file, limits.MANIFEST.size)
-            chunks = digested(file.chunks(), sha256)
-            try:
-                self.manifest = parse_manifest(chunks)
-            except ValueError as error:
-                fault = str(error)
-            for _ in chunks:  # the rest, for its sha256
-                pass
-        self.record = FileRecord(file.size, sha256.hexdigest())
-        return fault
+    def _state(self, files: Mapping[str, StatedFile]) -> None:
+        """Take what is stated; of one file alone, only that."""
+        self.stated = {name: each for name, each in files.items() if self._only in {None, name}}
 
     def _has_document(self, name: str, expected: str | None = None) -> bool:
         """Return whether a document is a regular file. If it is missing, add a problem; ``compare_names`` adds other kinds."""
-        if name in self._entries.files:
+        if name in (self._entries.files if self._only is None else self._entries.readable):
             return True
-        if name not in self._entries.irregular(self.root):
-            self.add_problem(name, "is missing", None, expected)
+        if self._only is not None or name not in self._entries.irregular:
+            # Without a manifest nothing states the weights, unless their content digest is given.
+            enough = self._expects_content
+            part = EXTRAS if name == SUMS else LOADER_FILES if enough else WEIGHTS
+            self.add_problem(name, "is missing", None, expected, part=part)
         return False
 
-    def _read_sums(self) -> bytes | None:
+    def read_sums(self) -> bytes | None:
+        """Return SHA256SUMS; None, and a problem, when it is missing or cannot be read."""
         if not self._has_document(SUMS):
             return None
         try:
-            return read_small(self.root / SUMS, limits.MOST_SUMS, follow=False)
+            return self.source.read(SUMS, limits.MOST_SUMS)
         except (InputOutputError, MalformedInput) as error:
             self.add_problem(SUMS, f"cannot be read: {error}")
             return None
@@ -167,134 +199,77 @@ class FolderCheck:
     # Names.
 
     def compare_names(self) -> None:
-        """Compare the names in the folder with the manifest, and the files that can be loaded with its tensors."""
-        subfolders = self._entries.folders & set(self.manifest.folders if self.manifest and self.is_listing else ())
-        for name, kind in self._entries.irregular(self.root).items():
-            if name not in self.files | self._ignored | subfolders | self._litter:
-                self.add_problem(name, "is not a regular file", kind)
-        reported = {problem.file for problem in self._problems}
-        for name in sorted(set(self.records) - self.files - reported):
+        """Compare the names with what is stated, and the files that can be loaded with the manifest's tensors."""
+        files, stated = self.files, set(self.stated)
+        if self._only is None:
+            self._compare_irregular(files)
+        elif self._only not in files:
+            kind = self._entries.irregular.get(self._only)
+            problem = "is not a regular file" if kind else "is no part of a checkpoint, so that nothing states its hash"
+            self.add_problem(self._only, problem, kind)
+        reported = {problem.file for problem in self.problems}
+        for name in sorted(stated - files - reported):
             self.add_problem(name, "is missing")
-        if self.manifest is None or self.record is None:
+        if not self.compared_with:
             return
-        if self._is_result:
-            sums = self._read_sums()
-            if sums is not None and sums != sums_bytes(self.records, self.record.sha256):
-                self.add_problem(SUMS, "does not say what manifest.json says")
-        for name in sorted(self.files - set(self.records) - {MANIFEST, SUMS} - self._ignored):
-            self.add_problem(name, "is not in the manifest", "an extra file")
-        self._compare_loadable(self.manifest)
+        if self.is_result and self.manifest and self.record:
+            self._compare_sums(sums_bytes(self.manifest.files, self.record.sha256))
+        known = {MANIFEST, SUMS} if self._only is None else set()
+        for name in sorted(files - known - self.sums - stated - self.ignored - self.harmless):
+            self.add_problem(name, f"is not in {self.compared_with}", "an extra file")
+        if self.by_hashes:
+            for name, shard in missing_shards(self.source, files):
+                self.add_problem(shard, f"is missing, and {name} names it")
+        if self.manifest and self._only is None:
+            self._compare_loadable(self.manifest)
+
+    def _compare_irregular(self, files: set[str]) -> None:
+        """Report what is neither a file nor allowed beside them."""
+        subfolders = self._entries.folders & set(self.manifest.folders if self.manifest and self.is_listing else ())
+        subfolders |= self.unread_folders
+        allowed = files | self.ignored | subfolders | self.litter | self.sums
+        for name, kind in self._entries.irregular.items():
+            if name not in allowed:
+                self.add_problem(name, "is not a regular file", kind, part=WEIGHTS if name == MANIFEST else None)
+
+    @property
+    def unread_folders(self) -> set[str]:
+        """The folders inside that may be there, since hashes without a manifest say nothing about them."""
+        if not self.by_hashes or self._only is not None:
+            return set()
+        named = {name.split("/")[0] for name in self.stated if "/" in name}
+        return self._entries.folders - self._entries.linked_folders - ({TEMPLATES} - named)
+
+    def refuse_extras(self) -> None:
+        """Add a problem for each file that nothing states, whether or not a loader reads it."""
+        for name in sorted(self.harmless):
+            self.add_problem(name, f"is not in {self.compared_with}", "an extra file")
+
+    def _compare_sums(self, expected: bytes) -> None:
+        """Compare SHA256SUMS with the bytes that follow from the manifest; a line about weights makes it a problem of theirs."""
+        sums = self.read_sums()
+        if sums is None or sums == expected:
+            return
+        others = set(sums.splitlines()) ^ set(expected.splitlines())
+        parts = {part_of(line[66:].decode(errors="replace")) for line in others if line[64:66] == b"  "}
+        part = next((part for part in PARTS if part in parts), EXTRAS)
+        self.add_problem(SUMS, "does not say what manifest.json says", part=part)
 
     def _compare_loadable(self, manifest: Manifest) -> None:
         """Compare the files that a loader could take weights from with those of the manifest; a listing may have others."""
         stated = set(manifest.places.values())
         if SPREAD in stated and any(map(META_PART.fullmatch, manifest.files)):
             stated.remove(SPREAD)
-        loadable = set() if self.is_listing else {name for name in manifest.files if Path(name).suffix in LOADABLE}
+        loadable = set() if self.is_listing else {name for name in manifest.files if PurePath(name).suffix in LOADABLE}
         for name in sorted(stated | loadable):
             if name not in stated:
                 self.add_problem(name, "could be loaded, but holds no tensor of the manifest")
             elif name not in manifest.files:
                 self.add_problem(name, "holds tensors of the manifest, but is not among its files")
 
-    # Bytes.
-
-    def digest_files(self, workers: int, report: Report, *, with_tensors: bool) -> Digests:
-        """Read every file that has the stated size, and compare its sha256; return the digests, also of tensors if asked for."""
-        names = [name for name in sorted(self.records) if name in self.files and self.compare_size(name)]
-        errors: dict[str, Exception] = {}
-        with ExitStack() as stack:
-            opened = self._open_weights(self.manifest, names, stack) if with_tensors and self.manifest else None
-            request = opened or DigestRequest(self.root, names, links=self._links)
-            digests = digest_all(request, errors.__setitem__, workers, report)
-        for name in sorted(errors):
-            about = FILE if name in self.records else TENSOR
-            self.add_problem(name, f"cannot be verified: {errors[name]}", about=about)
-        for name in names:
-            if name in digests.files and digests.files[name].sha256 != self.records[name].sha256:
-                self.add_problem(name, "has another sha256", digests.files[name].sha256, self.records[name].sha256)
-        return digests
-
     def compare_size(self, name: str) -> bool:
         """Return whether a file has the stated size; if not, add a problem."""
-        try:
-            size = (self.root / name).stat().st_size
-        except OSError:
-            return True  # reading it will give a better error
-        if size != self.records[name].size:
-            self.add_problem(name, "has another size", f"{size} bytes", f"{self.records[name].size} bytes")
-        return size == self.records[name].size
-
-    def _open_weights(self, manifest: Manifest, names: list[str], stack: ExitStack) -> DigestRequest | None:
-        if not self.is_listing:
-            request = open_result_weights(self.root, names, self.add_problem, stack, self._links)
-        else:
-            try:
-                checkpoint = stack.enter_context(open_for_listing(self.root))
-            except (InputOutputError, MalformedInput) as error:
-                self.add_problem(str(self.root), f"weights cannot be verified: {error}", about=CONTENT)
-                return None
-            request = request_for(checkpoint, names, verify_checksums=False, links=self._links)
-        places, problem = manifest.places, "is in another file than the manifest says"
-        for tensor in request.tensors:
-            name, file = tensor.spec.name, tensor.file
-            if places.get(name, file) != file:
-                self.add_problem(name, problem, file, places[name], about=TENSOR)
-        return request
-
-    def compare_tensors(self, rows: Mapping[str, TensorRow]) -> None:
-        """Compare the tensors in the files with those in the manifest."""
-        stated = self.manifest.tensors if self.manifest else {}
-        for name in sorted(set(rows) | set(stated)):
-            if name not in rows:
-                self.add_problem(name, "tensor is in the manifest, in no weights file", about=TENSOR)
-            elif name not in stated:
-                self.add_problem(name, "tensor is in a weights file, not in the manifest", about=TENSOR)
-            elif rows[name] != stated[name]:
-                found, expected = str(rows[name]), str(stated[name])
-                self.add_problem(name, "tensor is not what the manifest says", found, expected, about=TENSOR)
-
-    def with_documents(self, files: Mapping[str, str]) -> dict[str, str]:
-        """Return ``files``, sha256 by name, with the folder's own manifest and sums."""
-        digests = dict(files)
-        if self.record is not None and self._external is None:
-            digests[MANIFEST] = self.record.sha256
-        sums = self._read_sums() if self._is_result else None
-        if sums is not None:
-            digests[SUMS] = hashlib.sha256(sums).hexdigest()
-        return digests
-
-    def compare_signed(self, signed: SignedFiles, digests: Digests) -> None:
-        """Compare the files that were read with those that a signature covers."""
-        found = dict.fromkeys(self.files, "a file that was not read")
-        found |= self.with_documents({name: record.sha256 for name, record in digests.files.items()})
-        if self.is_listing:
-            self.add_problem(self.title, "signatures cover results, not listings of other folders")
-        for name, kind in unsigned_entries(self.root).items():
-            self.add_problem(name, "is not signed", kind)
-        reported = {problem.file for problem in self._problems}
-        for name in sorted((set(signed.digests) | set(found)) - reported):
-            if name not in found:
-                self.add_problem(name, "is signed, and missing")
-            elif name not in signed.digests:
-                self.add_problem(name, "is not signed", "an extra file")
-            elif found[name] != signed.digests[name]:
-                self.add_problem(name, "is not what was signed", found[name], signed.digests[name])
-
-    def report(self, digest: str | None, *, recomputed: bool) -> VerifyReport:
-        """Return all that was found."""
-        ignored = sorted(self._ignored - name_inside(self.root, self._external))
-        sums = {SUMS} if self._is_result and self.manifest else set()
-        notes = [f"{self.root / name} was not looked at: another manifest counts" for name in ignored]
-        notes += [f"{self.root / name} is no part of the checkpoint, and does no harm" for name in sorted(self._litter)]
-        return VerifyReport(
-            target=str(self.root),
-            content_digest=digest,
-            recomputed=recomputed,
-            manifest_sha256=self.record.sha256 if self.record else None,
-            files=len(self.records),
-            bytes=sum(record.size for record in self.records.values()),
-            problems=tuple(self._problems),
-            listed=tuple(sorted({self.title, *self.records} | sums)),
-            notes=tuple(notes),
-        )
+        fault = size_fault(self.source, name, self.stated[name])
+        if fault is not None:
+            self.add_problem(name, *fault)
+        return fault is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import filterfalse
 from pathlib import Path
@@ -18,59 +19,90 @@ staging of a run that replaces the model, or was killed while it did."""
 UNSIGNED = PERMITTED | {".git", ".gitattributes", ".github", ".gitignore"}
 """What a signature does not cover, as in OpenSSF Model Signing. Links and other names that begin with ``.git`` are covered."""
 
+A_FILE, A_FOLDER, A_LINK = "a file", "a folder", "a link"
+
 
 @dataclass
 class FolderEntries:
-    """Names in a folder but permitted ones; ``links`` are to regular files, ``folders`` may be links, ``others`` are described."""
+    """Names in a folder; ``links`` are to regular files, ``folders`` may be links, ``others`` are described.
+
+    ``linked_folders`` are those of ``folders`` that are links. ``passed_over`` describes the names that may stand beside any
+    checkpoint (``PERMITTED`` and ``.git*``); they are in none of the other sets.
+    """
 
     files: set[str] = field(default_factory=set)
     links: set[str] = field(default_factory=set)
     folders: set[str] = field(default_factory=set)
     others: dict[str, str] = field(default_factory=dict)
+    linked_folders: set[str] = field(default_factory=set)
+    passed_over: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_names(cls, files: Iterable[str], folders: Iterable[str] = ()) -> FolderEntries:
+        """Return the entries of something that has no links: an archive, or a repository of the Hub."""
+        entries = cls()
+        for names, kind, to in ((files, A_FILE, entries.files), (folders, A_FOLDER, entries.folders)):
+            for name in names:
+                if is_permitted(name):
+                    entries.passed_over[name] = kind
+                else:
+                    to.add(name)
+        return entries
 
     @property
     def readable(self) -> set[str]:
-        """Files and links to files, as in the Hub's cache."""
+        """Files and links to files."""
         return self.files | self.links
+
+    @property
+    def litter(self) -> set[str]:
+        """Files and folders that systems leave anywhere; links are never among them."""
+        return set(filter(is_litter, self.files | self.folders - self.linked_folders))
+
+    @property
+    def irregular(self) -> dict[str, str]:
+        """Every name that is not a regular file, with a description."""
+        found = dict.fromkeys(self.folders, A_FOLDER) | dict.fromkeys(self.links | self.linked_folders, A_LINK)
+        return dict(sorted((found | self.others).items()))
+
+    @property
+    def unsigned(self) -> dict[str, str]:
+        """What is passed over, and a signature must cover, with descriptions: other verifiers of its format know no litter."""
+        links = {name for name, kind in self.passed_over.items() if kind == A_LINK}
+        links |= set(filter(is_litter, self.links | self.linked_folders))
+        links |= {name for name, kind in self.others.items() if is_litter(name) and kind.startswith(A_LINK)}
+        passed = {*self.passed_over, *filter(is_litter, {*self.readable, *self.folders, *self.others})}
+        return dict.fromkeys(sorted(passed - UNSIGNED), "an extra file") | dict.fromkeys(sorted(links), A_LINK)
 
     def without_litter(self) -> FolderEntries:
         """Return the entries that belong to the folder."""
         files, links, folders = (set(filterfalse(is_litter, names)) for names in (self.files, self.links, self.folders))
-        return FolderEntries(
-            files, links, folders, {name: kind for name, kind in self.others.items() if not is_litter(name)}
-        )
-
-    def irregular(self, root: Path) -> dict[str, str]:
-        """Return every name that is not itself a regular file, with a description."""
-        found = dict.fromkeys(self.folders, "a folder") | dict.fromkeys(self.links, "a link") | self.others
-        return {name: "a link" if (root / name).is_symlink() else kind for name, kind in sorted(found.items())}
+        others = {name: kind for name, kind in self.others.items() if not is_litter(name)}
+        return FolderEntries(files, links, folders, others, self.linked_folders & folders, self.passed_over)
 
 
 def scan_folder(root: Path, action: str) -> FolderEntries:
     """List the names in ``root``; ``action`` is for messages ("verify"). Raises ``InputOutputError``."""
     entries = FolderEntries()
-    for entry in _scan(root, action, "give the folder of a checkpoint"):
-        name, path = entry.name, root / entry.name
-        if _is_permitted(name):
+    for name in _scan(root, action, "give the folder of a checkpoint"):
+        path = root / name
+        if is_permitted(name):
+            entries.passed_over[name] = A_LINK if path.is_symlink() else A_FOLDER if path.is_dir() else A_FILE
             continue
         with wrap_os_errors(path, "look at it"):
             is_link = stat.S_ISLNK(path.lstat().st_mode)
             mode = path.stat().st_mode if not is_link or path.exists() else 0
         if stat.S_ISDIR(mode):
             entries.folders.add(name)
+            if is_link:
+                entries.linked_folders.add(name)
         elif stat.S_ISREG(mode):
             (entries.links if is_link else entries.files).add(name)
+        elif is_link:
+            entries.others[name] = "a link to a special file" if mode else "a link to nothing"
         else:
-            entries.others[name] = "a special file" if mode else "a link to nothing"
+            entries.others[name] = "a special file"
     return entries
-
-
-def unsigned_entries(root: Path) -> dict[str, str]:
-    """Return what ``scan_folder`` passes over and a signature must cover, with descriptions. Raises ``InputOutputError``."""
-    # Other verifiers of this format know no litter.
-    permitted = [entry for entry in _scan(root, "look at") if _is_permitted(entry.name) or is_litter(entry.name)]
-    links = {entry.name: "a link" for entry in permitted if entry.is_symlink()}
-    return {entry.name: "an extra file" for entry in permitted if entry.name not in UNSIGNED} | links
 
 
 def name_inside(root: Path, path: Path | None) -> set[str]:
@@ -78,12 +110,13 @@ def name_inside(root: Path, path: Path | None) -> set[str]:
     return {path.name} if path is not None and path.parent.resolve() == root.resolve() else set()
 
 
-def _is_permitted(name: str) -> bool:
+def is_permitted(name: str) -> bool:
+    """Return whether a file or folder of this name may stand beside any checkpoint."""
     return name in PERMITTED or name.startswith(".git")
 
 
-def _scan(root: Path, action: str, remedy: str | None = None) -> list[os.DirEntry[str]]:
+def _scan(root: Path, action: str, remedy: str | None = None) -> list[str]:
     try:
-        return sorted(os.scandir(root), key=lambda entry: entry.name)
+        return sorted(os.listdir(root))  # noqa: PTH208  (names are all that is needed)
     except OSError as error:
         raise InputOutputError.from_os(error, root, action, remedy) from error

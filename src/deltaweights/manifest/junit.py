@@ -6,16 +6,23 @@ from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
 from deltaweights.errors import printable
+from deltaweights.manifest.file_parts import WEIGHTS, part_of
 from deltaweights.manifest.verify_report import CONTENT, FILE, VerifyReport
 
 SUITE = "deltaweights verify"
 
 
-def junit_bytes(report: VerifyReport) -> bytes:
-    """Return a document with a test per file, and one for the content digest if it was checked; a failed one lists its problems."""
-    problems: dict[str, list[str]] = {name: [] for name in report.listed}
+def junit_bytes(report: VerifyReport, *, weights_only: bool = False) -> bytes:
+    """Return a document with a test per file, and one for the content digest if it was checked; a failed one lists its problems.
+
+    With ``weights_only`` there are tests for the weights alone.
+    """
+    listed = report.listed if not weights_only else filter(lambda name: part_of(name) == WEIGHTS, report.listed)
+    problems: dict[str, list[str]] = {name: [] for name in listed}
     of_content: list[str] = []
     for problem in report.problems:
+        if weights_only and problem.part != WEIGHTS:
+            continue
         of_test = problems.setdefault(problem.file, []) if problem.about == FILE else of_content
         of_test.append(str(problem))
     tests = dict(sorted(problems.items()))

@@ -11,12 +11,15 @@ from pathlib import Path
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import MalformedInput
 from deltaweights.manifest.digest import content_digest
-from deltaweights.manifest.digest_files import Digests, digest_all
-from deltaweights.manifest.folder_entries import FolderEntries, name_inside, scan_folder
-from deltaweights.manifest.open_weights import open_for_listing, request_for
+from deltaweights.manifest.digest_files import digest_all
+from deltaweights.manifest.digests import Digests
+from deltaweights.manifest.folder_entries import FolderEntries, name_inside
+from deltaweights.manifest.open_checkpoint import open_for_listing
+from deltaweights.manifest.open_weights import request_for
 from deltaweights.manifest.records import MANIFEST, SUMS, check_file_name, manifest_pieces
+from deltaweights.manifest.verify_source import LocalSource
 from deltaweights.report import Report
-from deltaweights.util.text import Json, in_chunks, natural_key
+from deltaweights.util.text import Json, in_chunks, natural_key, short_repr
 from deltaweights.util.workers import resolve_workers
 
 
@@ -34,6 +37,11 @@ class Listing:
     parameters: int
     folders: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return short_repr(
+            self, folder=self.folder, files=self.files, tensors=self.tensors, content_digest=self.content_digest
+        )
+
 
 def list_checkpoint(
     folder: str | os.PathLike[str],
@@ -49,13 +57,14 @@ def list_checkpoint(
     the weights are malformed, do not match their recorded checksums, or a file name cannot be in a manifest.
     """
     root, report = Path(folder), report or Report()
-    entries = scan_folder(root, "list").without_litter()
+    source = LocalSource(root, "list")
+    entries = source.entries.without_litter()
     names = sorted(entries.readable - {MANIFEST, SUMS} - name_inside(root, apart))
     _refuse_unlistable(root, names, entries)
     with open_for_listing(root) as checkpoint:
         for note in checkpoint.notes:
             report.warn(note)
-        request = request_for(checkpoint, names, verify_checksums=True, links=entries.links)
+        request = request_for(source, checkpoint, names, verify_checksums=True)
         digests = digest_all(request, _raise, resolve_workers(workers), report)
         checkpoint.check_unchanged()
         result = _result(checkpoint, names, digests, entries)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from deltaweights.manifest.digest import content_digest
-from deltaweights.manifest.findings import Findings, ProofRecord
+from deltaweights.manifest.findings import Findings, ProofRecord, Verdict
 from deltaweights.manifest.records import FileRecord, Fragment, TensorRecord, manifest_pieces
 from deltaweights.manifest.tally import Proof
-from deltaweights.merge.base_proof import Verdict, stored_whole, untested, verdict
+from deltaweights.merge.base_proof import stored_whole, untested, verdict
 from deltaweights.merge.choices import ORIGINAL
 from deltaweights.merge.plan import InputFileRecord, InputRecord, Plan, spec_document
 from deltaweights.util.text import Json, LazyObject
@@ -23,14 +23,15 @@ def records_of(fragments: Mapping[str, Fragment]) -> dict[str, TensorRecord]:
 def findings_of(
     records: Mapping[str, TensorRecord],
     *,
-    rounded: frozenset[str] = frozenset(),
+    other_dtype: frozenset[str] = frozenset(),
     stated: bool = False,
+    rounded: str = "",
     allowed: bool = False,
 ) -> Findings:
     """Return what was found in all tensors.
 
-    ``rounded`` are those of ``Plan``; ``stated``: a recipe states the arithmetic of the delta; ``allowed``: the user accepts a base
-    that is not proved.
+    ``other_dtype`` is ``Plan.rounded``; ``stated``: a recipe states the arithmetic of the delta; ``rounded``: how it seems to have
+    been rounded since; ``allowed``: the user accepts a base that is not proved.
     """
 
     def counts(what: str) -> dict[str, int]:
@@ -38,13 +39,18 @@ def findings_of(
 
     untried = any(record.tally.inexact is None for record in records.values())
     # Fragments of earlier releases do not have these.
-    uncounted = not rounded or any(records[name].tally.not_restored is None for name in rounded)
+    uncounted = not other_dtype or any(records[name].tally.not_restored is None for name in other_dtype)
     return Findings(
         **{what: counts(what) for what in ("nonfinite", "nonfinite_base", "nonfinite_lead", "overflow")},
         uniform={name: record.uniform for name, record in records.items() if record.uniform},
         inexact=None if untried else counts("inexact"),
         not_restored=None if untried or uncounted else _not_restored(records),
-        proof=proof_of({n: r.tally.proof for n, r in records.items() if r.tally.proof}, stated=stated, allowed=allowed),
+        proof=proof_of(
+            {name: record.tally.proof for name, record in records.items() if record.tally.proof},
+            stated=stated,
+            rounded=rounded,
+            allowed=allowed,
+        ),
     )
 
 
@@ -58,20 +64,28 @@ def _not_restored(records: Mapping[str, TensorRecord]) -> dict[str, int]:
     return found
 
 
-def proof_of(proofs: Mapping[str, Proof], *, stated: bool = False, allowed: bool = False) -> ProofRecord | None:
-    """Return the base proof of all tensors together; None when there are none. ``stated`` and ``allowed`` as in ``findings_of``."""
+def proof_of(
+    proofs: Mapping[str, Proof], *, stated: bool = False, rounded: str = "", allowed: bool = False
+) -> ProofRecord | None:
+    """Return the base proof of all tensors together; None when there are none. The rest is as in ``findings_of``."""
     if not proofs:
         return None
     judged, total, whole = verdict(proofs), sum(proofs.values(), Proof()), stored_whole(proofs)
-    refused = bool(whole) or (stated and judged not in {Verdict.PROVED, Verdict.NO_EVIDENCE})
-    return ProofRecord(
+    record = ProofRecord(
         **asdict(total),
         verdict=judged.value,
         tensors={name: proof.violations for name, proof in proofs.items() if proof.violations},
         untested=untested(proofs),
         whole=whole,
-        allowed=allowed and refused,
+        rounded=rounded if total.violations else "",
     )
+    return replace(record, allowed=allowed and is_refused(record, stated=stated))
+
+
+def is_refused(proof: ProofRecord, *, stated: bool) -> bool:
+    """Return whether a merge with this proof is published only if the user insists."""
+    unproved = proof.verdict not in {Verdict.PROVED, Verdict.NO_EVIDENCE}
+    return proof.refuted or bool(proof.whole) or (stated and unproved)
 
 
 @dataclass(frozen=True)
@@ -126,8 +140,12 @@ def merge_manifest(
     input_sha256: Mapping[str, Mapping[str, str]],
     origins: Mapping[str, Mapping[str, str]],
     findings: Findings,
+    source_proof: ProofRecord | None = None,
 ) -> Iterator[str]:
-    """Yield the manifest; ``files`` are all others of the target, ``input_sha256`` the known hashes by role and file name."""
+    """Yield the manifest; ``files`` are all others of the target, ``input_sha256`` the known hashes by role and file name.
+
+    ``source_proof`` is what the manifest of a checkpoint that was copied says of its base.
+    """
 
     def tensors() -> Iterator[tuple[str, Json]]:
         for shard in plan.shards:
@@ -153,6 +171,8 @@ def merge_manifest(
     inputs: Json = {"plan": plan.identity}
     for role, record in plan.inputs.items():
         inputs[role] = {**origins.get(role, {}), **_input(role, record, digests, input_sha256.get(role, {}))}
+    if source_proof is not None:
+        inputs[plan.operation.primary]["proof"] = source_proof.document()
     return manifest_pieces(result, inputs)
 
 

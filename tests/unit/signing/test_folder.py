@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from deltaweights.errors import CheckFailed, TargetBusy
 from deltaweights.jobs.apply import apply_delta
-from deltaweights.manifest.folder_check import SignedFiles
 from deltaweights.manifest.records import SUMS
+from deltaweights.manifest.signed_files import SignedFiles
 from deltaweights.manifest.verify import verify
 from deltaweights.manifest.verify_report import Problem
 from deltaweights.signing.bundle import Bundle, parse_bundle
