@@ -18,7 +18,7 @@ from deltaweights.merge.base_proof import MIN_SHARE, SIZEABLE, WHOLE_RATE
 from deltaweights.merge.device import kernels_on, untested_kernels
 from deltaweights.merge.record import proof_of
 
-CERTAIN = 0.5
+CERTAIN = 0.65
 """The highest rate of violations that samples suggest of all weights: from 0.8 on it is a sign of another arithmetic."""
 
 
