@@ -266,7 +266,10 @@ def test_parts_are_judged_by_the_manifest_too(tmp_path: Path) -> None:
     apply_part(tmp_path / "base", tmp_path / "delta", tmp_path / "out", part="1/1")
     with refused(Mismatch, problem="not the base that the delta was made from"):
         finish_parts(tmp_path / "out")
-    assert finish_parts(tmp_path / "out", allow_unproved_base=True) is not None
+    done = finish_parts(tmp_path / "out", allow_unproved_base=True)
+    assert done is not None
+    assert done.proof is not None
+    assert done.proof.allowed
 
 
 def test_a_delta_that_was_rounded_when_it_was_stored_does_not_accuse_the_base(tmp_path: Path) -> None:
