@@ -8,41 +8,36 @@ import shlex
 import shutil
 import subprocess
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig
 
 from deltaweights.checkpoint.file_type import LFS_POINTER
-from deltaweights.recipes.catalogue import load
 from tests.diagnosis.test_remedies import (
-    BIN,
     SHARD,
     Case,
     Line,
     Scene,
     adding,
     command,
-    giving,
+    load_delta,
     put,
-    recipe_as_argument,
     restored,
     save_model,
     try_remedy,
     without,
 )
-from tests.support.hub_client import Machine
-from tests.support.hub_server import HubServer
 from tests.support.limits import PATIENCE
 from tests.support.merging import recipe_file
-from tests.support.pairs import delta_tensors, save
+from tests.support.pairs import GROWN, base_tensors, delta_tensors, save
 from tests.support.signing import make_key
+from tests.support.tiny_llava import tokenizer
 
 pytestmark = pytest.mark.diagnosis
 
-PASSWORD = "DELTAWEIGHTS_TEST_PASSWORD"
+PASSWORD = "DELTAWEIGHTS_TEST_PASSWORD"  # noqa: S105  (the name of a variable)
 
 
 @pytest.fixture(autouse=True)
@@ -127,15 +122,15 @@ def saved_as_plain(scene: Scene, line: Line, _remedy: str) -> Line:
 
 
 def compressed(scene: Scene) -> Line:
-    """Look into a compressed archive, for which nothing is unpacked."""
+    """Give a compressed archive to a part of a merge, which cannot unpack it for the others."""
     shutil.make_archive(str(scene.root / "delta"), "zip", scene.delta)
-    return ["inspect", str(scene.root / "delta.zip")]
+    return put(scene.apply("--part", "1/1"), "--delta", scene.root / "delta.zip")
 
 
 def unpacked_elsewhere(scene: Scene, line: Line, remedy: str) -> Line:
     assert "give the folder" in remedy
     shutil.unpack_archive(scene.root / "delta.zip", scene.root / "unpacked")
-    return [line[0], str(scene.root / "unpacked")]
+    return put(line, "--delta", scene.root / "unpacked")
 
 
 def archive(*folders: str, name: str = "delta.zip") -> Callable[[Scene], Line]:
@@ -414,7 +409,101 @@ def exported(*, config: str | None) -> Callable[[Scene], Line]:
     return situation
 
 
+# What is really wrong with the base.
+
+
+def merged_base(scene: Scene) -> Line:
+    """Merge, and give the result as the base of the same delta."""
+    command(put(scene.apply(), "--target", scene.root / "merged"))
+    return put(scene.apply(), "--base", scene.root / "merged")
+
+
+def delta_twice(scene: Scene) -> Line:
+    return put(scene.apply(), "--base", scene.delta)
+
+
+def made_as_base(scene: Scene) -> Line:
+    """Give a delta of ours as the base of another one."""
+    return put(scene.apply(), "--base", scene.make())
+
+
+def base_itself(scene: Scene, line: Line, remedy: str) -> Line:
+    assert "base" in remedy
+    return put(line, "--base", scene.base)
+
+
+def grown_to_the_delta(scene: Scene) -> Line:
+    """Grow the base by as many rows as the delta has new tokens."""
+    rows = torch.randn(4, 32) * 0.02
+    tensors = {
+        name: torch.cat([tensor, rows.half()]) if name in GROWN else tensor for name, tensor in scene.tensors.items()
+    }
+    save(tensors, scene.root / "grown")
+    return put(scene.apply(), "--base", scene.root / "grown")
+
+
+def rows_left_out(scene: Scene, line: Line, remedy: str) -> Line:
+    """Leave out the rows after those that the remedy counts, as transformers would."""
+    assert "resize_token_embeddings(48)" in remedy
+    return put(line, "--base", scene.base)
+
+
+def check_of_a_delta(scene: Scene) -> Line:
+    return ["check", str(scene.make())]
+
+
+def tuned_instead(scene: Scene, line: Line, remedy: str) -> Line:
+    """Check what the delta was made of, as ``apply`` gives it back."""
+    assert "deltaweights apply" in remedy
+    save_model(scene.root / "model")
+    return [line[0], str(scene.root / "model")]
+
+
+def verify_others(scene: Scene) -> Line:
+    return ["verify", str(scene.base)]
+
+
+def listed_first(scene: Scene, line: Line, _remedy: str) -> Line:
+    """Hold the folder against a manifest that was made when it was good."""
+    command(["manifest", str(scene.base), "--output", str(scene.root / "kept.json")])
+    return [*line, "--manifest", str(scene.root / "kept.json")]
+
+
+def utf16_config(scene: Scene) -> Line:
+    path = scene.base / "config.json"
+    path.write_bytes('{"model_type": "llama"}'.encode("utf-16"))
+    return ["convert", "--base", str(scene.base), "--target", str(scene.target)]
+
+
+def saved_unmarked(scene: Scene, line: Line, _remedy: str) -> Line:
+    path = scene.base / "config.json"
+    path.write_text(path.read_bytes().decode("utf-16"), encoding="utf-8")
+    return line
+
+
+def export_of_another(scene: Scene) -> Line:
+    """Ask for the layout of transformers where the configuration says that it is no LLaMA."""
+    base = base_tensors(1, vocabulary=300)
+    save(base, scene.base)
+    save(load_delta(base), scene.delta)
+    tokenizer().save_pretrained(scene.delta)
+    (scene.delta / "config.json").write_text('{"model_type": "gptj"}')
+    return scene.apply("--layout", "transformers")
+
+
 CASES: dict[str, Case] = {
+    "a merge as the base": Case(merged_base, "E-WRONG-BASE", "use the original LLaMA-1", base_itself),
+    "the delta as the base, too": Case(delta_twice, "E-NOT-A-MODEL", "give the base itself", base_itself),
+    "a delta of ours as the base": Case(made_as_base, "E-NOT-A-MODEL", "give the model itself", base_itself),
+    "a base with as many rows as the delta": Case(
+        grown_to_the_delta, "E-WRONG-BASE", "leave them out", rows_left_out
+    ),
+    "a delta of ours to check": Case(check_of_a_delta, "E-DOES-NOT-LOAD", "check the model itself", tuned_instead),
+    "a folder without a manifest": Case(verify_others, "E-NOT-AS-RECORDED", "with --manifest", listed_first),
+    "a configuration in UTF-16": Case(utf16_config, "E-MALFORMED", "UTF-8 without BOM", saved_unmarked),
+    "no LLaMA for transformers": Case(
+        export_of_another, "E-MISMATCH", "without --layout", without("--layout")
+    ),
     "a git-LFS pointer": Case(lfs_pointer, "E-LFS-POINTER", "run git lfs pull", restored(SHARD)),
     "a clone without its files": Case(not_checked_out, "E-NO-WEIGHTS", "checkout HEAD -- .", checked_out),
     "a shard that is gzipped": Case(gzipped, "E-UNSUPPORTED-FORMAT", "unpack it first", gunzipped),
@@ -422,7 +511,7 @@ CASES: dict[str, Case] = {
         torch_named_safetensors, "E-UNSUPPORTED-FORMAT", "name it .bin or .pth", named_bin
     ),
     "an expanded tensor": Case(expanded, "E-MALFORMED", "save a dict of plain tensors", saved_as_plain),
-    "a compressed archive to look into": Case(compressed, "E-MALFORMED", "unpack it first", unpacked_elsewhere),
+    "a compressed archive for a part": Case(compressed, "E-MALFORMED", "unpack it first", unpacked_elsewhere),
     "an archive with two folders": Case(archive("one", "two"), "E-MALFORMED", "give the one you mean", unpacked),
     "an archive of another name": Case(archive("delta", name="delta.bin"), "E-MALFORMED", "name it .zip", named_zip),
     "a link out of the folder": Case(linked_configuration, "E-LINK-OUTSIDE", "put a copy of it there", copied),
@@ -461,7 +550,7 @@ CASES: dict[str, Case] = {
         uneven_array, "E-USAGE", "--part slurm:LIST", replaced("--part", "slurm:1,3,7")
     ),
     "a key of the recipe with a slip": Case(
-        recipe("round_trip = 1\n", before='titel = "mine"\n'), "E-MALFORMED", "did you mean", edited("titel", "title"), "E-MALFORMED"
+        recipe(before='titel = "mine"\n'), "E-MALFORMED", "did you mean", edited("titel", "title")
     ),
     "a key of the recipe that is none": Case(
         recipe(before="zzz = 1\n"), "E-MALFORMED", "leave it out", edited("zzz = 1\n", "")

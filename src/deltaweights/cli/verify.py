@@ -16,11 +16,14 @@ from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, U
 from deltaweights.manifest.folder_check import SignedFiles
 from deltaweights.manifest.folder_entries import name_inside
 from deltaweights.manifest.junit import junit_bytes, junit_of_error
+from deltaweights.manifest.records import MANIFEST
 from deltaweights.manifest.verify import verify
 from deltaweights.manifest.verify_report import VerifyReport
 from deltaweights.util.open_folder import replace_file
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
+
+NO_MANIFEST = "nothing says what these files should be: give a manifest that is kept elsewhere, with --manifest"
 
 
 @click.command("verify")
@@ -78,9 +81,14 @@ def command(
     outcome = {"ok": report.ok, **asdict(report)} | ({"signed_by": signed.key} if signed else {})
     print_outcome(outcome, [] if report.ok and quiet else _lines(report, signed), as_json=as_json)
     if not report.ok:
-        remedy = "do not use these weights: merge or fetch them again"
+        remedy = NO_MANIFEST if _lacks_manifest(report) else "do not use these weights: merge or fetch them again"
         problem, code = counted(len(report.problems), "problem"), ErrorCode.NOT_AS_RECORDED
         raise CheckFailed(problem, where=folder, remedy=remedy, code=code)
+
+
+def _lacks_manifest(report: VerifyReport) -> bool:
+    """Return whether nothing is wrong but that there is nothing to compare with, as in a folder that somebody else made."""
+    return [(problem.file, problem.problem) for problem in report.problems] == [(MANIFEST, "is missing")]
 
 
 def _signed(folder: str, public_key: str, signature: str | None) -> SignedFiles:
