@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from deltaweights.checkpoint.file_type import LFS_POINTER
 from tests.diagnosis.test_remedies import (
+    INDEX,
     SHARD,
     Case,
     Line,
@@ -39,11 +41,22 @@ pytestmark = pytest.mark.diagnosis
 
 PASSWORD = "DELTAWEIGHTS_TEST_PASSWORD"  # noqa: S105  (the name of a variable)
 
+OF_AN_ARRAY = {
+    f"SLURM_ARRAY_TASK_{name}": str(number)
+    for name, number in {"ID": 3, "MIN": 1, "MAX": 7, "STEP": 1, "COUNT": 3}.items()
+}
+"""What Slurm tells the second task of ``sbatch --array=1,3,7``."""
+
+
+def variables() -> list[str]:
+    """Return the names of what cases set, and of what Slurm sets."""
+    return [PASSWORD, *(name for name in os.environ if name.startswith("SLURM_")), *OF_AN_ARRAY]
+
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what Slurm or somebody else set; what a case sets is gone after it."""
-    for name in [PASSWORD, *(name for name in os.environ if name.startswith("SLURM_"))]:
+    for name in variables():
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -316,8 +329,7 @@ def replaced(flag: str, value: str) -> Callable[[Scene, Line, str], Line]:
 
 def uneven_array(scene: Scene) -> Line:
     """Pretend to be a task of ``sbatch --array=1,3,7``."""
-    numbers = {"ID": 3, "MIN": 1, "MAX": 7, "STEP": 1, "COUNT": 3}
-    os.environ.update({f"SLURM_ARRAY_TASK_{name}": str(number) for name, number in numbers.items()})
+    os.environ.update(OF_AN_ARRAY)
     return scene.apply("--part", "slurm")
 
 
@@ -392,23 +404,6 @@ def given(flag: str, name: str) -> Callable[[Scene, Line, str], Line]:
     return follow
 
 
-# The layout of transformers.
-
-
-def exported(*, config: str | None) -> Callable[[Scene], Line]:
-    """Export a model with this configuration, or none."""
-
-    def situation(scene: Scene) -> Line:
-        save_model(scene.root / "model")
-        path = scene.root / "model" / "config.json"
-        shutil.move(path, scene.root / "config.json")
-        if config is not None:
-            path.write_text(config)
-        return ["export", str(scene.root / "model"), "--target", str(scene.target)]
-
-    return situation
-
-
 # What is really wrong with the base.
 
 
@@ -427,8 +422,7 @@ def made_as_base(scene: Scene) -> Line:
     return put(scene.apply(), "--base", scene.make())
 
 
-def base_itself(scene: Scene, line: Line, remedy: str) -> Line:
-    assert "base" in remedy
+def base_itself(scene: Scene, line: Line, _remedy: str) -> Line:
     return put(line, "--base", scene.base)
 
 
@@ -491,7 +485,142 @@ def export_of_another(scene: Scene) -> Line:
     return scene.apply("--layout", "transformers")
 
 
+def fp8_base(scene: Scene) -> Line:
+    small = {
+        name: tensor.to(torch.float8_e4m3fn) if tensor.dim() == 2 else tensor for name, tensor in scene.tensors.items()
+    }
+    save(small, scene.root / "fp8", container="safetensors")
+    return put(scene.apply(), "--base", scene.root / "fp8")
+
+
+def wrapped_inside(scene: Scene) -> Line:
+    inside = {name.replace("self_attn.", "self_attn.module."): tensor for name, tensor in scene.tensors.items()}
+    save(inside, scene.root / "inside")
+    return put(scene.apply(), "--base", scene.root / "inside")
+
+
+def delta_as_target(scene: Scene) -> Line:
+    made = scene.make()
+    return ["make", "--base", str(scene.base), "--target", str(made), "--delta", str(scene.target)]
+
+
+def tuned_given(scene: Scene, line: Line, remedy: str) -> Line:
+    assert "give the model itself as the target" in remedy
+    return put(line, "--target", scene.root / "tuned")
+
+
+def made_against_recipe(scene: Scene) -> Line:
+    made = scene.make()
+    return put(scene.apply("--recipe", recipe_file(scene.root, "bfloat16")), "--delta", made)
+
+
+def no_recipe(_scene: Scene, line: Line, remedy: str) -> Line:
+    assert "leave the recipe out" in remedy
+    at = line.index("--recipe")
+    return [*line[:at], *line[at + 2 :]]
+
+
+def merge_as_delta(scene: Scene) -> Line:
+    command(put(scene.apply(), "--target", scene.root / "merged"))
+    return put(scene.apply(), "--delta", scene.root / "merged")
+
+
+def delta_itself(scene: Scene, line: Line, remedy: str) -> Line:
+    assert "give the delta itself" in remedy
+    return put(line, "--delta", scene.delta)
+
+
+def overwritten(name: str, data: bytes) -> Callable[[Scene], Line]:
+    """Put something else in place of a file of the delta."""
+
+    def situation(scene: Scene) -> Line:
+        shutil.move(scene.delta / name, scene.root / name)
+        (scene.delta / name).write_bytes(data)
+        return scene.apply()
+
+    return situation
+
+
+def no_projector(scene: Scene) -> Line:
+    save(load_delta(scene.tensors), scene.delta)
+    torch.save({"other": torch.ones(2)}, scene.delta / "mm_projector.bin")
+    return scene.apply()
+
+
+def projector_removed(scene: Scene, line: Line, remedy: str) -> Line:
+    assert "remove it" in remedy
+    (scene.delta / "mm_projector.bin").unlink()
+    return line
+
+
+def base_with(files: dict[str, str]) -> Callable[[Scene], Line]:
+    """Give a folder with nothing but these files as the base."""
+
+    def situation(scene: Scene) -> Line:
+        (scene.root / "other").mkdir()
+        for name, text in files.items():
+            (scene.root / "other" / name).write_text(text)
+        return put(scene.apply(), "--base", scene.root / "other")
+
+    return situation
+
+
+def to_export(*without: str) -> Callable[[Scene], Line]:
+    """Export a model without some of its files."""
+
+    def situation(scene: Scene) -> Line:
+        save_model(scene.root / "model")
+        (scene.root / "model" / "tokenizer.model").unlink()
+        base = base_tensors(1, vocabulary=300)
+        save(base, scene.root / "model", shards=1, container="safetensors")
+        config = LlamaConfig(
+            vocab_size=300, hidden_size=32, intermediate_size=92, num_hidden_layers=1, num_attention_heads=4
+        )
+        config.save_pretrained(scene.root / "model")
+        tokenizer().save_pretrained(scene.root / "model")
+        (scene.root / "away").mkdir()
+        for name in without:
+            for path in (scene.root / "model").glob(name):
+                shutil.move(path, scene.root / "away")
+        return ["export", str(scene.root / "model"), "--target", str(scene.target)]
+
+    return situation
+
+
+def put_back(scene: Scene, line: Line, remedy: str) -> Line:
+    assert "beside the weights" in remedy or "copy it" in remedy
+    for path in (scene.root / "away").iterdir():
+        shutil.copy(path, scene.root / "model")
+    return line
+
+
 CASES: dict[str, Case] = {
+    "an fp8 base": Case(fp8_base, "E-OTHER-TENSORS", "in float16, bfloat16 or float32", base_itself),
+    "a base from inside a wrapper": Case(wrapped_inside, "E-OTHER-TENSORS", "wrappers removed", base_itself),
+    "a delta of ours to make one from": Case(delta_as_target, "E-NOT-A-MODEL", "give the model itself", tuned_given),
+    "a recipe against the delta's manifest": Case(made_against_recipe, "E-USAGE", "leave the recipe out", no_recipe),
+    "a merge of ours as the delta": Case(merge_as_delta, "E-ALREADY-MERGED", "give the delta itself", delta_itself),
+    "zeros for a shard": Case(
+        overwritten(SHARD, bytes(4096)), "E-UNSUPPORTED-FORMAT", "fetch it again", restored(SHARD)
+    ),
+    "a page for a shard": Case(
+        overwritten(SHARD, b"<!DOCTYPE html><html></html>"), "E-UNSUPPORTED-FORMAT", "not a page", restored(SHARD)
+    ),
+    "an empty shard": Case(overwritten(SHARD, b""), "E-INCOMPLETE", "download it again", restored(SHARD)),
+    "an index of something else": Case(
+        overwritten(INDEX, b'{"a": 1}'), "E-MALFORMED", "fetch it again", restored(INDEX)
+    ),
+    "a projector that is none": Case(no_projector, "E-MALFORMED", "remove it", projector_removed),
+    "an empty folder": Case(base_with({}), "E-NO-WEIGHTS", "give the folder that holds the base's", base_itself),
+    "a folder of words": Case(base_with({"notes.txt": "a"}), "E-NO-WEIGHTS", "a README alone", base_itself),
+    "a configuration alone": Case(
+        base_with({"config.json": "{}"}), "E-NO-WEIGHTS", "give the folder that holds them", base_itself
+    ),
+    "a dataset": Case(base_with({"a.parquet": "PAR1"}), "E-NO-WEIGHTS", "give the folder of a model", base_itself),
+    "source code": Case(base_with({"setup.py": ""}), "E-NO-WEIGHTS", "give the folder of the model", base_itself),
+    "a GGUF file": Case(base_with({"m.gguf": "GGUF"}), "E-NO-WEIGHTS", "that it was made from", base_itself),
+    "no configuration to export": Case(to_export("config.json"), "E-MALFORMED", "put the model's config.json", put_back),
+    "no tokenizer to export": Case(to_export("tokenizer*"), "E-MALFORMED", "copy it from", put_back),
     "a merge as the base": Case(merged_base, "E-WRONG-BASE", "use the original LLaMA-1", base_itself),
     "the delta as the base, too": Case(delta_twice, "E-NOT-A-MODEL", "give the base itself", base_itself),
     "a delta of ours as the base": Case(made_as_base, "E-NOT-A-MODEL", "give the model itself", base_itself),

@@ -88,11 +88,11 @@ def _roots(top: ast.AST) -> Iterator[ast.expr]:
 def _collect(node: ast.expr, known: Definitions, found: set[str], seen: set[str]) -> None:
     """Add the texts that an expression may have to ``found``."""
     match node:
-        case ast.Constant(value=str(text)) if re.search("[a-z]{2}", text):
+        case ast.Constant(value=str(text)) if _is_said(text):
             found.add(text)
         case ast.JoinedStr(values=parts):
             text = "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
-            if re.search("[a-z]{2}", text):
+            if _is_said(text):
                 found.add(text)
             for part in parts:
                 if isinstance(part, ast.FormattedValue):
@@ -110,3 +110,8 @@ def _collect(node: ast.expr, known: Definitions, found: set[str], seen: set[str]
             if key not in seen:
                 for value in known.get(key, ()):
                     _collect(value, known, found, {*seen, key})
+
+
+def _is_said(text: str) -> bool:
+    """Return whether a text says something itself: a word alone is a name, or joins others."""
+    return " " in text.strip() and len(re.findall("[A-Za-z]{2,}", text)) > 1
