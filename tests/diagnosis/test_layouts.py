@@ -346,7 +346,10 @@ ROWS: dict[str, Row] = {
         {"pyproject.toml": b"", "llava/model.py": b""}, Layout.SOURCE_CODE, "source code (pyproject.toml)", "folder of"
     ),
     "clone": Row(
-        {".git/HEAD": b"ref", ".gitattributes": b""}, Layout.NO_CHECKOUT, "a git clone", "run git -C AT checkout . and"
+        {".git/HEAD": b"ref", ".gitattributes": b""},
+        Layout.NO_CHECKOUT,
+        "a git clone",
+        "run git -C AT checkout HEAD -- . and",
     ),
     "litter-alone": Row(
         {".DS_Store": b"\0"}, Layout.EMPTY, "an empty folder", "give the folder that holds the base's weights"

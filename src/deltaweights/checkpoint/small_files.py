@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from contextlib import closing
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def json_object(data: bytes, where: Path, *, as_transformers: bool = False) -> d
     refuse_wrong_content(data, where)
     if data.startswith(UTF8_MARK) and as_transformers:
         raise MalformedAt(where, SAVE_UNMARKED)("not strict JSON", MARKED)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise MalformedAt(where, SAVE_UNMARKED)("not strict JSON", "UTF-16, in which some editors save")
     data = data.removeprefix(UTF8_MARK)
     malformed = MalformedAt(where, "fetch it again")
     try:

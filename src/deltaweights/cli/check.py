@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from deltaweights.inference.findings import Finding
     from deltaweights.inference.structure import StructureReport
 
+AGAIN = "make a merge again with deltaweights export, or with apply --layout transformers; fetch or save another model again"
+GIVE_THE_MODEL = "check the model itself: deltaweights apply makes it of the delta and its base"
+
 
 @click.command("check")
 @click.argument("folder", metavar="DIR")
@@ -50,7 +53,7 @@ def command(folder: str, *, as_json: bool, quiet: bool) -> None:
     outcome = {"ok": report.ok, **asdict(report)}
     print_outcome(outcome, [] if report.ok and quiet else _lines(report), as_json=as_json)
     if not report.ok:
-        remedy = "make it again with deltaweights export, or with apply --layout transformers"
+        remedy = GIVE_THE_MODEL if report.is_delta else AGAIN
         problem, code = counted(len(report.problems), "problem"), ErrorCode.DOES_NOT_LOAD
         raise CheckFailed(problem, where=folder, remedy=remedy, code=code)
 

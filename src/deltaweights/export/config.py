@@ -13,6 +13,8 @@ from deltaweights.export.sizes import TextSizes, VisionSizes
 from deltaweights.recipes.table import LINE, Table
 from deltaweights.util.text import Json
 
+USE_ORIGINAL = "keep it in the original layout, which apply writes without --layout"
+
 MAX_SIZE, MAX_LAYERS = 1_000_000, 1_000  # far above any model's
 
 CONTEXT = 2048
@@ -43,7 +45,7 @@ def read_image_features(config: Table) -> ImageFeatures:
     feature = config.text("mm_vision_select_feature", LINE)
     if feature not in {None, "patch"}:
         problem, found = "this model uses other features of an image", f"mm_vision_select_feature {feature}"
-        raise Mismatch(problem, where=config.where, found=found, expected="patch", remedy="use --layout original")
+        raise Mismatch(problem, where=config.where, found=found, expected="patch", remedy=USE_ORIGINAL)
     layer = config.number("mm_vision_select_layer", least=-MAX_SIZE)
     if layer is not None and layer != int(layer):
         raise config.unusable("mm_vision_select_layer", "a whole number")
@@ -60,7 +62,7 @@ def text_config(
     """
     kind = config.text("model_type", LINE)
     if kind not in {None, *MODEL_TYPES}:
-        problem, remedy = "not a LLaMA: layout transformers supports no other model", "use --layout original"
+        problem, remedy = "not a LLaMA: layout transformers supports no other model", USE_ORIGINAL
         found, expected = f"model_type {kind}", " or ".join(MODEL_TYPES)
         raise Mismatch(problem, where=config.where, found=found, expected=expected, remedy=remedy)
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers")

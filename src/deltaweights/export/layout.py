@@ -12,7 +12,14 @@ from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.small_files import json_object
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.errors import MalformedInput, Mismatch
-from deltaweights.export.config import SPECIAL, ImageFeatures, llava_config, read_image_features, text_config
+from deltaweights.export.config import (
+    SPECIAL,
+    USE_ORIGINAL,
+    ImageFeatures,
+    llava_config,
+    read_image_features,
+    text_config,
+)
 from deltaweights.export.constant_tensors import IdentitySource, ZeroSource, constant_tensor
 from deltaweights.export.conversation import END, IMAGE, START, chat_template, conversations, stop_strings
 from deltaweights.export.sizes import Shape, TextSizes
@@ -24,8 +31,6 @@ from deltaweights.merge.rules import Match, Matching
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.recipes.table import Table
 from deltaweights.util.text import Json
-
-USE_ORIGINAL = "use --layout original"
 
 REWRITTEN = frozenset({
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",

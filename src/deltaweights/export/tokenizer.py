@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deltaweights.errors import MalformedInput, Mismatch, printable
 from deltaweights.export.added_tokens import STRIPPING, TokenFlags, TokenSource, merge_ids
-from deltaweights.export.config import CONTEXT
+from deltaweights.export.config import CONTEXT, USE_ORIGINAL
 from deltaweights.export.special_tokens import BOS, EOS, UNK, SpecialTokens, special_tokens
 from deltaweights.export.tokenizer_files import (
     ADDED,
@@ -120,7 +120,7 @@ def _with_rows(merged: Mapping[str, int], vocabulary: TokenSource, rows: int, wh
 def _check_llama(ids: Mapping[str, int], where: Path) -> None:
     for content in (BOS, EOS, UNK):
         if content not in ids:
-            found, remedy = f"no token {content}", "use --layout original"
+            found, remedy = f"no token {content}", USE_ORIGINAL
             raise MalformedInput("not a LLaMA tokenizer", where=where, found=found, remedy=remedy)
 
 

@@ -125,7 +125,7 @@ class Hub:
                 where=directory.cache.root,
                 found=f"{human_bytes(free)} free",
                 expected=human_bytes(needed),
-                remedy="make room, choose another place with --cache-dir, or keep nothing with --stream",
+                remedy="make room, choose another place with --cache-dir, or keep nothing: --stream, where the command has it",
                 code=ErrorCode.DISK_FULL,
             )
 

@@ -31,7 +31,7 @@ class StructureReport:
     ``model_class`` is the class that ``loads_in`` ("transformers" or "the original LLaVA code") builds, None when there is none
     for the configuration. ``parameters`` counts the model's weights, tied ones once; ``tokenizer_size`` is None without a
     tokenizer. ``problems`` make loading fail or answers wrong; ``warnings`` are contradictions that the publisher left in a
-    folder that does not claim to run in current transformers.
+    folder that does not claim to run in current transformers. ``is_delta``: its manifest, or its hashes, say that it is a delta.
     """
 
     target: str
@@ -43,6 +43,7 @@ class StructureReport:
     problems: tuple[Finding, ...]
     warnings: tuple[Finding, ...]
     notes: tuple[str, ...]
+    is_delta: bool = False
 
     def __repr__(self) -> str:
         return short_repr(
@@ -94,6 +95,7 @@ def check_structure(folder: str | os.PathLike[str]) -> StructureReport:
         problems=tuple(findings.problems),
         warnings=tuple(findings.warnings),
         notes=tuple(findings.notes),
+        is_delta=model_folder.identity.is_delta,
     )
 
 

@@ -32,7 +32,7 @@ def added_rows(
         if match.base is None or match.model_name not in GROWN or len(match.base.shape) != 2:
             continue
         rows, width = match.base.shape
-        if match.primary.shape[0] <= rows or match.primary.shape[1] != width or rows < 2 * MOST_ROWS:
+        if match.primary.shape[0] < rows or match.primary.shape[1] != width or rows < 2 * MOST_ROWS:
             continue
         found.add(_added(base[match.base.name], delta[match.primary.name], rows, width, compute))
     return max(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from deltaweights.checkpoint.folder import Checkpoint
+from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.samples import same_weights, sample_digests
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.error_codes import ErrorCode
@@ -14,15 +15,16 @@ from deltaweights.jobs.added_rows import added_rows
 from deltaweights.jobs.findings import ADD_ANYWAY, ORIGINAL_SCRIPT, are_whole
 from deltaweights.jobs.finished_model import is_finished_model
 from deltaweights.jobs.request import InputRequest, or_allow
-from deltaweights.jobs.whole_tensors import whole_tensors
+from deltaweights.jobs.swapped import is_small
+from deltaweights.jobs.whole_tensors import sums_fail, whole_tensors
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.rules import Matching
 from deltaweights.recipes.catalogue import recipe_of_repo
 from deltaweights.recipes.identify import Identity, generation_of_config, ties_head
 from deltaweights.recipes.models import known_file, model
-from deltaweights.recipes.pair_check import EMBEDDING, HEAD, leave_rows_out, rows
+from deltaweights.recipes.pair_check import EMBEDDING, HEAD, REMEDY, leave_rows_out, rows
 from deltaweights.recipes.recipe import Recipe
-from deltaweights.recipes.weight_scale import AS_LARGE, relative_scale
+from deltaweights.recipes.weight_scale import AS_LARGE, relative_scale, typical_weight
 from deltaweights.report import Report
 from deltaweights.util.text import counted
 
@@ -110,8 +112,10 @@ def refuse_no_delta(
         elif allow:
             report.warn(f"{primary.path}: {problem}")
         else:
-            remedy = f"give the delta itself{or_allow(allow)}"
-            raise Mismatch(problem, where=primary.path, remedy=remedy, code=ErrorCode.NOT_A_DELTA)
+            of_delta = is_small(typical_weight(one.values()))  # then both are the delta
+            where, remedy = (base.path, "base") if of_delta else (primary.path, "delta")
+            code = ErrorCode.NOT_A_MODEL if of_delta else ErrorCode.NOT_A_DELTA
+            raise Mismatch(problem, where=where, remedy=f"give the {remedy} itself{or_allow(allow)}", code=code)
         return
     if operation is not Operation.APPLY or made:
         return
@@ -120,6 +124,8 @@ def refuse_no_delta(
         return
     if share < AS_LARGE:
         whole = whole_tensors(base.tensors, primary.tensors, matching, compute)
+        if whole and not allow and set(whole) <= set(PROJECTOR):
+            _refuse_merged_base(base, primary, matching, request, compute)
         if whole and not allow:
             remedy = f"{ORIGINAL_SCRIPT}{'' if allow is None else f'; {ADD_ANYWAY}'}"
             raise Mismatch(are_whole(whole), where=primary.path, remedy=remedy, code=ErrorCode.STORED_WHOLE)
@@ -141,6 +147,16 @@ def refuse_no_delta(
             code=ErrorCode.ALREADY_MERGED,
         )
     report.warn(f"{primary.path}: {problem}: found {found}, expected a small part of them")
+
+
+def _refuse_merged_base(
+    base: Checkpoint, primary: Checkpoint, matching: Matching, request: InputRequest, compute: str
+) -> None:
+    """Raise ``Mismatch`` for a base with a projector that refutes it: it is already merged, and the delta is as it should be."""
+    if sums_fail(base.tensors, primary.tensors, matching, compute):
+        problem, found = "the base is likely already merged, or another LLaVA", "a projector, and sums that refute it"
+        remedy = f"{REMEDY}{or_allow(request.allow_other_base)}"
+        raise Mismatch(problem, where=base.path, found=found, remedy=remedy, code=ErrorCode.WRONG_BASE)
 
 
 def _refuse_added_rows(

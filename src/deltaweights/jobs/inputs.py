@@ -26,7 +26,7 @@ from deltaweights.jobs.stated_facts import (
     refuse_wrong_kind,
     warn_of_other_recipe,
 )
-from deltaweights.jobs.swapped import is_small, refuse_swapped
+from deltaweights.jobs.swapped import is_small, refuse_delta_as_base, refuse_swapped
 from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any, with_source
 from deltaweights.manifest.parse import Manifest
 from deltaweights.merge.choices import DTYPES, TORCH_NAMES
@@ -135,6 +135,8 @@ def _examined(
     identity = _identify(base, hashes, stated_by, report)
     if request.operation is Operation.APPLY and not request.allow_other_base and is_small(identity.typical):
         refuse_swapped(base, primary)
+    if request.operation is Operation.APPLY:
+        refuse_delta_as_base(base, identity, request.allow_other_base)
     if recipe is not None:
         check_base_identity(base, hashes.files[base.role], identity, recipe, report, allow=request.allow_other_base)
     of_primary = _identify(primary, hashes, stated_by, report)

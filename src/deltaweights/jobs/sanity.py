@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from deltaweights.checkpoint.folder import Checkpoint
-from deltaweights.error_codes import ErrorCode
-from deltaweights.errors import DeltaweightsError, MalformedInput, Mismatch
+from deltaweights.errors import DeltaweightsError, MalformedInput
 from deltaweights.export.sanity import oddities
 from deltaweights.jobs.inputs import Inputs
-from deltaweights.jobs.request import Request, or_allow
+from deltaweights.jobs.request import Request
+from deltaweights.jobs.swapped import not_a_model
 from deltaweights.merge.choices import ORIGINAL
 from deltaweights.merge.operation import Operation
 from deltaweights.recipes.identify import Identity, config_of
@@ -63,8 +63,5 @@ def _check_model(
         and request.operation is not Operation.CONVERT
         and not allow
     ):
-        remedy = "give the model itself: deltaweights apply makes it of the delta and its base"
-        where = f"{checkpoint.role} {checkpoint.path}"
-        remedy += or_allow(allow)
-        raise Mismatch(problem, where=where, found=identity.text, remedy=remedy, code=ErrorCode.NOT_A_MODEL)
+        raise not_a_model(checkpoint, identity, allow)
     report.warn(f"{checkpoint.role} {checkpoint.path}: {problem}")

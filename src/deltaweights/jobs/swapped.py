@@ -5,8 +5,12 @@ from __future__ import annotations
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch
+from deltaweights.jobs.request import or_allow
+from deltaweights.recipes.identify import Identity
 from deltaweights.recipes.weight_scale import SMALL, relative_scale, typical_weight
 from deltaweights.util.text import shell_quoted
+
+GIVE_THE_MODEL = "give the model itself: deltaweights apply makes it of the delta and its base"
 
 MUCH_LARGER = 4.0
 """How many times as large as the base's weights those of a delta are when the two are swapped; real pairs have 20 to 50."""
@@ -29,4 +33,21 @@ def refuse_swapped(base: Checkpoint, delta: Checkpoint) -> None:
         found=f"weights of the base as small as a delta's (typically {typical:.2g}), those of the delta {share:.2g} times as large",
         remedy=f"give --base {shell_quoted(delta.path)} --delta {shell_quoted(base.path)}",
         code=ErrorCode.SWAPPED,
+    )
+
+
+def refuse_delta_as_base(base: Checkpoint, identity: Identity, allow: bool | None) -> None:
+    """Raise ``Mismatch`` for a base of which its manifest, or its hashes, say that it is a delta."""
+    if identity.is_delta and not allow:
+        raise not_a_model(base, identity, allow)
+
+
+def not_a_model(checkpoint: Checkpoint, identity: Identity, allow: bool | None) -> Mismatch:
+    """Return the error for a delta in the place of a model."""
+    return Mismatch(
+        identity.no_model or "is a delta, not a model",
+        where=f"{checkpoint.role} {checkpoint.path}",
+        found=identity.text,
+        remedy=f"{GIVE_THE_MODEL}{or_allow(allow)}",
+        code=ErrorCode.NOT_A_MODEL,
     )

@@ -38,3 +38,13 @@ def whole_tensors(
                 whole += [pair for pair in large if pair not in whole and pair.fails(combiner)]
     found = {pair.delta.spec.name for pair in whole}
     return tuple(match.primary.name for match in matching.matches if match.primary.name in found)
+
+
+def sums_fail(
+    base: Mapping[str, LazyTensor], delta: Mapping[str, LazyTensor], matching: Matching, compute: str
+) -> bool:
+    """Return whether samples of what is small in the delta refute the base. Raises ``InputOutputError``."""
+    small = [pairs[0] for pairs in kinds_of_pairs(base, delta, matching) if not pairs[0].looks_large]
+    with kernels_on("cpu") as make_kernels:
+        combiner = BlockCombiner(make_kernels(), Task(Operation.APPLY, compute, compute, check=True), PLACE)
+        return any(proof.violations for pair in small for proof in pair.proofs(combiner))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltaweights.errors import MalformedInput
+from deltaweights.util.text import UTF8_MARK
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -60,7 +61,7 @@ def parse_toml(data: bytes, where: str, kind: str = "recipe") -> TomlDocument:
         found, remedy = f"more than {MAX_SIZE:,} bytes", f"give the {kind}, not the weights"
         raise MalformedInput(f"too long for a {kind}", where=where, found=found, remedy=remedy)
     try:
-        text = data.decode("utf-8")
+        text = data.removeprefix(UTF8_MARK).decode("utf-8")
     except UnicodeDecodeError as error:
         found = f"byte 0x{data[error.start]:02x} at {error.start}"
         raise MalformedInput("not UTF-8", where=where, found=found, remedy="save it as UTF-8") from None

@@ -47,7 +47,7 @@ class WorkerPool:
                 try:
                     thread.start()
                 except RuntimeError as error:
-                    remedy = "run with fewer --workers"
+                    remedy = "allow more threads (ulimit -u), or run with fewer --workers"
                     raise InputOutputError(f"cannot start a worker: {error}", remedy=remedy) from error
             while len(self._ended) < len(self._threads):
                 self._wait()

@@ -97,7 +97,7 @@ def test_threads_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(threading.Thread, "start", limited)
     pool = WorkerPool(lambda: None, 3)
-    with refused(InputOutputError, remedy="run with fewer --workers"):
+    with refused(InputOutputError, remedy="allow more threads (ulimit -u), or run with fewer --workers"):
         list(pool.run())
     assert pool.stopped
 

@@ -176,7 +176,7 @@ def _documents(subject: Subject) -> Recognised | None:
         return Recognised(Layout.SOURCE_CODE, f"source code ({some(sorted(code), 2)})", "give the folder of the model")
     if ".git" in subject.listing.folders and not any(not _WORDS.fullmatch(name) for name in subject.files):
         found = "a git clone without weights (.git)"
-        remedy = f"run git -C {subject.quoted()} checkout . and git -C {subject.quoted()} lfs pull"
+        remedy = f"run git -C {subject.quoted()} checkout HEAD -- . and git -C {subject.quoted()} lfs pull"
         return Recognised(Layout.NO_CHECKOUT, found, remedy)
     return None
 
