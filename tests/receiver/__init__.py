@@ -1,0 +1,1 @@
+"""The proof travels: whoever receives a merge can check it."""
