@@ -179,7 +179,7 @@ def make_inputs(folder: Path) -> None:
     weights = next(result.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     (folder / "lacking" / "config.json").unlink()
-    (folder / "extra" / "extra.txt").write_text("?")
+    (folder / "extra" / "extra.py").write_text("?")
 
 
 def given(words: tuple[str, ...], inputs: Path) -> list[str]:

@@ -12,6 +12,9 @@ from tests.support.results import MANIFEST, SUMS, cases_of, digest_of, merged, o
 __all__ = ["merged", "original"]  # fixtures
 
 
+PARTS = ["weights", "loader files", "other files"]
+
+
 def test_the_command_reports_as_json(merged: Path, run: Run) -> None:
     """``verify --json`` prints one object, and exits with 0, or with 6 if it lists problems."""
     done = run("verify", merged, "--json", "--expect", digest_of(merged))
@@ -20,23 +23,23 @@ def test_the_command_reports_as_json(merged: Path, run: Run) -> None:
     assert (document["ok"], document["recomputed"], document["problems"]) == (True, True, [])
     assert document["content_digest"] == digest_of(merged)
     (merged / "config.json").write_text("{}")
-    (merged / "ex\ntra").write_text("?")
+    (merged / "ex\ntra.py").write_text("?")
     done = run("verify", merged, "--json")
     document = json.loads(done.stdout)
     assert done.returncode == 6
     assert document["ok"] is False
-    assert {problem["file"] for problem in document["problems"]} == {"config.json", "ex\ntra"}
+    assert {problem["file"] for problem in document["problems"]} == {"config.json", "ex\ntra.py"}
     assert done.stderr.count("\n") == 1
 
 
 def test_the_command_prints_what_failed(merged: Path, tmp_path: Path, run: Run) -> None:
     """``verify`` prints a line per problem, names escaped, and exits with 6; with 5 without a folder, with 2 for a bad pin."""
-    (merged / "ex\x1b[31mtra").write_text("?")
+    (merged / "ex\x1b[31mtra.py").write_text("?")
     (merged / "config.json").unlink()
     done = run("verify", merged)
     assert done.returncode == 6
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["FAILED", "FAILED"]
-    assert "ex\\x1b[31mtra: is not in the manifest" in done.stdout
+    assert [line[:16].strip() for line in done.stdout.splitlines()] == ["FAILED"] * 2 + PARTS
+    assert "ex\\x1b[31mtra.py: is not in the manifest" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
     assert run("verify", tmp_path / "missing").returncode == 5
     assert run("verify", merged, "--expect", "dw1:12").returncode == 2

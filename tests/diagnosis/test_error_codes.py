@@ -333,7 +333,7 @@ def test_errors_as_json(
 def test_a_result_that_fails(run: Run, place: Place, command: str, code: str, key: str) -> None:
     """What a check found and its error are one object: stdout is one document."""
     assert run(*place.arguments(APPLY)).returncode == 0
-    (place.folder / "out" / "extra.txt").write_text("mine")
+    (place.folder / "out" / "extra.py").write_text("mine")
     config = json.loads((place.base / "config.json").read_text())
     (place.base / "config.json").write_text(json.dumps(config | {"vocab_size": 3}))
     done = run(*place.arguments(command), "--json")

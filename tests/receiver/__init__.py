@@ -1,1 +1,1 @@
-"""The proof travels: whoever receives a merge can check it."""
+"""The proof travels: whoever receives a result can check it, wherever its bytes are."""

@@ -381,7 +381,7 @@ def test_an_environment_that_is_not_usable(variables: dict[str, str], says: str,
 
 def test_a_terminal_that_is_not_utf_8(result: Path) -> None:
     """A name that the terminal's encoding cannot represent is escaped, without a traceback."""
-    (result / "é日本.txt").touch()
+    (result / "é日本.py").touch()
     done = subprocess.run(
         [sys.executable, "-m", "deltaweights", "verify", result],
         env=os.environ | {"PYTHONIOENCODING": "latin-1"},
@@ -390,7 +390,7 @@ def test_a_terminal_that_is_not_utf_8(result: Path) -> None:
         check=False,
     )
     assert done.returncode == 6
-    assert b"\xe9\\u65e5\\u672c.txt: is not in the manifest" in done.stdout
+    assert b"\xe9\\u65e5\\u672c.py: is not in the manifest" in done.stdout
 
 
 def test_quiet_says_nothing(result: Path, keys: tuple[Path, Path], run: Run) -> None:

@@ -16,7 +16,7 @@ from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.zip_format.archive import read_archive, read_member
 from deltaweights.checkpoint.zip_format.rules import FOLDER_ZIP
 from deltaweights.errors import InputOutputError, MalformedInput, UsageError
-from deltaweights.manifest.digest_files import Digests
+from deltaweights.manifest.digests import Digests
 from deltaweights.manifest.folder_entries import FolderEntries
 from deltaweights.manifest.member_file import digest_member
 from deltaweights.manifest.records import MANIFEST, SUMS, check_file_name

@@ -12,6 +12,7 @@ from deltaweights.checkpoint.files import InputFile
 from deltaweights.checkpoint.tensors import ContiguousSource, LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.manifest.digest import SourceDigest
+from deltaweights.manifest.digests import Digests
 from deltaweights.manifest.parse import TensorRow
 from deltaweights.manifest.records import FileRecord
 from deltaweights.manifest.verify_source import VerifySource
@@ -35,14 +36,6 @@ class DigestRequest:
     tensors: Iterable[LazyTensor] = ()
     extra_checksums: Iterable[LazyTensor] = ()
     verify_checksums: bool = False
-
-
-@dataclass(frozen=True)
-class Digests:
-    """The digests by name, without files and tensors that cannot be read."""
-
-    files: dict[str, FileRecord] = field(default_factory=dict)
-    tensors: dict[str, TensorRow] = field(default_factory=dict)
 
 
 class _Task(NamedTuple):

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path, PurePath
 
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.checkpoint.layout_names import META_PART
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.manifest.digest_files import DigestRequest, Digests, digest_all
-from deltaweights.manifest.file_parts import EXTRAS, LOADABLE, LOADER_FILES, PARTS, WEIGHTS, part_of
+from deltaweights.manifest.file_parts import EXTRAS, LOADABLE, LOADER_FILES, PARTS, TEMPLATES, WEIGHTS, part_of
 from deltaweights.manifest.open_weights import SPREAD
 from deltaweights.manifest.parse import LISTING, Manifest
 from deltaweights.manifest.read_manifest import contradictions, read_manifest
 from deltaweights.manifest.records import MANIFEST, SUMS, FileRecord, sums_bytes
-from deltaweights.manifest.stated_hashes import compare_stated, missing_shards, size_fault
-from deltaweights.manifest.tensor_check import open_weights
-from deltaweights.manifest.verify_report import FILE, TENSOR, Problem
+from deltaweights.manifest.stated_hashes import missing_shards, size_fault
+from deltaweights.manifest.verify_report import FILE, Problem
 from deltaweights.manifest.verify_source import StatedFile, VerifySource
-from deltaweights.report import Report
 from deltaweights.util import limits
 from deltaweights.util.text import SAVE_UNMARKED
 
@@ -105,7 +101,7 @@ class FolderCheck:
     @property
     def litter(self) -> set[str]:
         """Files and folders that systems leave anywhere, unless they are stated."""
-        return self._entries.litter - set(self.stated)
+        return set() if self._only is not None else self._entries.litter - set(self.stated)
 
     @property
     def title(self) -> str:
@@ -183,7 +179,7 @@ class FolderCheck:
         """Return whether a document is a regular file. If it is missing, add a problem; ``compare_names`` adds other kinds."""
         if name in (self._entries.files if self._only is None else self._entries.readable):
             return True
-        if name not in self._entries.irregular:
+        if self._only is not None or name not in self._entries.irregular:
             # Without a manifest nothing states the weights, unless their content digest is given.
             enough = self._expects_content
             part = EXTRAS if name == SUMS else LOADER_FILES if enough else WEIGHTS
@@ -207,6 +203,10 @@ class FolderCheck:
         files, stated = self.files, set(self.stated)
         if self._only is None:
             self._compare_irregular(files)
+        elif self._only not in files:
+            kind = self._entries.irregular.get(self._only)
+            problem = "is not a regular file" if kind else "is no part of a checkpoint, so that nothing states its hash"
+            self.add_problem(self._only, problem, kind)
         reported = {problem.file for problem in self.problems}
         for name in sorted(stated - files - reported):
             self.add_problem(name, "is missing")
@@ -226,12 +226,19 @@ class FolderCheck:
     def _compare_irregular(self, files: set[str]) -> None:
         """Report what is neither a file nor allowed beside them."""
         subfolders = self._entries.folders & set(self.manifest.folders if self.manifest and self.is_listing else ())
-        if self.by_hashes:
-            subfolders |= self._entries.folders - self._entries.linked_folders
+        subfolders |= self.unread_folders
         allowed = files | self.ignored | subfolders | self.litter | self.sums
         for name, kind in self._entries.irregular.items():
             if name not in allowed:
                 self.add_problem(name, "is not a regular file", kind, part=WEIGHTS if name == MANIFEST else None)
+
+    @property
+    def unread_folders(self) -> set[str]:
+        """The folders inside that may be there, since hashes without a manifest say nothing about them."""
+        if not self.by_hashes or self._only is not None:
+            return set()
+        named = {name.split("/")[0] for name in self.stated if "/" in name}
+        return self._entries.folders - self._entries.linked_folders - ({TEMPLATES} - named)
 
     def refuse_extras(self) -> None:
         """Add a problem for each file that nothing states, whether or not a loader reads it."""
@@ -259,28 +266,6 @@ class FolderCheck:
                 self.add_problem(name, "could be loaded, but holds no tensor of the manifest")
             elif name not in manifest.files:
                 self.add_problem(name, "holds tensors of the manifest, but is not among its files")
-
-    # Bytes.
-
-    def digest_files(self, workers: int, report: Report, *, with_tensors: bool) -> Digests:
-        """Read every file that has the stated size, and compare its hash; return the digests, also of tensors if asked for."""
-        files = self.files
-        names = [name for name in sorted(self.stated) if name in files and self.compare_size(name)]
-        errors = dict(self.source.errors)
-        digests = self.source.digests
-        if digests is None:
-            with ExitStack() as stack:
-                opened = open_weights(self, names, stack) if with_tensors else None
-                request = opened or DigestRequest(self.source, names)
-                digests = digest_all(request, errors.__setitem__, workers, report)
-        for name in sorted(errors):
-            about = FILE if name in self.stated else TENSOR
-            self.add_problem(name, f"cannot be verified: {errors[name]}", about=about)
-        for name in names:
-            if name in digests.files:
-                for fault in compare_stated(self.source, name, self.stated[name], digests.files[name]):
-                    self.add_problem(name, *fault)
-        return digests
 
     def compare_size(self, name: str) -> bool:
         """Return whether a file has the stated size; if not, add a problem."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import MalformedInput
 from deltaweights.manifest.digest import content_digest
-from deltaweights.manifest.digest_files import Digests, digest_all
+from deltaweights.manifest.digest_files import digest_all
+from deltaweights.manifest.digests import Digests
 from deltaweights.manifest.folder_entries import FolderEntries, name_inside
 from deltaweights.manifest.open_checkpoint import open_for_listing
 from deltaweights.manifest.open_weights import request_for

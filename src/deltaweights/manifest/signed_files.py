@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deltaweights.manifest.digest_files import Digests
+from deltaweights.manifest.digests import Digests
 from deltaweights.manifest.folder_check import FolderCheck
 from deltaweights.manifest.records import MANIFEST, SUMS, sums_bytes
 from deltaweights.util import limits
@@ -39,8 +39,9 @@ def with_documents(check: FolderCheck, files: Mapping[str, str]) -> dict[str, st
 
 def compare_signed(check: FolderCheck, signed: SignedFiles, digests: Digests) -> None:
     """Compare the files that were read with those that a signature covers."""
-    found = dict.fromkeys(check.files - check.kept_inside, "a file that was not read")
-    found |= with_documents(check, {name: record.sha256 for name, record in digests.files.items()})
+    files = check.files
+    found = dict.fromkeys(files - check.kept_inside, "a file that was not read")
+    found |= with_documents(check, {name: each.sha256 for name, each in digests.files.items() if name in files})
     if check.source.only is not None:
         only = check.source.only
         signed = SignedFiles(signed.key, {name: each for name, each in signed.digests.items() if name == only})

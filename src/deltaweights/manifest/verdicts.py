@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from deltaweights.errors import printable
-from deltaweights.manifest.digest_files import Digests
+from deltaweights.manifest.digests import Digests
 from deltaweights.manifest.file_parts import EXTRAS, LOADER_FILES, PARTS, WEIGHTS
 from deltaweights.manifest.folder_check import FolderCheck
 from deltaweights.manifest.records import SUMS
-from deltaweights.manifest.verify_report import NOT_PINNED, Problem, Verdict, VerifyReport
+from deltaweights.manifest.verify_report import NOT_PINNED, PartVerdict, Problem, VerifyReport
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
@@ -25,7 +25,8 @@ def report_of(
     read = digests.files if digests is not None else {}
     sizes = {name: stated.size or (read[name].size if name in read else 0) for name, stated in check.stated.items()}
     parts = {name: check.part(name) for name in sizes}
-    others = check.harmless | check.litter | (set(check.source.entries.passed_over) - {"model.sig"})
+    passed_over = set() if check.source.only is not None else set(check.source.entries.passed_over) - {"model.sig"}
+    others = check.harmless | check.litter | passed_over
     verdicts = [
         verdict_of(
             part,
@@ -45,6 +46,8 @@ def report_of(
     ]
     notes += [f"{where(name)} is not in {check.compared_with}; no loader reads it" for name in sorted(check.harmless)]
     notes += [f"{where(name)} is no part of the checkpoint, and does no harm" for name in sorted(check.litter)]
+    unread = {name for name in check.unread_folders if not any(each.startswith(f"{name}/") for each in check.stated)}
+    notes += [f"{where(name)} is a folder, and was not looked at" for name in sorted(unread - check.litter)]
     return VerifyReport(
         target=check.source.title,
         content_digest=digest,
@@ -70,7 +73,7 @@ def verdict_of(
     compared_with: str,
     others: Collection[str] = (),
     unread: int = 0,
-) -> Verdict:
+) -> PartVerdict:
     """Return the verdict on ``part``, given the sizes of its files and all problems; ``others`` are harmless files to name.
 
     ``unread`` counts the files that were not read, but only listed.
@@ -94,7 +97,7 @@ def verdict_of(
         sentence = f"{NOT_PINNED}: {files}"
     else:
         sentence = f"{counted(len(found), 'problem')}: {_CONSEQUENCES[part]}"
-    return Verdict(ok, len(sizes), total, len(found), sentence)
+    return PartVerdict(ok, len(sizes), total, len(found), sentence)
 
 
 _CONSEQUENCES = {

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltaweights.errors import InputOutputError, MalformedInput, UsageError
+from deltaweights.manifest.content_check import compare_files, compare_tensors, original_digest_of
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.folder_check import FolderCheck
 from deltaweights.manifest.open_source import FromHub, open_source
 from deltaweights.manifest.parse import Manifest
 from deltaweights.manifest.signed_files import SignedFiles, compare_signed, with_documents
-from deltaweights.manifest.tensor_check import compare_tensors, original_digest_of
 from deltaweights.manifest.verdicts import report_of
 from deltaweights.manifest.verify_report import CONTENT, VerifyReport
 from deltaweights.manifest.verify_source import LocalSource
@@ -74,7 +74,7 @@ def finish_verify(
     """Do the rest of ``verify`` once the manifest has been read: large ones need not be read twice."""
     check.compare_names()
     workers = check.source.most_workers or workers
-    digests = check.digest_files(resolve_workers(workers), report or Report(), with_tensors=expect is not None)
+    digests = compare_files(check, resolve_workers(workers), report or Report(), with_tensors=expect is not None)
     digest = check.manifest.content_digest if check.manifest and check.source.only is None else None
     recomputed = expect is not None and (check.manifest is not None or bool(digests.tensors))
     if recomputed:

@@ -36,7 +36,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PartVerdict:
     """What is known of one part: ``files`` and ``bytes`` of it that were compared, the number of its ``problems``, a sentence."""
 
     ok: bool
@@ -61,9 +61,9 @@ class VerifyReport:
     manifest_sha256: str | None
     files: int
     bytes: int
-    weights: Verdict
-    loader_files: Verdict
-    extras: Verdict
+    weights: PartVerdict
+    loader_files: PartVerdict
+    extras: PartVerdict
     compared_with: str
     unread: int = 0  # files whose bytes were not read: the Hub states the hashes of the manifest
     problems: tuple[Problem, ...] = ()
@@ -72,21 +72,23 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no problem."""
-        return not self.problems
+        """Whether there is no problem, and something was compared."""
+        return not self.problems and self.weights.ok
 
     @property
     def only_pins(self) -> bool:
         """Whether all is intact, but not what was pinned."""
         return bool(self.problems) and all(problem.is_pin for problem in self.problems)
 
-    def verdicts(self) -> Iterator[tuple[str, Verdict]]:
+    def verdicts(self) -> Iterator[tuple[str, PartVerdict]]:
         """Yield what each part is called in print, and its verdict."""
         yield from (("weights", self.weights), ("loader files", self.loader_files), ("other files", self.extras))
 
     def raise_if_failed(self, *, weights_only: bool = False) -> None:
         """Raise ``CheckFailed`` with the first problem, if there is one; with ``weights_only`` only if the weights have one."""
+        if self.weights.ok if weights_only else self.ok:
+            return
         problems = [problem for problem in self.problems if not weights_only or problem.part == WEIGHTS]
-        if problems:
-            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            raise CheckFailed(f"{problems[0]}{more}", where=self.target, code=ErrorCode.NOT_AS_RECORDED)
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        problem = f"{problems[0]}{more}" if problems else "nothing was compared"
+        raise CheckFailed(problem, where=self.target, code=ErrorCode.NOT_AS_RECORDED)

@@ -16,12 +16,12 @@ from deltaweights.checkpoint.files import InputFile, LocalFile
 from deltaweights.checkpoint.safe_open import READ, opened_folder
 from deltaweights.checkpoint.small_files import read_all
 from deltaweights.errors import wrap_os_errors
+from deltaweights.manifest.digests import Digests
 from deltaweights.manifest.folder_entries import FolderEntries, name_inside, scan_folder
 from deltaweights.manifest.open_checkpoint import open_for_listing
 
 if TYPE_CHECKING:
     from deltaweights.checkpoint.folder import Checkpoint
-    from deltaweights.manifest.digest_files import Digests
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def test_junit_says_what_failed(merged: Path) -> None:
     """A failed test has the printed line as its message; extra files are tests too, with escaped names."""
     expect = digest_of(merged)
     (merged / "config.json").write_text("{}")
-    (merged / "e\x1b[31m<x>&\ufffe").write_text("?")
+    (merged / "e\x1b[31m<x>&\ufffe.py").write_text("?")
     data = bytearray(shards_of(merged)[0].read_bytes())
     data[-1] ^= 1
     shards_of(merged)[0].write_bytes(data)
@@ -33,7 +33,7 @@ def test_junit_says_what_failed(merged: Path) -> None:
     document = junit_bytes(report)
     tests = cases_of(document)
     assert {name for name, message in tests.items() if message} == {
-        "config.json", shards_of(merged)[0].name, "content digest", r"e\x1b[31m<x>&\ufffe",
+        "config.json", shards_of(merged)[0].name, "content digest", r"e\x1b[31m<x>&\ufffe.py",
     }  # fmt: skip
     lines = list(map(str, report.problems))
     assert {message for message in tests.values() if message} <= set(lines)

@@ -216,7 +216,7 @@ def test_folders_are_named_and_others_are_found(tmp_path: Path) -> None:
     (model / "config.json").symlink_to("nowhere")
     assert {str(problem) for problem in verify(model, manifest=tmp_path / "kept.json").problems} == {
         "code: is not a regular file: found a folder",
-        "config.json: is not a regular file: found a link",
+        "config.json: is not a regular file: found a link to nothing",
         "extra.py: is not in the manifest: found an extra file",
     }
 

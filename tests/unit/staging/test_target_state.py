@@ -48,7 +48,7 @@ def test_a_damaged_result_is_not_taken_for_complete(tmp_path: Path, damage: str)
     elif damage == "remove":
         shard.unlink()
     else:
-        (target / "extra.txt").write_text("?")
+        (target / "extra.py").write_text("?")
     marks = inodes_and_times(target)
     with refused(TargetBusy, where=target) as caught:
         merge_small(base, delta, target)

@@ -1,22 +1,43 @@
-"""Compare the tensors in the files of a verification with what the manifest states of them."""
+"""Compare the bytes of files, and the tensors in them, with what is stated of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.manifest.digest_files import DigestRequest
+from deltaweights.manifest.digest_files import DigestRequest, digest_all
+from deltaweights.manifest.digests import Digests
+from deltaweights.manifest.folder_check import FolderCheck
 from deltaweights.manifest.open_weights import open_result_weights, request_for
 from deltaweights.manifest.parse import TensorRow, original_digest
-from deltaweights.manifest.verify_report import CONTENT, TENSOR
+from deltaweights.manifest.stated_hashes import compare_stated
+from deltaweights.manifest.verify_report import CONTENT, FILE, TENSOR
+from deltaweights.report import Report
 
-if TYPE_CHECKING:
-    from deltaweights.manifest.folder_check import FolderCheck
+
+def compare_files(check: FolderCheck, workers: int, report: Report, *, with_tensors: bool) -> Digests:
+    """Read every file that has the stated size, and compare its hash; return the digests, also of tensors if asked for."""
+    files = check.files
+    names = [name for name in sorted(check.stated) if name in files and check.compare_size(name)]
+    errors = dict(check.source.errors)
+    digests = check.source.digests
+    if digests is None:
+        with ExitStack() as stack:
+            opened = _open_weights(check, names, stack) if with_tensors else None
+            request = opened or DigestRequest(check.source, names)
+            digests = digest_all(request, errors.__setitem__, workers, report)
+    for name in sorted(errors):
+        about = FILE if name in check.stated else TENSOR
+        check.add_problem(name, f"cannot be verified: {errors[name]}", about=about)
+    for name in names:
+        if name in digests.files:
+            for fault in compare_stated(check.source, name, check.stated[name], digests.files[name]):
+                check.add_problem(name, *fault)
+    return digests
 
 
-def open_weights(check: FolderCheck, names: list[str], stack: ExitStack) -> DigestRequest | None:
+def _open_weights(check: FolderCheck, names: list[str], stack: ExitStack) -> DigestRequest | None:
     """Open the weights among ``names``, for ``stack`` to close, and return the request to digest them and all other files.
 
     Returns None, and adds a problem, when they cannot be opened at all.
