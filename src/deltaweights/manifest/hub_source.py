@@ -15,7 +15,7 @@ from deltaweights.hub.directory import HubDirectory
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.locate import Hub, HubOptions, needed_files
 from deltaweights.hub.repo_listing import HubFile
-from deltaweights.manifest.digest_files import Digests
+from deltaweights.manifest.digests import Digests
 from deltaweights.manifest.folder_entries import FolderEntries
 from deltaweights.manifest.open_checkpoint import refuse_views
 from deltaweights.manifest.parse import parse_manifest
