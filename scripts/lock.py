@@ -45,9 +45,17 @@ LOCKS = {
         ("3.10", "3.11", "3.12", "3.13", "3.14"),
         [*GLIBC, *MUSL, *MACOS],
     ),
+    # pip evaluates markers for the Python that it runs on: what only some need is named.
+    "scripts/ci/hub-and-signatures.txt": Lock(
+        "`deltaweights verify` needs for models of the Hub, locks and signatures",
+        ("cryptography", "exceptiongroup", "huggingface-hub", "importlib-resources", "requests", "sigstore", "tomli"),
+        ("3.10", "3.11", "3.12", "3.13", "3.14"),
+        [*GLIBC, *MUSL, MACOS[0]],  # cryptography has no wheels for Intel's Macs any longer
+        whole=True,
+    ),
     "scripts/container/requirements.txt": Lock(
         "the containers hold",
-        ("blake3", "click", "huggingface_hub", "numkong", "numpy", "tqdm"),
+        ("blake3", "click", "huggingface-hub", "numkong", "numpy", "tqdm"),
         ("3.12",),
         GLIBC,
         whole=True,
@@ -59,13 +67,15 @@ LOCKS = {
 def main() -> None:
     """Write all locks anew."""
     constraints = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"]
+    known = {canonicalize_name(pin.name) for pin in constraints}
     for path, lock in LOCKS.items():
         digests: dict[str, set[str]] = {}
         for python in lock.pythons:
             applies = {"python_version": python}
             here = [pin for pin in constraints if pin.marker is None or pin.marker.evaluate(applies)]
             pins = {canonicalize_name(pin.name): f"{pin.name}{pin.specifier}" for pin in here}
-            wanted = [pins[canonicalize_name(name)] for name in lock.names]
+            names = map(canonicalize_name, lock.names)  # some are pinned for some Pythons only
+            wanted = [pins[name] for name in names if name in pins or name not in known]
             for platforms in lock.platforms:
                 for line, digest in wheels(wanted, pins.values(), python, platforms, whole=lock.whole):
                     digests.setdefault(line, set()).add(digest)

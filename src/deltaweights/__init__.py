@@ -27,11 +27,20 @@ if TYPE_CHECKING:  # without the module ``typing``: the command line is to liste
     from deltaweights.jobs.check_base import BaseReport, check_base
     from deltaweights.jobs.convert import ConvertResult, convert_checkpoint, export_checkpoint
     from deltaweights.jobs.inspect import InspectReport, inspect_checkpoint
+    from deltaweights.jobs.lock_file import Pin
     from deltaweights.jobs.make import MakeResult, make_delta
+    from deltaweights.jobs.pin import pin_model
+    from deltaweights.jobs.verify_lock import PinnedModel, verify_lock
     from deltaweights.manifest.listing import Listing, list_checkpoint
     from deltaweights.manifest.verify import verify
     from deltaweights.manifest.verify_report import VerifyReport
-    from deltaweights.signing.folder import SignResult, read_signature, sign_folder
+    from deltaweights.signing.folder import (
+        SignResult,
+        read_keyless_signature,
+        read_signature,
+        sign_folder,
+        sign_keyless,
+    )
 
 __version__ = "0.1.0"
 
@@ -51,6 +60,8 @@ __all__ = [
     "MalformedInput",
     "Mismatch",
     "PartResult",
+    "Pin",
+    "PinnedModel",
     "SignResult",
     "StructureReport",
     "TargetBusy",
@@ -69,9 +80,13 @@ __all__ = [
     "inspect_checkpoint",
     "list_checkpoint",
     "make_delta",
+    "pin_model",
+    "read_keyless_signature",
     "read_signature",
     "sign_folder",
+    "sign_keyless",
     "verify",
+    "verify_lock",
 ]
 
 _HOMES = {
@@ -108,6 +123,12 @@ _HOMES = {
     "SignResult": "deltaweights.signing.folder",
     "read_signature": "deltaweights.signing.folder",
     "sign_folder": "deltaweights.signing.folder",
+    "sign_keyless": "deltaweights.signing.folder",
+    "read_keyless_signature": "deltaweights.signing.folder",
+    "Pin": "deltaweights.jobs.lock_file",
+    "pin_model": "deltaweights.jobs.pin",
+    "PinnedModel": "deltaweights.jobs.verify_lock",
+    "verify_lock": "deltaweights.jobs.verify_lock",
     "VerifyReport": "deltaweights.manifest.verify_report",
     "verify": "deltaweights.manifest.verify",
 }

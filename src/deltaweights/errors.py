@@ -20,17 +20,22 @@ _INVISIBLE = re.compile(
 """Letters and marks without a glyph, which make two different names look alike."""
 
 
+_CI_COMMAND = "##["
+"""What GitHub's runner acts on anywhere in a line of output, as in ``##[set-output name=...]``."""
+
+
 def is_shown(character: str) -> bool:
     """Return whether a terminal only displays the character: it is no control, change of direction or line break."""
     return character.isprintable() and not _INVISIBLE.match(character)
 
 
 def printable(text: str) -> str:
-    r"""Return ``text`` on one line, with everything escaped that a terminal would act on, hide, or fail to encode.
+    r"""Return ``text`` on one line, escaping what a terminal or the log of a CI job would act on, hide, or fail to encode.
 
     Bytes of a file name that the locale cannot decode, which Python keeps as surrogates, are shown as the text that they are in
     UTF-8, else as ``\xNN``.
     """
+    text = text.replace(_CI_COMMAND, "##\\x5b")
     if text.isprintable() and not _INVISIBLE.search(text):
         return text
     return "".join(c if is_shown(c) else _escaped(c) for c in decoded(text))

@@ -181,7 +181,12 @@ def test_the_locks_hold_the_pins() -> None:
     """What the action and the containers install has the versions of constraints.txt, each with digests of wheels."""
     pins = set((ROOT / "constraints.txt").read_text().splitlines())
     versions = {pin.partition(";")[0] for pin in pins}
-    for path in ("ci/requirements.txt", "container/requirements.txt", "container/build.txt"):
+    for path in (
+        "ci/requirements.txt",
+        "ci/hub-and-signatures.txt",
+        "container/requirements.txt",
+        "container/build.txt",
+    ):
         lines = (ROOT / "scripts" / path).read_text().replace("\\\n", "").splitlines()[1:]
         assert lines
         for line in lines:

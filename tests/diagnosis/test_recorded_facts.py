@@ -170,7 +170,8 @@ def test_the_base_is_the_one_that_the_manifest_states(tmp_path: Path, case: str)
     assert not (tmp_path / "out").exists()
     assert (caught.value.problem == "not the base that the delta was made from") == (case != "a rounded copy")
     assert (caught.value.tensor is not None) == row.early
-    assert (tmp_path / ".out.deltaweights").exists() != row.early
+    # Samples refute a rounded copy; a base whose digest is stated is read whole before it is judged by that.
+    assert (tmp_path / ".out.deltaweights").exists() == (not row.early and case != "a rounded copy")
     assert "--allow-unproved-base" in (caught.value.remedy or "")
     told = RecordingReport()
     apply_delta(*inputs, tmp_path / "out", allow_unproved_base=True, report=told)  # the remedy

@@ -52,6 +52,21 @@ def moved(count: int) -> tuple[Tensors, Tensors]:
     return {"w": base}, {"w": target.view(torch.float16) - base}
 
 
+def missed_by_samples() -> tuple[Tensors, Tensors]:
+    """Return a pair of two tensors with one weight that does not come back, where no sample is taken."""
+    generator = torch.Generator().manual_seed(4)
+    base = {name: (torch.randn(300, 400, generator=generator) * STD).half() for name in "vw"}
+    delta = {
+        name: (tensor.float() + torch.randn(tensor.shape, generator=generator) * TUNING).half() - tensor
+        for name, tensor in base.items()
+    }
+    base["w"][0, 0], delta["w"][0, 0] = (
+        STD,
+        1e-7,
+    )  # less than half a place of its base: the sum stays, the delta is gone
+    return base, delta
+
+
 def wrong_pair(folder: Path) -> tuple[Tensors, Tensors]:
     """Save a small pair whose base is a sibling of the right one; return its tensors."""
     right, wrong = small_base(), small_base(seed=5)

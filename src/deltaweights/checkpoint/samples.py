@@ -30,7 +30,7 @@ def sample_digests(tensors: Mapping[str, LazyTensor]) -> dict[str, str]:
     while batch := list(itertools.islice(items, BATCH)):
         _prefetch(tensor for _, tensor in batch)
         for name, tensor in batch:
-            starts, length = _sample_places(tensor)
+            starts, length = sample_places(tensor)
             sample = buffer[:length]
             hasher = blake3()
             for start in starts:
@@ -40,7 +40,8 @@ def sample_digests(tensors: Mapping[str, LazyTensor]) -> dict[str, str]:
     return digests
 
 
-def _sample_places(tensor: LazyTensor) -> tuple[list[int], int]:
+def sample_places(tensor: LazyTensor) -> tuple[list[int], int]:
+    """Return where the samples of a tensor begin, in bytes, and how long each is."""
     nbytes = tensor.spec.nbytes
     if nbytes <= SAMPLES * SAMPLE:
         return [0], nbytes
@@ -51,7 +52,7 @@ def _sample_places(tensor: LazyTensor) -> tuple[list[int], int]:
 def _prefetch(tensors: Iterable[LazyTensor]) -> None:
     for tensor in tensors:
         if isinstance(tensor.source, ContiguousSource):
-            starts, length = _sample_places(tensor)
+            starts, length = sample_places(tensor)
             tensor.source.file.prefetch((tensor.source.offset + start, length) for start in starts if length)
 
 

@@ -51,7 +51,7 @@ def command(recipe: str | None, base: str, delta: str | None, *, as_json: bool, 
     base; 6: neither proved nor refuted.
     """
     from deltaweights.jobs.check_base import check_base  # noqa: PLC0415  (slow to load, so not for --help)
-    from deltaweights.jobs.findings import proof_line  # noqa: PLC0415
+    from deltaweights.manifest.proof_text import proof_line  # noqa: PLC0415
 
     name, file = recipe_of(recipe, options.pop("recipe_option"))
     report = TerminalReport("deltaweights", quiet=quiet)

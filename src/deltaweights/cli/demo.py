@@ -46,7 +46,7 @@ def command(keep: str | None) -> None:
 def _demo(folder: Path) -> None:
     from deltaweights.jobs.apply import apply_delta  # noqa: PLC0415  (torch: not for --help)
     from deltaweights.jobs.demo import make_pair  # noqa: PLC0415
-    from deltaweights.jobs.findings import proof_line  # noqa: PLC0415
+    from deltaweights.manifest.proof_text import proof_line  # noqa: PLC0415
     from deltaweights.manifest.verify import verify  # noqa: PLC0415
 
     click.echo("1. A tiny base, and a delta with the structure of microsoft/llava-med-7b-delta:")

@@ -24,6 +24,7 @@ from deltaweights.cli.writing import write_checkpoint
 @click.option("--target", required=True, metavar="PATH", help="The folder to create.")
 @recipe_option
 @option("vision_tower")
+@option("allow_unproved_base")
 @option("check")
 @copied_dtype_option
 @hub_options

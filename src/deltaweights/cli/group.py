@@ -13,6 +13,7 @@ COMMANDS = {
     "finish": "Publish what `apply --part` has made, from any number of machines.",
     "download": "Download base and delta, or a model of the Hub, and verify them.",
     "verify": "Check a checkpoint against its manifest or a pinned digest.",
+    "pin": "Pin models, for `verify --lock`.",
     "manifest": "Make a manifest of any checkpoint, to be kept elsewhere.",
     "sign": "Sign a result, so that others can tell that it is yours.",
     "export": "Write a merged model in the layout of current transformers.",

@@ -37,6 +37,9 @@ def command(path: str, *, hash_inputs: bool, as_json: bool, **options: Any) -> N
     report = inspect_checkpoint(path, hash_inputs=hash_inputs, hub=hub_of(options), report=terminal)
     for note in report.notes:
         terminal.warn(note)
+    claim = report.manifest.base if report.manifest is not None else None
+    if claim is not None and claim.warning is not None:
+        terminal.warn(f"{path}: {claim.warning}")
     print_outcome(asdict(report), _lines(report), as_json=as_json)
 
 
@@ -58,6 +61,8 @@ def _lines(report: InspectReport) -> Iterator[str]:
     if report.manifest is not None:
         how = "as the manifest states, not verified" if report.manifest.fits else "the manifest's, of other tensors"
         yield f"content digest  {report.manifest.content_digest} ({how})"
+        if report.manifest.base is not None:
+            yield f"base            {report.manifest.base.text} ({how})"
     yield from _table(report)
     if report.shared:
         yield from ("", "shared storage")

@@ -19,7 +19,8 @@ def print_json(value: Json) -> None:
 
 def json_bytes(value: Json) -> bytes:
     """Return the document that ``print_json`` prints."""
-    return f"{json.dumps(value, indent=2)}\n".encode()
+    # The same document: what GitHub's runner acts on in a log occurs in strings only, in a hostile file name perhaps.
+    return f"{json.dumps(value, indent=2)}\n".replace("##[", "##\\u005b").encode()
 
 
 def print_document(document: bytes) -> None:

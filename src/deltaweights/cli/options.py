@@ -71,6 +71,12 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="Only results an
 
 silent_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing when the check passes.")
 
+trust_config_option = click.option(
+    "--trust-config",
+    metavar="FILE",
+    help="The services and keys of another instance of Sigstore's than the public one (a client trust configuration).",
+)
+
 recipe_option = click.option(
     "--recipe",
     "recipe_option",

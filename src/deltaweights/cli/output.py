@@ -36,7 +36,7 @@ def print_published(
     published: Published, output: str, report: Report, *, as_json: bool, hub_repo_id: str | None = None
 ) -> dict[str, Json]:
     """Print what was published, and return it; ``output`` is the option that names the folder, "target" or "delta"."""
-    from deltaweights.jobs.findings import proof_line  # noqa: PLC0415  (slow to load, so not for --help)
+    from deltaweights.manifest.base_claim import claim_of  # noqa: PLC0415  (slow to load, so not for --help)
     from deltaweights.manifest.findings import Findings  # noqa: PLC0415
 
     result = asdict(published)
@@ -44,7 +44,9 @@ def print_published(
     outcome = {output: result.pop(output), **result, **findings}
     if hub_repo_id is not None:
         outcome["upload"] = f"hf upload {hub_repo_id} {shell_quoted(outcome[output])}"
-    print_outcome(outcome, _result_lines(outcome, output, proof_line(published.proof)), as_json=as_json)
+    claim = claim_of(published.proof, published.source_proof)
+    base = None if claim is None else claim.text
+    print_outcome(outcome, _result_lines(outcome, output, base), as_json=as_json)
     report.note(f"notice          {NOTICE} (see DELTAWEIGHTS_NOTICE.txt in it)")
     report.note(f"check it with   deltaweights verify {shell_quoted(outcome[output])}")
     return outcome

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from deltaweights.cli.ci_output import check_summary, ci_options, write_for_ci
 from deltaweights.cli.log_report import log_format_option, report_for
 from deltaweights.cli.options import hub_of, hub_options, json_option, option, silent_option
 from deltaweights.cli.output import print_outcome
+from deltaweights.cli.signature import signature_options, signature_wanted, signed_by
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
-from deltaweights.hub.ids import PREFIX, hub_id
+from deltaweights.hub.ids import hub_id
+from deltaweights.manifest.ci_report import CheckedModel
 from deltaweights.manifest.folder_entries import name_inside
 from deltaweights.manifest.junit import junit_bytes, junit_of_error
 from deltaweights.manifest.signed_files import SignedFiles
@@ -26,23 +28,24 @@ from deltaweights.util.open_folder import replace_file
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
-if TYPE_CHECKING:
-    from deltaweights.hub.locate import HubOptions
-
-SIGNATURE = "model.sig"
-
 
 @click.command("verify")
-@click.argument("folder", metavar="PATH|ORG/NAME[@REVISION]")
+@click.argument("folder", metavar="PATH|ORG/NAME[@REVISION]", required=False)
+@click.option(
+    "--lock",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Verify all models that a lock pins, in place of one; `deltaweights pin` makes locks.",
+)
 @click.option(
     "--expect", metavar="dw1:...", help="The content digest to expect; recomputed from the bytes of all tensors."
 )
 @click.option("--expect-manifest", metavar="SHA256", help="The sha256 of the manifest to expect.")
 @click.option("--manifest", metavar="FILE", help="A manifest that is kept elsewhere [default: PATH/manifest.json].")
 @click.option("--weights-only", is_flag=True, help="Let only the weights decide; what else differs is reported.")
-@click.option("--public-key", metavar="FILE", help="The key whose signature must be right, and vouch for every file.")
-@click.option("--signature", metavar="FILE", help="The signature [default: PATH/model.sig].")
+@signature_options
 @click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit XML report, too, for CI.")
+@ci_options
 @click.option("--stream", is_flag=True, help="Read a model of the Hub once, without keeping it.")
 @click.option(
     "--no-weights",
@@ -55,15 +58,16 @@ SIGNATURE = "model.sig"
 @silent_option
 @log_format_option
 def command(
-    folder: str,
+    folder: str | None,
     *,
+    lock: Path | None,
     expect: str | None,
     expect_manifest: str | None,
     manifest: str | None,
     weights_only: bool,
-    public_key: str | None,
-    signature: str | None,
     junit: Path | None,
+    summary: Path | None,
+    annotations: bool,
     no_weights: bool,
     workers: int | None,
     as_json: bool,
@@ -78,14 +82,28 @@ def command(
     files are reported, with a verdict each on weights, on what loaders read beside them, and on all others. Exit 0: all match;
     6: some do not.
     """
+    if summary is not None:
+        check_summary(summary, folder)
+    if lock is not None:
+        one: dict[str, Any] = {
+            "PATH": folder,
+            "--expect": expect,
+            "--expect-manifest": expect_manifest,
+            "--manifest": manifest,
+        }
+        one |= {"--weights-only": weights_only or None, "--junit": junit}
+        how: dict[str, Any] = {"as_json": as_json, "quiet": quiet, "workers": workers, "weights": not no_weights}
+        _verify_lock(lock, one, options, summary=summary, annotated=annotations, **how)
+        return
+    if folder is None:
+        raise UsageError("nothing to verify", remedy="give PATH or ORG/NAME, or --lock FILE")
     if junit is not None:
         _check_junit(folder, junit)
-    if public_key is None and signature is not None:
-        raise UsageError("--signature says nothing without a key", remedy="give --public-key, too")
+    wanted = signature_wanted(options)
     terminal = report_for("deltaweights", quiet=quiet)
-    hub = hub_of(options) if hub_id(folder) else None
+    hub = hub_of(options)
     try:
-        given, signed = (folder, None) if public_key is None else _signed(folder, public_key, signature, hub)
+        given, signed = (folder, None) if wanted is None else wanted.read(folder, hub)
         report = verify(
             given,
             expect=expect,
@@ -100,14 +118,18 @@ def command(
     except (InputOutputError, MalformedInput, CheckFailed) as error:
         if junit is not None:
             replace_file(junit, junit_of_error(folder, error))
+        write_for_ci([CheckedModel(folder, error)], summary, annotated=annotations)
         raise
     if junit is not None:
         replace_file(junit, junit_bytes(report, weights_only=weights_only))
     for note in report.notes:
         terminal.note(note)
+    if report.base is not None and report.base.warning is not None:
+        terminal.warn(f"{folder}: {report.base.warning}")
     passed = report.weights.ok if weights_only else report.ok
-    outcome = {"ok": passed, **asdict(report)} | ({"signed_by": signed.key} if signed else {})
+    outcome = {"ok": passed, **asdict(report)} | signed_by(signed)
     print_outcome(outcome, [] if passed and quiet else _lines(report, signed), as_json=as_json)
+    write_for_ci([CheckedModel(report.target, report, weights_only)], summary, annotated=annotations)
     if not passed:
         raise _failure(report, folder)
 
@@ -133,22 +155,18 @@ def _failure(report: VerifyReport, folder: str) -> CheckFailed:
     return CheckFailed(problem, where=folder, found=found, expected=expected, remedy=remedy, code=code)
 
 
-def _signed(folder: str, public_key: str, signature: str | None, hub: HubOptions | None) -> tuple[str, SignedFiles]:
-    """Return what to verify, of the Hub at the commit of its signature, and what the signature covers."""
-    from deltaweights.signing.folder import read_signature  # noqa: PLC0415  (slow to load)
+def _verify_lock(lock: Path, one: dict[str, Any], options: dict[str, Any], *, quiet: bool, **how: Any) -> None:
+    """Verify all models of a lock; ``one`` holds options about one model, which say nothing then."""
+    from deltaweights.cli.verify_lock import check_lock  # noqa: PLC0415  (slow to load)
 
-    if signature is None and Path(folder).is_file():
-        problem, remedy = "a signature is of a folder", "say where it is: --signature FILE"
-        raise UsageError(problem, found=folder, remedy=remedy)
-    if hub is None or signature is not None:
-        return folder, read_signature(folder, public_key, signature)
-    from deltaweights.jobs.download import download  # noqa: PLC0415  (slow to load)
-
-    with TemporaryDirectory() as scratch:
-        kept = replace(hub, stream=False)
-        (found,) = download(folder, include=[SIGNATURE], local_dir=scratch if hub.stream else None, options=kept)
-        pinned = f"{PREFIX}{found.repo}@{found.commit}"
-        return pinned, read_signature(found.path, public_key)
+    names = ("public_key", "identity", "issuer", "signature")
+    one |= {f"--{name.replace('_', '-')}": options.pop(name) for name in names}
+    given = [name for name, value in one.items() if value is not None]
+    if given:
+        raise UsageError(f"{given[0]} is not given with --lock: a lock says what is pinned", remedy="leave it out")
+    trust_config, hub = options.pop("trust_config"), hub_of(options)
+    report = report_for("deltaweights", quiet=quiet)
+    check_lock(lock, hub=hub, trust_config=trust_config, report=report, quiet=quiet, **how)
 
 
 def _check_junit(folder: str, junit: Path) -> None:
@@ -188,5 +206,7 @@ def _lines(report: VerifyReport, signed: SignedFiles | None) -> Iterator[str]:
         yield f"manifest        none: compared with {report.compared_with}, {counted(report.files, 'file')}"
     else:
         yield f"manifest        sha256 {report.manifest_sha256}"
+    if report.base is not None:
+        yield f"base            {report.base.text}"
     if signed is not None:
-        yield f"signature       right, by key {signed.key}"
+        yield f"signature       right, by {signed}"

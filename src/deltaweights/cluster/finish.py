@@ -23,7 +23,7 @@ from deltaweights.staging.target_state import TargetState, published_result
 from deltaweights.util.text import counted
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FinishResult(Published):
     """A merged checkpoint in the folder ``target``."""
 

@@ -33,7 +33,7 @@ from deltaweights.staging.publish import recover_publication
 from deltaweights.staging.staged_shards import StagedShards
 from deltaweights.staging.target_state import TargetState
 from deltaweights.util.interruption import GO_ON, Interrupted
-from deltaweights.util.text import finished_of
+from deltaweights.util.text import finished_of, short_repr
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -58,6 +58,11 @@ class PartResult:
     finished: int
     total: int
     seconds: dict[str, float]
+
+    def __repr__(self) -> str:
+        return short_repr(
+            self, target=self.target, part=self.part, status=self.status, finished=self.finished, total=self.total
+        )
 
 
 def apply_part(

@@ -18,7 +18,7 @@ from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of
 from deltaweights.manifest.records import MANIFEST
 from deltaweights.merge.rules import is_buffer
 from deltaweights.report import Report
-from deltaweights.util.text import natural_key
+from deltaweights.util.text import natural_key, short_repr
 from deltaweights.util.workers import resolve_workers
 
 
@@ -86,6 +86,9 @@ class DiffReport:
     bytes: int
     tensors: Comparison
     buffers: Comparison
+
+    def __repr__(self) -> str:
+        return short_repr(self, a=self.a, b=self.b, identical=self.identical, weights_read=self.weights_read)
 
 
 def diff_checkpoints(

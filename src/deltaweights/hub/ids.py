@@ -41,6 +41,11 @@ ModelLocation = PathLike | ModelSource
 """Where a checkpoint is: a path or an id, as a user writes it, or a repository."""
 
 
+def is_repo(repo: str) -> bool:
+    """Return whether ``repo`` can be the id of a repository: ``ORG/NAME``, or ``NAME`` alone."""
+    return bool(_ID.fullmatch(repo)) and ".." not in repo and "--" not in repo and not repo.endswith(".git")
+
+
 def hub_id(given: PathLike) -> HubId | None:
     """Return the id that ``given`` is, None for a path, as is what exists here without ``hf://``. Raises ``UsageError``."""
     if not isinstance(given, str):
@@ -49,7 +54,7 @@ def hub_id(given: PathLike) -> HubId | None:
     repo, at, revision = given.removeprefix(PREFIX).partition("@")
     if not forced and (repo.count("/") != 1 or os.path.lexists(given)):
         return None
-    valid = _ID.fullmatch(repo) and ".." not in repo and "--" not in repo and not repo.endswith(".git")
+    valid = is_repo(repo)
     valid_revision = _REVISION.fullmatch(revision) and ".." not in revision and "//" not in revision
     if valid and (not at or valid_revision):
         return HubId(repo, revision or None)

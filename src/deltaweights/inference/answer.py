@@ -70,6 +70,8 @@ def answer(
     check_device(device)
     model_folder = read_model_folder(path)
     _refuse_unsupported(model_folder, images)
+    if model_folder.base is not None and model_folder.base.warning is not None:
+        report.warn(f"{path}: {model_folder.base.warning}")
     pictures = open_images(images)
     if prompt is None:
         prompt = QUESTION if pictures else GREETING

@@ -14,7 +14,8 @@ from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.small_files import json_object
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.manifest.parse import parse_manifest
+from deltaweights.manifest.base_claim import BaseClaim, base_claim
+from deltaweights.manifest.parse import Manifest, parse_manifest
 from deltaweights.manifest.records import MANIFEST
 from deltaweights.merge.rules import is_buffer
 from deltaweights.recipes.identify import Identity, identify
@@ -46,6 +47,7 @@ class ModelFolder:
     special_tokens_map: dict[str, Json] | None
     processors: dict[str, dict[str, Json]]  # those of PROCESSORS that exist
     layout: str | None  # the manifest's: "original" or "transformers"
+    base: BaseClaim | None  # what the manifest says of the base of these weights
     file_names: frozenset[str]
     notes: tuple[str, ...]
     identity: Identity
@@ -89,6 +91,7 @@ def read_model_folder(folder: str | os.PathLike[str]) -> ModelFolder:
         for name in indexes:
             if directory.head(name).startswith(UTF8_MARK):
                 raise MalformedAt(path / name, SAVE_UNMARKED)("not strict JSON", MARKED)
+        manifest = _manifest(directory)
         documents = {name: _read(directory, name) for name in PROCESSORS}
         return ModelFolder(
             path=path,
@@ -99,7 +102,8 @@ def read_model_folder(folder: str | os.PathLike[str]) -> ModelFolder:
             generation_config=_read(directory, GENERATION_CONFIG),
             special_tokens_map=_read(directory, SPECIAL_TOKENS),
             processors={name: document for name, document in documents.items() if document is not None},
-            layout=_layout(directory),
+            layout=manifest.layout or None if manifest is not None else None,
+            base=base_claim(manifest) if manifest is not None else None,
             file_names=frozenset(directory.names()),
             notes=checkpoint.notes,
             identity=identify(checkpoint, {}, read=False),
@@ -112,8 +116,8 @@ def _read(directory: Directory, name: str) -> dict[str, Json] | None:
     return json_object(directory.read(name, MAX_DOCUMENT), directory.path / name, as_transformers=True)
 
 
-def _layout(directory: Directory) -> str | None:
-    """Return the layout in the manifest; ``verify`` reports a bad manifest."""
+def _manifest(directory: Directory) -> Manifest | None:
+    """Return the manifest, if it can be read; ``verify`` reports a bad one."""
     with contextlib.suppress(InputOutputError, MalformedInput, ValueError):
-        return parse_manifest(directory.read(MANIFEST, LIMIT.size)).layout or None
+        return parse_manifest(directory.read(MANIFEST, LIMIT.size))
     return None

@@ -20,6 +20,8 @@ from deltaweights.inference.findings import CheckFindings, Finding, first_of
 from deltaweights.inference.model_folder import CONFIG, ORIGINAL_CLASS, ModelFolder, read_model_folder
 from deltaweights.inference.size_limits import implausible_size
 from deltaweights.inference.tensor_names import check_tensors
+from deltaweights.manifest.records import MANIFEST
+from deltaweights.util.text import short_repr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,11 @@ class StructureReport:
     warnings: tuple[Finding, ...]
     notes: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return short_repr(
+            self, target=self.target, ok=self.ok, model_class=self.model_class, problems=len(self.problems)
+        )
+
     @property
     def ok(self) -> bool:
         """Whether there are no problems."""
@@ -63,6 +70,8 @@ def check_structure(folder: str | os.PathLike[str]) -> StructureReport:
     findings = CheckFindings(model_folder.claims_to_run, notes=list(model_folder.notes))
     model_class = model = tokenizer_size = None
     _check_scale(model_folder, findings)
+    if model_folder.base is not None and model_folder.base.warning is not None:
+        findings.warn(MANIFEST, model_folder.base.warning)
     implausible = implausible_size(model_folder)
     if implausible is not None:
         findings.problem(implausible[0], "has an implausible size", found=implausible[1])

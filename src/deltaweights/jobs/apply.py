@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deltaweights.jobs.options import ApplyOptions
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ApplyResult(Published):
     """A merged checkpoint in the folder ``target``."""
 
@@ -50,8 +50,8 @@ def apply_delta(
     - ``device``: ``cpu``, ``cuda[:N]`` or ``auto``; the bits are the same. ``workers``: number of threads.
     - ``overwrite`` replaces a checkpoint at ``target``. ``strict``: NaN, infinite or uniform weights are an error.
     - ``hash_inputs`` records the sha256 of every input file; ``require_verified`` refuses inputs without one.
-    - ``prove``: verify the base by the sums (docs/design.md). A refuted base is an error where the recipe states how the delta
-      was computed, unless ``allow_unproved_base``.
+    - ``prove``: verify the base by the sums (docs/design.md). A refuted base is an error, mostly before anything is written, and so
+      is one that is not proved where the recipe states how the delta was computed, unless ``allow_unproved_base``.
     - ``check`` publishes only what transformers can load; ``read_back`` reads the finished shards and hashes them once more.
     - ``hub``: how to access the Hub.
 

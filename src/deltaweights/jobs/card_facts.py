@@ -11,7 +11,8 @@ from deltaweights.export.names import IDENTITY
 from deltaweights.export.sizes import EMBEDDING
 from deltaweights.jobs.model_card import CardFacts, Origin
 from deltaweights.jobs.planned_result import PlannedResult
-from deltaweights.manifest.findings import Findings
+from deltaweights.manifest.base_claim import claim_of
+from deltaweights.manifest.findings import ProofRecord
 from deltaweights.merge.choices import TORCH_NAMES, TRANSFORMERS
 from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.record import ResultDigests
@@ -27,7 +28,7 @@ KINDS = {
 }
 
 
-def card_facts(planned: PlannedResult, digests: ResultDigests, findings: Findings) -> CardFacts:
+def card_facts(planned: PlannedResult, digests: ResultDigests, proof: ProofRecord | None) -> CardFacts:
     """Return the facts of a model card. An input that is not a Hub repository is named as in the recipe."""
     plan, recipe = planned.plan, planned.recipe
     names = {tensor.spec.name for tensor in plan.tensors}
@@ -45,7 +46,8 @@ def card_facts(planned: PlannedResult, digests: ResultDigests, findings: Finding
         base = _named(base, _base_of(recipe))
         # A recipe does not say where the target of its delta is.
         primary = primary if kind == "delta" else _named(primary, recipe.delta.repo)
-    proof = findings.proof
+    claim = claim_of(proof)
+    warnings = (f"WARNING: {claim.warning}",) if claim is not None and claim.warning is not None else ()
     return CardFacts(
         kind=kind,
         layout=TRANSFORMERS if laid_out else plan.options.layout,
@@ -63,8 +65,8 @@ def card_facts(planned: PlannedResult, digests: ResultDigests, findings: Finding
         compute_dtype=TORCH_NAMES[plan.options.compute_dtype],
         stored_dtype=TORCH_NAMES[plan.options.dtype],
         container=plan.options.container,
-        settings=(("Proof of the base", proof.verdict),) if proof is not None else (),
-        notices=tuple(recipe.notice.splitlines()) if recipe else (),
+        settings=(("Proof of the base", claim.verdict),) if claim is not None else (),
+        notices=(*warnings, *(recipe.notice.splitlines() if recipe else ())),
         sources=recipe.sources if recipe else (),
         stop_strings=stop_strings(conversation) if conversation else (),
     )

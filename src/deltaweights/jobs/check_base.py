@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
-from math import ceil
 
 from deltaweights.checkpoint.checksums import refuse_damage, verify_in_pieces
 from deltaweights.checkpoint.folder import Checkpoint
@@ -19,20 +18,20 @@ from deltaweights.hub.locate import HubOptions
 from deltaweights.jobs.findings import ORIGINAL_SCRIPT, code_of_doubt, doubt_of
 from deltaweights.jobs.inputs import Inputs, open_pair
 from deltaweights.jobs.request import InputRequest, compute_dtype_of, find_recipe, needed_recipe, parse_place
-from deltaweights.manifest.findings import ProofRecord
+from deltaweights.jobs.round_trip import added, bench_of, prove_block, share_of_blocks
+from deltaweights.manifest.findings import ProofRecord, Verdict
+from deltaweights.manifest.proof_text import MIN_EVIDENCE
 from deltaweights.manifest.tally import Proof
-from deltaweights.merge.arithmetic import BlockCombiner, Kernels, Task
-from deltaweights.merge.base_proof import MIN_EVIDENCE, Verdict
+from deltaweights.merge.arithmetic import BlockCombiner, Kernels
 from deltaweights.merge.blocks import Block, blocks_of
 from deltaweights.merge.choices import TORCH_NAMES
 from deltaweights.merge.device import check_device, kernels_on
 from deltaweights.merge.operation import Operation
-from deltaweights.merge.plan import PlannedTensor
 from deltaweights.merge.record import proof_of
-from deltaweights.merge.stream import BLOCK, read_block
+from deltaweights.merge.stream import BLOCK
 from deltaweights.recipes.hub_sources import delta_source
 from deltaweights.report import Report
-from deltaweights.util.text import natural_key
+from deltaweights.util.text import short_repr
 from deltaweights.util.workers import resolve_workers, run_parallel
 
 
@@ -55,6 +54,15 @@ class BaseReport:
     powerless: str = ""
     rounded: str = ""
 
+    def __repr__(self) -> str:
+        return short_repr(
+            self,
+            base=self.base,
+            delta=self.delta,
+            verdict=self.proof.verdict if self.proof else None,
+            sample=self.sample,
+        )
+
     @property
     def proved(self) -> bool:
         """Whether the delta was made from this base."""
@@ -75,10 +83,10 @@ class BaseReport:
                 expected=ENOUGH,
                 code=ErrorCode.BASE_NOT_PROVED,
             )
-        doubt, code = doubt_of(self.proof, self.rounded), code_of_doubt(self.proof)
+        doubt, code = doubt_of(self.proof), code_of_doubt(self.proof)
         if self.proof.whole:
             raise Mismatch(doubt, where=self.delta, remedy=ORIGINAL_SCRIPT, code=code)
-        if self.stated or self.proof.verdict == Verdict.VIOLATED:
+        if self.stated or self.proof.refuted:
             raise Mismatch(doubt, where=self.base, remedy=OTHER_BASE, code=code)
         remedy = OTHER_DTYPE if self.proof.verdict == Verdict.OTHER_ARITHMETIC else OTHER_BASE
         raise CheckFailed(doubt, where=self.base, remedy=remedy, code=code)
@@ -144,7 +152,7 @@ def check_base(
             compute_dtype=TORCH_NAMES[inputs.compute],
             stated=inputs.of_base.stated,
             sample=sample,
-            proof=None if inputs.powerless else proof_of(proofs),
+            proof=None if inputs.powerless else proof_of(proofs, rounded=inputs.of_base.rounded),
             powerless=inputs.powerless,
             rounded=inputs.of_base.rounded,
         )
@@ -162,15 +170,9 @@ class _Batch:
         return sum((block.stop - block.start) * block.tensor.match.primary.item_size for block in self.blocks)
 
 
-def _added(inputs: Inputs) -> Iterator[PlannedTensor]:
-    """Yield the tensors that have a base, in an order that does not depend on the container."""
-    matches = sorted(inputs.matching.matches, key=lambda match: natural_key(match.primary.name))
-    return (PlannedTensor(match.primary, match, 0) for match in matches if match.base)
-
-
 def _batches(inputs: Inputs, base: Checkpoint) -> Iterator[_Batch]:
     """Yield the blocks one by one, or by tensor where a file records a checksum, which needs the bytes in order."""
-    for planned in _added(inputs):
+    for planned in added(inputs):
         match = planned.match
         of_base = base.tensors[match.base.name] if match.base else None
         delta = inputs.primary.tensors[match.primary.name]
@@ -182,28 +184,20 @@ def _batches(inputs: Inputs, base: Checkpoint) -> Iterator[_Batch]:
             yield from (_Batch((block,)) for block in blocks)
 
 
-def _sampled(inputs: Inputs, sample: float) -> Iterator[_Batch]:
-    """Yield the share ``sample`` of the blocks that have rows of the base, evenly spaced, and at least one."""
-    blocks = (block for block in blocks_of(tuple(_added(inputs)), BLOCK) if block.runs)
-    return (
-        _Batch((block,)) for number, block in enumerate(blocks) if ceil((number + 1) * sample) > ceil(number * sample)
-    )
-
-
 def _prove(
     inputs: Inputs, base: Checkpoint, sample: float, make_kernels: Callable[[], Kernels], workers: int, report: Report
 ) -> dict[str, Proof]:
     """Return the proof of each tensor. Raises ``MalformedInput`` for bytes that differ from their checksum."""
     loose: list[LazyTensor] = []
     if sample < 1:
-        batches = list(_sampled(inputs, sample))
+        batches = [_Batch((block,)) for block in share_of_blocks(inputs, sample, BLOCK)]
     else:
         batches = list(_batches(inputs, base))
         loose = [tensor for each in (base, inputs.primary) for file in each.files for tensor in file.extra_checksums]
     lock, proofs = threading.Lock(), dict[str, Proof]()
 
     def make_bench() -> BlockCombiner:
-        return BlockCombiner(make_kernels(), Task(Operation.APPLY, inputs.compute, inputs.compute, check=True), BLOCK)
+        return bench_of(make_kernels(), inputs.compute, BLOCK)
 
     def prove(bench: BlockCombiner, batch: _Batch | LazyTensor) -> Iterator[int]:
         if isinstance(batch, LazyTensor):
@@ -211,18 +205,15 @@ def _prove(
             return
         sums = [(tensor, tensor.checksum.start()) if tensor and tensor.checksum else None for tensor in batch.whole]
         for block in batch.blocks:
-            match = block.tensor.match
-            primary_data, base_data = read_block(block, bench, base.tensors, inputs.primary.tensors)
-            for side, data in zip(sums, (base_data, primary_data), strict=True):
+            primary = block.tensor.match.primary
+            found = prove_block(block, bench, inputs)
+            for side, data in zip(sums, (found.base, found.delta), strict=True):
                 if side is not None:
                     side[1].update(data)
             if block.runs:
-                base_dtype = match.base.dtype if match.base else None
-                outcome = bench.combine(block.stop - block.start, match.primary.dtype, base_dtype, block.runs)
                 with lock:
-                    found = outcome.tally.proof or Proof()
-                    proofs[match.primary.name] = proofs.get(match.primary.name, Proof()) + found
-            yield (block.stop - block.start) * match.primary.item_size
+                    proofs[primary.name] = proofs.get(primary.name, Proof()) + found.proof
+            yield (block.stop - block.start) * primary.item_size
         for side in sums:
             if side is not None:
                 refuse_damage(*side)

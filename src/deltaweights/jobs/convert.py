@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deltaweights.jobs.options import ConvertOptions, ExportOptions
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ConvertResult(Published):
     """The same weights in the folder ``target``."""
 
@@ -48,7 +48,8 @@ def export_checkpoint(
     """Write the merged checkpoint at ``merged`` in the layout of current transformers at ``target``.
 
     The weights are those of ``apply_delta`` with ``layout="transformers"``. ``recipe`` and ``recipe_file`` say which model it
-    is, if its manifest does not. The other options are those of ``apply_delta``.
+    is, if its manifest does not. The other options are those of ``apply_delta``. A merge whose manifest says that its base is
+    refuted is exported only with ``allow_unproved_base``.
 
     Raises as ``convert_checkpoint`` does, and ``CheckFailed`` with ``check``.
     """

@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, Mismatch
-from deltaweights.manifest.findings import Findings, ProofRecord
+from deltaweights.manifest.findings import Findings, ProofRecord, Verdict
+from deltaweights.manifest.proof_text import rate_text, untested_text
 from deltaweights.manifest.records import TensorRecord
 from deltaweights.manifest.tally import Proof
-from deltaweights.merge.base_proof import MIN_EVIDENCE, Verdict, likely_cause
+from deltaweights.merge.base_proof import likely_cause
 from deltaweights.merge.operation import Operation
+from deltaweights.merge.record import is_refused
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.report import Report
 from deltaweights.util.text import counted
 
-ANYWAY = "check the inputs; run without --strict to publish it, or discard it with deltaweights clean"
+ANYWAY = "check the inputs; run without --strict to publish it"
 
 PUBLISH_ANYWAY = "--allow-unproved-base publishes it anyway"
 ORIGINAL_SCRIPT = "no recipe can state this yet: merge this delta with its publisher's script"
@@ -65,28 +67,6 @@ def _problems(findings: Findings, operation: Operation) -> list[str]:
     return problems
 
 
-def proof_line(proof: ProofRecord | None) -> str | None:
-    """Return the proof of the base in one line; None when the base was not checked."""
-    if proof is None:
-        return None
-    if proof.verdict == Verdict.PROVED:
-        return f"proved: {_region(proof)}, 0 violations"
-    if proof.verdict == Verdict.NO_EVIDENCE:
-        return f"no evidence: {proof.evidence:,} weights moved; less than {MIN_EVIDENCE:,} say nothing"
-    if proof.verdict == Verdict.PARTIAL:
-        return f"NOT proved: {_region(proof)}, 0 violations, but {_untested(proof)}"
-    return f"NOT proved: {_region(proof)}, {proof.violations:,} violations ({_rate(proof)})"
-
-
-def _rate(proof: ProofRecord) -> str:
-    rate = proof.violations / proof.region
-    return f"{rate:.2%}" if rate >= 0.0001 else "less than 0.01%"
-
-
-def _region(proof: ProofRecord) -> str:
-    return f"{proof.weights:,} weights, {proof.region / proof.weights:.1%} in the region"
-
-
 @dataclass(frozen=True, kw_only=True)
 class BaseFacts:
     """What is known of base and delta before their weights are added, and decides how the sums are judged.
@@ -102,54 +82,53 @@ class BaseFacts:
     rounded: str = ""
 
 
-def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allowed: bool, rounded: str = "") -> None:
-    """Report a base that is not proved; ``rounded`` as in ``BaseFacts``.
+def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allowed: bool) -> None:
+    """Report a base that is not proved.
 
-    Raises ``Mismatch`` when it is known how the delta was computed (``stated``), or tensors are stored whole in the delta,
-    unless the user ``allowed`` it.
+    Raises ``Mismatch`` when it is refuted, tensors are stored whole in the delta, or it is known how the delta was computed
+    (``stated``), unless the user ``allowed`` it.
     """
     if proof is None or proof.verdict == Verdict.PROVED:
         return
     if proof.verdict == Verdict.NO_EVIDENCE:
         report.note(f"the base is neither proved nor refuted: only {proof.evidence:,} weights of the sum moved")
         return
-    problem = doubt_of(proof, rounded)
-    if (stated or proof.whole) and not allowed:
-        right = f"{ORIGINAL_DELTA}, or use the right base" if rounded else "use the right base"
-        remedy = f"{ORIGINAL_SCRIPT}; {ADD_ANYWAY}" if proof.whole else f"{right}; {PUBLISH_ANYWAY}"
-        raise Mismatch(problem, remedy=f"{remedy}; deltaweights clean discards it", code=code_of_doubt(proof))
-    report.warn(problem)
+    if is_refused(proof, stated=stated) and not allowed:
+        raise refused_base(proof)
+    report.warn(doubt_of(proof))
+
+
+def refused_base(proof: ProofRecord, where: object = None, *, sampled: bool = False) -> Mismatch:
+    """Return the error for a base that is not proved where it must be; ``sampled``: its counts are of samples."""
+    right = f"{ORIGINAL_DELTA}, or use the right base" if proof.rounded else "use the right base"
+    remedy = f"{ORIGINAL_SCRIPT}; {ADD_ANYWAY}" if proof.whole else f"{right}; {PUBLISH_ANYWAY}"
+    doubt = f"{doubt_of(proof)} (of a sample: nothing was written)" if sampled else doubt_of(proof)
+    return Mismatch(doubt, where=None if where is None else str(where), remedy=remedy, code=code_of_doubt(proof))
 
 
 def code_of_doubt(proof: ProofRecord) -> ErrorCode:
-    """Return the code for a base that is not proved: only violations refute it."""
+    """Return the code for a base that is not proved: only violations that nothing else explains refute it."""
     if proof.whole:
         return ErrorCode.STORED_WHOLE
-    return ErrorCode.WRONG_BASE if proof.verdict == Verdict.VIOLATED else ErrorCode.BASE_NOT_PROVED
+    return ErrorCode.WRONG_BASE if proof.refuted else ErrorCode.BASE_NOT_PROVED
 
 
-def doubt_of(proof: ProofRecord, rounded: str = "") -> str:
+def doubt_of(proof: ProofRecord) -> str:
     """Return why a base with evidence is not proved: the counts, the tensors, the likely cause, and the one after it."""
     if proof.whole:
         return f"{are_whole(proof.whole)}: {_not_back(proof)}, and all other tensors prove the base"
     if proof.verdict == Verdict.PARTIAL:
-        part = f"the base is proved in part only: {_untested(proof)}"
+        part = f"the base is proved in part only: {untested_text(proof)}"
         return f"{part}; likely holes in the base, or whole tensors in place of differences"
     problems = {
         Verdict.VIOLATED: "the base is not the one that the delta was made from",
         Verdict.OTHER_ARITHMETIC: "the base cannot be proved",
     }
-    if rounded:
+    if proof.rounded:
         counts = Proof(proof.weights, proof.region, proof.violations, proof.evidence)
         found = f"{_not_back(proof)}, most in {worst(proof.tensors)}"
-        return f"the base cannot be proved: {found}; likely {rounded}; or {likely_cause(counts)}"
+        return f"the base cannot be proved: {found}; likely {proof.rounded}; or {likely_cause(counts)}"
     return f"{problems[Verdict(proof.verdict)]}: {_violations(proof)}"
-
-
-def _untested(proof: ProofRecord) -> str:
-    first, *others = proof.untested
-    more = f" and {counted(len(others), 'more tensor')}" if others else ""
-    return f"too few weights of {first}{more} lie in the region"
 
 
 def _violations(proof: ProofRecord) -> str:
@@ -158,7 +137,7 @@ def _violations(proof: ProofRecord) -> str:
 
 
 def _not_back(proof: ProofRecord) -> str:
-    return f"{proof.violations:,} of {proof.region:,} weights do not come back ({_rate(proof)})"
+    return f"{proof.violations:,} of {proof.region:,} weights do not come back ({rate_text(proof)})"
 
 
 def are_whole(names: Sequence[str]) -> str:

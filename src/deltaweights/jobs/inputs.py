@@ -16,6 +16,7 @@ from deltaweights.jobs.findings import BaseFacts
 from deltaweights.jobs.input_checks import check_base_identity, check_delta_files, check_ties, refuse_no_delta
 from deltaweights.jobs.recognised_recipe import recipe_of_delta, recipe_of_manifest, recipe_of_repository, show_notice
 from deltaweights.jobs.request import InputRequest, Place, compute_dtype_of
+from deltaweights.jobs.source_proof import judge_source
 from deltaweights.jobs.stated_facts import (
     MadeDelta,
     arithmetic_text,
@@ -195,6 +196,14 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
         report.note(f"{role:15} {identity.text}")
         # The bytes are compared with this manifest as they are read.
         manifest = stated if stated is not None and lists_same_tensors(stated, source) else None
+        judge_source(
+            source,
+            stated,
+            request.operation,
+            report,
+            same=manifest is not None,
+            allowed=request.allow_refuted_source,
+        )
         if recipe is None and manifest is not None and manifest.recipe:
             recipe = recipe_of_manifest(manifest.recipe, report)
         compute = stored = DTYPES[request.dtype] if request.dtype is not None else _dtype_of(matching)

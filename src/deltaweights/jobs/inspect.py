@@ -14,13 +14,14 @@ from deltaweights.hub.ids import ModelLocation, ModelSource
 from deltaweights.hub.locate import HubOptions, located
 from deltaweights.jobs.provenance import verified_hashes
 from deltaweights.jobs.shared_storage import SharedStorage, by_storage, distinct_elements, shared_storage
+from deltaweights.manifest.base_claim import BaseClaim, base_claim
 from deltaweights.manifest.input_manifest import lists_same_tensors, manifest_of_if_any
 from deltaweights.merge.rules import is_buffer
 from deltaweights.recipes.identify import Identity, config_of, identify
 from deltaweights.recipes.input_hashes import collect_hashes
 from deltaweights.report import Report
 from deltaweights.util.name_groups import NameGroup, group_names
-from deltaweights.util.text import natural_key
+from deltaweights.util.text import natural_key, short_repr
 from deltaweights.util.workers import resolve_workers
 
 
@@ -55,10 +56,11 @@ class Total:
 
 @dataclass(frozen=True)
 class StatedManifest:
-    """The content digest that manifest.json states, not verified; ``fits``: it lists exactly these tensors."""
+    """What manifest.json states, not verified: content digest and ``base``; ``fits``: it lists exactly these tensors."""
 
     content_digest: str
     fits: bool
+    base: BaseClaim | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,13 @@ class InspectReport:
     manifest: StatedManifest | None
     notes: tuple[str, ...]
     tensors: dict[str, TensorEntry]
+
+    def __repr__(self) -> str:
+        facts: dict[str, object] = {"path": self.path, "identity": self.identity.text, "tensors": len(self.tensors)}
+        if self.manifest is not None:
+            facts["stated_content_digest"] = self.manifest.content_digest
+            facts |= {"base": self.manifest.base.text} if self.manifest.base is not None else {}
+        return short_repr(self, **facts, parameters=self.parameters)
 
 
 def inspect_checkpoint(
@@ -134,7 +143,9 @@ def inspect_checkpoint(
                 for w in checkpoint.files
             ),
             shared=tuple(shared_storage(sharing) for sharing in by_storage(tensors) if len(sharing) > 1),
-            manifest=StatedManifest(stated.content_digest, lists_same_tensors(stated, checkpoint)) if stated else None,
+            manifest=None
+            if stated is None
+            else StatedManifest(stated.content_digest, lists_same_tensors(stated, checkpoint), base_claim(stated)),
             notes=checkpoint.notes,
             tensors=entries,
         )

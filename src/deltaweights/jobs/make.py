@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deltaweights.jobs.options import MakeOptions
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class MakeResult(Published):
     """A delta in the folder ``delta``.
 

@@ -125,5 +125,6 @@ class ExportOptions(OutputOptions, total=False):
 
     recipe: str | None
     recipe_file: PathLike | None
+    allow_unproved_base: bool
     vision_tower: ModelLocation | None
     check: bool

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from deltaweights.jobs.findings import BaseFacts
 from deltaweights.jobs.prepare import Prepared
 from deltaweights.jobs.provenance import is_streamed, origins_of, verified_hashes
+from deltaweights.jobs.source_proof import SourceProof, source_proof
 from deltaweights.merge.plan import Plan
 from deltaweights.recipes.recipe import Recipe
 
@@ -22,7 +23,7 @@ class PlannedResult:
     ``companions`` are files by name. ``hashes`` are the sha256 of input files that were computed or compared. ``origins`` are the
     sources of the inputs, ``parents`` those that the primary's own manifest states of its inputs. ``expected`` is the content
     digest, in the original layout, that this manifest states. ``of_base`` says how the sums are judged. ``streamed``: an input was
-    not kept.
+    not kept. ``source`` is the proof of a checkpoint that is copied.
     """
 
     plan: Plan
@@ -34,6 +35,7 @@ class PlannedResult:
     expected: str | None
     of_base: BaseFacts
     streamed: bool
+    source: SourceProof | None = None
 
 
 def planned_result(prepared: Prepared) -> PlannedResult:
@@ -49,4 +51,5 @@ def planned_result(prepared: Prepared) -> PlannedResult:
         expected=prepared.inputs.expected,
         of_base=prepared.inputs.of_base,
         streamed=any(map(is_streamed, prepared.checkpoints.values())),
+        source=source_proof(manifest, prepared.plan),
     )

@@ -14,6 +14,7 @@ from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.export.layout import ExportPlan, has_projector, plan_export, refuse_transformers_layout
 from deltaweights.export.vision_tower import VisionTower, open_vision_tower
 from deltaweights.jobs.companions import companions_of
+from deltaweights.jobs.early_proof import refuse_wrong_base
 from deltaweights.jobs.inputs import Inputs, open_inputs
 from deltaweights.jobs.provenance import refuse_unverified
 from deltaweights.jobs.request import Request
@@ -112,6 +113,8 @@ def prepare(request: Request, report: Report) -> Iterator[Prepared]:
             location.refuse_opened(file.file.path for each in prepared.checkpoints.values() for file in each.files)
             if request.options.require_verified and not request.dry_run:
                 refuse_unverified(prepared.checkpoints, prepared.hashes)
+            if plan.check and request.operation is Operation.APPLY and not request.options.allow_unproved_base:
+                refuse_wrong_base(inputs)
             yield prepared
 
 

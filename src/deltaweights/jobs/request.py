@@ -33,6 +33,7 @@ class InputRequest:
 
     Dtypes are torch's names, None for those of the recipe or the inputs. ``hash_workers``: threads that hash the inputs; None not
     to hash. ``allow_other_base`` accepts a base that is known to be another model; None where the caller has no such option.
+    ``allow_refuted_source`` copies a merge whose manifest says that its base is refuted.
     """
 
     operation: Operation
@@ -44,6 +45,7 @@ class InputRequest:
     hub: HubOptions | None = None
     hash_workers: int | None = None
     allow_other_base: bool | None = False
+    allow_refuted_source: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +126,7 @@ def make_request(
         hub=replace(hub, stream=True) if dry_run and not options.hash_inputs else hub,
         hash_workers=resolve_workers(options.workers) if options.hash_inputs else None,
         allow_other_base=options.allow_unproved_base if operation is Operation.APPLY else None,
+        allow_refuted_source=options.allow_unproved_base,
     )
     tower = options.vision_tower
     return Request(

@@ -18,6 +18,7 @@ from deltaweights.jobs.other_result import refuse_other_result
 from deltaweights.jobs.planned_result import PlannedResult, planned_result
 from deltaweights.jobs.prepare import Prepared, prepare
 from deltaweights.jobs.provenance import UNVERIFIED, marks_of
+from deltaweights.jobs.refusal_remedies import saying_what_is_kept, saying_what_is_there
 from deltaweights.jobs.request import Request
 from deltaweights.jobs.result import ALREADY_COMPLETE, Outcome, Published, published
 from deltaweights.jobs.stated_facts import other_base
@@ -87,7 +88,8 @@ def _run(prepared: Prepared, report: Report, began: float) -> Published:
         )
         if prepared.hashes.read - {VISION_TOWER}:
             report.warn("the existing manifest is not changed: --hash-inputs adds nothing to it")
-        _judge(prepared.plan, outcome.findings, options, report, prepared.inputs.of_base, outcome.base_digest)
+        with saying_what_is_there(location.target):
+            _judge(prepared.plan, outcome.findings, options, report, prepared.inputs.of_base, outcome.base_digest)
         if options.check:
             check_in_subprocess(location.target, location.target, report)
     seconds["total"] = time.monotonic() - began
@@ -132,6 +134,7 @@ def _already_complete(prepared: Prepared, target: TargetState) -> Outcome | None
         findings=manifest.findings,
         streamed=manifest.streamed,
         base_digest=manifest.origins.get("base", {}).get("tensors_digest"),
+        source_proof=manifest.source_proof,
     )
 
 
@@ -198,11 +201,19 @@ def publish_result(
 ) -> Outcome:
     """Check the findings of finished shards, write the documents beside them, and publish. Raises what ``apply_delta`` raises."""
     plan, location, records = planned.plan, staging.staging.location, records_of(fragments)
-    of_base = planned.of_base
-    found = digests_of(plan, records).inputs["base"] if of_base.digest is not None else None
-    stated = of_base.stated and (found is None or found != of_base.digest)
-    findings = findings_of(records, stated=stated, allowed=options.allow_unproved_base)
-    _judge(plan, findings, options, report, of_base, found)
+    of_base, source = planned.of_base, planned.source
+    digests = digests_of(plan, records).inputs if of_base.digest is not None or source is not None else {}
+    found = digests["base"] if of_base.digest is not None else None
+    is_right = found is not None and found == of_base.digest
+    findings = findings_of(
+        records,
+        stated=of_base.stated and not is_right,
+        rounded=of_base.rounded,
+        allowed=options.allow_unproved_base and not is_right,
+    )
+    with saying_what_is_kept(location, fragments):
+        _judge(plan, findings, options, report, of_base, found)
+    source_proof = None if source is None else source.carried(digests[plan.operation.primary], report)
     # The published sum is that of the merged weights.
     summed = planned.recipe if plan.operation is Operation.APPLY else None
     published_sum = check_sum(records.values(), summed, report)
@@ -211,7 +222,7 @@ def publish_result(
         read_back(staging, fragments, resolve_workers(options.workers), report)
         seconds["read back"] = time.monotonic() - began
     began = time.monotonic()
-    digest, manifest_sha256 = write_documents(planned, staging.shards, fragments, findings)
+    digest, manifest_sha256 = write_documents(planned, staging.shards, fragments, findings, source_proof)
     if options.check:
         check_in_subprocess(location.shards, location.target, report)
         staging.staging.refuse_moved()  # the child process opened the folder by its path
@@ -225,6 +236,7 @@ def publish_result(
         findings=findings,
         published_sum=published_sum,
         streamed=planned.streamed,
+        source_proof=source_proof,
     )
 
 
@@ -245,6 +257,6 @@ def _judge(
         if not allowed:
             raise error
         report.warn(error.problem)
-    judge_base(findings.proof, report, stated=of_base.stated, allowed=allowed, rounded=of_base.rounded)
+    judge_base(findings.proof, report, stated=of_base.stated, allowed=allowed)
     if of_base.stated and not options.prove and plan.operation is Operation.APPLY:
         report.warn("the base was not checked (--no-prove)")

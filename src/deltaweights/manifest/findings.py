@@ -4,8 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 from deltaweights.util.text import Json
+
+
+class Verdict(str, Enum):
+    """What the counts say of a base."""
+
+    PROVED = "proved"
+    NO_EVIDENCE = "no evidence"
+    PARTIAL = "partial"
+    VIOLATED = "violated"
+    OTHER_ARITHMETIC = "another arithmetic"
+
+
+WITH_VIOLATIONS = frozenset({Verdict.VIOLATED.value, Verdict.OTHER_ARITHMETIC.value})
+WITHOUT = frozenset(verdict.value for verdict in Verdict) - WITH_VIOLATIONS
+"""The verdicts that there can be with violations, and without any; another program may know more."""
+
+LONGEST_TEXT = 300  # characters of a verdict, or of how a delta was rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +38,22 @@ class ProofRecord:
     tensors: dict[str, int]
     untested: tuple[str, ...] = ()  # tensors with too few weights in the region to tell
     whole: tuple[str, ...] = ()  # tensors that are stored whole in the delta, not as a difference
+    rounded: str = ""  # how the delta seems to have been rounded, where that explains the violations
     allowed: bool = False  # the user accepted what would have been refused
 
+    @property
+    def refuted(self) -> bool:
+        """Whether this is not the base that the delta was made from, or one of the two is damaged."""
+        return self.verdict == Verdict.VIOLATED and not self.rounded
+
     def document(self) -> dict[str, Json]:
-        """Return the record as JSON; ``untested``, ``whole`` and ``allowed`` only where they are not empty or false."""
-        optional = {"untested": list(self.untested), "whole": list(self.whole), "allowed": self.allowed}
+        """Return the record as JSON; what is behind ``tensors`` only where it is not empty or false."""
+        optional = {
+            "untested": list(self.untested),
+            "whole": list(self.whole),
+            "rounded": self.rounded,
+            "allowed": self.allowed,
+        }
         return {
             **{key: value for key, value in vars(self).items() if key not in optional},
             **{key: value for key, value in optional.items() if value},
@@ -32,14 +61,31 @@ class ProofRecord:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Json]) -> ProofRecord:
-        """Read a record. Raises ``ValueError``, ``KeyError`` or ``TypeError`` when it is malformed."""
+        """Read a record. Raises ``ValueError``, ``KeyError`` or ``TypeError`` when it is malformed, or contradicts itself."""
+        counts = {key: check_size(document[key]) for key in ("weights", "region", "violations", "evidence")}
+        verdict, rounded, allowed = document["verdict"], document.get("rounded", ""), document.get("allowed", False)
+        names = {key: tuple(document.get(key, ())) for key in ("untested", "whole")}
+        texts = (verdict, rounded)
+        if not all(isinstance(text, str) and len(text) <= LONGEST_TEXT for text in texts) or type(allowed) is not bool:
+            raise ValueError("a proof whose verdict is no short text, or allowed not true or false")
+        if not all(isinstance(name, str) for each in names.values() for name in each):
+            raise ValueError("a proof whose tensors are not named by strings")
+        if not counts["violations"] <= counts["region"] >= counts["evidence"] or counts["region"] > counts["weights"]:
+            raise ValueError("a proof that counts more of a part than of the whole")
+        if verdict in (WITHOUT if counts["violations"] else WITH_VIOLATIONS):
+            raise ValueError(f"a proof whose verdict contradicts its {counts['violations']} violations")
+        tensors = check_sizes(document["tensors"])
         return cls(
-            **{key: check_size(document[key]) for key in ("weights", "region", "violations", "evidence")},
-            verdict=str(document["verdict"]),
-            tensors=check_sizes(document["tensors"]),
-            untested=tuple(map(str, document.get("untested", ()))),
-            whole=tuple(map(str, document.get("whole", ()))),
-            allowed=document.get("allowed") is True,
+            weights=counts["weights"],
+            region=counts["region"],
+            violations=counts["violations"],
+            evidence=counts["evidence"],
+            verdict=verdict,
+            tensors=tensors,
+            untested=names["untested"],
+            whole=names["whole"],
+            rounded=rounded,
+            allowed=allowed,
         )
 
 

@@ -19,7 +19,7 @@ from deltaweights.manifest.open_weights import request_for
 from deltaweights.manifest.records import MANIFEST, SUMS, check_file_name, manifest_pieces
 from deltaweights.manifest.verify_source import LocalSource
 from deltaweights.report import Report
-from deltaweights.util.text import Json, in_chunks, natural_key
+from deltaweights.util.text import Json, in_chunks, natural_key, short_repr
 from deltaweights.util.workers import resolve_workers
 
 
@@ -36,6 +36,11 @@ class Listing:
     tensors: int
     parameters: int
     folders: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return short_repr(
+            self, folder=self.folder, files=self.files, tensors=self.tensors, content_digest=self.content_digest
+        )
 
 
 def list_checkpoint(

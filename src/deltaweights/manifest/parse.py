@@ -12,7 +12,7 @@ from blake3 import blake3
 
 from deltaweights.checkpoint.tensors import ITEM_SIZES, name_fault
 from deltaweights.manifest.digest import content_digest
-from deltaweights.manifest.findings import Findings, check_size
+from deltaweights.manifest.findings import Findings, ProofRecord, check_size
 from deltaweights.manifest.records import MANIFEST, MANIFEST_FORMAT, SUMS, FileRecord, check_file_name, check_format
 from deltaweights.util import limits
 from deltaweights.util.json_reader import Document, JsonReader
@@ -55,6 +55,7 @@ class Manifest:
     input was read from the Hub without being stored. ``origins`` maps a role to what the manifest has under ``ORIGIN``.
     ``folders`` are the subfolders of a listing. In the layout of current transformers, ``original_names`` maps tensors of the model
     to their names in the original layout, and ``original_content_digest`` is the content digest there; else it is empty.
+    ``source_proof`` is what the manifest of the checkpoint that was copied said of its base.
     """
 
     files: dict[str, FileRecord]
@@ -77,6 +78,7 @@ class Manifest:
     dtype: str = ""
     fates: frozenset[str] = frozenset()
     read: Mapping[str, InputTensors] = field(default_factory=dict)
+    source_proof: ProofRecord | None = None
 
 
 def parse_manifest(document: Document) -> Manifest:
@@ -118,6 +120,7 @@ def _manifest(result: dict[str, Any], inputs: dict[str, Any]) -> Manifest:
         dtype=_text(options.get("dtype", "")),
         fates=fates,
         read={role: found["tensors"] for role, found in roles.items() if "tensors" in found},
+        source_proof=_source_proof(roles),
     )
 
 
@@ -125,6 +128,11 @@ def _kind(roles: Collection[str]) -> str:
     if not roles:
         return LISTING
     return "merge" if "delta" in roles else "delta" if "target" in roles else "copy"
+
+
+def _source_proof(roles: Mapping[str, dict[str, Any]]) -> ProofRecord | None:
+    found = [roles[role]["proof"] for role in ("base", "merged") if "proof" in roles.get(role, {})]
+    return ProofRecord.from_document(found[0]) if found and _kind(roles) == "copy" else None
 
 
 Read = Callable[[JsonReader], Any]  # reads the value that comes next
@@ -224,7 +232,7 @@ def _read_input_tensors(reader: JsonReader) -> InputTensors:
 _VALUE: Read = JsonReader.value
 
 _PROOF: dict[str, Read] = {
-    **dict.fromkeys(("weights", "region", "violations", "evidence", "verdict", "allowed"), _VALUE),
+    **dict.fromkeys(("weights", "region", "violations", "evidence", "verdict", "rounded", "allowed"), _VALUE),
     "tensors": _read_sizes,
     **dict.fromkeys(("untested", "whole"), lambda reader: [reader.interned(reader.value()) for _ in reader.items()]),
 }
@@ -244,6 +252,7 @@ _INPUT: dict[str, Read] = {
     "files": _read_unverified,
     "tensors": _read_input_tensors,
     "dropped": _pass_over,
+    "proof": lambda reader: _read_members(reader, _PROOF),
     "verification": JsonReader.skip,  # that it is there counts
 }
 

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deltaweights.manifest.digests import Digests
 from deltaweights.manifest.folder_check import FolderCheck
+from deltaweights.manifest.folder_entries import A_LINK
+from deltaweights.manifest.git_files import signed_git_files
 from deltaweights.manifest.records import MANIFEST, SUMS, sums_bytes
+from deltaweights.manifest.signer import Signer
 from deltaweights.util import limits
 
 
 @dataclass(frozen=True)
 class SignedFiles:
-    """The files that a verified signature covers: sha256 (hex) by name. ``key`` is the sha256 of the public key's PEM."""
+    """The files that a verified signature covers: sha256 (hex) by name, and the names that it says it leaves out.
 
-    key: str
+    ``key`` is the sha256 of the public key's PEM; where there is none, ``signer`` signed by Sigstore.
+    """
+
+    key: str | None
     digests: Mapping[str, str]
+    ignored: frozenset[str] = frozenset()
+    signer: Signer | None = None
+
+    def __str__(self) -> str:
+        return f"key {self.key}" if self.signer is None else str(self.signer)
+
+    def leaves_out(self, name: str) -> bool:
+        """Return whether its signer left ``name`` out. Our own documents cannot be left out: they vouch for the rest."""
+        return name in self.ignored and name not in {MANIFEST, SUMS}
 
 
 def with_documents(check: FolderCheck, files: Mapping[str, str]) -> dict[str, str]:
@@ -44,17 +59,20 @@ def compare_signed(check: FolderCheck, signed: SignedFiles, digests: Digests) ->
     found |= with_documents(check, {name: each.sha256 for name, each in digests.files.items() if name in files})
     if check.source.only is not None:
         only = check.source.only
-        signed = SignedFiles(signed.key, {name: each for name, each in signed.digests.items() if name == only})
+        signed = replace(signed, digests={name: each for name, each in signed.digests.items() if name == only})
         found = {name: each for name, each in found.items() if name == only}
     elif check.is_listing:
         check.add_problem(check.title, "signatures cover results, not listings of other folders")
     for name, kind in check.source.entries.unsigned.items() if check.source.only is None else ():
-        check.add_problem(name, "is not signed", kind)
+        if kind == A_LINK or not signed.leaves_out(name):
+            check.add_problem(name, "is not signed", kind)
+    found |= signed_git_files(check.source, signed.digests)
     reported = {problem.file for problem in check.problems}
     for name in sorted((set(signed.digests) | set(found)) - reported):
         if name not in found:
             check.add_problem(name, "is signed, and missing")
         elif name not in signed.digests:
-            check.add_problem(name, "is not signed", "an extra file")
+            if not signed.leaves_out(name):
+                check.add_problem(name, "is not signed", "an extra file")
         elif found[name] != signed.digests[name]:
             check.add_problem(name, "is not what was signed", found[name], signed.digests[name])

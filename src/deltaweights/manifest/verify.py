@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltaweights.errors import InputOutputError, MalformedInput, UsageError
+from deltaweights.manifest.base_claim import base_claim
 from deltaweights.manifest.content_check import compare_files, compare_tensors, original_digest_of
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.folder_check import FolderCheck
@@ -89,7 +91,8 @@ def finish_verify(
         check.add_problem(check.source.title, "there are no tensors to compare with it", None, expect, about=CONTENT)
     if signed is not None:
         compare_signed(check, signed, digests)
-    return report_of(check, digest, digests, recomputed=recomputed)
+    claim = base_claim(check.manifest) if check.manifest else None
+    return replace(report_of(check, digest, digests, recomputed=recomputed), base=claim)
 
 
 def open_result(folder: Path) -> tuple[Manifest, FolderCheck] | None:

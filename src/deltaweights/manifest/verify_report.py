@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, printable
+from deltaweights.manifest.base_claim import BaseClaim
 from deltaweights.manifest.file_parts import EXTRAS, WEIGHTS
+from deltaweights.util.text import short_repr
 
 FILE, TENSOR, CONTENT = "file", "tensor", "content digest"  # what a problem may be about
 
@@ -69,6 +71,13 @@ class VerifyReport:
     problems: tuple[Problem, ...] = ()
     listed: tuple[str, ...] = ()  # the files that were checked, the manifest included
     notes: tuple[str, ...] = ()  # what was ignored
+    base: BaseClaim | None = None  # what the manifest claims of the base
+
+    def __repr__(self) -> str:
+        base = {} if self.base is None else {"base": self.base.text}
+        first = {"first": str(self.problems[0])} if self.problems else {}
+        facts = {"ok": self.ok, "problems": len(self.problems), **first, **base}
+        return short_repr(self, target=self.target, **facts, content_digest=self.content_digest)
 
     @property
     def ok(self) -> bool:

@@ -8,26 +8,15 @@ With another base it does not. Rates: measured on 20 million normal weights (doc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
 
+from deltaweights.manifest.findings import Verdict
+from deltaweights.manifest.proof_text import MIN_EVIDENCE
 from deltaweights.manifest.tally import Proof
 from deltaweights.util.text import natural_key
-
-MIN_EVIDENCE = 100_000  # elements that must have moved before the absence of violations says anything
 
 MIN_SHARE, SIZEABLE = 0.75, 1024
 """The share of weights that must lie in the region in tensors of ``SIZEABLE`` weights or more: of a fine-tuning step 98 % do, of a
 base with holes none, of a merged model given as a delta half."""
-
-
-class Verdict(str, Enum):
-    """What the counts say."""
-
-    PROVED = "proved"
-    NO_EVIDENCE = "no evidence"
-    PARTIAL = "partial"
-    VIOLATED = "violated"
-    OTHER_ARITHMETIC = "another arithmetic"
 
 
 LIKELY_CAUSES = (

@@ -31,6 +31,13 @@ def _torch_kernels(name: str, without_torch: DeltaweightsError) -> Callable[[], 
     return partial(TorchKernels, choose_device(name))
 
 
+def untested_kernels() -> Kernels:
+    """Return the processor's kernels without the self-test, which takes longer than samples; no result may rest on them."""
+    from deltaweights.merge.kernels_cpu import CpuKernels  # noqa: PLC0415
+
+    return CpuKernels()
+
+
 @contextmanager
 def kernels_on(name: str) -> Iterator[Callable[[], Kernels]]:
     """Yield a factory of kernels, to be called in each worker's thread.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from deltaweights.manifest.digest import content_digest
-from deltaweights.manifest.findings import Findings, ProofRecord
+from deltaweights.manifest.findings import Findings, ProofRecord, Verdict
 from deltaweights.manifest.records import FileRecord, Fragment, TensorRecord, manifest_pieces
 from deltaweights.manifest.tally import Proof
-from deltaweights.merge.base_proof import Verdict, stored_whole, untested, verdict
+from deltaweights.merge.base_proof import stored_whole, untested, verdict
 from deltaweights.merge.choices import ORIGINAL
 from deltaweights.merge.plan import InputFileRecord, InputRecord, Plan, spec_document
 from deltaweights.util.text import Json, LazyObject
@@ -20,10 +20,13 @@ def records_of(fragments: Mapping[str, Fragment]) -> dict[str, TensorRecord]:
     return {record.name: record for file in sorted(fragments) for record in fragments[file].tensors}
 
 
-def findings_of(records: Mapping[str, TensorRecord], *, stated: bool = False, allowed: bool = False) -> Findings:
+def findings_of(
+    records: Mapping[str, TensorRecord], *, stated: bool = False, rounded: str = "", allowed: bool = False
+) -> Findings:
     """Return what was found in all tensors.
 
-    ``stated``: a recipe states the arithmetic of the delta; ``allowed``: the user accepts a base that is not proved.
+    ``stated``: a recipe states the arithmetic of the delta; ``rounded``: how it seems to have been rounded since; ``allowed``: the
+    user accepts a base that is not proved.
     """
 
     def counts(what: str) -> dict[str, int]:
@@ -34,24 +37,37 @@ def findings_of(records: Mapping[str, TensorRecord], *, stated: bool = False, al
         **{what: counts(what) for what in ("nonfinite", "nonfinite_base", "nonfinite_lead", "overflow")},
         uniform={name: record.uniform for name, record in records.items() if record.uniform},
         inexact=None if untried else counts("inexact"),
-        proof=proof_of({n: r.tally.proof for n, r in records.items() if r.tally.proof}, stated=stated, allowed=allowed),
+        proof=proof_of(
+            {name: record.tally.proof for name, record in records.items() if record.tally.proof},
+            stated=stated,
+            rounded=rounded,
+            allowed=allowed,
+        ),
     )
 
 
-def proof_of(proofs: Mapping[str, Proof], *, stated: bool = False, allowed: bool = False) -> ProofRecord | None:
-    """Return the base proof of all tensors together; None when there are none. ``stated`` and ``allowed`` as in ``findings_of``."""
+def proof_of(
+    proofs: Mapping[str, Proof], *, stated: bool = False, rounded: str = "", allowed: bool = False
+) -> ProofRecord | None:
+    """Return the base proof of all tensors together; None when there are none. The rest is as in ``findings_of``."""
     if not proofs:
         return None
     judged, total, whole = verdict(proofs), sum(proofs.values(), Proof()), stored_whole(proofs)
-    refused = bool(whole) or (stated and judged not in {Verdict.PROVED, Verdict.NO_EVIDENCE})
-    return ProofRecord(
+    record = ProofRecord(
         **asdict(total),
         verdict=judged.value,
         tensors={name: proof.violations for name, proof in proofs.items() if proof.violations},
         untested=untested(proofs),
         whole=whole,
-        allowed=allowed and refused,
+        rounded=rounded if total.violations else "",
     )
+    return replace(record, allowed=allowed and is_refused(record, stated=stated))
+
+
+def is_refused(proof: ProofRecord, *, stated: bool) -> bool:
+    """Return whether a merge with this proof is published only if the user insists."""
+    unproved = proof.verdict not in {Verdict.PROVED, Verdict.NO_EVIDENCE}
+    return proof.refuted or bool(proof.whole) or (stated and unproved)
 
 
 @dataclass(frozen=True)
@@ -106,8 +122,12 @@ def merge_manifest(
     input_sha256: Mapping[str, Mapping[str, str]],
     origins: Mapping[str, Mapping[str, str]],
     findings: Findings,
+    source_proof: ProofRecord | None = None,
 ) -> Iterator[str]:
-    """Yield the manifest; ``files`` are all others of the target, ``input_sha256`` the known hashes by role and file name."""
+    """Yield the manifest; ``files`` are all others of the target, ``input_sha256`` the known hashes by role and file name.
+
+    ``source_proof`` is what the manifest of a checkpoint that was copied says of its base.
+    """
 
     def tensors() -> Iterator[tuple[str, Json]]:
         for shard in plan.shards:
@@ -133,6 +153,8 @@ def merge_manifest(
     inputs: Json = {"plan": plan.identity}
     for role, record in plan.inputs.items():
         inputs[role] = {**origins.get(role, {}), **_input(role, record, digests, input_sha256.get(role, {}))}
+    if source_proof is not None:
+        inputs[plan.operation.primary]["proof"] = source_proof.document()
     return manifest_pieces(result, inputs)
 
 

@@ -54,11 +54,11 @@ SHA256 = TextFormat("64 lower-case hex digits", re.compile("[0-9a-f]{64}").fullm
 URL = TextFormat("an address that begins with https:// or http://", re.compile("https?://[!-~]+").fullmatch)
 
 
-def parse_toml(data: bytes, where: str) -> TomlDocument:
+def parse_toml(data: bytes, where: str, kind: str = "recipe") -> TomlDocument:
     """Parse a TOML document. Raises ``MalformedInput`` when it is too large, not UTF-8, not TOML, or has duplicate keys."""
     if len(data) > MAX_SIZE:
-        found, remedy = f"more than {MAX_SIZE:,} bytes", "give the recipe, not the weights"
-        raise MalformedInput("too long for a recipe", where=where, found=found, remedy=remedy)
+        found, remedy = f"more than {MAX_SIZE:,} bytes", f"give the {kind}, not the weights"
+        raise MalformedInput(f"too long for a {kind}", where=where, found=found, remedy=remedy)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -66,7 +66,7 @@ def parse_toml(data: bytes, where: str) -> TomlDocument:
         raise MalformedInput("not UTF-8", where=where, found=found, remedy="save it as UTF-8") from None
     dots = text.count(".")
     if dots > MAX_DOTS:
-        problem, expected = "too many dots for a recipe", f"at most {MAX_DOTS}"
+        problem, expected = f"too many dots for a {kind}", f"at most {MAX_DOTS}"
         raise MalformedInput(problem, where=where, found=dots, expected=expected, remedy="shorten it")
     try:
         return tomllib.loads(text)

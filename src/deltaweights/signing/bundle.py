@@ -14,8 +14,9 @@ from deltaweights.util.text import Json, compact_json, strict_json
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
-# What a bundle may have in place of an envelope or a key, normalized. With both, programs could verify different things.
-_ALTERNATIVES = {"messagesignature", "certificate", "x509certificatechain"}
+# What a bundle may have in place of an envelope and a key (or certificate), normalized. With both, programs could differ.
+_NOT_WITH_KEY = {"messagesignature", "certificate", "x509certificatechain"}
+_NOT_WITH_CERTIFICATE = {"messagesignature", "publickey", "x509certificatechain"}
 
 
 @dataclass(frozen=True)
@@ -41,25 +42,56 @@ class Bundle:
 
 
 def parse_bundle(data: bytes) -> Bundle:
-    """Parse a bundle; its signature is not verified. Raises ``ValueError``."""
+    """Parse a bundle with a signature by a key, which is not verified. Raises ``ValueError``."""
+    document = _parse(data)
+    try:
+        envelope, material = document["dsseEnvelope"], document["verificationMaterial"]
+        _refuse_more(document, _NOT_WITH_KEY, "by a key")
+        hint = material["publicKey"].get("hint")
+        key = "" if hint is None else _text(hint)
+        return Bundle(_from_base64(envelope["payload"]), _from_base64(envelope["signatures"][0]["sig"]), key)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a bundle with one signature by a key: no {error}") from None
+
+
+def check_keyless(data: bytes) -> None:
+    """Raise ``ValueError`` unless ``data`` is a bundle with a certificate and one envelope; nothing is verified."""
+    document = _parse(data)
+    _refuse_more(document, _NOT_WITH_CERTIFICATE, "by a certificate")
+    if not isinstance(document["verificationMaterial"].get("certificate"), dict):
+        raise ValueError("not a bundle with a certificate")
+
+
+def is_keyless(data: bytes) -> bool:
+    """Return whether ``data`` is a bundle with a certificate, of Sigstore's keyless way."""
+    try:
+        check_keyless(data)
+    except ValueError:
+        return False
+    return True
+
+
+def _parse(data: bytes) -> dict[str, Json]:
+    """Parse what all bundles have: the media type, one envelope with one signature, and material to verify it with."""
     document = parse_protobuf_json(data, BUNDLE)
     if not isinstance(document, dict) or document.get("mediaType") != MEDIA_TYPE:
         raise ValueError(f"not a bundle of type {MEDIA_TYPE}")
-    try:
-        envelope = document["dsseEnvelope"]
-        if envelope["payloadType"] != PAYLOAD_TYPE:
-            raise ValueError(f"payload is not {PAYLOAD_TYPE}")
-        signatures, material = envelope["signatures"], document["verificationMaterial"]
-        if len(signatures) != 1:
-            raise ValueError(f"{len(signatures)} signatures, not one")
-        extra = sorted(key for key in (*document, *material) if _normalized(key) in _ALTERNATIVES)
-        if extra:
-            raise ValueError(f"more than a signature by a key: {', '.join(extra)}")
-        hint = material["publicKey"].get("hint")
-        key = "" if hint is None else _text(hint)
-        return Bundle(_from_base64(envelope["payload"]), _from_base64(signatures[0]["sig"]), key)
-    except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a bundle with one signature by a key: no {error}") from None
+    envelope, material = document.get("dsseEnvelope"), document.get("verificationMaterial")
+    if not isinstance(envelope, dict) or not isinstance(material, dict):
+        raise ValueError("not a bundle with an envelope and material to verify it with")
+    if envelope.get("payloadType") != PAYLOAD_TYPE:
+        raise ValueError(f"payload is not {PAYLOAD_TYPE}")
+    signatures = envelope.get("signatures")
+    if not isinstance(signatures, list) or len(signatures) != 1:
+        raise ValueError(f"{len(signatures) if isinstance(signatures, list) else 'no list of'} signatures, not one")
+    return document
+
+
+def _refuse_more(document: dict[str, Json], alternatives: set[str], by: str) -> None:
+    material = document["verificationMaterial"]
+    extra = sorted(key for key in (*document, *material) if _normalized(key) in alternatives)
+    if extra:
+        raise ValueError(f"more than a signature {by}: {', '.join(extra)}")
 
 
 def parse_protobuf_json(data: bytes, limit: Limit) -> Json:

@@ -13,28 +13,37 @@ from deltaweights.checkpoint.small_files import read_small
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy, UsageError
 from deltaweights.manifest.folder_entries import UNSIGNED
+from deltaweights.manifest.parse import Manifest
 from deltaweights.manifest.signed_files import SignedFiles
+from deltaweights.manifest.signer import Signer
 from deltaweights.manifest.verify import digests_to_sign
-from deltaweights.signing.bundle import Bundle, pae, parse_bundle
-from deltaweights.signing.statement import parse_statement, statement_bytes
+from deltaweights.signing.bundle import Bundle, check_keyless, is_keyless, pae, parse_bundle
+from deltaweights.signing.statement import Statement, parse_statement, statement_bytes
 from deltaweights.util.limits import BUNDLE
 from deltaweights.util.open_folder import remove_file, replace_file
+from deltaweights.util.text import short_repr
 
 SIGNATURE = "model.sig"
+DO_NOT_TRUST = "do not trust this folder: get folder and signature again from the signer"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SignResult:
-    """What was signed. ``key`` is the sha256 (hex) of the public key's PEM.
+    """What was signed. ``key`` is the sha256 (hex) of the public key's PEM; keyless, ``identity`` and ``issuer`` say who signed.
 
     ``files`` counts what the manifest lists, as that of ``verify`` does; the manifest and ``SHA256SUMS`` are signed as well.
     """
 
     target: str
     signature: str
-    key: str
+    key: str | None = None
+    identity: str | None = None
+    issuer: str | None = None
     files: int
     content_digest: str
+
+    def __repr__(self) -> str:
+        return short_repr(self, target=self.target, files=self.files, key=self.key, content_digest=self.content_digest)
 
 
 def sign_folder(
@@ -49,68 +58,163 @@ def sign_folder(
     Names and sizes of all files are compared with the manifest. Their bytes are not read: ``verify`` the folder first. Raises
     ``CheckFailed`` when they differ, ``TargetBusy`` when another file is at ``signature``, and the errors of ``load_private``.
     """
-    _require_cryptography()
+    _require("cryptography")
     from deltaweights.signing.keys import load_private  # noqa: PLC0415
 
     root = Path(folder)
     key = load_private(Path(private_key), password)
+    path = _place(root, signature)
+    manifest, payload = _payload(root)
+    name = key.public.name
+    replace_file(path, Bundle(payload, key.sign(pae(payload)), name).to_bytes())
+    return _result(root, path, manifest, key=name)
+
+
+def sign_keyless(
+    folder: str | os.PathLike[str],
+    *,
+    identity_token: str | None = None,
+    trust_config: str | os.PathLike[str] | None = None,
+    signature: str | os.PathLike[str] | None = None,
+) -> SignResult:
+    """Sign as ``sign_folder`` does, by Sigstore: as who ``identity_token`` is for, else the CI job, else who logs in.
+
+    ``trust_config`` is the file with services and keys of another instance of Sigstore than the public one. Identity and digest are
+    entered in the instance's log, for everybody. Raises the errors of ``sign_folder``, ``UsageError`` where there is no identity,
+    ``InputOutputError`` when a service cannot be reached, or refuses.
+    """
+    _require("sigstore")
+    root = Path(folder)
+    path = _place(root, signature)
+    manifest, payload = _payload(root)  # before anybody has to log in
+    from deltaweights.signing.keyless import sign_statement  # noqa: PLC0415
+
+    trust = None if trust_config is None else Path(trust_config)
+    bundle, signer = sign_statement(payload, identity_token=identity_token, trust_config=trust)
+    replace_file(path, bundle)
+    return _result(root, path, manifest, identity=signer.identity, issuer=signer.issuer)
+
+
+def read_signature(
+    folder: str | os.PathLike[str],
+    public_key: str | os.PathLike[str] | bytes,
+    signature: str | os.PathLike[str] | None = None,
+) -> SignedFiles:
+    """Return the files that ``signature`` (``folder/model.sig`` by default) covers, once ``public_key`` has verified it.
+
+    ``public_key`` is a file in PEM, or, as bytes, the PEM itself. Raises ``CheckFailed`` when there is no valid signature by this
+    key, and the errors of ``load_public``.
+    """
+    _require("cryptography")
+    from deltaweights.signing.keys import load_public, parse_public  # noqa: PLC0415
+
+    key = parse_public(public_key) if isinstance(public_key, bytes) else load_public(Path(public_key))
+    path = Path(folder) / SIGNATURE if signature is None else Path(signature)
+    data = _read(path)
+    if is_keyless(data):
+        expected, remedy = (
+            f"one by key {key.name}",
+            "give --identity and --issuer of who signed, in place of --public-key",
+        )
+        raise _refused("signed by an identity, not by a key", path, expected=expected, remedy=remedy)
+    try:
+        bundle = parse_bundle(data)
+    except ValueError as error:
+        raise _refused("not a signature", path, found=error) from None
+    if bundle.key not in {"", key.name}:
+        raise _refused("signed with another key", path, found=f"key {bundle.key}", expected=key.name)
+    if not key.verifies(pae(bundle.payload), bundle.signature):
+        raise _refused("the signature does not match", path)
+    statement = _statement(bundle.payload, path)
+    return SignedFiles(key.name, statement.digests, statement.ignored)
+
+
+def read_keyless_signature(
+    folder: str | os.PathLike[str],
+    identity: str,
+    issuer: str,
+    *,
+    trust_config: str | os.PathLike[str] | None = None,
+    offline: bool = False,
+    signature: str | os.PathLike[str] | None = None,
+) -> SignedFiles:
+    """Return the files that ``signature`` covers, once Sigstore's library has verified that ``identity`` of ``issuer`` signed them.
+
+    ``offline`` trusts the keys that came with the library, or were fetched last. Raises ``CheckFailed`` when there is no valid
+    signature by this identity, ``InputOutputError`` when the trusted keys cannot be refreshed.
+    """
+    _require("sigstore")
+    from deltaweights.signing.keyless import NotVerified, verified_payload  # noqa: PLC0415
+
+    path = Path(folder) / SIGNATURE if signature is None else Path(signature)
+    signer, trust = Signer(identity, issuer), None if trust_config is None else Path(trust_config)
+    data = _read(path)
+    try:
+        parse_bundle(data)
+    except ValueError:
+        pass
+    else:
+        remedy = "give --public-key of who signed, in place of --identity"
+        raise _refused("signed by a key, not by an identity", path, expected=f"one by {signer}", remedy=remedy)
+    try:
+        check_keyless(data)
+        payload = verified_payload(data, signer, trust_config=trust, offline=offline)
+    except ValueError as error:
+        raise _refused("not a signature", path, found=error) from None
+    except NotVerified as error:
+        raise _refused("the signature does not hold", path, found=error, expected=f"one by {signer}") from error
+    statement = _statement(payload, path)
+    return SignedFiles(None, statement.digests, statement.ignored, signer)
+
+
+def _place(root: Path, signature: str | os.PathLike[str] | None) -> Path:
+    """Return where to write a signature, once it is clear that nothing else is there."""
     path = root / SIGNATURE if signature is None else Path(signature)
     if path.parent.resolve() == root.resolve() and path.name != SIGNATURE:
         problem = "a signature under another name would be an extra file in the folder"
         raise CheckFailed(problem, where=path, expected=SIGNATURE, remedy="write it there, or outside of the folder")
     _check_replaceable(path)
     _remove_leftovers(path)
+    return path
+
+
+def _payload(root: Path) -> tuple[Manifest, bytes]:
+    """Return the manifest and the statement to sign."""
     manifest, digests = digests_to_sign(root)
-    digest, name = manifest.content_digest, key.public.name
-    payload = statement_bytes(digest, digests, UNSIGNED)
-    replace_file(path, Bundle(payload, key.sign(pae(payload)), name).to_bytes())
-    return SignResult(target=str(root), signature=str(path), key=name, files=len(manifest.files), content_digest=digest)
+    return manifest, statement_bytes(manifest.content_digest, digests, UNSIGNED)
 
 
-def read_signature(
-    folder: str | os.PathLike[str],
-    public_key: str | os.PathLike[str],
-    signature: str | os.PathLike[str] | None = None,
-) -> SignedFiles:
-    """Return the files that ``signature`` (``folder/model.sig`` by default) covers, once ``public_key`` has verified it.
+def _result(root: Path, path: Path, manifest: Manifest, **who: str) -> SignResult:
+    digest = manifest.content_digest
+    return SignResult(target=str(root), signature=str(path), files=len(manifest.files), content_digest=digest, **who)
 
-    Raises ``CheckFailed`` when there is no valid signature by this key, and the errors of ``load_public``.
-    """
-    _require_cryptography()
-    from deltaweights.signing.keys import load_public  # noqa: PLC0415
 
-    key = load_public(Path(public_key))
-    path = Path(folder) / SIGNATURE if signature is None else Path(signature)
-    remedy = "do not trust this folder: get folder and signature again from the signer"
+def _read(path: Path) -> bytes:
     try:
-        bundle = parse_bundle(read_small(path, BUNDLE.size))
+        return read_small(path, BUNDLE.size)
     except (InputOutputError, MalformedInput) as error:
         problem, code = f"no signature to verify: {error}", ErrorCode.NO_SIGNATURE
-        raise CheckFailed(problem, remedy=remedy, code=code) from error
-    except ValueError as error:
-        code = ErrorCode.NO_SIGNATURE
-        raise CheckFailed("not a signature", where=path, found=error, remedy=remedy, code=code) from None
-    if bundle.key not in {"", key.name}:
-        raise CheckFailed(
-            "signed with another key",
-            where=path,
-            found=f"key {bundle.key}",
-            expected=key.name,
-            remedy=remedy,
-            code=ErrorCode.NO_SIGNATURE,
-        )
-    if not key.verifies(pae(bundle.payload), bundle.signature):
-        code = ErrorCode.NO_SIGNATURE
-        raise CheckFailed("the signature does not match", where=path, remedy=remedy, code=code)
+        raise CheckFailed(problem, remedy=DO_NOT_TRUST, code=code) from error
+
+
+def _statement(payload: bytes, path: Path) -> Statement:
     try:
-        return SignedFiles(key.name, parse_statement(bundle.payload))
+        return parse_statement(payload)
     except ValueError as error:
-        raise CheckFailed("the signed statement is not about a model", where=path, found=error, remedy=remedy) from None
+        problem = "the signed statement is not about a model"
+        raise CheckFailed(problem, where=path, found=error, remedy=DO_NOT_TRUST) from None
 
 
-def _require_cryptography() -> None:
-    if find_spec("cryptography") is None:
-        problem, remedy = "signatures need the package cryptography", "pip install 'deltaweights[sign]'"
+def _refused(
+    problem: str, path: Path, *, found: object = None, expected: str | None = None, remedy: str | None = None
+) -> CheckFailed:
+    remedy, code = remedy or DO_NOT_TRUST, ErrorCode.NO_SIGNATURE
+    return CheckFailed(problem, where=path, found=found, expected=expected, remedy=remedy, code=code)
+
+
+def _require(package: str) -> None:
+    if find_spec(package) is None:
+        problem, remedy = f"signatures need the package {package}", "pip install 'deltaweights[sign]'"
         raise UsageError(problem, remedy=remedy, code=ErrorCode.MISSING_PACKAGE)
 
 
@@ -129,6 +233,8 @@ def _check_replaceable(path: Path) -> None:
     if not path.exists():
         return
     try:
-        parse_bundle(read_small(path, BUNDLE.size))
+        data = read_small(path, BUNDLE.size)
+        if not is_keyless(data):
+            parse_bundle(data)
     except (InputOutputError, MalformedInput, ValueError) as error:
         raise TargetBusy(problem, where=path, found=error, remedy=remedy) from None

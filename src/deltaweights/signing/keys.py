@@ -83,7 +83,11 @@ def load_private(path: Path, password: bytes | None = None) -> PrivateKey:
 
 def load_public(path: Path) -> PublicKey:
     """Read a public key. Raises ``MalformedInput`` when it is not one."""
-    data = read_small(path, MAX_KEY)
+    return parse_public(read_small(path, MAX_KEY), path)
+
+
+def parse_public(data: bytes, path: Path | None = None) -> PublicKey:
+    """Parse a public key in PEM; ``path`` is for messages. Raises ``MalformedInput`` when it is not one."""
     remedy = "give the public key: openssl ec -in key.pem -pubout -out pub.pem"
     try:
         key = serialization.load_pem_public_key(data)
@@ -95,6 +99,6 @@ def load_public(path: Path) -> PublicKey:
     return PublicKey(key)
 
 
-def _check_curve(curve: ec.EllipticCurve, path: Path) -> None:
+def _check_curve(curve: ec.EllipticCurve, path: Path | None) -> None:
     if curve.name not in HASHES:
         raise MalformedInput("unsupported curve", where=path, found=curve.name, expected=EXPECTED, remedy=MAKE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from deltaweights.signing.bundle import parse_protobuf_json
 from deltaweights.util.limits import STATEMENT
@@ -38,8 +39,16 @@ def statement_bytes(subject: str, digests: Mapping[str, str], ignored: Iterable[
     return compact_json(document).encode()
 
 
-def parse_statement(data: bytes) -> dict[str, str]:
-    """Return the sha256 of every file that a statement names. Raises ``ValueError``."""
+@dataclass(frozen=True)
+class Statement:
+    """The sha256 (hex) of every file that is signed, by name, and the names that its signer left out, with all below them."""
+
+    digests: dict[str, str]
+    ignored: frozenset[str]
+
+
+def parse_statement(data: bytes) -> Statement:
+    """Parse a signed statement. Raises ``ValueError``."""
     document = parse_protobuf_json(data, STATEMENT)
     for key, expected in (("_type", STATEMENT_TYPE), ("predicateType", PREDICATE_TYPE)):
         if _get(document, key, str) != expected:
@@ -62,7 +71,14 @@ def parse_statement(data: bytes) -> dict[str, str]:
         raise ValueError(f"{len(subjects)} subjects, not one")
     if _get(_get(subjects[0], "digest", dict), "sha256", str) != _digest_of(digests.values()):
         raise ValueError("the subject's digest is not that of its files")
-    return digests
+    return Statement(digests, _ignored(serialization))
+
+
+def _ignored(serialization: Json) -> frozenset[str]:
+    paths = serialization.get("ignore_paths", [])
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise ValueError("ignore_paths is no list of names")
+    return frozenset(paths)
 
 
 def _digest_of(digests: Iterable[str]) -> str:

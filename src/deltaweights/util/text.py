@@ -266,3 +266,8 @@ def strict_json(data: bytes, limit: Limit = USUAL) -> Json:
         raise ValueError(f"{error.msg} at character {error.pos}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def short_repr(result: object, **facts: object) -> str:
+    """Return a line for the console: the class of ``result``, and the facts of it that matter first."""
+    return f"{type(result).__name__}({', '.join(f'{name}={value!r}' for name, value in facts.items())})"

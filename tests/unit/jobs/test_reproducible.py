@@ -157,7 +157,7 @@ def test_a_run_that_was_cut_off_counts_like_one_that_was_not(tmp_path: Path, fin
     for folder in ("base", "delta"):
         shutil.rmtree(tmp_path / folder)
     save_pair(tmp_path, base, delta)
-    options: dict[str, Any] = {"max_shard_size": 2500, "workers": 2}
+    options: dict[str, Any] = {"max_shard_size": 2500, "workers": 2, "allow_unproved_base": True}
     whole, _ = merge(tmp_path, "whole", **options)
     assert whole.shards > finished + 1
     with killed_after(finished), pytest.raises(Killed):

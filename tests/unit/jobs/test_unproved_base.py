@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 import torch
 
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch
 from deltaweights.jobs.check_base import check_base
-from deltaweights.jobs.findings import doubt_of, judge_base, proof_line
+from deltaweights.jobs.findings import doubt_of, judge_base
 from deltaweights.manifest.parse import parse_manifest
+from deltaweights.manifest.proof_text import proof_line
 from deltaweights.merge.record import proof_of
+from deltaweights.staging.clean import clean as clean_up
 from deltaweights.staging.location import locate_target
+from deltaweights.util.sizes import human_bytes
 from tests.conftest import Run
 from tests.support.base_pairs import (
     HOLES,
@@ -26,6 +30,7 @@ from tests.support.base_pairs import (
     UNLIKE,
     UNRELATED,
     holed_pair,
+    missed_by_samples,
     moved,
     other_arithmetic,
     proof_of_pair,
@@ -39,6 +44,7 @@ from tests.support.merging import (
     manifest_of,
     merge,
     merge_pair,
+    missing_facts,
     recipe_file,
     save_pair,
     small_base,
@@ -66,43 +72,50 @@ def test_untested_tensors_are_reported(named: tuple[str, ...], words: str) -> No
         assert fact in line
 
 
-@pytest.mark.parametrize("stated", [None, False], ids=["no-recipe", "recipe-that-does-not-state"])
-def test_a_wrong_base_is_a_warning_if_the_arithmetic_is_not_stated(tmp_path: Path, stated: bool | None) -> None:
-    """Without a recipe that states the arithmetic, the merge is published, and its manifest has the violations by tensor."""
+@pytest.mark.parametrize("stated", [None, False, True], ids=["no-recipe", "recipe-that-does-not-state", "stated"])
+def test_a_wrong_base_is_refused_whatever_is_stated(tmp_path: Path, stated: bool | None) -> None:
+    """A refuted base is refused before anything is written; if allowed, the manifest has the violations by tensor."""
     base, delta = wrong_pair(tmp_path)
     options: dict[str, Any] = {} if stated is None else {"recipe_file": recipe_file(tmp_path, stated=stated)}
-    result, told = merge(tmp_path, **options)
-    merge(tmp_path, "allowed", allow_unproved_base=True, **options)  # there is nothing to allow
-    assert files_of(tmp_path / "allowed") == files_of(tmp_path / "merged")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with refused(Mismatch, where=tmp_path / "base", code=ErrorCode.WRONG_BASE) as caught:
+        merge(tmp_path, **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert "--allow-unproved-base" in (caught.value.remedy or "")
+    result, told = merge(tmp_path, allow_unproved_base=True, **options)
     proof = manifest_of(tmp_path / "merged")["proof"]
     expected = proof_of_pair(base, delta, "F16")
-    assert proof["verdict"] == "violated"
+    assert (proof["verdict"], proof["allowed"]) == ("violated", True)
     assert proof["tensors"] == {name: each.violations for name, each in expected.items() if each.violations}
-    assert list(proof) == ["weights", "region", "violations", "evidence", "verdict", "tensors"]
+    assert list(proof) == ["weights", "region", "violations", "evidence", "verdict", "tensors", "allowed"]
     assert result.proof is not None
     assert told.warnings == [doubt_of(result.proof)]
 
 
-def test_a_wrong_base_is_refused_if_the_arithmetic_is_stated(tmp_path: Path) -> None:
-    """Nothing is published, the shards stay in the staging directory, and ``allow_unproved_base`` publishes these files."""
-    wrong_pair(tmp_path)
-    options: dict[str, Any] = {"recipe_file": recipe_file(tmp_path), "max_shard_size": 2500}
-    with pytest.raises(Mismatch) as caught:
-        merge(tmp_path, **options)
-    assert caught.value.exit_code == 4
+def test_a_base_that_is_refused_at_the_end_names_what_is_kept(tmp_path: Path) -> None:
+    """If no sample shows the violation, the shards stay, the error says where and how large, and a run that allows it uses them."""
+    base, delta = missed_by_samples()
+    save_pair(tmp_path, base, delta)
+    with refused(Mismatch, code=ErrorCode.WRONG_BASE) as caught:
+        merge(tmp_path, max_shard_size="250KB")
     assert not (tmp_path / "merged").exists()
-    staged = {path.name: path.stat().st_ino for path in locate_target(tmp_path / "merged").shards.iterdir()}
-    assert len(staged) >= 4
-    result, told = merge(tmp_path, allow_unproved_base=True, **options)
-    assert result.status == "merged"
+    root = locate_target(tmp_path / "merged").root
+    staged = {path.name: path.stat().st_ino for path in (root / "shards").iterdir()}
+    assert len(staged) == 2
+    size = human_bytes(sum(path.stat().st_size for path in (root / "shards").iterdir()))
+    remedy = caught.value.remedy or ""
+    clean = f"deltaweights clean {tmp_path / 'merged'}"
+    assert missing_facts(remedy, "--allow-unproved-base", str(root), size, clean) == []
+    result, told = merge(tmp_path, allow_unproved_base=True, max_shard_size="250KB")
     assert result.proof is not None
     assert caught.value.problem == doubt_of(result.proof)
-    assert "--allow-unproved-base" in (caught.value.remedy or "")
-    assert told.warnings == [doubt_of(result.proof)]
-    assert any(f"{len(staged)} of {len(staged)} shards" in note for note in told.notes)
     assert {path.name: path.stat().st_ino for path in (tmp_path / "merged").glob("*.safetensors")} == staged
-    assert list(manifest_of(tmp_path / "merged")["proof"].items())[-1] == ("allowed", True)
-    assert not locate_target(tmp_path / "merged").root.exists()
+    assert any("2 of 2 shards" in note for note in told.notes)
+    assert not root.exists()
+    with pytest.raises(Mismatch):
+        merge(tmp_path, "other", max_shard_size="250KB")
+    clean_up(tmp_path / "other")
+    assert not locate_target(tmp_path / "other").root.exists()
 
 
 def test_a_complete_target_is_judged_again(tmp_path: Path) -> None:
@@ -115,7 +128,7 @@ def test_a_complete_target_is_judged_again(tmp_path: Path) -> None:
     assert (again.status, again.proof) == ("already complete", first.proof)
     assert first.proof is not None
     assert told.warnings == [doubt_of(first.proof)]
-    with refused(Mismatch, problem=doubt_of(first.proof)):
+    with pytest.raises(Mismatch):
         merge(tmp_path, recipe_file=own)
     assert files_of(tmp_path / "merged") == before
 
@@ -209,9 +222,9 @@ def test_row58_exit_codes_of_another_arithmetic(run: Run, tmp_path: Path) -> Non
 
 
 def test_row58_exit_codes_of_another_base(run: Run, tmp_path: Path) -> None:
-    """For a refuted base check-base exits with 4, and apply with 4 if the arithmetic is stated, else with 0."""
+    """For a refuted base both exit with 4, whatever is stated."""
     wrong_pair(tmp_path)
-    assert codes(run, tmp_path) == {"stated": (4, 4), "unstated": (4, 0)}
+    assert codes(run, tmp_path) == {"stated": (4, 4), "unstated": (4, 4)}
 
 
 def test_check_base_suggests_another_arithmetic_if_none_is_stated(run: Run, tmp_path: Path) -> None:
@@ -288,7 +301,7 @@ def test_a_skipped_proof_is_a_warning_if_the_arithmetic_is_stated(tmp_path: Path
 
 
 def test_exit_codes(tmp_path: Path, run: Run) -> None:
-    """For a refuted base apply exits with 4 and one line if the arithmetic is stated; with 0 if not, or accepted, or not proved."""
+    """For a refuted base apply exits with 4 and one line; with 0 if it is accepted, or not proved."""
     wrong_pair(tmp_path)
     recipe_file(tmp_path)
     command = ("apply", "--base", "base", "--delta", "delta", "-q")
@@ -296,7 +309,10 @@ def test_exit_codes(tmp_path: Path, run: Run) -> None:
     assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (4, "", 1)
     assert wrong.stderr.startswith("deltaweights: error: ")
     assert UNRELATED in wrong.stderr
-    for target, more in {"a": ["--recipe", "own.toml", "--allow-unproved-base"], "b": []}.items():
+    for target, more in {
+        "a": ["--recipe", "own.toml", "--allow-unproved-base"],
+        "b": ["--allow-unproved-base"],
+    }.items():
         done = run(*command, "--target", target, *more, cwd=tmp_path)
         assert done.returncode == 0
         assert done.stderr.startswith("deltaweights: warning: ")

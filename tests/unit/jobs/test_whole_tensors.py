@@ -206,12 +206,12 @@ def test_what_the_counts_say(case: str) -> None:
 
 
 def test_what_is_refused_without_a_recipe_is_recorded_as_allowed() -> None:
-    """``allowed`` is recorded for whole tensors without a recipe, too, but for another base only if the arithmetic is stated."""
+    """``allowed`` is recorded for whole tensors and for another base without a recipe, too."""
     whole = proof_of({"w": Proof(4096, 2048, 1024, 2000), "rest": RIGHT}, allowed=True)
     wrong = proof_of({"rest": Proof(PLACES, 240_000, 7000, 200_000)}, allowed=True)
     assert whole is not None
     assert wrong is not None
-    assert (whole.whole, whole.allowed, wrong.whole, wrong.allowed) == (("w",), True, (), False)
+    assert (whole.whole, whole.allowed, wrong.whole, wrong.allowed) == (("w",), True, (), True)
     assert ProofRecord.from_document(whole.document()) == whole
     with refused(Mismatch, problem=doubt_of(whole)):
         judge_base(whole, RecordingReport(), stated=False, allowed=False)
@@ -284,7 +284,7 @@ def test_another_base_is_still_accused(tmp_path: Path) -> None:
         ("embedding", base | {EMBEDDING: normal(base[EMBEDDING].shape, STD, 5).half()}),
         ("nearly zero", base | {EMBEDDING: normal(base[EMBEDDING].shape, 1e-6, 5).half()}),
     ):
-        result, _ = merge_pair(tmp_path / name, wrong, delta)
+        result, _ = merge_pair(tmp_path / name, wrong, delta, allow_unproved_base=True)
         assert result.proof is not None
         assert result.proof.whole == ()
         assert result.proof.verdict != "proved"

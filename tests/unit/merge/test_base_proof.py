@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from deltaweights.jobs.check_base import check_base
-from deltaweights.jobs.findings import proof_line
 from deltaweights.jobs.make import make_delta
 from deltaweights.manifest.findings import ProofRecord
 from deltaweights.manifest.parse import parse_manifest
+from deltaweights.manifest.proof_text import proof_line
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge.base_proof import likely_cause, untested, verdict
 from tests.support.base_pairs import (
@@ -64,7 +64,7 @@ def test_blocks_and_workers_do_not_change_the_proof(
     proofs = proof_of_pair(base, delta, dtype)
     whole = sum(proofs.values(), Proof())
     save_pair(tmp_path, base, delta)
-    options: dict[str, Any] = {"compute_dtype": FLOAT_NAMES[dtype], "max_shard_size": 9000}
+    options: dict[str, Any] = {"compute_dtype": FLOAT_NAMES[dtype], "max_shard_size": 9000, "allow_unproved_base": True}
     first, _ = merge(tmp_path, "first", workers=1, **options)
     assert first.proof is not None
     assert whole.violations
@@ -79,7 +79,7 @@ def test_blocks_and_workers_do_not_change_the_proof(
         shutil.rmtree(tmp_path / "again")
         monkeypatch.setattr("deltaweights.jobs.check_base.BLOCK", block)
         looked = check_base(tmp_path / "base", tmp_path / "delta", compute_dtype=FLOAT_NAMES[dtype], workers=workers)
-        assert looked.proof == first.proof
+        assert looked.proof == replace(first.proof, allowed=False)
 
 
 SHAPE = (1000, 2000)
@@ -164,7 +164,7 @@ def test_the_table_of_the_round_trip(tmp_path: Path, model: Model, case: str) ->
     """The right base has no violation; rates of others are as measured, and the warning names the likely cause."""
     wanted = CASES[case]
     base, delta = wanted.given(model)
-    result, told = merge_pair(tmp_path, {"w": base}, {"w": delta}, compute_dtype=model.name)
+    result, told = merge_pair(tmp_path, {"w": base}, {"w": delta}, compute_dtype=model.name, allow_unproved_base=True)
     proof = result.proof
     assert proof is not None
     assert proof.weights == base.numel()
@@ -231,7 +231,10 @@ def test_violations_and_too_little_evidence_come_before_holes() -> None:
 def test_the_stored_dtype_does_not_change_the_proof(tmp_path: Path, model: Model) -> None:
     """The proof is made in the compute dtype, whatever the result is stored in."""
     save_pair(tmp_path, {"w": model.unrelated()}, {"w": model.delta()})
-    proofs = [merge(tmp_path, stored, compute_dtype=model.name, dtype=stored)[0].proof for stored in DTYPES]
+    proofs = [
+        merge(tmp_path, stored, compute_dtype=model.name, dtype=stored, allow_unproved_base=True)[0].proof
+        for stored in DTYPES
+    ]
     assert proofs[0] is not None
     assert proofs[0].violations
     assert proofs[0] == proofs[1] == proofs[2]
@@ -255,7 +258,9 @@ def test_one_violation_outweighs_all_evidence(tmp_path: Path) -> None:
     """One violation among a hundred thousand weights refutes the base, and the warning names its tensor."""
     base, delta = moved(110_000)
     delta["w"][299, 399] = 1e-5  # less than half a place of its base: the sum stays, the delta is gone
-    result, told = merge_pair(tmp_path, base | {"v": base["w"]}, delta | {"v": delta["w"] * 0})
+    result, told = merge_pair(
+        tmp_path, base | {"v": base["w"]}, delta | {"v": delta["w"] * 0}, allow_unproved_base=True
+    )
     assert result.proof is not None
     assert (result.proof.violations, result.proof.tensors, result.proof.verdict) == (1, {"w": 1}, "violated")
     (warning,) = told.warnings
@@ -268,7 +273,7 @@ def test_the_three_worst_tensors_are_named(tmp_path: Path) -> None:
     delta = {name: torch.zeros(4, 50).half() for name in base}
     for name, lost in zip("edcba", (3, 9, 5, 5, 4), strict=True):
         delta[name][0, :lost] = 1e-5
-    result, told = merge_pair(tmp_path, base, delta)
+    result, told = merge_pair(tmp_path, base, delta, allow_unproved_base=True)
     assert result.proof is not None
     assert list(result.proof.tensors.items()) == [("a", 4), ("b", 5), ("c", 5), ("d", 9), ("e", 3)]
     assert "in d, b, c;" in told.warnings[-1]

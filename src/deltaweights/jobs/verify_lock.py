@@ -1,0 +1,92 @@
+"""Verifying all models that a lock pins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from deltaweights.checkpoint.small_files import read_small
+from deltaweights.errors import DeltaweightsError
+from deltaweights.hub.ids import PREFIX
+from deltaweights.hub.locate import HubOptions
+from deltaweights.jobs.lock_file import MAX_LOCK, Pin, parse_lock
+from deltaweights.jobs.wanted_signature import WantedSignature
+from deltaweights.manifest.file_parts import WEIGHTS
+from deltaweights.manifest.signed_files import SignedFiles
+from deltaweights.manifest.verify import verify
+from deltaweights.manifest.verify_report import CONTENT, NOT_PINNED, Problem, VerifyReport
+from deltaweights.report import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class PinnedModel:
+    """What became of one pin: a report, or the error that kept it from being verified."""
+
+    pin: Pin
+    result: VerifyReport | DeltaweightsError
+    signed: SignedFiles | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the model is what was pinned."""
+        return isinstance(self.result, VerifyReport) and self.result.ok
+
+
+def read_lock(path: Path) -> list[Pin]:
+    """Return the pins of a lock. Raises ``InputOutputError``, ``MalformedInput``."""
+    return parse_lock(read_small(path, MAX_LOCK), str(path))
+
+
+def verify_lock(
+    path: Path,
+    *,
+    hub: HubOptions | None = None,
+    weights: bool = True,
+    trust_config: str | None = None,
+    workers: int | None = None,
+    report: Report | None = None,
+) -> Iterator[PinnedModel]:
+    """Yield what became of each pin of the lock at ``path``, in its order, as soon as it is known.
+
+    A model that cannot be verified does not keep the others from it. ``hub``, ``weights`` and ``workers`` are those of ``verify``,
+    ``trust_config`` is that of ``read_keyless_signature``. Raises ``InputOutputError`` and ``MalformedInput`` for the lock itself.
+    """
+    for pin in read_lock(path):
+        model = f"{PREFIX}{pin.id}@{pin.revision}" if pin.path is None else path.parent / pin.path
+        wanted = _wanted(pin, trust_config)
+        try:
+            given, signed = (model, None) if wanted is None else wanted.read(model, hub)
+            found = verify(
+                given,
+                # A pinned manifest states the content digest: the weights need not be digested twice.
+                expect=pin.content_digest if pin.manifest_sha256 is None else None,
+                expect_manifest=pin.manifest_sha256,
+                signed=signed,
+                workers=workers,
+                hub=hub if pin.path is None else None,
+                weights=weights or pin.path is not None,
+                report=report,
+            )
+        except DeltaweightsError as error:
+            yield PinnedModel(pin=pin, result=error)
+        else:
+            yield PinnedModel(pin=pin, result=_with_digest(found, pin), signed=signed)
+
+
+def _wanted(pin: Pin, trust_config: str | None) -> WantedSignature | None:
+    if pin.public_key is not None:
+        return WantedSignature(public_key=pin.public_key.encode())
+    if pin.identity is not None:
+        return WantedSignature(identity=pin.identity, issuer=pin.issuer, trust_config=trust_config)
+    return None
+
+
+def _with_digest(found: VerifyReport, pin: Pin) -> VerifyReport:
+    """Return the report, with a problem where the pins contradict each other: the manifest is right, its content digest is not."""
+    if not found.ok or pin.content_digest in {None, found.content_digest}:
+        return found
+    fault, is_pin = "content digest is not the pinned one", True
+    problem = Problem(found.target, fault, found.content_digest, pin.content_digest, CONTENT, WEIGHTS, is_pin)
+    weights = replace(found.weights, ok=False, problems=1, sentence=NOT_PINNED)
+    return replace(found, weights=weights, problems=(problem,))
