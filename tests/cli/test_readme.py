@@ -75,7 +75,12 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     lines = [line.partition("  #")[0] for line in lines if line.startswith(RUN_HERE)]
     assert len(lines) >= 12
     (tmp_path / "tiny.toml").write_text(TINY)
-    served = {"huggyllama/llama-7b": "BASE", "microsoft/llava-med-7b-delta": "DELTA", "ORG/NAME": "BASE"}
+    served = {
+        "huggyllama/llama-7b": "BASE",
+        "microsoft/llava-med-7b-delta": "DELTA",
+        "ORG/NAME": "BASE",
+        "ORG/MERGED": "MERGED",
+    }
     with HubServer({repo: tmp_path / name for repo, name in served.items()}) as hub:
         recipe = load("llava-med-7b")
         hub.tag("huggyllama/llama-7b", str(model("llama-1-7b").revision))
