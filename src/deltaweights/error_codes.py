@@ -62,7 +62,7 @@ class ErrorCode(Enum):
 
     CHECK_FAILED = ("E-CHECK-FAILED", "a check that was asked for failed")
     NOT_AS_RECORDED = ("E-NOT-AS-RECORDED", "files are not what the manifest or the pin says")
-    NO_SIGNATURE = ("E-NO-SIGNATURE", "the signature is missing, of another key, or wrong")
+    NO_SIGNATURE = ("E-NO-SIGNATURE", "the signature is missing, by somebody else, or wrong")
     DIFFERENT = ("E-DIFFERENT", "two checkpoints hold different weights")
     DOES_NOT_LOAD = ("E-DOES-NOT-LOAD", "the library would not load the checkpoint")
     PARTS_MISSING = ("E-PARTS-MISSING", "not all shards of a merge in parts are finished")

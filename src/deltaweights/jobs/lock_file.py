@@ -11,7 +11,7 @@ from deltaweights.hub.ids import is_repo
 from deltaweights.recipes.table import LINE, SHA256, Table, TextFormat, parse_toml
 
 FORMAT, VERSION = "deltaweights-lock", 1
-MAX_LOCK = 1024 * 1024
+MAX_LOCK = 512 * 1024
 MOST_PINS = 1000
 
 HEAD = "# Pins of models. Check them with: deltaweights verify --lock FILE"

@@ -144,8 +144,6 @@ def read_keyless_signature(
     signature by this identity, ``InputOutputError`` when the trusted keys cannot be refreshed.
     """
     _require("sigstore")
-    from deltaweights.signing.keyless import NotVerified, verified_payload  # noqa: PLC0415
-
     path = Path(folder) / SIGNATURE if signature is None else Path(signature)
     signer, trust = Signer(identity, issuer), None if trust_config is None else Path(trust_config)
     data = _read(path)
@@ -158,9 +156,12 @@ def read_keyless_signature(
         raise _refused("signed by a key, not by an identity", path, expected=f"one by {signer}", remedy=remedy)
     try:
         check_keyless(data)
-        payload = verified_payload(data, signer, trust_config=trust, offline=offline)
     except ValueError as error:
         raise _refused("not a signature", path, found=error) from None
+    from deltaweights.signing.keyless import NotVerified, verified_payload  # noqa: PLC0415
+
+    try:
+        payload = verified_payload(data, signer, trust_config=trust, offline=offline)
     except NotVerified as error:
         raise _refused("the signature does not hold", path, found=error, expected=f"one by {signer}") from error
     statement = _statement(payload, path)
