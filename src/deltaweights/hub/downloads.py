@@ -267,7 +267,7 @@ class Downloads:
 
     def _conclude(self, download: FileDownload, found: str) -> None:
         key = download.pieces.file.key
-        if found == key:
+        if download.pieces.file.accepts(found):
             download.publish()
             with self._lock:
                 download.verified = True

@@ -15,7 +15,7 @@ from deltaweights.checkpoint.companions import COPIED, LEGAL, README
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.index import read_index
 from deltaweights.checkpoint.layout import find_main_file
-from deltaweights.checkpoint.layout_names import META_PART, PARAMS
+from deltaweights.checkpoint.layout_names import META_PART, PARAMS, SUFFIXES
 from deltaweights.checkpoint.look_around import explain
 from deltaweights.checkpoint.projector import FILE as PROJECTOR
 from deltaweights.error_codes import ErrorCode
@@ -25,6 +25,7 @@ from deltaweights.hub.directory import HubDirectory
 from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.files import Refetched
 from deltaweights.hub.ids import HubId, ModelLocation, ModelSource, model_source
+from deltaweights.hub.list_files import list_files
 from deltaweights.hub.repo_cache import RepoCache
 from deltaweights.hub.repo_listing import RepoListing
 from deltaweights.hub.verified import VerificationRecords
@@ -81,7 +82,7 @@ class Hub:
                     code=ErrorCode.NOT_IN_CACHE,
                 )
             return self._records.with_stated_hashes(cached)
-        listing = self._access.list_files(wanted)
+        listing = list_files(self._access, wanted)
         self._records.add_listing(listing)
         return listing
 
@@ -96,6 +97,10 @@ class Hub:
         self._report.note(f"{directory.id}: {files}")
         for file in missing:
             self._report.note(f"  {human_bytes(file.size):>9}  {file.name}")
+        unstated = [name for name in names if not directory.file(name).has_stated_hash]
+        if unstated:
+            what = f"{counted(len(unstated), 'file')} of {len(names)}, such as {unstated[0]}"
+            self._report.warn(f"{directory.id}: hashes not stated: {what}: nothing shows whether they arrive undamaged")
         if not missing or self._options.stream:
             return
         directory.cache.create()
@@ -128,6 +133,19 @@ class Hub:
             self._report.end()
         for directory, file in files:
             directory.cache.link(directory.listing.commit, file)
+
+    def fetch_companions(self) -> None:
+        """Download what a run announced and did not read, such as the base's tokenizer beside that of the delta.
+
+        Else the cache would have a commit of which files are missing, and the same run with --offline would refuse it.
+        """
+        chosen = []
+        for directory, names in self._used.items():
+            missing = [] if self._options.stream or not directory.fetched else directory.missing(names)
+            if not any(file.name.endswith(SUFFIXES) for file in missing):
+                chosen.append((directory, [file.name for file in missing]))
+        if any(names for _, names in chosen):
+            self.fetch(chosen)
 
     def recheck(self, error: MalformedInput) -> None:
         """Wait for all hashes: a file that seems malformed may have arrived damaged. Raises ``Refetched`` if so."""
@@ -192,6 +210,7 @@ def located(
             elif not isinstance(place, ModelSource):
                 places.append(Path(place))
         yield places
+        hub.fetch_companions()
     except MalformedInput as error:
         hub.recheck(error)
         raise
