@@ -18,8 +18,9 @@ from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.file_download import FileDownload
 from deltaweights.hub.files import DownloadingFile, VerifiedFile
 from deltaweights.hub.ids import HubId
+from deltaweights.hub.memory_pool import MOST_AHEAD
 from deltaweights.hub.piece_map import PieceMap
-from deltaweights.hub.piece_storage import DiskPieces, MemoryPieces
+from deltaweights.hub.piece_storage import DiskPieces
 from deltaweights.hub.repo_cache import RepoCache
 from deltaweights.hub.repo_listing import HubFile, RepoListing
 from deltaweights.hub.transfer import DamagedFile
@@ -27,9 +28,6 @@ from deltaweights.hub.verified import VerificationRecords
 from deltaweights.report import Report
 from deltaweights.util.interruption import check
 from deltaweights.util.litter import is_litter
-
-READ_AHEAD, CAPACITY = 128, 256
-"""Pieces in memory of a streamed file: how many are requested ahead of the reader, and how many are kept at most."""
 
 MAX_IN_MEMORY = 64 * 1024 * 1024  # bytes of a small file that is not stored
 
@@ -94,7 +92,9 @@ class HubDirectory(Directory):
                     return local.read(0, min(local.size, HEAD_BYTES))
         if name not in self._heads:
             self._refuse_offline(file)
-            download = self._downloads.add(self.listing, PieceMap(file, MemoryPieces(1), read_ahead=0), None, None)
+            download = self._downloads.add(
+                self.listing, PieceMap(file, self._downloads.pool.open(), read_ahead=0), None, None
+            )
             head = DownloadingFile(self._downloads, download, self.path / name)
             self._heads[name] = head.read(0, min(file.size, HEAD_BYTES))
         return self._heads[name]
@@ -171,7 +171,7 @@ class HubDirectory(Directory):
 
     def _stream(self, file: HubFile) -> InputFile:
         if file.name not in self._streams:
-            pieces = PieceMap(file, MemoryPieces(CAPACITY), read_ahead=READ_AHEAD)
+            pieces = PieceMap(file, self._downloads.pool.open(), read_ahead=MOST_AHEAD)
             self._streams[file.name] = self._downloads.add(self.listing, pieces, None, None)
         return DownloadingFile(self._downloads, self._streams[file.name], self.path / file.name)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from deltaweights.errors import InputOutputError
 from deltaweights.hub.access import Access
 from deltaweights.hub.file_download import FileDownload
+from deltaweights.hub.memory_pool import MemoryPool
 from deltaweights.hub.piece_map import NEAR, PieceMap
 from deltaweights.hub.piece_storage import MISSING, PRESENT, REQUESTED
 from deltaweights.hub.repo_cache import RepoCache
@@ -39,6 +40,7 @@ class Downloads:
         self._running: Counter[FileDownload] = Counter()
         self._threads: list[threading.Thread] = []
         self._reads = 0
+        self.pool = MemoryPool()
 
     def add(
         self, listing: RepoListing, pieces: PieceMap, cache: RepoCache | None, records: VerificationRecords | None
@@ -95,11 +97,17 @@ class Downloads:
         step = NEAR * pieces.storage.piece_size  # what is read at once must fit into the storage
         for begin in range(0, len(out), step):
             part, at = out[begin : begin + step], offset + begin
-            while True:
+            wanted, present = pieces.covering(at, len(part)), False
+            with self._lock:
+                pieces.storage.pin(wanted)
+            try:
+                while not present:  # a file that arrived damaged is emptied meanwhile
+                    with self._lock:
+                        self._wait_for(download, wanted)
+                    present = pieces.storage.get(part, at)
+            finally:
                 with self._lock:
-                    self._wait_for(download, pieces.covering(at, len(part)))
-                if pieces.storage.get(part, at):
-                    break
+                    pieces.storage.unpin(wanted)
 
     def state_of(self, download: FileDownload) -> tuple[int, str | None]:
         """Return the generation of the file, and the id of the download as it is now."""

@@ -18,9 +18,9 @@ from deltaweights.checkpoint.directory import LocalDirectory
 from deltaweights.cli.group import deltaweights
 from deltaweights.diff.compare import diff_checkpoints
 from deltaweights.errors import CheckFailed, InputOutputError, TargetBusy
-from deltaweights.hub import directory as hub_directory
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.locate import Hub, HubOptions
+from deltaweights.hub.memory_pool import MemoryPool
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.check_base import check_base
 from deltaweights.jobs.convert import convert_checkpoint
@@ -378,12 +378,9 @@ def opened(machine: Machine, hub: HubServer) -> Iterator[Hub]:
     opened.close()
 
 
-def test_a_read_that_is_larger_than_what_is_kept(
-    opened: Hub, hub: HubServer, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_that_is_larger_than_what_is_kept(opened: Hub, hub: HubServer, machine: Machine) -> None:
     """A single read of a streamed file can exceed what is kept in memory."""
-    monkeypatch.setattr(hub_directory, "CAPACITY", 24)
-    monkeypatch.setattr(hub_directory, "READ_AHEAD", 8)
+    opened.downloads.pool = MemoryPool(24)
     content = np.random.default_rng(9).bytes(9_000_000)
     (machine.folder / "model.safetensors").write_bytes(content)
     hub.push(BASE, {"model.safetensors": machine.folder / "model.safetensors"})
