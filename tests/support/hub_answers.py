@@ -49,6 +49,7 @@ class Hub:
         self.page_size, self.gated, self.private, self.tokens = page_size, set(gated), set(private), dict(tokens)
         self.faults = Faults()
         self.lacks = set[Lack]()
+        self.refuses_ranges = False
         self.origins: dict[Host, str] = {}
         self._repositories: dict[str, Repository] = {}
         self._signed: dict[str, tuple[str, str, Blob]] = {}
@@ -219,6 +220,8 @@ class Hub:
             return text(
                 400, "<Error><Code>InvalidArgument</Code><Message>Only one auth mechanism allowed</Message></Error>"
             )
+        if self.refuses_ranges and "Range" in call.headers:
+            return text(403, "<Error><Code>AccessDenied</Code></Error>")
         return self._content(call, asked, blob, {"Accept-Ranges": "bytes", "ETag": f'"{_xet_hash(blob)}"'})
 
     def _content(self, call: Call, asked: Asked, blob: Blob, headers: dict[str, str]) -> Answer:

@@ -21,6 +21,7 @@ from deltaweights.checkpoint.projector import FILE as PROJECTOR
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, MalformedInput, Mismatch
 from deltaweights.hub.access import configured_access
+from deltaweights.hub.connections import CONNECTIONS
 from deltaweights.hub.directory import HubDirectory
 from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.files import Refetched
@@ -45,6 +46,7 @@ class HubOptions:
     offline: bool = False
     stream: bool = False
     recheck: bool = False
+    max_workers: int = CONNECTIONS
 
 
 class Hub:
@@ -54,7 +56,7 @@ class Hub:
         token, cache, offline = options.token, options.cache_dir, options.offline
         self._access = configured_access(token=token, cache=cache, offline=offline, note=report.note)
         self._options, self._report, self._records = options, report, VerificationRecords(report)
-        self.downloads = Downloads(self._access, report.warn)
+        self.downloads = Downloads(self._access, report.warn, options.max_workers)
         self._reserved = 0
         self._opened: list[tuple[HubId, HubDirectory]] = []
         self._used: dict[HubDirectory, Sequence[str]] = {}

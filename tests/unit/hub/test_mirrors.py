@@ -47,7 +47,7 @@ def test_hashes_are_found_wherever_they_are_stated(
     assert machine.said.warnings == []
 
 
-@pytest.mark.parametrize("lacks", [{"details"}, {"details", "tree"}, {"lfs"}], ids=str)
+@pytest.mark.parametrize("lacks", [{"details"}, {"details", "tree"}, {"lfs"}], ids=["details", "tree", "lfs"])
 def test_damage_is_noticed_with_the_hashes_of_a_mirror(machine: Machine, hub: HubServer, lacks: set[Lack]) -> None:
     """A flipped bit is found, and the file fetched again."""
     hub.lacks = lacks
