@@ -36,6 +36,7 @@ from deltaweights.export.sentencepiece import merges_of, read_model
 from deltaweights.export.tokenizer_files import read_files
 from deltaweights.hub.access import Access
 from deltaweights.hub.ids import HubId, hub_id
+from deltaweights.hub.list_files import list_files
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.manifest.parse import parse_manifest
 from deltaweights.manifest.records import FileRecord, Fragment, TensorRecord
@@ -215,13 +216,16 @@ class Told(Access):
 
     answer: bytes = b""
 
-    def _get_json(self, url: str, wanted: HubId) -> Any:
-        return strict_json(self.answer)
+    def get_json(self, url: str, wanted: HubId) -> tuple[Any, dict[str, str]]:
+        return strict_json(self.answer), {}
+
+    def headers_of(self, url: str, wanted: HubId) -> dict[str, str]:
+        return {}
 
 
 def read_an_answer(data: bytes) -> None:
     """Read a Hub's answer about a repository."""
-    Told("https://hub", None, WHERE, offline=False, answer=data).list_files(HubId("org/name"))
+    list_files(Told("https://hub", None, WHERE, offline=False, answer=data), HubId("org/name"))
 
 
 def read_an_id(data: bytes) -> None:

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlencode
 
 from tests.support.hub_content import Blob, Entry, Files, Refusal, Repository, Tree, listing
@@ -28,6 +28,10 @@ ROUTES: tuple[tuple[Place, re.Pattern[str]], ...] = (
     ("api", re.compile(r"/api/(?P<what>whoami-v2)")),
     ("resolve", re.compile(rf"/{REPO}/(?P<what>resolve)/(?P<revision>[^/]+)/(?P<path>.+)")),
 )
+Lack = Literal["details", "tree", "lfs", "tags", "blob ids"]
+"""What a mirror does not pass on: sizes and hashes of the listing (``?blobs=true``), the listing ``/tree``, what is said of LFS
+files anywhere, ETags, and git's hashes."""
+
 COMPRESSED = {".json", ".jsonl", ".md", ".py", ".txt"}
 """Small files with these suffixes are compressed, from 1 KiB on, for clients that accept it; such an answer ignores Range."""
 
@@ -44,6 +48,8 @@ class Hub:
     ) -> None:
         self.page_size, self.gated, self.private, self.tokens = page_size, set(gated), set(private), dict(tokens)
         self.faults = Faults()
+        self.lacks = set[Lack]()
+        self.refuses_ranges = False
         self.origins: dict[Host, str] = {}
         self._repositories: dict[str, Repository] = {}
         self._signed: dict[str, tuple[str, str, Blob]] = {}
@@ -91,6 +97,8 @@ class Hub:
         if asked.on == "resolve":
             return self._resolve(call, asked, commit, tree)
         stated = {path: self._stated(replace(asked, subject=path), blob) for path, blob in tree.items()}
+        if what == "tree" and "tree" in self.lacks:
+            raise Refusal(404, "", "Not Found")
         if what == "tree":
             return self._tree(call, list(listing(stated, parts["path"], recursive=call.says("recursive"))))
         if what == "paths-info":
@@ -133,7 +141,9 @@ class Hub:
     # The Hub.
 
     def _info(self, call: Call, name: str, commit: str, tree: Tree) -> Answer:
-        siblings = [blob.sibling(path) if call.says("blobs") else {"rfilename": path} for path, blob in tree.items()]
+        detailed = call.says("blobs") and "details" not in self.lacks
+        siblings = [blob.sibling(path) if detailed else {"rfilename": path} for path, blob in tree.items()]
+        siblings = [self._passed_on(entry) for entry in siblings]
         known: Entry = {"_id": "0" * 24, "id": name, "modelId": name, "author": name.rpartition("/")[0], "sha": commit}
         known |= {"lastModified": "2023-03-03T00:00:00.000Z", "createdAt": "2023-03-03T00:00:00.000Z"}
         known |= {"private": name in self.private, "gated": "manual" if name in self.gated else False}
@@ -148,7 +158,13 @@ class Hub:
             cursor = base64.urlsafe_b64encode(b"%d" % (start + size)).decode()
             query = {name: values[-1] for name, values in call.query.items()} | {"limit": size, "cursor": cursor}
             headers["Link"] = f'<{self.origins[call.host]}{call.path}?{urlencode(query)}>; rel="next"'
-        return as_json(entries[start : start + size], headers)
+        return as_json([self._passed_on(entry) for entry in entries[start : start + size]], headers)
+
+    def _passed_on(self, entry: Entry) -> Entry:
+        """Return what a mirror leaves of an entry."""
+        dropped = {"lfs"} if "lfs" in self.lacks else set()
+        dropped |= {"blobId", "oid"} if "blob ids" in self.lacks else set()
+        return {key: value for key, value in entry.items() if key not in dropped}
 
     def _resolve(self, call: Call, asked: Asked, commit: str, tree: Tree) -> Answer:
         headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
@@ -159,7 +175,7 @@ class Hub:
         tag = f'"{stated.sha256 if blob.lfs else stated.oid}"'
         if not blob.lfs and call.path.startswith("/api/resolve-cache/"):
             return self._content(call, asked, blob, headers | {"ETag": tag})
-        if not blob.lfs or stated.sha256:
+        if (not blob.lfs or stated.sha256) and "tags" not in self.lacks:
             headers["X-Linked-ETag"] = tag
         headers["X-Linked-Size"] = str(stated.size)
         if blob.lfs:
@@ -204,6 +220,8 @@ class Hub:
             return text(
                 400, "<Error><Code>InvalidArgument</Code><Message>Only one auth mechanism allowed</Message></Error>"
             )
+        if self.refuses_ranges and "Range" in call.headers:
+            return text(403, "<Error><Code>AccessDenied</Code></Error>")
         return self._content(call, asked, blob, {"Accept-Ranges": "bytes", "ETag": f'"{_xet_hash(blob)}"'})
 
     def _content(self, call: Call, asked: Asked, blob: Blob, headers: dict[str, str]) -> Answer:

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
 Kind = Literal[
-    "flip", "stall", "drop", "reset", "short", "no-range", "content-range",
+    "flip", "stall", "trickle", "drop", "reset", "short", "no-range", "content-range",
     "status", "headers", "redirect", "expire", "hang-up", "late", "act", "size", "hash", "no-sha256",
 ]  # fmt: skip
 """What may go wrong. ``at`` is always an offset in the file, also where the answer is only a range of it.
@@ -19,6 +19,7 @@ With the bytes of an answer, where ``at`` is among them:
 
 - flip: the lowest bit of byte ``at`` is the other one
 - stall: nothing comes for ``seconds`` before byte ``at``; then the rest does
+- trickle: from byte ``at`` on, 100 bytes come every ``seconds``
 - drop: the connection ends in order (FIN) after exactly the bytes before ``at``, although Content-Length promised more
 - reset: it ends by a reset (RST), which may swallow some of the bytes before ``at``
 - short: body and Content-Length end before ``at``; the answer itself is well-formed
@@ -48,7 +49,7 @@ With the metadata, in listings and in headers (``on`` limits it to one of them),
 Place = Literal["api", "resolve", "files"]
 """The target of a request: a path below /api, the address of a file on the Hub, or the file host."""
 
-BODY: tuple[Kind, ...] = ("flip", "stall", "drop", "reset", "short")
+BODY: tuple[Kind, ...] = ("flip", "stall", "trickle", "drop", "reset", "short")
 METADATA: tuple[Kind, ...] = ("size", "hash", "no-sha256")
 INSTEAD: tuple[Kind, ...] = ("status", "redirect", "expire", "hang-up")
 

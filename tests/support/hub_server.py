@@ -101,6 +101,19 @@ class HubServer(Hub):
         """End all connections, even stalled ones, and all threads."""
         self._wire.close()
 
+    def allow(self, most: int) -> None:
+        """Refuse all but ``most`` requests at a time at the file host."""
+        self._wire.most["files"] = most
+
+    @property
+    def refusal(self) -> Answer:
+        """What a request that is too many gets."""
+        return self._wire.refusal
+
+    @refusal.setter
+    def refusal(self, answer: Answer) -> None:
+        self._wire.refusal = answer
+
     def _count(self, file: str, count: int) -> None:
         with self._lock:
             self.sent[file] += count

@@ -8,8 +8,10 @@ import re
 import selectors
 import socket
 import struct
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -95,7 +97,7 @@ class Limiter:
 
     def __init__(self, rate: float | None, stopping: threading.Event) -> None:
         self._rate, self._stopping = rate, stopping
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._free = 0.0
         self.piece = PIECE if rate is None else min(PIECE, max(1 << 14, int(rate / 100)))
 
@@ -103,7 +105,7 @@ class Limiter:
         """Wait until ``count`` bytes may be sent, in the order of the calls."""
         if self._rate is None:
             return
-        with self._lock:
+        with self.lock:
             now = time.monotonic()
             self._free = max(self._free, now - BURST) + count / self._rate
             wait = self._free - now
@@ -122,12 +124,15 @@ class Wire:
         rate: float | None,
     ) -> None:
         self.answer, self.count = answer, count
+        self.most: dict[Host, int] = {}
+        self.refusal = text(429, "Too many connections", {"Retry-After": "0", "Content-Length": "20"})
+        self.at_once = Counter[Host]()
         self.stopping = threading.Event()
         self.limiter = Limiter(rate, self.stopping)
         self._listeners = {host: socket.create_server(("127.0.0.1", port), backlog=128) for host, port in ports.items()}
         self.origins = {host: f"http://127.0.0.1:{made.getsockname()[1]}" for host, made in self._listeners.items()}
         self._wake, self._woken = socket.socketpair()
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._accepting = threading.Thread(target=self._accept, name="hub-accept")
@@ -138,7 +143,7 @@ class Wire:
         self.stopping.set()
         self._wake.close()
         self._accepting.join()
-        with self._lock:
+        with self.lock:
             for connection in self._open:
                 with suppress(OSError):  # the other side may have gone first
                     connection.shutdown(socket.SHUT_RDWR)
@@ -162,7 +167,7 @@ class Wire:
             connection, _ = listener.accept()
             connection.setblocking(True)
             thread = threading.Thread(target=self._serve, args=(connection, host), name="hub-connection")
-            with self._lock:
+            with self.lock:
                 self._open.add(connection)
             self._threads = [*(known for known in self._threads if known.is_alive()), thread]
             thread.start()
@@ -172,7 +177,7 @@ class Wire:
             with suppress(ConnectionError):  # the client is free to hang up
                 Handler(connection, self, host)
         finally:
-            with self._lock:
+            with self.lock:
                 self._open.discard(connection)
             connection.close()
 
@@ -192,8 +197,19 @@ class Handler(BaseHTTPRequestHandler):
         """Do nothing: the Hub has a log of its own."""
 
     def _respond(self) -> None:
+        wire = self.wire
+        with wire.lock:
+            wire.at_once[self.host] += 1
+            crowded = wire.at_once[self.host] > wire.most.get(self.host, sys.maxsize)
+        try:
+            self._answer(wire.refusal if crowded else None)
+        finally:
+            with wire.lock:
+                wire.at_once[self.host] -= 1
+
+    def _answer(self, refusal: Answer | None) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        answer = self.wire.answer(Call(self.command, self.host, self.path, self.headers, body))
+        answer = refusal or self.wire.answer(Call(self.command, self.host, self.path, self.headers, body))
         if not answer.status or (answer.late and self.wire.stopping.wait(answer.late)):
             raise ConnectionAbortedError
         self.send_response(answer.status)
@@ -224,6 +240,12 @@ class Handler(BaseHTTPRequestHandler):
             position = max(position, fault.at)
             if fault.kind == "stall" and self.wire.stopping.wait(fault.seconds):
                 raise ConnectionAbortedError
+            if fault.kind == "trickle":
+                while position < answer.stop:
+                    self._send_range(answer, send, position, min(position + 100, answer.stop))
+                    position += 100
+                    if self.wire.stopping.wait(fault.seconds):
+                        raise ConnectionAbortedError
             if fault.kind == "flip" and position < answer.stop:
                 self.wire.count(answer.file, 1)
                 self.connection.sendall(bytes([byte_at(position) ^ 1]))

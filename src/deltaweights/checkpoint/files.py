@@ -40,6 +40,8 @@ class InputFile(ABC):
     """An identifier of the download that the content came from, if any; it differs between downloads."""
     streamed: bool = False
     """Whether the content is not kept anywhere, so that it cannot be hashed."""
+    has_stated_hash: bool = True
+    """False for a file of the Hub, or of a mirror, that states no hash of it."""
     crc32: int | None = None
     """A checksum of the whole file that is recorded outside of it, as in an archive."""
 

@@ -100,6 +100,13 @@ hub_options = group(
         type=click.Path(file_okay=False, path_type=Path),
         help="The Hub's cache [default: HF_HUB_CACHE, or that of `hf`].",
     ),
+    click.option(
+        "--max-workers",
+        type=click.IntRange(1, 64),
+        default=8,
+        show_default=True,
+        help="Connections to the Hub at a time, at most; fewer where it refuses some.",
+    ),
     click.option("--recheck", is_flag=True, help="Hash cached files again that were verified before."),
 )
 """For commands that read models of the Hub."""
@@ -110,7 +117,7 @@ stream_option = click.option(
     help="Read models of the Hub by ranges, without keeping them; their hashes are not checked.",
 )
 
-HUB = ("offline", "token", "cache_dir", "recheck", "stream")
+HUB = ("offline", "token", "cache_dir", "recheck", "stream", "max_workers")
 
 output_options = group(
     option("max_shard_size"),

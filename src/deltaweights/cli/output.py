@@ -72,7 +72,7 @@ def _result_lines(outcome: dict[str, Json], output: str, base: str | None) -> It
     if base is not None:
         yield f"base            {base}"
     if outcome["streamed"]:
-        yield "inputs          not cryptographically verified: they were streamed"
+        yield "inputs          not cryptographically verified: they were streamed, or no hash of them is stated"
     if outcome.get("inexact") is not None:
         yield from _round_trip_lines(outcome)
     if "upload" in outcome:

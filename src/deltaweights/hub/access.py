@@ -9,27 +9,34 @@ from __future__ import annotations
 import importlib
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
+from typing import Any, TypeVar
+from urllib.parse import urljoin, urlsplit
 
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.hub.ids import HubId
-from deltaweights.hub.repo_listing import COMMIT, RepoListing, parse_deeper, parse_files
 from deltaweights.hub.retry import MAX_RETRIES, RETRIED_STATUSES, RetryPolicy, ThrottledNotes
-from deltaweights.util.interruption import run_in_side_thread
 from deltaweights.util.text import Json, strict_json
 
 MAX_RESPONSE_BYTES = 32 * 1024 * 1024  # of a listing: enough for a hundred thousand files
 
 MAX_REDIRECTS, REDIRECTS = 8, frozenset({301, 302, 303, 307, 308})
 
+MISSING = frozenset({404, 405, 501})
+"""What servers answer that do not have a part of the Hub's interface."""
+
 CHECK_ENDPOINT = "check HF_ENDPOINT"
+
+T = TypeVar("T")
+
+
+class NoSuchPage(InputOutputError):
+    """The server does not have a part of the Hub's interface, as mirrors may not."""
 
 
 @dataclass(frozen=True)
@@ -81,48 +88,65 @@ class Access:
         return {**built, "accept-encoding": "identity"}
 
     @contextmanager
-    def get(self, url: str, wanted: object, **headers: str) -> Iterator[Any]:
-        """Send a GET request and follow redirects; ``wanted`` is for messages. Raises ``connection_errors``."""
+    def get(self, url: str, wanted: object, *, method: str = "GET", within: str = "", **headers: str) -> Iterator[Any]:
+        """Send a request and follow redirects; ``wanted`` is for messages. Raises ``connection_errors``.
+
+        A redirect that leaves the origin ``within`` is not followed, but returned.
+        """
         for _ in range(MAX_REDIRECTS):
             sent = {**self.headers, **headers}
             if self.token is not None and origin_of(url) == origin_of(self.endpoint):
                 sent["authorization"] = f"Bearer {self.token}"
-            with self.client.stream("GET", url, headers=sent, follow_redirects=False, timeout=self.timeout) as response:
-                if response.status_code not in REDIRECTS:
+            with self.client.stream(
+                method, url, headers=sent, follow_redirects=False, timeout=self.timeout
+            ) as response:
+                location = response.headers.get("location", "")
+                target = _redirect_target(url, location) if response.status_code in REDIRECTS else url
+                leaves = target is not None and bool(within) and origin_of(target) != origin_of(within)
+                if response.status_code not in REDIRECTS or leaves:
                     yield response
                     return
-                location = response.headers.get("location", "")
-            target = _redirect_target(url, location)
             if target is None:
                 problem, remedy = "redirected to an invalid address", "try again later"
                 raise InputOutputError(problem, where=str(wanted), found=location, remedy=remedy)
             url = target
         raise InputOutputError("too many redirects", where=str(wanted), remedy="try again later")
 
-    def list_files(self, wanted: HubId) -> RepoListing:
-        """Ask the Hub for the commit of ``wanted`` and its files. Raises ``InputOutputError``."""
-        revision = quote(wanted.revision or "main", safe="")
-        url = f"{self.endpoint}/api/models/{wanted.repo}/revision/{revision}?blobs=true"
-        answer = run_in_side_thread(lambda: self._get_json(url, wanted))
-        try:
-            commit, files, deeper = answer["sha"], parse_files(answer["siblings"]), parse_deeper(answer["siblings"])
-        except (LookupError, TypeError, AttributeError) as error:
-            raise self._not_a_hub() from error
-        if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
-            raise InputOutputError("the Hub named no valid commit", where=str(wanted), found=commit, remedy="try again")
-        return RepoListing(wanted.repo, commit, files, deeper)
+    def get_json(self, url: str, wanted: HubId) -> tuple[Json, Mapping[str, str]]:
+        """Return the JSON at ``url``, and the answer's headers. Raises ``NoSuchPage`` and ``InputOutputError``."""
 
-    def _get_json(self, url: str, wanted: HubId) -> Json:
+        def read(response: Any) -> tuple[Json, Mapping[str, str]]:
+            try:
+                return strict_json(_body(response)), response.headers
+            except ValueError as error:
+                raise self.not_a_hub() from error
+
+        return self._persist(url, wanted, read)
+
+    def headers_of(self, url: str, wanted: HubId) -> Mapping[str, str]:
+        """Return the headers that the Hub itself, not a file host, sends for ``url``. Raises like ``get_json``."""
+
+        def read(response: Any) -> Mapping[str, str]:
+            not_of_file = {"content-length"} if response.status_code in REDIRECTS else set[str]()
+            return {name: value for name, value in response.headers.items() if name.lower() not in not_of_file}
+
+        return self._persist(url, wanted, read, method="HEAD")
+
+    def _persist(self, url: str, wanted: HubId, read: Callable[[Any], T], method: str = "GET") -> T:
+        """Return what ``read`` makes of the answer to a request, which is sent again as long as that may help."""
         retry = RetryPolicy(self.stop)
+        within = self.endpoint if method == "HEAD" else ""
         while True:
             try:
-                with self.get(url, wanted) as response:
-                    data = _body(response)
-                if response.status_code == 200:
-                    return strict_json(data)
-                if response.status_code not in RETRIED_STATUSES:
+                with self.get(url, wanted, method=method, within=within) as response:
+                    status = response.status_code
+                    if status == 200 or (within and status in REDIRECTS):
+                        return read(response)
+                if status in MISSING and not response.headers.get("x-error-code"):
+                    raise NoSuchPage(f"the Hub answered {status}", where=str(wanted), code=ErrorCode.NETWORK)
+                if status not in RETRIED_STATUSES:
                     raise self.refusal(response, wanted)
-                self.retry_notes.note(f"{self.endpoint}: the Hub answered {response.status_code}: trying again")
+                self.retry_notes.note(f"{self.endpoint}: the Hub answered {status}: trying again")
                 if not retry.wait(response.headers):
                     raise self.refusal(response, wanted)
             except self.connection_errors as error:
@@ -134,10 +158,9 @@ class Access:
                     raise InputOutputError(
                         problem, where=self.endpoint, remedy=remedy, code=ErrorCode.NETWORK
                     ) from error
-            except ValueError as error:
-                raise self._not_a_hub() from error
 
-    def _not_a_hub(self) -> InputOutputError:
+    def not_a_hub(self) -> InputOutputError:
+        """Return the error for an answer that no Hub gives."""
         return InputOutputError("not a valid Hub response", where=self.endpoint, remedy=CHECK_ENDPOINT)
 
     def refusal(self, response: Any, wanted: HubId, name: str = "") -> InputOutputError:

@@ -20,8 +20,9 @@ from deltaweights.hub.file_download import FileDownload
 from deltaweights.hub.files import DownloadingFile, VerifiedFile
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.local_folder import LocalFolder
+from deltaweights.hub.memory_pool import MOST_AHEAD
 from deltaweights.hub.piece_map import PieceMap
-from deltaweights.hub.piece_storage import DiskPieces, MemoryPieces
+from deltaweights.hub.piece_storage import DiskPieces
 from deltaweights.hub.repo_cache import RepoCache
 from deltaweights.hub.repo_listing import HubFile, RepoListing
 from deltaweights.hub.transfer import DamagedFile
@@ -29,12 +30,6 @@ from deltaweights.hub.verified import VerificationRecords
 from deltaweights.report import Report
 from deltaweights.util.interruption import check
 from deltaweights.util.litter import is_litter
-
-READ_AHEAD, CAPACITY = 128, 256
-"""Pieces in memory of a streamed file: how many are requested ahead of the reader, and how many are kept at most."""
-
-READ_AHEAD_ONCE, CAPACITY_ONCE = 48, 72
-"""The same of a file that is read once, in order, while no other is."""
 
 MAX_IN_MEMORY = 64 * 1024 * 1024  # bytes of a small file that is not stored
 
@@ -115,7 +110,9 @@ class HubDirectory(Directory):
                     return local.read(0, min(local.size, HEAD_BYTES))
         if name not in self._heads:
             self._refuse_offline(file)
-            download = self._downloads.add(self.listing, PieceMap(file, MemoryPieces(1), read_ahead=0), None, None)
+            download = self._downloads.add(
+                self.listing, PieceMap(file, self._downloads.pool.open(), read_ahead=0), None, None
+            )
             head = DownloadingFile(self._downloads, download, self.path / name)
             self._heads[name] = head.read(0, min(file.size, HEAD_BYTES))
         return self._heads[name]
@@ -194,11 +191,11 @@ class HubDirectory(Directory):
 
     def _stream(self, file: HubFile) -> InputFile:
         if self._once:
-            pieces = PieceMap(file, MemoryPieces(CAPACITY_ONCE), read_ahead=READ_AHEAD_ONCE)
+            pieces = PieceMap(file, self._downloads.pool.open(), read_ahead=MOST_AHEAD)
             download = self._downloads.add(self.listing, pieces, None, None)
             return DownloadingFile(self._downloads, download, self.path / file.name, once=True)
         if file.name not in self._streams:
-            pieces = PieceMap(file, MemoryPieces(CAPACITY), read_ahead=READ_AHEAD)
+            pieces = PieceMap(file, self._downloads.pool.open(), read_ahead=MOST_AHEAD)
             self._streams[file.name] = self._downloads.add(self.listing, pieces, None, None)
         return DownloadingFile(self._downloads, self._streams[file.name], self.path / file.name)
 
@@ -210,7 +207,7 @@ class HubDirectory(Directory):
         if file.size:
             self._stream(file).read_into(memoryview(data), 0)
         found = _hash_of(file, [bytes(data)])
-        if found != file.key:
+        if not file.accepts(found):
             raise DamagedFile("arrived damaged", where=where, found=found, expected=file.key, remedy="run again")
         return MemoryFile(self.path / file.name, bytes(data))
 
@@ -239,10 +236,11 @@ class HubDirectory(Directory):
         if fd is None:
             return None
         local = VerifiedFile(blob, self.path / file.name, file.sha256, fd)
+        local.has_stated_hash = file.has_stated_hash
         try:
             record = self._records.find(blob, file.key, local.status)
             local.arrival = record.download_id if record is not None else None
-            if record is not None and record.current and not self._recheck:
+            if not file.has_stated_hash or (record is not None and record.current and not self._recheck):
                 return local
             self._report.note(f"checking {blob.name[:12]}, {file.name}, {cache.kind}")
             found = _hash_of(file, local.chunks())

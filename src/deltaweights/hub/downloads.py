@@ -10,17 +10,19 @@ from pathlib import Path
 
 from deltaweights.errors import InputOutputError
 from deltaweights.hub.access import Access
+from deltaweights.hub.connections import CONNECTIONS, Connections, TooManyConnections
 from deltaweights.hub.file_download import FileDownload
+from deltaweights.hub.memory_pool import MemoryPieces, MemoryPool
 from deltaweights.hub.piece_map import NEAR, PieceMap
-from deltaweights.hub.piece_storage import MISSING, PRESENT, REQUESTED, MemoryPieces
+from deltaweights.hub.piece_storage import MISSING, PRESENT, REQUESTED
 from deltaweights.hub.repo_cache import RepoCache
 from deltaweights.hub.repo_listing import RepoListing
 from deltaweights.hub.transfer import DamagedFile, DownloadStopped, RangesIgnored, Transfer
 from deltaweights.hub.verified import VerificationRecords
 from deltaweights.util.interruption import POLL, check, signalled
 
-CONNECTIONS, RESERVED = 8, 2
-"""Requests at a time, and how many of them serve only what a reader is waiting for."""
+RESERVED = 4
+"""One of how many threads serves only what a reader is waiting for."""
 
 MAX_RESTARTS = 6  # of a file, from a server that does not serve ranges
 
@@ -28,8 +30,8 @@ MAX_RESTARTS = 6  # of a file, from a server that does not serve ranges
 class Downloads:
     """Downloads until it is closed. Every method is thread-safe."""
 
-    def __init__(self, access: Access, warn: Callable[[str], None]) -> None:
-        self._access, self._warn = access, warn
+    def __init__(self, access: Access, warn: Callable[[str], None], connections: int = CONNECTIONS) -> None:
+        self._access, self._warn, self._connections = access, warn, Connections(connections)
         # The lock itself is entered: ``with`` on a condition calls a Python function, and a Ctrl-C that is raised as that
         # returns, in a program that uses this package, would leave the lock taken for ever.
         self._lock = threading.RLock()
@@ -39,12 +41,13 @@ class Downloads:
         self._running: Counter[FileDownload] = Counter()
         self._threads: list[threading.Thread] = []
         self._reads = 0
+        self.pool = MemoryPool()
 
     def add(
         self, listing: RepoListing, pieces: PieceMap, cache: RepoCache | None, records: VerificationRecords | None
     ) -> FileDownload:
         """Start to download a file. One that is kept, in ``cache``, must have ``DiskPieces``; ``records`` get its hash."""
-        transfer = Transfer(self._access, listing, pieces.file)
+        transfer = Transfer(self._access, listing, pieces.file, self._connections)
         download = FileDownload(pieces, transfer, cache, records, listing.commit)
         with self._lock:
             self._downloads.append(download)
@@ -81,8 +84,8 @@ class Downloads:
                     raise download.pieces.failed
 
     def _start(self) -> None:
-        for number in range(CONNECTIONS):
-            reserved = {"reserved": number < RESERVED}
+        for number in range(self._connections.most):
+            reserved = {"reserved": number < self._connections.most // RESERVED}
             self._threads.append(threading.Thread(target=self._fetch_all, kwargs=reserved, daemon=True))
         self._threads.append(threading.Thread(target=self._verify_all, daemon=True))
         for thread in self._threads:
@@ -107,11 +110,17 @@ class Downloads:
         step = NEAR * pieces.storage.piece_size  # what is read at once must fit into the storage
         for begin in range(0, len(out), step):
             part, at = out[begin : begin + step], offset + begin
-            while True:
+            wanted, present = pieces.covering(at, len(part)), False
+            with self._lock:
+                pieces.storage.pin(wanted)
+            try:
+                while not present:  # a file that arrived damaged is emptied meanwhile
+                    with self._lock:
+                        self._wait_for(download, wanted)
+                    present = pieces.storage.get(part, at)
+            finally:
                 with self._lock:
-                    self._wait_for(download, pieces.covering(at, len(part)))
-                if pieces.storage.get(part, at):
-                    break
+                    pieces.storage.unpin(wanted)
 
     def state_of(self, download: FileDownload) -> tuple[int, str | None]:
         """Return the generation of the file, and the id of the download as it is now."""
@@ -193,9 +202,14 @@ class Downloads:
                 download, first, last = request
                 download.pieces.change(first, last, MISSING, REQUESTED)
                 self._running[download] += 1
+                self._connections.begin()
                 generation, in_order = download.pieces.generation, download.pieces.in_order
+            well = False
             try:
                 self._fetch(download, first, last)
+                well = True
+            except TooManyConnections:
+                pass  # the pieces are missing again, and wait for a connection
             except RangesIgnored:
                 self._fetch_in_order(download, again=in_order)
             except Exception as error:  # noqa: BLE001  (raised again where a reader waits)
@@ -204,12 +218,15 @@ class Downloads:
             finally:
                 with self._lock:
                     self._running[download] -= 1
+                    self._connections.end(well=well)
                     if download.pieces.generation == generation:  # otherwise they belong to another request by now
                         download.pieces.change(first, last, REQUESTED, MISSING)
                     self._changed.notify_all()
 
     def _next_request(self, *, reserved: bool) -> tuple[FileDownload, int, int] | None:
         """Return what to request next: what a reader waits for, else what follows the latest reads."""
+        if not self._connections.free:
+            return None
         while self._urgent:
             download, first = next(iter(self._urgent))
             last, pieces = self._urgent.pop((download, first)), download.pieces
@@ -279,7 +296,7 @@ class Downloads:
 
     def _conclude(self, download: FileDownload, found: str) -> None:
         key = download.pieces.file.key
-        if found == key:
+        if download.pieces.file.accepts(found):
             download.publish()
             with self._lock:
                 download.verified = True

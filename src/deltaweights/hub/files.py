@@ -28,6 +28,7 @@ class DownloadingFile(InputFile):
     def __init__(self, downloads: Downloads, download: FileDownload, path: Path, *, once: bool = False) -> None:
         self.path, self.size = path, download.pieces.file.size
         self.verified_sha256 = download.pieces.file.sha256 if download.cache is not None else None
+        self.has_stated_hash = download.pieces.file.has_stated_hash
         self.streamed = download.cache is None
         self._downloads, self._download, self._once = downloads, download, once
         self._generation, self.arrival = downloads.state_of(download)

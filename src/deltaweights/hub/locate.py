@@ -15,16 +15,18 @@ from deltaweights.checkpoint.companions import COPIED, LEGAL, README, belongs
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.index import read_index
 from deltaweights.checkpoint.layout import find_main_file
-from deltaweights.checkpoint.layout_names import META_PART, PARAMS
+from deltaweights.checkpoint.layout_names import META_PART, PARAMS, SUFFIXES
 from deltaweights.checkpoint.look_around import explain
 from deltaweights.checkpoint.projector import FILE as PROJECTOR
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, MalformedInput, Mismatch
 from deltaweights.hub.access import configured_access
+from deltaweights.hub.connections import CONNECTIONS
 from deltaweights.hub.directory import HubDirectory
 from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.files import Refetched
 from deltaweights.hub.ids import HubId, ModelLocation, ModelSource, model_source
+from deltaweights.hub.list_files import list_files
 from deltaweights.hub.local_folder import LocalFolder
 from deltaweights.hub.repo_cache import RepoCache
 from deltaweights.hub.repo_listing import RepoListing
@@ -47,6 +49,7 @@ class HubOptions:
     offline: bool = False
     stream: bool = False
     recheck: bool = False
+    max_workers: int = CONNECTIONS
 
 
 class Hub:
@@ -56,7 +59,7 @@ class Hub:
         token, cache, offline = options.token, options.cache_dir, options.offline
         self._access = configured_access(token=token, cache=cache, offline=offline, note=report.note)
         self._options, self._report, self._records = options, report, VerificationRecords(report)
-        self.downloads = Downloads(self._access, report.warn)
+        self.downloads = Downloads(self._access, report.warn, options.max_workers)
         self._reserved = 0
         self._opened: list[tuple[HubId, HubDirectory]] = []
         self._used: dict[HubDirectory, Sequence[str]] = {}
@@ -98,7 +101,7 @@ class Hub:
                     code=ErrorCode.NOT_IN_CACHE,
                 )
             return self._records.with_stated_hashes(cached)
-        listing = self._access.list_files(wanted)
+        listing = list_files(self._access, wanted)
         self._records.add_listing(listing)
         return listing
 
@@ -114,6 +117,10 @@ class Hub:
         self._report.note(f"{directory.id}: {files}")
         for file in fetched:
             self._report.note(f"  {human_bytes(file.size):>9}  {file.name}")
+        unstated = [name for name in names if not directory.file(name).has_stated_hash]
+        if unstated:
+            what = f"{counted(len(unstated), 'file')} of {len(names)}, such as {unstated[0]}"
+            self._report.warn(f"{directory.id}: hashes not stated: {what}: nothing shows whether they arrive undamaged")
         if not missing or self._options.stream:
             return
         directory.cache.create()
@@ -147,18 +154,20 @@ class Hub:
         for directory, file in files:
             directory.cache.link(directory.listing.commit, file)
 
-    def take_along(self, directory: HubDirectory, names: Sequence[str]) -> None:
-        """Keep the small files that belong to a checkpoint and that nobody may read. Raises ``InputOutputError``."""
-        if self._options.stream:
+    def fetch_companions(self) -> None:
+        """Download what a run announced and did not read, such as manifests, and the base's tokenizer beside that of the delta.
+
+        Else the cache would have a commit of which files are missing, and the same run with --offline would refuse it.
+        """
+        if self._options.stream or self._access.offline:
             return
-        files = [directory.file(name) for name in names if belongs(name)]
-        if self._access.offline:
-            files = [file for file in files if directory.cache.has(file)]
-        started = [directory.fetch(file) for file in files if file.size <= MAX_TAKEN_ALONG]
-        self.downloads.wait_until_verified([download for download in started if download is not None])
-        for file in files:
-            if file.size <= MAX_TAKEN_ALONG:
-                directory.cache.link(directory.listing.commit, file)
+        chosen = []
+        for directory, names in self._used.items():
+            missing = directory.missing(names)
+            if not any(file.name.endswith(SUFFIXES) for file in missing):
+                chosen.append((directory, [file.name for file in missing if file.size <= MAX_TAKEN_ALONG]))
+        if any(names for _, names in chosen):
+            self.fetch(chosen)
 
     def recheck(self, error: MalformedInput) -> None:
         """Wait for all hashes: a file that seems malformed may have arrived damaged. Raises ``Refetched`` if so."""
@@ -208,7 +217,8 @@ def located(
 ) -> Iterator[list[Path | HubDirectory]]:
     """Yield where each checkpoint is, given its role and location. Nothing of the Hub is loaded when all are paths.
 
-    With ``keep``, all that belongs to the checkpoints is put into the cache, whoever reads it: proofs, licences, cards.
+    What was announced is in the cache at the end, unless the weights are not; with ``keep``, that is all that belongs to the
+    checkpoints, whoever reads it: proofs, licences, cards.
     Raises ``UsageError``, ``MalformedInput`` and ``InputOutputError``.
     """
     sources = [place if isinstance(place, ModelSource) else model_source(place) for _, place in given]
@@ -226,12 +236,11 @@ def located(
                 except MalformedInput as error:
                     raise explain(directory, error) from error.__cause__
                 hub.announce(directory, needed)
-                if keep:
-                    hub.take_along(directory, needed)
                 places.append(directory)
             elif not isinstance(place, ModelSource):
                 places.append(Path(place))
         yield places
+        hub.fetch_companions()
     except MalformedInput as error:
         hub.recheck(error)
         raise

@@ -27,6 +27,7 @@ class PieceMap:
         self.cursor, self.last_read, self._window, self.generation = 0, 0, 0, 0
         self.in_order = False
         self.failed: Exception | None = None
+        storage.attach(self)
 
     @property
     def bytes_present(self) -> int:
@@ -44,7 +45,8 @@ class PieceMap:
     def note_read(self, pieces: range) -> None:
         """Record that a reader wants ``pieces``: the pieces after them are likely to be next."""
         sequential = abs(pieces.start - self.cursor) <= NEAR
-        self._window = min(max(NEAR, 2 * self._window), self.read_ahead or 0) if sequential else 0
+        ahead = min(self.read_ahead or 0, self.storage.share())
+        self._window = min(max(1, 2 * self._window), ahead) if sequential else 0
         self.cursor = pieces.stop
         self.read.update(pieces)
 
@@ -74,10 +76,13 @@ class PieceMap:
                 self.state[piece] = new
 
     def mark_present(self, piece: int) -> None:
-        """Mark a piece as present, and those the storage evicts for it as missing."""
+        """Mark a piece as present; the storage may evict others for it."""
         self.state[piece] = PRESENT
-        for evicted in self.storage.mark_present(piece):
-            self.state[evicted] = MISSING
+        self.storage.mark_present(piece)
+
+    def forget(self, piece: int) -> None:
+        """Mark a piece as missing that the storage has evicted."""
+        self.state[piece] = MISSING
 
     def clear(self) -> None:
         """Forget all pieces, and begin the next generation of the file."""

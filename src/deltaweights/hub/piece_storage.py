@@ -1,4 +1,4 @@
-"""Where the pieces of a file are kept while it is downloaded: on disk until it is whole, or in memory for a while."""
+"""Where the pieces of a file are kept while it is downloaded: on disk, until it is whole."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import fcntl
 import os
 import secrets
 import stat
+import sys
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -18,10 +18,11 @@ from typing import Protocol
 from deltaweights.checkpoint.safe_open import SEARCH
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, wrap_os_errors
+from deltaweights.hub.memory_pool import Reader
 
 MISSING, REQUESTED, PRESENT = 0, 1, 2  # states of a piece
 
-DISK_PIECE, MEMORY_PIECE = 1024 * 1024, 256 * 1024
+DISK_PIECE = 1024 * 1024
 """Bytes. Small enough that samples from all over a file do not fetch most of it first."""
 
 ID_LENGTH = 32  # hex digits of the download's id, at the beginning of the marks file
@@ -37,8 +38,20 @@ class PieceStorage(Protocol):
     def put(self, data: memoryview, offset: int) -> None:
         """Store bytes. Raises ``InputOutputError``."""
 
-    def mark_present(self, piece: int) -> list[int]:
-        """Record that a piece is complete; return those evicted for it."""
+    def attach(self, reader: Reader) -> None:
+        """Tell ``reader`` when a piece is evicted."""
+
+    def share(self) -> int:
+        """Return how many pieces may be requested ahead of a reader."""
+
+    def pin(self, pieces: range) -> None:
+        """Keep ``pieces`` until they are unpinned."""
+
+    def unpin(self, pieces: range) -> None:
+        """Undo ``pin``."""
+
+    def mark_present(self, piece: int) -> None:
+        """Record that a piece is complete."""
 
     def get(self, out: memoryview, offset: int) -> bool:
         """Fill ``out`` with bytes that are present; return False when they were evicted. Raises ``InputOutputError``."""
@@ -122,12 +135,23 @@ class DiskPieces:
                     raise OSError(errno.EIO, "the disk accepts no more bytes, and gives no reason")
                 data, offset = data[written:], offset + written
 
-    def mark_present(self, piece: int) -> list[int]:
+    def attach(self, reader: Reader) -> None:
+        """Do nothing: a disk keeps all pieces."""
+
+    def share(self) -> int:
+        return sys.maxsize
+
+    def pin(self, pieces: range) -> None:
+        """Do nothing, as above."""
+
+    def unpin(self, pieces: range) -> None:
+        """Do nothing, as above."""
+
+    def mark_present(self, piece: int) -> None:
         # The mark follows the bytes; should a power cut reverse that, the file's hash shows it.
         with _writing(self._marks), self._guard:
             if not self._closed:
                 os.pwrite(self._marks_fd, b"\1", ID_LENGTH + piece)
-        return []
 
     def get(self, out: memoryview, offset: int) -> bool:
         try:
@@ -228,41 +252,3 @@ def _lock(fd: int, name: str, folder: int) -> bool:
         if os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=folder, follow_symlinks=False)):
             return True
     raise BlockingIOError
-
-
-class MemoryPieces:
-    """The ``capacity`` pieces that came last; the oldest is evicted."""
-
-    piece_size = MEMORY_PIECE
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._partial: dict[int, bytearray] = {}
-        self._pieces: OrderedDict[int, bytearray] = OrderedDict()
-
-    def put(self, data: memoryview, offset: int) -> None:
-        while data:
-            piece, at = divmod(offset, self.piece_size)
-            part = data[: self.piece_size - at]
-            self._partial.setdefault(piece, bytearray(self.piece_size))[at : at + len(part)] = part
-            data, offset = data[len(part) :], offset + len(part)
-
-    def clear(self) -> None:
-        """Forget all pieces."""
-        self._pieces.clear()
-        self._partial.clear()
-
-    def mark_present(self, piece: int) -> list[int]:
-        self._pieces[piece] = self._partial.pop(piece)
-        return [self._pieces.popitem(last=False)[0]] if len(self._pieces) > self._capacity else []
-
-    def get(self, out: memoryview, offset: int) -> bool:
-        while out:
-            piece, at = divmod(offset, self.piece_size)
-            data = self._pieces.get(piece)
-            if data is None:
-                return False
-            part = min(len(out), self.piece_size - at)
-            out[:part] = memoryview(data)[at : at + part]
-            out, offset = out[part:], offset + part
-        return True

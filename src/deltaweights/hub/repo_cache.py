@@ -169,7 +169,8 @@ class RepoCache:
                 if blob.is_file():
                     sha256 = key if SHA256.fullmatch(key) else None
                     git_sha1 = key if COMMIT.fullmatch(key) else ""
-                    files[entry.name] = HubFile(entry.name, blob.stat().st_size, sha256, git_sha1)
+                    unstated = "" if sha256 or git_sha1 else key
+                    files[entry.name] = HubFile(entry.name, blob.stat().st_size, sha256, git_sha1, unstated)
         return RepoListing(wanted.repo, commit, files)
 
     def commit_of(self, revision: str) -> str | None:

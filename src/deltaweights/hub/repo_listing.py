@@ -26,21 +26,34 @@ MAX_FILE_BYTES = 1 << 40  # the Hub accepts files of at most 500 GB
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file as the Hub states it: ``sha256`` for LFS files, only git's SHA-1 for the others."""
+    """A file as the Hub states it: ``sha256`` for LFS files, only git's SHA-1 for the others.
+
+    Some mirrors state neither (``git_sha1`` is then empty): ``unstated_key`` names the blob of such a file.
+    """
 
     name: str
     size: int
     sha256: str | None
     git_sha1: str
+    unstated_key: str = ""
 
     @property
     def key(self) -> str:
         """The name of its blob in the cache."""
-        return self.sha256 or self.git_sha1
+        return self.sha256 or self.git_sha1 or self.unstated_key
+
+    @property
+    def has_stated_hash(self) -> bool:
+        """Whether there is a hash to compare the content with."""
+        return bool(self.sha256 or self.git_sha1)
+
+    def accepts(self, found: str) -> bool:
+        """Return whether content with the hash ``found`` may be this file: any, where no hash is stated."""
+        return found == self.key or not self.has_stated_hash
 
     def new_hash(self) -> _Hash:
         """Return the running hash that yields the key: SHA-256, or git's SHA-1 over a header and the content."""
-        if self.sha256 is not None:
+        if self.sha256 is not None or not self.git_sha1:
             return hashlib.sha256()
         return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
 
@@ -67,19 +80,41 @@ def parse_deeper(siblings: Json) -> tuple[str, ...]:
 
 def parse_files(siblings: Json) -> dict[str, HubFile]:
     """Return the top-level files of the API's ``siblings`` that are usable. Raises lookup and type errors when it is no listing."""
-    found = (_parse_file(entry) for entry in siblings)
+    found = (_parse_file(entry["rfilename"], entry, "blobId", "sha256") for entry in siblings)
     return {file.name: file for file in found if file is not None}
 
 
-def _parse_file(entry: dict[str, Json]) -> HubFile | None:
-    name, lfs, git_sha1 = entry["rfilename"], entry.get("lfs"), entry.get("blobId")
-    size, sha256 = (lfs["size"], lfs["sha256"]) if lfs else (entry.get("size"), None)
-    if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name) or name in {".", ".."} or not name.isprintable():
+def parse_tree(entries: Json) -> dict[str, HubFile]:
+    """Return the same of the entries of ``/tree``."""
+    files = [entry for entry in entries if entry["type"] == "file"]
+    found = (_parse_file(entry["path"], entry, "oid", "oid") for entry in files)
+    return {file.name: file for file in found if file is not None}
+
+
+def without_details(siblings: Json) -> bool:
+    """Return whether some ``siblings`` are mere names: a mirror ignored ``?blobs=true``."""
+    return any(not {"size", "lfs"} & entry.keys() for entry in siblings)
+
+
+def names_only(siblings: Json) -> list[str]:
+    """Return the usable names among ``siblings`` at the top level, whatever else is said of them."""
+    return [entry["rfilename"] for entry in siblings if _is_usable(entry["rfilename"])]
+
+
+def _is_usable(name: Json) -> bool:
+    usable = isinstance(name, str) and PLAIN_NAME.fullmatch(name) and name not in {".", ".."}
+    return bool(usable) and name.isprintable()
+
+
+def _parse_file(name: Json, entry: dict[str, Json], of_git: str, of_lfs: str) -> HubFile | None:
+    """Return the file of an entry whose keys ``of_git`` and, in ``lfs``, ``of_lfs`` are its hashes. Either may be missing."""
+    lfs, git_sha1 = entry.get("lfs"), entry.get(of_git, "")
+    size, sha256 = (lfs["size"], lfs.get(of_lfs)) if lfs else (entry.get("size"), None)
+    if not _is_usable(name) or type(size) is not int or size not in range(MAX_FILE_BYTES):
         return None
-    if type(size) is not int or size not in range(MAX_FILE_BYTES):
-        return None
-    if not isinstance(git_sha1, str) or not COMMIT.fullmatch(git_sha1):
+    if not isinstance(git_sha1, str) or not (COMMIT.fullmatch(git_sha1) or not git_sha1):
         return None
     if sha256 is not None and not (isinstance(sha256, str) and SHA256.fullmatch(sha256)):
         return None
-    return HubFile(name, size, sha256, git_sha1)
+    # git's hash of an LFS file is that of its pointer, and says nothing about the content.
+    return HubFile(name, size, sha256, "" if lfs and sha256 is None else git_sha1)

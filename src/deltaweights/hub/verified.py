@@ -69,7 +69,9 @@ class VerificationRecords:
 
     def add_listing(self, listing: RepoListing) -> None:
         """Record what the Hub states of a commit's files."""
-        files = {file.name: [file.size, file.sha256, file.git_sha1] for file in listing.files.values()}
+        files = {
+            file.name: [file.size, file.sha256, file.git_sha1, file.unstated_key] for file in listing.files.values()
+        }
         self._write(_name_of_commit(listing), {"files": files})
 
     def with_stated_hashes(self, cached: RepoListing) -> RepoListing:

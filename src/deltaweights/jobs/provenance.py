@@ -12,6 +12,9 @@ from deltaweights.recipes.input_hashes import InputHashes
 UNVERIFIED = "not cryptographically verified"
 """Streamed inputs are read out of order, so their hash cannot be compared."""
 
+UNSTATED = "hashes not stated"
+"""Of inputs from a mirror of the Hub that states no hash of some weights."""
+
 STREAMED = "streamed"
 """The mark of an input that is not kept."""
 
@@ -57,6 +60,12 @@ def verified_hashes(checkpoints: Checkpoints, hashes: InputHashes) -> Mapping[st
 def origins_of(checkpoints: Checkpoints) -> dict[str, dict[str, str]]:
     """Return the source of each input, by role, and whether it was verified, as the manifest records it."""
     return {
-        role: {**checkpoint.directory.origin, **({"verification": UNVERIFIED} if is_streamed(checkpoint) else {})}
-        for role, checkpoint in checkpoints.items()
+        role: {**checkpoint.directory.origin, **_verification(checkpoint)} for role, checkpoint in checkpoints.items()
     }
+
+
+def _verification(checkpoint: Checkpoint) -> dict[str, str]:
+    if is_streamed(checkpoint):
+        return {"verification": UNVERIFIED}
+    stated = all(weights.file.has_stated_hash for weights in checkpoint.files)
+    return {} if stated else {"verification": UNSTATED}

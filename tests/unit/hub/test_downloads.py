@@ -14,7 +14,8 @@ import pytest
 from huggingface_hub.utils.sha import git_hash
 
 from deltaweights.errors import InputOutputError
-from deltaweights.hub.downloads import CONNECTIONS, MAX_RESTARTS
+from deltaweights.hub.connections import CONNECTIONS
+from deltaweights.hub.downloads import MAX_RESTARTS
 from deltaweights.hub.piece_map import PieceMap
 from deltaweights.hub.transfer import DamagedFile
 from tests.support.errors import refused
