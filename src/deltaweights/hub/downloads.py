@@ -6,13 +6,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from pathlib import Path
 
 from deltaweights.errors import InputOutputError
 from deltaweights.hub.access import Access
 from deltaweights.hub.connections import CONNECTIONS, Connections, TooManyConnections
 from deltaweights.hub.file_download import FileDownload
-from deltaweights.hub.memory_pool import MemoryPieces, MemoryPool
+from deltaweights.hub.memory_pool import MemoryPool
 from deltaweights.hub.piece_map import NEAR, PieceMap
 from deltaweights.hub.piece_storage import MISSING, PRESENT, REQUESTED
 from deltaweights.hub.repo_cache import RepoCache
@@ -63,18 +64,13 @@ class Downloads:
                 self._downloads.remove(download)
             if not self._running[download]:
                 del self._running[download]
-            if isinstance(download.pieces.storage, MemoryPieces):
-                download.pieces.storage.clear()  # threads may hold the download until they get another one
-            for key in [key for key in self._urgent if key[0] is download]:
-                del self._urgent[key]
+            download.pieces.storage.clear()  # threads may hold the download until they get another one
+            self._urgent = {key: last for key, last in self._urgent.items() if key[0] is not download}
 
     def find(self, blob: Path) -> FileDownload | None:
         """Return the download that will publish ``blob``, if any: base and delta may share a file."""
         with self._lock:
-            for download in self._downloads:
-                if download.cache is not None and download.cache.place(download.pieces.file) == blob:
-                    return download
-        return None
+            return next((d for d in self._downloads if d.cache and d.cache.place(d.pieces.file) == blob), None)
 
     def raise_failed(self) -> None:
         """Raise the error of a download that failed, if there is one."""
@@ -206,7 +202,7 @@ class Downloads:
                 generation, in_order = download.pieces.generation, download.pieces.in_order
             well = False
             try:
-                self._fetch(download, first, last)
+                download.receive(first, last, partial(self._arrived, download))
                 well = True
             except TooManyConnections:
                 pass  # the pieces are missing again, and wait for a connection
@@ -244,26 +240,14 @@ class Downloads:
                 return download, *request
         return None
 
-    def _fetch(self, download: FileDownload, first: int, last: int) -> None:
-        pieces, generation = download.pieces, download.pieces.generation
-        at, end = pieces.extent(first, last)
-        piece = first
-        for chunk in download.transfer.read(at, end):
-            data = memoryview(chunk)
-            while data:
-                _, until = pieces.extent(piece, piece + 1)
-                part, data = data[: until - at], data[until - at :]
-                if not pieces.in_order or pieces.state[piece] == REQUESTED:
-                    pieces.storage.put(part, at)
-                at += len(part)
-                if at == until:
-                    with self._lock:
-                        if pieces.generation != generation:
-                            return
-                        if pieces.state[piece] != PRESENT:
-                            pieces.mark_present(piece)
-                            self._changed.notify_all()
-                    piece += 1
+    def _arrived(self, download: FileDownload, piece: int, generation: int) -> bool:
+        """Take note of a complete piece; return False when the file was emptied meanwhile."""
+        pieces = download.pieces
+        with self._lock:
+            if pieces.generation == generation and pieces.state[piece] != PRESENT:
+                pieces.mark_present(piece)
+                self._changed.notify_all()
+            return pieces.generation == generation
 
     def _fetch_in_order(self, download: FileDownload, *, again: bool) -> None:
         """From now on fetch the file from first byte to last, since the server sends it so whatever is requested."""

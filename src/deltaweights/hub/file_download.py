@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltaweights.hub.piece_map import PieceMap
-from deltaweights.hub.piece_storage import DiskPieces
+from deltaweights.hub.piece_storage import REQUESTED, DiskPieces
 from deltaweights.hub.repo_cache import RepoCache
 from deltaweights.hub.transfer import Transfer
 from deltaweights.hub.verified import VerificationRecords
@@ -53,6 +54,27 @@ class FileDownload:
         if self.cache is None or self.verified or self.pieces.failed is not None:
             return False
         return self.pieces.first_absent(range(self.hashed, min(self.hashed + 1, self.pieces.count))) is None
+
+    def receive(self, first: int, last: int, arrived: Callable[[int, int], bool]) -> None:
+        """Fetch the pieces from ``first`` up to ``last``; ``arrived(piece, generation)`` takes each, False ends it.
+
+        Raises what ``Transfer.read`` and the storage raise.
+        """
+        pieces, generation = self.pieces, self.pieces.generation
+        at, end = pieces.extent(first, last)
+        piece = first
+        for chunk in self.transfer.read(at, end):
+            data = memoryview(chunk)
+            while data:
+                _, until = pieces.extent(piece, piece + 1)
+                part, data = data[: until - at], data[until - at :]
+                if not pieces.in_order or pieces.state[piece] == REQUESTED:
+                    pieces.storage.put(part, at)
+                at += len(part)
+                if at == until:
+                    if not arrived(piece, generation):
+                        return
+                    piece += 1
 
     def hash_on(self, stop: threading.Event) -> str | None:
         """Hash the pieces that are present, in order; return the hash at the end of the file. Raises ``InputOutputError``."""

@@ -50,6 +50,9 @@ class PieceStorage(Protocol):
     def unpin(self, pieces: range) -> None:
         """Undo ``pin``."""
 
+    def clear(self) -> None:
+        """Forget all pieces. Raises ``InputOutputError``."""
+
     def mark_present(self, piece: int) -> None:
         """Record that a piece is complete."""
 
