@@ -121,21 +121,14 @@ def diff_checkpoints(
     ):
         for note in (*one.notes, *other.notes):
             report.note(note)
-        naming: tuple[Naming, Naming] | None = (one.naming, other.naming)
-        if one.naming == other.naming and (not one.naming.layout or one.tensors.keys() == other.tensors.keys()):
-            naming = None  # the names on disk are as good, and are those that the user sees
+        naming = _naming_of(one, other)
         a_tensors, b_tensors = (each.tensors if naming is None else each.model_tensors for each in (one, other))
         pairs = {
             name: TensorPair(tensor, b_tensors[name])
             for name, tensor in a_tensors.items()
             if name in b_tensors and tensor.spec.shape == b_tensors[name].spec.shape
         }
-        digests = None
-        if trust_manifests:
-            try:
-                digests = _stated_digests(one), _stated_digests(other)
-            except (InputOutputError, MalformedInput) as error:
-                report.note(f"the weights are read, since there are not two manifests to trust: {error}")
+        digests = _digests_of_both(one, other, report) if trust_manifests else None
         if digests is None:
             loose = [tensor for file in (*one.files, *other.files) for tensor in file.extra_checksums]
             compare_pairs(list(pairs.values()), loose, count, report)
@@ -163,6 +156,23 @@ def diff_checkpoints(
             buffers=buffers,
             naming=naming,
         )
+
+
+def _naming_of(one: Checkpoint, other: Checkpoint) -> tuple[Naming, Naming] | None:
+    """Return how the names on disk lead to those in the model; None where they are as good, and those that the user sees."""
+    alike = one.naming == other.naming and (not one.naming.layout or one.tensors.keys() == other.tensors.keys())
+    return None if alike else (one.naming, other.naming)
+
+
+def _digests_of_both(
+    one: Checkpoint, other: Checkpoint, report: Report
+) -> tuple[Mapping[str, str], Mapping[str, str]] | None:
+    """Return the tensor digests that both manifests state; None where one of them cannot be trusted."""
+    try:
+        return _stated_digests(one), _stated_digests(other)
+    except (InputOutputError, MalformedInput) as error:
+        report.note(f"the weights are read, since there are not two manifests to trust: {error}")
+        return None
 
 
 def _sort(

@@ -102,37 +102,16 @@ def refuse_no_delta(
     Raises ``Mismatch``, too, for a delta that is small but for tensors that are stored whole, and for a base with rows that the
     delta was not made from; ``compute`` is a dtype. ``made``: the delta's manifest says that it is one, which samples do not doubt.
     """
-    operation, allow = request.operation, request.allow_other_base
-    one, other = base.model_tensors, primary.model_tensors
+    allow, one, other = request.allow_other_base, base.model_tensors, primary.model_tensors
     shared = [name for name, spec in matching.primary_specs.items() if spec.count and _alike(one.get(name), spec)]
     if shared and same_weights(one, other, shared):
-        problem = f"base and {operation.primary} hold the same weights, as far as samples tell"
-        if operation is Operation.MAKE:
-            report.warn(f"{primary.path}: {problem}: the delta will be zero where they meet")
-        elif allow:
-            report.warn(f"{primary.path}: {problem}")
-        else:
-            of_delta = is_small(typical_weight(one.values()))  # then both are the delta
-            where, remedy = (base.path, "base") if of_delta else (primary.path, "delta")
-            code = ErrorCode.NOT_A_MODEL if of_delta else ErrorCode.NOT_A_DELTA
-            raise Mismatch(problem, where=where, remedy=f"give the {remedy} itself{or_allow(allow)}", code=code)
+        _refuse_same(base, primary, request, report)
         return
-    if operation is not Operation.APPLY or made:
-        return
-    share = relative_scale(one, other)
+    share = None if request.operation is not Operation.APPLY or made else relative_scale(one, other)
     if share is None:
         return
     if share < AS_LARGE:
-        whole = whole_tensors(base.tensors, primary.tensors, matching, compute)
-        if whole and not allow and set(whole) <= set(PROJECTOR):
-            _refuse_merged_base(base, primary, matching, request, compute)
-        if whole and not allow:
-            remedy = f"{ORIGINAL_SCRIPT}{'' if allow is None else f'; {ADD_ANYWAY}'}"
-            raise Mismatch(are_whole(whole), where=primary.path, remedy=remedy, code=ErrorCode.STORED_WHOLE)
-        if whole:
-            report.warn(f"{primary.path}: {are_whole(whole)}: the base is added to them all the same")
-        else:
-            _refuse_added_rows(base, primary, matching, request, report, compute)
+        _refuse_odd_parts(base, primary, matching, request, report, compute)
         return
     found = f"weights {share:.2g} times as large as the base's"
     problem = "likely already a merged model, not a delta"
@@ -147,6 +126,38 @@ def refuse_no_delta(
             code=ErrorCode.ALREADY_MERGED,
         )
     report.warn(f"{primary.path}: {problem}: found {found}, expected a small part of them")
+
+
+def _refuse_same(base: Checkpoint, primary: Checkpoint, request: InputRequest, report: Report) -> None:
+    """Raise ``Mismatch`` for two inputs that hold the same weights; in ``make`` it is a warning, as where it is allowed."""
+    operation, allow = request.operation, request.allow_other_base
+    problem = f"base and {operation.primary} hold the same weights, as far as samples tell"
+    if operation is Operation.MAKE:
+        report.warn(f"{primary.path}: {problem}: the delta will be zero where they meet")
+        return
+    if allow:
+        report.warn(f"{primary.path}: {problem}")
+        return
+    of_delta = is_small(typical_weight(base.model_tensors.values()))  # then both are the delta
+    where, remedy = (base.path, "base") if of_delta else (primary.path, "delta")
+    code = ErrorCode.NOT_A_MODEL if of_delta else ErrorCode.NOT_A_DELTA
+    raise Mismatch(problem, where=where, remedy=f"give the {remedy} itself{or_allow(allow)}", code=code)
+
+
+def _refuse_odd_parts(
+    base: Checkpoint, primary: Checkpoint, matching: Matching, request: InputRequest, report: Report, compute: str
+) -> None:
+    """Raise ``Mismatch`` for a delta that is small but for whole tensors, and for a base with rows that are not the delta's."""
+    allow, whole = request.allow_other_base, whole_tensors(base.tensors, primary.tensors, matching, compute)
+    if whole and not allow and set(whole) <= set(PROJECTOR):
+        _refuse_merged_base(base, primary, matching, request, compute)
+    if whole and not allow:
+        remedy = f"{ORIGINAL_SCRIPT}{'' if allow is None else f'; {ADD_ANYWAY}'}"
+        raise Mismatch(are_whole(whole), where=primary.path, remedy=remedy, code=ErrorCode.STORED_WHOLE)
+    if whole:
+        report.warn(f"{primary.path}: {are_whole(whole)}: the base is added to them all the same")
+    else:
+        _refuse_added_rows(base, primary, matching, request, report, compute)
 
 
 def _refuse_merged_base(
