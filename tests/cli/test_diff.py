@@ -15,7 +15,7 @@ from tests.support.diffs import BASE, BUFFER, NORM, changed, merge_three_times
 from tests.support.pairs import base_tensors, save
 
 PARTS = {"identical", "differing", "other_shape", "only_in_a", "only_in_b"}
-KEYS = {"a", "b", "identical", "same_kind", "weights_read", "bytes", "tensors", "buffers"}
+KEYS = {"naming", "a", "b", "identical", "same_kind", "weights_read", "bytes", "tensors", "buffers"}
 FIGURES = {"name", "shape", "dtypes", "elements", "bits", "max_abs", "relative_norm", "nonfinite"}
 BAD = {"missing": 5, "empty": 3, "malformed": 3, "two-sets": 3}
 """Exit codes by what is wrong with the second checkpoint."""

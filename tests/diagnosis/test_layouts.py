@@ -670,8 +670,8 @@ def test_what_only_looks_like_litter_is_a_problem(littered: tuple[Pair, Path]) -
     """A link under such a name, and a real extra file, are reported as ever."""
     _, out = littered
     (out / ".DS_Store").symlink_to("config.json")
-    (out / "DS_Store").touch()
-    assert {problem.file for problem in verify(out).problems} == {".DS_Store", "DS_Store"}
+    (out / "DS_Store.py").touch()
+    assert {problem.file for problem in verify(out).problems} == {".DS_Store", "DS_Store.py"}
 
 
 def test_a_listing_that_names_litter_still_counts(littered: tuple[Pair, Path], tmp_path: Path) -> None:

@@ -268,13 +268,6 @@ def public_too(scene: Scene, line: Line, remedy: str) -> Line:
     return [*put(line, "--signature", signature), "--public-key", str(scene.root / "open.pub")]
 
 
-def both_vouch(scene: Scene) -> Line:
-    signed(scene)
-    shutil.copy(scene.target / "manifest.json", scene.root)
-    more = ["--manifest", str(scene.root / "manifest.json"), "--public-key", str(scene.root / "open.pub")]
-    return ["verify", str(scene.target), *more]
-
-
 def signature_in_the_way(scene: Scene) -> Line:
     line = signing("{}/open.pem", "--signature", "{}/mine.sig")(scene)
     (scene.root / "mine.sig").write_text("a letter")
@@ -656,7 +649,6 @@ CASES: dict[str, Case] = {
     ),
     "a private key to verify with": Case(verified_by_private, "E-MALFORMED", "openssl ec -in", public_made),
     "a signature without a key": Case(without_public, "E-USAGE", "give --public-key", public_too),
-    "a manifest and a key": Case(both_vouch, "E-USAGE", "leave --manifest", without("--manifest")),
     "something else where the signature goes": Case(
         signature_in_the_way, "E-TARGET", "move it away", moved_off("mine.sig")
     ),

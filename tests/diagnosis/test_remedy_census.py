@@ -70,8 +70,11 @@ def test_the_census_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nam
 
 
 def _commands(group: click.Group) -> Iterator[tuple[str, click.Command]]:
-    for name, command in group.commands.items():
-        yield name, command
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if command is not None:
+            yield name, command
         if isinstance(command, click.Group):
             yield from _commands(command)
 

@@ -287,6 +287,7 @@ import os, signal, sys
 from deltaweights.cli import main
 from deltaweights.staging.staged_shards import StagedShards
 from deltaweights.merge import stream
+import deltaweights.jobs.round_trip  # which reads blocks, too, before the merge
 
 after, how = {after}, signal.{how}
 keep, kept = StagedShards.keep, []

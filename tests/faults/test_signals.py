@@ -170,6 +170,7 @@ def test_row83_a_second_signal_while_the_first_is_reported(pair: Pair, tmp_path:
     from deltaweights.util import interruption
     interruption.FORCE_QUIT_SECONDS = 0.0  # three within two seconds would end it at once
     from deltaweights.merge import stream
+    import deltaweights.jobs.round_trip  # which reads blocks, too, before the merge
     read = stream.read_block
     stream.read_block = lambda *given: (send({int(number)}), read(*given))[1]
     """
@@ -182,7 +183,7 @@ def test_row83_a_second_signal_while_the_first_is_reported(pair: Pair, tmp_path:
 
 def test_what_is_ignored_stays_ignored(pair: Pair, tmp_path: Path) -> None:
     """A background job of a script, where Ctrl-C is ignored, continues; SIGTERM ends it."""
-    program = "from deltaweights.merge import stream\nread = stream.read_block\n"
+    program = "import deltaweights.jobs.round_trip\nfrom deltaweights.merge import stream\nread = stream.read_block\n"
     program += "stream.read_block = lambda *given: (send({}), read(*given))[1]"
 
     def ignore() -> None:

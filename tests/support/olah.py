@@ -18,6 +18,8 @@ from tests.support.limits import PATIENCE
 
 VERSION = "0.5.4"
 
+POLL = 0.2  # seconds
+
 
 def install(folder: Path) -> Path:
     """Return olah's command; skip the test, or fail it where CI needs it, when it cannot be installed."""
@@ -70,10 +72,10 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     until = time.monotonic() + PATIENCE
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            socket.create_connection(("127.0.0.1", port), timeout=POLL).close()
         except OSError:
             assert process.poll() is None, "the mirror did not start"
             assert time.monotonic() < until, "the mirror does not answer"
-            time.sleep(0.1)
+            time.sleep(POLL)
         else:
             return

@@ -93,6 +93,7 @@ from deltaweights.checkpoint.zipped_folder import unpack
 from deltaweights.checkpoint.zip_format import archive as zip_archive
 from deltaweights.cli import main
 from deltaweights.merge import stream
+import deltaweights.jobs.round_trip  # which reads blocks, too, before the merge
 
 where, left, number = sys.argv[1], int(sys.argv[2]), signal.Signals[sys.argv[3]]
 del sys.argv[1:4]

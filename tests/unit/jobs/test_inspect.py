@@ -32,7 +32,7 @@ from tests.support.pairs import Tensors, base_tensors, delta_tensors, save
 KEYS = [
     "path", "identity",
     "container", "model_type", "architectures", "parameters", "bytes", "bytes_on_disk", "buffers", "dtypes", "files",
-    "shared", "manifest", "notes", "tensors",
+    "shared", "manifest", "notes", "tensors", "naming"
 ]  # fmt: skip
 
 BASE = base_tensors(layers=12, vocabulary=48, hidden=32)

@@ -28,7 +28,7 @@ def test_torch_takes_over_if_the_self_test_fails(tmp_path: Path, monkeypatch: py
     class Wrong(CpuKernels):
         def add(self, one: Array, other: Array, out: Array) -> None:
             super().add(one, other, out)
-            if out.dtype == "float16":
+            if out.dtype == "float16" and out.shape[0] > 4711:
                 numkong.astype(self.as_array(memoryview(bytearray(2)), "F16"), "float16", out=out[4711:4712])
 
     assert not passes_self_test(Wrong())

@@ -128,7 +128,7 @@ class Inputs:
     def identity(self, **options: Any) -> str:
         """Return the identity of the plan for the pair on the disk."""
         base, delta, out = (self.folder / name for name in ("base", "delta", "out"))
-        with prepare_merge(base, delta, out, **options) as job:
+        with prepare_merge(base, delta, out, allow_unproved_base=True, **options) as job:
             return job.plan.identity
 
     def write(self) -> None:
