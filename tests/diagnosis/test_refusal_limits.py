@@ -24,7 +24,7 @@ CALLS_A_LIBRARY = {
 """Rows whose command is there to load a library, and why."""
 
 SECONDS, MEBIBYTES = 3.0, 100
-"""Generous: on an idle machine all other rows take less than 0.4 s, and 50 MiB. A mebibyte is 1024 units of ``ru_maxrss`` on Linux."""
+"""Generous: on an idle machine all other rows take less than 0.4 s, and 50 MiB."""
 
 LAUNCHER = """
 import json, os, sys
