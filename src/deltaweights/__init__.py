@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # without the module ``typing``: the command line is to liste
     from deltaweights.jobs.check_base import BaseReport, check_base
     from deltaweights.jobs.convert import ConvertResult, convert_checkpoint, export_checkpoint
     from deltaweights.jobs.inspect import InspectReport, inspect_checkpoint
+    from deltaweights.jobs.iter_merged import iter_merged
+    from deltaweights.jobs.load_merged import load_merged
     from deltaweights.jobs.lock_file import Pin
     from deltaweights.jobs.make import MakeResult, make_delta
     from deltaweights.jobs.pin import pin_model
@@ -78,7 +80,9 @@ __all__ = [
     "export_checkpoint",
     "finish_parts",
     "inspect_checkpoint",
+    "iter_merged",
     "list_checkpoint",
+    "load_merged",
     "make_delta",
     "pin_model",
     "read_keyless_signature",
@@ -114,6 +118,8 @@ _HOMES = {
     "export_checkpoint": "deltaweights.jobs.convert",
     "InspectReport": "deltaweights.jobs.inspect",
     "inspect_checkpoint": "deltaweights.jobs.inspect",
+    "iter_merged": "deltaweights.jobs.iter_merged",
+    "load_merged": "deltaweights.jobs.load_merged",
     "DiffReport": "deltaweights.diff.compare",
     "diff_checkpoints": "deltaweights.diff.compare",
     "MakeResult": "deltaweights.jobs.make",
