@@ -193,6 +193,7 @@ def test_json(run: Run, tmp_path: Path, container: str, shards: int) -> None:
         "shared": [],
         "manifest": None,
         "notes": [],
+        "naming": {"layout": "", "prefix": ""},
     } == {key: value for key, value in report.items() if key not in {"tensors", "files", "identity"}}
     typical = report["identity"].pop("typical")
     assert 0.015 < typical < 0.025
