@@ -7,9 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from deltaweights.error_codes import ErrorCode
+from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.errors import UsageError
 from deltaweights.hub.ids import ModelLocation
+from deltaweights.inference.torch_tensors import as_tensor, require_torch
 from deltaweights.jobs.apply import apply_request
 from deltaweights.jobs.judgement import judge_records
 from deltaweights.jobs.planned_result import planned_result
@@ -68,24 +69,16 @@ def iter_merged(
     return _iterate(request, framework, report or Report())
 
 
-def require_torch(what: str) -> None:
-    """Raise ``UsageError`` where torch is not installed."""
-    try:
-        import torch  # noqa: F401, PLC0415  (over a second)
-    except ModuleNotFoundError:
-        raise UsageError(f"{what} needs torch", remedy="pip install torch", code=ErrorCode.MISSING_PACKAGE) from None
-
-
 def _iterate(request: Request, framework: str, report: Report) -> Iterator[tuple[str, Any]]:
     with (
         TemporaryDirectory(prefix="deltaweights-") as folder,  # for members of archives that must be unpacked
         prepare(request.at(Path(folder) / "merged"), report) as prepared,
     ):
         for name, data, spec in merged_tensors(prepared, framework, report):
-            yield name, as_tensor(data, spec.dtype, spec.shape, framework)
+            yield name, _array(data, spec) if framework == NUMPY else as_tensor(data, spec)
 
 
-def merged_tensors(prepared: Prepared, framework: str, report: Report) -> Iterator[tuple[str, bytearray, Any]]:
+def merged_tensors(prepared: Prepared, framework: str, report: Report) -> Iterator[tuple[str, bytearray, TensorSpec]]:
     """Yield name, bytes and spec of each tensor of a prepared merge; judge them all at the end."""
     plan = prepared.plan
     tensors = [tensor for shard in plan.shards for tensor in shard.tensors]
@@ -132,13 +125,7 @@ class _Merge:
         return merged
 
 
-def as_tensor(data: bytearray, dtype: str, shape: tuple[int, ...], framework: str) -> Any:
-    """Return the bytes of a tensor as an array of numpy, or a tensor of torch, that shares them."""
-    if framework == NUMPY:
-        import numpy as np  # noqa: PLC0415
+def _array(data: bytearray, spec: TensorSpec) -> Any:
+    import numpy as np  # noqa: PLC0415
 
-        return np.frombuffer(data, NUMPY_DTYPES[dtype]).reshape(shape)
-    import torch  # noqa: PLC0415
-
-    kind = getattr(torch, TORCH_NAMES[dtype])
-    return torch.frombuffer(data, dtype=kind).reshape(shape) if data else torch.empty(shape, dtype=kind)
+    return np.frombuffer(data, NUMPY_DTYPES[spec.dtype]).reshape(spec.shape)

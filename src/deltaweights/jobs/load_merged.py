@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch, UsageError
 from deltaweights.hub.ids import ModelLocation
+from deltaweights.inference.torch_tensors import as_tensor, require_torch
 from deltaweights.jobs.apply import apply_request
-from deltaweights.jobs.iter_merged import TORCH, as_tensor, merged_tensors, require_torch
+from deltaweights.jobs.iter_merged import TORCH, merged_tensors
 from deltaweights.jobs.prepare import prepare
 from deltaweights.merge.choices import TRANSFORMERS
 from deltaweights.report import Report
@@ -65,10 +66,7 @@ def load_merged(
         try:
             config = loader.load("AutoConfig", documents)
             model_class = loader.default_model_class(config)
-            state = {
-                name: as_tensor(data, spec.dtype, spec.shape, TORCH)
-                for name, data, spec in merged_tensors(prepared, TORCH, report)
-            }
+            state = {name: as_tensor(data, spec) for name, data, spec in merged_tensors(prepared, TORCH, report)}
             return loader.model_of_tensors(model_class, config, state, request.options.device)
         except loader.LibraryError as error:
             where, remedy = prepared.inputs.primary.path, "merge it with apply_delta, and see deltaweights check"
