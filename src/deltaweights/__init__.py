@@ -1,8 +1,19 @@
 """Rebuild models that were published as delta weights: streamed, bit for bit, with checksums.
 
-``apply_delta`` adds a delta to its base and publishes the merged checkpoint, ``make_delta`` makes the delta of a fine-tuned model;
-``verify`` checks a folder against its manifest or a pinned digest. All raise subclasses of ``DeltaweightsError``. Importing this
-package imports neither torch nor the jobs.
+    import deltaweights
+
+    deltaweights.apply_delta("llama-7b", "llava-med-delta", "llava-med-7b")  # writes a verified checkpoint
+    deltaweights.verify("llava-med-7b").raise_if_failed()
+
+- Merge: ``apply_delta`` (``apply_part`` and ``finish_parts`` on several machines); ``make_delta`` for the other way.
+- In memory: ``iter_merged`` yields tensors, ``load_merged`` returns a model of transformers; neither writes anything.
+- Look: ``inspect_checkpoint``, ``diff_checkpoints``, ``check_base``, ``check_structure``, ``answer``.
+- Verify: ``verify``, ``list_checkpoint``, ``pin_model``, ``verify_lock``, ``read_signature``, ``read_keyless_signature``.
+- Publish: ``sign_folder``, ``sign_keyless``, ``convert_checkpoint``, ``export_checkpoint``.
+
+Checkpoints are paths or Hub ids. All raise subclasses of ``DeltaweightsError``; each error has the fields ``where``, ``tensor``,
+``found``, ``expected``, ``remedy`` and ``code``. ``report=ProgressBar()`` shows a bar, any other ``Report`` gets what is said.
+Importing this package imports neither torch nor the jobs.
 """
 
 from __future__ import annotations
@@ -27,6 +38,8 @@ if TYPE_CHECKING:  # without the module ``typing``: the command line is to liste
     from deltaweights.jobs.check_base import BaseReport, check_base
     from deltaweights.jobs.convert import ConvertResult, convert_checkpoint, export_checkpoint
     from deltaweights.jobs.inspect import InspectReport, inspect_checkpoint
+    from deltaweights.jobs.iter_merged import iter_merged
+    from deltaweights.jobs.load_merged import load_merged
     from deltaweights.jobs.lock_file import Pin
     from deltaweights.jobs.make import MakeResult, make_delta
     from deltaweights.jobs.pin import pin_model
@@ -34,6 +47,7 @@ if TYPE_CHECKING:  # without the module ``typing``: the command line is to liste
     from deltaweights.manifest.listing import Listing, list_checkpoint
     from deltaweights.manifest.verify import verify
     from deltaweights.manifest.verify_report import VerifyReport
+    from deltaweights.report import ProgressBar, Report
     from deltaweights.signing.folder import (
         SignResult,
         read_keyless_signature,
@@ -62,6 +76,8 @@ __all__ = [
     "PartResult",
     "Pin",
     "PinnedModel",
+    "ProgressBar",
+    "Report",
     "SignResult",
     "StructureReport",
     "TargetBusy",
@@ -78,7 +94,9 @@ __all__ = [
     "export_checkpoint",
     "finish_parts",
     "inspect_checkpoint",
+    "iter_merged",
     "list_checkpoint",
+    "load_merged",
     "make_delta",
     "pin_model",
     "read_keyless_signature",
@@ -114,12 +132,16 @@ _HOMES = {
     "export_checkpoint": "deltaweights.jobs.convert",
     "InspectReport": "deltaweights.jobs.inspect",
     "inspect_checkpoint": "deltaweights.jobs.inspect",
+    "iter_merged": "deltaweights.jobs.iter_merged",
+    "load_merged": "deltaweights.jobs.load_merged",
     "DiffReport": "deltaweights.diff.compare",
     "diff_checkpoints": "deltaweights.diff.compare",
     "MakeResult": "deltaweights.jobs.make",
     "make_delta": "deltaweights.jobs.make",
     "Listing": "deltaweights.manifest.listing",
     "list_checkpoint": "deltaweights.manifest.listing",
+    "ProgressBar": "deltaweights.report",
+    "Report": "deltaweights.report",
     "SignResult": "deltaweights.signing.folder",
     "read_signature": "deltaweights.signing.folder",
     "sign_folder": "deltaweights.signing.folder",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from deltaweights.errors import printable
+
 
 class Report:
     """A report that prints nothing; base class of those that do.
@@ -38,3 +40,38 @@ class Report:
 
     def end(self) -> None:
         """Take the end of the work, finished or not."""
+
+
+class ProgressBar(Report):
+    """Shows a bar of tqdm, in a notebook as well as on a terminal; prints warnings, and with ``notes`` remarks, too.
+
+    >>> from deltaweights import ProgressBar, verify
+    >>> verify("merged", report=ProgressBar()).ok
+    True
+    """
+
+    def __init__(self, *, notes: bool = False) -> None:
+        from tqdm.auto import tqdm  # noqa: PLC0415  (only who asks for a bar needs it)
+
+        self._tqdm: Any = tqdm
+        self._notes = notes
+        self._bar: Any = None
+
+    def note(self, text: str) -> None:
+        if self._notes:
+            self._tqdm.write(printable(text))
+
+    def warn(self, text: str) -> None:
+        self._tqdm.write(f"warning: {printable(text)}")
+
+    def begin(self, doing: str, total: int) -> None:
+        self._bar = self._tqdm(total=total, desc=doing, unit="B", unit_scale=True, leave=False)
+
+    def progress(self, done: int) -> None:
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -47,6 +47,10 @@ def finish_parts(
 
     Raises ``CheckFailed`` when shards are missing (or for ``strict`` and ``check``), ``TargetBusy`` while a part is running or
     something else is in the target, ``InputOutputError`` when no part has run, ``MalformedInput`` and ``Mismatch``.
+
+    >>> from deltaweights import finish_parts
+    >>> finish_parts("parts").status
+    'merged'
     """
     began = time.monotonic()
     report = report or Report()

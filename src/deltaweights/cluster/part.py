@@ -81,6 +81,10 @@ def apply_part(
     ``read_back`` concern the whole result: give them to ``finish_parts``.
 
     Raises what ``apply_delta`` raises, and ``TargetBusy`` when staging holds another plan.
+
+    >>> from deltaweights import apply_part
+    >>> [apply_part("base", "delta", "parts", part=f"{number}/2").part for number in (1, 2)]
+    ['1/2', '2/2']
     """
     wanted = parse_part(part) if isinstance(part, str) else part
     return run_part(apply_request(base, delta, target, part=wanted, **options), report or Report())

@@ -111,6 +111,10 @@ def diff_checkpoints(
     describes its weights, the weights are read. Raises ``InputOutputError`` when something cannot be read or changes meanwhile,
     ``MalformedInput`` when a file breaks its format or does not match a checksum that it records, ``UsageError`` when ``workers``
     is less than 1.
+
+    >>> from deltaweights import diff_checkpoints
+    >>> diff_checkpoints("base", "base").identical
+    True
     """
     count, report = resolve_workers(workers), report or Report()
     with (

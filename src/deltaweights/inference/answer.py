@@ -65,6 +65,9 @@ def answer(
     first, then main memory, and the rest stays on the disk. ``memory`` replaces what is measured as free. Raises ``Mismatch`` for
     a folder that transformers cannot run, ``CheckFailed`` when weights are missing, ``InputOutputError`` when memory is too small
     or a file cannot be read, ``MalformedInput`` and ``UsageError``.
+
+    >>> from deltaweights import answer
+    >>> print(answer("merged", "What is a delta?", max_new_tokens=4).text)  # doctest: +SKIP
     """
     report, path = report or Report(), Path(folder)
     check_device(device)

@@ -66,6 +66,10 @@ def check_structure(folder: str | os.PathLike[str]) -> StructureReport:
 
     Problems are collected in the report. Raises ``InputOutputError`` when the folder or its config.json does
     not exist or cannot be read, ``MalformedInput`` when a header or a document breaks its format.
+
+    >>> from deltaweights import check_structure
+    >>> check_structure("merged").problems
+    ()
     """
     model_folder = read_model_folder(folder)
     findings = CheckFindings(model_folder.claims_to_run, notes=list(model_folder.notes))

@@ -165,6 +165,20 @@ def meta_model(model_class: Any, config: Any) -> Any:
         return model
 
 
+def model_of_tensors(model_class: Any, config: Any, state: dict[str, Any], device: str) -> Any:
+    """Return a model with the weights ``state``, all of one dtype, on ``device``. Raises ``LibraryError`` unless all fit."""
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    place = {} if device == "cpu" else {"device_map": {"": device.replace("auto", "cuda:0")}}
+    with transformers_errors():
+        model, info = model_class.from_pretrained(
+            None, config=config, state_dict=state, dtype=max(dtypes, key=str), output_loading_info=True, **place
+        )
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[what]:
+            raise LibraryError(f"{what.replace('_keys', '')} weights: {sorted(map(str, info[what]))[0]}")
+    return model.eval()
+
+
 def embedding_weights(model: Any) -> tuple[Any, Any]:
     """Return the weights of the input and output embeddings, None for an output that does not exist. Raises ``LibraryError``."""
     with transformers_errors():

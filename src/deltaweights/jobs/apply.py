@@ -58,6 +58,11 @@ def apply_delta(
     The same call continues a killed run. Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``,
     ``TargetBusy``, and ``CheckFailed`` (``strict``, ``check``, ``require_verified``); the target is then unchanged, and finished
     shards stay in staging for the next call.
+
+    >>> from deltaweights import apply_delta
+    >>> result = apply_delta("base", "delta", "merged")
+    >>> result.status, result.content_digest[:4]
+    ('merged', 'dw1:')
     """
     return apply(apply_request(base, delta, target, **options), report or Report())
 

@@ -117,6 +117,10 @@ def check_base(
     Checksums that the files record are compared, unless only a sample is read. Recipe, ``compute_dtype`` and ``device`` are those
     of ``apply_delta``. Raises ``UsageError``, ``MalformedInput``, ``Mismatch`` when headers or hashes refute the base, and
     ``InputOutputError``; the evidence of the weights is in the returned report.
+
+    >>> from deltaweights import check_base
+    >>> check_base("base", "delta").proof.verdict
+    'no evidence'
     """
     report = report or Report()
     if not 0 < sample <= 1:

@@ -38,6 +38,10 @@ def convert_checkpoint(
 
     Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, ``TargetBusy``, and ``CheckFailed`` (``strict``,
     or when ``base`` differs from its own manifest).
+
+    >>> from deltaweights import convert_checkpoint
+    >>> convert_checkpoint("base", "base-bf16", dtype="bfloat16").status
+    'converted'
     """
     return copy(convert_request(base, target, **options), report or Report())
 
@@ -52,6 +56,10 @@ def export_checkpoint(
     refuted is exported only with ``allow_unproved_base``.
 
     Raises as ``convert_checkpoint`` does, and ``CheckFailed`` with ``check``.
+
+    >>> from deltaweights import export_checkpoint
+    >>> export_checkpoint("merged", "exported").status
+    'exported'
     """
     return copy(export_request(merged, target, **options), report or Report())
 

@@ -111,6 +111,10 @@ def inspect_checkpoint(
     """Describe the checkpoint at ``path``: a folder, an ``*.index.json``, or one weights file. Reads headers and samples.
 
     Raises ``InputOutputError`` when it does not exist or cannot be read, ``MalformedInput`` when a file breaks its format.
+
+    >>> from deltaweights import inspect_checkpoint
+    >>> inspect_checkpoint("base").container
+    'safetensors'
     """
     hub = replace(hub or HubOptions(), stream=not hash_inputs)  # headers and samples are a small part of a model
     report = report or Report()

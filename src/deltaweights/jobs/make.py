@@ -51,6 +51,11 @@ def make_delta(
     float16 mostly those of 0.1 to 3 % of the weights (docs/design.md, "Making a delta").
 
     Raises ``UsageError``, ``MalformedInput``, ``Mismatch``, ``InputOutputError``, ``TargetBusy``, and ``CheckFailed`` (``strict``).
+
+    >>> from deltaweights import make_delta
+    >>> made = make_delta("base", "tuned", "delta")
+    >>> made.status
+    'made'
     """
     return make(make_delta_request(base, target, delta, **options), report or Report())
 

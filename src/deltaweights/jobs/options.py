@@ -86,19 +86,28 @@ class OutputOptions(TypedDict, total=False):
     hub: HubOptions | None
 
 
-class ApplyOptions(OutputOptions, total=False):
-    """The options of ``apply_delta`` and ``apply_part``."""
+class MergeOptions(TypedDict, total=False):
+    """The options of a merge, whatever becomes of its tensors."""
 
     recipe: str | None
     recipe_file: PathLike | None
     compute_dtype: str | None
+    dtype: str | None
     layout: str
-    weights: str
     vision_tower: ModelLocation | None
     device: str
     prove: bool
     allow_unproved_base: bool
     require_verified: bool
+    strict: bool
+    hash_inputs: bool
+    hub: HubOptions | None
+
+
+class ApplyOptions(MergeOptions, OutputOptions, total=False):
+    """The options of ``apply_delta`` and ``apply_part``."""
+
+    weights: str
     check: bool
     read_back: bool
 

@@ -33,6 +33,11 @@ def pin_model(
     weights are not fetched. A model of the Hub without a manifest is pinned by its commit alone. ``wanted`` is the signature that
     must be there, too. Raises ``CheckFailed`` for what does not verify, ``UsageError`` for a folder elsewhere, and the errors of
     ``verify``.
+
+    >>> from pathlib import Path
+    >>> from deltaweights import pin_model
+    >>> pin_model("merged", root=Path()).path
+    'merged'
     """
     path = None if hub_id(model) is not None else _inside(model, root)
     given, signed = (model, None) if wanted is None else wanted.read(model, hub)

@@ -59,6 +59,10 @@ class Request:
     part: Part | None = None
     dry_run: bool = False
 
+    def at(self, target: Path) -> Request:
+        """Return the same request for another target."""
+        return replace(self, target=target)
+
     @property
     def operation(self) -> Operation:
         """What to do with the inputs."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import TypeVar
 
 from deltaweights.error_codes import ErrorCode
@@ -13,7 +12,8 @@ from deltaweights.hub.files import AGAIN, Refetched
 from deltaweights.hub.transfer import DamagedFile
 from deltaweights.inference.check_process import check_in_subprocess
 from deltaweights.jobs.documents import write_documents
-from deltaweights.jobs.findings import BaseFacts, check_sum, judge_base, report_numbers
+from deltaweights.jobs.findings import check_sum
+from deltaweights.jobs.judgement import judge, judge_records
 from deltaweights.jobs.options import Options
 from deltaweights.jobs.other_result import refuse_other_result
 from deltaweights.jobs.planned_result import PlannedResult, planned_result
@@ -22,16 +22,13 @@ from deltaweights.jobs.provenance import UNVERIFIED, marks_of
 from deltaweights.jobs.refusal_remedies import saying_what_is_kept, saying_what_is_there
 from deltaweights.jobs.request import Request
 from deltaweights.jobs.result import ALREADY_COMPLETE, Outcome, Published, published
-from deltaweights.jobs.stated_facts import other_base, refuse_changed_inputs
 from deltaweights.jobs.stream import stream_shards
 from deltaweights.jobs.summary import check_space, report_plan
-from deltaweights.manifest.findings import Findings
 from deltaweights.manifest.records import Fragment
 from deltaweights.manifest.verify import finish_verify
 from deltaweights.merge.device import check_device
 from deltaweights.merge.operation import VISION_TOWER, Operation
-from deltaweights.merge.plan import Plan
-from deltaweights.merge.record import digests_of, findings_of, records_of
+from deltaweights.merge.record import records_of
 from deltaweights.report import Report
 from deltaweights.staging.location import TargetLocation
 from deltaweights.staging.open_staging import OpenStaging
@@ -90,7 +87,7 @@ def _run(prepared: Prepared, report: Report, began: float) -> Published:
         if prepared.hashes.read - {VISION_TOWER}:
             report.warn("the existing manifest is not changed: --hash-inputs adds nothing to it")
         with saying_what_is_there(location.target):
-            _judge(prepared.plan, outcome.findings, options, report, prepared.inputs.of_base, outcome.base_digest)
+            judge(prepared.plan, outcome.findings, options, report, prepared.inputs.of_base, outcome.base_digest)
         if options.check:
             check_in_subprocess(location.target, location.target, report)
     seconds["total"] = time.monotonic() - began
@@ -201,25 +198,9 @@ def publish_result(
     seconds: dict[str, float],
 ) -> Outcome:
     """Check the findings of finished shards, write the documents beside them, and publish. Raises what ``apply_delta`` raises."""
-    plan, location, records = planned.plan, staging.staging.location, records_of(fragments)
-    of_base, source = planned.of_base, planned.source
-    needs_digests = bool(planned.digests) or of_base.digest is not None or source is not None
-    digests = digests_of(plan, records).inputs if needs_digests else {}
-    refuse_changed_inputs(planned.digests, digests)
-    found = digests["base"] if of_base.digest is not None else None
-    is_right = found is not None and found == of_base.digest
-    findings = findings_of(
-        records,
-        other_dtype=plan.rounded,
-        stated=of_base.stated and not is_right,
-        rounded=of_base.rounded,
-        allowed=options.allow_unproved_base and not is_right,
-    )
-    if options.allow_unproved_base and found is not None and not is_right and findings.proof is not None:
-        # Refused by its digest, whatever the sums say.
-        findings = replace(findings, proof=replace(findings.proof, allowed=True))
+    plan, location, records, source = planned.plan, staging.staging.location, records_of(fragments), planned.source
     with saying_what_is_kept(location, fragments):
-        _judge(plan, findings, options, report, of_base, found)
+        findings, digests = judge_records(planned, records, options, report)
     source_proof = None if source is None else source.carried(digests[plan.operation.primary], report)
     # The published sum is that of the merged weights.
     summed = planned.recipe if plan.operation is Operation.APPLY else None
@@ -245,25 +226,3 @@ def publish_result(
         streamed=planned.streamed,
         source_proof=source_proof,
     )
-
-
-def _judge(
-    plan: Plan, findings: Findings, options: Options, report: Report, of_base: BaseFacts, found: str | None
-) -> None:
-    """Report the findings; ``found`` is the content digest of the base, where it is known.
-
-    Raises ``CheckFailed`` or ``Mismatch`` for a result that must not be published.
-    """
-    report_numbers(findings, plan.operation, report, strict=options.strict)
-    allowed = options.allow_unproved_base
-    if found is not None and found == of_base.digest:
-        report.note("the base is the one that the delta was made from, by the digest in the delta's manifest")
-        return
-    if found is not None and of_base.digest is not None:
-        error = other_base("base", of_base.origin, allow=allowed)
-        if not allowed:
-            raise error
-        report.warn(error.problem)
-    judge_base(findings.proof, report, stated=of_base.stated, allowed=allowed)
-    if of_base.stated and not options.prove and plan.operation is Operation.APPLY:
-        report.warn("the base was not checked (--no-prove)")

@@ -22,7 +22,7 @@ def stream_shards(
     report: Report,
 ) -> float:
     """Write shards into ``folder``, ``keep`` the fragment of each, and return the seconds spent waiting for the disk."""
-    _check_unread(prepared)
+    check_unread(prepared)
     plan, resources = prepared.plan, prepared.request.resources
     stream = Stream(plan, prepared.base_tensors, prepared.primary_tensors, folder, keep, resources, report)
     report.begin(plan.operation.doing, sum(shard.nbytes for shard in missing))
@@ -34,7 +34,7 @@ def stream_shards(
     return stream.flush_seconds
 
 
-def _check_unread(prepared: Prepared) -> None:
+def check_unread(prepared: Prepared) -> None:
     """Verify the recorded checksums of what the stream does not read whole: parts of storages, files, and dropped tensors."""
     for role, record in prepared.plan.inputs.items():
         checkpoint = prepared.checkpoints[role]

@@ -51,6 +51,11 @@ def verify_lock(
 
     A model that cannot be verified does not keep the others from it. ``hub``, ``weights`` and ``workers`` are those of ``verify``,
     ``trust_config`` is that of ``read_keyless_signature``. Raises ``InputOutputError`` and ``MalformedInput`` for the lock itself.
+
+    >>> from pathlib import Path
+    >>> from deltaweights import verify_lock
+    >>> [pinned.ok for pinned in verify_lock(Path("deltaweights.lock"))]
+    [True]
     """
     for pin in read_lock(path):
         model = f"{PREFIX}{pin.id}@{pin.revision}" if pin.path is None else path.parent / pin.path

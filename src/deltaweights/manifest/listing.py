@@ -55,6 +55,10 @@ def list_checkpoint(
     ``apart`` is where the manifest will be written: if that is in the folder, it is not listed; nor are manifest.json and
     SHA256SUMS. Links to files are followed. Raises ``InputOutputError`` when something cannot be read, ``MalformedInput`` when
     the weights are malformed, do not match their recorded checksums, or a file name cannot be in a manifest.
+
+    >>> from deltaweights import list_checkpoint
+    >>> list_checkpoint("base").content_digest[:4]
+    'dw1:'
     """
     root, report = Path(folder), report or Report()
     source = LocalSource(root, "list")

@@ -49,6 +49,10 @@ def verify(
     read. The report collects all mismatches, and missing and extra files. Raises
     ``InputOutputError`` when the folder or ``manifest`` cannot be read, ``MalformedInput`` when ``manifest`` is malformed,
     ``UsageError`` when a pin is malformed.
+
+    >>> from deltaweights import verify
+    >>> verify("merged").ok
+    True
     """
     if expect is not None and not re.fullmatch("dw1:[0-9a-f]{64}", expect):
         raise UsageError("not a content digest", found=expect, expected="dw1: and 64 lower-case hex digits")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from deltaweights.checkpoint.tensors import LazyTensor
 from deltaweights.manifest.records import Fragment
-from deltaweights.merge.arithmetic import BlockCombiner, Kernels, Task
+from deltaweights.merge.arithmetic import BlockCombiner, BlockResult, Kernels, Task
 from deltaweights.merge.blocks import Block, blocks_of
 from deltaweights.merge.device import kernels_on
 from deltaweights.merge.new_rows import RepeatedRow, new_row_operands
@@ -108,29 +108,15 @@ class Stream:
             self._stream_blocks(make_kernels())
 
     def _stream_blocks(self, kernels: Kernels) -> None:
-        plan, options = self._plan, self._plan.options
-        task = Task(
-            plan.operation,
-            options.compute_dtype,
-            options.dtype,
-            check=plan.check,
-            wants_sum=plan.wants_sum,
-            restored=plan.restored_dtype,
-        )
-        combiner = BlockCombiner(kernels, task, self._resources.block)
+        combiner = BlockCombiner(kernels, task_of(self._plan), self._resources.block)
         while (job := self._next_block()) is not None:
             shard, block = job
-            match = block.tensor.match
             if block.number == 0:
                 self._report.shard_started(shard.planned.file, shard.planned.size, shard.planned.nbytes)
-            primary, base = read_block(block, combiner, self._base, self._primary)
-            base_dtype = match.base.dtype if match.base else None
-            new_rows = self._new_rows.get(match.primary.name)
-            tail = new_rows.operand(block) if new_rows else None
-            result = combiner.combine(block.stop - block.start, match.primary.dtype, base_dtype, block.runs, tail)
+            sources, result = combine_block(block, combiner, self._base, self._primary, self._new_rows)
             shard.writer.write(result.data, block.offset)
             with shard.tensor_order.section(block.number):
-                shard.digest_tensors(block, base, primary, result)
+                shard.digest_tensors(block, *sources, result)
             with shard.file_order.section(block.number):
                 shard.digest_file(block, result.data)
             shard.writer.start_writeback()
@@ -147,6 +133,36 @@ class Stream:
 def _keeps_several_busy(tensors: Sequence[PlannedTensor]) -> bool:
     """Return whether most work needs no interpreter's lock: for tiny tensors, two workers take up to 1.6 times as long as one."""
     return sum(tensor.spec.nbytes for tensor in tensors) >= TINY * len(tensors)
+
+
+def task_of(plan: Plan) -> Task:
+    """Return what is to be done with every block of a plan."""
+    return Task(
+        plan.operation,
+        plan.options.compute_dtype,
+        plan.options.dtype,
+        check=plan.check,
+        wants_sum=plan.wants_sum,
+        restored=plan.restored_dtype,
+    )
+
+
+def combine_block(
+    block: Block,
+    combiner: BlockCombiner,
+    base: Mapping[str, LazyTensor],
+    primary: Mapping[str, LazyTensor],
+    new_rows: Mapping[str, RepeatedRow],
+) -> tuple[tuple[memoryview, memoryview], BlockResult]:
+    """Read a block and combine it; return what was read of base and primary, and the result. Raises ``InputOutputError``."""
+    match = block.tensor.match
+    of_primary, of_base = read_block(block, combiner, base, primary)
+    base_dtype = match.base.dtype if match.base else None
+    row = new_rows.get(match.primary.name)
+    tail = row.operand(block) if row else None
+    return (of_base, of_primary), combiner.combine(
+        block.stop - block.start, match.primary.dtype, base_dtype, block.runs, tail
+    )
 
 
 def read_block(

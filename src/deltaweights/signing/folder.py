@@ -57,6 +57,10 @@ def sign_folder(
 
     Names and sizes of all files are compared with the manifest. Their bytes are not read: ``verify`` the folder first. Raises
     ``CheckFailed`` when they differ, ``TargetBusy`` when another file is at ``signature``, and the errors of ``load_private``.
+
+    >>> from deltaweights import sign_folder
+    >>> sign_folder("merged", "private.pem").signature
+    'merged/model.sig'
     """
     _require("cryptography")
     from deltaweights.signing.keys import load_private  # noqa: PLC0415
@@ -82,6 +86,10 @@ def sign_keyless(
     ``trust_config`` is the file with services and keys of another instance of Sigstore than the public one. Identity and digest are
     entered in the instance's log, for everybody. Raises the errors of ``sign_folder``, ``UsageError`` where there is no identity,
     ``InputOutputError`` when a service cannot be reached, or refuses.
+
+    >>> from deltaweights import sign_keyless
+    >>> sign_keyless("merged").identity  # doctest: +SKIP
+    'somebody@example.org'
     """
     _require("sigstore")
     root = Path(folder)
@@ -104,6 +112,10 @@ def read_signature(
 
     ``public_key`` is a file in PEM, or, as bytes, the PEM itself. Raises ``CheckFailed`` when there is no valid signature by this
     key, and the errors of ``load_public``.
+
+    >>> from deltaweights import read_signature, verify
+    >>> verify("merged", signed=read_signature("merged", "public.pem")).ok
+    True
     """
     _require("cryptography")
     from deltaweights.signing.keys import load_public, parse_public  # noqa: PLC0415
@@ -142,6 +154,11 @@ def read_keyless_signature(
 
     ``offline`` trusts the keys that came with the library, or were fetched last. Raises ``CheckFailed`` when there is no valid
     signature by this identity, ``InputOutputError`` when the trusted keys cannot be refreshed.
+
+    >>> from deltaweights import read_keyless_signature, verify
+    >>> signed = read_keyless_signature("merged", "me@example.org", "https://accounts.example.org")  # doctest: +SKIP
+    >>> verify("merged", signed=signed).ok  # doctest: +SKIP
+    True
     """
     _require("sigstore")
     path = Path(folder) / SIGNATURE if signature is None else Path(signature)

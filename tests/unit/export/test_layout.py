@@ -28,6 +28,7 @@ from deltaweights import (
     convert_checkpoint,
     export_checkpoint,
     finish_parts,
+    load_merged,
     verify,
 )
 from deltaweights.checkpoint.llava_names import transformers_name
@@ -637,3 +638,15 @@ def test_check_also_looks_at_what_stands_there(published: Published, tmp_path: P
     merge(pair, tmp_path / "bad" / "out")
     with pytest.raises(CheckFailed, match=r"config\.json"):
         merge(pair, tmp_path / "bad" / "out", **own)
+
+
+def test_a_llava_is_loaded_without_a_copy_on_the_disk(published: Published, exported: Path) -> None:
+    """``load_merged`` gives the model that the exported folder holds: language model, projector and vision tower."""
+    own = exported.parent / "own.toml"
+    options: dict[str, Any] = {"recipe_file": own, "vision_tower": published.tower, "dtype": "float32"}
+    model = load_merged(published.base, published.delta, allow_unproved_base=True, **options)
+    other = AutoModelForImageTextToText.from_pretrained(exported)
+    state = model.state_dict()
+    assert type(model) is type(other)
+    assert state.keys() == other.state_dict().keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
