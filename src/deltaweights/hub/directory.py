@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from pathlib import Path
 
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.file_type import HEAD_BYTES
@@ -16,7 +17,7 @@ from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.hub.access import Access
 from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.file_download import FileDownload
-from deltaweights.hub.files import DownloadingFile, VerifiedFile
+from deltaweights.hub.files import AGAIN, DownloadingFile, VerifiedFile
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.piece_map import PieceMap
 from deltaweights.hub.piece_storage import DiskPieces, MemoryPieces
@@ -52,13 +53,14 @@ class HubDirectory(Directory):
         self.cache = RepoCache.of(access.cache, listing.repo)
         self.path, self.id = self.cache.snapshot(listing.commit), HubId(listing.repo, listing.commit)
         self._access, self._downloads, self._report = access, downloads, report
-        self._records = VerificationRecords(report)
+        self._records = VerificationRecords(report, access)
         self._files = {
             name: file for name, file in listing.files.items() if not name.endswith(hidden) and not is_litter(name)
         }
         self.fetched = 0  # bytes that were not in the cache when their files were opened
         self._streams: dict[str, FileDownload] = {}
         self._heads: dict[str, bytes] = {}
+        self._unstated: set[str] = set()
 
     @property
     def origin(self) -> dict[str, str]:
@@ -82,15 +84,15 @@ class HubDirectory(Directory):
     def missing(self, names: Iterable[str]) -> list[HubFile]:
         """Return those of ``names`` that are not in the cache."""
         files = [self.file(name) for name in names]
-        return [file for file in files if not self.cache.has_blob(file.key)]
+        return [file for file in files if not self.cache.has_content(self.listing.commit, file)]
 
     def head(self, name: str) -> bytes:
         # No more than this is fetched: the file may be of the format that is not used.
         file = self.file(name)
         with contextlib.suppress(LeadsOutside):
-            fd = self.cache.open_blob(file.key)
-            if fd is not None:
-                with contextlib.closing(LocalFile(self.cache.blob(file.key), fd)) as local:
+            found = self.cache.open_content(self.listing.commit, file)
+            if found is not None:
+                with contextlib.closing(LocalFile(*found)) as local:
                     return local.read(0, min(local.size, HEAD_BYTES))
         if name not in self._heads:
             self._refuse_offline(file)
@@ -120,7 +122,11 @@ class HubDirectory(Directory):
             if download is not None:
                 self._downloads.wait_until_verified([download])
             cached = self._open_verified(file)
-        self.cache.link(self.listing.commit, file)
+        self.cache.drop_leftovers(file.key)
+        try:
+            self.cache.link(self.listing.commit, file)
+        except InputOutputError as error:  # it is read all the same: the cache may be another user's, or read-only
+            self._report.note(f"{error.where}: {error.problem}: not linked into the snapshot")
         return cached
 
     def fetch(self, file: HubFile) -> FileDownload | None:
@@ -133,9 +139,11 @@ class HubDirectory(Directory):
             cached = self._open_verified(file)
             if cached is not None:
                 cached.close()
+                self.cache.drop_leftovers(file.key)
                 return None
             self._refuse_offline(file)
             self.cache.create()
+            self.cache.hold(self.listing.commit)
             try:
                 storage = DiskPieces(self.cache.incomplete(file.key), file.size)
             except BlockingIOError:
@@ -144,7 +152,7 @@ class HubDirectory(Directory):
                     announced = True
                 self._wait_for_other(file)
                 continue
-            if self.cache.has_blob(file.key):  # another process put it in place meanwhile
+            if self.cache.has_content(self.listing.commit, file):  # another process put it in place meanwhile
                 storage.discard()
                 storage.close()
                 continue
@@ -184,30 +192,33 @@ class HubDirectory(Directory):
             self._stream(file).read_into(memoryview(data), 0)
         found = _hash_of(file, [bytes(data)])
         if found != file.key:
-            raise DamagedFile("arrived damaged", where=where, found=found, expected=file.key, remedy="run again")
+            raise DamagedFile("arrived damaged", where=where, found=found, expected=file.key, remedy=AGAIN)
         return MemoryFile(self.path / file.name, bytes(data))
 
-    def _open_verified(self, file: HubFile) -> VerifiedFile | None:
-        """Open a cached file that has its hash. A damaged one is removed, or an error when offline.
+    def _open_verified(self, file: HubFile) -> LocalFile | None:
+        """Open a cached file that has its hash, or of which none is stated anywhere. A damaged one is removed, or an error offline.
 
         One open file is examined, hashed and read, whatever happens to its name. A link out of the cache is ignored: its target
         may be a file that only this user can read, so not even its hash is reported.
         """
         blob = self.cache.blob(file.key)
         try:
-            fd = self.cache.open_blob(file.key)
+            found_at = self.cache.open_content(self.listing.commit, file)
         except LeadsOutside:
-            self._report_damage(file, "a link out of it")
+            self._report_damage(blob, "a link out of it")
             return None
-        if fd is None:
+        if found_at is None:
             return None
+        blob, fd = found_at
+        if not file.key:
+            return self._open_unstated(file, fd)
         local = VerifiedFile(blob, self.path / file.name, file.sha256, fd)
         try:
             record = self._records.find(blob, file.key, local.status)
             local.arrival = record.download_id if record is not None else None
             if record is not None and record.current and not self._recheck:
                 return local
-            self._report.note(f"checking {blob.name[:12]}, {file.name}, in the cache")
+            self._report.note(f"checking {file.key[:12]}, {file.name}, in the cache")
             found = _hash_of(file, local.chunks())
             local.check_unchanged()
             if found == file.key:
@@ -218,7 +229,7 @@ class HubDirectory(Directory):
             raise
         local.close()
         stated = f"sha256 is {found}, the Hub states {file.key}" if file.sha256 else f"git's hash is {found}"
-        self._report_damage(file, stated)
+        self._report_damage(blob, stated)
         try:
             if blob.stat().st_ino == local.status.st_ino:  # not what another process has put in its place meanwhile
                 blob.unlink()
@@ -228,8 +239,14 @@ class HubDirectory(Directory):
             raise InputOutputError.from_os(error, blob, "remove", "choose another cache with --cache-dir") from error
         return None
 
-    def _report_damage(self, file: HubFile, problem: str) -> None:
-        blob, problem = self.cache.blob(file.key), f"damaged in the cache: {problem}"
+    def _open_unstated(self, file: HubFile, fd: int) -> LocalFile:
+        if file.name not in self._unstated:
+            self._unstated.add(file.name)
+            self._report.note(f"{self.path / file.name}: the cache states no hash of this file: used as it is")
+        return LocalFile(self.path / file.name, fd)
+
+    def _report_damage(self, blob: Path, problem: str) -> None:
+        problem = f"damaged in the cache: {problem}"
         if self._access.offline:
             raise DamagedFile(problem, where=blob, remedy="fetch it again, without --offline") from None
         self._report.warn(f"{blob}: {problem}: fetching it again")

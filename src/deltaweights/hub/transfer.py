@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +13,11 @@ from deltaweights.hub.access import Access, origin_of
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.repo_listing import HubFile, RepoListing
 from deltaweights.hub.retry import RETRIED_STATUSES, RetryPolicy
+
+CONTENT_RANGE = re.compile(
+    r"bytes\s+(?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})/(?P<size>[0-9]{1,18}|\*)", re.IGNORECASE
+)
+"""A server need not know the size of the file (RFC 9110, 14.4), and may send less than is asked for."""
 
 
 class RangesIgnored(Exception):
@@ -89,12 +95,16 @@ class Transfer:
         return expired
 
     def _other_range(self, response: Any, start: int, stop: int) -> str | None:
+        """Return the range that a partial response states, unless it begins at ``start`` and ends by ``stop``."""
         found, size = str(response.headers.get("content-range", "none")), self._file.size
-        if response.status_code != 206 or found == f"bytes {start}-{stop - 1}/{size}":
+        if response.status_code != 206:
             return None
-        total = found.rpartition("/")[2]
-        if total not in {"none", str(size)}:
+        stated = CONTENT_RANGE.fullmatch(found)
+        total = stated["size"] if stated else "*"
+        if total not in {"*", str(size)}:
             raise self._other_size(total)
+        if stated and int(stated["first"]) == start <= int(stated["last"]) < stop:
+            return None
         self._location = None
         return found
 
