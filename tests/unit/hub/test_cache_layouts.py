@@ -16,6 +16,7 @@ from deltaweights.checkpoint.safe_open import LeadsOutside
 from deltaweights.hub import directory as hub_directory
 from deltaweights.hub.repo_cache import RepoCache, stated_sha256
 from deltaweights.hub.repo_listing import HubFile
+from deltaweights.hub.transfer import DamagedFile
 from deltaweights.jobs.download import download
 from tests.support.errors import refused
 from tests.support.hub_checkpoint import BASE, NEEDED, ONE, TWO, key, sent
@@ -125,7 +126,7 @@ def test_a_damaged_file_of_any_layout(machine: Machine, hub: HubServer, folder: 
     damaged = (snapshot / ONE).resolve()
     damaged.chmod(0o644)
     damaged.write_bytes(bytes(damaged.stat().st_size))
-    with refused(hub_directory.DamagedFile, remedy="fetch it again, without --offline"):
+    with refused(DamagedFile, remedy="fetch it again, without --offline"):
         machine.fetch(BASE, offline=True)
     machine.fetch(BASE)
     assert (snapshot / ONE).read_bytes() == (folder / ONE).read_bytes()
