@@ -20,6 +20,7 @@ from pathlib import Path
 
 from deltaweights.checkpoint.safe_open import READ, SEARCH, LeadsOutside, open_blob, opened_folder
 from deltaweights.checkpoint.small_files import read_small
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, MalformedInput, wrap_os_errors
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.repo_listing import COMMIT, SHA256, HubFile, RepoListing
@@ -107,6 +108,13 @@ class RepoCache:
                     pass
             except OSError as error:
                 raise InputOutputError.from_os(error, self.root / folder, "make the folder", OTHER_CACHE) from error
+        if not os.access(self.root / "blobs", os.W_OK):
+            raise InputOutputError(
+                "cannot write in the folder",
+                where=self.root / "blobs",
+                remedy=OTHER_CACHE,
+                code=ErrorCode.NO_PERMISSION,
+            )
 
     @contextmanager
     def _inside(self, *names: str) -> Iterator[int]:

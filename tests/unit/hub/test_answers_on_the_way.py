@@ -49,6 +49,7 @@ def test_ranges_that_are_legal(machine: Machine, hub: HubServer, folder: Path, t
     "text", ["none", "bytes */9", "bytes 0-/9", "bytes -9/9", "items 0-8/9", "bytes 0-8", "bytes 0-8/x"]
 )
 def test_what_states_no_range(text: str) -> None:
+    """What does not say which bytes come is no range."""
     assert CONTENT_RANGE.fullmatch(text) is None
 
 

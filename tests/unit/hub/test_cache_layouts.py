@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,9 @@ import huggingface_hub as hf
 import pytest
 
 from deltaweights.checkpoint.safe_open import LeadsOutside
+from deltaweights.errors import InputOutputError
 from deltaweights.hub import directory as hub_directory
-from deltaweights.hub.repo_cache import RepoCache, stated_sha256
+from deltaweights.hub.repo_cache import OTHER_CACHE, RepoCache, stated_sha256
 from deltaweights.hub.repo_listing import HubFile
 from deltaweights.hub.transfer import DamagedFile
 from deltaweights.jobs.download import download
@@ -22,6 +24,7 @@ from tests.support.errors import refused
 from tests.support.hub_checkpoint import BASE, NEEDED, ONE, TWO, key, sent
 from tests.support.hub_client import Machine
 from tests.support.hub_server import HubServer
+from tests.support.other_user import OTHER, common_folder, needs_other_user
 from tests.support.reports import RecordingReport
 
 XET_HASH = "ab" + "0" * 62
@@ -205,3 +208,24 @@ def test_files_are_hashed_once_a_run_without_records(
     for run in (1, 2):
         download(BASE, report=RecordingReport())
         assert sorted(hashed) == sorted(NEEDED * run)
+
+
+@needs_other_user
+def test_a_cache_of_another_user() -> None:
+    """Under umask 022 nothing can be put into it: the remedy is said before anything is fetched."""
+    with common_folder() as folder:
+        cache = RepoCache.of(folder / "cache", BASE)
+        cache.create()
+        for path in (folder / "cache", *(folder / "cache").rglob("*")):
+            path.chmod(0o755)
+        child = os.fork()
+        if child == 0:  # becomes the other user
+            code = 1
+            try:
+                os.setuid(OTHER)
+                cache.create()
+            except InputOutputError as error:
+                code = 0 if (error.remedy, error.code.text) == (OTHER_CACHE, "E-NO-PERMISSION") else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
