@@ -356,7 +356,7 @@ def test_a_link_more_is_no_change(tmp_path: Path) -> None:
 
 def begun_by_others(blob: Path, size: int) -> dict[Path, bytes]:
     """Leave a download whose pieces are all marked as complete; return what must not change."""
-    incomplete = blob.with_name(f"{blob.name}.deltaweights.incomplete")
+    incomplete = blob.with_name(f"{blob.name}.deltaweights.partial")
     incomplete.write_bytes(bytes(size))
     incomplete.with_suffix(".pieces").write_bytes(b"0" * 32 + b"\1" * (size // DISK_PIECE + 1))
     for path in (incomplete, incomplete.with_suffix(".pieces")):
@@ -387,7 +387,7 @@ def test_row82_pieces_of_others(machine: Machine, blob: Path, owner: int | None)
 def test_downloads_write_into_no_file_of_the_users(tmp_path: Path, how: str) -> None:
     """Where the pieces' name is a hard or symbolic link to a file of the user's, that file does not change."""
     (tmp_path / "blobs").mkdir()
-    thesis, path = tmp_path / "thesis", tmp_path / "blobs" / "abc.deltaweights.incomplete"
+    thesis, path = tmp_path / "thesis", tmp_path / "blobs" / "abc.deltaweights.partial"
     thesis.write_text("years")
     if how == "hard-link":
         os.link(thesis, path)
@@ -407,7 +407,7 @@ def test_downloads_write_into_no_file_of_the_users(tmp_path: Path, how: str) -> 
 def test_marks_that_become_a_link_are_not_written(tmp_path: Path) -> None:
     """After a download its own marks are cleared, even if their name leads to something else by then."""
     (tmp_path / "blobs").mkdir()
-    thesis, path = tmp_path / "thesis", tmp_path / "blobs" / "abc.deltaweights.incomplete"
+    thesis, path = tmp_path / "thesis", tmp_path / "blobs" / "abc.deltaweights.partial"
     thesis.write_bytes(b"\1" * 100)
     storage = DiskPieces(path, 10)
     storage.resume()

@@ -7,6 +7,7 @@ HF_HUB_OFFLINE). The token appears in no message and is sent to the Hub's own or
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -104,6 +105,7 @@ class Access:
                 target = _redirect_target(url, location) if response.status_code in REDIRECTS else url
                 leaves = target is not None and bool(within) and origin_of(target) != origin_of(within)
                 if response.status_code not in REDIRECTS or leaves:
+                    self._refuse_encoded(response, wanted)
                     yield response
                     return
             if target is None:
@@ -111,6 +113,13 @@ class Access:
                 raise InputOutputError(problem, where=str(wanted), found=location, remedy=remedy)
             url = target
         raise InputOutputError("too many redirects", where=str(wanted), remedy="try again later")
+
+    def _refuse_encoded(self, response: Any, wanted: object) -> None:
+        """Refuse a success whose content is compressed, which was not asked for: its bytes are not those of the file."""
+        encoding = response.headers.get("content-encoding", "identity").strip()
+        if response.status_code in {200, 206} and encoding.lower() not in {"", "identity"}:
+            problem, remedy = "what comes is compressed on the way", "bypass the proxy or mirror that compresses it"
+            raise InputOutputError(problem, where=str(wanted), found=f"Content-Encoding: {encoding}", remedy=remedy)
 
     def get_json(self, url: str, wanted: HubId) -> tuple[Json, Mapping[str, str]]:
         """Return the JSON at ``url``, and the answer's headers. Raises ``NoSuchPage`` and ``InputOutputError``."""
@@ -166,6 +175,7 @@ class Access:
     def refusal(self, response: Any, wanted: HubId, name: str = "") -> InputOutputError:
         """Return the error for a response that is neither a success nor worth a retry; ``name`` is the file, if any."""
         status, code = response.status_code, response.headers.get("x-error-code")
+        sent_token = self.token is not None and origin_of(str(response.url)) == origin_of(self.endpoint)
         where, kind, log_in = str(wanted), ErrorCode.NO_ACCESS, "log in with: hf auth login, or set HF_TOKEN"
         if code == "GatedRepo":
             problem, remedy = (
@@ -180,10 +190,18 @@ class Access:
         elif code == "RepoNotFound" or (status == 401 and self.token is None):
             problem, check = "no such model, or a private one", "check the name"
             remedy = f"{check}; if it is private, {log_in}" if self.token is None else f"{check}, and the token"
-        elif status == 401:
+        elif status == 401 and sent_token:
             problem, remedy = "the Hub rejected the token", f"{log_in} again"
-        elif status == 403 and self.token is None:
-            problem, remedy = "access needs a token, and none is set", log_in
+        elif status in {401, 403} and not sent_token:
+            problem, remedy = f"access is refused ({status})", "check whether a proxy or firewall is in between"
+        elif status == 407:
+            problem, remedy = "the proxy wants a password", "put user and password into HTTPS_PROXY or HTTP_PROXY"
+            kind = ErrorCode.NETWORK
+        elif status == 511:
+            problem, remedy = "the network wants you to log in first", "open any page in a browser, and run again"
+            kind = ErrorCode.NETWORK
+        elif status == 451:
+            problem, remedy = "not available here, for legal reasons", "ask the publisher of the model"
         elif status == 403:
             problem, remedy = "the token does not give access", "check the token's permissions"
         else:
@@ -226,13 +244,17 @@ def configured_access(
     note: Callable[[str], None] = lambda _: None,
 ) -> Access:
     """Return the access that the arguments, and else the environment, ask for. Raises ``UsageError``, without the token."""
+    for given in (endpoint, os.environ.get("HF_ENDPOINT")):  # huggingface_hub cannot even be imported with some
+        if given and not _is_http_url(given):
+            found = re.sub("//.*@", "//...@", given)  # without a password
+            raise UsageError("not a valid Hub address", found=found, remedy=CHECK_ENDPOINT)
     try:
         hub, constants = (importlib.import_module(f"huggingface_hub{part}") for part in ("", ".constants"))
+        if token is None and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+            token = hub.get_token()
     except ValueError as error:
         problem, remedy = "unusable environment variable of huggingface_hub", "check those that begin with HF_"
         raise UsageError(problem, found=error, remedy=remedy) from None
-    if token is None and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
-        token = hub.get_token()
     endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
     if not _is_http_url(endpoint):
         raise UsageError("not a valid Hub address", found=endpoint, remedy=CHECK_ENDPOINT)
@@ -246,6 +268,8 @@ def configured_access(
 def _is_http_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
+        if re.search(r"[\s\x00-\x1f\x7f]", url.strip()):
+            return False
         return parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
         return False

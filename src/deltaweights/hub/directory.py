@@ -17,7 +17,7 @@ from deltaweights.errors import InputOutputError, MalformedInput
 from deltaweights.hub.access import Access
 from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.file_download import FileDownload
-from deltaweights.hub.files import DownloadingFile, VerifiedFile
+from deltaweights.hub.files import AGAIN, DownloadingFile, VerifiedFile
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.local_folder import LocalFolder
 from deltaweights.hub.memory_pool import MOST_AHEAD
@@ -58,7 +58,7 @@ class HubDirectory(Directory):
         self.cache = into or self._shared
         self.path, self.id = self.cache.snapshot(listing.commit), HubId(listing.repo, listing.commit)
         self._access, self._downloads, self._report = access, downloads, report
-        self._records = VerificationRecords(report)
+        self._records = VerificationRecords(report, access)
         self._all = {
             name: file for name, file in listing.files.items() if not name.endswith(hidden) and not is_litter(name)
         }
@@ -67,6 +67,7 @@ class HubDirectory(Directory):
         self._once = once
         self._streams: dict[str, FileDownload] = {}
         self._heads: dict[str, bytes] = {}
+        self._unstated: set[str] = set()
 
     @property
     def origin(self) -> dict[str, str]:
@@ -94,19 +95,19 @@ class HubDirectory(Directory):
     def missing(self, names: Iterable[str]) -> list[HubFile]:
         """Return those of ``names`` that are not in the cache."""
         files = [self.file(name) for name in names]
-        return [file for file in files if not self.cache.has(file)]
+        return [file for file in files if not self.cache.has(self.listing.commit, file)]
 
     def to_fetch(self, missing: Iterable[HubFile]) -> list[HubFile]:
         """Return those of the ``missing`` files that are not to be copied from the cache."""
-        return [file for file in missing if self.into is None or not self._shared.has(file)]
+        return [file for file in missing if self.into is None or not self._shared.has(self.listing.commit, file)]
 
     def head(self, name: str) -> bytes:
         # No more than this is fetched: the file may be of the format that is not used.
         file = self.file(name)
         with contextlib.suppress(LeadsOutside):
-            fd = self.cache.open(file)
-            if fd is not None:
-                with contextlib.closing(LocalFile(self.cache.place(file), fd)) as local:
+            found = self.cache.open(self.listing.commit, file)
+            if found is not None:
+                with contextlib.closing(LocalFile(*found)) as local:
                     return local.read(0, min(local.size, HEAD_BYTES))
         if name not in self._heads:
             self._refuse_offline(file)
@@ -138,7 +139,11 @@ class HubDirectory(Directory):
             if download is not None:
                 self._downloads.wait_until_verified([download])
             cached = self._open_verified(file)
-        self.cache.link(self.listing.commit, file)
+        self.cache.drop_leftovers(file.key)
+        try:
+            self.cache.link(self.listing.commit, file)
+        except InputOutputError as error:  # it is read all the same: the cache may be another user's, or read-only
+            self._report.note(f"{error.where}: {error.problem}: not linked into the snapshot")
         return cached
 
     def fetch(self, file: HubFile) -> FileDownload | None:
@@ -151,11 +156,13 @@ class HubDirectory(Directory):
             cached = self._open_verified(file)
             if cached is not None:
                 cached.close()
+                self.cache.drop_leftovers(file.key)
                 return None
             if self.into is not None and self._copied(file, self.into):
                 continue
             self._refuse_offline(file)
             self.cache.create()
+            self.cache.hold(self.listing.commit)
             try:
                 storage = DiskPieces(self.cache.gathering(file), file.size)
             except BlockingIOError:
@@ -164,7 +171,7 @@ class HubDirectory(Directory):
                     announced = True
                 self._wait_for_other(file)
                 continue
-            if self.cache.has(file):  # another process put it in place meanwhile
+            if self.cache.has(self.listing.commit, file):  # another process put it in place meanwhile
                 storage.discard()
                 storage.close()
                 continue
@@ -208,7 +215,7 @@ class HubDirectory(Directory):
             self._stream(file).read_into(memoryview(data), 0)
         found = _hash_of(file, [bytes(data)])
         if not file.accepts(found):
-            raise DamagedFile("arrived damaged", where=where, found=found, expected=file.key, remedy="run again")
+            raise DamagedFile("arrived damaged", where=where, found=found, expected=file.key, remedy=AGAIN)
         return MemoryFile(self.path / file.name, bytes(data))
 
     def _copied(self, file: HubFile, into: LocalFolder) -> bool:
@@ -220,8 +227,8 @@ class HubDirectory(Directory):
             into.copy(file, cached)
         return True
 
-    def _open_verified(self, file: HubFile, cache: RepoCache | None = None) -> VerifiedFile | None:
-        """Open a cached file that has its hash. A damaged one is removed, or an error when offline.
+    def _open_verified(self, file: HubFile, cache: RepoCache | None = None) -> LocalFile | None:
+        """Open a cached file that has its hash, or of which none is stated anywhere. A damaged one is removed, or an error offline.
 
         One open file is examined, hashed and read, whatever happens to its name. A link out of the cache is ignored: its target
         may be a file that only this user can read, so not even its hash is reported.
@@ -229,20 +236,22 @@ class HubDirectory(Directory):
         cache = cache or self.cache
         blob = cache.place(file)
         try:
-            fd = cache.open(file)
+            found_at = cache.open(self.listing.commit, file)
         except LeadsOutside:
             self._report_damage(cache, blob, "a link out of it")
             return None
-        if fd is None:
+        if found_at is None:
             return None
+        blob, fd = found_at
+        if not file.has_stated_hash:
+            return self._open_unstated(file, fd)
         local = VerifiedFile(blob, self.path / file.name, file.sha256, fd)
-        local.has_stated_hash = file.has_stated_hash
         try:
             record = self._records.find(blob, file.key, local.status)
             local.arrival = record.download_id if record is not None else None
-            if not file.has_stated_hash or (record is not None and record.current and not self._recheck):
+            if record is not None and record.current and not self._recheck:
                 return local
-            self._report.note(f"checking {blob.name[:12]}, {file.name}, {cache.kind}")
+            self._report.note(f"checking {file.key[:12]}, {file.name}, {cache.kind}")
             found = _hash_of(file, local.chunks())
             local.check_unchanged()
             if found == file.key:
@@ -255,8 +264,16 @@ class HubDirectory(Directory):
         stated = f"sha256 is {found}, the Hub states {file.key}" if file.sha256 else f"git's hash is {found}"
         cache.refuse_other(file, local.status)
         self._report_damage(cache, blob, stated)
-        cache.discard(file, local.status)
+        cache.discard(blob, local.status)
         return None
+
+    def _open_unstated(self, file: HubFile, fd: int) -> LocalFile:
+        if file.name not in self._unstated:
+            self._unstated.add(file.name)
+            self._report.note(f"{self.path / file.name}: the cache states no hash of this file: used as it is")
+        local = LocalFile(self.path / file.name, fd)
+        local.has_stated_hash = False
+        return local
 
     def _report_damage(self, cache: RepoCache, blob: Path, problem: str) -> None:
         problem = f"{cache.damage}: {problem}"

@@ -11,7 +11,8 @@ from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.file_download import FileDownload
 from deltaweights.hub.transfer import DamagedFile
 
-AGAIN = "run again"  # unless the caller starts over by itself
+AGAIN = "run again; if it stays so, something between here and the Hub changes what comes"
+"""Unless the caller starts over by itself."""
 
 
 class Refetched(DamagedFile):
@@ -20,6 +21,11 @@ class Refetched(DamagedFile):
     def __init__(self, download: FileDownload) -> None:
         problem, found = "arrived damaged, and is downloaded again", f"hash {download.found}"
         super().__init__(problem, where=download.path, found=found, expected=download.pieces.file.key, remedy=AGAIN)
+
+    def twice(self) -> DamagedFile:
+        """Return the error for a file that arrived damaged after this one was started over, too."""
+        problem, remedy = "downloaded twice, damaged both times", "try again later, or from another network"
+        return DamagedFile(problem, where=self.where, found=self.found, expected=self.expected, remedy=remedy)
 
 
 class DownloadingFile(InputFile):

@@ -66,11 +66,12 @@ class LocalFolder(RepoCache):
         name = hashlib.sha256(f"{file.name}\0{file.key}".encode()).hexdigest()[:40]
         return self.root.joinpath(*NOTES, f"{name}.deltaweights.incomplete")
 
-    def open(self, file: HubFile) -> int | None:
+    def open(self, commit: str, file: HubFile) -> tuple[Path, int] | None:
         """Open what is in the place of ``file``, None if nothing is, or what will be replaced.
 
         Raises ``TargetBusy`` for what is the user's own by its kind or size; contents are compared by ``refuse_other``.
         """
+        del commit  # a folder has one
         where = self.place(file)
         with contextlib.suppress(FileNotFoundError):
             try:
@@ -83,7 +84,7 @@ class LocalFolder(RepoCache):
                 raise InputOutputError.from_os(error, where, "open") from error
             found = os.fstat(fd)
             if stat.S_ISREG(found.st_mode) and found.st_size == file.size:
-                return fd
+                return where, fd
             os.close(fd)
             if not stat.S_ISREG(found.st_mode):
                 raise _not_replaced(where, "no file")
@@ -100,8 +101,8 @@ class LocalFolder(RepoCache):
 
     def make_way(self, file: HubFile) -> None:
         """Look again before a file is put in its place: a download takes long. Raises as ``open`` does."""
-        if (fd := self.open(file)) is not None:
-            with contextlib.closing(LocalFile(self.place(file), fd)) as other:
+        if (found := self.open("", file)) is not None:
+            with contextlib.closing(LocalFile(*found)) as other:
                 self.refuse_other(file, other.status)
 
     def create(self) -> None:
@@ -127,6 +128,12 @@ class LocalFolder(RepoCache):
 
     def set_ref(self, wanted: HubId, commit: str) -> None:
         del wanted, commit  # a cache alone has them
+
+    def hold(self, commit: str) -> None:
+        del commit  # nothing prunes a folder
+
+    def drop_leftovers(self, key: str) -> None:
+        del key  # the pieces of a file have its name
 
     def copy(self, file: HubFile, source: LocalFile) -> None:
         """Put a copy of ``source``, which was verified, in the place of ``file``. Raises ``InputOutputError`` and as ``open``."""

@@ -1,5 +1,8 @@
 """The Hub cache: ``models--ORG--NAME/{snapshots/COMMIT/FILE -> ../../blobs/HASH}``, as ``hf`` leaves it.
 
+A blob may be a link to ``../../blobs/PREFIX/XET_HASH``, in a store that all repositories of the cache share, and a snapshot may
+have files in place of links (HF_HUB_DISABLE_SYMLINKS, or a copy).
+
 Folders are opened step by step without following links, so that nothing is changed outside the cache. The hash in a blob's name is
 what the Hub stated when the file was fetched; it says nothing about the bytes there now.
 """
@@ -7,6 +10,7 @@ what the Hub stated when the file was fetched; it says nothing about the bytes t
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -15,13 +19,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from deltaweights.checkpoint.safe_open import SEARCH, LeadsOutside, open_blob, opened_folder
+from deltaweights.checkpoint.safe_open import READ, SEARCH, LeadsOutside, open_blob, opened_folder
 from deltaweights.checkpoint.small_files import read_small
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, MalformedInput, wrap_os_errors
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.repo_listing import COMMIT, SHA256, HubFile, RepoListing
+from deltaweights.hub.tree_cache import cached_tree
 
 PREFIX = "models--"
+
+OTHER_CACHE = (
+    "choose another cache with --cache-dir or HF_HUB_CACHE, or have its owner open this one to the group: chmod -R g+w"
+)
+
+HELD = "deltaweights"
+"""The folder of our own refs, to commits that no branch or tag of the cache names."""
+
 
 MAX_REF_BYTES = 1024  # the name of a commit, and a line's end
 
@@ -50,8 +64,8 @@ class RepoCache:
         return self.root / "blobs" / key
 
     def incomplete(self, key: str) -> Path:
-        """Return where the pieces of a file are gathered."""
-        return self.root / "blobs" / f"{key}.deltaweights.incomplete"
+        """Return where the pieces of a file are gathered. Whatever ends in ``.incomplete``, ``hf cache prune`` removes."""
+        return self.root / "blobs" / f"{key}.deltaweights.partial"
 
     def place(self, file: HubFile) -> Path:
         """Return where the content of ``file`` is, once it is complete."""
@@ -61,46 +75,58 @@ class RepoCache:
         """Return where the pieces of ``file`` are gathered."""
         return self.incomplete(file.key)
 
-    def open(self, file: HubFile) -> int | None:
-        """Open the content of ``file``, as ``open_blob`` does."""
-        return self.open_blob(file.key)
+    def open(self, commit: str, file: HubFile) -> tuple[Path, int] | None:
+        """Open a file's content: its blob, else the snapshot's own file, which is no link; None if both are absent.
 
-    def open_blob(self, key: str) -> int | None:
-        """Open a file's content, None if absent. Raises ``LeadsOutside`` for a link out of the cache, and ``InputOutputError``."""
-        blob = self.blob(key)
+        Raises ``LeadsOutside`` for a blob that is a link out of the cache, and ``InputOutputError``.
+        """
+        blob, own = self.blob(file.key), self.snapshot(commit) / file.name
         with wrap_os_errors(blob, "open"), contextlib.suppress(FileNotFoundError):
-            if blob.is_file():
-                blobs = os.open(blob.parent, SEARCH)
-                try:
-                    return open_blob(blobs, blob.name)
-                finally:
-                    os.close(blobs)
+            if file.key and blob.is_file():
+                with _opened(blob.parent) as blobs:
+                    return blob, open_blob(blobs, blob.name)
+        if not own.is_symlink() and own.is_file():
+            with (
+                wrap_os_errors(own, "open"),
+                contextlib.suppress(FileNotFoundError),
+                opened_folder(own.parent) as folder,
+            ):
+                return own, os.open(own.name, READ | os.O_NOFOLLOW, dir_fd=folder)
         return None
 
-    def has(self, file: HubFile) -> bool:
+    def has(self, commit: str, file: HubFile) -> bool:
         """Return whether a file's content is there, and not by a link out of the cache. Raises ``InputOutputError``."""
         with contextlib.suppress(LeadsOutside):
-            if (fd := self.open(file)) is not None:
-                os.close(fd)
+            if (found := self.open(commit, file)) is not None:
+                os.close(found[1])
                 return True
         return False
 
     def refuse_other(self, file: HubFile, found: os.stat_result) -> None:
         """Raise ``TargetBusy`` if what was ``found`` in the place of ``file`` must not be replaced: all of a cache may be."""
 
-    def discard(self, file: HubFile, damaged: os.stat_result) -> None:
-        """Remove the content of ``file``, unless another process has replaced what is ``damaged``. Raises ``InputOutputError``."""
-        blob = self.place(file)
+    def discard(self, where: Path, damaged: os.stat_result) -> None:
+        """Remove a content, unless another process has replaced what is ``damaged``. Raises ``InputOutputError``."""
         try:
-            if blob.stat().st_ino == damaged.st_ino:
-                blob.unlink()
+            if where.stat().st_ino == damaged.st_ino:
+                where.unlink()
         except FileNotFoundError:
             pass
         except OSError as error:  # or it would be found again and again
-            raise InputOutputError.from_os(error, blob, "remove", "choose another cache with --cache-dir") from error
+            raise InputOutputError.from_os(error, where, "remove", "choose another cache with --cache-dir") from error
 
     def make_way(self, file: HubFile) -> None:
         """Prepare the place of ``file`` for its content: a blob needs nothing."""
+
+    def drop_leftovers(self, key: str) -> None:
+        """Remove what this user's ended downloads left of a file that is there by now: ``hf`` fetches anew. Errors are ignored."""
+        if not key:
+            return
+        with contextlib.suppress(OSError), opened_folder(self.root / "blobs") as blobs:
+            for path in (self.root / "blobs").glob(f"{key}.deltaweights*"):
+                if path.suffix in {".partial", ".incomplete"}:
+                    with contextlib.suppress(OSError):
+                        _remove_unused(path, blobs)
 
     def create(self) -> None:
         """Create the folders that are missing. Raises ``InputOutputError``."""
@@ -109,8 +135,14 @@ class RepoCache:
                 with self._inside(folder):
                     pass
             except OSError as error:
-                remedy = "choose another cache with --cache-dir or HF_HUB_CACHE"
-                raise InputOutputError.from_os(error, self.root / folder, "make the folder", remedy) from error
+                raise InputOutputError.from_os(error, self.root / folder, "make the folder", OTHER_CACHE) from error
+        if not os.access(self.root / "blobs", os.W_OK):
+            raise InputOutputError(
+                "cannot write in the folder",
+                where=self.root / "blobs",
+                remedy=OTHER_CACHE,
+                code=ErrorCode.NO_PERMISSION,
+            )
 
     @contextmanager
     def _inside(self, *names: str) -> Iterator[int]:
@@ -129,20 +161,40 @@ class RepoCache:
         """Record which commit a branch or tag is at, for offline use. Errors are ignored."""
         revision = wanted.revision or "main"
         if COMMIT.fullmatch(revision):
+            self.hold(commit)
             return
-        *folders, name = revision.split("/")
+        if self._write_ref(revision, commit):
+            with contextlib.suppress(OSError), self._inside("refs", HELD) as folder:
+                os.unlink(commit, dir_fd=folder)
+
+    def hold(self, commit: str) -> None:
+        """Make a commit one that ``hf cache prune`` keeps: it removes what no ref names. Errors are ignored."""
+        with (
+            contextlib.suppress(OSError),
+            self._inside("snapshots", commit),
+        ):  # of a ref to nothing ``hf`` says that it is corrupt
+            self._write_ref(f"{HELD}/{commit}", commit)
+
+    def _write_ref(self, ref: str, commit: str) -> bool:
+        *folders, name = ref.split("/")
         with contextlib.suppress(OSError), self._inside("refs", *folders) as folder:
             temporary = f".{name}.{secrets.token_hex(8)}"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             with open(os.open(temporary, flags, 0o666, dir_fd=folder), "w") as out:
                 out.write(commit)
             os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            return True
+        return False
 
     def link(self, commit: str, file: HubFile) -> None:
-        """Link a blob under its name in a commit's snapshot. Raises ``InputOutputError``."""
+        """Link a blob under its name in a commit's snapshot, unless the file itself is there. Raises ``InputOutputError``."""
         path, target = self.snapshot(commit) / file.name, f"../../blobs/{file.key}"
+        if not file.key:
+            return
         try:
             with self._inside("snapshots", commit) as folder:
+                if not path.is_symlink() and path.is_file() and not self.blob(file.key).is_file():
+                    return
                 with contextlib.suppress(OSError):  # there is nothing, or no link
                     if os.readlink(file.name, dir_fd=folder) == target:
                         return
@@ -154,23 +206,27 @@ class RepoCache:
             found, remedy = "something else, or a link", "remove it, or choose another cache with --cache-dir"
             raise InputOutputError("not a folder of a cache", where=path.parent, found=found, remedy=remedy) from None
         except OSError as error:
-            raise InputOutputError.from_os(error, path, "link the file") from error
+            raise InputOutputError.from_os(error, path, "link the file", OTHER_CACHE) from error
 
     def listing(self, wanted: HubId) -> RepoListing | None:
         """Return what the cache has of a commit, None when it has nothing. Raises ``InputOutputError``."""
         commit = self.commit_of(wanted.revision or "main")
         if commit is None:
             return None
-        files = {}
+        files, stated = {}, cached_tree(self.root, commit)
         with wrap_os_errors(self.snapshot(commit), "list"):
             for entry in sorted(self.snapshot(commit).iterdir()):
-                key = entry.readlink().name if entry.is_symlink() else ""
-                blob = self.blob(key) if key else entry
-                if blob.is_file():
+                if entry.is_symlink():
+                    key = entry.readlink().name
                     sha256 = key if SHA256.fullmatch(key) else None
                     git_sha1 = key if COMMIT.fullmatch(key) else ""
                     unstated = "" if sha256 or git_sha1 else key
-                    files[entry.name] = HubFile(entry.name, blob.stat().st_size, sha256, git_sha1, unstated)
+                    if self.blob(key).is_file():
+                        size = self.blob(key).stat().st_size
+                        files[entry.name] = HubFile(entry.name, size, sha256, git_sha1, unstated)
+                elif entry.is_file():
+                    size = entry.stat().st_size
+                    files[entry.name] = stated.get(entry.name, HubFile(entry.name, size, None, ""))
         return RepoListing(wanted.repo, commit, files)
 
     def commit_of(self, revision: str) -> str | None:
@@ -183,29 +239,22 @@ class RepoCache:
         return None
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A repository's id, and one of its commits."""
-
-    repo: str
-    commit: str
-
-
-def snapshot_at(path: Path) -> Snapshot | None:
-    """Return the snapshot that ``path``, its folder or a file directly in it, belongs to; None outside a cache."""
-    absolute = Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow the file's link to its blob)
-    for folder in (absolute, absolute.parent):
-        if folder.parent.name == "snapshots":
-            repository = folder.parent.parent.name
-            if repository.startswith(PREFIX):
-                return Snapshot(repository.removeprefix(PREFIX).replace("--", "/"), folder.name)
-    return None
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    fd = os.open(folder, SEARCH)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
-def stated_sha256(path: Path) -> str | None:
-    """Return the SHA-256 that the cache files ``path`` under; None unless it is a link to an LFS file's blob."""
-    with contextlib.suppress(OSError):  # it is being changed
-        blob = Path(os.path.realpath(path))
-        if path.is_symlink() and blob.parent.name == "blobs" and SHA256.fullmatch(blob.name):
-            return blob.name
-    return None
+def _remove_unused(path: Path, blobs: int) -> None:
+    """Remove a file of pieces and its marks, if it is this user's. Raises ``OSError``, also when a process has it."""
+    fd = os.open(path.name, READ | os.O_NOFOLLOW, dir_fd=blobs)
+    try:
+        if os.fstat(fd).st_uid == os.geteuid():
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path.name, dir_fd=blobs)
+            os.unlink(path.with_suffix(".pieces").name, dir_fd=blobs)
+    finally:
+        os.close(fd)

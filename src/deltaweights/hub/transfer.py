@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -26,6 +27,11 @@ PROGRESS = 16 * 1024
 
 SLOWEST, LONG_ENOUGH = 1024, 30.0
 """Bytes per second, and the seconds over which they are counted."""
+
+CONTENT_RANGE = re.compile(
+    r"bytes\s+(?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})/(?P<size>[0-9]{1,18}|\*)", re.IGNORECASE
+)
+"""A server need not know the size of the file (RFC 9110, 14.4), and may send less than is asked for."""
 
 
 class RangesIgnored(Exception):
@@ -181,12 +187,16 @@ class Transfer:
         return expired
 
     def _other_range(self, response: Any, start: int, stop: int) -> str | None:
+        """Return the range that a partial response states, unless it begins at ``start`` and ends by ``stop``."""
         found, size = str(response.headers.get("content-range", "none")), self._file.size
-        if response.status_code != 206 or found == f"bytes {start}-{stop - 1}/{size}":
+        if response.status_code != 206:
             return None
-        total = found.rpartition("/")[2]
-        if total not in {"none", str(size)}:
+        stated = CONTENT_RANGE.fullmatch(found)
+        total = stated["size"] if stated else "*"
+        if total not in {"*", str(size)}:
             raise self._other_size(total)
+        if stated and int(stated["first"]) == start <= int(stated["last"]) < stop:
+            return None
         self._location = None
         return found
 

@@ -33,6 +33,9 @@ SETTLED = 60 * 1_000_000_000
 """Nanoseconds after which a change of a file that others can write shows in its times: file systems' clocks are coarse, and what is
 written through mapped memory is stamped when its page is first touched and again when it is written back, within 35 s."""
 
+_THIS_RUN: weakref.WeakKeyDictionary[object, dict[str, dict[str, Json]]] = weakref.WeakKeyDictionary()
+"""What each run recorded, by name: where no record can be written, a file is hashed once a run all the same."""
+
 _WARNED: weakref.WeakSet[Report] = weakref.WeakSet()
 """Reports that already say that there are no records."""
 
@@ -48,16 +51,18 @@ class VerificationRecord:
 class VerificationRecords:
     """The records of this user. Without a folder for them, files are hashed in every run."""
 
-    def __init__(self, report: Report) -> None:
-        self._report = report
+    def __init__(self, report: Report, run: object | None = None) -> None:
+        self._report, self._run = report, report if run is None else run
 
     def find(self, blob: Path, key: str, found: os.stat_result) -> VerificationRecord | None:
         """Return the record that ``blob`` has the hash ``key``, compared with how the open file was ``found``."""
-        record = self._read(_name_of_blob(blob))
+        name, identity = _name_of_blob(blob), _identity(key, found)
+        made = _THIS_RUN.get(self._run, {}).get(name)
+        record = made if made is not None and made["file"] == identity else self._read(name)
         if record is None or not isinstance(record.get("file"), dict) or record["file"].get("key") != key:
             return None
         download_id = record.get("arrival")
-        current = record["file"] == _identity(key, found)
+        current = record["file"] == identity
         return VerificationRecord(current, download_id if isinstance(download_id, str) else None)
 
     def add(self, blob: Path, key: str, found: os.stat_result, download_id: str | None) -> None:
@@ -65,7 +70,9 @@ class VerificationRecords:
         only_we_can_write = found.st_uid in {0, os.geteuid()} and not found.st_mode & 0o022  # beside root
         if not only_we_can_write and time.time_ns() - found.st_ctime_ns < SETTLED:
             return
-        self._write(_name_of_blob(blob), {"file": _identity(key, found), "arrival": download_id})
+        name, record = _name_of_blob(blob), {"file": _identity(key, found), "arrival": download_id}
+        _THIS_RUN.setdefault(self._run, {})[name] = record
+        self._write(name, record)
 
     def add_listing(self, listing: RepoListing) -> None:
         """Record what the Hub states of a commit's files."""

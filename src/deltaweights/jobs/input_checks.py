@@ -10,7 +10,7 @@ from deltaweights.checkpoint.samples import same_weights, sample_digests
 from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch
-from deltaweights.hub.repo_cache import snapshot_at
+from deltaweights.hub.snapshot import snapshot_at
 from deltaweights.jobs.added_rows import added_rows
 from deltaweights.jobs.findings import ADD_ANYWAY, ORIGINAL_SCRIPT, are_whole
 from deltaweights.jobs.finished_model import is_finished_model

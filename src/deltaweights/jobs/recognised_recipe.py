@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import UsageError
 from deltaweights.hub.ids import ModelSource
-from deltaweights.hub.repo_cache import snapshot_at
+from deltaweights.hub.snapshot import snapshot_at
 from deltaweights.jobs.request import Place
 from deltaweights.jobs.stated_facts import MadeDelta
 from deltaweights.recipes.catalogue import is_of_package, load, recipe_of_archive, recipe_of_file, recipe_of_repo

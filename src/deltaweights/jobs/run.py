@@ -57,8 +57,11 @@ def with_prepared(request: Request, report: Report, do: Callable[[Prepared], T])
             return do(prepared)
     except Refetched as error:
         report.warn(f"{str(error).removesuffix(f'; {AGAIN}')}: starting again")
-    with prepare(request, report) as prepared:
-        return do(prepared)
+    try:
+        with prepare(request, report) as prepared:
+            return do(prepared)
+    except Refetched as error:
+        raise error.twice() from None
 
 
 def _run(prepared: Prepared, report: Report, began: float) -> Published:

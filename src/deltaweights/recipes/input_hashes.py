@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from deltaweights.checkpoint.files import InputFile
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import UsageError
-from deltaweights.hub.repo_cache import stated_sha256
+from deltaweights.hub.snapshot import stated_sha256
 from deltaweights.manifest.digest_files import digest_file
 from deltaweights.report import Report
 from deltaweights.util.workers import run_parallel

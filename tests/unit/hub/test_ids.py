@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from deltaweights.errors import UsageError
 from deltaweights.hub.ids import HubId, ModelSource, hub_id, model_source
-from deltaweights.hub.repo_cache import RepoCache, snapshot_at, stated_sha256
+from deltaweights.hub.repo_cache import RepoCache
+from deltaweights.hub.snapshot import snapshot_at, stated_sha256
 from tests.support.errors import refused
 
 COMMIT = "8416d3fefb0cb3ff5775a7b13c1692d10ff1aa16"

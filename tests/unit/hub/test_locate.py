@@ -62,7 +62,7 @@ def test_one_format_of_two(machine: Machine, hub: HubServer, folder: Path) -> No
     hub.push("acme/both", {"model.safetensors": folder / TWO, "pytorch_model.bin": folder / ONE})
     assert list(machine.fetch("acme/both").files) == ["model.safetensors"]
     assert hub.sent["acme/both/pytorch_model.bin"] < PIECE // 2
-    assert not any("incomplete" in name for name in machine.blobs("acme/both"))
+    assert not any("partial" in name for name in machine.blobs("acme/both"))
 
 
 def test_include(machine: Machine, hub: HubServer, folder: Path) -> None:

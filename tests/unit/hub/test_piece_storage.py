@@ -60,7 +60,7 @@ def test_what_an_earlier_run_left_is_never_trusted(machine: Machine, hub: HubSer
     blobs = machine.repository(BASE) / "blobs"
     blobs.mkdir(parents=True)
     stated, size = key(folder / ONE), (folder / ONE).stat().st_size
-    gathered, marks = (blobs / f"{stated}.deltaweights.{what}" for what in ("incomplete", "pieces"))
+    gathered, marks = (blobs / f"{stated}.deltaweights.{what}" for what in ("partial", "pieces"))
     gathered.write_bytes(b"" if left == "an empty file" else bytes(size))
     if left != "no marks":
         marks.write_bytes(b"f" * 32 + b"\1" * (2 if left == "marks of another size" else 4))
@@ -79,7 +79,7 @@ def test_without_locks_nobody_shares_a_file(
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     (tmp_path / "blobs").mkdir()
-    path = tmp_path / "blobs" / "abc.deltaweights.incomplete"
+    path = tmp_path / "blobs" / "abc.deltaweights.partial"
     storage = DiskPieces(path, 10)
     assert storage.path != path
     assert storage.path.name.startswith("abc.deltaweights.")
@@ -94,17 +94,17 @@ def test_without_locks_nobody_shares_a_file(
 def test_a_link_in_the_cache_is_not_followed(machine: Machine, tmp_path: Path) -> None:
     """A link in the place of a file of pieces is not followed."""
     (tmp_path / "blobs").mkdir()
-    victim, path = tmp_path / "victim", tmp_path / "blobs" / "abc.deltaweights.incomplete"
+    victim, path = tmp_path / "victim", tmp_path / "blobs" / "abc.deltaweights.partial"
     victim.write_text("years")
     path.symlink_to(victim)
-    assert DiskPieces(path, 10).path == path.with_name(f"abc.deltaweights.{os.geteuid()}.incomplete")
+    assert DiskPieces(path, 10).path == path.with_name(f"abc.deltaweights.{os.geteuid()}.partial")
     assert victim.read_text() == "years"
 
 
 def test_a_file_that_is_still_read_stays_readable(tmp_path: Path) -> None:
     """A file that is closed while in use stays readable, cannot be changed, and can be locked by another download."""
     (tmp_path / "blobs").mkdir()
-    path = tmp_path / "blobs" / "abc.deltaweights.incomplete"
+    path = tmp_path / "blobs" / "abc.deltaweights.partial"
     storage = DiskPieces(path, 4)
     storage.resume()
     storage.put(memoryview(b"abcd"), 0)

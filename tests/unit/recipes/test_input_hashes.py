@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deltaweights.hub.repo_cache import Snapshot, snapshot_at, stated_sha256
+from deltaweights.hub.snapshot import Snapshot, snapshot_at, stated_sha256
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.inspect import inspect_checkpoint
 from tests.conftest import Run
