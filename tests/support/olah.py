@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import pytest
-
+from tests.support import foreign
 from tests.support.limits import PATIENCE
 
 VERSION = "0.5.4"
@@ -22,20 +19,8 @@ POLL = 0.2  # seconds
 
 
 def install(folder: Path) -> Path:
-    """Return olah's command; skip the test, or fail it where CI needs it, when it cannot be installed."""
-    python = folder / "bin/python"
-    made: list[list[str | Path]] = [
-        [sys.executable, "-m", "venv", folder],
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"olah=={VERSION}"],
-    ]
-    for command in made:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-        if done.returncode:
-            problem = f"olah {VERSION} cannot be installed: {done.stderr.strip()[-300:]}"
-            if "CI" in os.environ:
-                pytest.fail(problem)
-            pytest.skip(problem)
-    return folder / "bin/olah-cli"
+    """Return olah's command."""
+    return foreign.install(folder, f"olah=={VERSION}") / "olah-cli"
 
 
 @contextmanager
