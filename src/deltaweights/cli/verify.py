@@ -128,7 +128,7 @@ def command(
         terminal.warn(f"{folder}: {report.base.warning}")
     passed = report.weights.ok if weights_only else report.ok
     outcome = {"ok": passed, **asdict(report)} | signed_by(signed)
-    print_outcome(outcome, [] if passed and quiet else _lines(report, signed), as_json=as_json)
+    print_outcome(outcome, [] if passed and quiet else _lines(report, signed, passed=passed), as_json=as_json)
     write_for_ci([CheckedModel(report.target, report, weights_only)], summary, annotated=annotations)
     if not passed:
         raise _failure(report, folder)
@@ -190,8 +190,9 @@ def _is_report(path: Path) -> bool:
     return not head.strip() or (head.startswith(b"<") and b"<testsuite" in head)
 
 
-def _lines(report: VerifyReport, signed: SignedFiles | None) -> Iterator[str]:
-    yield from (f"FAILED          {problem}" for problem in report.problems)
+def _lines(report: VerifyReport, signed: SignedFiles | None, *, passed: bool) -> Iterator[str]:
+    what = "not counted" if passed else "FAILED"  # with --weights-only
+    yield from (f"{what:15} {problem}" for problem in report.problems)
     if report.ok:
         yield f"{'listed' if report.unread else 'verified':15} {report.target}"
     for part, verdict in report.verdicts():
@@ -207,6 +208,7 @@ def _lines(report: VerifyReport, signed: SignedFiles | None) -> Iterator[str]:
     else:
         yield f"manifest        sha256 {report.manifest_sha256}"
     if report.base is not None:
-        yield f"base            {report.base.text}"
+        by = "" if report.base.of_source else " (as the manifest states)"
+        yield f"base            {report.base.text}{by}"
     if signed is not None:
         yield f"signature       right, by {signed}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
+from deltaweights.checkpoint.companions import SOURCE_MANIFEST
 from deltaweights.manifest.records import MANIFEST
 
 WEIGHTS, LOADER_FILES, EXTRAS = PARTS = ("weights", "loader_files", "extras")
@@ -32,7 +33,7 @@ TEMPLATES = "additional_chat_templates"
 
 def part_of(name: str) -> str:
     """Return the part that a file (or a folder) of this name belongs to, whoever wrote it."""
-    if name == MANIFEST:
+    if name in {MANIFEST, SOURCE_MANIFEST}:
         return EXTRAS
     suffix = PurePosixPath(name).suffix.lower()
     if suffix in _WEIGHTS or _SPREAD_WEIGHTS.fullmatch(name):
