@@ -29,6 +29,7 @@ OF_OTHERS = {
     "--model-base": "merge_lora_weights.py",
     "--save-model-path": "merge_lora_weights.py",
     "--recover_diff": "EasyLM",
+    "--trust_config": "model_signing",
 }
 """Options of other programs that remedies name."""
 

@@ -13,9 +13,7 @@ FOLLOWED: dict[str, tuple[str, ...]] = {
     "no configuration": ("a model in Hugging Face's layout has one; deltaweights convert writes it for one in Meta's",),
     "a key of the recipe that is missing": ("add it",),
     "index and shard are missing: the index alone": ("and the other shards, ",),
-    "NaN with --strict: without": (
-        "check the inputs; run without --strict to publish it, or discard it with deltaweights clean",
-    ),
+    "NaN with --strict: without": ("check the inputs; run without --strict to publish it",),
     "a delta of ours to check": ("check the model itself: deltaweights apply makes it of the delta and its base",),
     "another model in the target: overwrite": (
         "choose another output folder",
@@ -48,7 +46,7 @@ FOLLOWED: dict[str, tuple[str, ...]] = {
     "weights of several dtypes": ("give --dtype",),
     "unverified inputs": ("give --hash-inputs, or an id of the Hub",),
     "a vision tower in the original layout": ("give --layout transformers, or leave --vision-tower out",),
-    "a signature without a key": ("give --public-key, too",),
+    "a signature without a key": ("give --public-key, or --identity and --issuer, too",),
     "no base": ("give it, or name a recipe: deltaweights recipes",),
     "an id of the Hub for a recipe": ("give its recipe: --recipe {}",),
     "an archive in a folder": (
@@ -72,7 +70,7 @@ FOLLOWED: dict[str, tuple[str, ...]] = {
     "two sets of weights": ("give the one you mean: {}",),
     "not in Slurm": ("give the part yourself: --part K/N",),
     "a private key to verify with": ("give the public key: openssl ec -in key.pem -pubout -out pub.pem",),
-    "weights for a recipe": ("give the recipe, not the weights",),
+    "weights for a recipe": ("give the {}, not the weights",),
     "a part with --strict": ("give them to deltaweights finish",),
     "a link out of the folder": ("if it belongs to the checkpoint, put a copy of it there",),
     "a torch file of another name": ("if it holds tensors, name it .bin or .pth",),
@@ -84,7 +82,6 @@ FOLLOWED: dict[str, tuple[str, ...]] = {
     "another dtype than the delta's": ("leave --compute-dtype out",),
     "another dtype than the recipe's": ("leave --compute-dtype out, or give the recipe in a file of your own",),
     "torch files in layout transformers": ("leave --format out",),
-    "a manifest and a key": ("leave --manifest or --public-key out",),
     "a password that is not needed": ("leave --password-env out",),
     "a key of the recipe that is none": ("leave it out",),
     "a recipe against the delta's manifest": ("leave the recipe out",),
@@ -102,9 +99,7 @@ FOLLOWED: dict[str, tuple[str, ...]] = {
     "something in the demo's folder": ("name a new folder",),
     "an encrypted key": ("name a variable that has its password: --password-env NAME",),
     "an archive of another name": ("name it .zip",),
-    "a folder without a manifest": (
-        "nothing says what these files should be: give a manifest that is kept elsewhere, with --manifest",
-    ),
+    "a folder without a manifest": (),
     "a projector that is none": (
         "remove it",
         "remove it if it does not belong to the checkpoint",
@@ -157,6 +152,38 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "run accelerate merge-weights {} OUT, and give OUT",
         "run {}, and give OUT.pt",
     ),
+    "tests/receiver/test_remedies.py::test_an_edited_card_and_other_pins": (
+        "fetch the files that are named again, or give --weights-only if you rely on nothing else",
+        "fetch what you pinned, or look at this one and pin it",
+    ),
+    "tests/receiver/test_remedies.py::test_a_lock_that_fails": (
+        "make it again with deltaweights pin",
+        "do not use what failed: fetch it again, or pin it anew if the change is wanted",
+    ),
+    "tests/receiver/test_remedies.py::test_a_folder_outside_of_the_lock": (
+        "name a lock above it with --output, or write {}ORG/NAME for a model of the Hub",
+    ),
+    "tests/receiver/test_remedies.py::test_a_command_line_that_says_nothing": (
+        "give PATH or ORG/NAME, or --lock FILE",
+        "give the folder: deltaweights verify {}",
+        "leave --no-weights out, or give ORG/NAME",
+        "give {}, too",
+    ),
+    "tests/receiver/test_remedies.py::test_an_archive_that_cannot_be_read": (
+        "the archive is damaged or unusual: get it again, or unpack it and give the folder",
+    ),
+    "tests/receiver/test_remedies.py::test_weights_that_were_changed_after_their_manifest": (
+        "find out where with deltaweights verify; or remove its {}, if you changed the weights yourself",
+    ),
+    "tests/receiver/test_remedies.py::test_a_refuted_merge_is_made_again": (
+        "merge the delta with the right base; --allow-unproved-base exports it as it is",
+    ),
+    "tests/receiver/test_verify_command.py::test_the_remedy_for_a_missing_manifest_works": (
+        "give the publisher's with --manifest, or make one: deltaweights manifest {} --output FILE",
+    ),
+    "tests/unit/jobs/test_iter_merged.py::test_bfloat16_is_no_dtype_of_numpy": (
+        'give framework="torch", or dtype="float32"',
+    ),
 }
 """By another test that follows them."""
 
@@ -177,7 +204,6 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "{} writes safetensors",
         "{}, and the token",
         "{}, or use the right base",
-        "{}; deltaweights clean discards it",
         "{}; if it is private, {}",
     ),
     "needs a pair of a known recipe, a vision tower, or a model that answers: no row follows it yet": (
@@ -212,7 +238,7 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "use a model of the recipe's sizes, or another recipe",
         "use it as it is, or give the merge in the original layout",
         "use it as transformers saves a LLaMA",
-        "use that model in the original layout",
+        "use the full checkpoint",
         "use the base that the delta was made from",
         "use the base that the target was fine-tuned from",
         "use the delta that the recipe names, or another recipe",
@@ -221,6 +247,12 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "{}, or give the --vision-tower that belongs to it",
     ),
     "needs a file, a script or a program of whoever published the weights, or one that the tests do not install (peft, DeepSpeed, flax, EasyLM)": (
+        "ask the publisher of the model",
+        "run git lfs pull in the clone, and verify again",
+        "save it again in one of them, with transformers' save_pretrained",
+        "give the file that model_signing takes as --trust_config",
+        "see the service's words; an identity token is good for some minutes, and for the audience sigstore",
+        "give --identity-token, run where there is a browser, or let the CI job have a token (GitHub: id-token: write)",
         "-m deepspeed.utils.zero_to_fp32",
         "EasyLM.scripts.diff_checkpoint --recover_diff=True, then EasyLM.models.llama.convert_easylm_to_hf",
         "add and convert it with EasyLM: {}; that gives the finished model",
@@ -239,6 +271,10 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "scripts/merge_lora_weights.py --model-path {} --model-base BASE --save-model-path OUT",
     ),
     "needs another machine, disk, network, GPU, amount of memory or version, or a package that the tests have or lack as a whole; tests/faults, tests/trust and tests/unit make the fault itself": (
+        "check the network and run again{}",
+        "pip install torch",
+        "pip install transformers",
+        "unpack it first (zstd -d), or use Python 3.14 or newer",
         "all of it takes {}; end other programs, or use a machine with more",
         "allow more threads (ulimit -u), or run with fewer --workers",
         "check HF_ENDPOINT",
@@ -280,6 +316,17 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "what is unpacked is kept: make room or repair the disk, then run the same command again",
     ),
     "needs the Hub, a token or a cache: tests/unit/hub makes the situations on a loopback server, and no row follows the remedy yet": (
+        "bypass the proxy or mirror that compresses it",
+        "check whether a proxy or firewall is in between",
+        "open any page in a browser, and run again",
+        "put user and password into HTTPS_PROXY or HTTP_PROXY",
+        "run again; if it stays so, something between here and the Hub changes what comes",
+        "{}: use the Hub, or another mirror",
+        "choose another cache with --cache-dir or HF_HUB_CACHE, or have its owner open this one to the group: chmod -R g+w",
+        "nothing else may change the cache meanwhile",
+        "download each by its own id",
+        "fetch the model first",
+        "move it away, leave it out with --exclude, or choose another folder",
         "check --token and HF_TOKEN",
         "check the part after the @",
         "choose another cache with --cache-dir or HF_HUB_CACHE",
@@ -300,6 +347,9 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "run without --stream",
     ),
     "what it says is not to do something, or to look at something: nothing is run": (
+        "do not pin it: ask who signed it",
+        "to make a key, see docs/signing.md",
+        "merge it with apply_delta, and see deltaweights check",
         "check that this is the right repository",
         "check what it is, and remove it",
         "choose an output folder whose parent nobody else may change",
@@ -357,6 +407,18 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "the files are of different downloads: fetch them again",
     ),
     "plain, and no row follows it yet": (
+        "give --identity and --issuer of who signed, in place of --public-key",
+        "give --identity and --issuer, too",
+        "give --public-key of who signed, in place of --identity",
+        "give one of them",
+        "keep one in git: deltaweights manifest, and verify --manifest",
+        "leave --expect or --no-weights out",
+        "leave --public-key or --identity out",
+        "leave one out",
+        "pin it alone",
+        "rename the folder",
+        "say where it is: --signature FILE",
+        "unpack it, and give the folder",
         "give a folder with one of them",
         "give a model's folder",
         "give one that deltaweights wrote",

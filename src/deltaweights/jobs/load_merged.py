@@ -33,7 +33,7 @@ def load_merged(
 
     The weights are bit for bit those that ``apply_delta(..., layout="transformers")`` would write, in the stored dtype. The base is
     proved before the model is made. Memory: the model once on ``device``, once more in main memory if that is a GPU, and a tensor.
-    The tokenizer is not part of it: load it from the folder or the id of the delta. Needs the extra ``transformers``.
+    The tokenizer is not part of it: load it from the folder or the id of the delta. Needs transformers.
 
     Raises what ``apply_delta`` raises, ``UsageError`` where transformers or torch is missing, and ``Mismatch`` when transformers
     has no class for the model.
@@ -50,7 +50,7 @@ def load_merged(
         with loader.quiet_and_offline():
             pass
     except ModuleNotFoundError as error:
-        remedy, code = "pip install 'deltaweights[transformers]'", ErrorCode.MISSING_PACKAGE
+        remedy, code = "pip install transformers", ErrorCode.MISSING_PACKAGE
         raise UsageError("load_merged needs transformers", remedy=remedy, code=code) from error
     options.setdefault("layout", TRANSFORMERS)
     request, report = apply_request(base, delta, Path("merged"), **options), report or Report()
