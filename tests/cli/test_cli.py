@@ -463,6 +463,7 @@ def test_clean(run: Run, work: Path) -> None:
 # Help.
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("command", [None, *COMMANDS])
 def test_help(command: str | None) -> None:
     """``--help`` of every command ends with 0, on stdout, within a width that fits, and imports no torch."""
@@ -551,6 +552,7 @@ def test_reader_that_leaves(merged: Path) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize(("target", "code"), [("merged", 0), ("nothing", 5)])
 def test_streams_that_were_closed_before(work: Path, merged: Path, closed: str, target: str, code: int) -> None:
@@ -561,6 +563,7 @@ def test_streams_that_were_closed_before(work: Path, merged: Path, closed: str, 
     assert done.returncode == code
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 @pytest.mark.parametrize("full", [">/dev/full", ">/dev/full 2>/dev/full", "2>/dev/full"])
 @pytest.mark.parametrize("command", ["--version", "verify merged", "inspect merged --json", "verify nothing"])

@@ -227,6 +227,7 @@ ERRORS: dict[str, tuple[int, tuple[str, ...], str]] = {
 }
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("name", ERRORS)
 @pytest.mark.parametrize("place", ["before", "after"])
 def test_errors(work: Path, name: str, place: str) -> None:

@@ -108,6 +108,7 @@ def test_the_commands_are_found() -> None:
     assert set(COMMANDS) - set(takes_json()) == {"clean", "demo"}
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("command", takes_json())
 def test_a_wrong_command_line(run: Run, command: str) -> None:
     """Every command tells of an option that it does not have on stdout, too, wherever ``--json`` stands."""
@@ -296,6 +297,7 @@ ROWS: list[tuple[str, Change, str, int, str, str, dict[str, str | None]]] = [
 ]
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(
     ("change", "command", "exit_code", "code", "kind", "parts"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
 )

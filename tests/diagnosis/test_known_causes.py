@@ -123,6 +123,7 @@ REFUSED = {what: Refused(base_model, delta, MERGED) for what, delta in FINISHED.
 }  # fmt: skip
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("stated", [True, False], ids=["recipe", "no-recipe"])
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_known_is_said_without_a_recipe_too(tmp_path: Path, case: str, stated: bool) -> None:

@@ -53,6 +53,7 @@ SWAPPED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("how", SWAPPED)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16], ids=["f16", "f32", "bf16"])
 def test_swapped(tmp_path: Path, how: str, dtype: torch.dtype) -> None:

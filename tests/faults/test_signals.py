@@ -105,6 +105,7 @@ MODULES = (
 )
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.trust
 @BOTH
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: f"row83-{module}")

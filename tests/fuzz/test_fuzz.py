@@ -33,6 +33,7 @@ def test_examples_are_read(name: str) -> None:
     assert all(hold(target, example) for example in target.examples())
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.trust
 @pytest.mark.parametrize("name", TARGETS)
 def test_damaged_examples_are_read_or_refused(name: str) -> None:

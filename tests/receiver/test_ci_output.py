@@ -88,6 +88,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", NAMES, ids=map(ascii, NAMES))
 def test_hostile_names(result: Path, run: Run, tmp_path: Path, name: str) -> None:
     """A file's name adds no command to the output, with and without --json, and no markup to the summary."""

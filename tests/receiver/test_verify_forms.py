@@ -24,6 +24,7 @@ def signs(report: VerifyReport) -> str:
     return "".join("+" if verdict.ok else "-" for _, verdict in report.verdicts())
 
 
+@pytest.mark.sampled(46)
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("form", FORMS)
 def test_each_form_damaged_in_each_way(form: str, damage: str, merged: Path, original: Path) -> None:

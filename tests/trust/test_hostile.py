@@ -355,7 +355,10 @@ ENVIRONMENTS = {
     "a number": ({"HF_HUB_DOWNLOAD_TIMEOUT": "x"}, "unusable environment variable of huggingface_hub"),
     "a proxy": ({"ALL_PROXY": "foo://user:secret@x"}, "unusable proxy address"),
     "another proxy": ({"HTTPS_PROXY": "ftp://user:secret@x"}, "unusable proxy address"),
-    "an endpoint": ({"HF_ENDPOINT": "http://\x1b[31m"}, "unusable environment variable of huggingface_hub"),
+    "an endpoint": (
+        {"HF_ENDPOINT": "http://\x1b[31m"},
+        "not a valid Hub address: found http://\\x1b[31m; check HF_ENDPOINT",
+    ),
 }
 
 

@@ -126,6 +126,7 @@ TAMPERED: dict[str, Case] = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.trust
 @pytest.mark.parametrize("subject", TAMPERED.values(), ids=TAMPERED.keys())
 def test_a_tampered_result_fails(subject: Case, tmp_path: Path, normal: float) -> None:

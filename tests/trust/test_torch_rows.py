@@ -95,6 +95,7 @@ CASES: dict[str, Case] = {
 }
 
 
+@pytest.mark.sampled(20)
 @pytest.mark.trust
 @pytest.mark.parametrize("subject", CASES.values(), ids=CASES.keys())
 def test_a_bad_torch_file_is_refused(subject: Case, tmp_path: Path, normal: float) -> None:

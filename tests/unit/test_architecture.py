@@ -146,6 +146,7 @@ def test_the_walk_sees_the_whole_package() -> None:
     assert "merge.kernels_cpu" in own_imports(MODULES["merge.device"]), "imports inside functions count"
 
 
+@pytest.mark.sampled(101)
 @pytest.mark.parametrize("module", [module for module in MODULES if module not in {"__init__", "__main__"}])
 def test_imports_point_down(module: str) -> None:
     """A module imports only from its own package and from packages further down in the order."""
@@ -273,6 +274,7 @@ def test_nothing_prints_or_catches_blindly(module: str) -> None:
             assert node.type is not None, f"{module}:{node.lineno}: bare except"
 
 
+@pytest.mark.sampled(92)
 @pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: str(path.relative_to(TESTS)))
 def test_every_test_states_the_fact_it_proves(path: Path) -> None:
     """Every test function has a docstring."""

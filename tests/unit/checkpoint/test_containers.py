@@ -67,6 +67,7 @@ META: dict[str, Hold] = {
 }
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("hold", (FOLDERS | LONE | META).values(), ids=FOLDERS | LONE | META)
 def test_row36_a_base_in_every_container(merged_pair: Path, tmp_path: Path, hold: Hold) -> None:
     """A base in any container gives the same result files as safetensors, and nothing is left beside it."""

@@ -386,6 +386,7 @@ SHARED = {
 }
 
 
+@pytest.mark.sampled(25)
 @pytest.mark.parametrize(("data", "message"), SHARED.values(), ids=SHARED)
 def test_refuses_what_is_refused_in_an_archive(tmp_path: Path, data: bytes, message: str) -> None:
     """A state dict's pickle that is refused in an archive is refused in a legacy file for the same reason."""

@@ -86,6 +86,7 @@ def forget_trees(machine: Machine) -> None:
     shutil.rmtree(machine.repository(BASE) / "trees", ignore_errors=True)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("client", ["2", "0.34"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_read(machine: Machine, hub: HubServer, folder: Path, layout: str, client: str) -> None:

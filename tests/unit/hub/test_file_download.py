@@ -56,6 +56,7 @@ def shard_of(folder: Path, number: int = 0) -> str:
     return sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".safetensors"})[number]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999], ids=["first byte", "header", "weights", "end"])
 def test_a_flipped_byte_while_merging(machine: Machine, hub: HubServer, pair: Pair, share: float) -> None:
     """A flipped byte anywhere in a download is detected; the merge restarts once, and is correct."""

@@ -46,6 +46,7 @@ MENDED: dict[str, list[Fault]] = {
 }
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("faults", MENDED.values(), ids=MENDED.keys())
 def test_mended_on_the_way(machine: Machine, hub: HubServer, folder: Path, faults: list[Fault]) -> None:
     """Broken, late or temporarily refused connections, and a server without ranges, give the same files."""
@@ -114,6 +115,7 @@ LASTING: dict[str, tuple[Fault, str, Fields]] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("fault", "name", "fields"), LASTING.values(), ids=LASTING.keys())
 def test_lasting_errors(
     machine: Machine, hub: HubServer, folder: Path, fault: Fault, name: str, fields: Fields

@@ -274,6 +274,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[DeltaweightsError], str]
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_folder_that_does_not_run_is_refused(
     name: str, llava: Path, tmp_path: Path, pictures: tuple[Path, Path]

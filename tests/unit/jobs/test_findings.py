@@ -134,6 +134,7 @@ SICK = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", SICK)
 def test_numbers_that_are_not_finite_are_counted_by_where_they_are_from(tmp_path: Path, case: str) -> None:
     """Result, inputs and overflow are counted exactly, in any blocks, with one warning, which ``strict`` makes an error."""

@@ -243,6 +243,7 @@ ODD = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("content", [*ODD.values(), None], ids=[*ODD, "fifo"])
 @pytest.mark.parametrize("name", ["config.json", "manifest.json"])
 def test_odd_companion(run: Run, tmp_path: Path, name: str, content: bytes | None) -> None:

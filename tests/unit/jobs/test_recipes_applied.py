@@ -204,6 +204,7 @@ def test_the_table_lists_every_recipe() -> None:
 # The bits.
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.fidelity
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_a_recipe_merges_by_its_own_arithmetic(tmp_path: Path, name: str) -> None:
