@@ -134,10 +134,7 @@ FOLLOWED: dict[str, tuple[str, ...]] = {
 """By row of the tables in test_remedies.py and test_remedies_of_tools.py, whose remedies have these texts."""
 
 ELSEWHERE: dict[str, tuple[str, ...]] = {
-    "tests/diagnosis/test_remedies.py::test_no_token_is_set": (
-        "check the token's permissions",
-        "log in with: hf auth login, or set HF_TOKEN",
-    ),
+    "tests/diagnosis/test_remedies.py::test_no_token_is_set": ("check the token's permissions",),
     "tests/diagnosis/test_layouts.py::test_what_is_recommended_opens": ("give its snapshot, {}",),
     "tests/diagnosis/test_surface.py::test_flags_of_the_original_scripts": (
         "here it is {}",
@@ -316,6 +313,7 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "what is unpacked is kept: make room or repair the disk, then run the same command again",
     ),
     "needs the Hub, a token or a cache: tests/unit/hub makes the situations on a loopback server, and no row follows the remedy yet": (
+        "log in with: hf auth login, or set HF_TOKEN",
         "bypass the proxy or mirror that compresses it",
         "check whether a proxy or firewall is in between",
         "open any page in a browser, and run again",
