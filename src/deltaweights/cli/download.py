@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from deltaweights.cli.log_report import log_format_option, report_for
-from deltaweights.cli.options import hub_of, hub_options, json_option, quiet_option
+from deltaweights.cli.options import hub_of, hub_options, json_option
 from deltaweights.cli.output import print_outcome
 from deltaweights.util.interruption import GO_ON, advising
 from deltaweights.util.sizes import human_bytes
@@ -18,6 +18,7 @@ from deltaweights.util.text import counted
 
 @click.command("download")
 @click.argument("model", metavar="RECIPE|ORG/NAME[@REVISION]")
+@click.argument("files", nargs=-1, metavar="[FILE]...")
 @click.option("--revision", help="Branch, tag or commit.")
 @click.option(
     "--include", multiple=True, metavar="PATTERN", help="Only matching files, such as *.json; may be repeated."
@@ -28,17 +29,22 @@ from deltaweights.util.text import counted
     type=click.Path(file_okay=False, path_type=Path),
     help="Put the files themselves into this folder, not into the cache.",
 )
+@click.option("--dry-run", is_flag=True, help="Show which files would be fetched, and how large they are; fetch none.")
+@click.option("--force-download", is_flag=True, help="Fetch the files again that the cache has.")
 @hub_options
 @json_option
-@quiet_option
+@click.option("-q", "--quiet", is_flag=True, help="Only the path of each model, and warnings.")
 @log_format_option
 def command(
     model: str,
     *,
     revision: str | None,
+    files: tuple[str, ...],
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     local_dir: Path | None,
+    dry_run: bool,
+    force_download: bool,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -46,8 +52,9 @@ def command(
     """Download base and delta of a recipe, or a model of the Hub, into the Hub's cache, and verify them.
 
     Downloaded are the weights and all that belongs to them: configuration, tokenizer, manifest, sums, signature, licences,
-    notices and cards. Every file is compared with the hash that the Hub states. An interrupted or killed download is resumed.
-    The cache is that of the hf command, and so is what --local-dir leaves; it replaces no file that was not downloaded.
+    notices and cards; or the FILEs alone. Every file is compared with the hash that the Hub states. An interrupted or killed
+    download is resumed. The cache is that of the hf command, and so is what --local-dir leaves; it replaces no file that was not
+    downloaded.
     """
     from deltaweights.jobs.download import download  # noqa: PLC0415  (slow to load, so not for --help)
 
@@ -56,15 +63,20 @@ def command(
     with advising(f"what has arrived is kept; {GO_ON}"):
         found = download(
             given,
+            files=files,
             include=include,
             exclude=exclude,
             local_dir=local_dir,
+            dry_run=dry_run,
+            force=force_download,
             options=hub_of(options),
             report=report,
         )
-    lines = []
-    for one in found:
+    lines = [one.path for one in found] if quiet else []  # as `hf download -q` does: for scripts
+    for one in found if not quiet else ():
         size = f"{counted(len(one.files), 'file')}, {human_bytes(one.bytes)}"
-        lines.append(f"{one.repo} at {one.commit}: {size}, {human_bytes(one.fetched)} of it fetched now")
-        lines.append(f"verified        {one.path}")
+        what = "to fetch" if dry_run else "of it fetched now"
+        lines.append(f"{one.repo} at {one.commit}: {size}, {human_bytes(one.fetched)} {what}")
+        if not dry_run:
+            lines.append(f"verified        {one.path}")
     print_outcome([asdict(one) for one in found], lines, as_json=as_json)

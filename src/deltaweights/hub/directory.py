@@ -101,6 +101,15 @@ class HubDirectory(Directory):
         """Return those of the ``missing`` files that are not to be copied from the cache."""
         return [file for file in missing if self.into is None or not self._shared.has(self.listing.commit, file)]
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Remove files from the cache, or from the folder if they were downloaded there. Raises ``InputOutputError``."""
+        for file in map(self.file, names):
+            for cache in {self.cache, self._shared}:
+                if (found := cache.open(self.listing.commit, file)) is not None:
+                    with contextlib.closing(LocalFile(*found)) as local:
+                        cache.refuse_other(file, local.status)
+                        cache.discard(found[0], local.status)
+
     def head(self, name: str) -> bytes:
         # No more than this is fetched: the file may be of the format that is not used.
         file = self.file(name)

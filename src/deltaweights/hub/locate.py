@@ -105,14 +105,14 @@ class Hub:
         self._records.add_listing(listing)
         return listing
 
-    def announce(self, directory: HubDirectory, names: Sequence[str]) -> None:
+    def announce(self, directory: HubDirectory, names: Sequence[str], *, dry_run: bool = False) -> None:
         """Report which files are used and how much is to be downloaded. Raises ``InputOutputError`` when it does not fit."""
         self._used[directory] = names
         missing = directory.missing(names)
         fetched = directory.to_fetch(missing)
         begun = sum(_bytes_on_disk(directory.cache.gathering(file)) for file in missing)
         total, to_fetch = sum(directory.file(name).size for name in names), sum(file.size for file in fetched) - begun
-        what = "read by ranges, and not kept" if self._options.stream else "to fetch"
+        what = "read by ranges, and not kept" if self._options.stream and not dry_run else "to fetch"
         files = f"{counted(len(names), 'file')}, {human_bytes(total)}; {human_bytes(max(0, to_fetch))} {what}"
         self._report.note(f"{directory.id}: {files}")
         for file in fetched:

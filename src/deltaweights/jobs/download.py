@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import MalformedInput, UsageError
 from deltaweights.hub.directory import HubDirectory
 from deltaweights.hub.ids import ModelSource, hub_id
@@ -56,50 +57,79 @@ class Patterns:
 def download(
     model: str,
     *,
+    files: Sequence[str] = (),
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     local_dir: str | os.PathLike[str] | None = None,
+    dry_run: bool = False,
+    force: bool = False,
     options: HubOptions | None = None,
     report: Report | None = None,
 ) -> list[Downloaded]:
     """Download the checkpoint ``model``, a Hub id or the name of a recipe, with all that belongs to it.
 
-    That is what a loader reads, manifest, sums and signature, and licences, notices and cards; or, with ``include``, the files
-    that match. None of those that match ``exclude`` is downloaded. They are put into the Hub's cache, or, themselves and not as
-    links, into ``local_dir``, where a file that was not downloaded there is never replaced. Cached files are verified once, and
-    used; an interrupted download is resumed. Raises ``UsageError``, ``MalformedInput`` when there are no weights, ``TargetBusy``
-    when another file has the name of one, and ``InputOutputError``.
+    That is what a loader reads, manifest, sums and signature, and licences, notices and cards; or ``files``, which are names; or,
+    with ``include``, the files that match. None of those that match ``exclude`` is downloaded. They are put into the Hub's cache,
+    or, themselves and not as links, into ``local_dir``, where a file that was not downloaded there is never replaced. Cached files
+    are verified once, and used; with ``force`` they are fetched again. An interrupted download is resumed. With ``dry_run``
+    nothing is fetched, and ``fetched`` counts what would be. Raises ``UsageError``, ``MalformedInput`` when there are no weights,
+    ``TargetBusy`` when another file has the name of one, and ``InputOutputError``.
     """
     report, options, patterns = report or Report(), options or HubOptions(), Patterns(include, exclude)
     if options.stream:
         raise UsageError("a download that keeps nothing", remedy="leave stream out")
+    if files and (include or exclude):
+        raise UsageError("files by name and by pattern", found=patterns, remedy="give one of them")
     sources = _sources(model, report)
     if local_dir is not None and len(sources) > 1:
         remedy = "download each by its own id"
         raise UsageError("a recipe has two models, and --local-dir is for one", found=model, remedy=remedy)
     into = None if local_dir is None else LocalFolder.at(Path(local_dir))
-    if into is not None:
+    if into is not None and not dry_run:
         into.create()
-    hub = Hub(options, report)
+    hub = Hub(replace(options, stream=True) if dry_run else options, report)  # a dry run keeps not even an index
     try:
         directories = [(role, hub.open(source.id, source.hidden, into)) for role, source in sources]
-        chosen = [(directory, _chosen(directory, role, patterns)) for role, directory in directories]
-        for directory, names in chosen:
-            hub.announce(directory, names)
-        hub.fetch(chosen)
-        return [
-            Downloaded(
-                repo=directory.listing.repo,
-                commit=directory.listing.commit,
-                path=str(directory.path),
-                files={name: directory.file(name).size for name in names},
-                bytes=sum(directory.file(name).size for name in names),
-                fetched=directory.fetched,
-            )
-            for directory, names in chosen
+        chosen = [
+            (directory, _named(directory, files) if files else _chosen(directory, role, patterns))
+            for role, directory in directories
         ]
+        for directory, names in chosen:
+            if force and not dry_run:
+                directory.forget(names)
+            hub.announce(directory, names, dry_run=dry_run)
+        if dry_run:
+            return [_downloaded(each, names, _bytes_to_fetch(each, names, force=force)) for each, names in chosen]
+        hub.fetch(chosen)
+        return [_downloaded(directory, names, directory.fetched) for directory, names in chosen]
     finally:
         hub.close()
+
+
+def _downloaded(directory: HubDirectory, names: Sequence[str], fetched: int) -> Downloaded:
+    files = {name: directory.file(name).size for name in names}
+    return Downloaded(
+        repo=directory.listing.repo,
+        commit=directory.listing.commit,
+        path=str(directory.path),
+        files=files,
+        bytes=sum(files.values()),
+        fetched=fetched,
+    )
+
+
+def _bytes_to_fetch(directory: HubDirectory, names: Sequence[str], *, force: bool) -> int:
+    missing = map(directory.file, names) if force else directory.to_fetch(directory.missing(names))
+    return sum(file.size for file in missing)
+
+
+def _named(directory: HubDirectory, files: Sequence[str]) -> list[str]:
+    """Return the names of files, each once. Raises ``UsageError`` for one that the repository does not have."""
+    for name in files:
+        if not directory.has(name):
+            there = ", ".join(directory.names()[:8])
+            raise UsageError("no such file in the repository", found=name, expected=there, code=ErrorCode.NOT_FOUND)
+    return sorted(set(files))
 
 
 def _sources(model: str, report: Report) -> list[tuple[str, ModelSource]]:
