@@ -35,6 +35,9 @@ class Report:
     def begin(self, doing: str, total: int) -> None:
         """Take the start of work on ``total`` bytes."""
 
+    def resumed(self, done: int) -> None:
+        """Take, right after ``begin``, how many bytes of the work an earlier run has done."""
+
     def progress(self, done: int) -> None:
         """Take how many bytes of the work are done."""
 

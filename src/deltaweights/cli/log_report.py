@@ -66,6 +66,9 @@ class JsonReport(Report):
         self._doing, self._total, self._done, self._work_began = doing, total, 0, time.monotonic()
         self._progress(self._work_began)
 
+    def resumed(self, done: int) -> None:
+        self._done = done
+
     def progress(self, done: int) -> None:
         self._done = done
         now = time.monotonic()

@@ -26,7 +26,7 @@ class TerminalReport(Report):
     def __init__(self, name: str, *, quiet: bool) -> None:
         self._name, self._quiet = name, quiet
         self._bar: tqdm[NoReturn] | None = None
-        self._doing, self._total, self._began, self._logged = "", 0, 0.0, 0.0
+        self._doing, self._total, self._before, self._began, self._logged = "", 0, 0, 0.0, 0.0
 
     def note(self, text: str) -> None:
         if not self._quiet:
@@ -36,7 +36,8 @@ class TerminalReport(Report):
         self._print(f"{self._name}: warning: {text}")
 
     def begin(self, doing: str, total: int) -> None:
-        self._doing, self._total = doing, total
+        self.end()  # fetching goes over into merging
+        self._doing, self._total, self._before = doing, total, 0
         self._began = self._logged = time.monotonic()
         if not self._quiet and sys.stderr.isatty():
             from tqdm import tqdm  # noqa: PLC0415  (40 ms)
@@ -45,13 +46,19 @@ class TerminalReport(Report):
                 total=total, desc=doing, unit="B", unit_scale=True, file=sys.stderr, dynamic_ncols=True, leave=False
             )
 
+    def resumed(self, done: int) -> None:
+        self._before = done
+        if self._bar is not None:
+            self._bar.n = self._bar.initial = done
+            self._bar.refresh()
+
     def progress(self, done: int) -> None:
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
-        elif not self._quiet and now - self._logged >= LOG_EVERY and done:
+        elif not self._quiet and now - self._logged >= LOG_EVERY and done > self._before:
             self._logged = now
-            rate = done / (now - self._began)
+            rate = (done - self._before) / (now - self._began)
             left = (self._total - done) / rate
             share = f"{human_bytes(done)} of {human_bytes(self._total)}"
             self._print(f"{self._doing}: {share}, {human_bytes(rate)}/s, {left:.0f} s left")
@@ -61,7 +68,10 @@ class TerminalReport(Report):
             self._bar.close()
             self._bar = None
 
-    @staticmethod
-    def _print(text: str) -> None:
+    def _print(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()  # else the line begins behind the bar
         with contextlib.suppress(OSError):  # a log file on a full disk must not stop a merge
             click.echo(printable(text), err=True)
+        if self._bar is not None:
+            self._bar.refresh()

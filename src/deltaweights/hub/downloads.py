@@ -18,7 +18,7 @@ from deltaweights.hub.piece_map import NEAR, PieceMap
 from deltaweights.hub.piece_storage import MISSING, PRESENT, REQUESTED
 from deltaweights.hub.repo_cache import RepoCache
 from deltaweights.hub.repo_listing import RepoListing
-from deltaweights.hub.transfer import DamagedFile, DownloadStopped, RangesIgnored, Transfer
+from deltaweights.hub.transfer import DownloadStopped, RangesIgnored, Transfer
 from deltaweights.hub.verified import VerificationRecords
 from deltaweights.util.interruption import POLL, check, signalled
 
@@ -43,6 +43,7 @@ class Downloads:
         self._threads: list[threading.Thread] = []
         self._reads = 0
         self.pool = MemoryPool()
+        self.tick: Callable[[], None] = lambda: None  # called while a piece is waited for
 
     def add(
         self, listing: RepoListing, pieces: PieceMap, cache: RepoCache | None, records: VerificationRecords | None
@@ -71,6 +72,12 @@ class Downloads:
         """Return the download that will publish ``blob``, if any: base and delta may share a file."""
         with self._lock:
             return next((d for d in self._downloads if d.cache and d.cache.place(d.pieces.file) == blob), None)
+
+    @property
+    def bytes_present(self) -> int:
+        """Bytes that are there of files that are kept."""
+        with self._lock:
+            return sum(download.pieces.bytes_present for download in self._downloads if download.cache is not None)
 
     def raise_failed(self) -> None:
         """Raise the error of a download that failed, if there is one."""
@@ -144,6 +151,7 @@ class Downloads:
                 self._urgent[download, absent] = wanted.stop
                 self._changed.notify_all()
             self._changed.wait(timeout=POLL)
+            self.tick()
         if pieces.read_ahead is not None:
             self._changed.notify_all()  # the cursor moved on, and more may be requested
 
@@ -279,20 +287,13 @@ class Downloads:
                     self._changed.notify_all()
 
     def _conclude(self, download: FileDownload, found: str) -> None:
-        key = download.pieces.file.key
         if download.pieces.file.accepts(found):
             download.publish()
             with self._lock:
                 download.verified = True
                 self._changed.notify_all()
             return
-        if download.damaged:
-            if download.disk is not None:
-                download.disk.discard()
-            problem, remedy = "downloaded twice, damaged both times", "try again later, or from another network"
-            raise DamagedFile(problem, where=download.path, found=f"hash {found}", expected=key, remedy=remedy)
-        problem = f"the download has hash {found}, the Hub states {key}: downloading it again"
-        self._warn(f"{download.path}: {problem}")
+        self._warn(download.refuse_damage(found))
         with self._lock:
             download.damaged, download.found = True, found
             download.restart()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from deltaweights.hub.piece_map import PieceMap
 from deltaweights.hub.piece_storage import REQUESTED, DiskPieces
 from deltaweights.hub.repo_cache import RepoCache
-from deltaweights.hub.transfer import Transfer
+from deltaweights.hub.transfer import DamagedFile, Transfer
 from deltaweights.hub.verified import VerificationRecords
 
 if TYPE_CHECKING:
@@ -98,6 +98,16 @@ class FileDownload:
         self.cache.link(self.commit, file)
         if self.records is not None:
             self.records.add(self.cache.place(file), file.key, os.fstat(disk.fd), download_id)
+
+    def refuse_damage(self, found: str) -> str:
+        """Return what to say of a file that arrived damaged, with the hash ``found``. Raises ``DamagedFile`` the second time."""
+        key = self.pieces.file.key
+        if not self.damaged:
+            return f"{self.path}: the download has hash {found}, the Hub states {key}: downloading it again"
+        if self.disk is not None:
+            self.disk.discard()
+        problem, remedy = "downloaded twice, damaged both times", "try again later, or from another network"
+        raise DamagedFile(problem, where=self.path, found=f"hash {found}", expected=key, remedy=remedy)
 
     def restart(self) -> None:
         """Drop what arrived, since it is damaged. Raises ``InputOutputError``."""

@@ -6,6 +6,7 @@ Downloads are listed, and checked against the free disk space, before they start
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -136,6 +137,30 @@ class Hub:
                 code=ErrorCode.DISK_FULL,
             )
 
+    @contextmanager
+    def showing_progress(self) -> Iterator[None]:
+        """Report how much of what was announced has arrived, whenever the main thread waits for some of it."""
+        missing = [(directory, file) for directory, names in self._used.items() for file in directory.missing(names)]
+        total = sum(file.size for _, file in missing)
+        if not total or self._options.stream:
+            yield
+            return
+        begun = min(total, sum(_bytes_on_disk(directory.cache.gathering(file)) for directory, file in missing))
+        self._report.begin("fetching", total)
+        self._report.resumed(begun)
+        main = threading.main_thread()
+
+        def show() -> None:
+            if threading.current_thread() is main:  # reports are the main thread's
+                self._report.progress(min(total, max(begun, self.downloads.bytes_present)))
+
+        self.downloads.tick = show
+        try:
+            yield
+        finally:
+            self.downloads.tick = lambda: None
+            self._report.end()
+
     def fetch(self, chosen: Sequence[tuple[HubDirectory, Sequence[str]]]) -> None:
         """Download files into the cache, and return when all are verified. Raises ``InputOutputError``."""
         files = [(directory, directory.file(name)) for directory, names in chosen for name in names]
@@ -145,10 +170,10 @@ class Hub:
         def present() -> int:
             return sum(download.pieces.bytes_present for download in downloads)
 
-        before = present()
-        self._report.begin("fetching", sum(download.pieces.file.size for download in downloads) - before)
+        self._report.begin("fetching", sum(download.pieces.file.size for download in downloads))
+        self._report.resumed(present())
         try:
-            self.downloads.wait_until_verified(downloads, lambda: self._report.progress(max(0, present() - before)))
+            self.downloads.wait_until_verified(downloads, lambda: self._report.progress(present()))
         finally:
             self._report.end()
         for directory, file in files:
@@ -239,7 +264,8 @@ def located(
                 places.append(directory)
             elif not isinstance(place, ModelSource):
                 places.append(Path(place))
-        yield places
+        with hub.showing_progress():
+            yield places
         hub.fetch_companions()
     except MalformedInput as error:
         hub.recheck(error)

@@ -25,13 +25,26 @@ def stream_shards(
     check_unread(prepared)
     plan, resources = prepared.plan, prepared.request.resources
     stream = Stream(plan, prepared.base_tensors, prepared.primary_tensors, folder, keep, resources, report)
-    report.begin(plan.operation.doing, sum(shard.nbytes for shard in missing))
+    # While inputs arrive, they are what takes time: bytes that are merged come in leaps then, and tell nothing of what is left.
+    to_fetch = _pending(prepared)
+    total = sum(shard.nbytes for shard in missing)
+    report.begin(f"fetching and {plan.operation.doing}" if to_fetch else plan.operation.doing, to_fetch or total)
     try:
         for done in stream.run(missing):
-            report.progress(done)
+            pending = _pending(prepared) if to_fetch else 0
+            if to_fetch and not pending:
+                to_fetch = 0
+                report.begin(plan.operation.doing, total)
+                report.resumed(done)
+            report.progress(to_fetch - pending if to_fetch else done)
     finally:
         report.end()
     return stream.flush_seconds
+
+
+def _pending(prepared: Prepared) -> int:
+    """Return how many bytes of the inputs are yet to arrive."""
+    return sum(weights.file.pending_bytes for each in prepared.checkpoints.values() for weights in each.files)
 
 
 def check_unread(prepared: Prepared) -> None:
