@@ -129,13 +129,14 @@ def test_a_recipe_names_both(
 
 
 def test_json(machine: Machine, hub: HubServer, folder: Path) -> None:
-    """--json prints what the function returns; without it, stdout says what is verified and where."""
+    """--json prints what the function returns; without it, stdout says what is verified and where; -q the path alone."""
     done = machine.run("download", BASE, "--json", "-q")
     assert (done.returncode, done.stderr) == (0, "")
     found = machine.fetch(BASE)
     expected = asdict(found) | {"fetched": found.bytes}
     assert json.loads(done.stdout) == [expected]
-    done = machine.run("download", BASE, "-q")
+    assert machine.run("download", BASE, "-q").stdout == f"{found.path}\n"
+    done = machine.run("download", BASE)
     assert done.stdout.splitlines() == [
         f"{BASE} at {found.commit}: 8 files, 4.6 MB, 0 bytes of it fetched now",
         f"verified        {found.path}",
