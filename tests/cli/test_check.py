@@ -28,6 +28,7 @@ def llava(tmp_path: Path) -> Path:
     return make_llava(tmp_path / "llava")
 
 
+@pytest.mark.slow
 def test_a_panic_writes_nothing(run: Run, llava: Path) -> None:
     """The traceback of code in Rust, which goes past Python, is not on stderr: the problem alone is told."""
     normalizer = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}

@@ -281,6 +281,7 @@ def test_a_check_that_fails_has_result_and_error(work: Path) -> None:
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("number", NUMBERS, ids=["Ctrl-C", "kill", "kill -9"])
 def test_interrupted(work: Path, number: signal.Signals) -> None:
     """An interrupted run says so last, a killed one leaves whole lines; the next run says which finished shards it reuses."""

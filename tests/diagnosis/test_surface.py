@@ -309,6 +309,7 @@ main()
 """
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_an_interruption_says_what_is_kept(pair: Pair, tmp_path: Path, after: int, how: str) -> None:
@@ -485,6 +486,7 @@ def submit(folder: Path, pair: Pair, sbatch: str | None, *more: str) -> subproce
     )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("how", SBATCHES)
 def test_submit_stops_when_sbatch_fails(pair: Pair, tmp_path: Path, how: str) -> None:
     """The script ends with the scheduler's message, at the first job, and sends no other."""

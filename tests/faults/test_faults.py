@@ -61,6 +61,7 @@ KINDS: dict[str, tuple[int, Callable[[Call, str], bool]]] = {
 """One in so many faults of a kind is injected here, all of them by ``scripts/fault-sweep``; of each row the first kind is quick."""
 
 
+@pytest.mark.sampled(1)
 @TRACED
 @pytest.mark.trust
 @pytest.mark.parametrize("kind", few(KINDS, 4))
@@ -83,6 +84,7 @@ def test_a_sample_of_the_sweep(scenario: Scenario, inputs: Path, tmp_path: Path)
     assert found.unclean == []
 
 
+@pytest.mark.slow
 @TRACED
 @pytest.mark.trust
 def test_row83_a_signal_at_some_calls(inputs: Path, tmp_path: Path) -> None:
@@ -103,6 +105,7 @@ def test_a_sample_of_the_signals(scenario: Scenario, inputs: Path, tmp_path: Pat
     assert found.unclean == []
 
 
+@pytest.mark.slow
 @TRACED
 def test_what_is_unclean_is_told(inputs: Path, tmp_path: Path) -> None:
     """A run that succeeds with another result, and one that leaves something behind, are reported."""
@@ -141,6 +144,7 @@ def test_row65_short_writes_are_carried_on(tmp_path: Path, monkeypatch: pytest.M
 # Signals at any time.
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.trust
 @pytest.mark.parametrize("seed", few(range(10), 3), ids=lambda seed: f"row67-{seed}")
 def test_a_signal_at_a_random_time(

@@ -291,6 +291,7 @@ def weather(seed: int, inputs: Path, place: Path) -> None:
     assert not locate_target(target).root.exists()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.trust
 @pytest.mark.parametrize("seed", few(range(16), 4), ids=lambda seed: f"row83-{seed}")
 def test_a_storm(storm_inputs: Path, tmp_path: Path, seed: int) -> None:

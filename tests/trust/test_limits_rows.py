@@ -78,6 +78,7 @@ TOO_MANY: dict[str, Callable[[str], str]] = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.trust
 @pytest.mark.parametrize("make", TOO_MANY.values(), ids=TOO_MANY)
 def test_row74_a_manifest_of_too_many_tensors(tmp_path: Path, normal: float, make: Callable[[str], str]) -> None:

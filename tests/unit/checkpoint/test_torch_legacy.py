@@ -482,6 +482,7 @@ HOSTILE: dict[str, Parts] = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="ru_maxrss would count the process that started it, too"
 )

@@ -452,6 +452,7 @@ FUZZED_ARCHIVES = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mask", few([None, 0x01, 0x80, 0xFF], 1))
 @pytest.mark.parametrize("which", FUZZED_ARCHIVES)
 def test_any_changed_byte_is_noticed_or_harmless(tmp_path: Path, unpacked: Path, which: str, mask: int | None) -> None:

@@ -38,6 +38,7 @@ TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
     [pytest.param(TORCHRUN, id="torchrun"), pytest.param(ACCELERATE, id="accelerate", marks=pytest.mark.slow)],
@@ -65,6 +66,7 @@ def test_a_rank_that_fails_ends_the_others(tiny: Pair, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_launch_that_accelerate_does_not_see_is_refused(tiny: Pair, tmp_path: Path) -> None:
     """Where the launcher says two processes and accelerate sees another number, nothing is done: 2, in one line."""
     program = (

@@ -142,6 +142,7 @@ def test_a_question_to_try_is_one_of_them(small: Any, tmp_path: Path) -> None:
         assert prompt.inputs["input_ids"][0].tolist() == entry["ids"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("question", "images", "found"),
     [

@@ -83,6 +83,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("bomb", "found"), BOMBS.values(), ids=BOMBS)
 def test_a_large_file(bomb: Callable[[], bytes], found: str) -> None:
     """A tokenizer.model of the maximum size is read, or refused with the right reason."""

@@ -78,6 +78,7 @@ def test_a_trickle_is_ended(machine: Machine, hub: HubServer, folder: Path, monk
     assert_whole(machine, folder, machine.fetch(BASE).commit)
 
 
+@pytest.mark.slow
 def test_what_trickles_for_ever_is_an_error(machine: Machine, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few bytes with each try are no progress."""
     monkeypatch.setattr(transfer, "LONG_ENOUGH", 0.1)

@@ -107,6 +107,7 @@ def test_stream(machine: Machine, hub: HubServer, pair: Pair, capsys: pytest.Cap
         assert not any("sha256" in file or "sha256" in file["checks"] for file in record["files"].values())
 
 
+@pytest.mark.sampled(1)
 def test_what_is_large(machine: Machine, hub: HubServer, large: Pair) -> None:
     """Large files, merged while they arrive or streamed, give the same result, and each byte is fetched about once."""
     serve(hub, large)

@@ -34,6 +34,7 @@ def test_a_child_whose_time_is_up_is_told(tmp_path: Path, monkeypatch: pytest.Mo
         check_in_subprocess(tmp_path, Path("target"), RecordingReport())
 
 
+@pytest.mark.slow
 def test_a_child_checks_and_passes_warnings_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A good folder raises nothing; its warnings arrive at the report, with the folder's name."""
     monkeypatch.setattr(check_process, "run_python", run_python_in_fork)

@@ -71,6 +71,7 @@ def flips(folder: Path, name: str, stride: int, check: Callable[[], bool]) -> li
     return missed
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
     """A flip in any byte of weights and sums, and in every fifth byte of other files, is found."""
     tensors = {"w": torch.arange(6).half(), "v": torch.ones(2, 2).half()}

@@ -161,6 +161,7 @@ def publisher() -> Iterator[Publisher]:
         ask.close()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("where", "step", "old"),
     [

@@ -129,6 +129,7 @@ WAITS = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.trust
 @BOTH
 @pytest.mark.parametrize("wait", WAITS, ids=lambda wait: f"row83-{wait.replace(' ', '-')}")
@@ -146,6 +147,7 @@ print("begun", flush=True)
     assert (code, err) == (128 + number, "")
 
 
+@pytest.mark.sampled(3)
 @BOTH
 @pytest.mark.parametrize(
     "wait",
