@@ -75,7 +75,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hub: HubServer) -> 
 def _ours(machine: Machine, hub: HubServer, made: Path) -> Path:
     done = machine.run("download", MODEL, "-q")
     assert done.returncode == 0, done.stderr
-    return Path(done.stdout.splitlines()[1].removeprefix("verified").strip())
+    return Path(done.stdout.strip())
 
 
 def _theirs(machine: Machine, hub: HubServer, made: Path) -> Path:
