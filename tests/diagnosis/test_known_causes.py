@@ -240,6 +240,7 @@ POWERLESS = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", POWERLESS)
 def test_sums_in_another_arithmetic_prove_nothing(tmp_path: Path, case: str) -> None:
     """Nothing is said to be proved; a warning says why, and what to do; a recipe that states the arithmetic makes it an error."""

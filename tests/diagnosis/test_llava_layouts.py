@@ -213,6 +213,7 @@ def test_it_is_not_laid_out_again(tmp_path: Path, name: Rename) -> None:
     assert verify(tmp_path / "copy").ok
 
 
+@pytest.mark.sampled(2)
 @NAMED
 def test_diff_compares_what_is_the_same_tensor(tmp_path: Path, name: Rename, run: Run) -> None:
     """Identical (0) but for names, and different (6) where a weight is; which names were led back is said, in JSON too."""

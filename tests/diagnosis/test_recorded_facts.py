@@ -64,6 +64,7 @@ def made(folder: Path, base: Tensors, target: Tensors, **options: Any) -> MakeRe
     return make_delta(folder / "base", folder / "tuned", folder / "delta", **options)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("of_target", DTYPES)
 @pytest.mark.parametrize("compute", DTYPES)
 def test_a_delta_is_added_as_it_was_made(tmp_path: Path, compute: str, of_target: str) -> None:
@@ -173,6 +174,7 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str, dict[str, Any], dict[str, s
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", CONTRADICTIONS)
 def test_what_contradicts_the_manifest_is_refused(tmp_path: Path, case: str) -> None:
     """A dtype or a recipe by which the delta was not made is a usage error (2), in apply and check-base."""
@@ -225,6 +227,7 @@ BASES = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", BASES)
 def test_the_base_is_the_one_that_the_manifest_states(tmp_path: Path, case: str) -> None:
     """Another base is refused (4) by the digests in the delta's manifest, or by the sums; the right one passes in any form."""
@@ -330,6 +333,7 @@ WRONG_KINDS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", WRONG_KINDS)
 def test_what_the_manifest_says_that_a_folder_is(tmp_path: Path, case: str) -> None:
     """A result of ours in the wrong place is refused (4) by its own manifest, and nothing is written."""
@@ -405,6 +409,7 @@ COPIES: dict[str, list[dict[str, Any]]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("compute", ["bfloat16", "float32"])
 @pytest.mark.parametrize("case", COPIES)
 def test_a_converted_delta_is_still_that_delta(tmp_path: Path, case: str, compute: str) -> None:
@@ -478,6 +483,7 @@ DAMAGED: dict[str, Callable[[str], str]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", DAMAGED)
 def test_a_damaged_manifest_of_ours_is_not_passed_over(tmp_path: Path, case: str) -> None:
     """Of a delta, or of what is copied, it is refused (3), since it decides the result; of other inputs it is said."""

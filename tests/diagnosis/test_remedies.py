@@ -605,6 +605,7 @@ def marked(path: Path) -> Path:
     return path
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("role", ["base", "delta"])
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", INDEX])
 def test_a_byte_order_mark_is_harmless(tmp_path: Path, name: str, role: str) -> None:

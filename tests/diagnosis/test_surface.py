@@ -124,6 +124,7 @@ def test_a_file_over_a_recipe_in_any_case(run: Run, tmp_path: Path) -> None:
     assert run("recipes", "show", "LLaVA-Med-7B").stdout == run("recipes", "show", "llava-med-7b").stdout
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("command", "flag", "here"),
     [
@@ -253,6 +254,7 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", OTHERS)
 def test_in_what_the_other_content_differs(pair: Pair, tmp_path: Path, name: str) -> None:
     """A result of other options in the target is named by them."""

@@ -55,6 +55,7 @@ PREFIXES = (
 )
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("container", ["torch", "safetensors"])
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_base_with_a_prefix_gives_the_same_result(tmp_path: Path, prefix: str, container: str) -> None:

@@ -68,6 +68,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return base, delta
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.trust
 @BOTH
 @pytest.mark.parametrize("name", ["manifest.json", "config.json"], ids=lambda name: f"row83-{name}")

@@ -120,6 +120,7 @@ def verdicts(report: VerifyReport) -> tuple[bool, bool, bool]:
     return report.weights.ok, report.loader_files.ok, report.extras.ok
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("way", WAYS)
 def test_what_was_fetched_verifies(
     machine: Machine, hub: HubServer, made: Path, keys: tuple[Path, Path], way: str

@@ -331,6 +331,7 @@ USAGE = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("arguments", "says"), USAGE.values(), ids=USAGE)
 def test_options_that_make_no_sense(tmp_path: Path, run: Run, arguments: list[str], says: str) -> None:
     """Options that make no sense together end with 2, before anything is read."""

@@ -143,6 +143,7 @@ def test_a_single_file_never_passes_unread(merged: Path, original: Path) -> None
         verify(snapshot / "config.json").raise_if_failed()
 
 
+@pytest.mark.sampled(15)
 @pytest.mark.parametrize("form", ["folder", "snapshot"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_naming_the_own_manifest_changes_nothing(form: str, damage: str, merged: Path, original: Path) -> None:

@@ -75,6 +75,7 @@ def test_names_that_a_signature_does_not_ignore(
         sign_folder(result, keys[0])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "name", [".git", ".github", ".gitignore", ".gitattributes", ".cache", ".deltaweights", "lost+found"]
 )

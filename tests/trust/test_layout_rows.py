@@ -222,6 +222,7 @@ def test_row59_a_nan_is_said(tmp_path: Path) -> None:
     assert "1 NaN or infinite" in outcome.err
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.trust
 @pytest.mark.parametrize("role", ["base", "delta"])
 @pytest.mark.parametrize("how", ["row61-cut", "row61-touched", "row61-overwritten"])

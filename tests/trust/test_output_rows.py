@@ -39,6 +39,7 @@ INPUTS: dict[str, Callable[[Path, Path], Path]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.trust
 @pytest.mark.parametrize("target", INPUTS.values(), ids=INPUTS)
 def test_a_target_that_is_an_input_is_refused(

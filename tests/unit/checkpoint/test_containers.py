@@ -80,6 +80,7 @@ def test_row36_a_base_in_every_container(merged_pair: Path, tmp_path: Path, hold
     assert before == tree_of(tmp_path)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("hold", FOLDERS.values(), ids=FOLDERS)
 def test_row36_a_delta_in_every_container(merged_pair: Path, tmp_path: Path, hold: Hold) -> None:
     """A delta in any container gives the same result files as safetensors, configuration and tokenizer included."""

@@ -372,6 +372,7 @@ FILES: dict[str, tuple[Parts | bytes, str]] = {
 }
 
 
+@pytest.mark.sampled(17)
 @pytest.mark.parametrize(("archive", "message"), FILES.values(), ids=FILES)
 def test_refuses_file(tmp_path: Path, archive: Parts | bytes, message: str) -> None:
     """A file with one fault is refused with that fault, the tensor, and what was expected."""

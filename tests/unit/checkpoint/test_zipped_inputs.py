@@ -97,6 +97,7 @@ def finish_again(merged_pair: Path, deflated_pair: tuple[Path, Path], place: Tar
     return report
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("left", [0, 5, 13, 26, 40])
 def test_row66_killed_while_unpacking(
     merged_pair: Path, deflated_pair: tuple[Path, Path], tmp_path: Path, left: int

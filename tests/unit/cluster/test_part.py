@@ -38,6 +38,7 @@ def part(tiny: Pair, target: Path, which: str, **options: Any) -> Any:
     return apply_part(*tiny, target, part=which, max_shard_size=SIZE, **options)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("of", [1, 2, 3, 7, 40])
 def test_parts_give_the_bytes_of_one_process(
     tiny: Pair, whole: tuple[Path, ApplyResult], tmp_path: Path, of: int

@@ -24,6 +24,7 @@ BAD_ADDRESSES = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("address", "shown"), BAD_ADDRESSES.items())
 def test_an_address_that_is_none(machine: Machine, address: str, shown: str) -> None:
     """HF_ENDPOINT is looked at before huggingface_hub is loaded, which some addresses break; no password is shown."""

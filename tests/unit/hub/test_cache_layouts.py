@@ -104,6 +104,7 @@ def test_every_layout_is_read(machine: Machine, hub: HubServer, folder: Path, la
     assert sent(hub, ONE) == before
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_hash_that_a_snapshot_states(machine: Machine, hub: HubServer, folder: Path, layout: str) -> None:
     """It is the sha256, not Xet's hash; also behind a link of the user's."""

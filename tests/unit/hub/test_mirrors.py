@@ -29,6 +29,7 @@ STATED: dict[str, set[Lack]] = {
 """What a mirror may leave out while every hash is still stated somewhere."""
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("lacks", STATED.values(), ids=STATED.keys())
 def test_hashes_are_found_wherever_they_are_stated(
     machine: Machine, hub: HubServer, folder: Path, lacks: set[Lack]

@@ -414,6 +414,7 @@ def test_another_class_in_config_is_a_warning(llava: Path) -> None:
     assert facts(report.warnings) == [due]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("named", ["os", "AutoModel", "PreTrainedModel", "LlamaForCausalLM", "../x", "CLIPModel"])
 def test_only_classes_of_the_library_for_the_configuration_are_made(named: str, llava: Path) -> None:
     """Whatever a config.json names, what is made is a model class of transformers for that very configuration."""

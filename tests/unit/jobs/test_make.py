@@ -75,6 +75,7 @@ def pair(folder: Path, base: Tensors, target: Tensors, container: str = "torch",
     save(target, folder / "target", container, shards)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("container", ["torch", "safetensors"])
 @pytest.mark.parametrize("compute", DTYPES)
 def test_make_and_apply_give_the_target_but_for_the_counted_weights(

@@ -268,6 +268,7 @@ def test_the_container_changes_no_byte(tmp_path: Path, name: str) -> None:
 # The command line.
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["llava-med-7b", "vicuna-13b-v0", "alpaca-7b"])
 @pytest.mark.parametrize("program", ["apply", "apply-delta"])
 def test_the_command_merges_by_a_recipe(run: Run, tmp_path: Path, name: str, program: str) -> None:
@@ -560,6 +561,7 @@ WHERE = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("arguments", "message"), WHERE.values(), ids=WHERE)
 def test_what_is_missing_or_too_much(run: Run, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     """A missing input or a recipe that cannot be meant ends with 2 and one line, which says where to get what is missing."""

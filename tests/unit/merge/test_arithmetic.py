@@ -59,6 +59,7 @@ def test_kernels_leave_their_inputs_alone(make: type[CpuKernels]) -> None:
     assert same_bits({"w": base}, {"w": torch.frombuffer(bytearray(bench.base[:size]), dtype=torch.float16)})
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("block", [1 << 20, 100, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_computed_nan_is_the_quiet_nan(tmp_path: Path, dtype: str, block: int) -> None:
@@ -75,6 +76,7 @@ def test_every_computed_nan_is_the_quiet_nan(tmp_path: Path, dtype: str, block: 
     assert merged.result.nonfinite == {"w": int((~expected.isfinite()).sum())}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("stored", DTYPES)
 @pytest.mark.parametrize("compute", DTYPES)
 def test_a_nan_that_a_cast_makes_is_the_quiet_nan(tmp_path: Path, compute: str, stored: str) -> None:
@@ -139,6 +141,7 @@ def test_finite_weights_whose_sum_overflows_are_not_counted(tmp_path: Path) -> N
     assert merged.result.nonfinite == {}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("flush", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_subnormal_numbers_survive(tmp_path: Path, dtype: str, flush: bool) -> None:

@@ -17,6 +17,7 @@ def test_the_expected_digest_is_torchs() -> None:
     assert results_digest(torch_kernels()) == EXPECTED_DIGEST
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("left_out", older_processors(), ids=lambda names: f"without-{'-'.join(names) or 'none'}")
 def test_every_kind_of_processor_passes(left_out: tuple[str, ...]) -> None:
     """The kernels for older processors pass the self-test, too."""

@@ -96,6 +96,7 @@ FORMS: dict[str, Callable[[Path], tuple[Path, Path]]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("make", FORMS.values(), ids=FORMS)
 def test_hashes_of_the_inputs_are_those_of_sha256sum(tmp_path: Path, make: Callable[[Path], tuple[Path, Path]]) -> None:
     """With ``hash_inputs`` the manifest has the sha256 of every weights file, unpacked if in an archive; without it, none."""

@@ -34,6 +34,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="ru_maxrss would count the process that started it, too"
 )

@@ -104,6 +104,7 @@ def test_staging_of_another_plan_is_discarded(
     assert not location.root.exists()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("harm", ["cut", "link", "fragment of another file", "fragment that is no JSON", "no fragment"])
 def test_only_whole_shards_with_their_own_fragment_are_reused(
     staged: tuple[TargetLocation, Pair, dict[str, bytes]], tmp_path: Path, harm: str
