@@ -135,17 +135,10 @@ def diff_checkpoints(
         digests = _digests_of_both(one, other, report) if trust_manifests else None
         if digests is None:
             loose = [tensor for file in (*one.files, *other.files) for tensor in file.extra_checksums]
-            compare_pairs(list(pairs.values()), loose, count, report)
-            differing = {
-                name: _figures_of(name, pair) for name, pair in pairs.items() if pair.parts or not pair.same_dtype
-            }
+            differing = _read_and_compare(pairs, loose, count, report)
         else:
             report.note("no weights were read: the digests in the manifests are compared")
-            differing = {
-                name: DifferingTensor(name=name, shape=pair.one.spec.shape, dtypes=pair.dtypes)
-                for name, pair in pairs.items()
-                if not pair.same_dtype or digests[0][pair.one.spec.name] != digests[1][pair.other.spec.name]
-            }
+            differing = _compare_digests(pairs, digests)
         for checkpoint in (one, other):
             checkpoint.check_unchanged()
         tensors, buffers = (_sort(a_tensors, b_tensors, differing, pairs, buffers=wanted) for wanted in (False, True))
@@ -160,6 +153,26 @@ def diff_checkpoints(
             buffers=buffers,
             naming=naming,
         )
+
+
+def _read_and_compare(
+    pairs: Mapping[str, TensorPair], loose: list[LazyTensor], workers: int, report: Report
+) -> dict[str, DifferingTensor]:
+    """Return the pairs that differ, by the bytes; ``loose`` are read only for the checksums that files record of them."""
+    compare_pairs(list(pairs.values()), loose, workers, report)
+    return {name: _figures_of(name, pair) for name, pair in pairs.items() if pair.parts or not pair.same_dtype}
+
+
+def _compare_digests(
+    pairs: Mapping[str, TensorPair], digests: tuple[Mapping[str, str], Mapping[str, str]]
+) -> dict[str, DifferingTensor]:
+    """Return the pairs that differ, by what the two manifests state of them."""
+    of_a, of_b = digests
+    return {
+        name: DifferingTensor(name=name, shape=pair.one.spec.shape, dtypes=pair.dtypes)
+        for name, pair in pairs.items()
+        if not pair.same_dtype or of_a[pair.one.spec.name] != of_b[pair.other.spec.name]
+    }
 
 
 def _naming_of(one: Checkpoint, other: Checkpoint) -> tuple[Naming, Naming] | None:

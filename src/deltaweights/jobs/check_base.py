@@ -149,17 +149,21 @@ def check_base(
         proofs = _prove(inputs, of_base, sample, make_kernels, count, report)
         for checkpoint in (of_base, inputs.primary):
             checkpoint.check_unchanged()
-        return BaseReport(
-            base=str(of_base.path),
-            delta=str(inputs.primary.path),
-            recipe=inputs.recipe.name if inputs.recipe else None,
-            compute_dtype=TORCH_NAMES[inputs.compute],
-            stated=inputs.of_base.stated,
-            sample=sample,
-            proof=None if inputs.powerless else proof_of(proofs, rounded=inputs.of_base.rounded),
-            powerless=inputs.powerless,
-            rounded=inputs.of_base.rounded,
-        )
+        return _report_of(inputs, of_base, sample, proofs)
+
+
+def _report_of(inputs: Inputs, base: Checkpoint, sample: float, proofs: dict[str, Proof]) -> BaseReport:
+    return BaseReport(
+        base=str(base.path),
+        delta=str(inputs.primary.path),
+        recipe=inputs.recipe.name if inputs.recipe else None,
+        compute_dtype=TORCH_NAMES[inputs.compute],
+        stated=inputs.of_base.stated,
+        sample=sample,
+        proof=None if inputs.powerless else proof_of(proofs, rounded=inputs.of_base.rounded),
+        powerless=inputs.powerless,
+        rounded=inputs.of_base.rounded,
+    )
 
 
 @dataclass(frozen=True)
