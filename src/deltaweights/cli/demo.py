@@ -44,8 +44,8 @@ def command(keep: str | None) -> None:
 
 
 def _demo(folder: Path) -> None:
-    from deltaweights.jobs.apply import apply_delta  # noqa: PLC0415  (torch: not for --help)
-    from deltaweights.jobs.demo import make_pair  # noqa: PLC0415
+    from deltaweights.jobs.apply import apply_delta  # noqa: PLC0415  (slow to load: not for --help)
+    from deltaweights.jobs.demo import check_by_libraries, make_pair  # noqa: PLC0415
     from deltaweights.manifest.proof_text import proof_line  # noqa: PLC0415
     from deltaweights.manifest.verify import verify  # noqa: PLC0415
 
@@ -68,6 +68,9 @@ def _demo(folder: Path) -> None:
     checked = verify(target, expect=result.content_digest)
     checked.raise_if_failed()
     click.echo(f"verified        {counted(checked.files, 'file')}, content digest recomputed from the bytes")
+    click.echo()
+    click.echo("4. The same by others: read by the safetensors library, added by numpy")
+    click.echo(f"identical       {counted(check_by_libraries(target), 'tensor')}")
     click.echo(f"\n{NEXT}")
 
 

@@ -11,6 +11,7 @@ from deltaweights.errors import CheckFailed, InputOutputError
 from deltaweights.hub.ids import PathLike
 from deltaweights.jobs.options import Options
 from deltaweights.jobs.other_result import refuse_other_result
+from deltaweights.jobs.request import check_extras
 from deltaweights.jobs.result import Published, published
 from deltaweights.jobs.run import publish_result
 from deltaweights.merge.plan import Plan
@@ -62,6 +63,7 @@ def finish_parts(
         check=check,
         read_back=read_back,
     )
+    check_extras(options)
     if not has_handoff(location) and not location.publication_begun():
         _refuse_nothing(location)
         return None

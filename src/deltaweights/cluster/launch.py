@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import UsageError
 from deltaweights.merge.parts import Part
+from deltaweights.util.extras import require
 from deltaweights.util.interruption import run_in_side_thread, signalled
 
 LONGEST = timedelta(days=7)
@@ -43,12 +43,10 @@ def rank(device: str) -> Iterator[Rank]:
     if ":" in device:
         remedy = "say --device cuda or auto: each process takes its own"
         raise UsageError("the processes cannot share one device", found=device, remedy=remedy)
-    try:
-        import torch  # noqa: PLC0415  (slow)
-        from accelerate import PartialState  # type: ignore[import-untyped]  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        problem, code = f"several processes need {error.name}", ErrorCode.MISSING_PACKAGE
-        raise UsageError(problem, remedy="pip install accelerate", code=code) from error
+    require("launch", "a merge by launched processes")
+    import torch  # noqa: PLC0415  (slow)
+    from accelerate import PartialState  # type: ignore[import-untyped]  # noqa: PLC0415
+
     on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its number of threads, but computes nothing here

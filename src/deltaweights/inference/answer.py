@@ -27,6 +27,7 @@ from deltaweights.inference.model_folder import ModelFolder, read_model_folder
 from deltaweights.inference.prompts import GREETING, QUESTION, Prompt, make_prompt, open_images
 from deltaweights.inference.size_limits import implausible_size
 from deltaweights.report import Report
+from deltaweights.util.extras import require
 from deltaweights.util.interruption import run_in_side_thread
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted, shell_quoted
@@ -69,6 +70,7 @@ def answer(
     >>> from deltaweights import answer
     >>> print(answer("merged", "What is a delta?", max_new_tokens=4).text)  # doctest: +SKIP
     """
+    require("transformers", "an answer")
     report, path = report or Report(), Path(folder)
     check_device(device)
     model_folder = read_model_folder(path)

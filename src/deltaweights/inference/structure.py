@@ -21,6 +21,7 @@ from deltaweights.inference.model_folder import CONFIG, ORIGINAL_CLASS, ModelFol
 from deltaweights.inference.size_limits import implausible_size
 from deltaweights.inference.tensor_names import check_tensors
 from deltaweights.manifest.records import MANIFEST
+from deltaweights.util.extras import require
 from deltaweights.util.text import short_repr
 
 
@@ -71,6 +72,7 @@ def check_structure(folder: str | os.PathLike[str]) -> StructureReport:
     >>> check_structure("merged").problems
     ()
     """
+    require("transformers", "check")
     model_folder = read_model_folder(folder)
     findings = CheckFindings(model_folder.claims_to_run, notes=list(model_folder.notes))
     model_class = model = tokenizer_size = None

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import zlib
+from importlib.resources import files
 from pathlib import Path
+from typing import TypeAlias
 
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+import numpy as np
+from numpy.typing import NDArray
 
+from deltaweights.checkpoint.tensors import TensorSpec
+from deltaweights.errors import CheckFailed
+from deltaweights.merge.torch_frame import TorchFrame
 from deltaweights.util.text import Json
+
+Tensor: TypeAlias = NDArray[np.float16] | NDArray[np.float32]
 
 LAYERS, HIDDEN, INTERMEDIATE, HEADS, VISION = 4, 128, 344, 4, 1024
 VOCABULARY = 320
@@ -18,11 +27,11 @@ NEW_TOKENS = ("[PAD]", "<im_patch>", "<im_start>", "<im_end>")
 FINE_TUNING_STEP = 4e-4
 """Standard deviation of the tuned weights' distance from the base: 2 % of the base's own, 0.02."""
 
-TEXT = """
-The lungs are clear. There is no pleural effusion and no pneumothorax. The heart is not enlarged. The bones are intact.
-What is shown in this image? This is a chest X-ray. Is there evidence of fracture? No. Which organ is abnormal? The liver.
-Hematoxylin and eosin stained section of the kidney with glomeruli and tubules, magnification times forty.
-"""
+TOKENIZER = "demo_tokenizer.json"
+"""A byte-level BPE of ``VOCABULARY`` pieces and the new tokens; tests/unit/jobs/test_demo.py trains it."""
+
+DTYPES = {"float16": "F16", "float32": "F32"}
+"""Of numpy, and of safetensors."""
 
 README = """\
 # A tiny stand-in for a published delta
@@ -33,12 +42,10 @@ Research use only; not for clinical care or any clinical decision.
 
 
 def make_pair(folder: Path) -> tuple[Path, Path]:
-    """Write ``base`` and ``delta`` under ``folder``, and return their paths."""
-    generator = torch.Generator().manual_seed(2023)
-    base = _base(generator)
-    delta = _delta(base, generator)
+    """Write ``base`` and ``delta`` under ``folder``, and return their paths. The bytes are the same everywhere."""
+    base = _base()
     paths = folder / "base", folder / "delta"
-    for path, tensors in zip(paths, (base, delta), strict=True):
+    for path, tensors in zip(paths, (base, _delta(base)), strict=True):
         path.mkdir(parents=True, exist_ok=True)
         _save(tensors, path)
     _write_json(paths[0] / "config.json", _config("LlamaForCausalLM", "llama", VOCABULARY))
@@ -46,7 +53,37 @@ def make_pair(folder: Path) -> tuple[Path, Path]:
     return paths
 
 
-def _base(generator: torch.Generator) -> dict[str, torch.Tensor]:
+def check_by_libraries(merged: Path) -> int:
+    """Compare ``merged``, as the safetensors library reads it, with sums of numpy's; return how many tensors are the same.
+
+    Raises ``CheckFailed`` for a tensor that differs: neither the reader nor the sums are this package's.
+    """
+    from safetensors.numpy import load_file  # noqa: PLC0415  (the demo alone needs it)
+
+    base = _base()
+    expected = {name: each for name, each in _delta(base).items() if not name.endswith("inv_freq")}
+    for name in expected.keys() & base.keys():
+        expected[name][: len(base[name])] += base[name]
+    found = {name: each for file in merged.glob("*.safetensors") for name, each in load_file(file).items()}
+    for name, tensor in expected.items():
+        if name not in found or found[name].tobytes() != tensor.tobytes():
+            raise CheckFailed("numpy's sum differs from the merged tensor", where=merged, tensor=name)
+    return len(expected)
+
+
+def _random(label: str, shape: tuple[int, ...], deviation: float) -> NDArray[np.float32]:
+    """Return nearly normal numbers that depend on ``label`` alone, not on numpy's version or the machine.
+
+    Each is the sum of four uniform 16-bit numbers, taken from SHAKE-128: an Irwin-Hall distribution, scaled.
+    """
+    count = int(np.prod(shape))
+    uniform = np.frombuffer(hashlib.shake_128(label.encode()).digest(8 * count), "<u2").reshape(4, count)
+    sums = uniform.sum(axis=0, dtype=np.int64)
+    scale = deviation / (65536 * (4 / 12) ** 0.5)
+    return np.asarray((sums - 2 * 65535) * scale, np.float32).reshape(shape)
+
+
+def _base() -> dict[str, Tensor]:
     shapes = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
     for layer in range(LAYERS):
         prefix = f"model.layers.{layer}."
@@ -54,45 +91,64 @@ def _base(generator: torch.Generator) -> dict[str, torch.Tensor]:
         shapes |= {f"{prefix}mlp.{name}_proj.weight": (INTERMEDIATE, HIDDEN) for name in ("gate", "up")}
         shapes[f"{prefix}mlp.down_proj.weight"] = (HIDDEN, INTERMEDIATE)
     shapes["lm_head.weight"] = (VOCABULARY, HIDDEN)
-    tensors = {name: (torch.randn(shape, generator=generator) * 0.02).half() for name, shape in shapes.items()}
-    width = HIDDEN // HEADS
+    tensors: dict[str, Tensor] = {
+        name: _random(f"base {name}", shape, 0.02).astype(np.float16) for name, shape in shapes.items()
+    }
     for layer in range(LAYERS):
         prefix = f"model.layers.{layer}."
         for name in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"{prefix}{name}.weight"] = torch.ones(HIDDEN).half()
-        tensors[f"{prefix}self_attn.rotary_emb.inv_freq"] = 1 / 10000 ** (torch.arange(0, width, 2).float() / width)
-    tensors["model.norm.weight"] = torch.ones(HIDDEN).half()
+            tensors[f"{prefix}{name}.weight"] = np.ones(HIDDEN, np.float16)
+        tensors[f"{prefix}self_attn.rotary_emb.inv_freq"] = _frequencies()
+    tensors["model.norm.weight"] = np.ones(HIDDEN, np.float16)
     return tensors
 
 
-def _delta(base: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
+def _frequencies() -> NDArray[np.float32]:
+    """Return LLaMA's rotary frequencies, of shape [width of a head / 2]."""
+    width = HIDDEN // HEADS
+    return np.array([10000 ** (-dim / width) for dim in range(0, width, 2)], np.float32)
+
+
+def _delta(base: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return tuned weights minus ``base``, in float16, as the original make_delta scripts computed it."""
-    delta = {}
+    delta: dict[str, Tensor] = {}
     for name, tensor in base.items():
         if name.endswith("inv_freq"):
-            delta[name] = torch.zeros_like(tensor)
+            delta[name] = np.zeros_like(tensor)
             continue
-        step = torch.randn(tensor.shape, generator=generator) * FINE_TUNING_STEP
-        delta[name] = (tensor.float() + step).half() - tensor
+        step = _random(f"step {name}", tensor.shape, FINE_TUNING_STEP)
+        delta[name] = (tensor.astype(np.float32) + step).astype(np.float16) - tensor.astype(np.float16)
         if name in {"model.embed_tokens.weight", "lm_head.weight"}:
-            rows = (torch.randn((len(NEW_TOKENS), HIDDEN), generator=generator) * 0.02).half()
-            delta[name] = torch.cat([delta[name], rows])
-    delta["model.mm_projector.weight"] = (torch.randn((HIDDEN, VISION), generator=generator) * 0.02).half()
-    delta["model.mm_projector.bias"] = torch.zeros(HIDDEN).half()
+            rows = _random(f"rows {name}", (len(NEW_TOKENS), HIDDEN), 0.02).astype(np.float16)
+            delta[name] = np.concatenate([delta[name], rows])
+    projector = _random("projector", (HIDDEN, VISION), 0.02)
+    delta["model.mm_projector.weight"] = projector.astype(np.float16)
+    delta["model.mm_projector.bias"] = np.zeros(HIDDEN, np.float16)
     return delta
 
 
-def _save(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+def _save(tensors: dict[str, Tensor], folder: Path) -> None:
     """Save two shards and their index, as transformers did in 2023."""
     names = list(tensors)
     half = len(names) // 2
     weight_map: dict[str, str] = {}
     for number, part in enumerate((names[:half], names[half:]), start=1):
         file = f"pytorch_model-{number:05d}-of-00002.bin"
-        torch.save({name: tensors[name] for name in part}, folder / file)
+        (folder / file).write_bytes(_torch_file({name: tensors[name] for name in part}, Path(file).stem))
         weight_map |= dict.fromkeys(part, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
     _write_json(folder / "pytorch_model.bin.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _torch_file(tensors: dict[str, Tensor], stem: str) -> bytes:
+    """Return the bytes of a file that ``torch.load`` reads as ``tensors``."""
+    frame = TorchFrame([TensorSpec(name, DTYPES[each.dtype.name], each.shape) for name, each in tensors.items()], stem)
+    written, crcs = bytearray(), list[int]()
+    for index, tensor in enumerate(tensors.values()):
+        data = tensor.astype(tensor.dtype.newbyteorder("<")).tobytes()
+        written += frame.bytes_before(index, crcs) + data
+        crcs.append(zlib.crc32(data))
+    return bytes(written + frame.bytes_before(len(tensors), crcs))
 
 
 def _config(architecture: str, model_type: str, vocabulary: int) -> dict[str, Json]:
@@ -125,16 +181,7 @@ def _write_delta_files(folder: Path) -> None:
     _write_json(folder / "special_tokens_map.json", special)
     _write_json(folder / "tokenizer_config.json", {**special, "tokenizer_class": "PreTrainedTokenizerFast"})
     _write_json(folder / "added_tokens.json", {token: VOCABULARY + k for k, token in enumerate(NEW_TOKENS)})
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))  # noqa: S106  (a token of text, not of access)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(TEXT.splitlines(), trainer)
-    tokenizer.add_special_tokens(list(NEW_TOKENS))
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_bytes(files(__package__).joinpath(TOKENIZER).read_bytes())
     (folder / "README.md").write_text(README)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.errors import UsageError
 from deltaweights.hub.ids import ModelLocation
-from deltaweights.inference.torch_tensors import as_tensor, require_torch
+from deltaweights.inference.torch_tensors import as_tensor
 from deltaweights.jobs.apply import apply_request
 from deltaweights.jobs.judgement import judge_records
 from deltaweights.jobs.planned_result import planned_result
@@ -26,6 +26,7 @@ from deltaweights.merge.plan import PlannedTensor
 from deltaweights.merge.stream import combine_block, task_of
 from deltaweights.merge.tensor_recorder import TensorRecorder
 from deltaweights.report import Report
+from deltaweights.util.extras import require
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -63,7 +64,7 @@ def iter_merged(
     if framework not in {NUMPY, TORCH}:
         raise UsageError("unknown framework", found=framework, expected=f"{NUMPY}, {TORCH}")
     if framework == TORCH:
-        require_torch('framework="torch"')
+        require("gpu", 'framework="torch"')
     # Checked now, not at the first tensor: a typo should not wait.
     request = apply_request(base, delta, Path("merged"), **options)
     return _iterate(request, framework, report or Report())

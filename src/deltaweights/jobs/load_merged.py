@@ -6,15 +6,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from deltaweights.error_codes import ErrorCode
-from deltaweights.errors import Mismatch, UsageError
+from deltaweights.errors import Mismatch
 from deltaweights.hub.ids import ModelLocation
-from deltaweights.inference.torch_tensors import as_tensor, require_torch
+from deltaweights.inference.torch_tensors import as_tensor
 from deltaweights.jobs.apply import apply_request
 from deltaweights.jobs.iter_merged import TORCH, merged_tensors
 from deltaweights.jobs.prepare import prepare
 from deltaweights.merge.choices import TRANSFORMERS
 from deltaweights.report import Report
+from deltaweights.util.extras import require
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,15 +43,9 @@ def load_merged(
     >>> model.num_parameters() > 0
     True
     """
-    require_torch("load_merged")
-    try:
-        from deltaweights.inference import transformers_loader as loader  # noqa: PLC0415
+    require("transformers", "load_merged")
+    from deltaweights.inference import transformers_loader as loader  # noqa: PLC0415
 
-        with loader.quiet_and_offline():
-            pass
-    except ModuleNotFoundError as error:
-        remedy, code = "pip install transformers", ErrorCode.MISSING_PACKAGE
-        raise UsageError("load_merged needs transformers", remedy=remedy, code=code) from error
     options.setdefault("layout", TRANSFORMERS)
     request, report = apply_request(base, delta, Path("merged"), **options), report or Report()
     with (

@@ -18,6 +18,7 @@ from deltaweights.merge.stream import Resources
 from deltaweights.recipes.catalogue import load, load_file
 from deltaweights.recipes.hub_sources import base_source, delta_source
 from deltaweights.recipes.recipe import Recipe
+from deltaweights.util.extras import WITHOUT_GPU, require
 from deltaweights.util.sizes import parse_size
 from deltaweights.util.workers import resolve_workers
 
@@ -160,6 +161,15 @@ def check_options(options: Options) -> None:
         raise UsageError("the original layout has no vision tower", remedy=remedy)
     parse_size(options.max_shard_size, "max shard size")
     resolve_workers(options.workers)
+    check_extras(options)
+
+
+def check_extras(options: Options) -> None:
+    """Raise ``UsageError`` where a package that the options need is not installed."""
+    if options.check:
+        require("transformers", "--check", ", or leave it out and run deltaweights check elsewhere")
+    if options.device != "cpu":
+        require("gpu", f"device {options.device}", WITHOUT_GPU)
 
 
 def parse_place(role: str, given: ModelLocation | None) -> Place:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from deltaweights.error_codes import ErrorCode
-from deltaweights.errors import DeltaweightsError, InputOutputError, UsageError
+from deltaweights.errors import InputOutputError
 from deltaweights.merge.arithmetic import Kernels
 from deltaweights.merge.self_test import passes_self_test
+from deltaweights.util.extras import WITHOUT_GPU, is_installed, require
 
 
 def check_device(name: str) -> None:
@@ -17,17 +17,13 @@ def check_device(name: str) -> None:
     if name == "cpu":
         import deltaweights.merge.kernels_cpu  # noqa: F401, PLC0415  (only merges need it)
     else:
-        remedy = "pip install torch, or run with --device cpu"
-        _torch_kernels(
-            name, without_torch=UsageError(f"device {name} needs torch", remedy=remedy, code=ErrorCode.MISSING_PACKAGE)
-        )
+        require("gpu", f"device {name}", WITHOUT_GPU)
+        _torch_kernels(name)
 
 
-def _torch_kernels(name: str, without_torch: DeltaweightsError) -> Callable[[], Kernels]:
-    try:
-        from deltaweights.merge.kernels_torch import TorchKernels, choose_device  # noqa: PLC0415  (over a second, 190 MB)
-    except ModuleNotFoundError as error:
-        raise without_torch from error
+def _torch_kernels(name: str) -> Callable[[], Kernels]:
+    from deltaweights.merge.kernels_torch import TorchKernels, choose_device  # noqa: PLC0415  (over a second, 190 MB)
+
     return partial(TorchKernels, choose_device(name))
 
 
@@ -52,8 +48,9 @@ def kernels_on(name: str) -> Iterator[Callable[[], Kernels]]:
         if passes_self_test(CpuKernels()):
             yield CpuKernels
             return
-    remedy = "pip install torch, which may round correctly here"
-    make = _torch_kernels(name, without_torch=InputOutputError(wrong, remedy=remedy))
+        if not is_installed("gpu"):
+            raise InputOutputError(wrong, remedy="pip install 'deltaweights[gpu]': torch may round correctly here")
+    make = _torch_kernels(name)
     from deltaweights.merge.kernels_torch import torch_workers  # noqa: PLC0415
 
     with torch_workers():

@@ -6,12 +6,11 @@ import glob
 import os
 import re
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from deltaweights.checkpoint.small_files import read_small
 from deltaweights.error_codes import ErrorCode
-from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy, UsageError
+from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
 from deltaweights.manifest.folder_entries import UNSIGNED
 from deltaweights.manifest.parse import Manifest
 from deltaweights.manifest.signed_files import SignedFiles
@@ -19,6 +18,7 @@ from deltaweights.manifest.signer import Signer
 from deltaweights.manifest.verify import digests_to_sign
 from deltaweights.signing.bundle import Bundle, check_keyless, is_keyless, pae, parse_bundle
 from deltaweights.signing.statement import Statement, parse_statement, statement_bytes
+from deltaweights.util.extras import require
 from deltaweights.util.limits import BUNDLE
 from deltaweights.util.open_folder import remove_file, replace_file
 from deltaweights.util.text import short_repr
@@ -62,7 +62,7 @@ def sign_folder(
     >>> sign_folder("merged", "private.pem").signature
     'merged/model.sig'
     """
-    _require("cryptography")
+    require("sign", "a signature")
     from deltaweights.signing.keys import load_private  # noqa: PLC0415
 
     root = Path(folder)
@@ -91,7 +91,7 @@ def sign_keyless(
     >>> sign_keyless("merged").identity  # doctest: +SKIP
     'somebody@example.org'
     """
-    _require("sigstore")
+    require("sign", "a signature")
     root = Path(folder)
     path = _place(root, signature)
     manifest, payload = _payload(root)  # before anybody has to log in
@@ -117,7 +117,7 @@ def read_signature(
     >>> verify("merged", signed=read_signature("merged", "public.pem")).ok
     True
     """
-    _require("cryptography")
+    require("sign", "a signature")
     from deltaweights.signing.keys import load_public, parse_public  # noqa: PLC0415
 
     key = parse_public(public_key) if isinstance(public_key, bytes) else load_public(Path(public_key))
@@ -160,7 +160,7 @@ def read_keyless_signature(
     >>> verify("merged", signed=signed).ok  # doctest: +SKIP
     True
     """
-    _require("sigstore")
+    require("sign", "a signature")
     path = Path(folder) / SIGNATURE if signature is None else Path(signature)
     signer, trust = Signer(identity, issuer), None if trust_config is None else Path(trust_config)
     data = _read(path)
@@ -228,12 +228,6 @@ def _refused(
 ) -> CheckFailed:
     remedy, code = remedy or DO_NOT_TRUST, ErrorCode.NO_SIGNATURE
     return CheckFailed(problem, where=path, found=found, expected=expected, remedy=remedy, code=code)
-
-
-def _require(package: str) -> None:
-    if find_spec(package) is None:
-        problem, remedy = f"signatures need the package {package}", "pip install 'deltaweights[sign]'"
-        raise UsageError(problem, remedy=remedy, code=ErrorCode.MISSING_PACKAGE)
 
 
 def _remove_leftovers(path: Path) -> None:
