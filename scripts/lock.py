@@ -55,7 +55,7 @@ LOCKS = {
     ),
     "scripts/container/requirements.txt": Lock(
         "the containers hold",
-        ("blake3", "click", "huggingface-hub", "numkong", "numpy", "tqdm"),
+        ("blake3", "click", "huggingface-hub", "numkong", "numpy", "safetensors", "tqdm"),
         ("3.12",),
         GLIBC,
         whole=True,

@@ -32,7 +32,7 @@ AT_START = ("PYTHON", "LC_", "LANG")
 
 LIGHT = ("numpy", "deltaweights.merge.kernels_cpu")
 
-LEFT_OUT = ("deltaweights.__main__", "deltaweights.merge.kernels_torch", "deltaweights.jobs.demo")
+LEFT_OUT = ("deltaweights.__main__", "deltaweights.merge.kernels_torch")
 """Modules that run something, or load torch."""
 
 

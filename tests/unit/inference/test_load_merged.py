@@ -71,4 +71,4 @@ except DeltaweightsError as error:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert done.stdout.startswith("E-MISSING-PACKAGE load_merged needs transformers")
-    assert "pip install transformers" in done.stdout
+    assert "pip install 'deltaweights[transformers]'" in done.stdout

@@ -54,7 +54,7 @@ def test_a_device_that_needs_torch_says_so(tmp_path: Path, arguments: tuple[str,
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert missing_facts(done.stderr, f"device {arguments[1]}", "pip install torch", "--device cpu") == []
+    assert missing_facts(done.stderr, f"device {arguments[1]}", "pip install 'deltaweights[gpu]'", "--device cpu") == []
 
 
 def test_a_failed_self_test_without_torch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_a_failed_self_test_without_torch_is_an_error(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(InputOutputError) as caught, device.kernels_on("cpu"):
         pass
-    assert "pip install torch" in (caught.value.remedy or "")
+    assert "pip install 'deltaweights[gpu]'" in (caught.value.remedy or "")
 
 
 def test_torch_that_fails_the_self_test_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
