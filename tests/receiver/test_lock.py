@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -115,6 +116,30 @@ def test_several_models(machine: Machine, result: Path) -> None:
     lines = machine.run("verify", "--lock", "deltaweights.lock").stdout.splitlines()
     named = [line.split()[:2] for line in lines if not line.startswith(" ")]
     assert named == [["FAILED", "models/one:"], ["verified", f"{other['model']}:"], ["FAILED", "models/two:"]]
+
+
+def test_weights_only_and_junit(machine: Machine, result: Path) -> None:
+    """With --weights-only a changed card does not fail its model, a changed weight does; the report has a suite for each."""
+    for name in ("one", "two"):
+        shutil.copytree(result, f"models/{name}")
+    pinned = machine.run("pin", "models/one", "models/two", "--output", "deltaweights.lock")
+    assert pinned.returncode == 0, pinned.stderr
+    check = ("verify", "--lock", "deltaweights.lock", "--junit", "report.xml")
+    with Path("models/one/README.md").open("a") as card:
+        card.write("edited")
+    strict = machine.run(*check)
+    assert strict.returncode == 6
+    assert [suite.get("failures") for suite in ElementTree.parse("report.xml").getroot()] == ["1", "0"]  # noqa: S314
+    done = machine.run(*check, "--weights-only", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [model["ok"] for model in json.loads(done.stdout)["models"]] == [True, True]
+    assert "not counted     README.md" in machine.run(*check, "--weights-only").stdout
+    assert [suite.get("failures") for suite in ElementTree.parse("report.xml").getroot()] == ["0", "0"]  # noqa: S314
+    flip(Path("models/two"))
+    assert machine.run(*check, "--weights-only").returncode == 6
+    manifest = Path("models/one/manifest.json")
+    manifest.write_bytes(manifest.read_bytes() + b"\n")
+    assert "models/one: " in machine.run(*check, "--weights-only").stdout.partition("FAILED")[2], "not what is pinned"
 
 
 def test_a_commit_that_is_not_there(machine: Machine) -> None:
@@ -348,13 +373,11 @@ def test_a_missing_lock(tmp_path: Path, run: Run) -> None:
 
 
 USAGE = {
-    "weights only": ["--weights-only"],
     "a folder besides": ["PATH"],
     "a digest besides": ["--expect", "dw1:0"],
     "a manifest besides": ["--manifest", "m"],
     "a key besides": ["--public-key", "k"],
     "an identity besides": ["--identity", "a", "--issuer", "b"],
-    "a report of one": ["--junit", "r.xml"],
 }
 
 
