@@ -338,8 +338,9 @@ HOSTILE = {
 }
 
 
+@pytest.mark.trust
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_locks(tmp_path: Path, text: str | bytes) -> None:
+def test_row96_hostile_locks(tmp_path: Path, text: str | bytes) -> None:
     """What is no lock is malformed, with the file named; nothing that it names is looked at."""
     lock = tmp_path / "deltaweights.lock"
     lock.write_bytes(text if isinstance(text, bytes) else text.encode())
