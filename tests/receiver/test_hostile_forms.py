@@ -163,7 +163,9 @@ TARS: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("content", TARS.values(), ids=TARS)
 @pytest.mark.parametrize("packed", [False, True])
-def test_row93_malformed_tar_archives_are_refused(content: Callable[[], bytes], tmp_path: Path, *, packed: bool) -> None:
+def test_row93_malformed_tar_archives_are_refused(
+    content: Callable[[], bytes], tmp_path: Path, *, packed: bool
+) -> None:
     """What a header claims is neither believed nor allocated."""
     path = tmp_path / ("a.tar.gz" if packed else "a.tar")
     path.write_bytes(gzip.compress(content()) if packed else content())

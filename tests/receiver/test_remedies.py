@@ -34,7 +34,7 @@ def test_an_edited_card_and_other_pins(merged: Path, tmp_path: Path, run: Run) -
     whole = (merged / "README.md").read_bytes()
     DAMAGES["edited README"][0](merged)
     remedy = refused(run, "verify", merged, code=6)
-    assert remedy == "fetch the files that are named again, or give --weights-only if you rely on nothing else"
+    assert remedy == "fetch what is named again or give --weights-only"
     assert run("verify", merged, "--weights-only").returncode == 0
     (merged / "README.md").write_bytes(whole)
     assert run("verify", merged).returncode == 0
@@ -44,6 +44,19 @@ def test_an_edited_card_and_other_pins(merged: Path, tmp_path: Path, run: Run) -
     assert run("pin", merged, "--output", lock).returncode == 0
     assert run("verify", "--lock", lock).returncode == 0
     assert run("verify", merged, "--expect-manifest", sha256(merged / "manifest.json")).returncode == 0
+
+
+def test_extra_files(merged: Path, run: Run) -> None:
+    """A file that a loader would read is removed; what is changed besides is fetched again."""
+    (merged / "adapter_config.json").write_text("{}")
+    assert refused(run, "verify", merged, code=6) == "remove what is named: loaders read such files"
+    whole = (merged / "README.md").read_bytes()
+    DAMAGES["edited README"][0](merged)
+    remedy = refused(run, "verify", merged, code=6)
+    assert remedy == "fetch what is named again, remove the extra files, or give --weights-only"
+    (merged / "adapter_config.json").unlink()
+    (merged / "README.md").write_bytes(whole)
+    assert run("verify", merged).returncode == 0
 
 
 def test_a_lock_that_fails(merged: Path, tmp_path: Path, run: Run) -> None:

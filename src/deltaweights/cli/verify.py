@@ -21,8 +21,7 @@ from deltaweights.manifest.ci_report import CheckedModel
 from deltaweights.manifest.signed_files import SignedFiles
 from deltaweights.manifest.stated_hashes import POINTER
 from deltaweights.manifest.verify import verify
-from deltaweights.manifest.verify_report import NOT_PINNED, VerifyReport
-from deltaweights.report import Report
+from deltaweights.manifest.verify_report import EXTRA_FILE, NOT_PINNED, VerifyReport
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
@@ -81,9 +80,11 @@ def command(
         return
     if folder is None:
         raise UsageError("nothing to verify", remedy="give PATH or ORG/NAME, or --lock FILE")
-    terminal = report_for("deltaweights", quiet=quiet)
+    terminal, weights = report_for("deltaweights", quiet=quiet), not options.pop("no_weights")
     try:
-        report, signed = _verify(folder, options, terminal)
+        wanted, hub = signature_wanted(options), hub_of(options)
+        given, signed = (folder, None) if wanted is None else wanted.read(folder, hub)
+        report = verify(given, signed=signed, hub=hub, weights=weights, report=terminal, **options)
     except (InputOutputError, MalformedInput, CheckFailed) as error:
         ci.write([CheckedModel(folder, error)])
         raise
@@ -97,18 +98,10 @@ def command(
     print_outcome(document, lines, as_json=as_json)
     ci.write([outcome])
     if not outcome.ok:
-        raise _failure(report, folder)
+        raise _failure(report, folder, weights=weights)
 
 
-def _verify(folder: str, options: dict[str, Any], report: Report) -> tuple[VerifyReport, SignedFiles | None]:
-    """Verify one model as ``options`` say."""
-    wanted, hub = signature_wanted(options), hub_of(options)
-    given, signed = (folder, None) if wanted is None else wanted.read(folder, hub)
-    weights = not options.pop("no_weights")
-    return verify(given, signed=signed, hub=hub, weights=weights, report=report, **options), signed
-
-
-def _failure(report: VerifyReport, folder: str) -> CheckFailed:
+def _failure(report: VerifyReport, folder: str, *, weights: bool) -> CheckFailed:
     """Return the error that ends the command, with what to do about what was found."""
     problem, code = counted(len(report.problems), "problem"), ErrorCode.NOT_AS_RECORDED
     found = expected = None
@@ -117,13 +110,23 @@ def _failure(report: VerifyReport, folder: str) -> CheckFailed:
         remedy = "fetch what you pinned, or look at this one and pin it"
     elif any(each.problem == POINTER for each in report.problems):
         remedy = "run git lfs pull in the clone, and verify again"
+    elif not report.compared_with and not report.weights.ok and not weights:
+        problem = "no manifest here, which --no-weights would compare"
+        remedy = "leave --no-weights out: its files are then compared with the hashes that the Hub states"
     elif not report.compared_with and not report.weights.ok:
         root = Path(folder).parent if Path(folder).is_file() else "DIR" if hub_id(folder) else folder
         problem = "no manifest here"
         remedy = f"give the publisher's with --manifest, or make one: deltaweights manifest {root} --output FILE"
+    elif all(each.found == EXTRA_FILE for each in report.problems):
+        problem = counted(len(report.problems), "extra file")
+        remedy = "remove what is named: loaders read such files"
+        if hub_id(folder):
+            remedy = "do not load this model: loaders read such files"
     elif report.weights.ok:
         problem += ", but the weights are intact"
-        remedy = "fetch the files that are named again, or give --weights-only if you rely on nothing else"
+        remedy = "fetch what is named again or give --weights-only"
+        if any(each.found == EXTRA_FILE for each in report.problems):
+            remedy = "fetch what is named again, remove the extra files, or give --weights-only"
     else:
         remedy = "do not use these weights: merge or fetch them again"
     return CheckFailed(problem, where=folder, found=found, expected=expected, remedy=remedy, code=code)

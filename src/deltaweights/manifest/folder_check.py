@@ -14,7 +14,7 @@ from deltaweights.manifest.parse import LISTING, Manifest
 from deltaweights.manifest.read_manifest import contradictions, read_manifest
 from deltaweights.manifest.records import MANIFEST, SUMS, FileRecord, sums_bytes
 from deltaweights.manifest.stated_hashes import missing_shards, size_fault
-from deltaweights.manifest.verify_report import FILE, Problem
+from deltaweights.manifest.verify_report import EXTRA_FILE, FILE, Problem
 from deltaweights.manifest.verify_source import StatedFile, VerifySource
 from deltaweights.util import limits
 from deltaweights.util.text import SAVE_UNMARKED
@@ -216,7 +216,7 @@ class FolderCheck:
             self._compare_sums(sums_bytes(self.manifest.files, self.record.sha256))
         known = {MANIFEST, SUMS} if self._only is None else set()
         for name in sorted(files - known - self.sums - stated - self.ignored - self.harmless):
-            self.add_problem(name, f"is not in {self.compared_with}", "an extra file")
+            self.add_problem(name, f"is not in {self.compared_with}", EXTRA_FILE)
         if self.by_hashes:
             for name, shard in missing_shards(self.source, files):
                 self.add_problem(shard, f"is missing, and {name} names it")
@@ -243,7 +243,7 @@ class FolderCheck:
     def refuse_extras(self) -> None:
         """Add a problem for each file that nothing states, whether or not a loader reads it."""
         for name in sorted(self.harmless):
-            self.add_problem(name, f"is not in {self.compared_with}", "an extra file")
+            self.add_problem(name, f"is not in {self.compared_with}", EXTRA_FILE)
 
     def _compare_sums(self, expected: bytes) -> None:
         """Compare SHA256SUMS with the bytes that follow from the manifest; a line about weights makes it a problem of theirs."""

@@ -12,6 +12,7 @@ from deltaweights.manifest.folder_entries import A_LINK
 from deltaweights.manifest.git_files import signed_git_files
 from deltaweights.manifest.records import MANIFEST, SUMS, sums_bytes
 from deltaweights.manifest.signer import Signer
+from deltaweights.manifest.verify_report import EXTRA_FILE
 from deltaweights.util import limits
 
 
@@ -73,6 +74,6 @@ def compare_signed(check: FolderCheck, signed: SignedFiles, digests: Digests) ->
             check.add_problem(name, "is signed, and missing")
         elif name not in signed.digests:
             if not signed.leaves_out(name):
-                check.add_problem(name, "is not signed", "an extra file")
+                check.add_problem(name, "is not signed", EXTRA_FILE)
         elif found[name] != signed.digests[name]:
             check.add_problem(name, "is not what was signed", found[name], signed.digests[name])

@@ -102,8 +102,8 @@ def verdict_of(
 
 _CONSEQUENCES = {
     WEIGHTS: "do not use these weights",
-    LOADER_FILES: "what a loader makes of the weights is not what was recorded",
-    EXTRAS: "no loader reads them",
+    LOADER_FILES: "a loader may not load what was recorded",
+    EXTRAS: "in files that no loader reads",
 }
 
 
