@@ -133,6 +133,7 @@ def test_row84_nothing_in_the_workspace_is_run_when_it_is_verified(workspace: Pa
 @pytest.mark.parametrize(
     "variables", [*(pytest.param(each, marks=pytest.mark.slow) for each in VARIABLES[:-1]), VARIABLES[-1]]
 )
+@pytest.mark.slow
 def test_row84_nothing_in_the_workspace_is_run_when_the_action_installs(
     workspace: Path, variables: tuple[str, ...]
 ) -> None:

@@ -330,7 +330,7 @@ def _copy_of(store: Path, machine: Machine, hub: HubServer, made: Path, way: str
     return next((copy / "snapshots").iterdir()) if way in CACHED else copy
 
 
-@pytest.mark.sampled(20)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("damage", [*DAMAGES, "a link out"])
 @pytest.mark.parametrize("way", WAYS)
 def test_damage_is_found(machine: Machine, hub: HubServer, made: Path, store: Path, way: str, damage: str) -> None:

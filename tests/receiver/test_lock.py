@@ -206,6 +206,7 @@ def test_pins_of_who_signed(result: Path, run: Run, tmp_path: Path) -> None:
         assert json.loads(done.stdout)["models"][0]["error"]["code"] == "E-NO-SIGNATURE"
 
 
+@pytest.mark.slow
 def test_pins_of_identities(machine: Machine, hub: HubServer, result: Path) -> None:
     """A lock that holds an identity verifies the keyless signature of a model of the Hub."""
     with running() as instance:

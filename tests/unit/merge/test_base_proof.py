@@ -47,6 +47,7 @@ from tests.support.merging import (
 from tests.support.pairs import GROWN, base_tensors, delta_tensors, save
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", FLOAT_NAMES)
 def test_blocks_and_workers_do_not_change_the_proof(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
@@ -159,7 +160,7 @@ OF_EACH = [
 ]
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(("model", "case"), OF_EACH, indirect=["model"])
 def test_the_table_of_the_round_trip(tmp_path: Path, model: Model, case: str) -> None:
     """The right base has no violation; rates of others are as measured, and the warning names the likely cause."""
