@@ -13,7 +13,13 @@ from deltaweights.checkpoint.directory import Directory, LocalDirectory
 from deltaweights.checkpoint.foreign.formats import ADAPTER, ADAPTER_CONFIG
 from deltaweights.checkpoint.foreign.hub_cache import REPOSITORY, is_repository
 from deltaweights.checkpoint.foreign.listing import HEAD_BYTES, FolderListing, Layout, Recognised, Subject
-from deltaweights.checkpoint.foreign.recognise import HIDDEN_DOWNLOADS, recognise, recognise_file, wanted_heads
+from deltaweights.checkpoint.foreign.recognise import (
+    HIDDEN_DOWNLOADS,
+    lone_shard,
+    recognise,
+    recognise_file,
+    wanted_heads,
+)
 from deltaweights.checkpoint.foreign.training import METADATA
 from deltaweights.checkpoint.layout_names import EXPECTED
 from deltaweights.checkpoint.malformed import MalformedAt
@@ -62,6 +68,15 @@ def refuse_foreign_file(directory: Directory, name: str, role: str, *, adapters:
             "weights in safetensors, torch's or Meta's format",
             code=ErrorCode.UNSUPPORTED_FORMAT,
         )
+
+
+def refuse_lone_shard(directory: Directory, name: str) -> None:
+    """Raise ``MalformedInput`` for one of several shards: it opens, and lacks what the others hold."""
+    files = dict.fromkeys(directory.names(), 0)
+    known = lone_shard(Subject(_where(directory.path), FolderListing(files)), name)
+    if known is not None:
+        malformed = MalformedAt(directory.path / name, known.remedy)
+        raise malformed("is one shard, not a whole checkpoint", known.found, code=ErrorCode.INCOMPLETE)
 
 
 def _recognise(directory: Directory) -> Recognised:

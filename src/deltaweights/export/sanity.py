@@ -118,13 +118,36 @@ def _table(specs: Specs, config: Config, sizes: TextSizes, *, llama: bool) -> It
         yield Oddity(problem, llama or bool(torn), first, "no such tensor", str(list(expected[first])))
     if HEAD not in specs and _has_head(config) and config.get("tie_word_embeddings") is not True:
         yield Oddity("is missing, and no config.json says tie_word_embeddings: true", False, HEAD, "no such tensor")
-    text = config.get("text_config")
-    stated = (text if isinstance(text, dict) else config).get("num_hidden_layers")
-    if isinstance(stated, int) and stated != sizes.layers:
-        yield Oddity(
-            "config.json states another number of layers", False, None, counted(sizes.layers, "layer"), str(stated)
-        )
+    yield from _stated(config, sizes)
     yield from _unlike_others(specs)
+
+
+def _stated(config: Config, sizes: TextSizes) -> Iterator[Oddity]:
+    """Compare what config.json states with the weights: a loader makes a model of those sizes, and then they do not fit."""
+    text = config.get("text_config")
+    stated = {**config, **text} if isinstance(text, dict) else config
+    numbers = {key: value for key, value in stated.items() if type(value) is int and value > 0}
+    found = {
+        "vocab_size": sizes.rows,
+        "hidden_size": sizes.hidden,
+        "intermediate_size": sizes.intermediate,
+        "num_hidden_layers": sizes.layers,
+    }
+    heads = numbers.get("num_attention_heads")
+    fits = numbers.get("hidden_size", sizes.hidden) == sizes.hidden and heads is not None and not sizes.hidden % heads
+    width = numbers.get("head_dim") or (sizes.hidden // heads if heads and fits else 0)
+    if heads and width:
+        numbers.setdefault("num_key_value_heads", heads)
+        found["num_key_value_heads"] = sizes.key_value_rows // width
+    wrong = [key for key, value in found.items() if numbers.get(key, value) != value]
+    if wrong:
+        yield Oddity(
+            "config.json is not that of these weights",
+            False,
+            None,
+            ", ".join(f"{key} {numbers[key]}" for key in wrong),
+            ", ".join(f"{key} {found[key]}" for key in wrong),
+        )
 
 
 def _unlike_others(specs: Specs) -> Iterator[Oddity]:

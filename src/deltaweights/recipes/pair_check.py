@@ -15,6 +15,7 @@ from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch
+from deltaweights.recipes.incomplete import EMBEDDING, HEAD, incomplete
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.recipes.stored_form import (
     StoredForm,
@@ -26,7 +27,6 @@ from deltaweights.recipes.stored_form import (
 )
 from deltaweights.util.text import counted
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 GATE = "model.layers.0.mlp.gate_proj.weight"
 
 MODEL_SIZES = {4096: "7B", 5120: "13B", 6656: "30B", 8192: "65B"}  # by hidden size
@@ -62,7 +62,7 @@ def check_pair(recipe: Recipe, base: Checkpoint, primary: Checkpoint) -> None:
                 problem, where=where, tensor=name, found="no such tensor", remedy=remedy, code=ErrorCode.OTHER_TENSORS
             )
     shapes = recipe.shapes
-    base_rows = rows({name: tensor.spec for name, tensor in base.model_tensors.items()})
+    base_rows = rows(_specs(base))
     if role == "target":
         base_rows = 0  # new rows of a base that a target was trained from belong to both
     if shapes.base_rows is not None and 0 < base_rows - shapes.base_rows <= MOST_ADDED:
@@ -93,12 +93,18 @@ def check_pair(recipe: Recipe, base: Checkpoint, primary: Checkpoint) -> None:
         found = layers(checkpoint.model_tensors)
         if shapes.layers is not None and found != shapes.layers:
             what = counted(found, "layer") if found else "no tensor named model.layers.*"
-            raise _mismatch(
-                recipe, checkpoint, what, counted(shapes.layers, "layer") if not found else shapes.layers, None
-            )
+            wanted = counted(shapes.layers, "layer") if not found else shapes.layers
+            raise _mismatch(recipe, checkpoint, what, wanted, None, incomplete(_specs(base), _specs(primary), role))
 
 
-def _mismatch(recipe: Recipe, checkpoint: Checkpoint, found: str, expected: object, tensor: str | None) -> Mismatch:
+def _mismatch(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    found: str,
+    expected: object,
+    tensor: str | None,
+    reason: str | None = None,
+) -> Mismatch:
     role, form = checkpoint.role, _form_of(checkpoint)
     problem, where = f"not the {role} of recipe {recipe.name}", f"{role} {checkpoint.path}"
     remedies = {
@@ -115,14 +121,17 @@ def _mismatch(recipe: Recipe, checkpoint: Checkpoint, found: str, expected: obje
         tensor=tensor,
         found=found,
         expected=expected,
-        remedy=remedies[role],
+        remedy=reason or remedies[role],
         code=code,
     )
 
 
 def _form_of(checkpoint: Checkpoint) -> StoredForm | None:
-    specs = {name: tensor.spec for name, tensor in checkpoint.model_tensors.items()}
-    return stored_form(specs)
+    return stored_form(_specs(checkpoint))
+
+
+def _specs(checkpoint: Checkpoint) -> Specs:
+    return {name: tensor.spec for name, tensor in checkpoint.model_tensors.items()}
 
 
 def likely_reason(base: Specs, primary: Specs, role: str) -> str:
@@ -132,7 +141,7 @@ def likely_reason(base: Specs, primary: Specs, role: str) -> str:
         return reason
     making = role == "target"
     remedy = REMEDY_TO_MAKE if making else REMEDY
-    reason = _other_size(base, primary, role, remedy)
+    reason = _other_size(base, primary, role, remedy) or incomplete(base, primary, role)
     if reason is not None:
         return reason
     for name, twin in ((HEAD, EMBEDDING), (EMBEDDING, HEAD)):

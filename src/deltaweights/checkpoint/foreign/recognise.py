@@ -144,6 +144,20 @@ def _other_names(subject: Subject) -> Recognised | None:
     return Recognised(Layout.OTHER_NAMES, f"weights under other names ({some(names)})", remedy)
 
 
+def lone_shard(subject: Subject, name: str) -> Recognised | None:
+    """Return what the file ``name`` of a folder is if it is one of several shards, and what to give in its place."""
+    part = _PART.fullmatch(name)
+    if part is None or not name.endswith(SUFFIXES) or int(part[3]) < 2:
+        return None
+    index = f"{part[1]}.{name.rpartition('.')[2]}.index.json"
+    found = f"shard {int(part[2])} of {int(part[3])}"
+    if index not in subject.files:
+        fetch = f"fetch {index} and the other shards from where it is from, and give their folder"
+        return Recognised(Layout.NO_INDEX, found, fetch)
+    is_only = index in MAIN_FILES and sum(each in MAIN_FILES for each in subject.files) == 1
+    return Recognised(Layout.OTHER_NAMES, found, f"give {subject.where if is_only else subject.path(index)}")
+
+
 def _archive(subject: Subject) -> Recognised | None:
     zips, packed = subject.ending(*_ZIP), subject.ending(*_PACKED)
     if zips:
