@@ -23,6 +23,7 @@ from deltaweights.manifest.findings import ProofRecord, Verdict
 from deltaweights.manifest.proof_text import MIN_EVIDENCE
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge.arithmetic import BlockCombiner, Kernels
+from deltaweights.merge.base_proof import wider_tensors
 from deltaweights.merge.blocks import Block, blocks_of
 from deltaweights.merge.choices import TORCH_NAMES
 from deltaweights.merge.device import check_device, kernels_on
@@ -149,6 +150,7 @@ def check_base(
         proofs = _prove(inputs, of_base, sample, make_kernels, count, report)
         for checkpoint in (of_base, inputs.primary):
             checkpoint.check_unchanged()
+        wider = wider_tensors(inputs.matching.matches, inputs.compute)
         return BaseReport(
             base=str(of_base.path),
             delta=str(inputs.primary.path),
@@ -156,7 +158,7 @@ def check_base(
             compute_dtype=TORCH_NAMES[inputs.compute],
             stated=inputs.of_base.stated,
             sample=sample,
-            proof=None if inputs.powerless else proof_of(proofs, rounded=inputs.of_base.rounded),
+            proof=None if inputs.powerless else proof_of(proofs, rounded=inputs.of_base.rounded, wider=wider),
             powerless=inputs.powerless,
             rounded=inputs.of_base.rounded,
         )
