@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from deltaweights.errors import DeltaweightsError, MalformedInput, Mismatch
+from deltaweights.errors import DeltaweightsError, InputOutputError, MalformedInput, Mismatch
 from deltaweights.inference.structure import check_structure
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.check_base import check_base
@@ -156,6 +156,22 @@ def test_a_shard_beside_two_sets_names_its_index(tmp_path: Path) -> None:
         convert_checkpoint(folder / ONE, tmp_path / "out")
     shutil.copy(folder / "model.safetensors", folder / "model-00001-of-00001.safetensors")
     convert_checkpoint(folder / "model-00001-of-00001.safetensors", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("address", "remedy"),
+    [
+        (
+            "https://huggingface.co/acme/model/resolve/main/model.safetensors",
+            "an address is not read: fetch it with deltaweights download acme/model, and give the folder",
+        ),
+        ("https://example.org/model.zip", "an address is not read: fetch it, and give the folder"),
+    ],
+)
+def test_an_address_is_not_a_path(tmp_path: Path, address: str, remedy: str) -> None:
+    """Who gives one is told what to run."""
+    with refused(InputOutputError, problem="no base here", remedy=remedy):
+        convert_checkpoint(address, tmp_path / "out")
 
 
 # Configurations of other weights.

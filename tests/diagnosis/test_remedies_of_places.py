@@ -142,6 +142,38 @@ def state_saved(scene: Scene, line: Line) -> Line:
     return put(line, "--delta", scene.root / "state.bin")
 
 
+def renamed_base(old: str, new: str) -> Callable[[Scene], Line]:
+    """Rename a file of the base as browsers, wget and editors do."""
+
+    def situation(scene: Scene) -> Line:
+        shutil.rmtree(scene.base)
+        save(scene.tensors, scene.base, "safetensors", 2 if "-of-" in old or "index" in old else 1)
+        (scene.base / old).rename(scene.base / new)
+        return scene.apply()
+
+    return situation
+
+
+def named_back(scene: Scene, line: Line, remedy: str) -> Line:
+    """Rename as the remedy says; a name alone is one in the same folder."""
+    _, old, _, new = shlex.split(remedy)
+    (scene.base / old).rename(scene.base / new)
+    return line
+
+
+def without_prefix(scene: Scene) -> Line:
+    """Name the base's tensors as a LlamaModel does, beside the head of a LlamaForCausalLM."""
+    save({name.removeprefix("model."): each for name, each in scene.tensors.items()}, scene.root / "bare")
+    return put(scene.apply(), "--base", scene.root / "bare")
+
+
+def prefix_put(scene: Scene, line: Line, remedy: str) -> Line:
+    assert remedy.endswith("put model. before all of its names but lm_head.weight")
+    bare = {name.removeprefix("model."): each for name, each in scene.tensors.items()}
+    named = {name if name == "lm_head.weight" else f"model.{name}": each for name, each in bare.items()}
+    return put(line, "--base", save(named, scene.root / "named"))
+
+
 # Archives.
 
 
@@ -437,6 +469,25 @@ CASES: dict[str, Case] = {
     "a TorchScript program": Case(
         script_program, "E-MALFORMED", "state_dict", follows("with torch.save", state_saved)
     ),
+    "a copy that wget numbered": Case(
+        renamed_base("model.safetensors", "model.safetensors.1"), "E-NO-WEIGHTS", "rename ", named_back
+    ),
+    "a copy that a browser numbered": Case(
+        renamed_base("model.safetensors", "model (1).safetensors"), "E-NO-WEIGHTS", "rename ", named_back
+    ),
+    "an index that an editor renamed": Case(
+        renamed_base("model.safetensors.index.json", "model.safetensors.index.json.txt"),
+        "E-NO-WEIGHTS",
+        "rename ",
+        named_back,
+    ),
+    "a shard that a browser numbered": Case(
+        renamed_base("model-00002-of-00002.safetensors", "model-00002-of-00002 (1).safetensors"),
+        "E-INCOMPLETE",
+        "rename ",
+        named_back,
+    ),
+    "names without their prefix": Case(without_prefix, "E-OTHER-TENSORS", "put model. before", prefix_put),
     "an archive in its folder": Case(
         packed_delta, "E-NO-WEIGHTS", "unpack it", follows("give the folder in it", untarred)
     ),

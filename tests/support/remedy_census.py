@@ -130,6 +130,9 @@ FOLLOWED: dict[str, tuple[str, ...]] = {
     "an fp8 base": ("use the same model in float16, bfloat16 or float32",),
     "a size without a unit": ("write {}GB if you mean gigabytes, {}B if you mean bytes",),
     "a folder of words": ("{}; a README alone is not a checkpoint",),
+    "a copy that wget numbered": ("rename {} to {}{}",),
+    "a shard that a browser numbered": ("rename {} to {}",),
+    "names without their prefix": ("put model. before all of its names but {}",),
     "a dataset of the Hub's cache": ("give a model's folder",),
     "a pipeline": ("give the folder of one model in it: {}",),
     "a pipeline without a language model": ("give the folder of a language model",),
@@ -225,6 +228,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
 NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
     "part of a remedy that is put together, or a count, which says nothing alone": (
         " and kept",
+        ", and the others like it",
         "check the name",
         "deltaweights download {}",
         "hf download {} --revision {}",
@@ -354,6 +358,7 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "nothing else may change the cache meanwhile",
         "download each by its own id",
         "fetch the model first",
+        "an address is not read: fetch it{}, and give the folder",
         "move it away, leave it out with --exclude, or choose another folder",
         "check --token and HF_TOKEN",
         "check the part after the @",

@@ -52,6 +52,18 @@ def explain(directory: Directory, error: MalformedInput) -> MalformedInput:
     )
 
 
+def remedy_for_nothing(path: Path, role: str) -> str:
+    """Return what to do about a path where nothing is: it may be an address, or an id of the Hub."""
+    if path.parts[:1] == ("hf:",):
+        return "this command does not accept a model of the Hub"
+    if path.parts[:1] in {("https:",), ("http:",)}:
+        _, host, *names = path.parts
+        known = host in {"huggingface.co", "hf.co"} and len(names) >= 2
+        command = f"deltaweights download {names[0]}/{names[1]}" if known else ""
+        return f"an address is not read: fetch it{f' with {command}' if known else ''}, and give the folder"
+    return f"give the folder that holds the {role}'s weights"
+
+
 def refuse_foreign_file(directory: Directory, name: str, role: str, *, adapters: bool) -> None:
     """Raise ``MalformedInput`` for a single file in a format that is not read; ``adapters`` says that those are."""
     names = [each for each in (name, *ADAPTER, METADATA) if directory.has(each)]

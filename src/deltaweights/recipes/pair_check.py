@@ -144,6 +144,13 @@ def likely_reason(base: Specs, primary: Specs, role: str) -> str:
     reason = _other_size(base, primary, role, remedy) or incomplete(base, primary, role)
     if reason is not None:
         return reason
+    layers_base, layers_primary = layers(base), layers(primary)
+    for of, found, specs in (("base", layers_base, base), (role, layers_primary, primary)):
+        if found == 0 < layers_base + layers_primary:
+            what = (
+                f"the {of} has no tensor named model.layers.*, as the other one has; its names: {listed_names(specs)}"
+            )
+            return f"{what}; {COMPARE}"
     for name, twin in ((HEAD, EMBEDDING), (EMBEDDING, HEAD)):
         if name in primary and name not in base and twin in base:
             what = f"the base has no {name}, and no config.json that says tie_word_embeddings: true"
@@ -157,13 +164,6 @@ def likely_reason(base: Specs, primary: Specs, role: str) -> str:
         return (
             f"{likely}, or {remedy}" if rows(base) not in FINE_TUNED_ROWS else f"{_owner(base)}; or {padded}; {remedy}"
         )
-    layers_base, layers_primary = layers(base), layers(primary)
-    for of, found, specs in (("base", layers_base, base), (role, layers_primary, primary)):
-        if found == 0 < layers_base + layers_primary:
-            what = (
-                f"the {of} has no tensor named model.layers.*, as the other one has; its names: {listed_names(specs)}"
-            )
-            return f"{what}; {COMPARE}"
     if layers_base != layers_primary:
         return f"base has {layers_base} layers, the {role} {layers_primary}: two models, or an incomplete one; {remedy}"
     if rows(base) in FINE_TUNED_ROWS and not making:
@@ -224,6 +224,9 @@ def _common_prefix(specs: Specs) -> str:
 def _other_size(base: Specs, primary: Specs, role: str, remedy: str) -> str | None:
     """Return the reason if the two differ in width, or one has a whole fraction of each matrix, as one of several devices has."""
     hidden_base, hidden_primary = hidden_size(base), hidden_size(primary)
+    if _is_transposed(base, primary):
+        what = f"the matrices of base and {role} are transposed to each other: JAX, and GPT-2's Conv1D, store columns for rows"
+        return f"{what}; transpose those of one of them"
     if hidden_base != hidden_primary and hidden_base and hidden_primary:
         return f"likely models of two sizes: base {_size(hidden_base)}, {role} {_size(hidden_primary)}; {remedy}"
     for of, part, whole in (("base", base, primary), (role, primary, base)):
@@ -236,6 +239,15 @@ def _other_size(base: Specs, primary: Specs, role: str, remedy: str) -> str | No
             what = f"the {of} has 1/{parts:.0f} of the rows of each matrix: it is likely one of {parts:.0f} tensor-parallel parts"
             return f"{what}; join them, with the tool that split them"
     return None
+
+
+def _is_transposed(base: Specs, primary: Specs) -> bool:
+    """Return whether all matrices that are not square have the other's shape turned round."""
+    pairs = [
+        (base[name].shape, primary[name].shape) for name in base if name in primary and name not in {EMBEDDING, HEAD}
+    ]
+    oblong = [(one, other) for one, other in pairs if len(one) == len(other) == 2 and one[0] != one[1]]
+    return bool(oblong) and all(one == other[::-1] for one, other in oblong)
 
 
 def _other_content(base: Specs, primary: Specs, role: str) -> str | None:
