@@ -264,6 +264,35 @@ def test_a_right_configuration_gets_no_word(tmp_path: Path) -> None:
         assert report.warnings == []
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (
+            {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
+            "config.json is of another architecture than the weights: found gpt2, expected one whose layers",
+        ),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "config.json says that the weights are quantized, and they are not: leave quantization_config out of it: found gptq",
+        ),
+    ],
+)
+def test_a_configuration_of_another_model_is_named(tmp_path: Path, more: dict[str, Any], says: str) -> None:
+    """It belongs to another model, or another form of this one: a library would load neither."""
+    report = RecordingReport()
+    convert_checkpoint(configured(tmp_path / "given", model(), more), tmp_path / "out", report=report)
+    (said,) = report.warnings
+    assert says in said
+
+
+def test_words_in_the_place_of_weights(tmp_path: Path) -> None:
+    """What a server answered is no download that was cut short."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.safetensors").write_text("Invalid username or password.\n")
+    with refused(MalformedInput, found="a text document", code="E-UNSUPPORTED-FORMAT"):
+        convert_checkpoint(tmp_path / "base", tmp_path / "out")
+
+
 # A delta to export.
 
 

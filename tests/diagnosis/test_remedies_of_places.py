@@ -410,6 +410,13 @@ def wrong_base(scene: Scene) -> Line:
     return put(scene.apply(), "--base", scene.root / "wrong")
 
 
+def merge_of_ours(scene: Scene) -> Line:
+    """Merge a delta without projector, and give the result as its base."""
+    larger_pair(scene)
+    command(put(scene.apply(), "--target", scene.root / "merged"))
+    return put(scene.apply(), "--base", scene.root / "merged")
+
+
 def checked_wrong_base(scene: Scene) -> Line:
     line = wrong_base(scene)
     return ["check-base", *line[1:5]]
@@ -568,6 +575,15 @@ CASES: dict[str, Case] = {
     ),
     "a wrong base: the right one": Case(
         wrong_base, "E-WRONG-BASE", "use the right base", base_itself
+    ),
+    "a merge of ours as the base": Case(
+        merge_of_ours, "E-WRONG-BASE", "use the base that it was merged from", base_itself
+    ),
+    "a unit of one letter": Case(
+        lambda scene: scene.apply("--max-shard-size", "0.5g"),
+        "E-NOT-A-SIZE",
+        "write 0.5gB",
+        lambda _, line, remedy: put(line, "--max-shard-size", remedy.split()[1]),
     ),
     "a wrong base that is checked": Case(
         checked_wrong_base, "E-WRONG-BASE", "use the base that the delta was made from", base_itself

@@ -133,6 +133,7 @@ FOLLOWED: dict[str, tuple[str, ...]] = {
     "a copy that wget numbered": ("rename {} to {}{}",),
     "a shard that a browser numbered": ("rename {} to {}",),
     "names without their prefix": ("put model. before all of its names but {}",),
+    "a merge of ours as the base": ("use the base that it was merged from; {}",),
     "a dataset of the Hub's cache": ("give a model's folder",),
     "a pipeline": ("give the folder of one model in it: {}",),
     "a pipeline without a language model": ("give the folder of a language model",),

@@ -20,6 +20,11 @@ LAYER = re.compile(r"model\.layers\.([0-9]{1,6})\.")
 LLAMAS = frozenset({"llama", "llava", "llava_llama"})
 """Model types whose language model is a LLaMA."""
 
+NAMED_OTHERWISE = frozenset(
+    {"gpt2", "gptj", "gpt_neox", "gpt_neo", "opt", "bloom", "falcon", "mpt", "t5", "bart", "chatglm", "bert"}
+)
+"""Model types whose layers have no names that begin with ``model.layers.``."""
+
 Specs = Mapping[str, TensorSpec]
 Config = Mapping[str, Json]
 
@@ -41,7 +46,12 @@ def oddities(specs: Specs, config: Config) -> list[Oddity]:
     sizes = TextSizes.from_shapes({name: spec.shape for name, spec in specs.items()})
     attends = any(LAYER.match(name) and name.endswith(".self_attn.k_proj.weight") for name in specs)
     has_layers = llama is True or (llama is None and attends)
-    found = [*_empty(specs), *_rows(specs, config, llama=llama is not False), *_holes(specs, sure=has_layers)]
+    found = [
+        *_other_model(specs, config),
+        *_empty(specs),
+        *_rows(specs, config, llama=llama is not False),
+        *_holes(specs, sure=has_layers),
+    ]
     if sizes is not None and llama is not False:
         found += _table(specs, config, sizes, llama=llama is True)
     return sorted(found, key=lambda oddity: not oddity.impossible)
@@ -57,6 +67,22 @@ def _is_llama(config: Config) -> bool | None:
     if isinstance(named, list) and any("LlamaFor" in str(name) for name in named):
         return True
     return kind in LLAMAS if isinstance(kind, str) else None
+
+
+def _other_model(specs: Specs, config: Config) -> Iterator[Oddity]:
+    """Compare what config.json says that the model is with what names and dtypes tell."""
+    kind = config.get("model_type")
+    if kind in NAMED_OTHERWISE and any(LAYER.match(name) for name in specs):
+        expected = "one whose layers are named model.layers.*"
+        yield Oddity("config.json is of another architecture than the weights", False, None, str(kind), expected)
+    quantized = config.get("quantization_config")
+    floats = all(spec.dtype in {"F16", "BF16", "F32", "F64"} for spec in specs.values())
+    if isinstance(quantized, dict) and specs and floats:
+        method = str(quantized.get("quant_method", "quantization_config"))
+        problem = (
+            "config.json says that the weights are quantized, and they are not: leave quantization_config out of it"
+        )
+        yield Oddity(problem, False, None, method)
 
 
 def _has_head(config: Config) -> bool:

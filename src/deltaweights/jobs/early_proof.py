@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from deltaweights.jobs.findings import refused_base
+from deltaweights.errors import Mismatch
+from deltaweights.jobs.findings import PUBLISH_ANYWAY, refused_base
 from deltaweights.jobs.inputs import Inputs
 from deltaweights.jobs.round_trip import prove_samples
 from deltaweights.manifest.findings import Verdict
@@ -43,7 +44,14 @@ def refuse_wrong_base(inputs: Inputs) -> None:
         return  # few: rather damage, which checksums that are compared in the stream tell better
     if not of_base.stated and (proof.verdict == Verdict.OTHER_ARITHMETIC or _rate(found, inputs) > CERTAIN):
         return
-    raise refused_base(replace(proof, whole=()), where=None if inputs.base is None else inputs.base.path, sampled=True)
+    error = refused_base(
+        replace(proof, whole=()), where=None if inputs.base is None else inputs.base.path, sampled=True
+    )
+    if inputs.identities["base"].is_merge:
+        problem = f"the base is already merged, as its manifest says; {error.problem}"
+        remedy = f"use the base that it was merged from; {PUBLISH_ANYWAY}"
+        raise Mismatch(problem, where=error.where, remedy=remedy, code=error.code)
+    raise error
 
 
 def _violated(proofs: Mapping[str, Proof], wider: frozenset[str]) -> dict[str, Proof]:

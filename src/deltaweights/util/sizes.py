@@ -32,7 +32,11 @@ def parse_size(text: str | int, what: str) -> int:
     size = int(number * UNITS.get(unit, 0))
     if size < 1:
         expected = "a number above 0 with B, KB, MB, GB, KiB, MiB or GiB"
-        raise UsageError(f"{what} is not a size", found=text, expected=expected, code=ErrorCode.NOT_A_SIZE)
+        letter = parts is not None and number and unit and f"{unit}B" in UNITS
+        remedy = f"write {str(text).strip()}B" if letter else ""
+        raise UsageError(
+            f"{what} is not a size", found=text, expected=expected, remedy=remedy or None, code=ErrorCode.NOT_A_SIZE
+        )
     return size
 
 
