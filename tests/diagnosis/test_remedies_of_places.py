@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
+import subprocess
 import tarfile
 import zipfile
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import torch
 
+from deltaweights.errors import DeltaweightsError
+from deltaweights.jobs.request import find_recipe
 from deltaweights.staging.location import HANDOFF
 from tests.diagnosis.test_remedies import (
     SHARD,
@@ -34,6 +39,7 @@ from tests.support.pairs import Tensors, base_tensors, delta_tensors, save
 
 pytestmark = pytest.mark.diagnosis
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
 Follow = Callable[[Scene, Line, str], Line]
 
 
@@ -615,3 +621,55 @@ CASES: dict[str, Case] = {
 def test_the_remedy_works(tmp_path: Path, name: str) -> None:
     """The remedy is what the table says; followed, the command succeeds, or fails with the next right error."""
     try_remedy(CASES[name], Scene(tmp_path))
+
+
+def test_a_command_line_that_does_not_parse(run: Run) -> None:
+    """The command that the remedy names runs, and tells of the options that there are."""
+    done = run("apply", "--bass", "b", "--json")
+    assert done.returncode == 2
+    remedy = json.loads(done.stdout)["error"]["remedy"]
+    program, *line = remedy.removeprefix("see ").split()
+    assert program == "deltaweights"
+    told = run(*line)
+    assert told.returncode == 0
+    assert "--base" in told.stdout
+
+
+def test_nothing_to_pin_is_kept_by_a_manifest(tmp_path: Path) -> None:
+    """A folder with a list of hashes alone has no manifest to pin: one is made, kept, and verified with."""
+    scene = Scene(tmp_path)
+    sums = "".join(f"{sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(scene.base.iterdir()))
+    (scene.base / "SHA256SUMS").write_text(sums)
+    with pytest.raises(DeltaweightsError) as caught:
+        command(["pin", str(scene.base), "--output", str(tmp_path / "deltaweights.lock")])
+    assert caught.value.remedy == "keep one in git: deltaweights manifest, and verify --manifest"
+    command(["manifest", str(scene.base), "--output", str(tmp_path / "kept.json")])
+    command(["verify", str(scene.base), "--manifest", str(tmp_path / "kept.json")])
+
+
+def test_a_recipe_that_extends_another_one_than_is_named(tmp_path: Path) -> None:
+    """One of the two is left out: the recipe is then found."""
+    (tmp_path / "own.toml").write_text(
+        'format = "deltaweights-recipe"\nversion = 1\nname = "own"\nextends = "llava-med-7b"\n'
+    )
+    with pytest.raises(DeltaweightsError) as caught:
+        find_recipe("vicuna-7b-v1.1", tmp_path / "own.toml")
+    assert caught.value.remedy == "name one of them"
+    assert find_recipe(None, tmp_path / "own.toml") is not None
+    assert find_recipe("llava-med-7b", tmp_path / "own.toml") is not None
+
+
+def test_a_repository_of_several_snapshots(tmp_path: Path) -> None:
+    """One of the snapshots that are named is given."""
+    scene = Scene(tmp_path)
+    command(scene.apply())
+    repository = tmp_path / "models--acme--model"
+    for name in ("blobs", "refs"):
+        (repository / name).mkdir(parents=True)
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(scene.target, repository / "snapshots" / commit)
+    with pytest.raises(DeltaweightsError) as caught:
+        command(["verify", str(repository)])
+    assert caught.value.remedy == "give one of them"
+    first, _ = str(caught.value.found).split(", ")
+    command(["verify", str(Path(str(caught.value.where)) / first)])

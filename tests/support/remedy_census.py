@@ -223,6 +223,17 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "tests/diagnosis/test_right_pairs.py::test_tensors_of_a_wider_dtype_do_not_refute_a_base": (
         "give --compute-dtype float32",
     ),
+    "tests/trust/test_links_of_others.py::test_row81_links_that_somebody_else_made": (
+        "give the folder that it leads to, or make the link yourself",
+    ),
+    "tests/diagnosis/test_remedies_of_places.py::test_a_command_line_that_does_not_parse": ("see {} --help",),
+    "tests/diagnosis/test_remedies_of_places.py::test_nothing_to_pin_is_kept_by_a_manifest": (
+        "keep one in git: deltaweights manifest, and verify --manifest",
+    ),
+    "tests/diagnosis/test_remedies_of_places.py::test_a_recipe_that_extends_another_one_than_is_named": (
+        "name one of them",
+    ),
+    "tests/diagnosis/test_remedies_of_places.py::test_a_repository_of_several_snapshots": ("give one of them",),
 }
 """By another test that follows them."""
 
@@ -442,15 +453,10 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
     ),
     "plain, and no row follows it yet": (
         "give --identity and --issuer of who signed, in place of --public-key",
-        "give one of them",
-        "keep one in git: deltaweights manifest, and verify --manifest",
-        "give the folder that it leads to, or make the link yourself",
         "merge without --part",
         "move it away, and run again",
         "move it back to where it belongs: it is not the old {}",
         "move it to {}, where it belongs",
-        "name one of them",
-        "see {} --help",
     ),
 }
 """By the reason."""
