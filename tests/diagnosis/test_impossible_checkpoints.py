@@ -207,6 +207,7 @@ def test_tied_and_otherwise_stated_models_are_sound() -> None:
     assert oddities(tied, {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}) == []
     larger = specs | {HEAD: TensorSpec(HEAD, "F16", (64, 32))}
     assert oddities(larger, {"model_type": "llama", "vocab_size": 48, "output_vocab_size": 64}) == []
+    assert oddities(specs, {"model_type": ["gpt2"], "quantization_config": "none"}) == []
     assert oddities({"transformer.h.1.attn.weight": TensorSpec("", "F16", (3, 3))}, {}) == []
 
 

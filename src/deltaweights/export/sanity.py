@@ -72,13 +72,13 @@ def _is_llama(config: Config) -> bool | None:
 def _other_model(specs: Specs, config: Config) -> Iterator[Oddity]:
     """Compare what config.json says that the model is with what names and dtypes tell."""
     kind = config.get("model_type")
-    if kind in NAMED_OTHERWISE and any(LAYER.match(name) for name in specs):
+    if isinstance(kind, str) and kind in NAMED_OTHERWISE and any(LAYER.match(name) for name in specs):
         expected = "one whose layers are named model.layers.*"
         yield Oddity("config.json is of another architecture than the weights", False, None, str(kind), expected)
     quantized = config.get("quantization_config")
     floats = all(spec.dtype in {"F16", "BF16", "F32", "F64"} for spec in specs.values())
     if isinstance(quantized, dict) and specs and floats:
-        method = str(quantized.get("quant_method", "quantization_config"))
+        method = str(quantized.get("quant_method", "quantization_config"))[:80]
         problem = (
             "config.json says that the weights are quantized, and they are not: leave quantization_config out of it"
         )
