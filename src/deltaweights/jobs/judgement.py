@@ -11,6 +11,7 @@ from deltaweights.jobs.planned_result import PlannedResult
 from deltaweights.jobs.stated_facts import other_base, refuse_changed_inputs
 from deltaweights.manifest.findings import Findings
 from deltaweights.manifest.records import TensorRecord
+from deltaweights.merge.base_proof import wider_tensors
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import Plan
 from deltaweights.merge.record import digests_of, findings_of
@@ -36,6 +37,7 @@ def judge_records(
         stated=of_base.stated and not is_right,
         rounded=of_base.rounded,
         allowed=options.allow_unproved_base and not is_right,
+        wider=wider_tensors((tensor.match for tensor in plan.tensors), plan.options.compute_dtype),
     )
     if options.allow_unproved_base and found is not None and not is_right and findings.proof is not None:
         # Refused by its digest, whatever the sums say.

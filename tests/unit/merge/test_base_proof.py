@@ -17,7 +17,7 @@ from deltaweights.manifest.findings import ProofRecord
 from deltaweights.manifest.parse import parse_manifest
 from deltaweights.manifest.proof_text import proof_line
 from deltaweights.manifest.tally import Proof
-from deltaweights.merge.base_proof import likely_cause, untested, verdict
+from deltaweights.merge.base_proof import DELTA_CHANGED, likely_cause, untested, verdict
 from tests.support.base_pairs import (
     DAMAGED,
     MOVED,
@@ -192,7 +192,8 @@ def test_the_table_of_the_round_trip(tmp_path: Path, model: Model, case: str) ->
     ("violations", "likely"),
     [
         (1, DAMAGED), (1_000, DAMAGED), (1_001, ROUNDED), (25_000, ROUNDED), (25_001, SIBLING), (120_000, SIBLING),
-        (120_001, UNRELATED), (800_000, UNRELATED), (800_001, OTHER_ARITHMETIC), (1_000_000, OTHER_ARITHMETIC),
+        (120_001, UNRELATED), (410_000, UNRELATED),
+        (410_001, DELTA_CHANGED), (800_000, DELTA_CHANGED), (800_001, OTHER_ARITHMETIC), (1_000_000, OTHER_ARITHMETIC),
     ],
 )  # fmt: skip
 def test_the_likely_cause_depends_on_the_rate_of_violations(violations: int, likely: str) -> None:
