@@ -33,6 +33,8 @@ ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst")
 KEPT = frozenset({MANIFEST, SUMS, "model.sig"})
 MOST_KEPT = 64 * 1024 * 1024  # bytes of these documents, which are kept in memory
 
+MOST_LEVELS = 64  # of folders in folders
+
 SURELY_NONE, MOST_RATIO = 256 * 1024 * 1024, 100
 """What unpacks to more bytes than the former, and to more than the latter times its own size, is a bomb: weights barely shrink."""
 
@@ -70,6 +72,7 @@ class ArchiveSource(VerifySource):
             finally:
                 report.end()
             file.check_unchanged()
+        self._refuse_inside_of_files()
         self._root = self._top_folder()
         self.digests = Digests(
             {self._inside(name): each for name, each in self._digests.files.items() if self._is_direct(name)}
@@ -108,12 +111,25 @@ class ArchiveSource(VerifySource):
     def _plain(self, name: str) -> str:
         """Return a member's name without what changes nothing. Raises ``MalformedInput`` for one that could leave its folder."""
         parts = [part for part in name.removesuffix("/").split("/") if part != "."]
+        if len(parts) > MOST_LEVELS:
+            raise self._malformed("a member too deep in folders", f"{len(parts)} levels", f"at most {MOST_LEVELS}")
         if name.startswith("/"):
             raise self._malformed("a member of an unusable name", f"{name!r:.80} is absolute")
         try:
             return "/".join(map(check_file_name, parts))
         except ValueError as error:
             raise self._malformed("a member of an unusable name", error) from None
+
+    def _refuse_inside_of_files(self) -> None:
+        """Raise ``MalformedInput`` for a member below a file, or below a link, which leads anywhere once it is unpacked."""
+        no_folders = {**dict.fromkeys(self._digests.files, FILE), **self._others}
+        for name in (*no_folders, *self._folders):
+            above = name
+            while above := above.rpartition("/")[0]:
+                if above in no_folders:
+                    raise self._malformed("a member inside of what is no folder", name[:80])
+        for name in sorted(self._folders & no_folders.keys()):
+            raise self._malformed("two members of one name", name)
 
     def _top_folder(self) -> str:
         """Return the folder that all files are in, with a slash, or nothing. Raises ``MalformedInput`` when there are several."""
