@@ -33,6 +33,9 @@ ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst")
 KEPT = frozenset({MANIFEST, SUMS, "model.sig"})
 MOST_KEPT = 64 * 1024 * 1024  # bytes of these documents, which are kept in memory
 
+MOST_ATTRIBUTES, MOST_HEAD = 1024 * 1024, 16
+"""The most bytes of a file of macOS's attributes, and how many of them are kept: they tell whether it is one."""
+
 MOST_LEVELS = 64  # of folders in folders
 
 SURELY_NONE, MOST_RATIO = 256 * 1024 * 1024, 100
@@ -58,6 +61,7 @@ class ArchiveSource(VerifySource):
         self._digests = Digests()
         errors: dict[str, Exception] = {}
         self._kept: dict[str, bytes] = {}
+        self._kept_bytes = 0
         self._folders: set[str] = set()
         self._others: dict[str, str] = {}
         self._malformed = MalformedAt(
@@ -93,15 +97,19 @@ class ArchiveSource(VerifySource):
         if member.kind != FILE:
             self._others[name] = member.kind
             return
-        keep = PurePosixPath(name).name in KEPT and name.count("/") < 2
-        if keep and member.size + sum(map(len, self._kept.values())) > MOST_KEPT:
-            raise self._malformed("documents are too long", f"more than {MOST_KEPT} bytes")
+        last = PurePosixPath(name).name
+        attributes = last.startswith("._") and member.size <= MOST_ATTRIBUTES
+        keep = attributes or (last in KEPT and name.count("/") < 2)
+        if keep and not attributes:
+            self._kept_bytes += member.size
+            if self._kept_bytes > MOST_KEPT:
+                raise self._malformed("documents are too long", f"more than {MOST_KEPT} bytes")
         pieces: list[bytes] | None = [] if keep else None
         with_tensors = self._with_tensors and name.endswith(".safetensors")
         record, rows, error = digest_member(member, self._path / name, pieces, with_tensors=with_tensors)
         self._digests.files[name] = record
         if pieces is not None:
-            self._kept[name] = b"".join(pieces)
+            self._kept[name] = b"".join(pieces)[: MOST_HEAD if attributes else None]
         for tensor in sorted(rows.keys() & self._digests.tensors.keys()):
             error = error or self._malformed("is in two weights files", tensor=tensor)
         self._digests.tensors.update(rows)
@@ -158,10 +166,12 @@ class ArchiveSource(VerifySource):
 
     def state(self, stated: StatedHashes | None) -> None:
         self.stated = stated
-        for name in stated.files if stated is not None else ():
-            if "/" in name and self._root + name in self._digests.files:
+        folders = stated.folders if stated is not None else frozenset()
+        for path, record in self._digests.files.items():
+            name = self._inside(path)
+            if path.startswith(self._root) and name.rpartition("/")[0] in folders:
                 self.entries.files.add(name)
-                self.digests.files[name] = self._digests.files[self._root + name]
+                self.digests.files[name] = record
 
     def open(self, name: str) -> InputFile:
         if self._root + name not in self._kept:
