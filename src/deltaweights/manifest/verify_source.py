@@ -59,6 +59,8 @@ class VerifySource(ABC):
     """The names at the top level; whatever may be read without any further condition is among its ``files``."""
     unread: frozenset[str] = frozenset()
     """The files of which ``digests`` has what somebody states, not what was read."""
+    not_looked_at: frozenset[str] = frozenset()
+    """Files and folders that are there, and neither among ``entries`` nor compared."""
     most_workers: int | None = None
     """How many files may be read at once; None for any number."""
     stated: StatedHashes | None = None

@@ -160,6 +160,9 @@ def read_keyless_signature(
     >>> verify("merged", signed=signed).ok  # doctest: +SKIP
     True
     """
+    if not (identity and issuer):
+        problem = "an empty identity or issuer says nothing of who signed"
+        raise UsageError(problem, found=f"{identity!r}, {issuer!r}", remedy="give both: a variable may be unset")
     _require("sigstore")
     path = Path(folder) / SIGNATURE if signature is None else Path(signature)
     signer, trust = Signer(identity, issuer), None if trust_config is None else Path(trust_config)
