@@ -87,7 +87,8 @@ class FolderCheck:
 
     @property
     def _has_own_manifest(self) -> bool:
-        return MANIFEST in self._entries.readable | set(self._entries.irregular)
+        entries = self._entries  # asked for every file: no set is made of them
+        return any(MANIFEST in names for names in (entries.files, entries.links, entries.folders, entries.others))
 
     @property
     def compared_with(self) -> str:
