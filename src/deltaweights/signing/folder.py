@@ -162,7 +162,7 @@ def read_keyless_signature(
     """
     if not (identity and issuer):
         problem = "an empty identity or issuer says nothing of who signed"
-        raise UsageError(problem, found=f"{identity!r}, {issuer!r}", remedy="give both: a variable may be unset")
+        raise UsageError(problem, found=f"{identity!r}, {issuer!r}", remedy="is a variable unset?")
     _require("sigstore")
     path = Path(folder) / SIGNATURE if signature is None else Path(signature)
     signer, trust = Signer(identity, issuer), None if trust_config is None else Path(trust_config)
