@@ -20,6 +20,7 @@ from tests.conftest import Run
 from tests.support.errors import refused
 from tests.support.hub_client import Machine, forget_connections
 from tests.support.hub_server import HubServer
+from tests.support.results import forge_file
 from tests.support.signing import make_key, merged, result
 from tests.support.sigstore_instance import running
 
@@ -182,6 +183,36 @@ def test_what_is_not_pinned(result: Path, run: Run, changed: dict[str, str], alo
     assert done.returncode == 6
     assert "not the" in done.stdout
     assert next(iter(changed.values())) in done.stdout
+
+
+def test_the_content_digest_of_another_model(result: Path, run: Run) -> None:
+    """A manifest that lists other weights, and states tensors and digest of the honest ones, is found: by ``pin``, too."""
+    honest = verify(result).content_digest
+    shard = min(result.glob("*.safetensors"))
+    forge_file(result, shard.name, shard.read_bytes()[:-1] + b"?")
+    stated = verify(result)
+    assert (stated.ok, stated.recomputed, stated.content_digest) == (True, False, honest)
+    lock = result.parent / "deltaweights.lock"
+    lock.write_bytes(lock_bytes([Pin(path=result.name, content_digest=honest, manifest_sha256=stated.manifest_sha256)]))
+    done = run("verify", "--lock", lock)
+    assert done.returncode == 6
+    assert "tensor is not what the manifest says" in done.stdout
+    made = run("pin", result, "--output", result.parent / "made.lock")
+    assert made.returncode == 6
+    assert not (result.parent / "made.lock").exists()
+    assert not verify(result, recompute=True).weights.ok
+
+
+def test_the_content_digest_of_another_model_on_the_hub(machine: Machine, hub: HubServer, result: Path) -> None:
+    """The weights are not read to pin a model of the Hub; then the lock holds what its manifest says, which is proved later."""
+    shard = min(result.glob("*.safetensors"))
+    forge_file(result, shard.name, shard.read_bytes()[:-1] + b"?")
+    hub.push(MERGED, result)
+    assert machine.run("pin", MERGED, "--output", "deltaweights.lock").returncode == 0
+    for flags in ([], ["--stream"]):
+        done = machine.run("verify", "--lock", "deltaweights.lock", *flags)
+        assert done.returncode == 6
+        assert "tensor is not what the manifest says" in done.stdout
 
 
 def test_pins_of_who_signed(result: Path, run: Run, tmp_path: Path) -> None:

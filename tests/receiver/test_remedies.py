@@ -13,7 +13,7 @@ import pytest
 
 from tests.receiver.forms import DAMAGES
 from tests.support.limits import PATIENCE
-from tests.support.results import merged, original, sha256
+from tests.support.results import digest_of, forge_file, merged, original, sha256
 
 __all__ = ["merged", "original"]  # fixtures
 
@@ -132,12 +132,16 @@ def test_an_archive_that_cannot_be_read(merged: Path, tmp_path: Path, run: Run) 
 def test_weights_that_were_changed_after_their_manifest(
     merged: Path, pair: tuple[Path, Path], tmp_path: Path, run: Run
 ) -> None:
-    """``verify`` says where; without the manifest, which is no longer true, the weights are used."""
-    DAMAGES["flipped bit"][0](merged)
+    """``verify`` says where, also if the manifest was made to list them; without the manifest, the weights are used."""
+    digest = digest_of(merged)
+    shard = min(merged.glob("*.safetensors"))
+    forge_file(merged, shard.name, shard.read_bytes()[:-1] + b"?")
     made = ("make", "--base", pair[0], "--target", merged, "--delta", tmp_path / "delta")
     remedy = refused(run, *made, code=6)
-    assert remedy.startswith("find out where with deltaweights verify; or remove its manifest.json")
-    assert run("verify", merged).returncode == 6
+    assert remedy.startswith(f"find out where with deltaweights verify --expect {digest}; or remove its manifest.json")
+    done = run("verify", merged, "--expect", digest)
+    assert done.returncode == 6
+    assert "tensor is not what the manifest says" in done.stdout
     (merged / "manifest.json").unlink()
     assert run(*made).returncode == 0
 

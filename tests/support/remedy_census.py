@@ -216,7 +216,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "the archive is damaged or unusual: get it again, or unpack it and give the folder",
     ),
     "tests/receiver/test_remedies.py::test_weights_that_were_changed_after_their_manifest": (
-        "find out where with deltaweights verify; or remove its {}, if you changed the weights yourself",
+        "find out where with deltaweights verify --expect {}; or remove its {}, if you changed the weights yourself",
     ),
     "tests/receiver/test_remedies.py::test_a_refuted_merge_is_made_again": (
         "merge the delta with the right base; --allow-unproved-base exports it as it is",
@@ -411,7 +411,7 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "do not use this folder: its documents are not those of a model",
         "if you trust the archive, unpack it and give the folder",
         "is a variable unset?",
-        "it was changed or damaged since it was made: find out where with deltaweights verify",
+        "it was changed or damaged since it was made: find out where with deltaweights verify --expect {}",
         "keep what you need of it, and remove it",
         "name another in the recipe (docs/recipes.md)",
         "no reader of checkpoints takes as many",
