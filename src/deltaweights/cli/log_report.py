@@ -17,6 +17,7 @@ from itertools import pairwise
 import click
 
 from deltaweights import __version__
+from deltaweights.cli.command import flag
 from deltaweights.cli.failure import Failure, json_requested
 from deltaweights.cli.json_output import print_json
 from deltaweights.cli.streams import write
@@ -224,7 +225,8 @@ def _choose(context: click.Context, _parameter: click.Parameter, value: str) -> 
         console.begin_events()
 
 
-log_format_option = click.option(
+log_format_option = flag(
+    "Logging",
     "--log-format",
     type=click.Choice(["text", "json"]),
     default="text",
