@@ -17,6 +17,7 @@ from itertools import pairwise
 import click
 
 from deltaweights import __version__
+from deltaweights.cli.colour import echo_message
 from deltaweights.cli.command import flag
 from deltaweights.cli.failure import Failure, json_requested
 from deltaweights.cli.json_output import print_json
@@ -181,7 +182,7 @@ class Console:
             self.events.failed(failure, **more)
         else:
             with contextlib.suppress(OSError):  # the exit code remains
-                click.echo(f"{self.name}: error: {printable(failure.message)}", err=True)
+                echo_message(self.name, "error", printable(failure.message))
         return failure.exit_code
 
 

@@ -87,8 +87,9 @@ def _id_at(address: str) -> str:
     parts = path.split("/")
     name = "/".join(parts[:2])
     if parts[0] in NOT_MODELS or len(parts) not in {1, 2, 4} or (len(parts) == 4 and parts[2] not in PAGES):
-        remedy = None if parts[0] in NOT_MODELS or not is_repo(name) else f"give {name}, or {name}@REVISION"
-        raise UsageError("not the address of a model", found=address, expected=expected, remedy=remedy)
+        of_model = parts[0] not in NOT_MODELS and is_repo(name)
+        give = f"give {name}, or {name}@REVISION" if of_model else None
+        raise UsageError("not the address of a model", found=address, expected=expected, remedy=give)
     return f"{PREFIX}{name}@{unquote(parts[3])}" if len(parts) == 4 else f"{PREFIX}{name}"
 
 
