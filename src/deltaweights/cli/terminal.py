@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 MOST_COLUMNS = 60
-BAR = "{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt}B, {rate_fmt}, {remaining} left"
-"""The progress line: stage, share, bytes, rate and time left; the bar takes what is left of the columns."""
+NUMBERS = "{n_fmt}/{total_fmt}B, {rate_fmt}, {remaining} left"
+"""What the progress line says after the stage: bytes, rate, time left."""
+LONGEST_WITH_BAR = 12
+"""Characters of a stage beside which a bar has room."""
 
 LOG_EVERY = 10.0
 """Seconds between progress lines in a log."""
@@ -54,13 +56,14 @@ class TerminalReport(Report):
         if not self._quiet and sys.stderr.isatty():
             from tqdm import tqdm  # noqa: PLC0415  (40 ms)
 
+            bar = "{percentage:3.0f}% {bar} " if len(doing) <= LONGEST_WITH_BAR else ""
             self._bar = tqdm(
                 total=total,
                 desc=doing,
                 unit="B",
                 unit_scale=True,
                 file=sys.stderr,
-                bar_format=BAR,
+                bar_format=f"{{desc}} {bar}{NUMBERS}",
                 ncols=min(MOST_COLUMNS, get_terminal_size().columns - 1),
                 leave=False,
             )
