@@ -44,10 +44,11 @@ def print_published(
 ) -> dict[str, Json]:
     """Print what was published, and return it; ``output`` is the option that names the folder, "target" or "delta".
 
-    ``layout`` is that of a model, if it is known; it decides what can be done next.
+    ``layout`` is that of a model; without it, there is no second command to type next.
     """
     from deltaweights.manifest.base_claim import claim_of  # noqa: PLC0415  (slow to load, so not for --help)
     from deltaweights.manifest.findings import Findings  # noqa: PLC0415
+    from deltaweights.recipes.catalogue import names  # noqa: PLC0415
 
     result = asdict(published)
     findings = {item.name: result.pop(item.name) for item in fields(Findings)}
@@ -64,8 +65,10 @@ def print_published(
     report.note(f"check it with   deltaweights verify {folder}")
     if layout == TRANSFORMERS:
         report.note(f"use it with     deltaweights try {folder}")
-    elif layout == ORIGINAL:
+    elif layout == ORIGINAL and published.recipe in names():
         report.note(f"use it with     deltaweights export {folder} --target {shell_quoted(outcome[output] + '-hf')}")
+    elif layout == ORIGINAL:  # export would ask for more where the model is a LLaVA
+        report.note(f"look at it with deltaweights inspect {folder}")
     return outcome
 
 
