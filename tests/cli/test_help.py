@@ -37,7 +37,7 @@ def command_of(name: str) -> click.Command:
 
 def help_of(name: str, columns: int) -> list[str]:
     """Return the lines of a command's help on a terminal of so many columns; click leaves two free."""
-    settings = deltaweights.context_settings | {"terminal_width": columns - 2}
+    settings = {**deltaweights.context_settings, "terminal_width": columns - 2}
     return click.Context(command_of(name), info_name=name, **settings).get_help().splitlines()
 
 

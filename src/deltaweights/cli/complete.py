@@ -22,5 +22,6 @@ def complete(command: click.Command, name: str, asked: str) -> int:
         answer = found(command, {}, name, completion_variable(name)).complete()
     except Exception:  # noqa: BLE001  (whatever it is, a traceback would be in the middle of the user's command line)
         return 1
-    click.echo(answer)
+    if answer:
+        click.echo(answer)
     return 0
