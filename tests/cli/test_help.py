@@ -149,6 +149,24 @@ def test_what_was_meant(run: Run, tmp_path: Path, arguments: tuple[str, ...], pa
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+INSTEAD: dict[str, tuple[str, ...]] = {
+    "if it is a delta, give --delta": ("apply", "--base", "folder", "--delta", "huggyllama/llama-7b", "--target", "o"),
+    "give --delta": ("apply", "--base", "folder", "--delta", "microsoft/llava-med-7b-delta@v2", "--target", "o"),
+    "give it as --delta": ("apply", "--base", "folder", "--delta", "folder", "--target", "o"),
+    "give the id": ("inspect", "a/b", "--offline"),
+    "download it": ("inspect", "folder"),
+    "say what it needs": ("recipes", "show", "alpaca-7b"),
+}
+
+
+@pytest.mark.parametrize("arguments", INSTEAD.values(), ids=INSTEAD)
+def test_what_is_to_be_given_instead(run: Run, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """What the lines above tell to type is no usage error: it is looked for, and here not found."""
+    (tmp_path / "folder").mkdir()
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode in ({0} if arguments[0] == "recipes" else {3, 5}), done.stderr
+
+
 @pytest.mark.parametrize(
     "given", ["{0}", "{0}@{1}", "hf://{0}", "https://huggingface.co/{0}", "https://huggingface.co/{0}/tree/main"]
 )
