@@ -105,7 +105,7 @@ def takes_json() -> list[str]:
 
 def test_the_commands_are_found() -> None:
     """All commands but those that only print for people take ``--json``."""
-    assert set(COMMANDS) - set(takes_json()) == {"clean", "demo"}
+    assert set(COMMANDS) - set(takes_json()) == {"clean", "completion", "demo"}
 
 
 @pytest.mark.sampled(5)

@@ -162,16 +162,16 @@ def test_a_shard_beside_two_sets_names_its_index(tmp_path: Path) -> None:
     ("address", "remedy"),
     [
         (
-            "https://huggingface.co/acme/model/resolve/main/model.safetensors",
+            "https://huggingface.co/acme/model",
             "an address is not read: fetch it with deltaweights download acme/model, and give the folder",
         ),
         ("https://example.org/model.zip", "an address is not read: fetch it, and give the folder"),
     ],
 )
-def test_an_address_is_not_a_path(tmp_path: Path, address: str, remedy: str) -> None:
-    """Who gives one is told what to run."""
-    with refused(InputOutputError, problem="no base here", remedy=remedy):
-        convert_checkpoint(address, tmp_path / "out")
+def test_an_address_is_not_a_path(address: str, remedy: str) -> None:
+    """Who gives one to a command that reads folders alone is told what to run."""
+    with refused(InputOutputError, problem="no checkpoint here", remedy=remedy):
+        check_structure(address)
 
 
 # Configurations of other weights.
