@@ -297,7 +297,7 @@ ROWS: list[tuple[str, Change, str, int, str, str, dict[str, str | None]]] = [
 ]
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("change", "command", "exit_code", "code", "kind", "parts"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
 )

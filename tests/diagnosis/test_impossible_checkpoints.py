@@ -155,7 +155,7 @@ ROWS = {
 }
 
 
-@pytest.mark.sampled(19)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("command", ["convert", "make", "apply"])
 @pytest.mark.parametrize("name", ROWS)
 def test_what_cannot_be_is_refused_and_what_looks_wrong_is_said(tmp_path: Path, name: str, command: str) -> None:

@@ -60,6 +60,7 @@ LACKING = {
 }
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("name", LACKING)
 @pytest.mark.parametrize("command", ["apply", "apply-with-a-recipe", "check-base", "make"])
 def test_what_a_base_lacks_is_said(tmp_path: Path, name: str, command: str) -> None:
@@ -218,6 +219,7 @@ def configured(folder: Path, tensors: Tensors, more: dict[str, Any]) -> Path:
     return folder
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("command", ["convert", "make", "apply", "check"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_configuration_of_other_weights_is_named(tmp_path: Path, name: str, command: str) -> None:

@@ -131,7 +131,7 @@ def test_the_layouts_are_those_of_transformers(tmp_path: Path) -> None:
     assert compared.tensors.identical == len(saved)
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("of_delta", NAMINGS)
 @pytest.mark.parametrize("of_base", NAMINGS)
 def test_a_pair_is_merged_whatever_its_names(tmp_path: Path, of_base: Rename, of_delta: Rename) -> None:
@@ -297,7 +297,7 @@ FOUND = {
 }
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("role", ["base", "delta"])
 @pytest.mark.parametrize("name", [wrapped, since_4_36, wrapped_4_52])
 @pytest.mark.parametrize("case", FOUND)

@@ -555,7 +555,7 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.mark.sampled(15)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("name", CASES)
 def test_the_remedy_works(tmp_path: Path, name: str) -> None:
     """The remedy is what the table says; followed, the command succeeds, or fails with the next right error."""
@@ -631,6 +631,7 @@ def test_no_token_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: 
     assert (error.problem, error.remedy) == ("the token does not give access", "check the token's permissions")
 
 
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize(
     "form", ["{}", "hf://{}", "{}@main", "https://huggingface.co/{}", "https://huggingface.co/{}/tree/main"]

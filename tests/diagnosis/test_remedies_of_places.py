@@ -616,7 +616,7 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", CASES)
 def test_the_remedy_works(tmp_path: Path, name: str) -> None:
     """The remedy is what the table says; followed, the command succeeds, or fails with the next right error."""

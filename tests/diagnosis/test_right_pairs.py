@@ -121,6 +121,7 @@ RIGHT: dict[str, Callable[[], Pair]] = {
 """Pairs that were made as the known scripts do: ``float16(target) - float16(base)``."""
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("stated", [False, True], ids=["plain", "stated"])
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_right_pair_is_merged(tmp_path: Path, name: str, stated: bool) -> None:

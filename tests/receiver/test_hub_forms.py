@@ -330,7 +330,7 @@ def _copy_of(store: Path, machine: Machine, hub: HubServer, made: Path, way: str
     return next((copy / "snapshots").iterdir()) if way in CACHED else copy
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("damage", [*DAMAGES, "a link out"])
 @pytest.mark.parametrize("way", WAYS)
 def test_damage_is_found(machine: Machine, hub: HubServer, made: Path, store: Path, way: str, damage: str) -> None:
@@ -342,7 +342,7 @@ def test_damage_is_found(machine: Machine, hub: HubServer, made: Path, store: Pa
     _fails_in(verify(folder), part)
 
 
-@pytest.mark.sampled(11)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("form", ["kept", "stream", "no-weights"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_on_the_hub_is_found(

@@ -302,7 +302,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("of_source", [False, True], ids=["merge", "copy"])
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_proof_is_no_manifest(pair: Path, case: str, *, of_source: bool) -> None:

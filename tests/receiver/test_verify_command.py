@@ -56,7 +56,7 @@ def test_the_remedy_for_a_missing_manifest_works(merged: Path, tmp_path: Path, r
     assert run("verify", merged, "--manifest", kept).returncode == 0
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_weights_only(damage: str, merged: Path, run: Run) -> None:
     """``--weights-only`` ends with 0 where the weights hold, in JSON and JUnit, too."""

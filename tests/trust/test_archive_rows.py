@@ -39,7 +39,7 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(6)
 @pytest.mark.trust
 @pytest.mark.parametrize("subject", CASES.values(), ids=CASES.keys())
 def test_a_bad_archive_is_refused(subject: Case, tmp_path: Path, normal: float) -> None:

@@ -95,7 +95,7 @@ def tree_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-@pytest.mark.sampled(13)
+@pytest.mark.sampled(8)
 @pytest.mark.trust
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 @pytest.mark.parametrize("journal", JOURNALS.values(), ids=JOURNALS)
@@ -173,7 +173,7 @@ def test_row78_what_a_journal_names_must_be_as_it_says(
         assert mine.exists()
 
 
-@pytest.mark.sampled(18)
+@pytest.mark.sampled(11)
 @pytest.mark.trust
 @pytest.mark.parametrize("run", [RUNS["apply"], RUNS["part"], RUNS["clean"]], ids=["apply", "part", "clean"])
 @pytest.mark.parametrize("owned", [False, True])

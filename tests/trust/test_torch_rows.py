@@ -95,7 +95,7 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.mark.sampled(20)
+@pytest.mark.sampled(12)
 @pytest.mark.trust
 @pytest.mark.parametrize("subject", CASES.values(), ids=CASES.keys())
 def test_a_bad_torch_file_is_refused(subject: Case, tmp_path: Path, normal: float) -> None:

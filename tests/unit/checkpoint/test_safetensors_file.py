@@ -224,7 +224,7 @@ def written(folder: Path, content: bytes) -> Path:
     return path
 
 
-@pytest.mark.sampled(30)
+@pytest.mark.sampled(18)
 @pytest.mark.parametrize("case", BAD.values(), ids=BAD)
 def test_refuses(tmp_path: Path, case: Bad) -> None:
     """A file that breaks a rule is refused at once, in one printable line with file, tensor and facts."""

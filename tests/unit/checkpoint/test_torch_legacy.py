@@ -372,7 +372,7 @@ FILES: dict[str, tuple[Parts | bytes, str]] = {
 }
 
 
-@pytest.mark.sampled(17)
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize(("archive", "message"), FILES.values(), ids=FILES)
 def test_refuses_file(tmp_path: Path, archive: Parts | bytes, message: str) -> None:
     """A file with one fault is refused with that fault, the tensor, and what was expected."""
@@ -387,7 +387,7 @@ SHARED = {
 }
 
 
-@pytest.mark.sampled(25)
+@pytest.mark.sampled(15)
 @pytest.mark.parametrize(("data", "message"), SHARED.values(), ids=SHARED)
 def test_refuses_what_is_refused_in_an_archive(tmp_path: Path, data: bytes, message: str) -> None:
     """A state dict's pickle that is refused in an archive is refused in a legacy file for the same reason."""

@@ -307,7 +307,7 @@ def test_a_whole_folder_passes(whole: Path) -> None:
     assert report.target == str(whole)
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_found(name: str, llava: Path) -> None:
     """Each fault gives exactly its findings, and the first of them when the report is asked to fail."""

@@ -280,7 +280,7 @@ def test_matrices_of_one_number_are_named(tmp_path: Path, case: str, block: int)
     assert (tmp_path / "strict").exists() == (not wanted)
 
 
-@pytest.mark.sampled(13)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("block", [1 << 20, 600, 64, 7, 1])
 @pytest.mark.parametrize("place", [0, 1, 6, 7, 63, 64, 65, 599, 600, ROWS * COLUMNS - 1])
 def test_one_other_element_makes_a_matrix_ordinary(tmp_path: Path, place: int, block: int) -> None:

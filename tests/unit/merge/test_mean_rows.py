@@ -49,7 +49,7 @@ def differences(rows: int, columns: int, piece: int) -> int:
     return int(np.count_nonzero(ours.mean().view("<u4") != wanted.view("<u4")))
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("columns", [*EVEN_WIDTHS, *(pytest.param(width, marks=only_x86) for width in ODD_WIDTHS)])
 def test_the_mean_is_torchs(columns: int, threads: int) -> None:
