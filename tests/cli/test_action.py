@@ -130,9 +130,8 @@ def test_row84_nothing_in_the_workspace_is_run_when_it_is_verified(workspace: Pa
 
 
 @pytest.mark.trust
-@pytest.mark.parametrize(
-    "variables", [*(pytest.param(each, marks=pytest.mark.slow) for each in VARIABLES[:-1]), VARIABLES[-1]]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variables", VARIABLES)
 def test_row84_nothing_in_the_workspace_is_run_when_the_action_installs(
     workspace: Path, variables: tuple[str, ...]
 ) -> None:

@@ -59,6 +59,7 @@ CASES = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("arguments", "module", "extra"), CASES.values(), ids=CASES)
 def test_a_command_that_lacks_an_extra_says_which(
     folder: Path, arguments: tuple[str, ...], module: str, extra: str
@@ -83,6 +84,7 @@ def test_launched_processes_need_accelerate(folder: Path, monkeypatch: pytest.Mo
     assert "pip install 'deltaweights[launch]'" in done.stderr
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "arguments",
     [

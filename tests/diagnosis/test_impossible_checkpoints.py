@@ -138,7 +138,9 @@ ROWS = {
     "one-kind-in-no-layer": Row(without("up_proj"), "is missing (and 2 more tensors", {"tensor": UP.replace("1", "0")}),
     "one-kind-in-no-layer-no-config": Row(without("up_proj"), "is missing (and 2 more tensors", None, SILENT),
     "the-head": Row(without(HEAD), "no config.json says tie_word_embeddings"),
-    "fewer-layers-than-stated": Row(lambda _: None, "another number of layers", None, {"num_hidden_layers": 4}),
+    "fewer-layers-than-stated": Row(
+        lambda _: None, "found num_hidden_layers 4, expected num_hidden_layers 3", None, {"num_hidden_layers": 4}
+    ),
     "one-layer-pruned": Row(
         lambda tensors: tensors.update({UP: tensors[UP][:8].clone()}), "has another shape than in other layers"
     ),
@@ -192,12 +194,20 @@ def test_a_sound_model_gets_no_word(tmp_path: Path, config: dict[str, Any]) -> N
 def test_tied_and_otherwise_stated_models_are_sound() -> None:
     """A head that is the embedding, one whose size the configuration states, a classifier, and other architectures' names."""
     specs = {name: TensorSpec(name, "F16", tuple(each.shape)) for name, each in model().items()}
-    config = LlamaConfig(tie_word_embeddings=True, num_hidden_layers=3).to_dict()
+    config = LlamaConfig(
+        vocab_size=48,
+        hidden_size=32,
+        intermediate_size=92,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        tie_word_embeddings=True,
+    ).to_dict()
     tied = {name: spec for name, spec in specs.items() if name != HEAD}
     assert oddities(tied, config) == []
     assert oddities(tied, {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}) == []
     larger = specs | {HEAD: TensorSpec(HEAD, "F16", (64, 32))}
     assert oddities(larger, {"model_type": "llama", "vocab_size": 48, "output_vocab_size": 64}) == []
+    assert oddities(specs, {"model_type": ["gpt2"], "quantization_config": "none"}) == []
     assert oddities({"transformer.h.1.attn.weight": TensorSpec("", "F16", (3, 3))}, {}) == []
 
 

@@ -176,6 +176,18 @@ ROWS = {
         "saved from inside a wrapper: some names hold _checkpoint_wrapped_module.",
     ),
     "gpt-neox": Row(gpt_neox, "by its names a GPT-NeoX, not a LLaMA"),
+    "beside-a-head": Row(
+        renamed(lambda name: name.removeprefix("model.")),
+        "the base is named as LlamaModel is inside a model, beside a head (lm_head.weight): put model. before all",
+    ),
+    "another-prefix-beside-a-head": Row(
+        renamed(lambda name: name.replace("model.", "transformer.")),
+        "the base has no tensor named model.layers.*, as the other one has; its names: ",
+    ),
+    "transposed": Row(
+        lambda tensors: {name: each.T.contiguous() if each.dim() == 2 else each for name, each in tensors.items()},
+        "the matrices of base and delta are transposed to each other",
+    ),
     "fused": Row(fused, "stored with fused matrices"),
     "meta-s-names": Row(
         renamed(lambda name: name.replace("self_attn.q_proj", "attention.wq")), "the base is in Meta's layout"

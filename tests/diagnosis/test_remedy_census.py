@@ -12,7 +12,7 @@ import click
 import pytest
 
 from deltaweights.cli.group import deltaweights
-from tests.diagnosis import test_remedies, test_remedies_of_tools
+from tests.diagnosis import test_remedies, test_remedies_of_places, test_remedies_of_tools
 from tests.diagnosis.test_remedies import Scene, try_remedy
 from tests.support.remedies import pattern, remedies
 from tests.support.remedy_census import ELSEWHERE, FOLLOWED, NOT_FOLLOWED
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.diagnosis
 
 ROOT = Path(__file__).parents[2]
 
-ROWS = {**test_remedies.CASES, **test_remedies_of_tools.CASES}
+ROWS = {**test_remedies.CASES, **test_remedies_of_tools.CASES, **test_remedies_of_places.CASES}
 
 OF_OTHERS = {
     "--array": "sbatch",

@@ -411,7 +411,7 @@ C_LOCALES = {
 }
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("locale", C_LOCALES)
 @pytest.mark.parametrize("name", ["modèle", "новая модель", "it's ü", "plain", "tab\there"])
 def test_suggested_commands_in_the_c_locale(pair: Pair, tmp_path: Path, locale: str, name: str) -> None:

@@ -302,10 +302,14 @@ def test_a_storm(storm_inputs: Path, tmp_path: Path, seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.trust
-@pytest.mark.parametrize("hundred", range(2), ids=lambda hundred: f"row83-{hundred}")
-def test_a_longer_storm(storm_inputs: Path, tmp_path: Path, hundred: int) -> None:
-    """The same for a hundred seeds."""
-    for seed in range(100 * hundred + 16, 100 * hundred + 116):
+@pytest.mark.parametrize(
+    "seeds",
+    [range(16, 56), pytest.param(range(56, 216), marks=pytest.mark.exhaustive)],
+    ids=["row83-some", "row83-more"],
+)
+def test_a_longer_storm(storm_inputs: Path, tmp_path: Path, seeds: range) -> None:
+    """The same for many seeds."""
+    for seed in seeds:
         place = tmp_path / str(seed)
         place.mkdir()
         weather(seed, storm_inputs, place)

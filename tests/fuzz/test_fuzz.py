@@ -121,13 +121,13 @@ def test_a_fault_is_found(tmp_path: Path) -> None:
 @pytest.mark.trust
 def test_the_script(tmp_path: Path) -> None:
     """``scripts/fuzz`` reads each example and its mutations, and finds nothing."""
-    command = [sys.executable, str(ROOT / "scripts" / "fuzz.py"), "--seconds", "30", "--work", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "scripts" / "fuzz.py"), "--seconds", "10", "--work", str(tmp_path)]
     done = subprocess.run(
         command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 0, done.stdout
     found = re.fullmatch(r"executions (\d+), findings 0", done.stdout.splitlines()[-1])
     assert found is not None
-    assert int(found[1]) > 100 * len(TARGETS)
+    assert int(found[1]) > 10 * len(TARGETS)
     for name in TARGETS:
         assert re.search(rf"^{name}: executions [1-9]\d*, findings 0$", done.stdout, re.MULTILINE)

@@ -24,14 +24,14 @@ from tests.support.results import MANIFEST, SUMS, merged, original, sha256, shar
 
 __all__ = ["merged", "original"]  # fixtures
 
-pytestmark = pytest.mark.receiver
+pytestmark = [pytest.mark.receiver, pytest.mark.trust]
 
 
 def of(report_file: str, given: Path) -> list[tuple[str, str | None]]:
     return [(each.problem, each.found) for each in verify(given).problems if each.file == report_file]
 
 
-def test_links_out_of_the_cache_are_refused(merged: Path, original: Path) -> None:
+def test_row91_links_out_of_the_cache_are_refused(merged: Path, original: Path) -> None:
     """A link to the same bytes elsewhere, absolute or relative, is not followed, whatever it is named."""
     snapshot = as_snapshot(merged, original)
     for name, target in (("config.json", original / "config.json"), (SHARD, Path("../../../../merged") / SHARD)):
@@ -45,7 +45,7 @@ def test_links_out_of_the_cache_are_refused(merged: Path, original: Path) -> Non
     assert of(INDEX, snapshot) == [("is not a regular file", "a link to nothing")]
 
 
-def test_a_blob_that_leads_out_of_the_cache_is_refused(merged: Path, original: Path) -> None:
+def test_row91_a_blob_that_leads_out_of_the_cache_is_refused(merged: Path, original: Path) -> None:
     """A blob may be a link to the blobs that all models share, and to nothing else."""
     snapshot = as_snapshot(merged, original)
     blob = (snapshot / SHARD).resolve()
@@ -60,7 +60,7 @@ def test_a_blob_that_leads_out_of_the_cache_is_refused(merged: Path, original: P
     assert not verify(snapshot).ok
 
 
-def test_exchanged_blobs_are_found(merged: Path, original: Path) -> None:
+def test_row91_exchanged_blobs_are_found(merged: Path, original: Path) -> None:
     """Two blobs that changed places under their names are two problems, with and without a manifest."""
     snapshot = as_snapshot(merged, original)
     one, two = ((snapshot / path.name).resolve() for path in shards_of(merged))
@@ -97,7 +97,7 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 @pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_archives_with_hostile_names_are_refused(kind: str, name: str, tmp_path: Path) -> None:
+def test_row92_archives_with_hostile_names_are_refused(kind: str, name: str, tmp_path: Path) -> None:
     """No name may lead out of the archive's folder, or write to a terminal."""
     path = tmp_path / f"a.{kind}"
     if kind == "tar":
@@ -113,7 +113,7 @@ def test_archives_with_hostile_names_are_refused(kind: str, name: str, tmp_path:
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, b"S", b"Z"])
-def test_what_is_no_file_in_an_archive_is_a_problem(kind: bytes, merged: Path, tmp_path: Path) -> None:
+def test_row92_what_is_no_file_in_an_archive_is_a_problem(kind: bytes, merged: Path, tmp_path: Path) -> None:
     """A link, a device, a sparse file or something unknown in the place of a file is named, and never followed."""
     members = {path.name: path.read_bytes() for path in sorted(merged.iterdir())}
     path = tar_of(tmp_path / "a.tar", members | {"config.json": b"/etc/passwd"}, {"config.json": kind})
@@ -163,7 +163,9 @@ TARS: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("content", TARS.values(), ids=TARS)
 @pytest.mark.parametrize("packed", [False, True])
-def test_malformed_tar_archives_are_refused(content: Callable[[], bytes], tmp_path: Path, *, packed: bool) -> None:
+def test_row93_malformed_tar_archives_are_refused(
+    content: Callable[[], bytes], tmp_path: Path, *, packed: bool
+) -> None:
     """What a header claims is neither believed nor allocated."""
     path = tmp_path / ("a.tar.gz" if packed else "a.tar")
     path.write_bytes(gzip.compress(content()) if packed else content())
@@ -174,7 +176,7 @@ def test_malformed_tar_archives_are_refused(content: Callable[[], bytes], tmp_pa
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7])
 @pytest.mark.parametrize("kind", ["tgz", "tar", "zip"])
-def test_archives_cut_short_are_refused(kind: str, share: float, merged: Path, original: Path) -> None:
+def test_row93_archives_cut_short_are_refused(kind: str, share: float, merged: Path, original: Path) -> None:
     """An archive that ends too early is refused, wherever it ends."""
     path = FORMS[kind](merged, original)
     data = path.read_bytes()
@@ -183,7 +185,7 @@ def test_archives_cut_short_are_refused(kind: str, share: float, merged: Path, o
         verify(path).raise_if_failed()
 
 
-def test_doubled_members_are_refused(tmp_path: Path) -> None:
+def test_row93_doubled_members_are_refused(tmp_path: Path) -> None:
     """Two members of one name: an unpacker would keep the last."""
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for _ in range(2):
@@ -192,7 +194,7 @@ def test_doubled_members_are_refused(tmp_path: Path) -> None:
         verify(tmp_path / "a.tar")
 
 
-def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row94_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What unpacks to a hundred times its size, and to very much, is refused, not hashed to its end."""
     monkeypatch.setattr(archive_source, "SURELY_NONE", 1 << 20)
     zeros = tar_of(tmp_path / "zeros.tar", {"model.safetensors": bytes(8 << 20)}).read_bytes()
@@ -204,7 +206,7 @@ def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             verify(tmp_path / name)
 
 
-def test_several_folders_in_an_archive_are_refused(tmp_path: Path) -> None:
+def test_row93_several_folders_in_an_archive_are_refused(tmp_path: Path) -> None:
     """It is not guessed which of two folders is meant; litter beside one is none."""
     tar_of(tmp_path / "a.tar", {"one/config.json": b"{}", "two/config.json": b"{}"})
     with refused(MalformedInput, problem="several folders at the top", found="one, two"):
@@ -247,7 +249,7 @@ def test_sums_are_read_as_the_stock_tools_write_them(line: bytes, expected: dict
 @pytest.mark.parametrize(
     "name", [b"../a", b"/etc/passwd", b"sub/../../a", b"a//b", b"..", b"a/", b"a\0b"], ids=lambda name: name.decode()
 )
-def test_sums_cannot_lead_elsewhere(name: bytes, merged: Path) -> None:
+def test_row95_sums_cannot_lead_elsewhere(name: bytes, merged: Path) -> None:
     """A name out of the folder makes the sums unusable: one problem, and nothing outside is opened."""
     line = b"a" * 64 + b"  " + name + b"\n"
     with pytest.raises(MalformedSums):
@@ -261,13 +263,13 @@ def test_sums_cannot_lead_elsewhere(name: bytes, merged: Path) -> None:
     assert "cannot be used" in report.problems[0].problem
 
 
-def test_sums_that_contradict_themselves_are_refused() -> None:
+def test_row95_sums_that_contradict_themselves_are_refused() -> None:
     """One name with two hashes."""
     with pytest.raises(MalformedSums):
         parse_sums(b"a" * 64 + b"  x\n" + b"b" * 64 + b" *./x\n")
 
 
-def test_sums_reach_into_folders_without_following_links(merged: Path, original: Path) -> None:
+def test_row95_sums_reach_into_folders_without_following_links(merged: Path, original: Path) -> None:
     """A file in a folder inside is compared; a link on the way makes it a missing file."""
     (merged / MANIFEST).unlink()
     (merged / "sub").mkdir()
@@ -328,7 +330,7 @@ def test_the_archive_form_reads_a_manifest_that_comes_last(merged: Path, origina
 
 
 @pytest.mark.parametrize("kind", ["tar", "tgz", "zip"])
-def test_damaged_archives_never_pass_and_never_crash(kind: str, tmp_path: Path) -> None:
+def test_row93_damaged_archives_never_pass_and_never_crash(kind: str, tmp_path: Path) -> None:
     """A flipped byte anywhere is refused, is a problem, or changes nothing that is in the files."""
     files = tmp_path / "files"
     files.mkdir()

@@ -232,7 +232,6 @@ OTHERS = {
     "another identity": ("else@example.org", None),
     "another issuer": (SOMEBODY, "https://accounts.example.com"),
     "a part of the identity": ("example.org", None),
-    "an empty identity": ("", None),
 }
 
 
@@ -244,6 +243,15 @@ def test_another_signer_is_refused(
     who = Signer(identity, issuer or instance.url)
     with refused(CheckFailed, where=signed / "model.sig", expected=f"one by {who}", code=ErrorCode.NO_SIGNATURE):
         read_keyless_signature(signed, who.identity, who.issuer, trust_config=trust)
+
+
+@pytest.mark.parametrize(("identity", "issuer"), [(SOMEBODY, ""), ("", "https://accounts.example.com"), ("", "")])
+def test_an_empty_signer_is_refused(signed: Path, trust: Path, run: Run, identity: str, issuer: str) -> None:
+    """An unset variable in CI must not mean "any issuer", which is what the library makes of an empty one."""
+    with refused(UsageError, problem="an empty identity or issuer says nothing of who signed"):
+        read_keyless_signature(signed, identity, issuer, trust_config=trust)
+    done = run("verify", signed, "--identity", identity, "--issuer", issuer, "--trust-config", trust)
+    assert done.returncode == 2
 
 
 def test_another_instance_is_refused(signed: Path, instance: Instance, tmp_path: Path) -> None:

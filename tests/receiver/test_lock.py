@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -19,6 +20,7 @@ from tests.conftest import Run
 from tests.support.errors import refused
 from tests.support.hub_client import Machine, forget_connections
 from tests.support.hub_server import HubServer
+from tests.support.results import forge_file
 from tests.support.signing import make_key, merged, result
 from tests.support.sigstore_instance import running
 
@@ -117,6 +119,30 @@ def test_several_models(machine: Machine, result: Path) -> None:
     assert named == [["FAILED", "models/one:"], ["verified", f"{other['model']}:"], ["FAILED", "models/two:"]]
 
 
+def test_weights_only_and_junit(machine: Machine, result: Path) -> None:
+    """With --weights-only a changed card does not fail its model, a changed weight does; the report has a suite for each."""
+    for name in ("one", "two"):
+        shutil.copytree(result, f"models/{name}")
+    pinned = machine.run("pin", "models/one", "models/two", "--output", "deltaweights.lock")
+    assert pinned.returncode == 0, pinned.stderr
+    check = ("verify", "--lock", "deltaweights.lock", "--junit", "report.xml")
+    with Path("models/one/README.md").open("a") as card:
+        card.write("edited")
+    strict = machine.run(*check)
+    assert strict.returncode == 6
+    assert [suite.get("failures") for suite in ElementTree.parse("report.xml").getroot()] == ["1", "0"]  # noqa: S314
+    done = machine.run(*check, "--weights-only", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [model["ok"] for model in json.loads(done.stdout)["models"]] == [True, True]
+    assert "not counted     README.md" in machine.run(*check, "--weights-only").stdout
+    assert [suite.get("failures") for suite in ElementTree.parse("report.xml").getroot()] == ["0", "0"]  # noqa: S314
+    flip(Path("models/two"))
+    assert machine.run(*check, "--weights-only").returncode == 6
+    manifest = Path("models/one/manifest.json")
+    manifest.write_bytes(manifest.read_bytes() + b"\n")
+    assert "models/one: " in machine.run(*check, "--weights-only").stdout.partition("FAILED")[2], "not what is pinned"
+
+
 def test_a_commit_that_is_not_there(machine: Machine) -> None:
     """A lock that names a commit, or a repository, that does not exist fails with the name, and with 6."""
     pins = [Pin(id=MERGED, revision="0" * 40), Pin(id="org/nothing", revision="1" * 40)]
@@ -159,6 +185,36 @@ def test_what_is_not_pinned(result: Path, run: Run, changed: dict[str, str], alo
     assert next(iter(changed.values())) in done.stdout
 
 
+def test_the_content_digest_of_another_model(result: Path, run: Run) -> None:
+    """A manifest that lists other weights, and states tensors and digest of the honest ones, is found: by ``pin``, too."""
+    honest = verify(result).content_digest
+    shard = min(result.glob("*.safetensors"))
+    forge_file(result, shard.name, shard.read_bytes()[:-1] + b"?")
+    stated = verify(result)
+    assert (stated.ok, stated.recomputed, stated.content_digest) == (True, False, honest)
+    lock = result.parent / "deltaweights.lock"
+    lock.write_bytes(lock_bytes([Pin(path=result.name, content_digest=honest, manifest_sha256=stated.manifest_sha256)]))
+    done = run("verify", "--lock", lock)
+    assert done.returncode == 6
+    assert "tensor is not what the manifest says" in done.stdout
+    made = run("pin", result, "--output", result.parent / "made.lock")
+    assert made.returncode == 6
+    assert not (result.parent / "made.lock").exists()
+    assert not verify(result, recompute=True).weights.ok
+
+
+def test_the_content_digest_of_another_model_on_the_hub(machine: Machine, hub: HubServer, result: Path) -> None:
+    """The weights are not read to pin a model of the Hub; then the lock holds what its manifest says, which is proved later."""
+    shard = min(result.glob("*.safetensors"))
+    forge_file(result, shard.name, shard.read_bytes()[:-1] + b"?")
+    hub.push(MERGED, result)
+    assert machine.run("pin", MERGED, "--output", "deltaweights.lock").returncode == 0
+    for flags in ([], ["--stream"]):
+        done = machine.run("verify", "--lock", "deltaweights.lock", *flags)
+        assert done.returncode == 6
+        assert "tensor is not what the manifest says" in done.stdout
+
+
 def test_pins_of_who_signed(result: Path, run: Run, tmp_path: Path) -> None:
     """A lock that holds the public key verifies the signature, too; one of another folder, or none, fails."""
     private, public = make_key(tmp_path)
@@ -181,6 +237,7 @@ def test_pins_of_who_signed(result: Path, run: Run, tmp_path: Path) -> None:
         assert json.loads(done.stdout)["models"][0]["error"]["code"] == "E-NO-SIGNATURE"
 
 
+@pytest.mark.slow
 def test_pins_of_identities(machine: Machine, hub: HubServer, result: Path) -> None:
     """A lock that holds an identity verifies the keyless signature of a model of the Hub."""
     with running() as instance:
@@ -313,8 +370,9 @@ HOSTILE = {
 }
 
 
+@pytest.mark.trust
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_locks(tmp_path: Path, text: str | bytes) -> None:
+def test_row96_hostile_locks(tmp_path: Path, text: str | bytes) -> None:
     """What is no lock is malformed, with the file named; nothing that it names is looked at."""
     lock = tmp_path / "deltaweights.lock"
     lock.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -348,13 +406,11 @@ def test_a_missing_lock(tmp_path: Path, run: Run) -> None:
 
 
 USAGE = {
-    "weights only": ["--weights-only"],
     "a folder besides": ["PATH"],
     "a digest besides": ["--expect", "dw1:0"],
     "a manifest besides": ["--manifest", "m"],
     "a key besides": ["--public-key", "k"],
     "an identity besides": ["--identity", "a", "--issuer", "b"],
-    "a report of one": ["--junit", "r.xml"],
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.receiver.forms import DAMAGES
 from tests.support.limits import PATIENCE
-from tests.support.results import merged, original, sha256
+from tests.support.results import digest_of, forge_file, merged, original, sha256
 
 __all__ = ["merged", "original"]  # fixtures
 
@@ -34,7 +34,7 @@ def test_an_edited_card_and_other_pins(merged: Path, tmp_path: Path, run: Run) -
     whole = (merged / "README.md").read_bytes()
     DAMAGES["edited README"][0](merged)
     remedy = refused(run, "verify", merged, code=6)
-    assert remedy == "fetch the files that are named again, or give --weights-only if you rely on nothing else"
+    assert remedy == "fetch what is named again or give --weights-only"
     assert run("verify", merged, "--weights-only").returncode == 0
     (merged / "README.md").write_bytes(whole)
     assert run("verify", merged).returncode == 0
@@ -44,6 +44,19 @@ def test_an_edited_card_and_other_pins(merged: Path, tmp_path: Path, run: Run) -
     assert run("pin", merged, "--output", lock).returncode == 0
     assert run("verify", "--lock", lock).returncode == 0
     assert run("verify", merged, "--expect-manifest", sha256(merged / "manifest.json")).returncode == 0
+
+
+def test_extra_files(merged: Path, run: Run) -> None:
+    """A file that a loader would read is removed; what is changed besides is fetched again."""
+    (merged / "adapter_config.json").write_text("{}")
+    assert refused(run, "verify", merged, code=6) == "remove what is named: loaders read such files"
+    whole = (merged / "README.md").read_bytes()
+    DAMAGES["edited README"][0](merged)
+    remedy = refused(run, "verify", merged, code=6)
+    assert remedy == "fetch what is named again, remove the extra files, or give --weights-only"
+    (merged / "adapter_config.json").unlink()
+    (merged / "README.md").write_bytes(whole)
+    assert run("verify", merged).returncode == 0
 
 
 def test_a_lock_that_fails(merged: Path, tmp_path: Path, run: Run) -> None:
@@ -119,12 +132,16 @@ def test_an_archive_that_cannot_be_read(merged: Path, tmp_path: Path, run: Run) 
 def test_weights_that_were_changed_after_their_manifest(
     merged: Path, pair: tuple[Path, Path], tmp_path: Path, run: Run
 ) -> None:
-    """``verify`` says where; without the manifest, which is no longer true, the weights are used."""
-    DAMAGES["flipped bit"][0](merged)
+    """``verify`` says where, also if the manifest was made to list them; without the manifest, the weights are used."""
+    digest = digest_of(merged)
+    shard = min(merged.glob("*.safetensors"))
+    forge_file(merged, shard.name, shard.read_bytes()[:-1] + b"?")
     made = ("make", "--base", pair[0], "--target", merged, "--delta", tmp_path / "delta")
     remedy = refused(run, *made, code=6)
-    assert remedy.startswith("find out where with deltaweights verify; or remove its manifest.json")
-    assert run("verify", merged).returncode == 6
+    assert remedy.startswith(f"find out where with deltaweights verify --expect {digest}; or remove its manifest.json")
+    done = run("verify", merged, "--expect", digest)
+    assert done.returncode == 6
+    assert "tensor is not what the manifest says" in done.stdout
     (merged / "manifest.json").unlink()
     assert run(*made).returncode == 0
 

@@ -86,7 +86,7 @@ def test_a_snapshot_without_a_manifest(damage: str, merged: Path, original: Path
     change(merged)
     report = verify(as_snapshot(merged, original))
     assert signs(report) == expected, report.problems
-    assert "the Hub stated" in report.compared_with
+    assert "the cache names" in report.compared_with
 
 
 @pytest.mark.parametrize("form", ["folder", "snapshot"])

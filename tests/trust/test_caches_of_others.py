@@ -463,6 +463,7 @@ def test_a_branch_that_is_no_commit(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.trust
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("shared", [False, True])
 def test_row82_blobs_that_lead_out_of_the_cache(
     machine: Machine, blob: Path, tmp_path: Path, hashed: list[str], *, shared: bool

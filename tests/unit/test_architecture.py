@@ -146,13 +146,16 @@ def test_the_walk_sees_the_whole_package() -> None:
     assert "merge.kernels_cpu" in own_imports(MODULES["merge.device"]), "imports inside functions count"
 
 
-@pytest.mark.sampled(101)
-@pytest.mark.parametrize("module", [module for module in MODULES if module not in {"__init__", "__main__"}])
-def test_imports_point_down(module: str) -> None:
+def test_imports_point_down() -> None:
     """A module imports only from its own package and from packages further down in the order."""
-    rank = ORDER.index(package(module))
-    up = {name for name in own_imports(MODULES[module]) - {"__init__"} if ORDER.index(package(name)) < rank}
-    assert not up, f"{module} imports upwards: {sorted(up)}"
+    upwards = [
+        f"{module} imports {name}"
+        for module, path in MODULES.items()
+        if module not in {"__init__", "__main__"}
+        for name in sorted(own_imports(path) - {"__init__"})
+        if ORDER.index(package(name)) < ORDER.index(package(module))
+    ]
+    assert upwards == []
 
 
 def test_only_the_command_line_asks_the_package_itself() -> None:
@@ -218,20 +221,22 @@ def test_pure_modules_reach_nothing(module: str) -> None:
     assert not names & FILE_CALLS
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_modules_stay_short(module: str) -> None:
+def test_modules_stay_short() -> None:
     """No module is longer than can be read in one go."""
-    lines = len(MODULES[module].read_text(encoding="utf-8").splitlines())
-    assert lines <= MOST_LINES, f"{module} has {lines} lines"
+    lengths = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
+    assert {module: lines for module, lines in lengths.items() if lines > MOST_LINES} == {}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_everything_public_says_what_it_is(module: str) -> None:
+def test_everything_public_says_what_it_is() -> None:
     """Every module, class, function and public method has a docstring, but for methods that a base or a Protocol describes."""
-    root = tree(MODULES[module])
-    assert ast.get_docstring(root), f"{module} has no docstring"
-    silent = [name for name, node in public(root, "") if not ast.get_docstring(node)]
-    assert not {name for name in silent if name.split(".")[-1] not in described()}
+    assert [module for module, path in MODULES.items() if not ast.get_docstring(tree(path))] == []
+    silent = [
+        f"{module}.{name}"
+        for module, path in MODULES.items()
+        for name, node in public(tree(path), "")
+        if not ast.get_docstring(node) and name.split(".")[-1] not in described()
+    ]
+    assert silent == []
 
 
 @cache
@@ -264,23 +269,24 @@ def public(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[tuple[str, 
                 yield from public(child, f"{prefix}{child.name}.")
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_nothing_prints_or_catches_blindly(module: str) -> None:
+def test_nothing_prints_or_catches_blindly() -> None:
     """No module calls ``print`` (results go through click, remarks through the report) or has a bare ``except:``."""
-    for node in ast.walk(tree(MODULES[module])):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id != "print", f"{module}:{node.lineno}: print"
-        if isinstance(node, ast.ExceptHandler):
-            assert node.type is not None, f"{module}:{node.lineno}: bare except"
+    found = []
+    for module, path in MODULES.items():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+                found.append(f"{module}:{node.lineno}: print")
+            if isinstance(node, ast.ExceptHandler) and node.type is None:
+                found.append(f"{module}:{node.lineno}: bare except")
+    assert found == []
 
 
-@pytest.mark.sampled(92)
-@pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: str(path.relative_to(TESTS)))
-def test_every_test_states_the_fact_it_proves(path: Path) -> None:
-    """Every test function has a docstring."""
-    tests = [
-        node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-    ]
-    assert tests or not path.name.startswith("test_"), f"{path.name} has no test"
-    silent = [node.name for node in tests if not ast.get_docstring(node)]
-    assert not silent
+def test_every_test_states_the_fact_it_proves() -> None:
+    """Every test function has a docstring, and every file of tests has a test."""
+    silent, empty = [], []
+    for path in TEST_FILES:
+        body = ast.parse(path.read_text(encoding="utf-8"), str(path)).body
+        tests = [node for node in body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+        silent += [f"{path.name}: {node.name}" for node in tests if not ast.get_docstring(node)]
+        empty += [] if tests or not path.name.startswith("test_") else [path.name]
+    assert (silent, empty) == ([], [])

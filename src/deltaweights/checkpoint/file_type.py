@@ -46,6 +46,7 @@ _BY_PREFIX: tuple[tuple[bytes, str, str], ...] = (
 
 _NOT_A_PAGE = "download the file itself, not a page; a private file needs a login"
 _MAYBE_AN_ERROR = "it may be a server's error message: read it, and download again"
+A_TEXT = ("a text document", _MAYBE_AN_ERROR)
 _BY_TEXT: tuple[tuple[bytes, str, str], ...] = (
     (b"<!doctype html", "an HTML page", _NOT_A_PAGE),
     (b"<html", "an HTML page", _NOT_A_PAGE),

@@ -16,7 +16,7 @@ from deltaweights.checkpoint.files import LocalFile
 from deltaweights.checkpoint.index import Index, read_index
 from deltaweights.checkpoint.layout import MainFile, find_main_file, refuse_strays, twin_note, unfinished_by
 from deltaweights.checkpoint.layout_names import HF_WEIGHTS, META_PART, PARAMS, SUFFIXES
-from deltaweights.checkpoint.look_around import explain, refuse_foreign_file
+from deltaweights.checkpoint.look_around import explain, refuse_foreign_file, refuse_lone_shard, remedy_for_nothing
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.meta_llama.weights import open_meta
 from deltaweights.checkpoint.naming import Naming, naming_of
@@ -208,9 +208,7 @@ def _locate(path: Path, role: str, unpacker: Unpacker | None, report: Report) ->
         if not path.exists():
             if path.is_symlink():
                 raise _dangling_link(path, role)
-            remedy = f"give the folder that holds the {role}'s weights"
-            if path.parts[:1] == ("hf:",):
-                remedy = "this command does not accept a model of the Hub"
+            remedy = remedy_for_nothing(path, role)
             problem, code = f"no {in_words(role)} here", ErrorCode.NOT_FOUND
             raise InputOutputError(problem, where=path, found="nothing", remedy=remedy, code=code)
     fault = name_fault(path.name)
@@ -218,6 +216,8 @@ def _locate(path: Path, role: str, unpacker: Unpacker | None, report: Report) ->
         raise MalformedInput("unusable file name", where=path, found=fault, remedy="rename it")
     with closing(LocalDirectory(path.parent)) as directory:
         refuse_foreign_file(directory, path.name, role, adapters=role in INSPECTED)
+        if role not in INSPECTED:
+            refuse_lone_shard(directory, path.name)
     if path.suffix not in {*SUFFIXES, ".json"}:
         with closing(LocalFile(path)) as file:
             is_archive = is_checkpoint_archive(file)

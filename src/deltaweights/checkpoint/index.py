@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from deltaweights.checkpoint.directory import Directory
+from deltaweights.checkpoint.foreign.recognise import original_name
 from deltaweights.checkpoint.layout_names import HF_WEIGHTS, SUFFIXES
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.small_files import json_object
@@ -35,6 +37,11 @@ class Index:
         for name in self.shards:
             if not directory.has(name):
                 expected = f"every file that {self.path.name} names"
+                renamed = next((other for other in directory.names() if original_name(other) == name), None)
+                if renamed is not None:
+                    raise MalformedAt(directory.path / name, f"rename {shlex.quote(renamed)} to {shlex.quote(name)}")(
+                        "shard is missing", renamed, expected, code=ErrorCode.INCOMPLETE
+                    )
                 others = [other for other in directory.names() if self._is_of_another_save(other)]
                 if others:
                     found = f"{others[0]}, which it does not name"

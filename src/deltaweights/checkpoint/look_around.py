@@ -13,7 +13,13 @@ from deltaweights.checkpoint.directory import Directory, LocalDirectory
 from deltaweights.checkpoint.foreign.formats import ADAPTER, ADAPTER_CONFIG
 from deltaweights.checkpoint.foreign.hub_cache import REPOSITORY, is_repository
 from deltaweights.checkpoint.foreign.listing import HEAD_BYTES, FolderListing, Layout, Recognised, Subject
-from deltaweights.checkpoint.foreign.recognise import HIDDEN_DOWNLOADS, recognise, recognise_file, wanted_heads
+from deltaweights.checkpoint.foreign.recognise import (
+    HIDDEN_DOWNLOADS,
+    lone_shard,
+    recognise,
+    recognise_file,
+    wanted_heads,
+)
 from deltaweights.checkpoint.foreign.training import METADATA
 from deltaweights.checkpoint.layout_names import EXPECTED
 from deltaweights.checkpoint.malformed import MalformedAt
@@ -46,6 +52,18 @@ def explain(directory: Directory, error: MalformedInput) -> MalformedInput:
     )
 
 
+def remedy_for_nothing(path: Path, role: str) -> str:
+    """Return what to do about a path where nothing is: it may be an address, or an id of the Hub."""
+    if path.parts[:1] == ("hf:",):
+        return "this command does not accept a model of the Hub"
+    if path.parts[:1] in {("https:",), ("http:",)}:
+        _, host, *names = path.parts
+        known = host in {"huggingface.co", "hf.co"} and len(names) >= 2
+        command = f"deltaweights download {names[0]}/{names[1]}" if known else ""
+        return f"an address is not read: fetch it{f' with {command}' if known else ''}, and give the folder"
+    return f"give the folder that holds the {role}'s weights"
+
+
 def refuse_foreign_file(directory: Directory, name: str, role: str, *, adapters: bool) -> None:
     """Raise ``MalformedInput`` for a single file in a format that is not read; ``adapters`` says that those are."""
     names = [each for each in (name, *ADAPTER, METADATA) if directory.has(each)]
@@ -62,6 +80,15 @@ def refuse_foreign_file(directory: Directory, name: str, role: str, *, adapters:
             "weights in safetensors, torch's or Meta's format",
             code=ErrorCode.UNSUPPORTED_FORMAT,
         )
+
+
+def refuse_lone_shard(directory: Directory, name: str) -> None:
+    """Raise ``MalformedInput`` for one of several shards: it opens, and lacks what the others hold."""
+    files = dict.fromkeys(directory.names(), 0)
+    known = lone_shard(Subject(_where(directory.path), FolderListing(files)), name)
+    if known is not None:
+        malformed = MalformedAt(directory.path / name, known.remedy)
+        raise malformed("is one shard, not a whole checkpoint", known.found, code=ErrorCode.INCOMPLETE)
 
 
 def _recognise(directory: Directory) -> Recognised:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from blake3 import blake3
 
 from deltaweights.checkpoint.checksums import with_whole_file_checksum
-from deltaweights.checkpoint.file_type import code_of_type, detect_file_type
+from deltaweights.checkpoint.file_type import A_TEXT, code_of_type, detect_file_type
 from deltaweights.checkpoint.files import InputFile
 from deltaweights.checkpoint.malformed import MalformedAt
 from deltaweights.checkpoint.tensors import (
@@ -53,6 +53,8 @@ def open_safetensors(file: InputFile) -> WeightsFile:
 def _header(file: InputFile, malformed: MalformedAt) -> bytes:
     head = file.read(0, min(file.size, 1024))
     other = detect_file_type(head)
+    if other is None and len(head) >= 8 and head.isascii() and head.decode().replace("\n", " ").isprintable():
+        other = A_TEXT  # no length of a header is spelled so
     if other is not None:
         raise malformed("not a safetensors file", other[0], remedy=other[1], code=code_of_type(other[0]))
     if file.size < 8:

@@ -1,9 +1,10 @@
-"""What ``verify`` leaves for CI: a job summary, and annotations."""
+"""What ``verify`` leaves for CI: a JUnit report, a job summary, and annotations."""
 
 from __future__ import annotations
 
 import stat
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -12,10 +13,13 @@ from deltaweights.cli.options import group
 from deltaweights.errors import UsageError, wrap_os_errors
 from deltaweights.manifest.ci_report import CheckedModel, summary, workflow_commands
 from deltaweights.manifest.folder_entries import name_inside
+from deltaweights.manifest.junit import junit_bytes
+from deltaweights.util.open_folder import replace_file
 
 LONGEST_SUMMARY = 1024 * 1024  # bytes, as on GitHub
 
 ci_options = group(
+    click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit XML report, for CI."),
     click.option(
         "--summary",
         metavar="FILE",
@@ -26,7 +30,34 @@ ci_options = group(
 )
 
 
-def check_summary(path: Path, folder: str | None) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CiOutput:
+    """Where the outcome is written to: paths of a JUnit report and of a summary, and whether annotations are printed."""
+
+    junit: Path | None
+    summary: Path | None
+    annotated: bool
+
+    def check(self, checked: str | None) -> None:
+        """Raise ``UsageError`` for a file that must not be written to; ``checked`` is what will be verified."""
+        if self.summary is not None:
+            _check_summary(self.summary, checked)
+        if self.junit is not None:
+            _check_junit(self.junit, checked)
+
+    def write(self, outcomes: Sequence[CheckedModel]) -> None:
+        """Write what was asked for. Raises ``InputOutputError``."""
+        if self.junit is not None:
+            replace_file(self.junit, junit_bytes(outcomes))
+        if self.summary is not None:
+            with wrap_os_errors(self.summary, "write to it"), self.summary.open("a", encoding="utf-8") as file:
+                file.write(summary(outcomes))
+        if self.annotated:
+            for line in workflow_commands(outcomes):
+                click.echo(line, err=True)
+
+
+def _check_summary(path: Path, folder: str | None) -> None:
     """Raise ``UsageError`` unless a summary can be appended to ``path``: a text that is not among the files to verify."""
     if folder is not None and name_inside(Path(folder), path):
         problem = "--summary would change a file that is looked at"
@@ -53,11 +84,22 @@ def _is_text(path: Path, size: int) -> bool:
         return False
 
 
-def write_for_ci(outcomes: Sequence[CheckedModel], path: Path | None, *, annotated: bool) -> None:
-    """Append a summary to the file at ``path``, if there is one, and print annotations, if asked for."""
-    if path is not None:
-        with wrap_os_errors(path, "write to it"), path.open("a", encoding="utf-8") as file:
-            file.write(summary(outcomes))
-    if annotated:
-        for line in workflow_commands(outcomes):
-            click.echo(line, err=True)
+def _check_junit(path: Path, folder: str | None) -> None:
+    """Raise ``UsageError`` for a report among the files to verify, or in place of another file."""
+    if folder is not None and name_inside(Path(folder), path):
+        problem = "--junit would add a file to those that are looked at"
+        raise UsageError(problem, found=path, expected="a file outside of DIR")
+    if path.exists() and not path.is_file():
+        raise UsageError("--junit must name a file", found=path)
+    if path.exists() and not _is_report(path):
+        raise UsageError("--junit would replace what is no report", found=path, remedy="name another file")
+
+
+def _is_report(path: Path) -> bool:
+    """Return whether a file is a JUnit report, or empty."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(200)
+    except OSError:
+        return False
+    return not head.strip() or (head.startswith(b"<") and b"<testsuite" in head)

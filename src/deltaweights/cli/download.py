@@ -60,7 +60,7 @@ def command(
 
     given = f"{model}@{revision}" if revision else model
     report = report_for("deltaweights", quiet=quiet)
-    with advising(f"what has arrived is kept; {GO_ON}"):
+    with advising(GO_ON):
         found = download(
             given,
             files=files,

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from deltaweights.cli.ci_output import check_summary, ci_options, write_for_ci
+from deltaweights.cli.ci_output import CiOutput, ci_options
 from deltaweights.cli.log_report import log_format_option, report_for
 from deltaweights.cli.options import hub_of, hub_options, json_option, option, silent_option
 from deltaweights.cli.output import print_outcome
@@ -18,13 +18,10 @@ from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
 from deltaweights.hub.ids import hub_id
 from deltaweights.manifest.ci_report import CheckedModel
-from deltaweights.manifest.folder_entries import name_inside
-from deltaweights.manifest.junit import junit_bytes, junit_of_error
 from deltaweights.manifest.signed_files import SignedFiles
 from deltaweights.manifest.stated_hashes import POINTER
 from deltaweights.manifest.verify import verify
-from deltaweights.manifest.verify_report import NOT_PINNED, VerifyReport
-from deltaweights.util.open_folder import replace_file
+from deltaweights.manifest.verify_report import EXTRA_FILE, NOT_PINNED, VerifyReport
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
@@ -44,7 +41,6 @@ from deltaweights.util.text import counted
 @click.option("--manifest", metavar="FILE", help="A manifest that is kept elsewhere [default: PATH/manifest.json].")
 @click.option("--weights-only", is_flag=True, help="Let only the weights decide; what else differs is reported.")
 @signature_options
-@click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit XML report, too, for CI.")
 @ci_options
 @click.option("--stream", is_flag=True, help="Read a model of the Hub once, without keeping it.")
 @click.option(
@@ -61,15 +57,10 @@ def command(
     folder: str | None,
     *,
     lock: Path | None,
-    expect: str | None,
-    expect_manifest: str | None,
-    manifest: str | None,
     weights_only: bool,
     junit: Path | None,
     summary: Path | None,
     annotations: bool,
-    no_weights: bool,
-    workers: int | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -82,59 +73,35 @@ def command(
     files are reported, with a verdict each on weights, on what loaders read beside them, and on all others. Exit 0: all match;
     6: some do not.
     """
-    if summary is not None:
-        check_summary(summary, folder)
+    ci = CiOutput(junit=junit, summary=summary, annotated=annotations)
+    ci.check(folder)
     if lock is not None:
-        one: dict[str, Any] = {
-            "PATH": folder,
-            "--expect": expect,
-            "--expect-manifest": expect_manifest,
-            "--manifest": manifest,
-        }
-        one |= {"--weights-only": weights_only or None, "--junit": junit}
-        how: dict[str, Any] = {"as_json": as_json, "quiet": quiet, "workers": workers, "weights": not no_weights}
-        _verify_lock(lock, one, options, summary=summary, annotated=annotations, **how)
+        _verify_lock(lock, folder, options, ci=ci, weights_only=weights_only, as_json=as_json, quiet=quiet)
         return
     if folder is None:
         raise UsageError("nothing to verify", remedy="give PATH or ORG/NAME, or --lock FILE")
-    if junit is not None:
-        _check_junit(folder, junit)
-    wanted = signature_wanted(options)
-    terminal = report_for("deltaweights", quiet=quiet)
-    hub = hub_of(options)
+    terminal, weights = report_for("deltaweights", quiet=quiet), not options.pop("no_weights")
     try:
+        wanted, hub = signature_wanted(options), hub_of(options)
         given, signed = (folder, None) if wanted is None else wanted.read(folder, hub)
-        report = verify(
-            given,
-            expect=expect,
-            expect_manifest=expect_manifest,
-            manifest=manifest,
-            signed=signed,
-            workers=workers,
-            hub=hub,
-            weights=not no_weights,
-            report=terminal,
-        )
+        report = verify(given, signed=signed, hub=hub, weights=weights, report=terminal, **options)
     except (InputOutputError, MalformedInput, CheckFailed) as error:
-        if junit is not None:
-            replace_file(junit, junit_of_error(folder, error))
-        write_for_ci([CheckedModel(folder, error)], summary, annotated=annotations)
+        ci.write([CheckedModel(folder, error)])
         raise
-    if junit is not None:
-        replace_file(junit, junit_bytes(report, weights_only=weights_only))
     for note in report.notes:
         terminal.note(note)
     if report.base is not None and report.base.warning is not None:
         terminal.warn(f"{folder}: {report.base.warning}")
-    passed = report.weights.ok if weights_only else report.ok
-    outcome = {"ok": passed, **asdict(report)} | signed_by(signed)
-    print_outcome(outcome, [] if passed and quiet else _lines(report, signed, passed=passed), as_json=as_json)
-    write_for_ci([CheckedModel(report.target, report, weights_only)], summary, annotated=annotations)
-    if not passed:
-        raise _failure(report, folder)
+    outcome = CheckedModel(report.target, report, weights_only)
+    document = {"ok": outcome.ok, **asdict(report)} | signed_by(signed)
+    lines = [] if outcome.ok and quiet else _lines(report, signed, passed=outcome.ok)
+    print_outcome(document, lines, as_json=as_json)
+    ci.write([outcome])
+    if not outcome.ok:
+        raise _failure(report, folder, weights=weights)
 
 
-def _failure(report: VerifyReport, folder: str) -> CheckFailed:
+def _failure(report: VerifyReport, folder: str, *, weights: bool) -> CheckFailed:
     """Return the error that ends the command, with what to do about what was found."""
     problem, code = counted(len(report.problems), "problem"), ErrorCode.NOT_AS_RECORDED
     found = expected = None
@@ -143,51 +110,56 @@ def _failure(report: VerifyReport, folder: str) -> CheckFailed:
         remedy = "fetch what you pinned, or look at this one and pin it"
     elif any(each.problem == POINTER for each in report.problems):
         remedy = "run git lfs pull in the clone, and verify again"
+    elif not report.compared_with and not report.weights.ok and not weights:
+        problem = "no manifest here, which --no-weights would compare"
+        remedy = "leave --no-weights out: its files are then compared with the hashes that the Hub states"
     elif not report.compared_with and not report.weights.ok:
         root = Path(folder).parent if Path(folder).is_file() else "DIR" if hub_id(folder) else folder
         problem = "no manifest here"
         remedy = f"give the publisher's with --manifest, or make one: deltaweights manifest {root} --output FILE"
+    elif all(each.found == EXTRA_FILE for each in report.problems):
+        problem = counted(len(report.problems), "extra file")
+        remedy = "remove what is named: loaders read such files"
+        if hub_id(folder):
+            remedy = "do not load this model: loaders read such files"
     elif report.weights.ok:
         problem += ", but the weights are intact"
-        remedy = "fetch the files that are named again, or give --weights-only if you rely on nothing else"
+        remedy = "fetch what is named again or give --weights-only"
+        if any(each.found == EXTRA_FILE for each in report.problems):
+            remedy = "fetch what is named again, remove the extra files, or give --weights-only"
     else:
         remedy = "do not use these weights: merge or fetch them again"
     return CheckFailed(problem, where=folder, found=found, expected=expected, remedy=remedy, code=code)
 
 
-def _verify_lock(lock: Path, one: dict[str, Any], options: dict[str, Any], *, quiet: bool, **how: Any) -> None:
-    """Verify all models of a lock; ``one`` holds options about one model, which say nothing then."""
+def _verify_lock(
+    lock: Path,
+    folder: str | None,
+    options: dict[str, Any],
+    *,
+    ci: CiOutput,
+    weights_only: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Verify all models of a lock. Raises ``UsageError`` for options about one model: the lock says what is pinned."""
     from deltaweights.cli.verify_lock import check_lock  # noqa: PLC0415  (slow to load)
 
-    names = ("public_key", "identity", "issuer", "signature")
-    one |= {f"--{name.replace('_', '-')}": options.pop(name) for name in names}
-    given = [name for name, value in one.items() if value is not None]
-    if given:
-        raise UsageError(f"{given[0]} is not given with --lock: a lock says what is pinned", remedy="leave it out")
-    trust_config, hub = options.pop("trust_config"), hub_of(options)
-    report = report_for("deltaweights", quiet=quiet)
-    check_lock(lock, hub=hub, trust_config=trust_config, report=report, quiet=quiet, **how)
-
-
-def _check_junit(folder: str, junit: Path) -> None:
-    """Raise ``UsageError`` for a report among the files to verify, or in place of another file."""
-    if name_inside(Path(folder), junit):
-        problem = "--junit would add a file to those that are looked at"
-        raise UsageError(problem, found=junit, expected="a file outside of DIR")
-    if junit.exists() and not junit.is_file():
-        raise UsageError("--junit must name a file", found=junit)
-    if junit.exists() and not _is_report(junit):
-        raise UsageError("--junit would replace what is no report", found=junit, remedy="name another file")
-
-
-def _is_report(path: Path) -> bool:
-    """Return whether a file is a JUnit report, or empty."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(200)
-    except OSError:
-        return False
-    return not head.strip() or (head.startswith(b"<") and b"<testsuite" in head)
+    of_one_model = ("expect", "expect_manifest", "manifest", "public_key", "identity", "issuer", "signature")
+    given = {"PATH": folder} | {f"--{name.replace('_', '-')}": options.pop(name) for name in of_one_model}
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"{name} is not given with --lock: a lock says what is pinned", remedy="leave it out")
+    trust_config, weights, workers = (options.pop(name) for name in ("trust_config", "no_weights", "workers"))
+    check_lock(
+        lock,
+        verification={"trust_config": trust_config, "weights": not weights, "workers": workers, "hub": hub_of(options)},
+        weights_only=weights_only,
+        ci=ci,
+        report=report_for("deltaweights", quiet=quiet),
+        as_json=as_json,
+        quiet=quiet,
+    )
 
 
 def _lines(report: VerifyReport, signed: SignedFiles | None, *, passed: bool) -> Iterator[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from deltaweights.cli.ci_output import write_for_ci
+from deltaweights.cli.ci_output import CiOutput
 from deltaweights.cli.failure import failure_of
 from deltaweights.cli.output import print_outcome
 from deltaweights.cli.signature import signed_by
@@ -19,54 +19,57 @@ from deltaweights.manifest.verify_report import VerifyReport
 from deltaweights.report import Report
 from deltaweights.util.text import Json, counted
 
-if TYPE_CHECKING:
-    from deltaweights.hub.locate import HubOptions
-
 
 def check_lock(
     lock: Path,
     *,
-    hub: HubOptions,
-    weights: bool,
-    trust_config: str | None,
-    workers: int | None,
+    verification: Mapping[str, Any],
+    weights_only: bool,
+    ci: CiOutput,
     report: Report,
-    summary: Path | None,
-    annotated: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Verify all models of a lock, and print a line for each. Raises ``CheckFailed`` when one is not as pinned."""
-    found = []
-    for one in verify_lock(lock, hub=hub, weights=weights, trust_config=trust_config, workers=workers, report=report):
-        found.append(one)
+    """Verify all models of a lock, and print a line for each; ``verification`` holds keywords of ``verify_lock``.
+
+    Raises ``CheckFailed`` when a model is not as pinned.
+    """
+    found: list[tuple[PinnedModel, CheckedModel]] = []
+    for one in verify_lock(lock, report=report, **verification):
+        found.append((one, CheckedModel(one.pin.title, one.result, weights_only)))
         for note in one.result.notes if isinstance(one.result, VerifyReport) else ():
             report.note(note)
-    failed = sum(not one.ok for one in found)
-    outcome = {"ok": not failed, "lock": str(lock), "models": [_json(one) for one in found]}
-    lines = (line for one in found if not (one.ok and quiet) for line in _lines(one))
-    print_outcome(outcome, lines, as_json=as_json)
-    write_for_ci([CheckedModel(one.pin.title, one.result) for one in found], summary, annotated=annotated)
+    failed = sum(not outcome.ok for _, outcome in found)
+    document = {
+        "ok": not failed,
+        "lock": str(lock),
+        "models": [_json(one, passed=outcome.ok) for one, outcome in found],
+    }
+    shown = (each for each in found if not (each[1].ok and quiet))
+    lines = (line for one, outcome in shown for line in _lines(one, passed=outcome.ok))
+    print_outcome(document, lines, as_json=as_json)
+    ci.write([outcome for _, outcome in found])
     if failed:
         problem = f"{failed} of {counted(len(found), 'model')} not as pinned"
         remedy = "do not use what failed: fetch it again, or pin it anew if the change is wanted"
         raise CheckFailed(problem, where=lock, remedy=remedy, code=ErrorCode.NOT_AS_RECORDED)
 
 
-def _lines(one: PinnedModel) -> Iterator[str]:
+def _lines(one: PinnedModel, *, passed: bool) -> Iterator[str]:
     title = one.pin.title
     if isinstance(one.result, DeltaweightsError):
         yield f"FAILED          {title}: {one.result}"
-    elif one.ok:
+    elif passed:
         by = f"; signed by {one.signed}" if one.signed else ""
         yield f"verified        {title}: {one.result.weights.sentence}{by}"
+        yield from (f"not counted     {problem}" for problem in one.result.problems)  # with --weights-only
     else:
         yield f"FAILED          {title}: {counted(len(one.result.problems), 'problem')}"
         yield from (f"                {problem}" for problem in one.result.problems)
 
 
-def _json(one: PinnedModel) -> dict[str, Json]:
-    about: dict[str, Json] = {"model": one.pin.title, "ok": one.ok}
+def _json(one: PinnedModel, *, passed: bool) -> dict[str, Json]:
+    about: dict[str, Json] = {"model": one.pin.title, "ok": passed}
     if isinstance(one.result, DeltaweightsError):
         about["error"] = failure_of(one.result).document()
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from deltaweights.errors import InputOutputError, MalformedInput
@@ -48,7 +49,10 @@ def store_handoff(result: PlannedResult, staging: OpenStaging) -> None:
 
 
 def load_handoff(staging: OpenStaging) -> PlannedResult:
-    """Read back what ``store_handoff`` wrote. Raises ``InputOutputError`` when it is missing, ``MalformedInput``."""
+    """Read back what ``store_handoff`` wrote.
+
+    Raises ``InputOutputError`` when it is missing, and ``MalformedInput`` when it is damaged, and then removes it.
+    """
     try:
         document = strict_json(staging.root.read(HANDOFF, HANDOFF_LIMIT.size), HANDOFF_LIMIT)
         handoff: _Handoff = decode(_Handoff, document["rest"])
@@ -64,6 +68,8 @@ def load_handoff(staging: OpenStaging) -> PlannedResult:
     except (ValueError, TypeError, KeyError) as error:
         fault = str(error)
     if fault is not None:
+        with suppress(InputOutputError):
+            staging.root.remove(HANDOFF)  # a part that runs again writes it only where there is none
         remedy = "run a part again, or discard it: deltaweights clean"
         raise MalformedInput("not what a part wrote", where=staging.root.path / HANDOFF, found=fault, remedy=remedy)
     with staging.folder(COMPANIONS) as folder:

@@ -20,6 +20,11 @@ LAYER = re.compile(r"model\.layers\.([0-9]{1,6})\.")
 LLAMAS = frozenset({"llama", "llava", "llava_llama"})
 """Model types whose language model is a LLaMA."""
 
+NAMED_OTHERWISE = frozenset(
+    {"gpt2", "gptj", "gpt_neox", "gpt_neo", "opt", "bloom", "falcon", "mpt", "t5", "bart", "chatglm", "bert"}
+)
+"""Model types whose layers have no names that begin with ``model.layers.``."""
+
 Specs = Mapping[str, TensorSpec]
 Config = Mapping[str, Json]
 
@@ -41,7 +46,12 @@ def oddities(specs: Specs, config: Config) -> list[Oddity]:
     sizes = TextSizes.from_shapes({name: spec.shape for name, spec in specs.items()})
     attends = any(LAYER.match(name) and name.endswith(".self_attn.k_proj.weight") for name in specs)
     has_layers = llama is True or (llama is None and attends)
-    found = [*_empty(specs), *_rows(specs, config, llama=llama is not False), *_holes(specs, sure=has_layers)]
+    found = [
+        *_other_model(specs, config),
+        *_empty(specs),
+        *_rows(specs, config, llama=llama is not False),
+        *_holes(specs, sure=has_layers),
+    ]
     if sizes is not None and llama is not False:
         found += _table(specs, config, sizes, llama=llama is True)
     return sorted(found, key=lambda oddity: not oddity.impossible)
@@ -57,6 +67,22 @@ def _is_llama(config: Config) -> bool | None:
     if isinstance(named, list) and any("LlamaFor" in str(name) for name in named):
         return True
     return kind in LLAMAS if isinstance(kind, str) else None
+
+
+def _other_model(specs: Specs, config: Config) -> Iterator[Oddity]:
+    """Compare what config.json says that the model is with what names and dtypes tell."""
+    kind = config.get("model_type")
+    if isinstance(kind, str) and kind in NAMED_OTHERWISE and any(LAYER.match(name) for name in specs):
+        expected = "one whose layers are named model.layers.*"
+        yield Oddity("config.json is of another architecture than the weights", False, None, str(kind), expected)
+    quantized = config.get("quantization_config")
+    floats = all(spec.dtype in {"F16", "BF16", "F32", "F64"} for spec in specs.values())
+    if isinstance(quantized, dict) and specs and floats:
+        method = str(quantized.get("quant_method", "quantization_config"))[:80]
+        problem = (
+            "config.json says that the weights are quantized, and they are not: leave quantization_config out of it"
+        )
+        yield Oddity(problem, False, None, method)
 
 
 def _has_head(config: Config) -> bool:
@@ -118,13 +144,36 @@ def _table(specs: Specs, config: Config, sizes: TextSizes, *, llama: bool) -> It
         yield Oddity(problem, llama or bool(torn), first, "no such tensor", str(list(expected[first])))
     if HEAD not in specs and _has_head(config) and config.get("tie_word_embeddings") is not True:
         yield Oddity("is missing, and no config.json says tie_word_embeddings: true", False, HEAD, "no such tensor")
-    text = config.get("text_config")
-    stated = (text if isinstance(text, dict) else config).get("num_hidden_layers")
-    if isinstance(stated, int) and stated != sizes.layers:
-        yield Oddity(
-            "config.json states another number of layers", False, None, counted(sizes.layers, "layer"), str(stated)
-        )
+    yield from _stated(config, sizes)
     yield from _unlike_others(specs)
+
+
+def _stated(config: Config, sizes: TextSizes) -> Iterator[Oddity]:
+    """Compare what config.json states with the weights: a loader makes a model of those sizes, and then they do not fit."""
+    text = config.get("text_config")
+    stated = {**config, **text} if isinstance(text, dict) else config
+    numbers = {key: value for key, value in stated.items() if type(value) is int and value > 0}
+    found = {
+        "vocab_size": sizes.rows,
+        "hidden_size": sizes.hidden,
+        "intermediate_size": sizes.intermediate,
+        "num_hidden_layers": sizes.layers,
+    }
+    heads = numbers.get("num_attention_heads")
+    fits = numbers.get("hidden_size", sizes.hidden) == sizes.hidden and heads is not None and not sizes.hidden % heads
+    width = numbers.get("head_dim") or (sizes.hidden // heads if heads and fits else 0)
+    if heads and width:
+        numbers.setdefault("num_key_value_heads", heads)
+        found["num_key_value_heads"] = sizes.key_value_rows // width
+    wrong = [key for key, value in found.items() if numbers.get(key, value) != value]
+    if wrong:
+        yield Oddity(
+            "config.json is not that of these weights",
+            False,
+            None,
+            ", ".join(f"{key} {numbers[key]}" for key in wrong),
+            ", ".join(f"{key} {found[key]}" for key in wrong),
+        )
 
 
 def _unlike_others(specs: Specs) -> Iterator[Oddity]:

@@ -98,9 +98,10 @@ class Access:
             sent = {**self.headers, **headers}
             if self.token is not None and origin_of(url) == origin_of(self.endpoint):
                 sent["authorization"] = f"Bearer {self.token}"
-            with self.client.stream(
-                method, url, headers=sent, follow_redirects=False, timeout=self.timeout
-            ) as response:
+            with (
+                self._telling_of_proxies(url),
+                self.client.stream(method, url, headers=sent, follow_redirects=False, timeout=self.timeout) as response,
+            ):
                 location = response.headers.get("location", "")
                 target = _redirect_target(url, location) if response.status_code in REDIRECTS else url
                 leaves = target is not None and bool(within) and origin_of(target) != origin_of(within)
@@ -113,6 +114,17 @@ class Access:
                 raise InputOutputError(problem, where=str(wanted), found=location, remedy=remedy)
             url = target
         raise InputOutputError("too many redirects", where=str(wanted), remedy="try again later")
+
+    @contextmanager
+    def _telling_of_proxies(self, url: str) -> Iterator[None]:
+        """Raise ``InputOutputError`` where a proxy answers that it makes no connection to the host of ``url``."""
+        try:
+            yield
+        except self._http_library.ProxyError as error:
+            refused = re.match(r"(40[137])\b", str(error))  # what it says to CONNECT; others may pass
+            if refused is None:
+                raise
+            raise _refusal_of_proxy(refused[1], origin_of(url)[1]) from None
 
     def _refuse_encoded(self, response: Any, wanted: object) -> None:
         """Refuse a success whose content is compressed, which was not asked for: its bytes are not those of the file."""
@@ -195,8 +207,7 @@ class Access:
         elif status in {401, 403} and not sent_token:
             problem, remedy = f"access is refused ({status})", "check whether a proxy or firewall is in between"
         elif status == 407:
-            problem, remedy = "the proxy wants a password", "put user and password into HTTPS_PROXY or HTTP_PROXY"
-            kind = ErrorCode.NETWORK
+            return _refusal_of_proxy(str(status), where)
         elif status == 511:
             problem, remedy = "the network wants you to log in first", "open any page in a browser, and run again"
             kind = ErrorCode.NETWORK
@@ -209,6 +220,15 @@ class Access:
             kind = ErrorCode.NETWORK
             where = f"{wanted}/{name}" if name else where
         return InputOutputError(problem, where=where, remedy=remedy, code=kind)
+
+
+def _refusal_of_proxy(status: str, where: str) -> InputOutputError:
+    """Return the error for what a proxy answered, be it to a request or to a tunnel that was asked for."""
+    problem, remedy = "the proxy wants a password", "put user and password into HTTPS_PROXY or HTTP_PROXY"
+    if status != "407":
+        problem = f"the proxy lets nobody connect to this host ({status})"
+        remedy = "ask who runs the proxy, or leave the host out of it with NO_PROXY"
+    return InputOutputError(problem, where=where, remedy=remedy, code=ErrorCode.NETWORK)
 
 
 def _redirect_target(url: str, location: str) -> str | None:

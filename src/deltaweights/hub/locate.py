@@ -33,6 +33,7 @@ from deltaweights.hub.repo_cache import RepoCache
 from deltaweights.hub.repo_listing import RepoListing
 from deltaweights.hub.verified import VerificationRecords
 from deltaweights.report import Report
+from deltaweights.util.interruption import GO_ON, Interrupted
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
@@ -157,6 +158,8 @@ class Hub:
         self.downloads.tick = show
         try:
             yield
+        except Interrupted as error:
+            raise _keeping(error, max(begun, self.downloads.bytes_present), total) from None
         finally:
             self.downloads.tick = lambda: None
             self._report.end()
@@ -170,10 +173,13 @@ class Hub:
         def present() -> int:
             return sum(download.pieces.bytes_present for download in downloads)
 
-        self._report.begin("fetching", sum(download.pieces.file.size for download in downloads))
+        total = sum(download.pieces.file.size for download in downloads)
+        self._report.begin("fetching", total)
         self._report.resumed(present())
         try:
             self.downloads.wait_until_verified(downloads, lambda: self._report.progress(present()))
+        except Interrupted as error:
+            raise _keeping(error, present(), total) from None
         finally:
             self._report.end()
         for directory, file in files:
@@ -210,6 +216,12 @@ class Hub:
             kept = directory.into is None and not self._access.offline and not self._options.stream
             if used and kept and not directory.missing(used):
                 directory.cache.set_ref(wanted, directory.listing.commit)
+
+
+def _keeping(error: Interrupted, present: int, total: int) -> Interrupted:
+    """Return the interruption with how much of what was to be fetched is kept for the next run."""
+    kept = f"{human_bytes(min(present, total))} of {human_bytes(total)} fetched and kept"
+    return Interrupted(error.number, f"{kept}; {error.remedy or GO_ON}")
 
 
 def _bytes_on_disk(path: Path) -> int:

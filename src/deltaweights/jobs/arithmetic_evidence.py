@@ -52,6 +52,9 @@ def arithmetic_evidence(
         if _is_made_in(narrow, lambda: _elements(pairs), bases_differ=False):
             found = f"the delta was computed in {short}, not in {name}: there its sums are exact"
             return ArithmeticEvidence(powerless=found, contradicts=True, remedy=f"give --compute-dtype {short}")
+        if any(m.base is not None and DIGITS.get(m.primary.dtype, 0) >= DIGITS[compute] for m in matching.matches):
+            found = f"most of the delta is stored in {short}, the rest in {name}: sums of the former are exact in it"
+            return ArithmeticEvidence(powerless=found)  # each was made in its own dtype, and is added so
         found = f"the delta is stored in {short}, and added in {name}: it was made in {short}, or rounded to it later"
         remedy = f"{ORIGINAL_DELTA}, or give --compute-dtype {short}"
         return ArithmeticEvidence(powerless=found, contradicts=True, remedy=remedy)

@@ -40,13 +40,15 @@ def facts_of_base(
         if made.stored != made.compute:
             powerless = f"the delta was computed in {made.compute} and stored in {made.stored}, which rounds it"
             return replace(facts, stated=False), powerless
+    insisted = False
     found = arithmetic_evidence(pair.base.tensors, pair.delta.tensors, pair.matching, pair.compute)
     if found.contradicts and made is None:
         problem, where = f"the base cannot be proved: {found.powerless}", pair.delta.path
         if stated and not request.allow_other_base:
             remedy = f"{ORIGINAL_DELTA}{or_allow(request.allow_other_base)}"
             raise Mismatch(problem, where=where, remedy=remedy, code=ErrorCode.BASE_NOT_PROVED)
+        insisted = stated
         report.warn(f"{where}: {problem}; {found.remedy}")
     elif found.powerless:
         report.note(f"the base is neither proved nor refuted by sums: {found.powerless}")
-    return replace(facts, rounded=found.rounded), found.powerless
+    return replace(facts, rounded=found.rounded, insisted=insisted), found.powerless

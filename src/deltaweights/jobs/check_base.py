@@ -23,6 +23,7 @@ from deltaweights.manifest.findings import ProofRecord, Verdict
 from deltaweights.manifest.proof_text import MIN_EVIDENCE
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge.arithmetic import BlockCombiner, Kernels
+from deltaweights.merge.base_proof import wider_tensors
 from deltaweights.merge.blocks import Block, blocks_of
 from deltaweights.merge.choices import TORCH_NAMES
 from deltaweights.merge.device import check_device, kernels_on
@@ -153,6 +154,7 @@ def check_base(
 
 
 def _report_of(inputs: Inputs, base: Checkpoint, sample: float, proofs: dict[str, Proof]) -> BaseReport:
+    wider = wider_tensors(inputs.matching.matches, inputs.compute)
     return BaseReport(
         base=str(base.path),
         delta=str(inputs.primary.path),
@@ -160,7 +162,7 @@ def _report_of(inputs: Inputs, base: Checkpoint, sample: float, proofs: dict[str
         compute_dtype=TORCH_NAMES[inputs.compute],
         stated=inputs.of_base.stated,
         sample=sample,
-        proof=None if inputs.powerless else proof_of(proofs, rounded=inputs.of_base.rounded),
+        proof=None if inputs.powerless else proof_of(proofs, rounded=inputs.of_base.rounded, wider=wider),
         powerless=inputs.powerless,
         rounded=inputs.of_base.rounded,
     )

@@ -40,7 +40,8 @@ def write_documents(
             f"the {plan.operation.primary} is not what its own {MANIFEST} says",
             found=digests.original,
             expected=planned.expected,
-            remedy="it was changed or damaged since it was made: find out where with deltaweights verify",
+            remedy="it was changed or damaged since it was made: find out where with "
+            f"deltaweights verify --expect {planned.expected}",
         )
     documents = {**planned.companions, CARD: model_card(card_facts(planned, digests, findings, source_proof))}
     if len(plan.shards) > 1:

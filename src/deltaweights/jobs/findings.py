@@ -12,7 +12,7 @@ from deltaweights.manifest.findings import Findings, ProofRecord, Verdict
 from deltaweights.manifest.proof_text import rate_text, untested_text
 from deltaweights.manifest.records import TensorRecord
 from deltaweights.manifest.tally import Proof
-from deltaweights.merge.base_proof import likely_cause
+from deltaweights.merge.base_proof import DELTA_CHANGED, WIDER, likely_cause, local_cause
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.record import is_refused
 from deltaweights.recipes.recipe import Recipe
@@ -73,13 +73,16 @@ class BaseFacts:
 
     ``stated``: recipe or manifest state the arithmetic in which the delta was made. ``digest`` is the content digest that the base
     must have, ``origin`` where the delta's manifest says that it is from; ``rounded`` is how the delta seems to have been rounded.
-    None and empty where nothing is known.
+    None and empty where nothing is known. ``unlooked`` is why no sum is looked at, where that is so; ``insisted``: the user gave
+    ``--allow-unproved-base`` where a recipe states another arithmetic than that of the delta's numbers.
     """
 
     stated: bool = False
     digest: str | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
     rounded: str = ""
+    unlooked: str = ""
+    insisted: bool = False
 
 
 def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allowed: bool) -> None:
@@ -88,7 +91,7 @@ def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allow
     Raises ``Mismatch`` when it is refuted, tensors are stored whole in the delta, or it is known how the delta was computed
     (``stated``), unless the user ``allowed`` it.
     """
-    if proof is None or proof.verdict == Verdict.PROVED:
+    if proof is None or proof.verdict in {Verdict.PROVED, Verdict.NOT_LOOKED_AT}:
         return
     if proof.verdict == Verdict.NO_EVIDENCE:
         report.note(f"the base is neither proved nor refuted: only {proof.evidence:,} weights of the sum moved")
@@ -100,7 +103,8 @@ def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allow
 
 def refused_base(proof: ProofRecord, where: object = None, *, sampled: bool = False) -> Mismatch:
     """Return the error for a base that is not proved where it must be; ``sampled``: its counts are of samples."""
-    right = f"{ORIGINAL_DELTA}, or use the right base" if proof.rounded else "use the right base"
+    right = f"{ORIGINAL_DELTA}, or use the right base" if proof.rounded not in {"", WIDER} else "use the right base"
+    right = "give --compute-dtype float32" if proof.rounded == WIDER else right
     remedy = f"{ORIGINAL_SCRIPT}; {ADD_ANYWAY}" if proof.whole else f"{right}; {PUBLISH_ANYWAY}"
     doubt = f"{doubt_of(proof)} (of a sample: nothing was written)" if sampled else doubt_of(proof)
     return Mismatch(doubt, where=None if where is None else str(where), remedy=remedy, code=code_of_doubt(proof))
@@ -124,16 +128,20 @@ def doubt_of(proof: ProofRecord) -> str:
         Verdict.VIOLATED: "the base is not the one that the delta was made from",
         Verdict.OTHER_ARITHMETIC: "the base cannot be proved",
     }
+    counts = Proof(proof.weights, proof.region, proof.violations, proof.evidence)
     if proof.rounded:
-        counts = Proof(proof.weights, proof.region, proof.violations, proof.evidence)
         found = f"{_not_back(proof)}, most in {worst(proof.tensors)}"
         return f"the base cannot be proved: {found}; likely {proof.rounded}; or {likely_cause(counts)}"
+    if local_cause(proof.tensors, counts) is not None or likely_cause(counts) == DELTA_CHANGED:
+        return f"base and delta do not belong together: {_violations(proof)}"
     return f"{problems[Verdict(proof.verdict)]}: {_violations(proof)}"
 
 
 def _violations(proof: ProofRecord) -> str:
     counts = Proof(proof.weights, proof.region, proof.violations, proof.evidence)
-    return f"{_not_back(proof)}, most in {worst(proof.tensors)}; likely {likely_cause(counts)}"
+    local = local_cause(proof.tensors, counts)
+    likely = likely_cause(counts) if local is None else f"{local}; or {likely_cause(counts)}"
+    return f"{_not_back(proof)}, most in {worst(proof.tensors)}; likely {likely}"
 
 
 def _not_back(proof: ProofRecord) -> str:

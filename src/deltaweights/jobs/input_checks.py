@@ -21,8 +21,9 @@ from deltaweights.merge.operation import Operation
 from deltaweights.merge.rules import Matching
 from deltaweights.recipes.catalogue import recipe_of_repo
 from deltaweights.recipes.identify import Identity, generation_of_config, ties_head
+from deltaweights.recipes.incomplete import EMBEDDING, HEAD
 from deltaweights.recipes.models import known_file, model
-from deltaweights.recipes.pair_check import EMBEDDING, HEAD, REMEDY, leave_rows_out, rows
+from deltaweights.recipes.pair_check import REMEDY, leave_rows_out, rows
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.recipes.weight_scale import AS_LARGE, relative_scale, typical_weight
 from deltaweights.report import Report

@@ -211,6 +211,7 @@ def _open_copied(request: InputRequest, unpacker: Unpacker | None, report: Repor
         matching = copy_all(source.model_tensors, request.operation, source.naming)
         for text in source.notes:
             report.warn(text)
+        check_ties(source, report)
         _note_naming(source, report)
         hashes = collect_hashes({role: source}, request.hash_workers, report)
         own = manifest_of_if_any(source, report, needed=LEFT_OUT)

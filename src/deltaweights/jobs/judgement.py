@@ -9,8 +9,9 @@ from deltaweights.jobs.findings import BaseFacts, judge_base, report_numbers
 from deltaweights.jobs.options import Options
 from deltaweights.jobs.planned_result import PlannedResult
 from deltaweights.jobs.stated_facts import other_base, refuse_changed_inputs
-from deltaweights.manifest.findings import Findings
+from deltaweights.manifest.findings import Findings, ProofRecord
 from deltaweights.manifest.records import TensorRecord
+from deltaweights.merge.base_proof import wider_tensors
 from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import Plan
 from deltaweights.merge.record import digests_of, findings_of
@@ -36,7 +37,12 @@ def judge_records(
         stated=of_base.stated and not is_right,
         rounded=of_base.rounded,
         allowed=options.allow_unproved_base and not is_right,
+        wider=wider_tensors((tensor.match for tensor in plan.tensors), plan.options.compute_dtype),
     )
+    if findings.proof is None and of_base.unlooked:
+        by_digest = "; it is the one that the delta's manifest names, by its content digest" if is_right else ""
+        unlooked = ProofRecord.not_looked_at(of_base.unlooked + by_digest, allowed=of_base.insisted and not is_right)
+        findings = replace(findings, proof=unlooked)
     if options.allow_unproved_base and found is not None and not is_right and findings.proof is not None:
         # Refused by its digest, whatever the sums say.
         findings = replace(findings, proof=replace(findings.proof, allowed=True))

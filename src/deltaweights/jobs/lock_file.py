@@ -107,6 +107,8 @@ def parse_lock(data: bytes, where: str) -> list[Pin]:
 
 def _parse_pin(values: object, where: str, number: int) -> Pin:
     table = Table(values, where, f"model {number}", tuple(_FORMATS))
+    if "id" in table:
+        table.require("revision")
     pin = Pin(**{name: table.text(name, text_format) for name, text_format in _FORMATS.items()})
     for wrong, fault in _faults(pin):
         if wrong:

@@ -46,8 +46,9 @@ def pin_model(
         if not has_manifest and wanted is None:
             at = hub_id(given)
             return Pin(id=at.repo if at else None, revision=at.revision if at else None)
+    here = path is not None
     found = verify(
-        given, signed=signed if path else None, weights=path is not None, workers=workers, hub=hub, report=report
+        given, signed=signed if path else None, weights=here, recompute=here, workers=workers, hub=hub, report=report
     )
     found.raise_if_failed()
     if found.manifest_sha256 is None:

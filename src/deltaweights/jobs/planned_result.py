@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from deltaweights.jobs.findings import BaseFacts
 from deltaweights.jobs.prepare import Prepared
 from deltaweights.jobs.provenance import is_streamed, origins_of, verified_hashes
 from deltaweights.jobs.source_proof import SourceProof, source_proof
+from deltaweights.merge.operation import Operation
 from deltaweights.merge.plan import Plan
 from deltaweights.recipes.recipe import Recipe
 
@@ -52,9 +53,18 @@ def planned_result(prepared: Prepared) -> PlannedResult:
         origins=origins_of(prepared.checkpoints),
         parents=facts.origins if facts is not None else {},
         expected=prepared.inputs.expected,
-        of_base=prepared.inputs.of_base,
+        of_base=replace(prepared.inputs.of_base, unlooked=_unlooked(prepared)),
         streamed=any(map(is_streamed, prepared.checkpoints.values())),
         digests=prepared.inputs.digests,
         copied_delta=facts.compute_dtype if facts is not None and facts.kind == "delta" else None,
         source=source_proof(prepared.inputs.manifest, prepared.plan),
     )
+
+
+def _unlooked(prepared: Prepared) -> str:
+    """Return why the sums of a merge are not looked at; empty where they are, and where there are none."""
+    if prepared.plan.operation is not Operation.APPLY or prepared.plan.check:
+        return ""
+    if prepared.inputs.powerless:
+        return f"sums cannot prove it: {prepared.inputs.powerless}"
+    return "not checked (--no-prove)"

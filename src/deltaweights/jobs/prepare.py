@@ -94,10 +94,9 @@ def prepare(request: Request, report: Report) -> Iterator[Prepared]:
     with StagingUnpacker(location) as unpacking:
         unpacker = None if request.part is not None else unpacking
         with (
-            open_inputs(request.inputs, unpacker, report) as inputs,
+            _open_sound(request, unpacker, report) as inputs,
             _open_tower(request, inputs, unpacker, report) as tower,
         ):
-            check_sanity(request, inputs, report)
             export = _lay_out(request, inputs, tower)
             plan = _plan(request, inputs, tower, export)
             prepared = Prepared(
@@ -116,6 +115,14 @@ def prepare(request: Request, report: Report) -> Iterator[Prepared]:
             if plan.check and request.operation is Operation.APPLY and not request.options.allow_unproved_base:
                 refuse_wrong_base(inputs)
             yield prepared
+
+
+@contextmanager
+def _open_sound(request: Request, unpacker: Unpacker | None, report: Report) -> Iterator[Inputs]:
+    """Open the inputs, and refuse what cannot be a model before anything more is asked for."""
+    with open_inputs(request.inputs, unpacker, report) as inputs:
+        check_sanity(request, inputs, report)
+        yield inputs
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from deltaweights.checkpoint.folder import Checkpoint
 from deltaweights.errors import Mismatch
 from deltaweights.jobs.findings import code_of_doubt, doubt_of
-from deltaweights.manifest.base_claim import base_claim
+from deltaweights.manifest.base_claim import NO_PROOF, base_claim
 from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.findings import ProofRecord
 from deltaweights.manifest.parse import Manifest
@@ -34,8 +34,13 @@ class SourceProof:
 
 
 def source_proof(manifest: Manifest | None, plan: Plan) -> SourceProof | None:
-    """Return the proof in the manifest of the primary of ``plan``, a copy; None where there is none."""
+    """Return the proof in the manifest of the primary of ``plan``, a copy; None where it is no merge.
+
+    That a merge has none travels, too: its copy must not look better than it does.
+    """
     proof = None if manifest is None else manifest.findings.proof or manifest.source_proof
+    if proof is None and manifest is not None and manifest.kind == "merge":
+        proof = ProofRecord.not_looked_at(NO_PROOF)
     if manifest is None or proof is None or plan.operation not in {Operation.CONVERT, Operation.EXPORT}:
         return None
     record = plan.inputs[plan.operation.primary]

@@ -135,12 +135,12 @@ def refuse_changed_inputs(stated: Mapping[str, str], read: Mapping[str, str]) ->
     for role, digest in stated.items():
         if read[role] != digest:
             problem = f"the {role} is not what its own {MANIFEST} says"
-            raise CheckFailed(
-                problem, found=read[role], expected=digest, remedy=CHANGED, code=ErrorCode.NOT_AS_RECORDED
+            # --expect, since a manifest that was made for other weights is no problem of theirs without.
+            remedy = (
+                f"find out where with deltaweights verify --expect {digest}; "
+                f"or remove its {MANIFEST}, if you changed the weights yourself"
             )
-
-
-CHANGED = f"find out where with deltaweights verify; or remove its {MANIFEST}, if you changed the weights yourself"
+            raise CheckFailed(problem, found=read[role], expected=digest, remedy=remedy, code=ErrorCode.NOT_AS_RECORDED)
 
 
 def refuse_wrong_kind(checkpoint: Checkpoint, manifest: Manifest | None, request: InputRequest, report: Report) -> None:

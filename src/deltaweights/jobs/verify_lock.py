@@ -64,8 +64,8 @@ def verify_lock(
             given, signed = (model, None) if wanted is None else wanted.read(model, hub)
             found = verify(
                 given,
-                # A pinned manifest states the content digest: the weights need not be digested twice.
-                expect=pin.content_digest if pin.manifest_sha256 is None else None,
+                # Also beside a pinned manifest: what that states of the tensors need not be true of the files that it lists.
+                expect=pin.content_digest if weights or pin.path is not None or pin.manifest_sha256 is None else None,
                 expect_manifest=pin.manifest_sha256,
                 signed=signed,
                 workers=workers,

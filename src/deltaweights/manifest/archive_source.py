@@ -33,6 +33,11 @@ ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst")
 KEPT = frozenset({MANIFEST, SUMS, "model.sig"})
 MOST_KEPT = 64 * 1024 * 1024  # bytes of these documents, which are kept in memory
 
+MOST_ATTRIBUTES, MOST_HEAD = 1024 * 1024, 16
+"""The most bytes of a file of macOS's attributes, and how many of them are kept: they tell whether it is one."""
+
+MOST_LEVELS = 64  # of folders in folders
+
 SURELY_NONE, MOST_RATIO = 256 * 1024 * 1024, 100
 """What unpacks to more bytes than the former, and to more than the latter times its own size, is a bomb: weights barely shrink."""
 
@@ -56,6 +61,7 @@ class ArchiveSource(VerifySource):
         self._digests = Digests()
         errors: dict[str, Exception] = {}
         self._kept: dict[str, bytes] = {}
+        self._kept_bytes = 0
         self._folders: set[str] = set()
         self._others: dict[str, str] = {}
         self._malformed = MalformedAt(
@@ -70,6 +76,7 @@ class ArchiveSource(VerifySource):
             finally:
                 report.end()
             file.check_unchanged()
+        self._refuse_inside_of_files()
         self._root = self._top_folder()
         self.digests = Digests(
             {self._inside(name): each for name, each in self._digests.files.items() if self._is_direct(name)}
@@ -90,15 +97,19 @@ class ArchiveSource(VerifySource):
         if member.kind != FILE:
             self._others[name] = member.kind
             return
-        keep = PurePosixPath(name).name in KEPT and name.count("/") < 2
-        if keep and member.size + sum(map(len, self._kept.values())) > MOST_KEPT:
-            raise self._malformed("documents are too long", f"more than {MOST_KEPT} bytes")
+        last = PurePosixPath(name).name
+        attributes = last.startswith("._") and member.size <= MOST_ATTRIBUTES
+        keep = attributes or (last in KEPT and name.count("/") < 2)
+        if keep and not attributes:
+            self._kept_bytes += member.size
+            if self._kept_bytes > MOST_KEPT:
+                raise self._malformed("documents are too long", f"more than {MOST_KEPT} bytes")
         pieces: list[bytes] | None = [] if keep else None
         with_tensors = self._with_tensors and name.endswith(".safetensors")
         record, rows, error = digest_member(member, self._path / name, pieces, with_tensors=with_tensors)
         self._digests.files[name] = record
         if pieces is not None:
-            self._kept[name] = b"".join(pieces)
+            self._kept[name] = b"".join(pieces)[: MOST_HEAD if attributes else None]
         for tensor in sorted(rows.keys() & self._digests.tensors.keys()):
             error = error or self._malformed("is in two weights files", tensor=tensor)
         self._digests.tensors.update(rows)
@@ -108,12 +119,25 @@ class ArchiveSource(VerifySource):
     def _plain(self, name: str) -> str:
         """Return a member's name without what changes nothing. Raises ``MalformedInput`` for one that could leave its folder."""
         parts = [part for part in name.removesuffix("/").split("/") if part != "."]
+        if len(parts) > MOST_LEVELS:
+            raise self._malformed("a member too deep in folders", f"{len(parts)} levels", f"at most {MOST_LEVELS}")
         if name.startswith("/"):
             raise self._malformed("a member of an unusable name", f"{name!r:.80} is absolute")
         try:
             return "/".join(map(check_file_name, parts))
         except ValueError as error:
             raise self._malformed("a member of an unusable name", error) from None
+
+    def _refuse_inside_of_files(self) -> None:
+        """Raise ``MalformedInput`` for a member below a file, or below a link, which leads anywhere once it is unpacked."""
+        no_folders = {**dict.fromkeys(self._digests.files, FILE), **self._others}
+        for name in (*no_folders, *self._folders):
+            above = name
+            while above := above.rpartition("/")[0]:
+                if above in no_folders:
+                    raise self._malformed("a member inside of what is no folder", name[:80])
+        for name in sorted(self._folders & no_folders.keys()):
+            raise self._malformed("two members of one name", name)
 
     def _top_folder(self) -> str:
         """Return the folder that all files are in, with a slash, or nothing. Raises ``MalformedInput`` when there are several."""
@@ -142,10 +166,12 @@ class ArchiveSource(VerifySource):
 
     def state(self, stated: StatedHashes | None) -> None:
         self.stated = stated
-        for name in stated.files if stated is not None else ():
-            if "/" in name and self._root + name in self._digests.files:
+        folders = stated.folders if stated is not None else frozenset()
+        for path, record in self._digests.files.items():
+            name = self._inside(path)
+            if path.startswith(self._root) and name.rpartition("/")[0] in folders:
                 self.entries.files.add(name)
-                self.digests.files[name] = self._digests.files[self._root + name]
+                self.digests.files[name] = record
 
     def open(self, name: str) -> InputFile:
         if self._root + name not in self._kept:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deltaweights.manifest.findings import ProofRecord
+from deltaweights.manifest.findings import ProofRecord, Verdict
 from deltaweights.manifest.parse import Manifest
 from deltaweights.manifest.proof_text import proof_line
 
-NOT_LOOKED_AT = "not looked at"
+NO_PROOF = "its manifest has no proof of it"
 
 
 @dataclass(frozen=True)
 class BaseClaim:
-    """The claim. ``verdict`` is a value of ``Verdict``, or that the manifest of a merge has no proof.
+    """The claim. ``verdict`` is a value of ``Verdict``, or of a later version.
 
     ``refuted``: it is the wrong base; ``allowed``: the user insisted on what would have been refused. ``of_source``: the weights
     are a copy, and it is what the manifest of their source said. ``text`` is all that in one line.
@@ -48,5 +48,5 @@ def base_claim(manifest: Manifest) -> BaseClaim | None:
     """Return what a manifest claims of the base; None where there is no base, as in a delta or the copy of any model."""
     claim = claim_of(manifest.findings.proof, manifest.source_proof)
     if claim is None and manifest.kind == "merge":
-        return BaseClaim(NOT_LOOKED_AT, False, False, False, "not proved: the manifest has no proof of it")
+        return BaseClaim(Verdict.NOT_LOOKED_AT.value, False, False, False, f"NOT proved: {NO_PROOF}")
     return claim

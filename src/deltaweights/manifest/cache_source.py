@@ -15,7 +15,7 @@ from deltaweights.hub.repo_listing import COMMIT, SHA256
 from deltaweights.manifest.folder_entries import A_FILE, is_permitted
 from deltaweights.manifest.verify_source import LocalSource, StatedFile, StatedHashes
 
-BY_BLOBS = "the hashes that the Hub stated when it was fetched"
+BY_BLOBS = "the hashes that the cache names its files by"
 
 
 class CacheSource(LocalSource):

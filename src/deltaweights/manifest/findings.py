@@ -17,13 +17,14 @@ class Verdict(str, Enum):
     PARTIAL = "partial"
     VIOLATED = "violated"
     OTHER_ARITHMETIC = "another arithmetic"
+    NOT_LOOKED_AT = "not looked at"
 
 
 WITH_VIOLATIONS = frozenset({Verdict.VIOLATED.value, Verdict.OTHER_ARITHMETIC.value})
 WITHOUT = frozenset(verdict.value for verdict in Verdict) - WITH_VIOLATIONS
 """The verdicts that there can be with violations, and without any; another program may know more."""
 
-LONGEST_TEXT = 300  # characters of a verdict, or of how a delta was rounded
+LONGEST_TEXT = 300  # characters of a verdict, of how a delta was rounded, or of why nobody looked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,22 @@ class ProofRecord:
     untested: tuple[str, ...] = ()  # tensors with too few weights in the region to tell
     whole: tuple[str, ...] = ()  # tensors that are stored whole in the delta, not as a difference
     rounded: str = ""  # how the delta seems to have been rounded, where that explains the violations
+    reason: str = ""  # why the sums were not looked at, where that is the verdict
     allowed: bool = False  # the user accepted what would have been refused
+
+    @classmethod
+    def not_looked_at(cls, reason: str, *, allowed: bool = False) -> ProofRecord:
+        """Return the record of a base of which no sum was looked at: it tells those who receive the result, and why."""
+        return cls(
+            weights=0,
+            region=0,
+            violations=0,
+            evidence=0,
+            verdict=Verdict.NOT_LOOKED_AT.value,
+            tensors={},
+            reason=reason[:LONGEST_TEXT],
+            allowed=allowed,
+        )
 
     @property
     def refuted(self) -> bool:
@@ -52,6 +68,7 @@ class ProofRecord:
             "untested": list(self.untested),
             "whole": list(self.whole),
             "rounded": self.rounded,
+            "reason": self.reason,
             "allowed": self.allowed,
         }
         return {
@@ -65,7 +82,8 @@ class ProofRecord:
         counts = {key: check_size(document[key]) for key in ("weights", "region", "violations", "evidence")}
         verdict, rounded, allowed = document["verdict"], document.get("rounded", ""), document.get("allowed", False)
         names = {key: tuple(document.get(key, ())) for key in ("untested", "whole")}
-        texts = (verdict, rounded)
+        reason = document.get("reason", "")
+        texts = (verdict, rounded, reason)
         if not all(isinstance(text, str) and len(text) <= LONGEST_TEXT for text in texts) or type(allowed) is not bool:
             raise ValueError("a proof whose verdict is no short text, or allowed not true or false")
         if not all(isinstance(name, str) for each in names.values() for name in each):
@@ -74,6 +92,8 @@ class ProofRecord:
             raise ValueError("a proof that counts more of a part than of the whole")
         if verdict in (WITHOUT if counts["violations"] else WITH_VIOLATIONS):
             raise ValueError(f"a proof whose verdict contradicts its {counts['violations']} violations")
+        if (verdict == Verdict.NOT_LOOKED_AT and counts["weights"]) or (verdict != Verdict.NOT_LOOKED_AT and reason):
+            raise ValueError("a proof that was not looked at, and has counts, or the other way round")
         tensors = check_sizes(document["tensors"])
         return cls(
             weights=counts["weights"],
@@ -85,6 +105,7 @@ class ProofRecord:
             untested=names["untested"],
             whole=names["whole"],
             rounded=rounded,
+            reason=reason,
             allowed=allowed,
         )
 

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path, PurePath
 
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.checkpoint.layout_names import META_PART
 from deltaweights.errors import InputOutputError, MalformedInput
-from deltaweights.manifest.file_parts import EXTRAS, LOADABLE, LOADER_FILES, PARTS, TEMPLATES, WEIGHTS, part_of
+from deltaweights.manifest.file_parts import (
+    EXTRAS,
+    LOADABLE,
+    LOADER_FILES,
+    PARTS,
+    READ_FOLDERS,
+    WEIGHTS,
+    part_of,
+    plain_name,
+)
 from deltaweights.manifest.open_weights import SPREAD
 from deltaweights.manifest.parse import LISTING, Manifest
 from deltaweights.manifest.read_manifest import contradictions, read_manifest
 from deltaweights.manifest.records import MANIFEST, SUMS, FileRecord, sums_bytes
-from deltaweights.manifest.stated_hashes import missing_shards, size_fault
-from deltaweights.manifest.verify_report import FILE, Problem
+from deltaweights.manifest.stated_hashes import is_posing, missing_shards, size_fault
+from deltaweights.manifest.verify_report import EXTRA_FILE, FILE, Problem
 from deltaweights.manifest.verify_source import StatedFile, VerifySource
 from deltaweights.util import limits
+from deltaweights.util.litter import is_litter
 from deltaweights.util.text import SAVE_UNMARKED
 
 
@@ -76,7 +87,8 @@ class FolderCheck:
 
     @property
     def _has_own_manifest(self) -> bool:
-        return MANIFEST in self._entries.readable | set(self._entries.irregular)
+        entries = self._entries  # asked for every file: no set is made of them
+        return any(MANIFEST in names for names in (entries.files, entries.links, entries.folders, entries.others))
 
     @property
     def compared_with(self) -> str:
@@ -101,7 +113,12 @@ class FolderCheck:
     @property
     def litter(self) -> set[str]:
         """Files and folders that systems leave anywhere, unless they are stated."""
-        return set() if self._only is not None else self._entries.litter - set(self.stated)
+        return set() if self._only is not None else self._entries.litter - set(self.stated) - self._posing
+
+    @cached_property
+    def _posing(self) -> set[str]:
+        """Files that have the name of litter, and are weights or code: some loaders take whatever ends so."""
+        return {name for name in self._entries.files if is_litter(name) and is_posing(self.source, name)}
 
     @property
     def title(self) -> str:
@@ -128,7 +145,10 @@ class FolderCheck:
         if self._only is not None or not self.compared_with:
             return set()
         unknown = self.files - set(self.stated) - {MANIFEST, SUMS} - self.ignored - self.sums
-        return {name for name in unknown if part_of(name) == EXTRAS}
+        taken = set(
+            map(plain_name, self.stated)
+        )  # on a file system that tells no case apart, it would take their place
+        return {name for name in unknown if part_of(name) == EXTRAS and plain_name(name) not in taken}
 
     @property
     def sums(self) -> frozenset[str]:
@@ -216,7 +236,7 @@ class FolderCheck:
             self._compare_sums(sums_bytes(self.manifest.files, self.record.sha256))
         known = {MANIFEST, SUMS} if self._only is None else set()
         for name in sorted(files - known - self.sums - stated - self.ignored - self.harmless):
-            self.add_problem(name, f"is not in {self.compared_with}", "an extra file")
+            self.add_problem(name, f"is not in {self.compared_with}", EXTRA_FILE)
         if self.by_hashes:
             for name, shard in missing_shards(self.source, files):
                 self.add_problem(shard, f"is missing, and {name} names it")
@@ -238,12 +258,13 @@ class FolderCheck:
         if not self.by_hashes or self._only is not None:
             return set()
         named = {name.split("/")[0] for name in self.stated if "/" in name}
-        return self._entries.folders - self._entries.linked_folders - ({TEMPLATES} - named)
+        read = {name for name in self._entries.folders if plain_name(name) in READ_FOLDERS}
+        return self._entries.folders - self._entries.linked_folders - (read - named)
 
     def refuse_extras(self) -> None:
         """Add a problem for each file that nothing states, whether or not a loader reads it."""
         for name in sorted(self.harmless):
-            self.add_problem(name, f"is not in {self.compared_with}", "an extra file")
+            self.add_problem(name, f"is not in {self.compared_with}", EXTRA_FILE)
 
     def _compare_sums(self, expected: bytes) -> None:
         """Compare SHA256SUMS with the bytes that follow from the manifest; a line about weights makes it a problem of theirs."""

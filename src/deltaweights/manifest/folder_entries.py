@@ -10,6 +10,7 @@ from itertools import filterfalse
 from pathlib import Path
 
 from deltaweights.errors import InputOutputError, wrap_os_errors
+from deltaweights.manifest.file_parts import is_loadable
 from deltaweights.util.litter import is_litter
 
 PERMITTED = frozenset({"model.sig", ".cache", "lost+found", ".deltaweights"})
@@ -111,8 +112,8 @@ def name_inside(root: Path, path: Path | None) -> set[str]:
 
 
 def is_permitted(name: str) -> bool:
-    """Return whether a file or folder of this name may stand beside any checkpoint."""
-    return name in PERMITTED or name.startswith(".git")
+    """Return whether a file or folder of this name may stand beside any checkpoint: no loader takes git's files for weights."""
+    return name in PERMITTED or (name.startswith(".git") and not is_loadable(name))
 
 
 def _scan(root: Path, action: str, remedy: str | None = None) -> list[str]:

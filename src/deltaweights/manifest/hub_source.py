@@ -16,7 +16,7 @@ from deltaweights.hub.ids import HubId
 from deltaweights.hub.locate import Hub, HubOptions, needed_files
 from deltaweights.hub.repo_listing import HubFile
 from deltaweights.manifest.digests import Digests
-from deltaweights.manifest.folder_entries import FolderEntries
+from deltaweights.manifest.folder_entries import FolderEntries, is_permitted
 from deltaweights.manifest.open_checkpoint import refuse_views
 from deltaweights.manifest.parse import parse_manifest
 from deltaweights.manifest.records import MANIFEST, SUMS, FileRecord
@@ -69,11 +69,12 @@ class HubSource(VerifySource):
             if others := names - used:
                 self._report.note(f"{self.title}: {counted(len(others), 'other file')} not looked at")
             if weights:
-                files = {name: _stated(listing.files[name]) for name in used}
+                files = {name: _stated(listing.files[name]) for name in used if not is_permitted(name)}
                 self.stated = StatedHashes("the hashes that the Hub states", files)
         # Without a manifest, files of another format and folders are nobody's extras.
-        folders = {path.partition("/")[0] for path in listing.deeper} if has_manifest else set()
-        self.entries = FolderEntries.of_names(names if has_manifest else used, folders)
+        folders = {path.partition("/")[0] for path in listing.deeper}
+        self.entries = FolderEntries.of_names(*((names, folders) if has_manifest else (used, ())))
+        self.not_looked_at = frozenset() if has_manifest else frozenset((names - used) | folders)
         used &= set(self.directory.names())
         here = sorted(name for name in used if weights or listing.files[name].sha256 is None)
         self._hub.announce(self.directory, here)

@@ -232,7 +232,7 @@ def _read_input_tensors(reader: JsonReader) -> InputTensors:
 _VALUE: Read = JsonReader.value
 
 _PROOF: dict[str, Read] = {
-    **dict.fromkeys(("weights", "region", "violations", "evidence", "verdict", "rounded", "allowed"), _VALUE),
+    **dict.fromkeys(("weights", "region", "violations", "evidence", "verdict", "rounded", "reason", "allowed"), _VALUE),
     "tensors": _read_sizes,
     **dict.fromkeys(("untested", "whole"), lambda reader: [reader.interned(reader.value()) for _ in reader.items()]),
 }

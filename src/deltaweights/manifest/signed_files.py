@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 from deltaweights.manifest.digests import Digests
 from deltaweights.manifest.folder_check import FolderCheck
-from deltaweights.manifest.folder_entries import A_LINK
+from deltaweights.manifest.folder_entries import A_LINK, UNSIGNED
 from deltaweights.manifest.git_files import signed_git_files
 from deltaweights.manifest.records import MANIFEST, SUMS, sums_bytes
 from deltaweights.manifest.signer import Signer
+from deltaweights.manifest.verify_report import EXTRA_FILE
 from deltaweights.util import limits
 
 
@@ -58,11 +59,16 @@ def compare_signed(check: FolderCheck, signed: SignedFiles, digests: Digests) ->
     found = dict.fromkeys(files - check.kept_inside, "a file that was not read")
     found |= with_documents(check, {name: each.sha256 for name, each in digests.files.items() if name in files})
     if check.source.only is not None:
-        only = check.source.only
-        signed = replace(signed, digests={name: each for name, each in signed.digests.items() if name == only})
-        found = {name: each for name, each in found.items() if name == only}
+        # What the signer left out is what the signed manifest says of it.
+        names = {check.source.only} | ({MANIFEST} if check.source.only not in signed.digests else set())
+        signed = replace(signed, digests={name: each for name, each in signed.digests.items() if name in names})
+        found = {name: each for name, each in found.items() if name in names}
     elif check.is_listing:
         check.add_problem(check.title, "signatures cover results, not listings of other folders")
+    else:
+        for name in sorted(check.unread_folders | check.source.not_looked_at):
+            if not signed.leaves_out(name) and name not in UNSIGNED:
+                check.add_problem(name, "is not signed", "nobody looked at it: there is no manifest")
     for name, kind in check.source.entries.unsigned.items() if check.source.only is None else ():
         if kind == A_LINK or not signed.leaves_out(name):
             check.add_problem(name, "is not signed", kind)
@@ -73,6 +79,6 @@ def compare_signed(check: FolderCheck, signed: SignedFiles, digests: Digests) ->
             check.add_problem(name, "is signed, and missing")
         elif name not in signed.digests:
             if not signed.leaves_out(name):
-                check.add_problem(name, "is not signed", "an extra file")
+                check.add_problem(name, "is not signed", EXTRA_FILE)
         elif found[name] != signed.digests[name]:
             check.add_problem(name, "is not what was signed", found[name], signed.digests[name])

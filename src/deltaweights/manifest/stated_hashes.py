@@ -10,12 +10,16 @@ from pathlib import Path
 from deltaweights.checkpoint.file_type import LFS_POINTER
 from deltaweights.checkpoint.small_files import json_object
 from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.manifest.file_parts import is_loadable
 from deltaweights.manifest.records import FileRecord
 from deltaweights.manifest.verify_source import StatedFile, VerifySource
 from deltaweights.util import limits
 
 POINTER = "is a git-LFS pointer, not the file itself: run git lfs pull"
 MOST_POINTER = 1024  # bytes, by its specification
+
+APPLE_DOUBLE, MOST_LITTER = bytes.fromhex("00051607"), 1024 * 1024
+"""What macOS's ``._`` files, the attributes of another file, begin with, and the most bytes of one."""
 
 Fault = tuple[str, str | None, str | None]  # the problem, what was found, what was expected
 
@@ -39,6 +43,20 @@ def is_pointer(source: VerifySource, name: str, size: int) -> bool:
             return file.read(0, min(file.size, len(LFS_POINTER))) == LFS_POINTER
     except (InputOutputError, MalformedInput):
         return False
+
+
+def is_posing(source: VerifySource, name: str) -> bool:
+    """Return whether a file with the name of litter could be weights or code: ``._model.safetensors`` that macOS did not write."""
+    size = source.size(name)
+    if not is_loadable(name) or not size:
+        return False
+    if size > MOST_LITTER:
+        return True
+    try:
+        with closing(source.open(name)) as file:
+            return file.read(0, min(file.size, len(APPLE_DOUBLE))) != APPLE_DOUBLE
+    except (InputOutputError, MalformedInput):
+        return True
 
 
 def compare_stated(source: VerifySource, name: str, stated: StatedFile, found: FileRecord) -> Iterator[Fault]:

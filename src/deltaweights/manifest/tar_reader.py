@@ -1,6 +1,8 @@
 """Read a tar archive once, in order, in bounded memory: what is in a header never decides how much is read at once.
 
-Only plain files and folders have content. Links, devices and sparse files are told by their kind, for the caller to refuse.
+Only plain files have content. Links, devices and sparse files are told by their kind, for the caller to refuse. What programs
+read differently, so that one would unpack other files than another, is refused: a second name for a member, content of what is no
+file, a size that is stated twice, and anything behind the end.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ MOST_RECORD = 1024 * 1024
 """Bytes of a long name, or of extended attributes."""
 
 MOST_MEMBERS = 100_000
+
+LONG_SIZE = 8**11
+"""The least size that a header has no room for in octal digits."""
 
 Read = Callable[[int], bytes]  # returns that many bytes, fewer at the end only
 
@@ -55,30 +60,58 @@ class TarReader:
         for count in range(MOST_MEMBERS + 1):
             block = self._exactly(BLOCK)
             if not block.strip(b"\0"):
+                self._end(overrides)
                 return
             if count == MOST_MEMBERS:
                 raise self._malformed("too many members", f"more than {MOST_MEMBERS}")
             kind, name, size = self._header(block)
             if kind in {_LONG_NAME, _LONG_LINK}:
                 record = self._record(size).rstrip(b"\0")
-                overrides |= {"path": _text(record)} if kind == _LONG_NAME else {}
+                self._add(overrides, {"path": _text(record)} if kind == _LONG_NAME else {})
             elif kind in {_EXTENDED, _GLOBAL}:
                 found = self._attributes(self._record(size))
-                overrides |= found if kind == _EXTENDED else {}
+                self._add(overrides, found if kind == _EXTENDED else {})
                 if kind == _GLOBAL and set(found) & {"path", "size"}:
                     raise self._malformed("a global name or size")
             else:
-                yield from self._member(kind, overrides.pop("path", name), overrides.pop("size", str(size)))
+                yield from self._member(kind, overrides.get("path", name), self._size(overrides.get("size"), size))
                 overrides = {}
 
-    def _member(self, kind: bytes, name: str, size: str) -> Iterator[TarMember]:
-        if not size.isascii() or not size.isdigit():
-            raise self._malformed("size of a member is not a number", size[:40])
-        self._left = int(size) if _KINDS.get(kind) == FILE else 0
-        padding = -self._left % BLOCK
-        if kind == b"0" and name.endswith("/"):  # as the oldest archives have them
+    def _add(self, overrides: dict[str, str], found: dict[str, str]) -> None:
+        """Take what is stated of the next member. Which of two names counts depends on the program that unpacks it."""
+        for key, value in found.items():
+            if key in overrides:
+                raise self._malformed(f"a second {'name' if key == 'path' else key} for one member", value[:80])
+            overrides[key] = value
+
+    def _size(self, attribute: str | None, size: int) -> int:
+        """Return the size of a member; its header may only leave out one that is too long for it: some programs read no other."""
+        if attribute is None:
+            return size
+        if not attribute.isascii() or not attribute.isdigit():
+            raise self._malformed("size of a member is not a number", attribute[:40])
+        stated = int(attribute[:40])
+        if stated != size and stated < LONG_SIZE:
+            raise self._malformed("a second size for one member", attribute[:40], str(size))
+        return stated
+
+    def _end(self, overrides: dict[str, str]) -> None:
+        """Read what is behind the last member. Raises ``MalformedInput`` unless it is zeros: some programs look on."""
+        left = bool(overrides)
+        while not left and (rest := self._read(PIECE)):
+            left = bool(rest.strip(b"\0"))
+        if left:
+            raise self._malformed("something behind the end of the archive")
+
+    def _member(self, kind: bytes, name: str, size: int) -> Iterator[TarMember]:
+        if _KINDS.get(kind) == FILE and name.endswith("/"):  # as the oldest archives have folders
             kind = b"5"
-        yield TarMember(name, _KINDS.get(kind, "of an unknown kind"), self._left, self._chunks())
+        what = _KINDS.get(kind, "of an unknown kind")
+        if size and what != FILE:
+            raise self._malformed("content of what is no file", f"{name:.80}, {what}, of {size} bytes")
+        self._left = size
+        padding = -self._left % BLOCK
+        yield TarMember(name, what, self._left, self._chunks())
         for _ in self._chunks():
             pass
         self._exactly(padding)
@@ -133,7 +166,7 @@ class TarReader:
             if key.startswith(b"GNU.sparse"):
                 raise self._malformed("a sparse file", remedy="unpack it, and give the folder")
             if key in {b"path", b"size"}:
-                found[key.decode()] = _text(value)
+                self._add(found, {key.decode(): _text(value)})
             at += length
         return found
 

@@ -46,7 +46,7 @@ def report_of(
     ]
     notes += [f"{where(name)} is not in {check.compared_with}; no loader reads it" for name in sorted(check.harmless)]
     notes += [f"{where(name)} is no part of the checkpoint, and does no harm" for name in sorted(check.litter)]
-    unread = {name for name in check.unread_folders if not any(each.startswith(f"{name}/") for each in check.stated)}
+    unread = check.unread_folders - {name.partition("/")[0] for name in check.stated if "/" in name}
     notes += [f"{where(name)} is a folder, and was not looked at" for name in sorted(unread - check.litter)]
     return VerifyReport(
         target=check.source.title,
@@ -102,8 +102,8 @@ def verdict_of(
 
 _CONSEQUENCES = {
     WEIGHTS: "do not use these weights",
-    LOADER_FILES: "what a loader makes of the weights is not what was recorded",
-    EXTRAS: "no loader reads them",
+    LOADER_FILES: "a loader may not load what was recorded",
+    EXTRAS: "in files that no loader reads",
 }
 
 

@@ -37,12 +37,14 @@ def verify(
     workers: int | None = None,
     hub: HubOptions | None = None,
     weights: bool = True,
+    recompute: bool = False,
     report: Report | None = None,
 ) -> VerifyReport:
     """Check every file of ``folder`` against its manifest, and the folder against ``expect`` and ``expect_manifest``.
 
     ``expect`` is a content digest (``dw1:...``), of this layout or of the original one, recomputed from the bytes of all
-    tensors; ``expect_manifest`` is the sha256 of the manifest. ``manifest`` is the path of one that is stored elsewhere: then the
+    tensors; with ``recompute`` the one that the manifest states is expected where none is given. ``expect_manifest`` is the sha256
+    of the manifest. ``manifest`` is the path of one that is stored elsewhere: then the
     folder's own is ignored, and links to files are followed. ``signed`` are the files that a signature covers
     (``signing.folder.read_signature``). A model of the Hub (``ORG/NAME[@REVISION]``) is fetched into the cache or, as ``hub`` says,
     read once and not kept; without ``weights``, the manifest is compared with what the Hub states, and only small files are
@@ -58,14 +60,16 @@ def verify(
         raise UsageError("not a content digest", found=expect, expected="dw1: and 64 lower-case hex digits")
     if expect_manifest is not None and not re.fullmatch("[0-9a-fA-F]{64}", expect_manifest):
         raise UsageError("not a sha256", found=expect_manifest, expected="64 hex digits")
-    if expect is not None and not weights:
+    if (expect is not None or recompute) and not weights:
         remedy = "leave --expect or --no-weights out"
         raise UsageError("a content digest is recomputed from the weights", remedy=remedy)
     external = None if manifest is None else Path(manifest)
     from_hub = FromHub(hub, weights, external)
-    with closing(open_source(folder, from_hub, with_tensors=expect is not None, report=report)) as source:
+    with closing(open_source(folder, from_hub, with_tensors=expect is not None or recompute, report=report)) as source:
         check = FolderCheck(source, external, expects_content=expect is not None)
         check.read_manifest(expect_manifest)
+        if recompute and expect is None and check.manifest is not None and source.only is None:
+            expect = check.manifest.content_digest
         return finish_verify(check, expect=expect, signed=signed, workers=workers, report=report)
 
 

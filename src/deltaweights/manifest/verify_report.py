@@ -13,6 +13,9 @@ from deltaweights.util.text import short_repr
 
 FILE, TENSOR, CONTENT = "file", "tensor", "content digest"  # what a problem may be about
 
+EXTRA_FILE = "an extra file"
+"""``found`` of a problem: a file that nothing states, and that a loader may read."""
+
 NOT_PINNED = "intact, but not what you pinned"
 
 

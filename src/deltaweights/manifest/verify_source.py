@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -45,6 +45,11 @@ class StatedHashes:
     documents: frozenset[str] = frozenset()
     fault: tuple[str, str] | None = None
 
+    @property
+    def folders(self) -> frozenset[str]:
+        """The folders inside in which something is stated: other files there are extra ones."""
+        return frozenset(name.rpartition("/")[0] for name in self.files if "/" in name)
+
 
 class VerifySource(ABC):
     """Files to verify. ``title`` is what messages call the whole: a path, or a model's id."""
@@ -54,6 +59,8 @@ class VerifySource(ABC):
     """The names at the top level; whatever may be read without any further condition is among its ``files``."""
     unread: frozenset[str] = frozenset()
     """The files of which ``digests`` has what somebody states, not what was read."""
+    not_looked_at: frozenset[str] = frozenset()
+    """Files and folders that are there, and neither among ``entries`` nor compared."""
     most_workers: int | None = None
     """How many files may be read at once; None for any number."""
     stated: StatedHashes | None = None
@@ -92,7 +99,7 @@ class VerifySource(ABC):
             return read_all(file, most)
 
     def state(self, stated: StatedHashes | None) -> None:
-        """Take what states the hashes if there is no manifest; files that it names in folders inside are looked at, too."""
+        """Take what states the hashes if there is no manifest; folders inside of which it names files are looked at, too."""
         self.stated = stated
 
     def close(self) -> None:  # noqa: B027  (most hold nothing)
@@ -109,19 +116,24 @@ class LocalSource(VerifySource):
 
     def state(self, stated: StatedHashes | None) -> None:
         self.stated = stated
-        for name in stated.files if stated is not None else ():
-            if "/" in name and self._is_plain(name):
-                self.entries.files.add(name)
+        for folder in stated.folders if stated is not None else ():
+            with suppress(OSError, ValueError):
+                names = os.listdir(self.root / folder) if self._is_plain(folder, stat.S_ISDIR) else ()  # noqa: PTH208
+                for name in (f"{folder}/{name}" for name in names):
+                    if self._is_plain(name):
+                        self.entries.files.add(name)
+                    elif not self._is_plain(name, stat.S_ISDIR):
+                        self.entries.others[name] = "a link, or a special file"
 
-    def _is_plain(self, name: str) -> bool:
-        """Return whether a file in a folder inside is a regular file, and no link is on the way."""
+    def _is_plain(self, name: str, kind: Callable[[int], bool] = stat.S_ISREG) -> bool:
+        """Return whether a file in a folder inside is a regular file (or of ``kind``), and no link is on the way."""
         place = self.root
         try:
             for part in name.split("/"):
                 if not (place == self.root or stat.S_ISDIR(place.lstat().st_mode)):
                     return False
                 place /= part
-            return stat.S_ISREG(place.lstat().st_mode)
+            return kind(place.lstat().st_mode)
         except (OSError, ValueError):
             return False
 

@@ -9,7 +9,7 @@ from deltaweights.manifest.digest import content_digest
 from deltaweights.manifest.findings import Findings, ProofRecord, Verdict
 from deltaweights.manifest.records import FileRecord, Fragment, TensorRecord, manifest_pieces
 from deltaweights.manifest.tally import Proof
-from deltaweights.merge.base_proof import stored_whole, untested, verdict
+from deltaweights.merge.base_proof import WIDER, stored_whole, untested, verdict
 from deltaweights.merge.choices import ORIGINAL
 from deltaweights.merge.plan import InputFileRecord, InputRecord, Plan, spec_document
 from deltaweights.util.text import Json, LazyObject
@@ -27,11 +27,12 @@ def findings_of(
     stated: bool = False,
     rounded: str = "",
     allowed: bool = False,
+    wider: frozenset[str] = frozenset(),
 ) -> Findings:
     """Return what was found in all tensors.
 
     ``other_dtype`` is ``Plan.rounded``; ``stated``: a recipe states the arithmetic of the delta; ``rounded``: how it seems to have
-    been rounded since; ``allowed``: the user accepts a base that is not proved.
+    been rounded since; ``allowed``: the user accepts a base that is not proved; ``wider`` as in ``wider_tensors``.
     """
 
     def counts(what: str) -> dict[str, int]:
@@ -50,6 +51,7 @@ def findings_of(
             stated=stated,
             rounded=rounded,
             allowed=allowed,
+            wider=wider,
         ),
     )
 
@@ -65,16 +67,24 @@ def _not_restored(records: Mapping[str, TensorRecord]) -> dict[str, int]:
 
 
 def proof_of(
-    proofs: Mapping[str, Proof], *, stated: bool = False, rounded: str = "", allowed: bool = False
+    proofs: Mapping[str, Proof],
+    *,
+    stated: bool = False,
+    rounded: str = "",
+    allowed: bool = False,
+    wider: frozenset[str] = frozenset(),
 ) -> ProofRecord | None:
     """Return the base proof of all tensors together; None when there are none. The rest is as in ``findings_of``."""
     if not proofs:
         return None
+    violated = {name for name, proof in proofs.items() if proof.violations}
+    if violated and violated <= wider and not rounded:
+        rounded = WIDER
     judged, total, whole = verdict(proofs), sum(proofs.values(), Proof()), stored_whole(proofs)
     record = ProofRecord(
         **asdict(total),
         verdict=judged.value,
-        tensors={name: proof.violations for name, proof in proofs.items() if proof.violations},
+        tensors={name: proofs[name].violations for name in proofs if name in violated},
         untested=untested(proofs),
         whole=whole,
         rounded=rounded if total.violations else "",
@@ -84,7 +94,7 @@ def proof_of(
 
 def is_refused(proof: ProofRecord, *, stated: bool) -> bool:
     """Return whether a merge with this proof is published only if the user insists."""
-    unproved = proof.verdict not in {Verdict.PROVED, Verdict.NO_EVIDENCE}
+    unproved = proof.verdict not in {Verdict.PROVED, Verdict.NO_EVIDENCE, Verdict.NOT_LOOKED_AT}
     return proof.refuted or bool(proof.whole) or (stated and unproved)
 
 

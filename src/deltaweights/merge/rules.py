@@ -15,7 +15,8 @@ from deltaweights.checkpoint.tensors import LazyTensor, TensorSpec
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch
 from deltaweights.merge.operation import Fate, NewRows, Operation
-from deltaweights.recipes.pair_check import EMBEDDING, HEAD, likely_reason, pair_warnings
+from deltaweights.recipes.incomplete import EMBEDDING, HEAD
+from deltaweights.recipes.pair_check import likely_reason, pair_warnings
 from deltaweights.recipes.stored_form import quantized_form
 from deltaweights.util.interruption import check
 from deltaweights.util.text import counted

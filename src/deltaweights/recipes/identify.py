@@ -30,6 +30,7 @@ class Identity:
     certain: bool = False  # whether computed hashes of all files match
     typical: float | None = None  # the root mean square of sampled matrices, if there are any
     is_delta: bool = False  # whether the hashes of all files, or a manifest of ours, say so
+    is_merge: bool = False  # whether a manifest of ours says so
 
     @property
     def no_model(self) -> str | None:
@@ -63,7 +64,8 @@ def identify(
     text = said or _by_shapes(checkpoint, typical)
     if all(weights.file.path.name in hashes for weights in checkpoint.files):
         text += f"; the sha256 of its files{'' if read else STATED} are not among those that are known"
-    return Identity(text, typical=typical, is_delta=is_delta)
+    is_merge = said is not None and manifest is not None and manifest.kind == "merge"
+    return Identity(text, typical=typical, is_delta=is_delta, is_merge=is_merge)
 
 
 def _by_hashes(checkpoint: Checkpoint, hashes: Mapping[str, str], *, read: bool) -> tuple[str, str | None, bool] | None:

@@ -15,6 +15,7 @@ from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch
+from deltaweights.recipes.incomplete import EMBEDDING, HEAD, incomplete
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.recipes.stored_form import (
     StoredForm,
@@ -26,7 +27,6 @@ from deltaweights.recipes.stored_form import (
 )
 from deltaweights.util.text import counted
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 GATE = "model.layers.0.mlp.gate_proj.weight"
 
 MODEL_SIZES = {4096: "7B", 5120: "13B", 6656: "30B", 8192: "65B"}  # by hidden size
@@ -62,7 +62,7 @@ def check_pair(recipe: Recipe, base: Checkpoint, primary: Checkpoint) -> None:
                 problem, where=where, tensor=name, found="no such tensor", remedy=remedy, code=ErrorCode.OTHER_TENSORS
             )
     shapes = recipe.shapes
-    base_rows = rows({name: tensor.spec for name, tensor in base.model_tensors.items()})
+    base_rows = rows(_specs(base))
     if role == "target":
         base_rows = 0  # new rows of a base that a target was trained from belong to both
     if shapes.base_rows is not None and 0 < base_rows - shapes.base_rows <= MOST_ADDED:
@@ -93,12 +93,18 @@ def check_pair(recipe: Recipe, base: Checkpoint, primary: Checkpoint) -> None:
         found = layers(checkpoint.model_tensors)
         if shapes.layers is not None and found != shapes.layers:
             what = counted(found, "layer") if found else "no tensor named model.layers.*"
-            raise _mismatch(
-                recipe, checkpoint, what, counted(shapes.layers, "layer") if not found else shapes.layers, None
-            )
+            wanted = counted(shapes.layers, "layer") if not found else shapes.layers
+            raise _mismatch(recipe, checkpoint, what, wanted, None, incomplete(_specs(base), _specs(primary), role))
 
 
-def _mismatch(recipe: Recipe, checkpoint: Checkpoint, found: str, expected: object, tensor: str | None) -> Mismatch:
+def _mismatch(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    found: str,
+    expected: object,
+    tensor: str | None,
+    reason: str | None = None,
+) -> Mismatch:
     role, form = checkpoint.role, _form_of(checkpoint)
     problem, where = f"not the {role} of recipe {recipe.name}", f"{role} {checkpoint.path}"
     remedies = {
@@ -115,14 +121,17 @@ def _mismatch(recipe: Recipe, checkpoint: Checkpoint, found: str, expected: obje
         tensor=tensor,
         found=found,
         expected=expected,
-        remedy=remedies[role],
+        remedy=reason or remedies[role],
         code=code,
     )
 
 
 def _form_of(checkpoint: Checkpoint) -> StoredForm | None:
-    specs = {name: tensor.spec for name, tensor in checkpoint.model_tensors.items()}
-    return stored_form(specs)
+    return stored_form(_specs(checkpoint))
+
+
+def _specs(checkpoint: Checkpoint) -> Specs:
+    return {name: tensor.spec for name, tensor in checkpoint.model_tensors.items()}
 
 
 def likely_reason(base: Specs, primary: Specs, role: str) -> str:
@@ -132,9 +141,16 @@ def likely_reason(base: Specs, primary: Specs, role: str) -> str:
         return reason
     making = role == "target"
     remedy = REMEDY_TO_MAKE if making else REMEDY
-    reason = _other_size(base, primary, role, remedy)
+    reason = _other_size(base, primary, role, remedy) or incomplete(base, primary, role)
     if reason is not None:
         return reason
+    layers_base, layers_primary = layers(base), layers(primary)
+    for of, found, specs in (("base", layers_base, base), (role, layers_primary, primary)):
+        if found == 0 < layers_base + layers_primary:
+            what = (
+                f"the {of} has no tensor named model.layers.*, as the other one has; its names: {listed_names(specs)}"
+            )
+            return f"{what}; {COMPARE}"
     for name, twin in ((HEAD, EMBEDDING), (EMBEDDING, HEAD)):
         if name in primary and name not in base and twin in base:
             what = f"the base has no {name}, and no config.json that says tie_word_embeddings: true"
@@ -148,13 +164,6 @@ def likely_reason(base: Specs, primary: Specs, role: str) -> str:
         return (
             f"{likely}, or {remedy}" if rows(base) not in FINE_TUNED_ROWS else f"{_owner(base)}; or {padded}; {remedy}"
         )
-    layers_base, layers_primary = layers(base), layers(primary)
-    for of, found, specs in (("base", layers_base, base), (role, layers_primary, primary)):
-        if found == 0 < layers_base + layers_primary:
-            what = (
-                f"the {of} has no tensor named model.layers.*, as the other one has; its names: {listed_names(specs)}"
-            )
-            return f"{what}; {COMPARE}"
     if layers_base != layers_primary:
         return f"base has {layers_base} layers, the {role} {layers_primary}: two models, or an incomplete one; {remedy}"
     if rows(base) in FINE_TUNED_ROWS and not making:
@@ -215,6 +224,9 @@ def _common_prefix(specs: Specs) -> str:
 def _other_size(base: Specs, primary: Specs, role: str, remedy: str) -> str | None:
     """Return the reason if the two differ in width, or one has a whole fraction of each matrix, as one of several devices has."""
     hidden_base, hidden_primary = hidden_size(base), hidden_size(primary)
+    if _is_transposed(base, primary):
+        what = f"the matrices of base and {role} are transposed to each other: JAX, and GPT-2's Conv1D, store columns for rows"
+        return f"{what}; transpose those of one of them"
     if hidden_base != hidden_primary and hidden_base and hidden_primary:
         return f"likely models of two sizes: base {_size(hidden_base)}, {role} {_size(hidden_primary)}; {remedy}"
     for of, part, whole in (("base", base, primary), (role, primary, base)):
@@ -227,6 +239,15 @@ def _other_size(base: Specs, primary: Specs, role: str, remedy: str) -> str | No
             what = f"the {of} has 1/{parts:.0f} of the rows of each matrix: it is likely one of {parts:.0f} tensor-parallel parts"
             return f"{what}; join them, with the tool that split them"
     return None
+
+
+def _is_transposed(base: Specs, primary: Specs) -> bool:
+    """Return whether all matrices that are not square have the other's shape turned round."""
+    pairs = [
+        (base[name].shape, primary[name].shape) for name in base if name in primary and name not in {EMBEDDING, HEAD}
+    ]
+    oblong = [(one, other) for one, other in pairs if len(one) == len(other) == 2 and one[0] != one[1]]
+    return bool(oblong) and all(one == other[::-1] for one, other in oblong)
 
 
 def _other_content(base: Specs, primary: Specs, role: str) -> str | None:

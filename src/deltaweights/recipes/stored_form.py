@@ -134,6 +134,10 @@ def _headless(specs: Specs) -> StoredForm | None:
         ("embed_tokens.weight", "LlamaModel", "LlamaForCausalLM"),
         ("language_model.embed_tokens.weight", "LlavaModel", "LlavaForConditionalGeneration"),
     ):
+        head = next((name for name in ("lm_head.weight", "language_model.lm_head.weight") if name in specs), None)
+        if embedding in specs and head is not None:
+            what = f"named as {saved} is inside a model, beside a head ({head})"
+            return StoredForm(what, f"put model. before all of its names but {head}")
         if embedding in specs:
             return StoredForm(f"saved without its head ({saved}, not {whole})", "use the full checkpoint")
     return None

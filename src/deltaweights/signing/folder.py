@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deltaweights.checkpoint.small_files import read_small
 from deltaweights.error_codes import ErrorCode
-from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy
+from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, TargetBusy, UsageError
 from deltaweights.manifest.folder_entries import UNSIGNED
 from deltaweights.manifest.parse import Manifest
 from deltaweights.manifest.signed_files import SignedFiles
@@ -160,6 +160,9 @@ def read_keyless_signature(
     >>> verify("merged", signed=signed).ok  # doctest: +SKIP
     True
     """
+    if not (identity and issuer):
+        problem = "an empty identity or issuer says nothing of who signed"
+        raise UsageError(problem, found=f"{identity!r}, {issuer!r}", remedy="is a variable unset?")
     require("sign", "a signature")
     path = Path(folder) / SIGNATURE if signature is None else Path(signature)
     signer, trust = Signer(identity, issuer), None if trust_config is None else Path(trust_config)

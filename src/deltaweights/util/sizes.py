@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import UsageError
@@ -16,19 +17,26 @@ LEAST_BARE = 10**6
 
 
 def parse_size(text: str | int, what: str) -> int:
-    """Return the bytes in ``text``, the value of ``what``: ``5GB``, ``512MiB``, ``8000B``; an ``int`` counts bytes.
+    """Return the bytes in ``text``, the value of ``what``: ``5GB``, ``0.2 mb``, ``512MiB``; an ``int`` counts bytes.
+
+    What huggingface_hub reads is read in the same way: decimals, spaces, and units without regard to case.
 
     Raises ``UsageError``, also for text that is a number below ``LEAST_BARE`` without a unit.
     """
-    parts = re.fullmatch(r"([0-9]{1,15})\s*([A-Za-z]*)", str(text).strip())
-    size = int(parts[1]) * UNITS.get(parts[2].upper(), 0) if parts else 0
+    parts = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{0,15})?|\.[0-9]{1,15})\s*([A-Za-z]*)", str(text).strip())
+    number, unit = (Decimal(parts[1]), parts[2].upper()) if parts else (Decimal(0), "")
+    if parts and number and isinstance(text, str) and not unit and number < LEAST_BARE:
+        expected = "a unit: B, KB, MB, GB, KiB, MiB or GiB"
+        remedy = f"write {parts[1]}GB if you mean gigabytes, {parts[1]}B if you mean bytes"
+        raise UsageError(f"{what} has no unit", found=text, expected=expected, remedy=remedy, code=ErrorCode.NOT_A_SIZE)
+    size = int(number * UNITS.get(unit, 0))
     if size < 1:
         expected = "a number above 0 with B, KB, MB, GB, KiB, MiB or GiB"
-        raise UsageError(f"{what} is not a size", found=text, expected=expected, code=ErrorCode.NOT_A_SIZE)
-    if parts and isinstance(text, str) and not parts[2] and size < LEAST_BARE:
-        number, expected = parts[1], "a unit: B, KB, MB, GB, KiB, MiB or GiB"
-        remedy = f"write {number}GB if you mean gigabytes, {number}B if you mean bytes"
-        raise UsageError(f"{what} has no unit", found=text, expected=expected, remedy=remedy, code=ErrorCode.NOT_A_SIZE)
+        letter = parts is not None and number and unit and f"{unit}B" in UNITS
+        remedy = f"write {str(text).strip()}B" if letter else ""
+        raise UsageError(
+            f"{what} is not a size", found=text, expected=expected, remedy=remedy or None, code=ErrorCode.NOT_A_SIZE
+        )
     return size
 
 

@@ -356,7 +356,10 @@ ARCHIVES: dict[str, tuple[bytes, str]] = {
         "bytes after the archive: found 5 bytes after the end record, expected none, nor a comment",
     ),
     "row34-encrypted": (join(changed("data/0", flags=0x0809)), "zip member archive/data/0 is encrypted"),
-    "row34-torchscript": (join([*GOOD, Part("archive/code/m.py", b"")]), "a TorchScript program: found code/m.py"),
+    "row34-torchscript": (
+        join([*GOOD, Part("archive/code/m.py", b"")]),
+        "a TorchScript program: found archive/code/m.py",
+    ),
     "row34-constants": (join([*GOOD, Part("archive/constants.pkl", b"")]), "a TorchScript program"),
     "row34-big-endian": (
         join(changed("byteorder", data=b"big")),

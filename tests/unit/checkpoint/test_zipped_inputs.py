@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -327,14 +326,22 @@ def test_row69_an_archive_inside_the_target(deflated_pair: tuple[Path, Path], tm
     assert before == tree_of(tmp_path)
 
 
-def test_a_dry_run_leaves_nothing(deflated_pair: tuple[Path, Path], run: Run, tmp_path: Path) -> None:
+def test_a_dry_run_leaves_nothing(
+    deflated_pair: tuple[Path, Path],
+    run: Run,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A dry run of deflated archives shows the plan of the folders that they hold, and leaves no files."""
-    before, temporary = tree_of(tmp_path), names_in(Path(tempfile.gettempdir()))
+    temporary = tmp_path_factory.mktemp("temporary")  # nobody else's files come and go there
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    before = tree_of(tmp_path)
     done = run(*apply_arguments(deflated_pair, tmp_path / "out"), "--dry-run", "--json")
     assert done.returncode == 0, done.stderr
     assert before == tree_of(tmp_path)
     assert names_in(tmp_path) == ["base.zip", "delta.zip"]
-    assert [name for name in names_in(Path(tempfile.gettempdir())) if name not in temporary] == []
+    assert names_in(temporary) == []
     base, delta = save(BASE, tmp_path / "base"), save(DELTA, tmp_path / "delta", "safetensors")
     with prepare_merge(base, delta, tmp_path / "out", max_shard_size=SHARD) as job:
         assert json.loads(done.stdout)["plan"] == job.plan.identity

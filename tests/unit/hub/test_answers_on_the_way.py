@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from deltaweights.errors import InputOutputError, UsageError
 from deltaweights.hub.transfer import CONTENT_RANGE
+from tests.conftest import Run
 from tests.support.errors import refused
 from tests.support.hub_checkpoint import BASE, GOOD, ONE, TWO, assert_whole
 from tests.support.hub_client import Machine
@@ -91,3 +95,45 @@ def test_who_refuses(machine: Machine, folder: Path, status: int, token: str | N
         with refused(InputOutputError, problem=problem, remedy=remedy) as caught:
             machine.fetch(BASE, token=token)
     assert caught.value.code.text == code
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    """A proxy that makes no tunnel."""
+
+    status = 407
+
+    def do_CONNECT(self) -> None:
+        self.send_error(self.status)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "problem", "remedy"),
+    [
+        (407, "the proxy wants a password", "put user and password into HTTPS_PROXY or HTTP_PROXY"),
+        (
+            403,
+            "the proxy lets nobody connect to this host (403)",
+            "ask who runs the proxy, or leave the host out of it with NO_PROXY",
+        ),
+    ],
+)
+def test_a_proxy_that_makes_no_tunnel(
+    run: Run, monkeypatch: pytest.MonkeyPatch, status: int, problem: str, remedy: str
+) -> None:
+    """What a proxy answers to CONNECT is told as the proxy's, at once, with the host that was wanted."""
+    handler = type("Handler", (_Refusing,), {"status": status})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.server_port}")
+        monkeypatch.setenv("HF_ENDPOINT", "https://hub.test")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        done = run("download", BASE, "--json")
+        proxy.shutdown()
+    assert done.returncode == 5, done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert (error["problem"], error["where"], error["remedy"]) == (problem, "hub.test", remedy)
+    assert error["code"] == "E-NETWORK"

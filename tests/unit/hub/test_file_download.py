@@ -192,7 +192,8 @@ def test_interrupted_while_merging(machine: Machine, wide_torch: Pair, number: s
         first = arrived(hub)
     if number == signal.SIGINT:
         assert process.returncode == 130
-        kept = r"[0-9]+ of [0-9]+ shards? (is|are) finished and kept; run the same command again to continue"
+        fetched = "[0-9.]+ MB of [0-9.]+ MB fetched and kept"
+        kept = f"{fetched}; [0-9]+ of [0-9]+ shards? (is|are) finished and kept; run the same command again to continue"
         assert re.fullmatch(f"deltaweights: error: interrupted; {kept}\n", err)
     assert first < weights_of(wide_torch)
     with HubServer() as hub:

@@ -85,6 +85,7 @@ def by_hand(folder: Path, prompt: str, images: tuple[Path, ...], tokens: int) ->
     return str(processor.tokenizer.decode(new, skip_special_tokens=True).split("###")[0].strip())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_the_answer_is_the_librarys(count: int, random_llava: Path, pictures: tuple[Path, Path]) -> None:
     """With no, one and two images the answer of random weights is what transformers gives by hand, token for token."""

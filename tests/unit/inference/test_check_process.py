@@ -46,6 +46,7 @@ def test_a_child_checks_and_passes_warnings_on(tmp_path: Path, monkeypatch: pyte
         assert all(fact in warning for fact in facts)
 
 
+@pytest.mark.slow
 def test_a_child_raises_what_the_check_found(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first problem is the parent's error, named by the target; a false package where the user stands is not imported."""
     edit(llava / "generation_config.json", lambda ids: ids.update(eos_token_id=1))

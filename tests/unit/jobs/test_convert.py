@@ -211,6 +211,7 @@ def test_convert_dry_run(run: Run, tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["meta", "meta.zip"]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("left", [0, 11, 20])
 def test_row66_convert_that_is_killed_goes_on(tmp_path: Path, left: int) -> None:
     """After SIGKILL at any tensor, the same conversion reuses the finished shards and gives the same files."""

@@ -249,7 +249,7 @@ def check_warnings(told: RecordingReport, facts: list[tuple[str, str]]) -> None:
         assert missing_facts(text, *expected) == []
 
 
-@pytest.mark.sampled(14)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("block", [1 << 20, 64, 7])
 @pytest.mark.parametrize("case", UNIFORM)
 def test_matrices_of_one_number_are_named(tmp_path: Path, case: str, block: int) -> None:

@@ -197,7 +197,13 @@ def test_json(run: Run, tmp_path: Path, container: str, shards: int) -> None:
     } == {key: value for key, value in report.items() if key not in {"tensors", "files", "identity"}}
     typical = report["identity"].pop("typical")
     assert 0.015 < typical < 0.025
-    assert report["identity"] == {"text": IDENTITY, "model": None, "certain": False, "is_delta": False}
+    assert report["identity"] == {
+        "text": IDENTITY,
+        "model": None,
+        "certain": False,
+        "is_delta": False,
+        "is_merge": False,
+    }
 
 
 def test_order(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch
 from deltaweights.jobs.check_base import check_base
 from deltaweights.jobs.findings import doubt_of, judge_base
+from deltaweights.manifest.findings import ProofRecord
 from deltaweights.manifest.parse import parse_manifest
 from deltaweights.manifest.proof_text import proof_line
 from deltaweights.merge.record import proof_of
@@ -321,19 +322,19 @@ def test_exit_codes(tmp_path: Path, run: Run) -> None:
     unseen = run(*command, "--target", "c", "--recipe", "own.toml", "--no-prove", cwd=tmp_path)
     assert (unseen.returncode, unseen.stderr.count("\n")) == (0, 1)
     assert "--no-prove" in unseen.stderr
-    assert "proved" not in unseen.stdout
+    assert "base            NOT proved: not checked (--no-prove)" in unseen.stdout
 
 
 def test_a_skipped_proof_changes_no_weights(tmp_path: Path) -> None:
-    """``prove=False`` writes the same weights, records nothing of the base in manifest and result, and refuses no base."""
+    """``prove=False`` writes the same weights, records that nobody looked at the base, and refuses none."""
     wrong_pair(tmp_path)
     own = recipe_file(tmp_path)
     proved, _ = merge(tmp_path, "proved", recipe_file=own, allow_unproved_base=True, max_shard_size=2500)
     blind, told = merge(tmp_path, "blind", recipe_file=own, prove=False, max_shard_size=2500)
-    assert blind.proof is None
-    assert proof_line(blind.proof) is None
+    assert blind.proof == ProofRecord.not_looked_at("not checked (--no-prove)")
+    assert proof_line(blind.proof) == "NOT proved: not checked (--no-prove)"
     assert len(told.warnings) == 1
-    assert "proof" not in manifest_of(tmp_path / "blind")
-    assert "proof" in manifest_of(tmp_path / "proved")
+    assert manifest_of(tmp_path / "blind")["proof"]["verdict"] == "not looked at"
+    assert manifest_of(tmp_path / "proved")["proof"]["verdict"] == "violated"
     assert without_card(tmp_path / "blind") == without_card(tmp_path / "proved")
     assert blind.content_digest == proved.content_digest

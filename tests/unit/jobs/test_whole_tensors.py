@@ -97,6 +97,7 @@ def test_row58_whole_tensors_are_named_before_the_stream(tmp_path: Path, what: s
             merge(tmp_path, prove=False, **options)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("embedding", "what"),
     [

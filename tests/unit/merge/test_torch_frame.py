@@ -259,6 +259,7 @@ def test_past_four_gigabytes(tmp_path: Path, size: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("count", [2**31 - 512, 2**31 + 3])
 def test_zip_tools_agree_past_four_gigabytes(tmp_path: Path, count: int) -> None:
     """Zipfile and unzip, which compare every CRC and find every record, have nothing against wide records either."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 
 from deltaweights.checkpoint.foreign.formats import (
@@ -47,6 +48,11 @@ _PART = re.compile(r"(.+)-([0-9]+)-of-([0-9]+)\.[a-z]+")
 _TRAINER = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state.*|random_states.*|trainer_state)\.(bin|pt|pth|pkl)"
 )
+RENAMED = re.compile(
+    r"(.+?)(?: ?\([0-9]+\)| - Copy| copy)?(\.safetensors|\.bin|\.pth|\.pt|\.json)(?:\.[0-9]+|\.txt|\.bak|\.old|~)?"
+)
+"""A name that a browser, wget or an editor may have given a file; the groups are what it was before."""
+
 _ZIP, _PACKED = (
     (".zip",),
     (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar", ".gz", ".xz", ".zst"),
@@ -144,6 +150,42 @@ def _other_names(subject: Subject) -> Recognised | None:
     return Recognised(Layout.OTHER_NAMES, f"weights under other names ({some(names)})", remedy)
 
 
+def original_name(name: str) -> str:
+    """Return the name that a weights file or an index likely had."""
+    found = RENAMED.fullmatch(name)
+    return found[1] + found[2] if found else name
+
+
+def _is_renamed(subject: Subject, name: str) -> bool:
+    original = original_name(name)
+    known = original in MAIN_FILES or HF_WEIGHTS.fullmatch(original) or META_PART.fullmatch(original)
+    return bool(known) and original not in subject.files
+
+
+def _renamed(subject: Subject) -> Recognised | None:
+    """Recognise what downloaders and editors make of a name: a second copy, a suffix of their own."""
+    found = sorted((name for name in subject.files if _is_renamed(subject, name)), key=natural_key)
+    if not found:
+        return None
+    rest = ", and the others like it" if len(found) > 1 else ""
+    remedy = f"rename {subject.quoted(found[0])} to {shlex.quote(original_name(found[0]))}{rest}"
+    return Recognised(Layout.OTHER_NAMES, f"weights that were renamed ({some(found, 2)})", remedy)
+
+
+def lone_shard(subject: Subject, name: str) -> Recognised | None:
+    """Return what the file ``name`` of a folder is if it is one of several shards, and what to give in its place."""
+    part = _PART.fullmatch(name)
+    if part is None or not name.endswith(SUFFIXES) or int(part[3]) < 2:
+        return None
+    index = f"{part[1]}.{name.rpartition('.')[2]}.index.json"
+    found = f"shard {int(part[2])} of {int(part[3])}"
+    if index not in subject.files:
+        fetch = f"fetch {index} and the other shards from where it is from, and give their folder"
+        return Recognised(Layout.NO_INDEX, found, fetch)
+    is_only = index in MAIN_FILES and sum(each in MAIN_FILES for each in subject.files) == 1
+    return Recognised(Layout.OTHER_NAMES, found, f"give {subject.where if is_only else subject.path(index)}")
+
+
 def _archive(subject: Subject) -> Recognised | None:
     zips, packed = subject.ending(*_ZIP), subject.ending(*_PACKED)
     if zips:
@@ -189,7 +231,7 @@ def _unknown(subject: Subject) -> Recognised:
 _FORMATS: tuple[Rule, ...] = (encrypted, llama_cpp, flax, tensorflow, distributed, deepspeed, megatron, other_formats)
 _FILE_RULES: tuple[Rule, ...] = (_unfinished, adapter, *_FORMATS)
 _RULES: tuple[Rule, ...] = (
-    recognise_cache, xor_payload, diffusers, adapter, _below, *_FORMATS, projector, _unfinished, _no_index, _other_names,
-    _archive, _only_folder, _documents,
+    recognise_cache, xor_payload, diffusers, adapter, _below, *_FORMATS, projector, _unfinished, _renamed, _no_index,
+    _other_names, _archive, _only_folder, _documents,
 )  # fmt: skip
 """The first that knows the folder says what it is. What can be given as it is comes before what must be converted."""

@@ -85,9 +85,6 @@ class _ZipReader:
     def check_roles(self) -> None:
         """Refuse what cannot be a dict of tensors by its members alone, and check the small members."""
         for name in self.members:
-            if name == "constants.pkl" or name.startswith("code/"):
-                remedy = "save the model's state_dict with torch.save"
-                raise self.refuse("a TorchScript program", name, "a dict of tensors", remedy)
             if name not in {_PICKLE, *_SMALL} and not name.startswith(_STORAGE):
                 raise self.refuse("a member that torch.save does not write", self.members[name].name)
         if _PICKLE not in self.members:

@@ -114,6 +114,9 @@ def _check_method(archive: ZipInput, name: str, flags: int, method: int) -> None
     rules = archive.rules
     if flags & _ENCRYPTED or method == _WINZIP_ENCRYPTED:
         raise _encrypted(archive, name)
+    if rules.script is not None and rules.script.fullmatch(name):
+        remedy = "save the model's state_dict with torch.save"
+        raise archive.refuse("a TorchScript program", name, "a dict of tensors", remedy)
     if method not in rules.methods:
         how = f" with {_OTHER_METHODS[method]}" if method in _OTHER_METHODS else ""
         found = METHODS.get(method, f"method {method}")

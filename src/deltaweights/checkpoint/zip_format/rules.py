@@ -5,6 +5,7 @@ The numbers are from PKWARE's APPNOTE.TXT 6.3.10: 4.4.4 (flags), 4.4.5 (methods)
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from deltaweights.checkpoint.files import InputFile
@@ -27,7 +28,8 @@ class ZipRules:
 
     ``what`` names such an archive and ``writer`` what writes it. ``objection`` says why a compressed member is refused,
     ``instead`` what to do about it. ``flags`` and ``extras`` are the allowed flags and extra fields of a member (None: all extra
-    fields but those that change what the member is). ``unflagged`` is the encoding of names without the UTF-8 flag.
+    fields but those that change what the member is). ``unflagged`` is the encoding of names without the UTF-8 flag. ``script``
+    matches the members of a program of TorchScript, which are compressed, and refused as what they are.
     """
 
     what: str
@@ -43,6 +45,7 @@ class ZipRules:
     comment: bool
     most_members: int
     most_directory: int
+    script: re.Pattern[str] | None = None
 
 
 TORCH_ZIP = ZipRules(
@@ -59,6 +62,7 @@ TORCH_ZIP = ZipRules(
     comment=False,
     most_members=200_000,
     most_directory=64 * 2**20,  # torch writes about 60 bytes per tensor
+    script=re.compile(r"[^/]+/(constants\.pkl|code/.*)", re.DOTALL),
 )
 
 ANY_ZIP = ZipRules(
