@@ -116,19 +116,23 @@ def _without_outside(markdown: str) -> str:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the generated commands, and the decisions, into the navigation (called by mkdocs)."""
+    """Put all commands, and all decisions, into the navigation, below the page that lists them (called by mkdocs)."""
     decisions = sorted(path.name for path in (ROOT / "docs" / "decisions").glob("0*.md"))
-    lists: dict[str, list[Any]] = {
-        "COMMANDS": ["commands/index.md", *({name: f"commands/{name}.md"} for name in [*COMMANDS, *DROP_INS])],
-        "DECISIONS": ["decisions/README.md", *(f"decisions/{name}" for name in decisions)],
+    below: dict[str, list[Any]] = {
+        "commands/index.md": [{name: f"commands/{name}.md"} for name in [*COMMANDS, *DROP_INS]],
+        "decisions/README.md": [f"decisions/{name}" for name in decisions],
     }
-    for section in config.nav or []:
-        for entries in section.values() if isinstance(section, dict) else []:
-            for entry in entries if isinstance(entries, list) else []:
-                for title, value in entry.items() if isinstance(entry, dict) else []:
-                    if isinstance(value, list) and value and value[0] in lists:
-                        entry[title] = lists[value[0]]
+    _extend(config.nav or [], below)
     return config
+
+
+def _extend(entries: list[Any], below: dict[str, list[Any]]) -> None:
+    """Append to each list of the navigation that begins with a key of ``below`` the entries that belong there."""
+    for value in [value for entry in entries if isinstance(entry, dict) for value in entry.values()]:
+        if isinstance(value, list):
+            _extend(value, below)
+    if entries and isinstance(entries[0], str):
+        entries += below.get(entries[0], [])
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
