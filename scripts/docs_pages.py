@@ -111,7 +111,7 @@ def _without_outside(markdown: str) -> str:
         text, target, anchor = link[1], link[2], link[3]
         return f"[{text}]({inside[target]}{anchor})" if target in inside else text
 
-    markdown = re.sub(r"\[([^\]]+)\]\((\.\./[^)#]+)(#[^)]*)?\)", lambda m: replaced(m), markdown)
+    markdown = re.sub(r"\[([^\]]+)\]\((\.\./[^)#]+)(#[^)]*)?\)", replaced, markdown)
     return re.sub(r"\[([^\]]+)\]\((LICENSE|SECURITY\.md|CONTRIBUTING\.md|CHANGELOG\.md)\)", r"\1", markdown)
 
 
