@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -134,7 +135,7 @@ def test_weights_only_and_junit(machine: Machine, result: Path) -> None:
     done = machine.run(*check, "--weights-only", "--json")
     assert done.returncode == 0, done.stderr
     assert [model["ok"] for model in json.loads(done.stdout)["models"]] == [True, True]
-    assert "not counted     README.md" in machine.run(*check, "--weights-only").stdout
+    assert "not counted     models/one: README.md" in machine.run(*check, "--weights-only").stdout
     assert [suite.get("failures") for suite in ElementTree.parse("report.xml").getroot()] == ["0", "0"]  # noqa: S314
     flip(Path("models/two"))
     assert machine.run(*check, "--weights-only").returncode == 6
@@ -397,6 +398,38 @@ def test_a_key_that_is_none(result: Path, run: Run, tmp_path: Path) -> None:
     done = run("verify", "--lock", lock)
     assert done.returncode == 6
     assert "the public key cannot be read" in done.stdout
+
+
+def test_weights_only_counts_the_pinned_digest(result: Path, run: Run, tmp_path: Path) -> None:
+    """A lock whose digest is another fails, also where an edited card is not counted."""
+    shutil.copytree(result, tmp_path / "one")
+    lock = tmp_path / "deltaweights.lock"
+    assert run("pin", "one", "--output", lock.name, cwd=tmp_path).returncode == 0
+    lock.write_text(re.sub("dw1:[0-9a-f]{64}", f"dw1:{64 * '0'}", lock.read_text()))
+    (tmp_path / "one" / "README.md").write_text("edited")
+    done = run("verify", "--lock", lock.name, "--weights-only", cwd=tmp_path)
+    assert done.returncode == 6
+    assert "content digest is not the " in done.stdout
+
+
+def test_outputs_for_ci_of_a_lock(result: Path, run: Run, tmp_path: Path) -> None:
+    """None may be among the files that are pinned (2); a lock that cannot be read is an error in each."""
+    shutil.copytree(result, tmp_path / "one")
+    assert run("pin", "one", "--output", "deltaweights.lock", cwd=tmp_path).returncode == 0
+    for option, name in (("--junit", "r.xml"), ("--summary", "README.md")):
+        done = run("verify", "--lock", "deltaweights.lock", option, f"one/{name}", cwd=tmp_path)
+        assert (done.returncode, option in done.stderr) == (2, True)
+    assert verify(tmp_path / "one").ok
+    outputs = ("--junit", "r.xml", "--summary", "s.md", "--annotations")
+    done = run("verify", "--lock", "none.lock", *outputs, cwd=tmp_path)
+    assert done.returncode == 5
+    assert "::error title=deltaweights verify none.lock::" in done.stderr
+    assert "FAILED: `none.lock`" in (tmp_path / "s.md").read_text()
+    assert [suite.get("errors") for suite in suites(tmp_path / "r.xml")] == ["1"]
+
+
+def suites(path: Path) -> list[ElementTree.Element]:
+    return ElementTree.fromstring(path.read_bytes()).findall("testsuite")  # noqa: S314  (our own)
 
 
 def test_a_missing_lock(tmp_path: Path, run: Run) -> None:

@@ -114,6 +114,18 @@ def test_what_was_allowed_is_said_everywhere(run: Run, pair: Path) -> None:
     assert "NOT proved" in repr(again)
 
 
+def test_locks_and_summaries_say_what_was_allowed(run: Run, pair: Path) -> None:
+    """``pin`` and ``verify --lock`` warn of a refuted base, and a job's summary has it."""
+    merged(pair, "wrong")
+    pinned = run("pin", "merged", "--output", "deltaweights.lock", cwd=pair)
+    assert pinned.returncode == 0
+    assert "warning: merged: the base is refuted" in pinned.stderr
+    done = run("verify", "--lock", "deltaweights.lock", "--summary", "s.md", "-q", cwd=pair)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "warning: merged: the base is refuted" in done.stderr
+    assert "- **base**: `NOT proved: " in (pair / "s.md").read_text(encoding="utf-8")
+
+
 def test_check_warns_of_a_refuted_base(run: Run, pair: Path) -> None:
     """``check`` says it beside what it finds itself."""
     out = merged(pair, "wrong")
@@ -164,6 +176,63 @@ def test_a_refuted_merge_is_exported_only_if_allowed(run: Run, pair: Path) -> No
         assert "WARNING" in (pair / folder / "README.md").read_text(encoding="utf-8")
     with refused(Mismatch, code=ErrorCode.WRONG_BASE):
         export_checkpoint(pair / "converted", pair / "third")
+
+
+NOT_CHECKED = "NOT proved: not checked (--no-prove)"
+EXACT = "NOT proved: sums cannot prove it: the delta was computed in float16, not in float32: there its sums are exact"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [({"prove": False}, NOT_CHECKED), ({"compute_dtype": "float32"}, EXACT)],
+    ids=["no proof wanted", "another arithmetic"],
+)
+def test_what_nobody_looked_at_is_said_everywhere(run: Run, pair: Path, options: dict[str, Any], text: str) -> None:
+    """That the sums were not looked at stands in manifest and card, and travels through parts and copies."""
+    result = apply_delta(pair / "base", pair / "delta", pair / "merged", **options)
+    assert text in repr(result)
+    assert "Proof of the base: not looked at" in (pair / "merged" / "README.md").read_text(encoding="utf-8")
+    for part in ("1/2", "2/2"):
+        apply_part(pair / "base", pair / "delta", pair / "parts", part=part, **options)
+    finish_parts(pair / "parts")
+    assert (pair / "parts" / "manifest.json").read_bytes() == (pair / "merged" / "manifest.json").read_bytes()
+    export_checkpoint(pair / "merged", pair / "copy")
+    convert_checkpoint(pair / "copy", pair / "second")
+    for folder, of_source in (("merged", False), ("copy", True), ("second", True)):
+        claim = verify(pair / folder).base
+        assert claim is not None
+        assert (claim.verdict, claim.of_source, claim.refuted, claim.warning) == (
+            "not looked at", of_source, False, None,
+        )  # fmt: skip
+        assert claim.text.startswith(text)
+        for command in ("verify", "inspect"):
+            assert f"base            {text}" in run(command, pair / folder).stdout
+
+
+def test_another_arithmetic_that_was_allowed_is_recorded(pair: Path) -> None:
+    """A recipe states how the delta was made, its numbers say otherwise, and the user insists: those who receive it are warned."""
+    options: dict[str, Any] = {"recipe_file": recipe_file(pair, "float32", stated=True)}
+    with refused(Mismatch, code=ErrorCode.BASE_NOT_PROVED):
+        apply_delta(pair / "base", pair / "delta", pair / "out", **options)
+    proof = apply_delta(pair / "base", pair / "delta", pair / "out", allow_unproved_base=True, **options).proof
+    assert proof is not None
+    assert (proof.verdict, proof.allowed) == ("not looked at", True)
+    claim = verify(pair / "out").base
+    assert claim is not None
+    assert str(claim.warning).startswith("the base is not proved, and was accepted all the same")
+
+
+def test_a_merge_of_an_earlier_release_proves_nothing_through_copies(pair: Path) -> None:
+    """Its manifest has no proof where nobody looked: the copy says so."""
+    out = merged(pair, prove=False)
+    document = json.loads((out / "manifest.json").read_bytes())
+    del document["result"]["proof"]
+    (out / "manifest.json").write_text(json.dumps(document))
+    convert_checkpoint(out, pair / "copy")
+    claim = verify(pair / "copy").base
+    assert claim is not None
+    assert (claim.verdict, claim.of_source) == ("not looked at", True)
+    assert claim.text.startswith("NOT proved: its manifest has no proof of it")
 
 
 def test_parts_keep_what_was_allowed(pair: Path) -> None:
@@ -227,6 +296,9 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "untested are numbers": {"untested": [1, 2]},
     "whole is text": {"whole": "all"},
     "tensors are a list": {"tensors": ["w"]},
+    "counts of what was not looked at": {"verdict": "not looked at"},
+    "a reason not to look, of what was looked at": {"reason": "not checked"},
+    "a reason that is a page": {"reason": "x" * 10_000},
 }
 
 

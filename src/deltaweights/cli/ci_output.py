@@ -38,12 +38,16 @@ class CiOutput:
     summary: Path | None
     annotated: bool
 
-    def check(self, checked: str | None) -> None:
-        """Raise ``UsageError`` for a file that must not be written to; ``checked`` is what will be verified."""
+    def check(self, *verified: str | Path) -> None:
+        """Raise ``UsageError`` for a file that must not be written to, such as one among those that are ``verified``."""
+        for what, path in (("--summary", self.summary), ("--junit", self.junit)):
+            if path is not None and any(name_inside(Path(folder), path) for folder in verified):
+                problem = f"{what} would change what is verified"
+                raise UsageError(problem, found=path, expected="a file outside of DIR")
         if self.summary is not None:
-            _check_summary(self.summary, checked)
+            _check_summary(self.summary)
         if self.junit is not None:
-            _check_junit(self.junit, checked)
+            _check_junit(self.junit)
 
     def write(self, outcomes: Sequence[CheckedModel]) -> None:
         """Write what was asked for. Raises ``InputOutputError``."""
@@ -57,11 +61,8 @@ class CiOutput:
                 click.echo(line, err=True)
 
 
-def _check_summary(path: Path, folder: str | None) -> None:
-    """Raise ``UsageError`` unless a summary can be appended to ``path``: a text that is not among the files to verify."""
-    if folder is not None and name_inside(Path(folder), path):
-        problem = "--summary would change a file that is looked at"
-        raise UsageError(problem, found=path, expected="a file outside of DIR")
+def _check_summary(path: Path) -> None:
+    """Raise ``UsageError`` unless a summary can be appended to ``path``: to a text."""
     with wrap_os_errors(path, "look at it"):
         status = path.stat() if path.exists() else None
     if status is None:
@@ -84,11 +85,8 @@ def _is_text(path: Path, size: int) -> bool:
         return False
 
 
-def _check_junit(path: Path, folder: str | None) -> None:
-    """Raise ``UsageError`` for a report among the files to verify, or in place of another file."""
-    if folder is not None and name_inside(Path(folder), path):
-        problem = "--junit would add a file to those that are looked at"
-        raise UsageError(problem, found=path, expected="a file outside of DIR")
+def _check_junit(path: Path) -> None:
+    """Raise ``UsageError`` for a report in place of another file."""
     if path.exists() and not path.is_file():
         raise UsageError("--junit must name a file", found=path)
     if path.exists() and not _is_report(path):

@@ -74,7 +74,7 @@ def command(
     6: some do not.
     """
     ci = CiOutput(junit=junit, summary=summary, annotated=annotations)
-    ci.check(folder)
+    ci.check(*([] if folder is None else [folder]))
     if lock is not None:
         _verify_lock(lock, folder, options, ci=ci, weights_only=weights_only, as_json=as_json, quiet=quiet)
         return

@@ -12,8 +12,8 @@ from deltaweights.cli.failure import failure_of
 from deltaweights.cli.output import print_outcome
 from deltaweights.cli.signature import signed_by
 from deltaweights.error_codes import ErrorCode
-from deltaweights.errors import CheckFailed, DeltaweightsError
-from deltaweights.jobs.verify_lock import PinnedModel, verify_lock
+from deltaweights.errors import CheckFailed, DeltaweightsError, InputOutputError, MalformedInput
+from deltaweights.jobs.verify_lock import PinnedModel, read_lock, verify_lock
 from deltaweights.manifest.ci_report import CheckedModel
 from deltaweights.manifest.verify_report import VerifyReport
 from deltaweights.report import Report
@@ -35,10 +35,14 @@ def check_lock(
     Raises ``CheckFailed`` when a model is not as pinned.
     """
     found: list[tuple[PinnedModel, CheckedModel]] = []
-    for one in verify_lock(lock, report=report, **verification):
-        found.append((one, CheckedModel(one.pin.title, one.result, weights_only)))
-        for note in one.result.notes if isinstance(one.result, VerifyReport) else ():
-            report.note(note)
+    try:
+        ci.check(*(lock.parent / pin.path for pin in read_lock(lock) if pin.path is not None))
+        for one in verify_lock(lock, report=report, weights_only=weights_only, **verification):
+            found.append((one, CheckedModel(one.pin.title, one.result, weights_only)))
+            _tell(one, report)
+    except (InputOutputError, MalformedInput) as error:  # of the lock itself
+        ci.write([CheckedModel(str(lock), error)])
+        raise
     failed = sum(not outcome.ok for _, outcome in found)
     document = {
         "ok": not failed,
@@ -55,6 +59,16 @@ def check_lock(
         raise CheckFailed(problem, where=lock, remedy=remedy, code=ErrorCode.NOT_AS_RECORDED)
 
 
+def _tell(one: PinnedModel, report: Report) -> None:
+    """Report what is no problem, but worth telling."""
+    if not isinstance(one.result, VerifyReport):
+        return
+    for note in one.result.notes:
+        report.note(note)
+    if one.result.base is not None and one.result.base.warning is not None:
+        report.warn(f"{one.pin.title}: {one.result.base.warning}")
+
+
 def _lines(one: PinnedModel, *, passed: bool) -> Iterator[str]:
     title = one.pin.title
     if isinstance(one.result, DeltaweightsError):
@@ -62,7 +76,7 @@ def _lines(one: PinnedModel, *, passed: bool) -> Iterator[str]:
     elif passed:
         by = f"; signed by {one.signed}" if one.signed else ""
         yield f"verified        {title}: {one.result.weights.sentence}{by}"
-        yield from (f"not counted     {problem}" for problem in one.result.problems)  # with --weights-only
+        yield from (f"not counted     {title}: {problem}" for problem in one.result.problems)  # with --weights-only
     else:
         yield f"FAILED          {title}: {counted(len(one.result.problems), 'problem')}"
         yield from (f"                {problem}" for problem in one.result.problems)

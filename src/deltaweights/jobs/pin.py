@@ -51,6 +51,8 @@ def pin_model(
         given, signed=signed if path else None, weights=here, recompute=here, workers=workers, hub=hub, report=report
     )
     found.raise_if_failed()
+    if found.base is not None and found.base.warning is not None:
+        (report or Report()).warn(f"{model}: {found.base.warning}")
     if found.manifest_sha256 is None:
         problem, remedy = "has no manifest to pin", "keep one in git: deltaweights manifest, and verify --manifest"
         raise CheckFailed(problem, where=model, remedy=remedy)

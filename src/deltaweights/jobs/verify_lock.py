@@ -26,11 +26,12 @@ class PinnedModel:
     pin: Pin
     result: VerifyReport | DeltaweightsError
     signed: SignedFiles | None = None
+    weights_only: bool = False
 
     @property
     def ok(self) -> bool:
-        """Whether the model is what was pinned."""
-        return isinstance(self.result, VerifyReport) and self.result.ok
+        """Whether the model is what was pinned; with ``weights_only``, whether its weights are."""
+        return isinstance(self.result, VerifyReport) and _holds(self.result, weights_only=self.weights_only)
 
 
 def read_lock(path: Path) -> list[Pin]:
@@ -43,6 +44,7 @@ def verify_lock(
     *,
     hub: HubOptions | None = None,
     weights: bool = True,
+    weights_only: bool = False,
     trust_config: str | None = None,
     workers: int | None = None,
     report: Report | None = None,
@@ -50,7 +52,8 @@ def verify_lock(
     """Yield what became of each pin of the lock at ``path``, in its order, as soon as it is known.
 
     A model that cannot be verified does not keep the others from it. ``hub``, ``weights`` and ``workers`` are those of ``verify``,
-    ``trust_config`` is that of ``read_keyless_signature``. Raises ``InputOutputError`` and ``MalformedInput`` for the lock itself.
+    ``trust_config`` is that of ``read_keyless_signature``. With ``weights_only``, a model is right if its weights and pins are.
+    Raises ``InputOutputError`` and ``MalformedInput`` for the lock itself.
 
     >>> from pathlib import Path
     >>> from deltaweights import verify_lock
@@ -74,9 +77,10 @@ def verify_lock(
                 report=report,
             )
         except DeltaweightsError as error:
-            yield PinnedModel(pin=pin, result=error)
+            yield PinnedModel(pin=pin, result=error, weights_only=weights_only)
         else:
-            yield PinnedModel(pin=pin, result=_with_digest(found, pin), signed=signed)
+            result = _with_digest(found, pin, weights_only=weights_only)
+            yield PinnedModel(pin=pin, result=result, signed=signed, weights_only=weights_only)
 
 
 def _wanted(pin: Pin, trust_config: str | None) -> WantedSignature | None:
@@ -87,11 +91,15 @@ def _wanted(pin: Pin, trust_config: str | None) -> WantedSignature | None:
     return None
 
 
-def _with_digest(found: VerifyReport, pin: Pin) -> VerifyReport:
+def _holds(found: VerifyReport, *, weights_only: bool) -> bool:
+    return found.weights.ok if weights_only else found.ok
+
+
+def _with_digest(found: VerifyReport, pin: Pin, *, weights_only: bool) -> VerifyReport:
     """Return the report, with a problem where the pins contradict each other: the manifest is right, its content digest is not."""
-    if not found.ok or pin.content_digest in {None, found.content_digest}:
+    if not _holds(found, weights_only=weights_only) or pin.content_digest in {None, found.content_digest}:
         return found
     fault, is_pin = "content digest is not the pinned one", True
     problem = Problem(found.target, fault, found.content_digest, pin.content_digest, CONTENT, WEIGHTS, is_pin)
     weights = replace(found.weights, ok=False, problems=1, sentence=NOT_PINNED)
-    return replace(found, weights=weights, problems=(problem,))
+    return replace(found, weights=weights, problems=(*found.problems, problem))

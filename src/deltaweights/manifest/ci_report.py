@@ -55,6 +55,8 @@ def _section(outcome: CheckedModel) -> Iterator[str]:
     if isinstance(outcome.result, VerifyReport):
         for part, verdict in outcome.result.verdicts():
             yield f"- **{part}**: {'' if verdict.ok else 'FAILED: '}{_text(verdict.sentence)}"
+        if outcome.ok and outcome.result.base is not None:
+            yield f"- **base**: {_text(outcome.result.base.text)}"
         if outcome.ok and outcome.result.content_digest is not None:
             yield f"- **content digest**: {code_span(outcome.result.content_digest)}"
     problems = outcome.problems
