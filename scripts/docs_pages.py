@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,8 +81,9 @@ def _cell(text: str) -> str:
 
 def _text(help_text: str) -> str:
     """Return the help of a command as Markdown: what is not to be wrapped (after a backspace) is a code block."""
+    text = re.sub(r"\f.*", "", help_text, flags=re.DOTALL).rstrip()
     blocks = []
-    for block in re.split(r"\n\s*\n", re.sub(r"\f.*", "", help_text, flags=re.DOTALL)):
+    for block in re.split(r"\n\s*\n", inspect.cleandoc(text)):
         if block.lstrip(" ").startswith("\b"):
             code = "\n".join(line for line in block.splitlines() if line.strip() != "\b").replace("\b", "")
             blocks.append(f"```text\n{code}\n```")

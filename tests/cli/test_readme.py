@@ -76,6 +76,8 @@ def test_the_reference_has_every_option(name: str) -> None:
         assert all(f"`{flag}`" in row for flag in [*option.opts, *option.secondary_opts])
         assert " ".join((option.help or "").split()) in row.replace("\\|", "|").replace("&lt;", "<")
     assert len(page.split()) <= 1500
+    text = re.sub(r"```text\n.*?```", "", page, flags=re.DOTALL)
+    assert [line for line in text.splitlines() if line.startswith(" ")] == []  # Markdown would take it for code
 
 
 def test_the_picture_is_a_run() -> None:
