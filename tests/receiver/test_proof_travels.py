@@ -178,8 +178,8 @@ def test_a_refuted_merge_is_exported_only_if_allowed(run: Run, pair: Path) -> No
         export_checkpoint(pair / "converted", pair / "third")
 
 
-NOT_CHECKED = "NOT proved: not checked (--no-prove)"
-EXACT = "NOT proved: sums cannot prove it: the delta was computed in float16, not in float32: there its sums are exact"
+NOT_CHECKED = "not checked (--no-prove)"
+EXACT = "not proved: sums cannot prove it: the delta was computed in float16, not in float32: there its sums are exact"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_what_nobody_looked_at_is_said_everywhere(run: Run, pair: Path, options:
     """That the sums were not looked at stands in manifest and card, and travels through parts and copies."""
     result = apply_delta(pair / "base", pair / "delta", pair / "merged", **options)
     assert text in repr(result)
-    assert "Proof of the base: not looked at" in (pair / "merged" / "README.md").read_text(encoding="utf-8")
+    assert "Proof of the base: not checked" in (pair / "merged" / "README.md").read_text(encoding="utf-8")
     for part in ("1/2", "2/2"):
         apply_part(pair / "base", pair / "delta", pair / "parts", part=part, **options)
     finish_parts(pair / "parts")
@@ -202,7 +202,7 @@ def test_what_nobody_looked_at_is_said_everywhere(run: Run, pair: Path, options:
         claim = verify(pair / folder).base
         assert claim is not None
         assert (claim.verdict, claim.of_source, claim.refuted, claim.warning) == (
-            "not looked at", of_source, False, None,
+            "not checked", of_source, False, None,
         )  # fmt: skip
         assert claim.text.startswith(text)
         for command in ("verify", "inspect"):
@@ -216,7 +216,7 @@ def test_another_arithmetic_that_was_allowed_is_recorded(pair: Path) -> None:
         apply_delta(pair / "base", pair / "delta", pair / "out", **options)
     proof = apply_delta(pair / "base", pair / "delta", pair / "out", allow_unproved_base=True, **options).proof
     assert proof is not None
-    assert (proof.verdict, proof.allowed) == ("not looked at", True)
+    assert (proof.verdict, proof.allowed) == ("not checked", True)
     claim = verify(pair / "out").base
     assert claim is not None
     assert str(claim.warning).startswith("the base is not proved, and was accepted all the same")
@@ -231,8 +231,8 @@ def test_a_merge_of_an_earlier_release_proves_nothing_through_copies(pair: Path)
     convert_checkpoint(out, pair / "copy")
     claim = verify(pair / "copy").base
     assert claim is not None
-    assert (claim.verdict, claim.of_source) == ("not looked at", True)
-    assert claim.text.startswith("NOT proved: its manifest has no proof of it")
+    assert (claim.verdict, claim.of_source) == ("not checked", True)
+    assert claim.text.startswith("not checked: its manifest has no proof of it")
 
 
 def test_parts_keep_what_was_allowed(pair: Path) -> None:
@@ -296,7 +296,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "untested are numbers": {"untested": [1, 2]},
     "whole is text": {"whole": "all"},
     "tensors are a list": {"tensors": ["w"]},
-    "counts of what was not looked at": {"verdict": "not looked at"},
+    "counts of what was not looked at": {"verdict": "not checked"},
     "a reason not to look, of what was looked at": {"reason": "not checked"},
     "a reason that is a page": {"reason": "x" * 10_000},
 }

@@ -9,7 +9,7 @@ FOLLOWED: dict[str, tuple[str, ...]] = {
         "; --allow-unproved-base lets it pass",
         "give the delta itself{}",
     ),
-    "an id that has no recipe": ("`deltaweights recipes` lists them",),
+    "no recipe of this name": ("`deltaweights recipes` lists them",),
     "no configuration": ("a model in Hugging Face's layout has one; deltaweights convert writes it for one in Meta's",),
     "a key of the recipe that is missing": ("add it",),
     "index and shard are missing: the index alone": ("and the other shards, ",),
@@ -48,7 +48,6 @@ FOLLOWED: dict[str, tuple[str, ...]] = {
     "a vision tower in the original layout": ("give --layout transformers, or leave --vision-tower out",),
     "a signature without a key": ("give --public-key, or --identity and --issuer, too",),
     "no base": ("give it, or name a recipe: deltaweights recipes",),
-    "an id of the Hub for a recipe": ("give its recipe: --recipe {}",),
     "an archive in a folder": (
         "give the archive itself: {}",
         "give the {} itself{}",
@@ -173,6 +172,14 @@ FOLLOWED: dict[str, tuple[str, ...]] = {
 """By row of the tables in test_remedies.py, test_remedies_of_tools.py and test_remedies_of_places.py, whose remedies have these texts."""
 
 ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "tests/cli/test_help.py::test_what_is_to_be_given_instead": (
+        "`deltaweights recipes show {}` says what it needs",
+        "download it, and give the path",
+        "give --delta {}, and --base",
+        "give it as --delta {} or --base {}",
+        "give {}, or {}@REVISION",
+        "if it is a delta, give --delta {}, and --base",
+    ),
     "tests/diagnosis/test_remedies.py::test_no_token_is_set": ("check the token's permissions",),
     "tests/diagnosis/test_layouts.py::test_what_is_recommended_opens": ("give its snapshot, {}",),
     "tests/diagnosis/test_surface.py::test_flags_of_the_original_scripts": (

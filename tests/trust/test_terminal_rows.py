@@ -30,7 +30,7 @@ def on_a_terminal(*arguments: str | Path, encoding: str = "utf-8") -> tuple[int,
     """Run ``deltaweights ARGUMENTS`` on a terminal of its own; return the exit code and all that reached it."""
     controller, terminal = pty.openpty()
     command = ["-m", "deltaweights", *map(str, arguments)]
-    environment = os.environ | {"COLUMNS": "200"}
+    environment = os.environ | {"COLUMNS": "200", "NO_COLOR": "1"}  # our colours are the only controls
     with ThreadPoolExecutor(1) as pool:
         said = pool.submit(_all_of, controller)
         if encoding == "utf-8":

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from deltaweights.cli.command import flag
 from deltaweights.cli.log_report import report_for
 from deltaweights.cli.options import apply_options, hub_of, part_of, recipe_of
 from deltaweights.cli.original_flags import CommandWithDropIn
 from deltaweights.cli.output import print_finished, print_outcome
+from deltaweights.cli.values import BASE_MODEL, FOLDER, MODEL, RecipeName
 from deltaweights.cli.writing import write_checkpoint
 from deltaweights.errors import UsageError
 from deltaweights.util.interruption import GO_ON, advising
@@ -25,13 +27,30 @@ if TYPE_CHECKING:
     from deltaweights.jobs.request import Request
 
 
-@click.command("apply", cls=CommandWithDropIn)
-@click.argument("recipe", metavar="[RECIPE]", required=False)
-@click.option(
-    "--base", metavar="PATH", help="The original LLaMA: folder (Hugging Face's or Meta's), index, file or zip."
+EXAMPLES = (
+    "deltaweights apply llava-med-7b --target llava-med-7b",
+    "deltaweights apply --base llama-7b --delta my-delta --target merged",
+    "deltaweights apply llava-med-7b --base llama-7b --target merged --dry-run",
 )
-@click.option("--delta", metavar="PATH", help="The delta: folder, index, weights file, or zip archive.")
-@click.option("--target", required=True, metavar="PATH", help="The folder to create.")
+
+
+@click.command("apply", cls=CommandWithDropIn, examples=EXAMPLES)
+@click.argument("recipe", metavar="[RECIPE]", type=RecipeName(), required=False)
+@flag(
+    "Inputs",
+    "--base",
+    metavar="PATH|HUB_ID",
+    type=BASE_MODEL,
+    help="The original LLaMA: folder (Hugging Face's or Meta's), index, file or zip [default: the recipe's].",
+)
+@flag(
+    "Inputs",
+    "--delta",
+    metavar="PATH|HUB_ID",
+    type=MODEL,
+    help="The delta: folder, index, weights file, or zip archive [default: the recipe's].",
+)
+@flag("Output", "--target", required=True, metavar="PATH", type=FOLDER, help="The folder to create.")
 @apply_options
 def command(recipe: str | None, base: str | None, delta: str | None, target: str, **options: Any) -> None:
     """Add a delta to its base and write the merged checkpoint.

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deltaweights.cli.command import Command
 from deltaweights.cli.failure import failure_of
 from deltaweights.cli.json_output import json_bytes
 from deltaweights.cli.options import json_option, silent_option
 from deltaweights.cli.output import print_outcome
 from deltaweights.cli.terminal import TerminalReport
+from deltaweights.cli.values import FOLDER
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed
 from deltaweights.util.name_groups import group_names
@@ -27,8 +29,11 @@ AGAIN = "make a merge again with deltaweights export, or with apply --layout tra
 GIVE_THE_MODEL = "check the model itself: deltaweights apply makes it of the delta and its base"
 
 
-@click.command("check")
-@click.argument("folder", metavar="DIR")
+EXAMPLES = ("deltaweights check merged-hf",)
+
+
+@click.command("check", cls=Command, examples=EXAMPLES)
+@click.argument("folder", metavar="DIR", type=FOLDER)
 @json_option
 @silent_option
 def command(folder: str, *, as_json: bool, quiet: bool) -> None:

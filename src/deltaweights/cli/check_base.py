@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from deltaweights.cli.command import Command, flag
 from deltaweights.cli.options import (
     hub_of,
     hub_options,
@@ -19,6 +20,7 @@ from deltaweights.cli.options import (
 )
 from deltaweights.cli.output import print_outcome
 from deltaweights.cli.terminal import TerminalReport
+from deltaweights.cli.values import BASE_MODEL, MODEL, RecipeName
 from deltaweights.errors import UsageError
 
 
@@ -28,13 +30,26 @@ def _share(_ctx: click.Context, _parameter: click.Parameter, value: float) -> fl
     return value
 
 
-@click.command("check-base")
-@click.argument("recipe", metavar="[RECIPE]", required=False)
-@click.option("--base", required=True, metavar="PATH", help="The base that you hold.")
-@click.option("--delta", metavar="PATH", help="The delta [default: the recipe's].")
+EXAMPLES = (
+    "deltaweights check-base llava-med-7b --base llama-7b --sample 0.05",
+    "deltaweights check-base --base llama-7b --delta my-delta",
+)
+
+
+@click.command("check-base", cls=Command, examples=EXAMPLES)
+@click.argument("recipe", metavar="[RECIPE]", type=RecipeName(), required=False)
+@flag("Inputs", "--base", required=True, metavar="PATH|HUB_ID", type=BASE_MODEL, help="The base that you hold.")
+@flag("Inputs", "--delta", metavar="PATH|HUB_ID", type=MODEL, help="The delta [default: the recipe's].")
 @recipe_option
-@click.option(
-    "--sample", type=float, default=1.0, show_default=True, callback=_share, help="Share of the weights to read."
+@flag(
+    "Running",
+    "--sample",
+    metavar="SHARE",
+    type=float,
+    default=1.0,
+    show_default=True,
+    callback=_share,
+    help="Share of the weights to read.",
 )
 @option("compute_dtype", help="Dtype that the delta was computed in [default: the recipe's, or float16].")
 @hub_options

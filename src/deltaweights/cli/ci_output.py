@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from deltaweights.cli.command import flag
 from deltaweights.cli.options import group
 from deltaweights.errors import UsageError, wrap_os_errors
 from deltaweights.manifest.ci_report import CheckedModel, summary, workflow_commands
@@ -19,14 +20,17 @@ from deltaweights.util.open_folder import replace_file
 LONGEST_SUMMARY = 1024 * 1024  # bytes, as on GitHub
 
 ci_options = group(
-    click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit XML report, for CI."),
-    click.option(
+    flag(
+        "Output", "--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit XML report, for CI."
+    ),
+    flag(
+        "Output",
         "--summary",
         metavar="FILE",
         type=click.Path(path_type=Path),
         help="Append the verdicts in Markdown, for CI: $GITHUB_STEP_SUMMARY, say.",
     ),
-    click.option("--annotations", is_flag=True, help="Print each problem as an annotation of GitHub, on stderr."),
+    flag("Output", "--annotations", is_flag=True, help="Print each problem as an annotation of GitHub, on stderr."),
 )
 
 

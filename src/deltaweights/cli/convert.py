@@ -7,13 +7,24 @@ from typing import Any
 
 import click
 
+from deltaweights.cli.command import Command, flag
 from deltaweights.cli.options import copied_dtype_option, hub_options, option, output_options, stream_option
+from deltaweights.cli.values import BASE_MODEL, FOLDER
 from deltaweights.cli.writing import write_checkpoint
 
+EXAMPLES = ("deltaweights convert --base llama/7B --target llama-7b",)
 
-@click.command("convert")
-@click.option("--base", required=True, metavar="PATH", help="What to convert: Meta's folder, or any other checkpoint.")
-@click.option("--target", required=True, metavar="PATH", help="The folder to create.")
+
+@click.command("convert", cls=Command, examples=EXAMPLES)
+@flag(
+    "Inputs",
+    "--base",
+    required=True,
+    metavar="PATH|HUB_ID",
+    type=BASE_MODEL,
+    help="What to convert: Meta's folder, or any other checkpoint.",
+)
+@flag("Output", "--target", required=True, metavar="PATH", type=FOLDER, help="The folder to create.")
 @copied_dtype_option
 @option("weights")
 @hub_options

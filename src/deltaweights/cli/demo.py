@@ -8,7 +8,9 @@ from pathlib import Path
 
 import click
 
+from deltaweights.cli.command import Command, flag
 from deltaweights.cli.terminal import TerminalReport
+from deltaweights.cli.values import FOLDER
 from deltaweights.errors import TargetBusy, printable
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted, shell_quoted
@@ -21,8 +23,14 @@ With what you hold already: add --base /path/to/llama-7b, --delta /path/to/llava
 LLaVA-Med is for research use only; it is not for clinical care or any clinical decision."""
 
 
-@click.command("demo")
-@click.option("--keep", metavar="DIR", help="Make the files in this new folder, and leave them there.")
+EXAMPLES = (
+    "deltaweights demo",
+    "deltaweights demo --keep demo",
+)
+
+
+@click.command("demo", cls=Command, examples=EXAMPLES)
+@flag("Output", "--keep", metavar="DIR", type=FOLDER, help="Make the files in this new folder, and leave them there.")
 def command(keep: str | None) -> None:
     """Run the whole job on a tiny generated pair.
 

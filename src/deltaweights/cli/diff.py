@@ -8,21 +8,31 @@ from typing import Any
 
 import click
 
+from deltaweights.cli.command import Command, flag
 from deltaweights.cli.options import hub_of, hub_options, json_option, option, quiet_option, stream_option
 from deltaweights.cli.output import print_outcome
 from deltaweights.cli.terminal import TerminalReport
+from deltaweights.cli.values import MODEL
 from deltaweights.diff.compare import Comparison, DifferingTensor, DiffReport, diff_checkpoints
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
+EXAMPLES = (
+    "deltaweights diff merged other-merge",
+    "deltaweights diff merged ORG/NAME --trust-manifests",
+)
 
-@click.command("diff")
-@click.argument("a", metavar="A")
-@click.argument("b", metavar="B")
-@click.option(
-    "--trust-manifests", is_flag=True, help="Compare what two manifest.json state; read no weights where both have one."
+
+@click.command("diff", cls=Command, examples=EXAMPLES)
+@click.argument("a", metavar="A", type=MODEL)
+@click.argument("b", metavar="B", type=MODEL)
+@flag(
+    "Checks",
+    "--trust-manifests",
+    is_flag=True,
+    help="Compare what two manifest.json state; read no weights where both have one.",
 )
 @hub_options
 @stream_option

@@ -8,32 +8,48 @@ from typing import Any
 
 import click
 
+from deltaweights.cli.command import Command, flag
 from deltaweights.cli.log_report import log_format_option, report_for
 from deltaweights.cli.options import hub_of, hub_options, json_option
 from deltaweights.cli.output import print_outcome
+from deltaweights.cli.values import RecipeName
 from deltaweights.util.interruption import GO_ON, advising
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
-
-@click.command("download")
-@click.argument("model", metavar="RECIPE|ORG/NAME[@REVISION]")
-@click.argument("files", nargs=-1, metavar="[FILE]...")
-@click.option("--revision", help="Branch, tag or commit.")
-@click.option(
-    "--include", multiple=True, metavar="PATTERN", help="Only matching files, such as *.json; may be repeated."
+EXAMPLES = (
+    "deltaweights download llava-med-7b",
+    "deltaweights download microsoft/llava-med-7b-delta --dry-run",
+    "deltaweights download ORG/NAME --include '*.json' --local-dir here",
 )
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="No matching files; may be repeated.")
-@click.option(
+
+
+@click.command("download", cls=Command, examples=EXAMPLES)
+@click.argument("model", metavar="RECIPE|HUB_ID", type=RecipeName(models=True))
+@click.argument("files", nargs=-1, metavar="[FILE]...")
+@flag("Inputs", "--revision", metavar="REVISION", help="Branch, tag or commit.")
+@flag(
+    "Inputs",
+    "--include",
+    multiple=True,
+    metavar="PATTERN",
+    help="Only matching files, such as *.json; may be repeated.",
+)
+@flag("Inputs", "--exclude", multiple=True, metavar="PATTERN", help="No matching files; may be repeated.")
+@flag(
+    "Output",
     "--local-dir",
+    metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
     help="Put the files themselves into this folder, not into the cache.",
 )
-@click.option("--dry-run", is_flag=True, help="Show which files would be fetched, and how large they are; fetch none.")
-@click.option("--force-download", is_flag=True, help="Fetch the files again that the cache has.")
+@flag(
+    "Running", "--dry-run", is_flag=True, help="Show which files would be fetched, and how large they are; fetch none."
+)
+@flag("Running", "--force-download", is_flag=True, help="Fetch the files again that the cache has.")
 @hub_options
 @json_option
-@click.option("-q", "--quiet", is_flag=True, help="Only the path of each model, and warnings.")
+@flag("Logging", "-q", "--quiet", is_flag=True, help="Only the path of each model, and warnings.")
 @log_format_option
 def command(
     model: str,

@@ -7,19 +7,39 @@ from typing import Any
 import click
 
 from deltaweights.cli.apply import apply
+from deltaweights.cli.command import flag
 from deltaweights.cli.log_report import report_for
 from deltaweights.cli.make import make
 from deltaweights.cli.options import apply_options, make_options
 from deltaweights.cli.original_flags import AbbreviatedCommand
+from deltaweights.cli.values import BASE_MODEL, FOLDER, MODEL
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
 @click.command("apply-delta", cls=AbbreviatedCommand, context_settings=HELP)
-@click.option("--base-model-path", "--base", "base", required=True, metavar="PATH", help="The original LLaMA.")
-@click.option("--target-model-path", "--target", "target", required=True, metavar="PATH", help="The folder to create.")
-@click.option("--delta-path", "--delta", "delta", required=True, metavar="PATH", help="The delta.")
-@click.option("--low-cpu-mem", is_flag=True, help="Accepted for old scripts: memory is always low.")
+@flag(
+    "Inputs",
+    "--base-model-path",
+    "--base",
+    "base",
+    required=True,
+    metavar="PATH|HUB_ID",
+    type=BASE_MODEL,
+    help="The original LLaMA.",
+)
+@flag(
+    "Output",
+    "--target-model-path",
+    "--target",
+    "target",
+    required=True,
+    metavar="PATH",
+    type=FOLDER,
+    help="The folder to create.",
+)
+@flag("Inputs", "--delta-path", "--delta", "delta", required=True, metavar="PATH|HUB_ID", type=MODEL, help="The delta.")
+@flag("Running", "--low-cpu-mem", is_flag=True, help="Accepted for old scripts: memory is always low.")
 @apply_options
 @click.version_option(package_name="deltaweights")
 def apply_delta(base: str, target: str, delta: str, *, low_cpu_mem: bool, **options: Any) -> None:
@@ -34,9 +54,36 @@ def apply_delta(base: str, target: str, delta: str, *, low_cpu_mem: bool, **opti
 
 
 @click.command("make-delta", cls=AbbreviatedCommand, context_settings=HELP)
-@click.option("--base-model-path", "--base", "base", required=True, metavar="PATH", help="The base.")
-@click.option("--target-model-path", "--target", "target", required=True, metavar="PATH", help="The fine-tuned model.")
-@click.option("--delta-path", "--delta", "delta", required=True, metavar="PATH", help="The folder to create.")
+@flag(
+    "Inputs",
+    "--base-model-path",
+    "--base",
+    "base",
+    required=True,
+    metavar="PATH|HUB_ID",
+    type=BASE_MODEL,
+    help="The base.",
+)
+@flag(
+    "Inputs",
+    "--target-model-path",
+    "--target",
+    "target",
+    required=True,
+    metavar="PATH|HUB_ID",
+    type=MODEL,
+    help="The fine-tuned model.",
+)
+@flag(
+    "Output",
+    "--delta-path",
+    "--delta",
+    "delta",
+    required=True,
+    metavar="PATH",
+    type=FOLDER,
+    help="The folder to create.",
+)
 @make_options
 @click.version_option(package_name="deltaweights")
 def make_delta(base: str, target: str, delta: str, **options: Any) -> None:

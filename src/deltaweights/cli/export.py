@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from deltaweights.cli.command import Command, flag
 from deltaweights.cli.options import (
     copied_dtype_option,
     hub_options,
@@ -16,12 +17,18 @@ from deltaweights.cli.options import (
     recipe_option,
     stream_option,
 )
+from deltaweights.cli.values import FOLDER, MODEL
 from deltaweights.cli.writing import write_checkpoint
 
+EXAMPLES = (
+    "deltaweights export merged --target merged-hf",
+    "deltaweights try merged-hf --image cell.png",
+)
 
-@click.command("export")
-@click.argument("merged", metavar="MERGED")
-@click.option("--target", required=True, metavar="PATH", help="The folder to create.")
+
+@click.command("export", cls=Command, examples=EXAMPLES)
+@click.argument("merged", metavar="MERGED", type=MODEL)
+@flag("Output", "--target", required=True, metavar="PATH", type=FOLDER, help="The folder to create.")
 @recipe_option
 @option("vision_tower")
 @option("allow_unproved_base")

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import click
 
+from deltaweights.cli.command import Command, flag
 from deltaweights.cli.log_report import log_format_option, report_for
 from deltaweights.cli.options import json_option, option, quiet_option
 from deltaweights.cli.output import print_finished
+from deltaweights.cli.values import FOLDER
 from deltaweights.util.interruption import GO_ON, advising
 
+EXAMPLES = (
+    "deltaweights apply llava-med-7b --target merged --part 1/2",
+    "deltaweights apply llava-med-7b --target merged --part 2/2",
+    "deltaweights finish --target merged",
+)
 
-@click.command("finish")
-@click.option("--target", required=True, metavar="PATH", help="The target of the parts.")
+
+@click.command("finish", cls=Command, examples=EXAMPLES)
+@flag("Inputs", "--target", required=True, metavar="PATH", type=FOLDER, help="The target of the parts.")
 @option("overwrite")
 @option("strict")
 @option("allow_unproved_base")

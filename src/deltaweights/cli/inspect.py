@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
+from deltaweights.cli.command import Command, flag
 from deltaweights.cli.options import hub_of, hub_options, json_option
 from deltaweights.cli.output import print_outcome
 from deltaweights.cli.terminal import TerminalReport
+from deltaweights.cli.values import MODEL
 from deltaweights.errors import printable
 from deltaweights.jobs.inspect import InspectReport, group_tensors, inspect_checkpoint
 from deltaweights.merge.rules import is_buffer
@@ -22,9 +24,15 @@ MOST_RANGES = 12
 """Numbers and ranges that a pair of braces shows; ``--json`` has every name."""
 
 
-@click.command("inspect")
-@click.argument("path", metavar="PATH")
-@click.option("--hash-inputs", is_flag=True, help="Identify the files by their sha256; reads all of them.")
+EXAMPLES = (
+    "deltaweights inspect merged",
+    "deltaweights inspect ORG/NAME",
+)
+
+
+@click.command("inspect", cls=Command, examples=EXAMPLES)
+@click.argument("path", metavar="PATH|HUB_ID", type=MODEL)
+@flag("Checks", "--hash-inputs", is_flag=True, help="Identify the files by their sha256; reads all of them.")
 @hub_options
 @json_option
 def command(path: str, *, hash_inputs: bool, as_json: bool, **options: Any) -> None:

@@ -17,6 +17,8 @@ from itertools import pairwise
 import click
 
 from deltaweights import __version__
+from deltaweights.cli.colour import echo_message
+from deltaweights.cli.command import flag
 from deltaweights.cli.failure import Failure, json_requested
 from deltaweights.cli.json_output import print_json
 from deltaweights.cli.streams import write
@@ -180,7 +182,7 @@ class Console:
             self.events.failed(failure, **more)
         else:
             with contextlib.suppress(OSError):  # the exit code remains
-                click.echo(f"{self.name}: error: {printable(failure.message)}", err=True)
+                echo_message(self.name, "error", printable(failure.message))
         return failure.exit_code
 
 
@@ -224,7 +226,8 @@ def _choose(context: click.Context, _parameter: click.Parameter, value: str) -> 
         console.begin_events()
 
 
-log_format_option = click.option(
+log_format_option = flag(
+    "Logging",
     "--log-format",
     type=click.Choice(["text", "json"]),
     default="text",

@@ -7,15 +7,37 @@ from typing import Any
 
 import click
 
+from deltaweights.cli.command import flag
 from deltaweights.cli.options import make_options, recipe_of
 from deltaweights.cli.original_flags import CommandWithDropIn
+from deltaweights.cli.values import BASE_MODEL, FOLDER, MODEL
 from deltaweights.cli.writing import write_checkpoint
 
+EXAMPLES = (
+    "deltaweights make --base llama-7b --target tuned --delta my-delta",
+    "deltaweights make --base llama-7b --target tuned --delta my-delta \\",
+    "    --hub-repo-id ORG/NAME",
+)
 
-@click.command("make", cls=CommandWithDropIn)
-@click.option("--base", required=True, metavar="PATH", help="The base: folder, index file, or weights file.")
-@click.option("--target", required=True, metavar="PATH", help="The model that was fine-tuned from it.")
-@click.option("--delta", required=True, metavar="PATH", help="The folder to create.")
+
+@click.command("make", cls=CommandWithDropIn, examples=EXAMPLES)
+@flag(
+    "Inputs",
+    "--base",
+    required=True,
+    metavar="PATH|HUB_ID",
+    type=BASE_MODEL,
+    help="The base: folder, index file, or weights file.",
+)
+@flag(
+    "Inputs",
+    "--target",
+    required=True,
+    metavar="PATH|HUB_ID",
+    type=MODEL,
+    help="The model that was fine-tuned from it.",
+)
+@flag("Output", "--delta", required=True, metavar="PATH", type=FOLDER, help="The folder to create.")
 @make_options
 def command(base: str, target: str, delta: str, **options: Any) -> None:
     """Make a delta: subtract a base from a model that was fine-tuned from it.

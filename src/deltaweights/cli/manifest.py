@@ -8,10 +8,12 @@ from pathlib import Path
 import click
 
 from deltaweights.checkpoint.small_files import read_small
+from deltaweights.cli.command import Command, flag
 from deltaweights.cli.json_output import print_document
 from deltaweights.cli.options import json_option, option, quiet_option
 from deltaweights.cli.output import print_outcome
 from deltaweights.cli.terminal import TerminalReport
+from deltaweights.cli.values import FILE, FOLDER
 from deltaweights.errors import DeltaweightsError, TargetBusy
 from deltaweights.manifest.listing import Listing, list_checkpoint
 from deltaweights.manifest.parse import LISTING, parse_manifest
@@ -20,10 +22,15 @@ from deltaweights.util.open_folder import replace_file
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
+EXAMPLES = (
+    "deltaweights manifest llama-7b --output llama-7b.json",
+    "deltaweights verify llama-7b --manifest llama-7b.json",
+)
 
-@click.command("manifest")
-@click.argument("folder", metavar="DIR")
-@click.option("--output", metavar="FILE", help="Write the manifest there [default: to stdout].")
+
+@click.command("manifest", cls=Command, examples=EXAMPLES)
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@flag("Output", "--output", metavar="FILE", type=FILE, help="Write the manifest there [default: to stdout].")
 @option("workers")
 @json_option
 @quiet_option

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from deltaweights.cli.command import Command
 from deltaweights.errors import UsageError
 
 SHORTER = {
@@ -16,7 +17,7 @@ SHORTER = {
 """The flags of ``python -m llava.model.apply_delta`` and ``make_delta``, and of FastChat's, with our names of them."""
 
 
-class AbbreviatedCommand(click.Command):
+class AbbreviatedCommand(Command):
     """Accepts abbreviations of the original flags, as argparse, which the original scripts use, does."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -32,7 +33,7 @@ def _spell_out(argument: str, own: set[str]) -> str:
     return argument
 
 
-class CommandWithDropIn(click.Command):
+class CommandWithDropIn(Command):
     """``apply`` or ``make``: an original flag is refused with the name of the program that takes it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
-import click
-
+from deltaweights.cli.colour import echo_result
 from deltaweights.cli.log_report import keep_result
+from deltaweights.cli.terminal import TerminalReport
 from deltaweights.errors import printable
+from deltaweights.merge.choices import ORIGINAL, TRANSFORMERS
 from deltaweights.report import Report
 from deltaweights.util.sizes import human_bytes, human_seconds
 from deltaweights.util.text import Json, counted, shell_quoted
@@ -27,17 +28,27 @@ def print_outcome(outcome: Json, lines: Iterable[str], *, as_json: bool) -> None
     if as_json:
         return
     # Escaped: a file name may hold bytes that are not text, and printing it must not make a finished run fail.
-    text = "\n".join(map(printable, lines))
-    if text:
-        click.echo(text)
+    shown = [printable(line) for line in lines]
+    if shown:
+        echo_result(shown)
 
 
 def print_published(
-    published: Published, output: str, report: Report, *, as_json: bool, hub_repo_id: str | None = None
+    published: Published,
+    output: str,
+    report: Report,
+    *,
+    as_json: bool,
+    layout: str | None = None,
+    hub_repo_id: str | None = None,
 ) -> dict[str, Json]:
-    """Print what was published, and return it; ``output`` is the option that names the folder, "target" or "delta"."""
+    """Print what was published, and return it; ``output`` is the option that names the folder, "target" or "delta".
+
+    ``layout`` is that of a model; without it, there is no second command to type next.
+    """
     from deltaweights.manifest.base_claim import claim_of  # noqa: PLC0415  (slow to load, so not for --help)
     from deltaweights.manifest.findings import Findings  # noqa: PLC0415
+    from deltaweights.recipes.catalogue import names  # noqa: PLC0415
 
     result = asdict(published)
     findings = {item.name: result.pop(item.name) for item in fields(Findings)}
@@ -46,9 +57,18 @@ def print_published(
         outcome["upload"] = f"hf upload {hub_repo_id} {shell_quoted(outcome[output])}"
     claim = claim_of(published.proof, published.source_proof)
     base = None if claim is None else claim.text
-    print_outcome(outcome, _result_lines(outcome, output, base), as_json=as_json)
     report.note(f"notice          {NOTICE} (see DELTAWEIGHTS_NOTICE.txt in it)")
-    report.note(f"check it with   deltaweights verify {shell_quoted(outcome[output])}")
+    if isinstance(report, TerminalReport):
+        report.separate()
+    print_outcome(outcome, _result_lines(outcome, output, base), as_json=as_json)
+    folder = shell_quoted(outcome[output])
+    report.note(f"check it with   deltaweights verify {folder}")
+    if layout == TRANSFORMERS:
+        report.note(f"use it with     deltaweights try {folder}")
+    elif layout == ORIGINAL and published.recipe in names():
+        report.note(f"use it with     deltaweights export {folder} --target {shell_quoted(outcome[output] + '-hf')}")
+    elif layout == ORIGINAL:  # export would ask for more where the model is a LLaVA
+        report.note(f"look at it with deltaweights inspect {folder}")
     return outcome
 
 

@@ -9,17 +9,26 @@ from typing import Any
 import click
 
 from deltaweights.checkpoint.small_files import read_small
+from deltaweights.cli.command import Command, flag
 from deltaweights.cli.log_report import log_format_option, report_for
 from deltaweights.cli.options import hub_of, hub_options, json_option, option, quiet_option
 from deltaweights.cli.output import print_outcome
 from deltaweights.cli.signature import signature_options, signature_wanted
+from deltaweights.cli.values import FILE, MODEL
 from deltaweights.errors import DeltaweightsError, TargetBusy, UsageError
 from deltaweights.util.open_folder import replace_file
 
+EXAMPLES = (
+    "deltaweights pin ORG/NAME merged --output models.lock",
+    "deltaweights verify --lock models.lock",
+)
 
-@click.command("pin")
-@click.argument("models", metavar="ORG/NAME[@REVISION]|DIR...", nargs=-1, required=True)
-@click.option("--output", metavar="FILE", help="Write the lock there [default: to stdout, for this folder].")
+
+@click.command("pin", cls=Command, examples=EXAMPLES)
+@click.argument("models", metavar="HUB_ID|DIR...", type=MODEL, nargs=-1, required=True)
+@flag(
+    "Output", "--output", metavar="FILE", type=FILE, help="Write the lock there [default: to stdout, for this folder]."
+)
 @signature_options
 @hub_options
 @option("workers")

@@ -9,6 +9,7 @@ import click
 
 from deltaweights.cli.json_output import print_json
 from deltaweights.cli.options import json_option
+from deltaweights.cli.values import RecipeName
 from deltaweights.errors import printable
 from deltaweights.recipes.catalogue import load, names
 from deltaweights.recipes.models import model
@@ -42,7 +43,7 @@ def list_command(group_json: bool, *, as_json: bool) -> None:
 
 
 @command.command("show")
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", type=RecipeName())
 @json_option
 @click.pass_obj
 def show_command(group_json: bool, name: str, *, as_json: bool) -> None:

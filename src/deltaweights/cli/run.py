@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from deltaweights.cli.complete import complete, completion_variable
 from deltaweights.cli.failure import Failure, failure_of, interrupted_failure, system_failure, usage_failure
 from deltaweights.cli.log_report import Console
 from deltaweights.cli.streams import drop_unwritten
@@ -19,6 +20,9 @@ from deltaweights.util.open_files import allow_most
 
 def run(command: click.Command, name: str) -> int:
     """Run ``command`` on this process's arguments; return the exit code."""
+    asked = os.environ.get(completion_variable(name))
+    if asked is not None:
+        return complete(command, name, asked)
     console = Console(name)
     allow_most()
     try:
@@ -31,8 +35,8 @@ def run(command: click.Command, name: str) -> int:
     except Interrupted as error:
         return console.fail(interrupted_failure(error))
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
-        return 2
+        click.echo(error.ctx.get_help() if error.ctx else "")
+        return 0
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         where = context.command_path if context else name

@@ -7,30 +7,41 @@ from dataclasses import asdict
 
 import click
 
+from deltaweights.cli.command import Command, flag
 from deltaweights.cli.log_report import log_format_option, report_for
 from deltaweights.cli.options import json_option, quiet_option, trust_config_option
 from deltaweights.cli.output import print_outcome
+from deltaweights.cli.values import FILE, FOLDER
 from deltaweights.errors import UsageError
 from deltaweights.manifest.records import MANIFEST, SUMS
 from deltaweights.util.text import counted
 
-
-@click.command("sign")
-@click.argument("folder", metavar="DIR")
-@click.option("--private-key", metavar="FILE", help="An elliptic-curve key in PEM.")
-@click.option("--password-env", metavar="NAME", help="The environment variable that holds the key's password.")
-@click.option(
-    "--sigstore", is_flag=True, help="Sign without a key: by Sigstore, as who you log in as, or as the CI job."
+EXAMPLES = (
+    "deltaweights sign merged --private-key key.pem",
+    "deltaweights sign merged --sigstore",
 )
-@click.option(
+
+
+@click.command("sign", cls=Command, examples=EXAMPLES)
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@flag("Inputs", "--private-key", metavar="FILE", type=FILE, help="An elliptic-curve key in PEM.")
+@flag("Inputs", "--password-env", metavar="NAME", help="The environment variable that holds the key's password.")
+@flag(
+    "Inputs",
+    "--sigstore",
+    is_flag=True,
+    help="Sign without a key: by Sigstore, as who you log in as, or as the CI job.",
+)
+@flag(
+    "Inputs",
     "--identity-token",
     metavar="TOKEN",
     envvar="SIGSTORE_IDENTITY_TOKEN",
     help="With --sigstore: the OIDC token of who signs [default: SIGSTORE_IDENTITY_TOKEN, that of the CI job, or a login].",
 )
 @trust_config_option
-@click.option("--signature", metavar="FILE", help="Where to write the signature [default: DIR/model.sig].")
-@click.option("--rehash", is_flag=True, help="Verify the folder first: reads all files.")
+@flag("Output", "--signature", metavar="FILE", type=FILE, help="Where to write the signature [default: DIR/model.sig].")
+@flag("Checks", "--rehash", is_flag=True, help="Verify the folder first: reads all files.")
 @json_option
 @quiet_option
 @log_format_option

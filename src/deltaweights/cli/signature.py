@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from deltaweights.cli.command import flag
 from deltaweights.cli.options import group, trust_config_option
+from deltaweights.cli.values import FILE
 from deltaweights.errors import UsageError
 from deltaweights.manifest.signed_files import SignedFiles
 from deltaweights.util.text import Json
@@ -15,14 +15,21 @@ if TYPE_CHECKING:
     from deltaweights.jobs.wanted_signature import WantedSignature
 
 signature_options = group(
-    click.option(
-        "--public-key", metavar="FILE", help="The key whose signature must be right, and vouch for every file."
+    flag(
+        "Checks",
+        "--public-key",
+        metavar="FILE",
+        type=FILE,
+        help="The key whose signature must be right, and vouch for every file.",
     ),
-    click.option(
-        "--identity", metavar="NAME", help="Who must have signed by Sigstore: an address, or a workflow's URL."
+    flag(
+        "Checks",
+        "--identity",
+        metavar="NAME",
+        help="Who must have signed by Sigstore: an address, or a workflow's URL.",
     ),
-    click.option("--issuer", metavar="URL", help="Who vouches for --identity: https://github.com/login/oauth, say."),
-    click.option("--signature", metavar="FILE", help="The signature [default: DIR/model.sig]."),
+    flag("Checks", "--issuer", metavar="URL", help="Who vouches for --identity: https://github.com/login/oauth, say."),
+    flag("Checks", "--signature", metavar="FILE", type=FILE, help="The signature [default: DIR/model.sig]."),
     trust_config_option,
 )
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import click
 
+from deltaweights.cli.command import Command, flag
 from deltaweights.cli.options import json_option, quiet_option
 from deltaweights.cli.output import print_outcome
 from deltaweights.cli.terminal import TerminalReport
+from deltaweights.cli.values import FOLDER
 from deltaweights.util.text import counted
 
 NOTICE = "for research use only; not for clinical care or for any clinical decision"
@@ -19,20 +21,43 @@ NOTICE = "for research use only; not for clinical care or for any clinical decis
 DTYPES = click.Choice(["auto", "float16", "bfloat16", "float32"])
 
 
-@click.command("try")
-@click.argument("folder", metavar="DIR")
-@click.option(
-    "--image", "images", multiple=True, type=click.Path(path_type=Path), help="An image to ask about; may be repeated."
+EXAMPLES = (
+    "deltaweights try merged-hf",
+    "deltaweights try merged-hf --image cell.png --prompt 'What is this?'",
 )
-@click.option("--prompt", help='The question [default: "What is shown in this image?", or "Hello"].')
-@click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Most tokens of the answer."
+
+
+@click.command("try", cls=Command, examples=EXAMPLES)
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@flag(
+    "Inputs",
+    "--image",
+    "images",
+    metavar="FILE",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="An image to ask about; may be repeated.",
 )
-@click.option(
-    "--dtype", type=DTYPES, default="auto", show_default=True, help="Dtype to run in; auto: that of the stored weights."
+@flag("Inputs", "--prompt", metavar="TEXT", help='The question [default: "What is shown in this image?", or "Hello"].')
+@flag(
+    "Running",
+    "--max-new-tokens",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Most tokens of the answer.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--conversation", metavar="NAME", help="A conversation format of the model's chat template.")
+@flag(
+    "Running",
+    "--dtype",
+    type=DTYPES,
+    default="auto",
+    show_default=True,
+    help="Dtype to run in; auto: that of the stored weights.",
+)
+@flag("Running", "--device", metavar="DEVICE", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@flag("Inputs", "--conversation", metavar="NAME", help="A conversation format of the model's chat template.")
 @json_option
 @quiet_option
 def command(

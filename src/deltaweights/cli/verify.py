@@ -10,10 +10,12 @@ from typing import Any
 import click
 
 from deltaweights.cli.ci_output import CiOutput, ci_options
+from deltaweights.cli.command import Command, flag
 from deltaweights.cli.log_report import log_format_option, report_for
 from deltaweights.cli.options import hub_of, hub_options, json_option, option, silent_option
 from deltaweights.cli.output import print_outcome
 from deltaweights.cli.signature import signature_options, signature_wanted, signed_by
+from deltaweights.cli.values import FILE, MODEL
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import CheckFailed, InputOutputError, MalformedInput, UsageError
 from deltaweights.hub.ids import hub_id
@@ -25,25 +27,43 @@ from deltaweights.manifest.verify_report import EXTRA_FILE, NOT_PINNED, VerifyRe
 from deltaweights.util.sizes import human_bytes
 from deltaweights.util.text import counted
 
+EXAMPLES = (
+    "deltaweights verify merged",
+    "deltaweights verify merged --expect dw1:2f0c...",
+    "deltaweights verify ORG/NAME --no-weights",
+    "deltaweights verify --lock models.lock",
+)
 
-@click.command("verify")
-@click.argument("folder", metavar="PATH|ORG/NAME[@REVISION]", required=False)
-@click.option(
+
+@click.command("verify", cls=Command, examples=EXAMPLES)
+@click.argument("folder", metavar="PATH|HUB_ID", type=MODEL, required=False)
+@flag(
+    "Inputs",
     "--lock",
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="Verify all models that a lock pins, in place of one; `deltaweights pin` makes locks.",
 )
-@click.option(
-    "--expect", metavar="dw1:...", help="The content digest to expect; recomputed from the bytes of all tensors."
+@flag(
+    "Checks",
+    "--expect",
+    metavar="dw1:...",
+    help="The content digest to expect; recomputed from the bytes of all tensors.",
 )
-@click.option("--expect-manifest", metavar="SHA256", help="The sha256 of the manifest to expect.")
-@click.option("--manifest", metavar="FILE", help="A manifest that is kept elsewhere [default: PATH/manifest.json].")
-@click.option("--weights-only", is_flag=True, help="Let only the weights decide; what else differs is reported.")
+@flag("Checks", "--expect-manifest", metavar="SHA256", help="The sha256 of the manifest to expect.")
+@flag(
+    "Checks",
+    "--manifest",
+    metavar="FILE",
+    type=FILE,
+    help="A manifest that is kept elsewhere [default: PATH/manifest.json].",
+)
+@flag("Checks", "--weights-only", is_flag=True, help="Let only the weights decide; what else differs is reported.")
 @signature_options
 @ci_options
-@click.option("--stream", is_flag=True, help="Read a model of the Hub once, without keeping it.")
-@click.option(
+@flag("Hub", "--stream", is_flag=True, help="Read a model of the Hub once, without keeping it.")
+@flag(
+    "Checks",
     "--no-weights",
     is_flag=True,
     help="Compare the manifest with what the Hub states of a model, without fetching its weights.",

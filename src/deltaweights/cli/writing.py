@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from deltaweights.cli.log_report import report_for
 from deltaweights.cli.options import hub_of
 from deltaweights.cli.output import plan_lines, print_outcome, print_published
+from deltaweights.merge.choices import ORIGINAL, TRANSFORMERS
 from deltaweights.util.interruption import GO_ON, advising, signal_first
 
 if TYPE_CHECKING:
@@ -45,8 +46,11 @@ def write_checkpoint(
         return
     with advising(GO_ON), signal_first():
         published = run(request, report)
-    outcome = print_published(published, output, report, as_json=as_json, hub_repo_id=hub_repo_id)
     recipe = request.options.recipe_file or request.options.recipe
+    layout = {"merged": request.options.layout, "exported": TRANSFORMERS}.get(request.operation.status)
+    if layout == ORIGINAL and request.options.recipe_file is not None:
+        layout = None  # to export it takes that file again
+    outcome = print_published(published, output, report, as_json=as_json, layout=layout, hub_repo_id=hub_repo_id)
     if output == "delta" and recipe is not None:
         report.note(f"apply it with   --recipe {shlex.quote(os.fspath(recipe))}")
     elif outcome.get("compute_dtype", "F16") != "F16":

@@ -73,7 +73,7 @@ class BaseFacts:
 
     ``stated``: recipe or manifest state the arithmetic in which the delta was made. ``digest`` is the content digest that the base
     must have, ``origin`` where the delta's manifest says that it is from; ``rounded`` is how the delta seems to have been rounded.
-    None and empty where nothing is known. ``unlooked`` is why no sum is looked at, where that is so; ``insisted``: the user gave
+    None and empty where nothing is known. ``not_checked`` is why no sum is looked at, where that is so; ``insisted``: the user gave
     ``--allow-unproved-base`` where a recipe states another arithmetic than that of the delta's numbers.
     """
 
@@ -81,7 +81,7 @@ class BaseFacts:
     digest: str | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
     rounded: str = ""
-    unlooked: str = ""
+    not_checked: str = ""
     insisted: bool = False
 
 
@@ -91,7 +91,7 @@ def judge_base(proof: ProofRecord | None, report: Report, *, stated: bool, allow
     Raises ``Mismatch`` when it is refuted, tensors are stored whole in the delta, or it is known how the delta was computed
     (``stated``), unless the user ``allowed`` it.
     """
-    if proof is None or proof.verdict in {Verdict.PROVED, Verdict.NOT_LOOKED_AT}:
+    if proof is None or proof.verdict in {Verdict.PROVED, Verdict.NOT_CHECKED}:
         return
     if proof.verdict == Verdict.NO_EVIDENCE:
         report.note(f"the base is neither proved nor refuted: only {proof.evidence:,} weights of the sum moved")

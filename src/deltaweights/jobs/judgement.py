@@ -39,10 +39,12 @@ def judge_records(
         allowed=options.allow_unproved_base and not is_right,
         wider=wider_tensors((tensor.match for tensor in plan.tensors), plan.options.compute_dtype),
     )
-    if findings.proof is None and of_base.unlooked:
+    if findings.proof is None and of_base.not_checked:
         by_digest = "; it is the one that the delta's manifest names, by its content digest" if is_right else ""
-        unlooked = ProofRecord.not_looked_at(of_base.unlooked + by_digest, allowed=of_base.insisted and not is_right)
-        findings = replace(findings, proof=unlooked)
+        not_checked = ProofRecord.not_checked(
+            of_base.not_checked + by_digest, allowed=of_base.insisted and not is_right
+        )
+        findings = replace(findings, proof=not_checked)
     if options.allow_unproved_base and found is not None and not is_right and findings.proof is not None:
         # Refused by its digest, whatever the sums say.
         findings = replace(findings, proof=replace(findings.proof, allowed=True))

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from deltaweights.hub.locate import HubOptions
 
 
-def _option(default: object, flag: str, text: str, *, choices: Sequence[str] = (), metavar: str | None = None) -> Any:
-    """Return a field with its flag and help; a flag such as ``--a/--no-a`` is a pair of switches."""
-    return field(default=default, metadata={"flag": flag, "help": text, "choices": tuple(choices), "metavar": metavar})
+def _option(
+    default: object, section: str, flag: str, text: str, *, choices: Sequence[str] = (), metavar: str | None = None
+) -> Any:
+    """Return a field with its flag, its help and the section that lists it; ``--a/--no-a`` is a pair of switches."""
+    about = {"section": section, "flag": flag, "help": text, "choices": tuple(choices), "metavar": metavar}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,41 +35,65 @@ class Options:
     recipe: str | None = None
     recipe_file: PathLike | None = None
     compute_dtype: str | None = _option(
-        None, "--compute-dtype", "Dtype of the arithmetic [default: the recipe's, or float16].", choices=tuple(DTYPES)
+        None,
+        "Running",
+        "--compute-dtype",
+        "Dtype of the arithmetic [default: the recipe's, or float16].",
+        choices=tuple(DTYPES),
     )
     dtype: str | None = _option(
-        None, "--dtype", "Dtype of the written weights [default: the compute dtype].", choices=tuple(DTYPES)
+        None, "Output", "--dtype", "Dtype of the written weights [default: the compute dtype].", choices=tuple(DTYPES)
     )
-    max_shard_size: str | int = _option("5GB", "--max-shard-size", "Most bytes of tensors per shard, with a unit.")
+    max_shard_size: str | int = _option(
+        "5GB", "Output", "--max-shard-size", "Most bytes of tensors per shard, with a unit.", metavar="SIZE"
+    )
     layout: str = _option(
-        ORIGINAL, "--layout", "Tensor names as in the original scripts, or as transformers loads them.", choices=LAYOUTS
+        ORIGINAL,
+        "Output",
+        "--layout",
+        "Tensor names as in the original scripts, or as transformers loads them.",
+        choices=LAYOUTS,
     )
     weights: str = _option(
         "safetensors",
+        "Output",
         "--format",
         "bin: torch files, for loaders of 2023 without safetensors; original layout only.",
         choices=("safetensors", "bin"),
     )
     vision_tower: ModelLocation | None = _option(  # noqa: RUF009  (it returns a field)
         None,
+        "Inputs",
         "--vision-tower",
         "CLIP vision tower, for vision-language models in layout transformers [default: the recipe's].",
-        metavar="PATH|ID",
+        metavar="PATH|HUB_ID",
     )
-    device: str = _option("cpu", "--device", "cpu, cuda, cuda:N or auto; the bits are the same.")
-    workers: int | None = _option(None, "--workers", "Threads [default: one per processor, 2 to 8].")
-    overwrite: bool = _option(False, "--overwrite", "Replace a checkpoint that is there.")
-    strict: bool = _option(False, "--strict", "Fail (6) when the result has NaN, infinite or uniform weights.")
-    hash_inputs: bool = _option(False, "--hash-inputs", "Record the sha256 of every input file; reads them once more.")
-    prove: bool = _option(True, "--prove/--no-prove", "Prove from the sums that the base is the right one.")
+    device: str = _option(
+        "cpu", "Running", "--device", "cpu, cuda, cuda:N or auto; the bits are the same.", metavar="DEVICE"
+    )
+    workers: int | None = _option(
+        None, "Running", "--workers", "Threads [default: one per processor, 2 to 8].", metavar="N"
+    )
+    overwrite: bool = _option(False, "Output", "--overwrite", "Replace a checkpoint that is there.")
+    strict: bool = _option(
+        False, "Checks", "--strict", "Fail (6) when the result has NaN, infinite or uniform weights."
+    )
+    hash_inputs: bool = _option(
+        False, "Checks", "--hash-inputs", "Record the sha256 of every input file; reads them once more."
+    )
+    prove: bool = _option(True, "Checks", "--prove/--no-prove", "Prove from the sums that the base is the right one.")
     allow_unproved_base: bool = _option(
-        False, "--allow-unproved-base", "Publish also when the proof fails; it is recorded."
+        False, "Checks", "--allow-unproved-base", "Publish also when the proof fails; it is recorded."
     )
     require_verified: bool = _option(
-        False, "--require-verified", "Fail (6) unless all input files are compared with a sha256."
+        False, "Checks", "--require-verified", "Fail (6) unless all input files are compared with a sha256."
     )
-    check: bool = _option(False, "--check", "Publish only what a library would load: as `deltaweights check` does.")
-    read_back: bool = _option(False, "--read-back", "Read the finished shards from the disk and hash them once more.")
+    check: bool = _option(
+        False, "Checks", "--check", "Publish only what a library would load: as `deltaweights check` does."
+    )
+    read_back: bool = _option(
+        False, "Checks", "--read-back", "Read the finished shards from the disk and hash them once more."
+    )
     hub: HubOptions | None = None
 
 

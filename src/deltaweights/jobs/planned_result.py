@@ -53,7 +53,7 @@ def planned_result(prepared: Prepared) -> PlannedResult:
         origins=origins_of(prepared.checkpoints),
         parents=facts.origins if facts is not None else {},
         expected=prepared.inputs.expected,
-        of_base=replace(prepared.inputs.of_base, unlooked=_unlooked(prepared)),
+        of_base=replace(prepared.inputs.of_base, not_checked=_why_not_checked(prepared)),
         streamed=any(map(is_streamed, prepared.checkpoints.values())),
         digests=prepared.inputs.digests,
         copied_delta=facts.compute_dtype if facts is not None and facts.kind == "delta" else None,
@@ -61,10 +61,10 @@ def planned_result(prepared: Prepared) -> PlannedResult:
     )
 
 
-def _unlooked(prepared: Prepared) -> str:
-    """Return why the sums of a merge are not looked at; empty where they are, and where there are none."""
+def _why_not_checked(prepared: Prepared) -> str:
+    """Return why the sums of a merge are not checked; empty where they are, and where there are none."""
     if prepared.plan.operation is not Operation.APPLY or prepared.plan.check:
         return ""
     if prepared.inputs.powerless:
-        return f"sums cannot prove it: {prepared.inputs.powerless}"
+        return f"not proved: sums cannot prove it: {prepared.inputs.powerless}"
     return "not checked (--no-prove)"

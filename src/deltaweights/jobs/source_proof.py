@@ -40,7 +40,7 @@ def source_proof(manifest: Manifest | None, plan: Plan) -> SourceProof | None:
     """
     proof = None if manifest is None else manifest.findings.proof or manifest.source_proof
     if proof is None and manifest is not None and manifest.kind == "merge":
-        proof = ProofRecord.not_looked_at(NO_PROOF)
+        proof = ProofRecord.not_checked(NO_PROOF)
     if manifest is None or proof is None or plan.operation not in {Operation.CONVERT, Operation.EXPORT}:
         return None
     record = plan.inputs[plan.operation.primary]

@@ -8,7 +8,7 @@ from deltaweights.manifest.findings import ProofRecord, Verdict
 from deltaweights.manifest.parse import Manifest
 from deltaweights.manifest.proof_text import proof_line
 
-NO_PROOF = "its manifest has no proof of it"
+NO_PROOF = "not checked: its manifest has no proof of it"
 
 
 @dataclass(frozen=True)
@@ -48,5 +48,5 @@ def base_claim(manifest: Manifest) -> BaseClaim | None:
     """Return what a manifest claims of the base; None where there is no base, as in a delta or the copy of any model."""
     claim = claim_of(manifest.findings.proof, manifest.source_proof)
     if claim is None and manifest.kind == "merge":
-        return BaseClaim(Verdict.NOT_LOOKED_AT.value, False, False, False, f"NOT proved: {NO_PROOF}")
+        return BaseClaim(Verdict.NOT_CHECKED.value, False, False, False, NO_PROOF)
     return claim

@@ -17,7 +17,7 @@ class Verdict(str, Enum):
     PARTIAL = "partial"
     VIOLATED = "violated"
     OTHER_ARITHMETIC = "another arithmetic"
-    NOT_LOOKED_AT = "not looked at"
+    NOT_CHECKED = "not checked"
 
 
 WITH_VIOLATIONS = frozenset({Verdict.VIOLATED.value, Verdict.OTHER_ARITHMETIC.value})
@@ -44,14 +44,14 @@ class ProofRecord:
     allowed: bool = False  # the user accepted what would have been refused
 
     @classmethod
-    def not_looked_at(cls, reason: str, *, allowed: bool = False) -> ProofRecord:
-        """Return the record of a base of which no sum was looked at: it tells those who receive the result, and why."""
+    def not_checked(cls, reason: str, *, allowed: bool = False) -> ProofRecord:
+        """Return the record of a base of which no sum was checked: it tells those who receive the result, and why."""
         return cls(
             weights=0,
             region=0,
             violations=0,
             evidence=0,
-            verdict=Verdict.NOT_LOOKED_AT.value,
+            verdict=Verdict.NOT_CHECKED.value,
             tensors={},
             reason=reason[:LONGEST_TEXT],
             allowed=allowed,
@@ -92,8 +92,8 @@ class ProofRecord:
             raise ValueError("a proof that counts more of a part than of the whole")
         if verdict in (WITHOUT if counts["violations"] else WITH_VIOLATIONS):
             raise ValueError(f"a proof whose verdict contradicts its {counts['violations']} violations")
-        if (verdict == Verdict.NOT_LOOKED_AT and counts["weights"]) or (verdict != Verdict.NOT_LOOKED_AT and reason):
-            raise ValueError("a proof that was not looked at, and has counts, or the other way round")
+        if (verdict == Verdict.NOT_CHECKED and counts["weights"]) or (verdict != Verdict.NOT_CHECKED and reason):
+            raise ValueError("a proof that was not checked has counts, or one that was has a reason why not")
         tensors = check_sizes(document["tensors"])
         return cls(
             weights=counts["weights"],

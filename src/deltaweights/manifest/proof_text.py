@@ -15,8 +15,8 @@ def proof_line(proof: ProofRecord | None) -> str | None:
     accepted = "; published all the same (--allow-unproved-base)" if proof.allowed else ""
     if proof.verdict == Verdict.PROVED:
         return f"proved: {_region(proof)}, 0 violations{accepted}"
-    if proof.verdict == Verdict.NOT_LOOKED_AT:
-        return f"NOT proved: {proof.reason or 'not looked at'}{accepted}"
+    if proof.verdict == Verdict.NOT_CHECKED:
+        return f"{proof.reason or 'not checked'}{accepted}"
     if proof.verdict == Verdict.NO_EVIDENCE:
         few = f"{proof.evidence:,} weights moved; less than {MIN_EVIDENCE:,} say nothing"
         return f"no evidence: {few}{accepted}"

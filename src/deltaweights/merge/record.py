@@ -94,7 +94,7 @@ def proof_of(
 
 def is_refused(proof: ProofRecord, *, stated: bool) -> bool:
     """Return whether a merge with this proof is published only if the user insists."""
-    unproved = proof.verdict not in {Verdict.PROVED, Verdict.NO_EVIDENCE, Verdict.NOT_LOOKED_AT}
+    unproved = proof.verdict not in {Verdict.PROVED, Verdict.NO_EVIDENCE, Verdict.NOT_CHECKED}
     return proof.refuted or bool(proof.whole) or (stated and unproved)
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import MalformedInput, UsageError
+from deltaweights.hub.ids import PREFIX, HubId, hub_id
 from deltaweights.recipes.models import models
 from deltaweights.recipes.recipe import Recipe, check_head, parse_recipe
 from deltaweights.recipes.table import MAX_SIZE, NAME, Table, TomlDocument, candidates, overlay, parse_toml
-from deltaweights.util.text import natural_key
+from deltaweights.util.text import natural_key, shell_quoted
 
 SUFFIX = ".toml"
 DATA = files("deltaweights.recipes").joinpath("data")
@@ -28,20 +29,35 @@ def names() -> tuple[str, ...]:
 
 
 def known_name(given: str) -> str:
-    """Return the name of the recipe of the package that is ``given`` in any case. Raises ``UsageError`` when there is none."""
+    """Return the name of the recipe of the package that is ``given``, in any case, or whose delta has this id on the Hub.
+
+    Raises ``UsageError`` when there is none, and for another revision than main and the one that the recipe pins.
+    """
     name = given.lower()
-    if name not in names():
-        of_repo = _recipe_of_place(given)
-        if of_repo is not None:
-            problem, remedy = (
-                "a repository of the Hub, not the name of a recipe",
-                f"give its recipe: --recipe {of_repo}",
-            )
-            raise UsageError(problem, found=given, expected=of_repo, remedy=remedy, code=ErrorCode.UNKNOWN_RECIPE)
+    if name in names():
+        return name
+    place, code = _place(given), ErrorCode.UNKNOWN_RECIPE
+    if place is None:
         expected, remedy = candidates(name, names()), "`deltaweights recipes` lists them"
-        problem, code = "no recipe has this name", ErrorCode.UNKNOWN_RECIPE
-        raise UsageError(problem, found=given, expected=expected, remedy=remedy, code=code)
-    return name
+        raise UsageError("no recipe has this name", found=given, expected=expected, remedy=remedy, code=code)
+    of_repo = recipe_of_repo(place.repo)
+    if of_repo is None:
+        remedy = f"if it is a delta, give --delta {shell_quoted(str(place).removeprefix(PREFIX))}, and --base"
+        raise UsageError("no recipe has its delta in this repository", found=given, remedy=remedy, code=code)
+    pinned = load(of_repo).delta.revision
+    if place.revision not in {None, "main", pinned}:
+        remedy = f"give --delta {shell_quoted(str(place).removeprefix(PREFIX))}, and --base"
+        problem = f"recipe {of_repo} is for another revision"
+        raise UsageError(problem, found=place.revision, expected=pinned, remedy=remedy, code=code)
+    return of_repo
+
+
+def _place(given: str) -> HubId | None:
+    """Return the id of the Hub that ``given`` is, also as an address; None for a name."""
+    try:
+        return hub_id(given if "://" in given else f"{PREFIX}{given}") if "/" in given else None
+    except UsageError:
+        return None
 
 
 @cache
@@ -85,12 +101,6 @@ def recipe_of_file(sha256: str) -> str | None:
 def recipe_of_repo(repo: str) -> str | None:
     """Return the name of the recipe whose delta is in the Hub's repository ``repo`` (case-insensitive), if there is one."""
     return next((name for name in names() if (load(name).delta.repo or "").lower() == repo.lower()), None)
-
-
-def _recipe_of_place(given: str) -> str | None:
-    """Return the name of the recipe whose delta is at this id or address of the Hub, if there is one."""
-    repo = given.removeprefix("hf://").removeprefix("https://huggingface.co/").partition("@")[0]
-    return recipe_of_repo("/".join(repo.split("/")[:2]))
 
 
 def recipe_of_archive(file_name: str) -> str | None:

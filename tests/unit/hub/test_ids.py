@@ -33,6 +33,17 @@ IDS: dict[str, HubId] = {
     "hf://gpt2@main": HubId("gpt2", "main"),
     "a/" + 96 * "b": HubId("a/" + 96 * "b"),
     "_a_/_b_": HubId("_a_/_b_"),
+    "https://huggingface.co/acme/base": HubId("acme/base"),
+    "https://huggingface.co/acme/base/": HubId("acme/base"),
+    "https://huggingface.co/acme/base/tree/main": HubId("acme/base", "main"),
+    f"https://huggingface.co/acme/base/commit/{COMMIT}": HubId("acme/base", COMMIT),
+    "https://huggingface.co/acme/base/tree/refs%2Fpr%2F1": HubId("acme/base", "refs/pr/1"),
+    "https://huggingface.co/acme/base?library=transformers#usage": HubId("acme/base"),
+    "https://huggingface.co/acme/base@v1": HubId("acme/base", "v1"),
+    "https://huggingface.co/gpt2": HubId("gpt2"),
+    "HTTPS://HuggingFace.co/acme/base": HubId("acme/base"),
+    "https://hf.co/acme/base": HubId("acme/base"),
+    "https://www.huggingface.co/acme/base": HubId("acme/base"),
 }
 
 PATHS = [
@@ -180,3 +191,36 @@ def test_the_cache_of_an_id_stays_in_the_cache(organisation: str, name: str, rev
     assert found is not None
     assert (found.repo, found.commit) == (wanted.repo, COMMIT)
     assert stated_sha256(store.snapshot(COMMIT) / "config.json") is None
+
+
+def test_the_address_of_a_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of the mirror in ``HF_ENDPOINT`` is an id, below its path if it has one; a page of another host is none."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://mirror.example:8080/hf/")
+    assert hub_id("http://mirror.example:8080/hf/acme/base/tree/v1") == HubId("acme/base", "v1")
+    assert hub_id("https://huggingface.co/acme/base") == HubId("acme/base")
+    for address in ("http://mirror.example:8080/acme/base", "http://mirror.example/hf/acme/base"):
+        with pytest.raises(UsageError, match="not an address of the Hub"):
+            hub_id(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://example.com/acme/base",
+        "https://huggingface.co.example.com/acme/base",
+        "http://huggingface.co/acme/base",
+        "https://huggingface.co",
+        "https://huggingface.co/",
+        "https://huggingface.co/datasets/acme/base",
+        "https://huggingface.co/spaces/acme",
+        "https://huggingface.co/acme/base/blob/main/config.json",
+        "https://huggingface.co/acme/base/tree/main/folder",
+        "https://huggingface.co/acme/base/tree",
+        "https://huggingface.co/acme/base/tree/..%2Fx",
+        "https://huggingface.co/acme/a--b",
+    ],
+)
+def test_other_pages_are_refused(address: str) -> None:
+    """What begins as an address and is not that of a model is never taken for a path."""
+    with pytest.raises(UsageError):
+        hub_id(address)

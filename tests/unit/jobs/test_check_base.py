@@ -141,6 +141,7 @@ def test_check_base_proves(run: Run, temporary_folder: Path) -> None:
         "untested": [],
         "whole": [],
         "rounded": "",
+        "reason": "",
         "allowed": False,
     }
     assert json.loads(as_json.stdout) == {

@@ -322,7 +322,7 @@ def test_exit_codes(tmp_path: Path, run: Run) -> None:
     unseen = run(*command, "--target", "c", "--recipe", "own.toml", "--no-prove", cwd=tmp_path)
     assert (unseen.returncode, unseen.stderr.count("\n")) == (0, 1)
     assert "--no-prove" in unseen.stderr
-    assert "base            NOT proved: not checked (--no-prove)" in unseen.stdout
+    assert "base            not checked (--no-prove)" in unseen.stdout
 
 
 def test_a_skipped_proof_changes_no_weights(tmp_path: Path) -> None:
@@ -331,10 +331,10 @@ def test_a_skipped_proof_changes_no_weights(tmp_path: Path) -> None:
     own = recipe_file(tmp_path)
     proved, _ = merge(tmp_path, "proved", recipe_file=own, allow_unproved_base=True, max_shard_size=2500)
     blind, told = merge(tmp_path, "blind", recipe_file=own, prove=False, max_shard_size=2500)
-    assert blind.proof == ProofRecord.not_looked_at("not checked (--no-prove)")
-    assert proof_line(blind.proof) == "NOT proved: not checked (--no-prove)"
+    assert blind.proof == ProofRecord.not_checked("not checked (--no-prove)")
+    assert proof_line(blind.proof) == "not checked (--no-prove)"
     assert len(told.warnings) == 1
-    assert manifest_of(tmp_path / "blind")["proof"]["verdict"] == "not looked at"
+    assert manifest_of(tmp_path / "blind")["proof"]["verdict"] == "not checked"
     assert manifest_of(tmp_path / "proved")["proof"]["verdict"] == "violated"
     assert without_card(tmp_path / "blind") == without_card(tmp_path / "proved")
     assert blind.content_digest == proved.content_digest
