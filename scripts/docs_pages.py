@@ -57,6 +57,9 @@ def command_page(name: str) -> str:
     options = [each for each in command.params if isinstance(each, click.Option) and not each.hidden]
     lines += ["| option | | default |", "|---|---|---|"]
     lines += [_row(each, context) for each in options]
+    examples = getattr(command, "examples", ())
+    if examples:
+        lines += ["", "```text", *examples, "```"]
     return "\n".join(lines) + "\n"
 
 

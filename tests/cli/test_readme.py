@@ -75,6 +75,7 @@ def test_the_reference_has_every_option(name: str) -> None:
     for option, row in zip(options, rows, strict=True):
         assert all(f"`{flag}`" in row for flag in [*option.opts, *option.secondary_opts])
         assert " ".join((option.help or "").split()) in row.replace("\\|", "|").replace("&lt;", "<")
+    assert all(example in page for example in getattr(command, "examples", ()))
     assert len(page.split()) <= 1500
     text = re.sub(r"```text\n.*?```", "", page, flags=re.DOTALL)
     assert [line for line in text.splitlines() if line.startswith(" ")] == []  # Markdown would take it for code
