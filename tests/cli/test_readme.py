@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
-from PIL import Image
 
-from deltaweights import apply_delta
 from deltaweights.cli.apply import command as apply_command
 from deltaweights.cli.diff import command as diff_command
 from deltaweights.cli.drop_in import apply_delta as apply_drop_in
@@ -21,99 +18,18 @@ from deltaweights.cli.export import command as export_command
 from deltaweights.cli.group import COMMANDS, deltaweights
 from deltaweights.cli.inspect import command as inspect_command
 from deltaweights.cli.make import command as make_command
-from deltaweights.jobs.apply import ApplyResult
 from deltaweights.jobs.demo import make_pair
-from deltaweights.recipes.catalogue import load
-from deltaweights.recipes.models import model
 from tests.conftest import Run
-from tests.support.hub_server import HubServer
 from tests.support.limits import PATIENCE
-from tests.support.llava_2023 import make_tower
-from tests.support.shell import OUR_PATH, run_script
-
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-RUN_HERE = ("deltaweights ", "apply-delta ", "make-delta ", "(cd ", "for k in ")
+from tests.support.pages import PAGES, ROOT, TEXTS, blocks, script
 
 
-TINY = """\
-format = "deltaweights-recipe"
-version = 1
-[shapes]
-hidden_size = 128
-intermediate_size = 344
-layers = 4
-heads = 4
-base_rows = 320
-delta_rows = 324
-[transformers]
-tokens = { "[PAD]" = 320, "<im_patch>" = 321, "<im_start>" = 322, "<im_end>" = 323 }
-"""
-"""Laid over the recipe of LLaVA-Med: the sizes of the demo's pair, which stands in for the real one."""
-
-
-@pytest.mark.slow
-def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
-    """Each command that the README shows for our programs ends with 0, run in order where BASE and DELTA are a real pair.
-
-    The models of the Hub are that pair, too, on a Hub of this machine, at the commits that the recipe pins.
-    """
+def test_the_python_of_the_pages_runs(tmp_path: Path) -> None:
+    """The Python block of docs/merge.md runs as it stands, and prints a content digest."""
     base, delta = make_pair(tmp_path)
     base.rename(tmp_path / "llama-7b")
     delta.rename(tmp_path / "llava-med-7b-delta")
-    (tmp_path / "BASE").symlink_to("llama-7b")
-    (tmp_path / "DELTA").symlink_to("llava-med-7b-delta")
-    pins = apply_delta(tmp_path / "BASE", tmp_path / "DELTA", tmp_path / "pinned")
-    (tmp_path / "TUNED").symlink_to("pinned")
-    (tmp_path / "MERGED").symlink_to("pinned")
-    make_tower(tmp_path / "CLIP", hidden_size=1024, num_hidden_layers=2)
-    for line in (ROOT / "docs" / "signing.md").read_text().splitlines():
-        if line.startswith("openssl "):
-            assert run_script(line, tmp_path, PATH=OUR_PATH).returncode == 0
-    Image.new("RGB", (80, 60), "gray").save(tmp_path / "cell.png")
-    lines = [line.removeprefix("$ ") for line in README.splitlines() if line.startswith("$ ")]
-    lines = [line.partition("  #")[0] for line in lines if line.startswith(RUN_HERE)]
-    assert len(lines) >= 12
-    (tmp_path / "tiny.toml").write_text(TINY)
-    served = {
-        "huggyllama/llama-7b": "BASE",
-        "microsoft/llava-med-7b-delta": "DELTA",
-        "ORG/NAME": "BASE",
-        "ORG/MERGED": "MERGED",
-    }
-    with HubServer({repo: tmp_path / name for repo, name in served.items()}) as hub:
-        recipe = load("llava-med-7b")
-        hub.tag("huggyllama/llama-7b", str(model("llama-1-7b").revision))
-        hub.tag("microsoft/llava-med-7b-delta", str(recipe.delta.revision))
-        hub.tag("ORG/NAME", "REVISION")
-        variables = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_CACHE": str(tmp_path / "cache")}
-        for line in lines:
-            run_line(line, tmp_path, pins, variables)
-
-
-def run_line(line: str, folder: Path, pins: ApplyResult, variables: dict[str, str]) -> None:
-    """Run one command; several make the same folder, each from its beginning."""
-    if line.endswith("--target OUT") or "--target OUT " in line:
-        shutil.rmtree(folder / "OUT", ignore_errors=True)
-    by_recipe = line
-    if "llava-med" in line:
-        by_recipe = re.sub(r" apply (llava-med-7b )?", " apply llava-med-7b --recipe tiny.toml ", line)
-    if "--layout transformers" in line or " export " in line:
-        by_recipe += " --vision-tower CLIP"  # that which the recipe names cannot be had here
-    with_digest = re.sub(r"dw1:[0-9a-f]+\.\.\.", pins.content_digest, by_recipe.replace("0.05", "0.5"))
-    manifest = folder / "OUT" / "manifest.json"  # says where the inputs are from, so each way to OUT has its own
-    pin = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else ""
-    with_pins = re.sub(r"--expect-manifest \S+", f"--expect-manifest {pin}", with_digest)
-    done = run_script(with_pins, folder, PATH=OUR_PATH, **variables)
-    assert (line, done.returncode, done.stderr if done.returncode else "") == (line, 0, "")
-
-
-def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
-    """The README's Python block runs as it stands, and prints a content digest."""
-    base, delta = make_pair(tmp_path)
-    base.rename(tmp_path / "llama-7b")
-    delta.rename(tmp_path / "llava-med-7b-delta")
-    (block,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "apply_delta" in block)
+    (block,) = (text for language, text in blocks("merge.md") if language == "python" and "apply_delta" in text)
     done = subprocess.run(
         [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
@@ -131,17 +47,49 @@ COMMANDS_WITH_OPTIONS = {
 }
 
 
+GUIDES = "".join(TEXTS[page] for page in ("merge.md", "hub.md", "running.md", "publish.md", "verify.md"))
+
+
 @pytest.mark.parametrize("name", COMMANDS_WITH_OPTIONS)
-def test_the_readme_names_every_option(name: str) -> None:
-    """Every option of a command is in the README, and every option in the README's table is one of the merge and of make."""
+def test_the_guides_name_every_option(name: str) -> None:
+    """Every option of a command is in a how-to page, and every option in the table of merge.md is one of the merge and of make."""
     command = COMMANDS_WITH_OPTIONS[name]
     options = {name for parameter in command.params for name in parameter.opts if name.startswith("--")}
     inputs = {"--base", "--delta", "--target", "--base-model-path", "--target-model-path", "--delta-path"}
     hidden = inputs | {"--version", "--low-cpu-mem"}
-    assert {name for name in options - hidden if name not in README} == set()
-    table = README[README.index("| `--dry-run`") : README.index("Old notes and job scripts")]
+    assert {name for name in options - hidden if name not in GUIDES} == set()
+    table = TEXTS["merge.md"].partition("| `--dry-run`")[2].partition("Old notes and job scripts")[0]
+    assert len(re.findall(r"--[a-z-]+", table)) > 10
     if name not in {"diff", "inspect", "export"}:
         assert set(re.findall(r"--[a-z-]+", table)) <= options
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "apply-delta", "make-delta"])
+def test_the_reference_has_every_option(name: str) -> None:
+    """The page of a command has each of its options with its help, and nothing else, in 1,500 words at most."""
+    pages = script("docs_pages")
+    command, page = pages.find_command(name), pages.command_page(name)
+    options = [each for each in command.params if isinstance(each, click.Option) and not each.hidden]
+    rows = [line for line in page.splitlines() if line.startswith("| `-")]
+    assert len(rows) == len(options)
+    for option, row in zip(options, rows, strict=True):
+        assert all(f"`{flag}`" in row for flag in [*option.opts, *option.secondary_opts])
+        assert " ".join((option.help or "").split()) in row.replace("\\|", "|").replace("&lt;", "<")
+    assert all(example in page for example in getattr(command, "examples", ()))
+    assert len(page.split()) <= 1500
+    text = re.sub(r"```text\n.*?```", "", page, flags=re.DOTALL)
+    assert [line for line in text.splitlines() if line.startswith(" ")] == []  # Markdown would take it for code
+
+
+def test_the_picture_is_a_run() -> None:
+    """docs/assets/demo.svg shows what the demo prints today; scripts/terminal-svg draws it anew."""
+    terminal = script("terminal_svg")
+    assert terminal.shown(terminal.PICTURE.read_text(encoding="utf-8")) == terminal.recorded()
+
+
+def test_the_readme_keeps_the_notice() -> None:
+    """README says that LLaVA-Med is for research use only."""
+    assert "for research use only. It is not for clinical care or any clinical decision." in TEXTS["README.md"]
 
 
 def test_every_command_has_help_and_is_listed() -> None:
@@ -155,11 +103,12 @@ def test_every_command_has_help_and_is_listed() -> None:
 
 
 def test_the_links_of_the_documents_primary_somewhere() -> None:
-    """Every relative link of README and docs leads to a file of the project."""
-    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
-            if not link.startswith("http"):
-                assert (document.parent / link).exists(), f"{document.name}: {link}"
+    """Every relative link of README and docs leads to a file of the project, or to a page that is made of the program."""
+    made = set(script("docs_pages").pages())
+    for page, document in PAGES.items():
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", TEXTS[page]):
+            if not link.startswith("http") and link not in made:
+                assert (document.parent / link).exists(), f"{page}: {link}"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""docs/manifest-format.md and its worked example."""
+"""docs/manifest-format.md, the pages beside it, and the worked example."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-DOCUMENT = (ROOT / "docs" / "manifest-format.md").read_text()
+PAGES = ("manifest-format.md", "digests-format.md", "inputs-format.md", "verification-format.md")
+
+DOCUMENT = "\n".join((ROOT / "docs" / page).read_text() for page in PAGES)
 
 FIXTURE = ROOT / "tests" / "fixtures" / "manifest-v1"
 

@@ -11,7 +11,7 @@ from deltaweights.recipes.table import TomlDocument
 
 ROOT = Path(__file__).parents[2]
 
-DOCS = (ROOT / "docs/recipes.md").read_text()
+DOCS = "".join((ROOT / "docs" / name).read_text() for name in ("recipe-format.md", "recipes.md"))
 
 PROJECTOR = {"model.mm_projector.weight", "model.mm_projector.bias"}
 
