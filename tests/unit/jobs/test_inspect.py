@@ -371,7 +371,7 @@ def test_missing(run: Run, tmp_path: Path) -> None:
 
 def test_no_path(run: Run) -> None:
     """A missing argument ends with 2."""
-    assert "Missing argument 'PATH'" in error_of(run("inspect"), 2)
+    assert "Missing argument 'PATH|HUB_ID'" in error_of(run("inspect"), 2)
 
 
 def test_malformed(run: Run, tmp_path: Path) -> None:

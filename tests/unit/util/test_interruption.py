@@ -175,8 +175,8 @@ def work():
 def command():
     print("begun", flush=True)
     {wait}
-cli.command = command
-cli._start("deltaweights.cli", "command", "deltaweights")
+cli.waiting = command
+cli._start("deltaweights.cli", "waiting", "deltaweights")
 """
     code, err, seconds = sent_to([sys.executable, "-c", program], number)
     assert (code, err) == (128 + number, f"deltaweights: error: {WORDS[number]}\n")
