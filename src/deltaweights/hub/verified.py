@@ -21,12 +21,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltaweights.checkpoint.safe_open import SEARCH
-from deltaweights.hub.repo_listing import HubFile, RepoListing
+from deltaweights.hub.repo_listing import HubFile, RepoListing, at_top, in_folders
 from deltaweights.report import Report
 from deltaweights.util.state import state_folder
 from deltaweights.util.text import Json, strict_json
 
-MAX_RECORD_BYTES = 1024 * 1024
+MAX_RECORD_BYTES = 4 * 1024 * 1024
 """The record of a file has some 300 bytes, that of a commit 150 for each of its files."""
 
 SETTLED = 60 * 1_000_000_000
@@ -77,7 +77,9 @@ class VerificationRecords:
     def add_listing(self, listing: RepoListing) -> None:
         """Record what the Hub states of a commit's files."""
         files = {
-            file.name: [file.size, file.sha256, file.git_sha1, file.unstated_key] for file in listing.files.values()
+            file.name: [file.size, file.sha256, file.git_sha1, file.unstated_key]
+            for file in listing.all_files.values()
+            if file.name not in listing.bare
         }
         self._write(_name_of_commit(listing), {"files": files})
 
@@ -91,8 +93,8 @@ class VerificationRecords:
             return cached
         stated = record["files"]
         with contextlib.suppress(TypeError):
-            files = {name: HubFile(name, *stated[name]) for name in cached.files if name in stated}
-            return replace(cached, files=files)
+            files = {name: HubFile(name, *stated[name]) for name in cached.all_files if name in stated}
+            return replace(cached, files=at_top(files), below=in_folders(files))
         return cached
 
     def _read(self, name: str) -> dict[str, Json] | None:
