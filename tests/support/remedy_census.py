@@ -134,6 +134,12 @@ FOLLOWED: dict[str, tuple[str, ...]] = {
 """By row of the tables in test_remedies.py and test_remedies_of_tools.py, whose remedies have these texts."""
 
 ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "tests/unit/hub/test_folders_of_files.py::test_weights_in_a_folder_only": (
+        "it with deltaweights download {} --include {}",
+    ),
+    "tests/unit/hub/test_folders_of_files.py::test_a_folder_by_name": ("use --include {} for all that is in it",),
+    "tests/unit/hub/test_folders_of_files.py::test_a_hostile_name_that_is_asked_for": ("leave it out, with --exclude",),
+    "tests/unit/hub/test_folders_of_files.py::test_two_files_in_one_place": ("leave one of them out, with --exclude",),
     "tests/diagnosis/test_remedies.py::test_no_token_is_set": ("check the token's permissions",),
     "tests/diagnosis/test_layouts.py::test_what_is_recommended_opens": ("give its snapshot, {}",),
     "tests/diagnosis/test_surface.py::test_flags_of_the_original_scripts": (
@@ -189,7 +195,7 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         " and kept",
         "check the name",
         "deltaweights download {}",
-        "hf download {} --revision {}",
+        "all of it with hf download {}",
         "in another folder, or move this one away",
         "the base of recipe {}",
         "the file that you mean",
@@ -329,7 +335,7 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "check the part after the @",
         "choose another cache with --cache-dir or HF_HUB_CACHE",
         "fetch a model: deltaweights download ORG/NAME",
-        "fetch all of it with {}, and then: {}",
+        "fetch {}, and then: {}",
         "fetch it again, without --offline",
         "fetch them: {}",
         "give one model of it: by its id ({}), or its snapshot, such as {}",

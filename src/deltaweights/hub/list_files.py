@@ -140,7 +140,10 @@ def with_size(access: Access, at: HubId, file: HubFile) -> HubFile:
     """Return the same of a file that is needed. Raises ``InputOutputError`` where the headers do not state its size."""
     found = _with_headers(access, at, file)
     if found.size < 0:
-        problem, remedy = "the server does not state the size of this file", f"{CHECK_ENDPOINT}: use another mirror"
+        problem, remedy = (
+            "the server does not state the size of this file",
+            f"{CHECK_ENDPOINT}: use the Hub, or another mirror",
+        )
         raise InputOutputError(problem, where=f"{at}/{file.name}", remedy=remedy, code=ErrorCode.NETWORK)
     return found
 
