@@ -499,11 +499,15 @@ def test_a_damaged_blob_that_cannot_be_removed(machine: Machine, blob: Path, mon
     """A damaged blob that cannot be removed ends the run, which does not loop."""
     flip(blob)
 
-    def refuse(path: Path, *, missing_ok: bool = False) -> None:
-        raise PermissionError(errno.EACCES, f"Permission denied, {missing_ok}", str(path))
+    real = os.unlink
 
-    monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(InputOutputError, match=r"cannot remove.*--cache-dir"):
+    def refuse(path: str, *, dir_fd: int | None = None) -> None:
+        if Path(path).name == blob.name:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        real(path, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patch, pytest.raises(InputOutputError, match=r"cannot remove.*--cache-dir"):
+        patch.setattr(os, "unlink", refuse)
         machine.fetch(BASE)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import huggingface_hub as hf
 import pytest
 
 from deltaweights.errors import MalformedInput, TargetBusy, UsageError
-from deltaweights.hub.repo_listing import is_usable, parse_files, parse_unusable
+from deltaweights.hub.repo_listing import HubFile, RepoListing, is_usable, parse_files, parse_unusable
 from deltaweights.hub.snapshot import stated_sha256
+from deltaweights.hub.verified import VerificationRecords
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.download import download
 from deltaweights.manifest.verify import verify
@@ -283,3 +285,17 @@ def test_folders_cost_no_request(machine: Machine, hub: HubServer, repository: d
     hub.requests.clear()
     machine.fetch(MODEL, "config.json")
     assert {request.file for request in hub.requests if request.file} == {f"{MODEL}/config.json"}
+
+
+def test_a_record_of_very_many_files_is_still_read(machine: Machine) -> None:
+    """Of a commit with more files in folders than a record takes, those at the top are recorded, and found again."""
+    records = VerificationRecords(machine.said)
+    top = HubFile("model.safetensors", 5, "b" * 64, "")
+    for count, known in ((10, True), (20_000, False)):
+        below = {name: HubFile(name, 5, None, SHA1) for name in (f"a/{'x' * 40}{number}" for number in range(count))}
+        listing = RepoListing(MODEL, f"{count:040}", {top.name: top}, below)
+        records.add_listing(listing)
+        empty = {name: HubFile(name, 0, None, "") for name in below}
+        found = records.with_stated_hashes(RepoListing(MODEL, listing.commit, {top.name: replace(top, size=0)}, empty))
+        assert found.files == listing.files
+        assert (found.below == below) is known
