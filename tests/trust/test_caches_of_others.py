@@ -506,9 +506,10 @@ def test_a_damaged_blob_that_cannot_be_removed(machine: Machine, blob: Path, mon
             raise PermissionError(errno.EACCES, "Permission denied", path)
         real(path, dir_fd=dir_fd)
 
-    with monkeypatch.context() as patch, pytest.raises(InputOutputError, match=r"cannot remove.*--cache-dir"):
+    with monkeypatch.context() as patch:  # the folder is removed after the test
         patch.setattr(os, "unlink", refuse)
-        machine.fetch(BASE)
+        with pytest.raises(InputOutputError, match=r"cannot remove.*--cache-dir"):
+            machine.fetch(BASE)
 
 
 def test_blobs_that_models_share(machine: Machine, blob: Path, tmp_path: Path) -> None:
