@@ -244,6 +244,10 @@ def main() -> None:
     )
     parser.add_argument("--hub", action="store_true", help="downloads, and merges from a Hub on the loopback interface")
     parser.add_argument("--rate", default="400MB", help="of that Hub, per second, over all connections")
+    parser.add_argument("--connection-rate", metavar="RATE", help="of that Hub, over each connection")
+    parser.add_argument(
+        "--pair", type=Path, metavar="DIR", help="with --hub: DIR/base and DIR/delta, whatever they are"
+    )
     parser.add_argument(
         "--only",
         nargs="+",
@@ -260,11 +264,15 @@ def main() -> None:
         return
     model = Model(options.shape, options.layers, options.container, options.llava_med, options.toy)
     place = folder / model.name
-    prepare(model, place, options.parts if "apply from Meta's" in (options.only or ()) else 0)
+    if options.hub and options.pair:
+        place = options.pair.resolve()
+    else:
+        prepare(model, place, options.parts if "apply from Meta's" in (options.only or ()) else 0)
     size = _size(place / "delta")
     if options.hub:
-        with bench_hub.serving(place, options.rate):
-            chosen = bench_hub.contestants(place)
+        with bench_hub.serving(place, options.rate, options.connection_rate):
+            everyone = bench_hub.contestants(place)
+            chosen = {name: each for name, each in everyone.items() if name in (options.only or everyone)}
             runs = rounds(chosen, options.rounds, cold=options.cold)
     else:
         chosen = choose(options.only, contestants(place, options.workers), model)

@@ -16,13 +16,20 @@ from pathlib import Path
 
 from bench_runs import Contestant, ours
 
+AGAINST = {
+    "hf download": "download",
+    "hf download, apply": "apply from the Hub",
+    "apply --stream": "apply from the Hub",
+}
+
 SERVER = Path(__file__).parents[1] / "tests" / "support" / "hub_server.py"
 
 
 @contextmanager
-def serving(folder: Path, rate: str) -> Iterator[None]:
+def serving(folder: Path, rate: str, connection_rate: str | None = None) -> Iterator[None]:
     """Serve base and delta of ``folder`` as acme/base and acme/delta to the children of this process: it is their only Hub."""
     command = [sys.executable, str(SERVER), f"acme/base={folder / 'base'}", f"acme/delta={folder / 'delta'}"]
+    command += ["--connection-rate", connection_rate] if connection_rate else []
     command += ["--rate", rate, "--hash-cache", str(folder / "hashes.json")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -45,11 +52,17 @@ def contestants(folder: Path) -> dict[str, Contestant]:
     target = ("--base", both[0], "--delta", both[1], "--target", out / "target", "--cache-dir", cache)
     merge = ours("apply", *target, "-q")
     return {
-        name: Contestant(["sh", "-c", f"mkdir {shlex.quote(str(out))} && {_script(commands)}"], read, out, "download")
+        name: Contestant(
+            ["sh", "-c", f"mkdir {shlex.quote(str(out))} && {_script(commands)}"],
+            read,
+            out,
+            AGAINST.get(name, "download"),
+        )
         for name, commands in (
             ("download", fetch),
             ("hf download", theirs),
             ("apply from the Hub", [merge]),
+            ("hf download, apply", [*theirs, [*merge, "--offline"]]),
             ("apply --stream", [[*merge, "--stream"]]),
         )
     }

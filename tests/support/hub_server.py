@@ -56,11 +56,11 @@ class Request:
 class HubServer(Hub):
     """Serves repositories until it is closed; a context manager.
 
-    ``rate`` is in bytes per second, over all connections together; ``page_size`` is that of /tree. ``tokens`` says what each token
-    may read of what is ``gated`` or ``private``. ``hashes`` are sha256 that need not be computed; ``log`` gets a line for each
-    request. ``endpoint``, ``files`` and ``elsewhere`` are the origins of the Hub, of its file host, and of a third host, which
-    answers like both and asks for no token. ``requests`` is the log, ``sent`` the number of bytes that left of each file
-    ("org/name/path"; "" for all else).
+    ``rate`` is in bytes per second, over all connections together, ``connection_rate`` over each; ``page_size`` is that of
+    /tree. ``tokens`` says what each token may read of what is ``gated`` or ``private``. ``hashes`` are sha256 that need not be
+    computed; ``log`` gets a line for each request. ``endpoint``, ``files`` and ``elsewhere`` are the origins of the Hub, of its
+    file host, and of a third host, which answers like both and asks for no token. ``requests`` is the log, ``sent`` the number
+    of bytes that left of each file ("org/name/path"; "" for all else).
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class HubServer(Hub):
         *,
         port: int = 0,
         rate: float | None = None,
+        connection_rate: float | None = None,
         page_size: int = 1000,
         gated: Collection[str] = (),
         private: Collection[str] = (),
@@ -83,7 +84,7 @@ class HubServer(Hub):
             HASHES.state(path, sha256)
         for name, files in (repositories or {}).items():
             self.push(name, files)
-        self._wire = Wire({"hub": port, "files": 0, "elsewhere": 0}, self._answer, self._count, rate)
+        self._wire = Wire({"hub": port, "files": 0, "elsewhere": 0}, self._answer, self._count, rate, connection_rate)
         self.origins |= self._wire.origins
         self.endpoint, self.files, self.elsewhere = (
             self.origins["hub"],
@@ -196,6 +197,7 @@ def main() -> None:
     parser.add_argument("repositories", nargs="+", metavar="ID=DIR", help="such as acme/base=FOLDER")
     parser.add_argument("--port", type=int, default=0, help="port of the Hub (default: a free one)")
     parser.add_argument("--rate", type=bytes_per_second, help="bytes per second, over all connections: 400MB")
+    parser.add_argument("--connection-rate", type=bytes_per_second, help="the same, over each connection")
     parser.add_argument("--gated", action="append", default=[], metavar="ID")
     parser.add_argument("--private", action="append", default=[], metavar="ID")
     parser.add_argument(
@@ -215,7 +217,9 @@ def main() -> None:
         HASHES.load(chosen.hash_cache)
     access = {"gated": chosen.gated, "private": chosen.private, "tokens": tokens}
     log = sys.stderr if chosen.log else None
-    with HubServer(folders, port=chosen.port, rate=chosen.rate, log=log, **access) as hub:
+    with HubServer(
+        folders, port=chosen.port, rate=chosen.rate, connection_rate=chosen.connection_rate, log=log, **access
+    ) as hub:
         if chosen.hash_cache:
             HASHES.save(chosen.hash_cache)
         hub.faults.extend(chosen.fault)

@@ -122,13 +122,14 @@ class Wire:
         answer: Callable[[Call], Answer],
         count: Callable[[str, int], None],
         rate: float | None,
+        connection_rate: float | None = None,
     ) -> None:
         self.answer, self.count = answer, count
         self.most: dict[Host, int] = {}
         self.refusal = text(429, "Too many connections", {"Retry-After": "0", "Content-Length": "20"})
         self.at_once = Counter[Host]()
         self.stopping = threading.Event()
-        self.limiter = Limiter(rate, self.stopping)
+        self.limiter, self.connection_rate = Limiter(rate, self.stopping), connection_rate
         self._listeners = {host: socket.create_server(("127.0.0.1", port), backlog=128) for host, port in ports.items()}
         self.origins = {host: f"http://127.0.0.1:{made.getsockname()[1]}" for host, made in self._listeners.items()}
         self._wake, self._woken = socket.socketpair()
@@ -191,6 +192,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def __init__(self, connection: socket.socket, wire: Wire, host: Host) -> None:
         self.wire, self.host = wire, host
+        self.limiter = Limiter(wire.connection_rate, wire.stopping)
         super().__init__(connection, ("127.0.0.1", 0), cast(Any, wire))
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
@@ -259,7 +261,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send_range(self, answer: Answer, send: Callable[[int, int], int], start: int, stop: int) -> None:
         while start < stop:
-            count = min(self.wire.limiter.piece, stop - start)
+            count = min(self.wire.limiter.piece, self.limiter.piece, stop - start)
+            self.limiter.draw(count)
             self.wire.limiter.draw(count)
             self.wire.count(answer.file, count)  # before it leaves: who has received all may rely on the count
             sent = send(start, start + count)

@@ -500,12 +500,17 @@ def test_a_damaged_blob_that_cannot_be_removed(machine: Machine, blob: Path, mon
     """A damaged blob that cannot be removed ends the run, which does not loop."""
     flip(blob)
 
-    def refuse(path: Path, *, missing_ok: bool = False) -> None:
-        raise PermissionError(errno.EACCES, f"Permission denied, {missing_ok}", str(path))
+    real = os.unlink
 
-    monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(InputOutputError, match=r"cannot remove.*--cache-dir"):
-        machine.fetch(BASE)
+    def refuse(path: str, *, dir_fd: int | None = None) -> None:
+        if Path(path).name == blob.name:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        real(path, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patch:  # the folder is removed after the test
+        patch.setattr(os, "unlink", refuse)
+        with pytest.raises(InputOutputError, match=r"cannot remove.*--cache-dir"):
+            machine.fetch(BASE)
 
 
 def test_blobs_that_models_share(machine: Machine, blob: Path, tmp_path: Path) -> None:

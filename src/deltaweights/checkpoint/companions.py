@@ -100,6 +100,11 @@ def belongs(name: str) -> bool:
     """Return whether a file of this name is downloaded along with the weights: companions, proofs, licences, notices and cards."""
     if is_companion(name) or name in PROOF or _CARD.fullmatch(name):
         return True
+    return is_terms(name)
+
+
+def is_terms(name: str) -> bool:
+    """Return whether a file of this name is a licence, a notice, or terms."""
     return _TERMS.fullmatch(name) is not None and (Path(name).suffix.lower() in _TEXTS or "." not in name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -117,8 +118,12 @@ def _recognise_remote(directory: Directory) -> Recognised:
     origin = directory.origin
     if where not in known.remedy or not origin:
         return known
-    fetch = f"hf download {origin['repo']} --revision {origin['commit']}"
-    return replace(known, remedy=f"fetch all of it with {fetch}, and then: {known.remedy}")
+    repo, inside = f"{origin['repo']} --revision {origin['commit']}", known.remedy.removeprefix(f"give {where}/")
+    fetch = f"all of it with hf download {repo}"
+    if known.layout is Layout.CHECKPOINT_BELOW:
+        pattern = shlex.quote("*" if inside == known.remedy else f"{inside}/*")
+        fetch = f"it with deltaweights download {repo} --include {pattern}"
+    return replace(known, remedy=f"fetch {fetch}, and then: {known.remedy}")
 
 
 def _where(path: Path) -> str:

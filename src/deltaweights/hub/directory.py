@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from deltaweights.checkpoint.directory import Directory
 from deltaweights.checkpoint.file_type import HEAD_BYTES
@@ -19,12 +19,13 @@ from deltaweights.hub.downloads import Downloads
 from deltaweights.hub.file_download import FileDownload
 from deltaweights.hub.files import AGAIN, DownloadingFile, VerifiedFile
 from deltaweights.hub.ids import HubId
+from deltaweights.hub.list_files import with_size
 from deltaweights.hub.local_folder import LocalFolder
 from deltaweights.hub.memory_pool import MOST_AHEAD
 from deltaweights.hub.piece_map import PieceMap
 from deltaweights.hub.piece_storage import DiskPieces
-from deltaweights.hub.repo_cache import RepoCache
-from deltaweights.hub.repo_listing import HubFile, RepoListing
+from deltaweights.hub.repo_cache import RepoCache, not_in_cache
+from deltaweights.hub.repo_listing import HubFile, RepoListing, at_top
 from deltaweights.hub.transfer import DamagedFile
 from deltaweights.hub.verified import VerificationRecords
 from deltaweights.report import Report
@@ -59,12 +60,9 @@ class HubDirectory(Directory):
         self.path, self.id = self.cache.snapshot(listing.commit), HubId(listing.repo, listing.commit)
         self._access, self._downloads, self._report = access, downloads, report
         self._records = VerificationRecords(report, access)
-        self._all = {
-            name: file for name, file in listing.files.items() if not name.endswith(hidden) and not is_litter(name)
-        }
-        self._files = self._all
-        self.fetched = 0  # bytes that were not in the cache when their files were opened
-        self._once = once
+        shown = (name for name in listing.all_files if not name.endswith(hidden) and not is_litter(PurePath(name).name))
+        self._all = self._files = {name: listing.all_files[name] for name in shown}
+        self.fetched, self._once = 0, once  # bytes that were not in the cache when their files were opened
         self._streams: dict[str, FileDownload] = {}
         self._heads: dict[str, bytes] = {}
         self._unstated: set[str] = set()
@@ -74,19 +72,29 @@ class HubDirectory(Directory):
         return {"repo": self.listing.repo, "commit": self.listing.commit}
 
     def names(self) -> list[str]:
-        return sorted(self._files)
+        return sorted(at_top(self._files))
 
     def has(self, name: str) -> bool:
-        return name in self._files
+        return name in self._files and "/" not in name
 
     def tree(self) -> FolderListing:
         return self.listing.tree()
 
+    @property
+    def paths(self) -> list[str]:
+        """The names of all files, sorted. Those in folders can be fetched, and are no part of a checkpoint."""
+        return sorted(self._files)
+
     def file(self, name: str) -> HubFile:
-        """Return what the Hub states of a file. Raises ``InputOutputError`` when there is none."""
+        """Return what the Hub states of a file, also of one in folders. Raises ``InputOutputError`` when there is none."""
         if name not in self._files:
             raise InputOutputError("no such file", where=f"{self.id}/{name}", code=ErrorCode.NOT_FOUND)
         return self._files[name]
+
+    def complete(self, names: Iterable[str]) -> None:
+        """Ask for what the listing does not state of ``names`` in folders, of a mirror. Raises ``InputOutputError``."""
+        for name in self.listing.bare.intersection(names):
+            self._files[name] = with_size(self._access, self.id, self._files[name])
 
     def leave_out(self, names: Collection[str]) -> None:
         """Do as if these files, and no others, were not there."""
@@ -105,10 +113,7 @@ class HubDirectory(Directory):
         """Remove files from the cache, or from the folder if they were downloaded there. Raises ``InputOutputError``."""
         for file in map(self.file, names):
             for cache in {self.cache, self._shared}:
-                if (found := cache.open(self.listing.commit, file)) is not None:
-                    with contextlib.closing(LocalFile(*found)) as local:
-                        cache.refuse_other(file, local.status)
-                        cache.discard(found[0], local.status)
+                cache.forget(self.listing.commit, file)
 
     def head(self, name: str) -> bytes:
         # No more than this is fetched: the file may be of the format that is not used.
@@ -201,9 +206,7 @@ class HubDirectory(Directory):
 
     def _refuse_offline(self, file: HubFile) -> None:
         if self._access.offline:
-            remedy = "leave --offline out, or fetch it first: deltaweights download"
-            where = f"{self.id}/{file.name}"
-            raise InputOutputError("not in the cache", where=where, remedy=remedy, code=ErrorCode.NOT_IN_CACHE)
+            raise not_in_cache(f"{self.id}/{file.name}")
 
     def _stream(self, file: HubFile) -> InputFile:
         if self._once:
@@ -219,13 +222,11 @@ class HubDirectory(Directory):
         where = f"{self.id}/{file.name}"
         if file.size > MAX_IN_MEMORY:
             raise InputOutputError("too large to be kept in memory", where=where, found=file.size)
-        data = bytearray(file.size)
-        if file.size:
-            self._stream(file).read_into(memoryview(data), 0)
-        found = _hash_of(file, [bytes(data)])
+        data = self._stream(file).read(0, file.size) if file.size else b""
+        found = _hash_of(file, [data])
         if not file.accepts(found):
             raise DamagedFile("arrived damaged", where=where, found=found, expected=file.key, remedy=AGAIN)
-        return MemoryFile(self.path / file.name, bytes(data))
+        return MemoryFile(self.path / file.name, data)
 
     def _copied(self, file: HubFile, into: LocalFolder) -> bool:
         """Copy a file that the cache has ``into`` a folder; return whether it has it. Raises ``InputOutputError``."""

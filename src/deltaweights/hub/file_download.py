@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltaweights.errors import wrap_os_errors
 from deltaweights.hub.piece_map import PieceMap
 from deltaweights.hub.piece_storage import REQUESTED, DiskPieces
 from deltaweights.hub.repo_cache import RepoCache
@@ -94,7 +95,9 @@ class FileDownload:
             return
         download_id = disk.download_id
         self.cache.make_way(file)
-        disk.publish(self.cache.place(file))
+        where = self.cache.place(file)
+        with wrap_os_errors(where, "put in place"), self.cache.folder_of(where, create=True) as folder:
+            disk.publish(where, folder)
         self.cache.link(self.commit, file)
         if self.records is not None:
             self.records.add(self.cache.place(file), file.key, os.fstat(disk.fd), download_id)

@@ -22,10 +22,12 @@ from deltaweights.hub.repo_listing import (
     SHA256,
     HubFile,
     RepoListing,
+    at_top,
+    in_folders,
     names_only,
-    parse_deeper,
     parse_files,
     parse_tree,
+    parse_unusable,
     without_details,
 )
 from deltaweights.util.interruption import run_in_side_thread
@@ -56,7 +58,7 @@ def _list_files(access: Access, wanted: HubId) -> RepoListing:
             f"{access.endpoint}/api/models/{wanted.repo}/revision/{revision}?blobs=true", wanted
         )
         commit, siblings = answer["sha"], answer["siblings"]
-        files, deeper, bare = parse_files(siblings), parse_deeper(siblings), without_details(siblings)
+        files, unusable, bare = parse_files(siblings), parse_unusable(siblings), without_details(siblings)
     except (LookupError, TypeError, AttributeError) as error:
         raise access.not_a_hub() from error
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
@@ -66,14 +68,14 @@ def _list_files(access: Access, wanted: HubId) -> RepoListing:
         named = {name: HubFile(name, -1, None, "") for name in names_only(siblings)}
         files = named | files | _tree(access, at)
     lfs_is_stated = any(file.sha256 for file in files.values())
-    doubtful = [file for file in files.values() if _is_doubtful(file, lfs_is_stated=lfs_is_stated)]
-    for file in doubtful[:MOST_ASKED]:
+    doubtful = {name: file for name, file in files.items() if _is_doubtful(file, lfs_is_stated=lfs_is_stated)}
+    for file in list(at_top(doubtful).values())[:MOST_ASKED]:
         files[file.name] = _with_headers(access, at, file)
-    usable = {name: file for name, file in files.items() if file.size >= 0}
-    if files and not usable:
+    top = {name: file for name, file in at_top(files).items() if file.size >= 0}
+    if at_top(files) and not top:
         problem, remedy = "states the size of no file", f"{CHECK_ENDPOINT}: use the Hub, or another mirror"
         raise InputOutputError(problem, where=f"{access.endpoint}/{at}", remedy=remedy, code=ErrorCode.NETWORK)
-    return RepoListing(wanted.repo, commit, usable, deeper)
+    return RepoListing(wanted.repo, commit, top, in_folders(files), frozenset(in_folders(doubtful)), unusable)
 
 
 def _is_doubtful(file: HubFile, *, lfs_is_stated: bool) -> bool:
@@ -132,6 +134,18 @@ def _with_headers(access: Access, at: HubId, file: HubFile) -> HubFile:
         git_sha1=digits if is_git else "",
         unstated_key="" if is_sha256 or is_git else key,
     )
+
+
+def with_size(access: Access, at: HubId, file: HubFile) -> HubFile:
+    """Return the same of a file that is needed. Raises ``InputOutputError`` where the headers do not state its size."""
+    found = _with_headers(access, at, file)
+    if found.size < 0:
+        problem, remedy = (
+            "the server does not state the size of this file",
+            f"{CHECK_ENDPOINT}: use the Hub, or another mirror",
+        )
+        raise InputOutputError(problem, where=f"{at}/{file.name}", remedy=remedy, code=ErrorCode.NETWORK)
+    return found
 
 
 def _size(value: Json) -> int:

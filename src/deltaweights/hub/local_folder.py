@@ -14,10 +14,11 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import ClassVar
 
 from deltaweights.checkpoint.files import LocalFile
+from deltaweights.checkpoint.safe_open import READ
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy, wrap_os_errors
 from deltaweights.hub.ids import HubId
@@ -75,10 +76,13 @@ class LocalFolder(RepoCache):
         where = self.place(file)
         with contextlib.suppress(FileNotFoundError):
             try:
-                fd = os.open(where, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                with self.folder_of(where) as folder:
+                    fd = os.open(where.name, READ | os.O_NOFOLLOW, dir_fd=folder)
             except FileNotFoundError:
                 raise
             except OSError as error:
+                if (blocking := self._blocking(where)) is not None:
+                    raise _not_replaced(blocking, "a file or a link, where the download has a folder") from None
                 if not stat.S_ISREG(where.lstat().st_mode):
                     raise _not_replaced(where, "something else, or a link") from None
                 raise InputOutputError.from_os(error, where, "open") from error
@@ -90,6 +94,12 @@ class LocalFolder(RepoCache):
                 raise _not_replaced(where, "no file")
             self.refuse_other(file, found)
         return None
+
+    def _blocking(self, where: Path) -> Path | None:
+        """Return what is no folder on the way to ``where``, if anything is not."""
+        parts = where.relative_to(self.root).parts[:-1]
+        folders = (self.root.joinpath(*parts[: count + 1]) for count in range(len(parts)))
+        return next((each for each in folders if each.is_symlink() or not each.is_dir()), None)
 
     def refuse_other(self, file: HubFile, found: os.stat_result) -> None:
         """Raise ``TargetBusy`` unless what was ``found`` in the place of ``file`` was downloaded, and not changed since."""
@@ -114,10 +124,10 @@ class LocalFolder(RepoCache):
 
     def link(self, commit: str, file: HubFile) -> None:
         """Note that a file, which is in its place, is that of a commit. Raises as ``create`` does."""
-        with self._notes(create=True) as notes:
+        with self._notes(file.name, create=True) as notes:
             if notes is None:
                 return
-            name = f"{file.name}.metadata"
+            name = f"{self.place(file).name}.metadata"
             old = _lines(notes, name)
             if old[:2] != [commit, file.key] or self._is_younger(file, old):
                 notes.replace(name, f"{commit}\n{file.key}\n{time.time()}\n".encode())
@@ -139,33 +149,39 @@ class LocalFolder(RepoCache):
         """Put a copy of ``source``, which was verified, in the place of ``file``. Raises ``InputOutputError`` and as ``open``."""
         self.create()
         self.make_way(file)
-        with self._notes(create=True) as notes, OpenFolder.at(self.root, follow=False) as folder:
+        where = self.place(file)
+        with (
+            self._notes(create=True) as notes,
+            wrap_os_errors(where, "put in place"),
+            self.folder_of(where, create=True) as fd,
+        ):
             if notes is None:
                 raise AssertionError("they were created")
+            folder = OpenFolder(fd, where.parent)
             name = f"{secrets.token_hex(8)}.deltaweights.copy"
             try:
                 notes.write(name, source.chunks())
                 source.check_unchanged()
-                notes.rename(name, folder, file.name)
+                notes.rename(name, folder, where.name)
             finally:
                 notes.remove(name)
 
     def _note_of(self, name: str) -> float | None:
         """Return when a file of this name was downloaded, in seconds since 1970; None if that is not noted."""
-        with self._notes(create=False) as notes:
-            return None if notes is None else _time_of(_lines(notes, f"{name}.metadata"))
+        with self._notes(name, create=False) as notes:
+            return None if notes is None else _time_of(_lines(notes, f"{PurePath(name).name}.metadata"))
 
     @contextlib.contextmanager
-    def _notes(self, *, create: bool) -> Iterator[OpenFolder | None]:
-        """Open the folder of notes, no part of which may be a link; None when it is not there."""
+    def _notes(self, name: str = "", *, create: bool) -> Iterator[OpenFolder | None]:
+        """Open the folder of the note on the file ``name``, no part of which may be a link; None when it is not there."""
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(OpenFolder.at(self.root, follow=False))
-            for name in NOTES:
-                if not create and folder.look(name) is None:
+            for part in (*NOTES, *PurePath(name).parts[:-1]):
+                if not create and folder.look(part) is None:
                     yield None
                     return
-                folder = stack.enter_context(folder.make(name) if create else folder.folder(name))
-                if create and name == "huggingface":
+                folder = stack.enter_context(folder.make(part) if create else folder.folder(part))
+                if create and folder.path == self.root.joinpath(*NOTES[:2]):
                     folder.write_once("CACHEDIR.TAG", _TAG.encode())
                     folder.write_once(".gitignore", b"*")
             yield folder

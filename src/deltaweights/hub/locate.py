@@ -29,7 +29,7 @@ from deltaweights.hub.files import Refetched
 from deltaweights.hub.ids import HubId, ModelLocation, ModelSource, model_source
 from deltaweights.hub.list_files import list_files
 from deltaweights.hub.local_folder import LocalFolder
-from deltaweights.hub.repo_cache import RepoCache
+from deltaweights.hub.repo_cache import RepoCache, not_in_cache
 from deltaweights.hub.repo_listing import RepoListing
 from deltaweights.hub.verified import VerificationRecords
 from deltaweights.report import Report
@@ -94,14 +94,7 @@ class Hub:
         if self._access.offline:
             cached = RepoCache.of(self._access.cache, wanted.repo).listing(wanted)
             if cached is None:
-                remedy = "leave --offline out, or fetch it first: deltaweights download"
-                raise InputOutputError(
-                    "not in the cache",
-                    where=str(wanted),
-                    found=self._access.cache,
-                    remedy=remedy,
-                    code=ErrorCode.NOT_IN_CACHE,
-                )
+                raise not_in_cache(str(wanted), self._access.cache)
             return self._records.with_stated_hashes(cached)
         listing = list_files(self._access, wanted)
         self._records.add_listing(listing)

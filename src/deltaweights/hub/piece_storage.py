@@ -169,14 +169,10 @@ class DiskPieces:
             raise InputOutputError.from_os(error, self.path, f"read at byte {offset}") from error
         return True
 
-    def publish(self, blob: Path) -> None:
-        """Flush the complete file and give it its final name. Raises ``InputOutputError``."""
-        with wrap_os_errors(blob, "put in place"), contextlib.ExitStack() as stack:
+    def publish(self, blob: Path, folder: int) -> None:
+        """Flush the complete file and give it its final name in the open ``folder``. Raises ``InputOutputError``."""
+        with wrap_os_errors(blob, "put in place"):
             os.fsync(self.fd)
-            folder = self._folder
-            if blob.parent != self.path.parent:
-                folder = _open_folder(blob.parent)
-                stack.callback(os.close, folder)
             with self._guard:
                 self._refuse_closed()
                 os.replace(self.path.name, blob.name, src_dir_fd=self._folder, dst_dir_fd=folder)

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from deltaweights.checkpoint.files import LocalFile
 from deltaweights.checkpoint.safe_open import READ, SEARCH, LeadsOutside, open_blob, opened_folder
 from deltaweights.checkpoint.small_files import read_small
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, MalformedInput, wrap_os_errors
 from deltaweights.hub.ids import HubId
-from deltaweights.hub.repo_listing import COMMIT, SHA256, HubFile, RepoListing
+from deltaweights.hub.repo_listing import COMMIT, SHA256, HubFile, RepoListing, at_top, in_folders, is_usable
 from deltaweights.hub.tree_cache import cached_tree
 
 PREFIX = "models--"
@@ -89,10 +90,16 @@ class RepoCache:
             with (
                 wrap_os_errors(own, "open"),
                 contextlib.suppress(FileNotFoundError),
-                opened_folder(own.parent) as folder,
+                self.folder_of(own) as folder,
             ):
                 return own, os.open(own.name, READ | os.O_NOFOLLOW, dir_fd=folder)
         return None
+
+    @contextmanager
+    def folder_of(self, path: Path, *, create: bool = False) -> Iterator[int]:
+        """Open the folder of ``path``, which is below the root; none on the way may be a link. Raises ``OSError``."""
+        with self._inside(*path.relative_to(self.root).parts[:-1], create=create) as folder:
+            yield folder
 
     def has(self, commit: str, file: HubFile) -> bool:
         """Return whether a file's content is there, and not by a link out of the cache. Raises ``InputOutputError``."""
@@ -108,12 +115,20 @@ class RepoCache:
     def discard(self, where: Path, damaged: os.stat_result) -> None:
         """Remove a content, unless another process has replaced what is ``damaged``. Raises ``InputOutputError``."""
         try:
-            if where.stat().st_ino == damaged.st_ino:
-                where.unlink()
+            with self.folder_of(where) as folder:
+                if os.stat(where.name, dir_fd=folder).st_ino == damaged.st_ino:
+                    os.unlink(where.name, dir_fd=folder)
         except FileNotFoundError:
             pass
         except OSError as error:  # or it would be found again and again
             raise InputOutputError.from_os(error, where, "remove", "choose another cache with --cache-dir") from error
+
+    def forget(self, commit: str, file: HubFile) -> None:
+        """Remove a file's content, if it is there. Raises as ``open``, ``refuse_other`` and ``discard`` do."""
+        if (found := self.open(commit, file)) is not None:
+            with contextlib.closing(LocalFile(*found)) as local:
+                self.refuse_other(file, local.status)
+                self.discard(found[0], local.status)
 
     def make_way(self, file: HubFile) -> None:
         """Prepare the place of ``file`` for its content: a blob needs nothing."""
@@ -145,15 +160,17 @@ class RepoCache:
             )
 
     @contextmanager
-    def _inside(self, *names: str) -> Iterator[int]:
+    def _inside(self, *names: str, create: bool = True) -> Iterator[int]:
         """Open the folder at ``names``, none of which may be a link, and create it if needed. Raises ``OSError``."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        if create:
+            self.root.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             fd = os.open(self.root, SEARCH)
             stack.callback(os.close, fd)
             for name in names:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(name, dir_fd=fd)
+                if create:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(name, dir_fd=fd)
                 fd = stack.enter_context(opened_folder(name, fd))
             yield fd
 
@@ -188,20 +205,22 @@ class RepoCache:
 
     def link(self, commit: str, file: HubFile) -> None:
         """Link a blob under its name in a commit's snapshot, unless the file itself is there. Raises ``InputOutputError``."""
-        path, target = self.snapshot(commit) / file.name, f"../../blobs/{file.key}"
+        path = self.snapshot(commit) / file.name
+        up = "../" * (2 + file.name.count("/"))
+        target, name = f"{up}blobs/{file.key}", path.name
         if not file.key:
             return
         try:
-            with self._inside("snapshots", commit) as folder:
+            with self.folder_of(path, create=True) as folder:
                 if not path.is_symlink() and path.is_file() and not self.blob(file.key).is_file():
                     return
                 with contextlib.suppress(OSError):  # there is nothing, or no link
-                    if os.readlink(file.name, dir_fd=folder) == target:
+                    if os.readlink(name, dir_fd=folder) == target:
                         return
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(file.name, dir_fd=folder)
+                    os.unlink(name, dir_fd=folder)
                 with contextlib.suppress(FileExistsError):  # another process was faster
-                    os.symlink(target, file.name, dir_fd=folder)
+                    os.symlink(target, name, dir_fd=folder)
         except NotADirectoryError:
             found, remedy = "something else, or a link", "remove it, or choose another cache with --cache-dir"
             raise InputOutputError("not a folder of a cache", where=path.parent, found=found, remedy=remedy) from None
@@ -213,21 +232,26 @@ class RepoCache:
         commit = self.commit_of(wanted.revision or "main")
         if commit is None:
             return None
-        files, stated = {}, cached_tree(self.root, commit)
+        stated = cached_tree(self.root, commit)
         with wrap_os_errors(self.snapshot(commit), "list"):
-            for entry in sorted(self.snapshot(commit).iterdir()):
-                if entry.is_symlink():
-                    key = entry.readlink().name
-                    sha256 = key if SHA256.fullmatch(key) else None
-                    git_sha1 = key if COMMIT.fullmatch(key) else ""
-                    unstated = "" if sha256 or git_sha1 else key
-                    if self.blob(key).is_file():
-                        size = self.blob(key).stat().st_size
-                        files[entry.name] = HubFile(entry.name, size, sha256, git_sha1, unstated)
-                elif entry.is_file():
-                    size = entry.stat().st_size
-                    files[entry.name] = stated.get(entry.name, HubFile(entry.name, size, None, ""))
-        return RepoListing(wanted.repo, commit, files)
+            files = {file.name: file for file in self._files_in(self.snapshot(commit), "", stated)}
+        return RepoListing(wanted.repo, commit, at_top(files), in_folders(files))
+
+    def _files_in(self, folder: Path, prefix: str, stated: dict[str, HubFile]) -> Iterator[HubFile]:
+        """Yield the files of a folder of a snapshot and of the folders in it, which are no links. Raises ``OSError``."""
+        for entry in sorted(folder.iterdir()):
+            name = prefix + entry.name
+            if entry.is_symlink():
+                key = entry.readlink().name
+                sha256 = key if SHA256.fullmatch(key) else None
+                git_sha1 = key if COMMIT.fullmatch(key) else ""
+                unstated = "" if sha256 or git_sha1 else key
+                if self.blob(key).is_file():
+                    yield HubFile(name, self.blob(key).stat().st_size, sha256, git_sha1, unstated)
+            elif entry.is_file():
+                yield stated.get(name, HubFile(name, entry.stat().st_size, None, ""))
+            elif entry.is_dir() and is_usable(f"{name}/x"):
+                yield from self._files_in(entry, f"{name}/", stated)
 
     def commit_of(self, revision: str) -> str | None:
         """Return the commit that a branch, a tag or a commit's name is at, None when the cache does not have it."""
@@ -237,6 +261,12 @@ class RepoCache:
             commit = read_small(self.root / "refs" / revision, MAX_REF_BYTES).decode("ascii", "replace").strip()
             return commit if COMMIT.fullmatch(commit) and self.snapshot(commit).is_dir() else None
         return None
+
+
+def not_in_cache(where: str, found: Path | None = None) -> InputOutputError:
+    """Return the error for what is not in the cache (``found``) and is not to be fetched."""
+    remedy = "leave --offline out, or fetch it first: deltaweights download"
+    return InputOutputError("not in the cache", where=where, found=found, remedy=remedy, code=ErrorCode.NOT_IN_CACHE)
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from deltaweights.checkpoint.foreign.listing import FolderListing
@@ -17,9 +18,14 @@ COMMIT, SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
 PLAIN_NAME = re.compile(r"[\w.+ ()-]{1,200}")
 
-_DEEPER = re.compile(r"(?!.*\.\./)(?:\w[\w.+ ()-]{0,200}/){1,4}\w[\w.+ ()-]{0,200}")
+_PART = re.compile(r"[\w.+ ()@,;=&'!#~%$\[\]{}-]{1,200}")
+"""A part of a path of a file in folders."""
 
-MOST_DEEPER = 1000
+MAX_PARTS, MAX_PATH = 16, 1000
+"""Parts, and bytes, of such a path."""
+
+MOST_IN_TREE = 1000
+"""Files in folders that messages take into account."""
 
 MAX_FILE_BYTES = 1 << 40  # the Hub accepts files of at most 500 GB
 
@@ -60,26 +66,48 @@ class HubFile:
 
 @dataclass(frozen=True)
 class RepoListing:
-    """The top-level files of a repository at a commit; ``deeper`` are the paths of some that are in folders, which are not read."""
+    """The files of a repository at a commit: those at its top by name, and ``below`` those in folders by path.
+
+    Of those in folders ``bare`` have no size or hash yet: a mirror states them in headers only. ``unusable`` are names that no file
+    is given here.
+    """
 
     repo: str
     commit: str
     files: dict[str, HubFile]
-    deeper: tuple[str, ...] = ()
+    below: dict[str, HubFile] = field(default_factory=dict)
+    bare: frozenset[str] = frozenset()
+    unusable: tuple[str, ...] = ()
+
+    @property
+    def all_files(self) -> dict[str, HubFile]:
+        """The files at the top and in folders."""
+        return self.files | self.below
 
     def tree(self) -> FolderListing:
-        """Return what is in the repository, as far as messages need it: sizes are known of top-level files only."""
-        return FolderListing.of({name: file.size for name, file in self.files.items()} | dict.fromkeys(self.deeper, 0))
+        """Return what is in the repository, as far as messages need it."""
+        below = dict(islice(self.below.items(), MOST_IN_TREE))
+        return FolderListing.of({name: max(0, file.size) for name, file in (self.files | below).items()})
 
 
-def parse_deeper(siblings: Json) -> tuple[str, ...]:
-    """Return the paths of files in folders among the API's ``siblings``. Raises lookup and type errors when it is no listing."""
+def at_top(files: dict[str, HubFile]) -> dict[str, HubFile]:
+    """Return those of ``files`` that are in no folder."""
+    return {name: file for name, file in files.items() if "/" not in name}
+
+
+def in_folders(files: dict[str, HubFile]) -> dict[str, HubFile]:
+    """Return those of ``files`` that are in folders."""
+    return {name: file for name, file in files.items() if "/" in name}
+
+
+def parse_unusable(siblings: Json) -> tuple[str, ...]:
+    """Return the names among the API's ``siblings`` that no file is given. Raises lookup and type errors when it is no listing."""
     names = (entry["rfilename"] for entry in siblings)
-    return tuple(name for name in names if isinstance(name, str) and _DEEPER.fullmatch(name))[:MOST_DEEPER]
+    return tuple(name for name in names if isinstance(name, str) and not is_usable(name))
 
 
 def parse_files(siblings: Json) -> dict[str, HubFile]:
-    """Return the top-level files of the API's ``siblings`` that are usable. Raises lookup and type errors when it is no listing."""
+    """Return the files of the API's ``siblings`` that are usable. Raises lookup and type errors when it is no listing."""
     found = (_parse_file(entry["rfilename"], entry, "blobId", "sha256") for entry in siblings)
     return {file.name: file for file in found if file is not None}
 
@@ -97,20 +125,30 @@ def without_details(siblings: Json) -> bool:
 
 
 def names_only(siblings: Json) -> list[str]:
-    """Return the usable names among ``siblings`` at the top level, whatever else is said of them."""
-    return [entry["rfilename"] for entry in siblings if _is_usable(entry["rfilename"])]
+    """Return the usable names among ``siblings``, whatever else is said of them."""
+    return [entry["rfilename"] for entry in siblings if is_usable(entry["rfilename"])]
 
 
-def _is_usable(name: Json) -> bool:
-    usable = isinstance(name, str) and PLAIN_NAME.fullmatch(name) and name not in {".", ".."}
-    return bool(usable) and name.isprintable()
+def is_usable(name: Json) -> bool:
+    """Return whether a file may have this name, or be at this path, below a folder of ours.
+
+    No path leads out of the folder, or into what ``hf`` (``.cache``) and git keep beside the files.
+    """
+    if not isinstance(name, str) or not name.isprintable():
+        return False
+    parts = name.split("/")
+    if len(parts) == 1:
+        return bool(PLAIN_NAME.fullmatch(name)) and name not in {".", ".."}
+    if len(parts) > MAX_PARTS or len(name.encode()) > MAX_PATH or parts[0].casefold() == ".cache":
+        return False
+    return all(_PART.fullmatch(part) and part.casefold() not in {".", "..", ".git"} for part in parts)
 
 
 def _parse_file(name: Json, entry: dict[str, Json], of_git: str, of_lfs: str) -> HubFile | None:
     """Return the file of an entry whose keys ``of_git`` and, in ``lfs``, ``of_lfs`` are its hashes. Either may be missing."""
     lfs, git_sha1 = entry.get("lfs"), entry.get(of_git, "")
     size, sha256 = (lfs["size"], lfs.get(of_lfs)) if lfs else (entry.get("size"), None)
-    if not _is_usable(name) or type(size) is not int or size not in range(MAX_FILE_BYTES):
+    if not is_usable(name) or type(size) is not int or size not in range(MAX_FILE_BYTES):
         return None
     if not isinstance(git_sha1, str) or not (COMMIT.fullmatch(git_sha1) or not git_sha1):
         return None

@@ -42,14 +42,19 @@ def stated_sha256(path: Path) -> str | None:
         for _ in range(MAX_LINKS):
             path = Path(os.path.realpath(path.parent)) / path.name
             if not path.is_symlink():
-                snapshot = snapshot_at(path.parent)
-                return None if snapshot is None else _noted_sha256(path, snapshot.commit)
+                return _noted_sha256(path)
             path = path.parent / path.readlink()
             if path.name and Path(os.path.realpath(path.parent)).name == "blobs" and SHA256.fullmatch(path.name):
                 return path.name
     return None
 
 
-def _noted_sha256(path: Path, commit: str) -> str | None:
-    file = cached_tree(path.parent.parent.parent, commit).get(path.name)
+def _noted_sha256(path: Path) -> str | None:
+    """Return what ``hf`` noted of a file in a snapshot, or in a folder in one."""
+    snapshot = next(
+        (folder for folder in path.parents if snapshot_at(folder) and folder.parent.name == "snapshots"), None
+    )
+    if snapshot is None:
+        return None
+    file = cached_tree(snapshot.parent.parent, snapshot.name).get(path.relative_to(snapshot).as_posix())
     return None if file is None else file.sha256

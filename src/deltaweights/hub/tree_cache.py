@@ -18,7 +18,7 @@ MAX_TREE_BYTES = 32 * 1024 * 1024  # as of the Hub's own listing
 
 
 def cached_tree(repository: Path, commit: str) -> dict[str, HubFile]:
-    """Return the top-level files of a commit as ``hf`` recorded them; none where there is no record that can be read."""
+    """Return the files of a commit as ``hf`` recorded them; none where there is no record that can be read."""
     path = repository / "trees" / f"{commit}.json"
     try:
         record = strict_json(read_small(path, MAX_TREE_BYTES))

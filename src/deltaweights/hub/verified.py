@@ -21,13 +21,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltaweights.checkpoint.safe_open import SEARCH
-from deltaweights.hub.repo_listing import HubFile, RepoListing
+from deltaweights.hub.repo_listing import HubFile, RepoListing, at_top, in_folders
 from deltaweights.report import Report
 from deltaweights.util.state import state_folder
 from deltaweights.util.text import Json, strict_json
 
 MAX_RECORD_BYTES = 1024 * 1024
 """The record of a file has some 300 bytes, that of a commit 150 for each of its files."""
+
+MOST_PER_FILE = 200
+"""Bytes of what is recorded of a file beside its name: a size, a hash of each kind, and punctuation."""
 
 SETTLED = 60 * 1_000_000_000
 """Nanoseconds after which a change of a file that others can write shows in its times: file systems' clocks are coarse, and what is
@@ -75,10 +78,11 @@ class VerificationRecords:
         self._write(name, record)
 
     def add_listing(self, listing: RepoListing) -> None:
-        """Record what the Hub states of a commit's files."""
-        files = {
-            file.name: [file.size, file.sha256, file.git_sha1, file.unstated_key] for file in listing.files.values()
-        }
+        """Record what the Hub states of a commit's files; of those in folders as far as the record stays one that is read."""
+        stated = {name: file for name, file in listing.all_files.items() if name not in listing.bare}
+        if sum(len(os.fsencode(name)) + MOST_PER_FILE for name in stated) > MAX_RECORD_BYTES:
+            stated = listing.files
+        files = {file.name: [file.size, file.sha256, file.git_sha1, file.unstated_key] for file in stated.values()}
         self._write(_name_of_commit(listing), {"files": files})
 
     def with_stated_hashes(self, cached: RepoListing) -> RepoListing:
@@ -91,8 +95,8 @@ class VerificationRecords:
             return cached
         stated = record["files"]
         with contextlib.suppress(TypeError):
-            files = {name: HubFile(name, *stated[name]) for name in cached.files if name in stated}
-            return replace(cached, files=files)
+            files = {name: HubFile(name, *stated[name]) for name in cached.all_files if name in stated}
+            return replace(cached, files=at_top(files), below=in_folders(files))
         return cached
 
     def _read(self, name: str) -> dict[str, Json] | None:

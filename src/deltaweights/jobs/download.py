@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from deltaweights.checkpoint.companions import is_terms
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import MalformedInput, UsageError
 from deltaweights.hub.directory import HubDirectory
@@ -21,6 +23,9 @@ from deltaweights.recipes.catalogue import load
 from deltaweights.recipes.hub_sources import base_source, delta_source
 from deltaweights.report import Report
 from deltaweights.util import limits
+
+TEMPLATES = "additional_chat_templates"
+"""Where transformers keeps a tokenizer's further chat templates, each in a file of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +100,8 @@ def download(
             for role, directory in directories
         ]
         for directory, names in chosen:
+            _refuse_colliding(directory, names)
+            directory.complete(names)
             if force and not dry_run:
                 directory.forget(names)
             hub.announce(directory, names, dry_run=dry_run)
@@ -125,11 +132,49 @@ def _bytes_to_fetch(directory: HubDirectory, names: Sequence[str], *, force: boo
 
 def _named(directory: HubDirectory, files: Sequence[str]) -> list[str]:
     """Return the names of files, each once. Raises ``UsageError`` for one that the repository does not have."""
+    there = directory.paths
     for name in files:
-        if not directory.has(name):
-            there = ", ".join(directory.names()[:8])
-            raise UsageError("no such file in the repository", found=name, expected=there, code=ErrorCode.NOT_FOUND)
+        _refuse_unusable([name], directory)
+        if name not in there:
+            inside = [path for path in there if path.startswith(f"{name.rstrip('/')}/")]
+            if inside:
+                pattern = shlex.quote(f"{name.rstrip('/')}/*")
+                found, expected, remedy = (
+                    f"{name}, a folder",
+                    inside[0],
+                    f"use --include {pattern} for all that is in it",
+                )
+            else:
+                found, expected, remedy = name, ", ".join(there[:8]), None
+            raise UsageError(
+                "no such file in the repository",
+                found=found,
+                expected=expected,
+                remedy=remedy,
+                code=ErrorCode.NOT_FOUND,
+            )
     return sorted(set(files))
+
+
+def _refuse_unusable(names: Iterable[str], directory: HubDirectory) -> None:
+    """Raise ``MalformedInput`` for a name that the repository gives a file and that no file is given here."""
+    name = next((name for name in names if name in directory.listing.unusable), None)
+    if name is not None:
+        problem, remedy = "unusable file name", "leave it out, with --exclude"
+        raise MalformedInput(problem, where=str(directory.id), found=name, remedy=remedy)
+
+
+def _refuse_colliding(directory: HubDirectory, names: Iterable[str]) -> None:
+    """Raise ``MalformedInput`` for names in folders that some file systems do not tell apart, or that are a file and a folder."""
+    seen, files = dict[str, str](), set(names)
+    for name in sorted(files):
+        for path in (name, *map(str, PurePosixPath(name).parents)):
+            other = seen.setdefault(path.casefold(), path)
+            differ_in_case = other != path and "/" in f"{name}{other}"
+            if differ_in_case or (path != name and path in files):
+                problem, remedy = "two files in the same place", "leave one of them out, with --exclude"
+                found = f"{path if other != path else name} and {other}"
+                raise MalformedInput(problem, where=str(directory.id), found=found, remedy=remedy)
 
 
 def _sources(model: str, report: Report) -> list[tuple[str, ModelSource]]:
@@ -146,11 +191,12 @@ def _sources(model: str, report: Report) -> list[tuple[str, ModelSource]]:
 
 def _chosen(directory: HubDirectory, role: str, patterns: Patterns) -> list[str]:
     """Return the names of the files to download, sorted. Raises ``UsageError`` and ``MalformedInput``."""
-    matching = patterns.matching(directory.names())
+    matching = patterns.matching(directory.paths)
     if patterns.include:
+        _refuse_unusable(patterns.matching(directory.listing.unusable), directory)
         names = matching
     else:
-        directory.leave_out(set(directory.names()) - set(matching))
+        directory.leave_out(set(directory.paths) - set(matching))
         try:
             names = _belonging(directory, role)
         except MalformedInput:
@@ -159,7 +205,7 @@ def _chosen(directory: HubDirectory, role: str, patterns: Patterns) -> list[str]
             directory.leave_out(())
             names = [name for name in _belonging(directory, role) if name in matching]  # the weights were left out
     if not names:
-        raise UsageError("no file matches", found=patterns, expected=", ".join(directory.names()[:8]))
+        raise UsageError("no file matches", found=patterns, expected=", ".join(directory.paths[:8]))
     return names
 
 
@@ -172,4 +218,10 @@ def _belonging(directory: HubDirectory, role: str) -> list[str]:
         except (ValueError, MalformedInput):  # somebody else's: the name is not ours alone
             listed = {}
         names |= {name for name in listed if directory.has(name)}
-    return sorted(names)
+    return sorted(names | set(filter(_belongs_below, directory.paths)))
+
+
+def _belongs_below(path: str) -> bool:
+    """Return whether a file in folders is one that a loader reads (templates, beside the tokenizer), or terms and notices."""
+    folder, slash, name = path.rpartition("/")
+    return bool(slash) and (folder == TEMPLATES or is_terms(name))

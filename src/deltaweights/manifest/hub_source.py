@@ -9,11 +9,11 @@ from pathlib import Path
 from deltaweights.checkpoint.files import InputFile, LocalFile
 from deltaweights.checkpoint.folder import Checkpoint, open_checkpoint
 from deltaweights.checkpoint.small_files import refuse_long
-from deltaweights.error_codes import ErrorCode
-from deltaweights.errors import InputOutputError, MalformedInput
+from deltaweights.errors import MalformedInput
 from deltaweights.hub.directory import HubDirectory
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.locate import Hub, HubOptions, needed_files
+from deltaweights.hub.repo_cache import not_in_cache
 from deltaweights.hub.repo_listing import HubFile
 from deltaweights.manifest.digests import Digests
 from deltaweights.manifest.folder_entries import FolderEntries, is_permitted
@@ -63,7 +63,7 @@ class HubSource(VerifySource):
             listed = self._listed(manifest)
             used = listed | {MANIFEST, SUMS, SIGNATURE}
             if options.offline and (absent := sorted(listed - names)):
-                self._refuse_incomplete(absent[0])
+                raise not_in_cache(f"{self.title}/{absent[0]}")
         else:
             used = set(needed_files(self.directory, "checkpoint", keep=True))
             if others := names - used:
@@ -72,7 +72,7 @@ class HubSource(VerifySource):
                 files = {name: _stated(listing.files[name]) for name in used if not is_permitted(name)}
                 self.stated = StatedHashes("the hashes that the Hub states", files)
         # Without a manifest, files of another format and folders are nobody's extras.
-        folders = {path.partition("/")[0] for path in listing.deeper}
+        folders = {path.partition("/")[0] for path in listing.below}
         self.entries = FolderEntries.of_names(*((names, folders) if has_manifest else (used, ())))
         self.not_looked_at = frozenset() if has_manifest else frozenset((names - used) | folders)
         used &= set(self.directory.names())
@@ -91,11 +91,6 @@ class HubSource(VerifySource):
                 return set(parse_manifest(file.chunks()).files)
             except (ValueError, MalformedInput):
                 return set()
-
-    def _refuse_incomplete(self, absent: str) -> None:
-        remedy = "leave --offline out, or fetch it first: deltaweights download"
-        where = f"{self.title}/{absent}"
-        raise InputOutputError("not in the cache", where=where, remedy=remedy, code=ErrorCode.NOT_IN_CACHE)
 
     def _digests_without_weights(self, names: Collection[str]) -> Digests:
         """Return what the Hub states of LFS files, and what is read of the others."""

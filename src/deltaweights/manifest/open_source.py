@@ -69,10 +69,11 @@ def _open_folder(path: Path) -> LocalSource:
 
 
 def _snapshot(path: Path) -> Path | None:
-    """Return the snapshot that ``path`` is, or the one to take of the repository in the Hub's cache that it is."""
+    """Return the snapshot that ``path`` is or is in, or the one to take of the repository in the Hub's cache that it is."""
     absolute = Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow links)
-    if absolute.parent.name == "snapshots" and absolute.parent.parent.name.startswith(PREFIX):
-        return path
+    for folder in (absolute, *absolute.parents):  # also a folder in a snapshot: weights may be in one only
+        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(PREFIX):
+            return path
     if absolute.name.startswith(PREFIX) and (absolute / "snapshots").is_dir():
         from deltaweights.manifest.cache_source import snapshot_in  # noqa: PLC0415  (loads the Hub's packages)
 

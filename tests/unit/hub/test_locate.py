@@ -158,7 +158,8 @@ def test_weights_in_a_folder_of_a_repository(machine: Machine, hub: HubServer, f
     files = {"README.md": folder / "README.md", "7B/pytorch_model.bin": folder / "README.md"}
     commit = hub.push("acme/nested", files)
     where = machine.repository("acme/nested") / "snapshots" / commit
-    remedy = f"fetch all of it with hf download acme/nested --revision {commit}, and then: give {where / '7B'}"
+    fetch = f"deltaweights download acme/nested --revision {commit} --include '7B/*'"
+    remedy = f"fetch it with {fetch}, and then: give {where / '7B'}"
     with refused(MalformedInput, where=where, found="weights in 7B/ (pytorch_model.bin)", remedy=remedy):
         machine.fetch("acme/nested")
 

@@ -113,7 +113,7 @@ def test_a_file_that_is_still_read_stays_readable(tmp_path: Path) -> None:
     out = bytearray(4)
     assert storage.get(memoryview(out), 0)
     assert bytes(out) == b"abcd"
-    for change in (storage.clear, lambda: storage.publish(tmp_path / "blobs" / "abc")):
+    for change in (storage.clear, lambda: storage.publish(tmp_path / "blobs" / "abc", storage.fd)):
         with refused(InputOutputError, where=path, problem="the download was stopped"):
             change()
     assert path.read_bytes() == b"abcd"
