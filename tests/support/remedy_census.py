@@ -350,6 +350,7 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "launch with torchrun, or do it by hand: --part K/N",
         "leave it out, or do not launch several processes",
         "let one run at a time write there, and run again",
+        "make room, or choose a folder on another disk with --local-dir",
         "make room, choose another place with --cache-dir, or keep nothing: --stream, where the command has it",
         "make room, or choose a place on another disk",
         "only {} may be open at once: allow more, with ulimit -n {}",
@@ -376,6 +377,8 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "what is unpacked is kept: make room or repair the disk, then run the same command again",
     ),
     "needs the Hub, a token or a cache: tests/unit/hub makes the situations on a loopback server, and no row follows the remedy yet": (
+        "choose another folder with --local-dir",
+        "correct or unset HF_TOKEN, or --token, if given; else log in again with: hf auth login",
         "log in with: hf auth login, or set HF_TOKEN",
         "bypass the proxy or mirror that compresses it",
         "check whether a proxy or firewall is in between",

@@ -203,7 +203,10 @@ class Access:
             problem, check = "no such model, or a private one", "check the name"
             remedy = f"{check}; if it is private, {log_in}" if self.token is None else f"{check}, and the token"
         elif status == 401 and sent_token:
-            problem, remedy = "the Hub rejected the token", f"{log_in} again"
+            problem, remedy = (
+                "the Hub rejected the token",
+                "correct or unset HF_TOKEN, or --token, if given; else log in again with: hf auth login",
+            )
         elif status in {401, 403} and not sent_token:
             problem, remedy = f"access is refused ({status})", "check whether a proxy or firewall is in between"
         elif status == 407:

@@ -117,8 +117,11 @@ class LocalFolder(RepoCache):
 
     def create(self) -> None:
         """Create the folder, and what ``hf`` has in it. Raises ``InputOutputError``, and ``MalformedInput`` for links in it."""
-        with wrap_os_errors(self.root, "make the folder"):
+        try:
             self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            remedy = "choose another folder with --local-dir"
+            raise InputOutputError.from_os(error, self.root, "make the folder", remedy) from error
         with self._notes(create=True):
             pass
 

@@ -122,12 +122,17 @@ class Hub:
         self._reserved += sum(file.size for file in missing) - begun
         needed, free = self._reserved + SLACK, shutil.disk_usage(directory.cache.root).free
         if free < needed:
+            remedy = (
+                "make room, choose another place with --cache-dir, or keep nothing: --stream, where the command has it"
+            )
+            if directory.into is not None:
+                remedy = "make room, or choose a folder on another disk with --local-dir"
             raise InputOutputError(
                 "not enough free disk for the download",
                 where=directory.cache.root,
                 found=f"{human_bytes(free)} free",
                 expected=human_bytes(needed),
-                remedy="make room, choose another place with --cache-dir, or keep nothing: --stream, where the command has it",
+                remedy=remedy,
                 code=ErrorCode.DISK_FULL,
             )
 

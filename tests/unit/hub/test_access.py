@@ -120,7 +120,12 @@ UNKNOWN, GATED = "no such model, or a private one", "gated model: access must be
 REFUSED: dict[str, tuple[str, str | None, str, str]] = {
     "gated, no token": ("acme/gated", None, GATED, f"request access at HUB/acme/gated, then {LOG_IN}"),
     "gated, a token without access": ("acme/gated", GOOD, GATED, "request access at HUB/acme/gated"),
-    "wrong token": (BASE, "hf_wrong", "the Hub rejected the token", f"{LOG_IN} again"),
+    "wrong token": (
+        BASE,
+        "hf_wrong",
+        "the Hub rejected the token",
+        "correct or unset HF_TOKEN, or --token, if given; else log in again with: hf auth login",
+    ),
     "private, no token": ("acme/private", None, UNKNOWN, f"check the name; if it is private, {LOG_IN}"),
     "private, a token without access": ("acme/private", GOOD, UNKNOWN, "check the name, and the token"),
     "no such model": ("acme/nothing@main", GOOD, UNKNOWN, "check the name, and the token"),

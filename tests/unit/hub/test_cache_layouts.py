@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,16 +15,20 @@ import huggingface_hub as hf
 import pytest
 
 from deltaweights.checkpoint.safe_open import LeadsOutside
-from deltaweights.errors import InputOutputError
+from deltaweights.error_codes import ErrorCode
+from deltaweights.errors import CheckFailed, InputOutputError
 from deltaweights.hub import directory as hub_directory
+from deltaweights.hub.locate import HubOptions
 from deltaweights.hub.repo_cache import OTHER_CACHE, RepoCache
 from deltaweights.hub.repo_listing import HubFile
 from deltaweights.hub.snapshot import stated_sha256
 from deltaweights.hub.transfer import DamagedFile
+from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.download import download
 from tests.support.errors import refused
 from tests.support.hub_checkpoint import BASE, NEEDED, ONE, TWO, key, sent
 from tests.support.hub_client import Machine
+from tests.support.hub_pair import Pair, serve
 from tests.support.hub_server import HubServer
 from tests.support.other_user import OTHER, common_folder, needs_other_user
 from tests.support.reports import RecordingReport
@@ -122,6 +127,22 @@ def test_no_hash_is_stated_anywhere(machine: Machine, hub: HubServer) -> None:
     forget_trees(machine)
     machine.fetch(BASE, offline=True)
     assert any(f"{ONE}: the cache states no hash of this file" in note for note in machine.said.notes)
+    assert any("hashes not stated" in warning for warning in machine.said.warnings), "-q shows warnings alone"
+
+
+def test_a_merge_of_what_no_hash_is_stated_of(machine: Machine, hub: HubServer, large_torch: Pair) -> None:
+    """Its manifest says so, and --require-verified refuses it."""
+    serve(hub, large_torch)
+    for role in ("base", "delta"):
+        done = machine.hf("download", f"acme/{role}", HF_HUB_DISABLE_SYMLINKS="1")
+        assert done.returncode == 0, done.stderr
+        shutil.rmtree(machine.repository(f"acme/{role}") / "trees", ignore_errors=True)
+    options = HubOptions(offline=True)
+    with refused(CheckFailed, code=ErrorCode.INPUTS_UNVERIFIED):
+        apply_delta("acme/base", "acme/delta", machine.folder / "out", hub=options, require_verified=True)
+    apply_delta("acme/base", "acme/delta", machine.folder / "out", hub=options)
+    inputs = json.loads((machine.folder / "out" / "manifest.json").read_text())["inputs"]
+    assert {inputs[role]["verification"] for role in ("base", "delta")} == {"hashes not stated"}
 
 
 @pytest.mark.parametrize("layout", ["no links", "shared blobs"])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub as hf
 import pytest
 
-from deltaweights.errors import MalformedInput, TargetBusy, UsageError
+from deltaweights.errors import InputOutputError, MalformedInput, TargetBusy, UsageError
 from deltaweights.hub.repo_listing import HubFile, RepoListing, is_usable, parse_files, parse_unusable
 from deltaweights.hub.snapshot import stated_sha256
 from deltaweights.hub.verified import VerificationRecords
@@ -299,3 +301,19 @@ def test_a_record_of_very_many_files_is_still_read(machine: Machine) -> None:
         found = records.with_stated_hashes(RepoListing(MODEL, listing.commit, {top.name: replace(top, size=0)}, empty))
         assert found.files == listing.files
         assert (found.below == below) is known
+
+
+def test_no_room_in_a_folder(
+    machine: Machine, repository: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The remedy names the option that was given, not that of the cache."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
+    with refused(InputOutputError, remedy="make room, or choose a folder on another disk with --local-dir"):
+        download(MODEL, local_dir=tmp_path / "there")
+
+
+def test_a_folder_that_cannot_be_made(machine: Machine, tmp_path: Path) -> None:
+    """What to choose is said."""
+    write(tmp_path / "x" / "file", "")
+    with refused(InputOutputError, remedy="choose another folder with --local-dir"):
+        download(MODEL, local_dir=tmp_path / "x" / "file" / "there")
