@@ -172,6 +172,49 @@ FOLLOWED: dict[str, tuple[str, ...]] = {
 """By row of the tables in test_remedies.py, test_remedies_of_tools.py and test_remedies_of_places.py, whose remedies have these texts."""
 
 ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "tests/diagnosis/test_remedies_of_models.py::test_no_added_tokens": (
+        "add added_tokens.json, or name the recipe: deltaweights recipes",
+    ),
+    "tests/diagnosis/test_remedies_of_models.py::test_more_images_than_the_original_takes": (
+        "change the question, --image or --conversation",
+    ),
+    "tests/diagnosis/test_remedies_of_models.py::test_images_that_are_none": (
+        "convert it",
+        "give the image itself",
+        "make it smaller",
+    ),
+    "tests/diagnosis/test_remedies_of_models.py::test_the_original_layout_is_exported": (
+        "deltaweights apply --layout transformers, or deltaweights export, writes a folder that it loads",
+        "deltaweights export {} --target NEW writes a folder that they can",
+    ),
+    "tests/diagnosis/test_remedies_of_models.py::test_weights_in_pickles_are_converted": (
+        "deltaweights convert --base {} --target NEW",
+    ),
+    "tests/diagnosis/test_remedies_of_models.py::test_no_tower_is_known": (
+        "give --vision-tower, for LLaVA and LLaVA-Med openai/clip-vit-large-patch14",
+    ),
+    "tests/diagnosis/test_remedies_of_models.py::test_a_tower_that_is_another_than_it_says": (
+        "give a CLIP checkpoint, such as openai/clip-vit-large-patch14",
+    ),
+    "tests/diagnosis/test_remedies_of_models.py::test_a_tower_of_too_few_layers": (
+        "give the --vision-tower that belongs to it",
+    ),
+    "tests/diagnosis/test_remedies_of_models.py::test_the_weights_of_a_tower_alone": (
+        "give the folder of config.json and the weights",
+    ),
+    "tests/diagnosis/test_remedies_of_models.py::test_an_id_without_a_token": (
+        "name it in {}, or name the recipe: deltaweights recipes",
+    ),
+    "tests/diagnosis/test_remedies_of_models.py::test_an_image_for_a_model_that_takes_none": ("omit --image",),
+    "tests/diagnosis/test_remedies_of_models.py::test_a_model_that_lacks_tensors": (
+        "run deltaweights check {} for the rest",
+    ),
+    "tests/diagnosis/test_remedies_of_models.py::test_a_model_in_the_layout_already": (
+        "use it as it is, or give the merge in the original layout",
+    ),
+    "tests/diagnosis/test_remedies_of_models.py::test_the_tower_of_another_model": (
+        "{}, or give the --vision-tower that belongs to it",
+    ),
     "tests/cli/test_help.py::test_what_is_to_be_given_instead": (
         "`deltaweights recipes show {}` says what it needs",
         "download it, and give the path",
@@ -277,37 +320,20 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "{}; if it is private, {}",
     ),
     "needs a pair of a known recipe, a vision tower, or a model that answers: no row follows it yet": (
-        "add added_tokens.json, or name the recipe: deltaweights recipes",
-        "change the question, --image or --conversation",
-        "convert it",
         "copy {} beside the weights that it belongs to, and give their folder",
-        "deltaweights apply --layout transformers, or deltaweights export, writes a folder that it loads",
-        "deltaweights convert --base {} --target NEW",
-        "deltaweights export {} --target NEW writes a folder that they can",
         "deltaweights verify says what is wrong with the folder",
         "give --compute-dtype {}",
         "give --vision-tower",
-        "give --vision-tower, for LLaVA and LLaVA-Med openai/clip-vit-large-patch14",
-        "give a CLIP checkpoint, such as openai/clip-vit-large-patch14",
-        "give the --vision-tower that belongs to it",
-        "give the folder of config.json and the weights",
-        "give the image itself",
         "give the recipe's file: --recipe FILE",
         "give the {} in the original layout: make it again without --layout transformers",
         "make a merge again with deltaweights export, or with apply --layout transformers; fetch or save another model again",
-        "make it smaller",
-        "name it in {}, or name the recipe: deltaweights recipes",
-        "omit --image",
-        "run deltaweights check {} for the rest",
         "run deltaweights check {}, which may tell why",
         "try --compute-dtype, if you know in which arithmetic the delta was computed",
         "use a model of the recipe's sizes, or another recipe",
-        "use it as it is, or give the merge in the original layout",
         "use it as transformers saves a LLaMA",
         "use the full checkpoint",
         "use the model that the delta was made for",
         "{}, or give --compute-dtype {}",
-        "{}, or give the --vision-tower that belongs to it",
     ),
     "needs a file, a script or a program of whoever published the weights, or one that the tests do not install (peft, DeepSpeed, flax, EasyLM)": (
         "ask the publisher of the model",
