@@ -38,10 +38,11 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Published:
 @pytest.fixture
 def published(original: Published, tmp_path: Path) -> Published:
     """Return a copy, to be changed."""
-    folders = {
-        name: Path(shutil.copytree(getattr(original, name), tmp_path / name)) for name in ("base", "delta", "tower")
-    }
-    return replace(original, **folders)
+    base, delta, tower = (
+        Path(shutil.copytree(folder, tmp_path / folder.name))
+        for folder in (original.base, original.delta, original.tower)
+    )
+    return replace(original, base=base, delta=delta, tower=tower)
 
 
 @pytest.fixture(scope="module")

@@ -172,6 +172,17 @@ FOLLOWED: dict[str, tuple[str, ...]] = {
 """By row of the tables in test_remedies.py, test_remedies_of_tools.py and test_remedies_of_places.py, whose remedies have these texts."""
 
 ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "tests/diagnosis/test_remedies_of_pairs.py::test_a_base_in_another_form": (
+        "use it as transformers saves a LLaMA",
+        "use the model that the delta was made for",
+        "use the full checkpoint",
+    ),
+    "tests/unit/jobs/test_make_recipe.py::test_a_delta_by_a_recipe_of_ones_own_is_applied_with_it_only": (
+        "give the recipe's file: --recipe FILE",
+    ),
+    "tests/diagnosis/test_remedies_of_pairs.py::test_a_damaged_manifest_of_a_delta": (
+        "fetch it again, or give --compute-dtype, the dtype in which the delta was made",
+    ),
     "tests/diagnosis/test_remedies_of_models.py::test_no_added_tokens": (
         "add added_tokens.json, or name the recipe: deltaweights recipes",
     ),
@@ -324,15 +335,11 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "deltaweights verify says what is wrong with the folder",
         "give --compute-dtype {}",
         "give --vision-tower",
-        "give the recipe's file: --recipe FILE",
         "give the {} in the original layout: make it again without --layout transformers",
         "make a merge again with deltaweights export, or with apply --layout transformers; fetch or save another model again",
         "run deltaweights check {}, which may tell why",
         "try --compute-dtype, if you know in which arithmetic the delta was computed",
         "use a model of the recipe's sizes, or another recipe",
-        "use it as transformers saves a LLaMA",
-        "use the full checkpoint",
-        "use the model that the delta was made for",
         "{}, or give --compute-dtype {}",
     ),
     "needs a file, a script or a program of whoever published the weights, or one that the tests do not install (peft, DeepSpeed, flax, EasyLM)": (

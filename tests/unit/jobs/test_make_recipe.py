@@ -338,6 +338,9 @@ def test_a_delta_by_a_recipe_of_ones_own_is_applied_with_it_only(tmp_path: Path)
     with refused(UsageError, problem=problem, remedy="give the recipe's file: --recipe FILE"):
         apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "back")
     assert not (tmp_path / "back").exists()
+    own = tiny_recipe(tmp_path, "alpaca-7b")
+    apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "back", recipe_file=own)
+    assert verify(tmp_path / "back").ok
 
 
 def test_a_delta_by_a_recipe_of_the_package_is_applied_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
