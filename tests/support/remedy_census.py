@@ -180,9 +180,6 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "tests/unit/jobs/test_make_recipe.py::test_a_delta_by_a_recipe_of_ones_own_is_applied_with_it_only": (
         "give the recipe's file: --recipe FILE",
     ),
-    "tests/diagnosis/test_remedies_of_pairs.py::test_a_damaged_manifest_of_a_delta": (
-        "fetch it again, or give --compute-dtype, the dtype in which the delta was made",
-    ),
     "tests/diagnosis/test_remedies_of_models.py::test_no_added_tokens": (
         "add added_tokens.json, or name the recipe: deltaweights recipes",
     ),
