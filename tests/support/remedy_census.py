@@ -172,6 +172,10 @@ FOLLOWED: dict[str, tuple[str, ...]] = {
 """By row of the tables in test_remedies.py, test_remedies_of_tools.py and test_remedies_of_places.py, whose remedies have these texts."""
 
 ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "tests/diagnosis/test_known_causes.py::test_sums_in_another_arithmetic_prove_nothing": (
+        "give --compute-dtype {}",
+        "{}, or give --compute-dtype {}",
+    ),
     "tests/diagnosis/test_remedies_of_pairs.py::test_a_base_in_another_form": (
         "use it as transformers saves a LLaMA",
         "use the model that the delta was made for",
@@ -330,14 +334,12 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
     "needs a pair of a known recipe, a vision tower, or a model that answers: no row follows it yet": (
         "copy {} beside the weights that it belongs to, and give their folder",
         "deltaweights verify says what is wrong with the folder",
-        "give --compute-dtype {}",
         "give --vision-tower",
         "give the {} in the original layout: make it again without --layout transformers",
         "make a merge again with deltaweights export, or with apply --layout transformers; fetch or save another model again",
         "run deltaweights check {}, which may tell why",
         "try --compute-dtype, if you know in which arithmetic the delta was computed",
         "use a model of the recipe's sizes, or another recipe",
-        "{}, or give --compute-dtype {}",
     ),
     "needs a file, a script or a program of whoever published the weights, or one that the tests do not install (peft, DeepSpeed, flax, EasyLM)": (
         "ask the publisher of the model",
