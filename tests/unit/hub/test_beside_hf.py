@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.support.hub_checkpoint import BASE, NEEDED, ONE, PIECE, key, sent
 from tests.support.hub_client import Machine, wait_for
 from tests.support.hub_server import Fault, HubServer
+from tests.support.limits import PATIENCE
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def test_prune_while_a_download_is_live(machine: Machine, hub: HubServer, folder
         assert before <= set(machine.blobs(BASE))
         assert process.poll() is None, "it ended before it could be disturbed"
         hub.faults.clear()
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, out + err
     assert_all_there(machine, folder)
     assert machine.fetch(BASE, offline=True).fetched == 0
