@@ -118,6 +118,7 @@ class Unproven(CpuKernels):
         """Leave ``out`` as it is."""
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**32 - 1),

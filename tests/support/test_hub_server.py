@@ -247,6 +247,7 @@ def run_hf(hub: HubServer, cache: Path, *arguments: str) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=kept | settings_)
 
 
+@pytest.mark.slow
 def test_hf_command(hub: HubServer, tmp_path: Path) -> None:
     """`hf download` and `hf cache verify` agree with what is served; a flipped byte passes the first and not the second."""
     assert run_hf(hub, tmp_path / "good", "download", BASE).returncode == 0

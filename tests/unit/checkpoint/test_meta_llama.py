@@ -87,6 +87,7 @@ def test_reads_what_was_split(tmp_path: Path, parts: int) -> None:
         assert not any(weights.extra_checksums for weights in checkpoint.files)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_split_converts_back(tmp_path: Path, data: st.DataObject) -> None:

@@ -667,6 +667,7 @@ def state_dicts(draw: st.DrawFn) -> dict[str, torch.Tensor]:
     return state
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(state=state_dicts())
 def test_any_tensors_come_back(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
@@ -706,6 +707,7 @@ ELEMENTS = {
 """Where in the good file bytes of weights are; all others are the header."""
 
 
+@pytest.mark.slow
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, len(SOUND) - 1), mask=st.integers(1, 255))
 def test_any_changed_byte_is_refused_or_read_as_torch_reads_it(tmp_path: Path, at: int, mask: int) -> None:

@@ -337,6 +337,7 @@ NAMES = st.text(
 USED = sorted({"manifest.json", *COPIED})
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     files=st.dictionaries(NAMES, st.tuples(st.binary(max_size=300), st.booleans()), max_size=5),

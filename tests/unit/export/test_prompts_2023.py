@@ -133,6 +133,7 @@ def test_the_rule_gives_these_ids(entry: dict[str, Any]) -> None:
     assert [2, *original_ids(SMALL, entry["prompt"])] == entry["ids"]
 
 
+@pytest.mark.slow
 def test_a_question_to_try_is_one_of_them(small: Any, tmp_path: Path) -> None:
     """``try`` asks with the same ids, an ``<im_patch>`` in a text without an image included."""
     for entry in PROMPTS:

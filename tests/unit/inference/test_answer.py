@@ -97,6 +97,7 @@ def test_the_answer_is_the_librarys(count: int, random_llava: Path, pictures: tu
     assert (given.model_class, given.placement) == ("LlavaForConditionalGeneration", "cpu")
 
 
+@pytest.mark.slow
 def test_images_and_their_order_matter(random_llava: Path, pictures: tuple[Path, Path]) -> None:
     """The images that are given are those that are looked at: other ones, or the same in another order, change the answer."""
     asked = ((), pictures[:1], pictures[1:], pictures, pictures[::-1])

@@ -247,6 +247,7 @@ def tally_of(pairs: Sequence[tuple[int, int]], meets: Sequence[bool], dtype: str
     return Tally(nonfinite, counts[0], counts[1], overflow, proof=proof)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(data=st.data(), drawn=DtypeAndPairs, engine=st.sampled_from([*ENGINES]), stored=st.sampled_from([*FLOAT_NAMES]))
 def test_counts_are_as_defined_in_blocks_of_any_size(

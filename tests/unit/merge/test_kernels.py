@@ -225,6 +225,7 @@ def test_no_delta_of_its_base_ever_violates_the_law(dtype: str, in_region: int, 
     assert (found.region, found.region + zeros) == (in_region, with_zeros)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(drawn=DtypeAndPairs, shift=st.integers(0, 3))
 def test_the_round_trip_is_counted_as_it_is_defined(drawn: tuple[str, list[tuple[int, int]]], shift: int) -> None:

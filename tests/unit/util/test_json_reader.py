@@ -35,6 +35,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(JSON, st.integers(1, 40), st.integers(0, 4), st.sampled_from([None, 2]), st.booleans())
 def test_reads_what_strict_json_reads(
     value: object, size: int, levels: int, indent: int | None, ascii_only: bool
