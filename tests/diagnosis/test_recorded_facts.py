@@ -348,6 +348,19 @@ def test_what_the_manifest_says_that_a_folder_is(tmp_path: Path, case: str) -> N
     assert not (tmp_path / "again").exists()
 
 
+def test_what_was_merged_in_the_layout_of_transformers_is_merged_again(tmp_path: Path) -> None:
+    """The same merge without --layout transformers is taken as a base, as the remedy says."""
+    base = base_model()
+    made(tmp_path, base, tuned(base, torch.float16))
+    apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    with_layout(tmp_path / "out")
+    remedy = "give the base in the original layout: make it again without --layout transformers"
+    with refused(Mismatch, remedy=remedy):
+        apply_delta(tmp_path / "out", tmp_path / "delta", tmp_path / "again", allow_unproved_base=True)
+    apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / "original")
+    apply_delta(tmp_path / "original", tmp_path / "delta", tmp_path / "again", allow_unproved_base=True)
+
+
 def test_a_manifest_of_other_tensors_is_said_and_not_used(tmp_path: Path) -> None:
     """Beside a delta that was saved anew the manifest is stale: a warning, and the usual arithmetic."""
     base = base_model()

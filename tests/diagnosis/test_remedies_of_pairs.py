@@ -90,3 +90,17 @@ def test_a_damaged_manifest_of_a_delta(tmp_path: Path) -> None:
     manifest.write_bytes(whole)
     shutil.rmtree(tmp_path / "out")
     assert merge(tmp_path).content_digest == first
+
+
+def test_a_projector_alone(tmp_path: Path) -> None:
+    """Beside the weights that it belongs to, it is a part of the delta."""
+    save(BASE, tmp_path / "base")
+    projector = {name: each for name, each in DELTA.items() if "mm_projector" in name}
+    (tmp_path / "delta").mkdir()
+    torch.save(projector, tmp_path / "delta" / "mm_projector.bin")
+    (tmp_path / "delta" / "config.json").write_text("{}")
+    assert "copy mm_projector.bin beside the weights that it belongs to, and give their folder" in remedy_of(tmp_path)
+    shutil.move(tmp_path / "delta", tmp_path / "alone")
+    save({name: each for name, each in DELTA.items() if name not in projector}, tmp_path / "delta")
+    shutil.copy(tmp_path / "alone" / "mm_projector.bin", tmp_path / "delta")
+    assert merge(tmp_path).fates["copy"] == len(projector)

@@ -275,7 +275,9 @@ def test_a_key_is_not_an_identity(result: Path, signed: Path, instance: Instance
     private, public = make_key(tmp_path)
     with refused(CheckFailed, code=ErrorCode.NO_SIGNATURE) as info:
         read_signature(signed, public)
-    assert "--identity and --issuer" in (info.value.remedy or "")
+    assert info.value.remedy == "give --identity and --issuer of who signed, in place of --public-key"
+    by_identity = read_keyless_signature(signed, SOMEBODY, instance.url, trust_config=trust)
+    assert verify(signed, signed=by_identity).ok
     sign_folder(result, private)  # a signature of the one kind replaces one of the other
     with refused(CheckFailed, code=ErrorCode.NO_SIGNATURE) as info:
         read_keyless_signature(result, SOMEBODY, instance.url, trust_config=trust)

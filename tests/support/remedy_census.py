@@ -172,6 +172,18 @@ FOLLOWED: dict[str, tuple[str, ...]] = {
 """By row of the tables in test_remedies.py, test_remedies_of_tools.py and test_remedies_of_places.py, whose remedies have these texts."""
 
 ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "tests/receiver/test_keyless.py::test_a_key_is_not_an_identity": (
+        "give --identity and --issuer of who signed, in place of --public-key",
+    ),
+    "tests/unit/jobs/test_make_recipe.py::test_row58_a_pair_of_other_sizes_than_the_recipes_is_refused": (
+        "use a model of the recipe's sizes, or another recipe",
+    ),
+    "tests/diagnosis/test_recorded_facts.py::test_what_was_merged_in_the_layout_of_transformers_is_merged_again": (
+        "give the {} in the original layout: make it again without --layout transformers",
+    ),
+    "tests/diagnosis/test_remedies_of_pairs.py::test_a_projector_alone": (
+        "copy {} beside the weights that it belongs to, and give their folder",
+    ),
     "tests/diagnosis/test_known_causes.py::test_sums_in_another_arithmetic_prove_nothing": (
         "give --compute-dtype {}",
         "{}, or give --compute-dtype {}",
@@ -332,14 +344,11 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "{}; if it is private, {}",
     ),
     "needs a pair of a known recipe, a vision tower, or a model that answers: no row follows it yet": (
-        "copy {} beside the weights that it belongs to, and give their folder",
         "deltaweights verify says what is wrong with the folder",
         "give --vision-tower",
-        "give the {} in the original layout: make it again without --layout transformers",
         "make a merge again with deltaweights export, or with apply --layout transformers; fetch or save another model again",
         "run deltaweights check {}, which may tell why",
         "try --compute-dtype, if you know in which arithmetic the delta was computed",
-        "use a model of the recipe's sizes, or another recipe",
     ),
     "needs a file, a script or a program of whoever published the weights, or one that the tests do not install (peft, DeepSpeed, flax, EasyLM)": (
         "ask the publisher of the model",
@@ -505,7 +514,6 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "the files are of different downloads: fetch them again",
     ),
     "plain, and no row follows it yet": (
-        "give --identity and --issuer of who signed, in place of --public-key",
         "merge without --part",
         "move it away, and run again",
         "move it back to where it belongs: it is not the old {}",

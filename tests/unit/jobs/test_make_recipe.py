@@ -297,6 +297,8 @@ def test_row58_a_pair_of_other_sizes_than_the_recipes_is_refused(
     with refused(Mismatch, problem=f"not the {role} of recipe vicuna-7b-v0", found=found, remedy=remedy):
         make(tmp_path, recipe_file=tiny_recipe(tmp_path, "vicuna-7b-v0", sizes=sizes))
     assert not (tmp_path / "delta").exists()
+    make(tmp_path, recipe_file=tiny_recipe(tmp_path, "vicuna-7b-v0"))  # another recipe, or the pair that it means
+    assert verify(tmp_path / "delta").ok
 
 
 def test_a_target_without_what_the_recipe_requires_is_refused(tmp_path: Path) -> None:
