@@ -172,6 +172,7 @@ FOLLOWED: dict[str, tuple[str, ...]] = {
 """By row of the tables in test_remedies.py, test_remedies_of_tools.py and test_remedies_of_places.py, whose remedies have these texts."""
 
 ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "tests/unit/cluster/test_part.py::test_a_plan_that_finish_could_not_read_back": ("merge without --part",),
     "tests/receiver/test_keyless.py::test_a_key_is_not_an_identity": (
         "give --identity and --issuer of who signed, in place of --public-key",
     ),
@@ -514,7 +515,6 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "the files are of different downloads: fetch them again",
     ),
     "plain, and no row follows it yet": (
-        "merge without --part",
         "move it away, and run again",
         "move it back to where it belongs: it is not the old {}",
         "move it to {}, where it belongs",

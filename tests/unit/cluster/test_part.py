@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from deltaweights.cluster.part import apply_part
 from deltaweights.hub.locate import HubOptions
 from deltaweights.staging.location import locate_target
 from deltaweights.staging.lock import StagingLock
+from deltaweights.util.limits import HANDOFF
 from tests.support.errors import refused
 from tests.support.limits import PATIENCE
 from tests.support.pairs import base_tensors, delta_tensors, save
@@ -267,3 +269,12 @@ def test_two_parts_begin_at_once(tiny: Pair, tmp_path: Path) -> None:
     done = {outcome for outcome in outcomes if outcome.startswith("done")}
     assert len(done) == 1
     assert len(outcomes) == 6
+
+
+def test_a_plan_that_finish_could_not_read_back(tiny: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused before a shard is written; without --part the merge needs no plan in staging."""
+    monkeypatch.setattr("deltaweights.cluster.handoff.HANDOFF_LIMIT", replace(HANDOFF, size=1000))
+    with refused(MalformedInput, problem="too large for a merge in parts: finish could not read the plan back") as info:
+        part(tiny, tmp_path / "out", "1/2")
+    assert info.value.remedy == "merge without --part"
+    assert apply_delta(*tiny, tmp_path / "out", max_shard_size=SIZE, allow_unproved_base=True).status == "merged"
