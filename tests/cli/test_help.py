@@ -98,6 +98,11 @@ def test_the_group_lists_each_command_in_one_line(run: Run) -> None:
 NOT_A_MODEL = "the name of a recipe, not a model: found llava-med-7b, expected a path, or ORG/NAME on the Hub"
 
 MEANT = {
+    "no-shell": (("completion",), "Choose from: bash, zsh, fish"),
+    "address-without-https": (
+        ("apply", "huggingface.co/huggyllama/llama-7b", "--target", "o"),
+        "no recipe has its delta in this repository",
+    ),
     "command": (("aply",), "No such command 'aply'. Did you mean 'deltaweights apply'?"),
     "recipe-as-command": (("LLaVA-Med-7b",), "Did you mean 'deltaweights apply llava-med-7b'?"),
     "id-as-command": (("microsoft/llava-med-7b-delta",), "Did you mean 'deltaweights apply llava-med-7b'?"),

@@ -444,7 +444,7 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "give one model of it: by its id ({}), or its snapshot, such as {}",
         "give the archive, if you have it: {}",
         "it has no weights of a model: fetch them: deltaweights download {}",
-        "leave --offline out, or fetch it first: deltaweights download",
+        "leave --offline out, or fetch it first: deltaweights download {}",
         "leave --stream or --part out",
         "leave --stream out",
         "leave one of --stream and --hash-inputs out",

@@ -40,7 +40,7 @@ def command(keep: str | None) -> None:
         folder = Path(keep)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             remedy = "name a new folder"
-            raise TargetBusy("will not make the demo's files here", where=folder, found="something", remedy=remedy)
+            raise TargetBusy("there are files already", where=folder, remedy=remedy)
         _demo(folder)
         return
     folder = Path(tempfile.mkdtemp(prefix="deltaweights-demo-"))

@@ -52,6 +52,11 @@ def is_repo(repo: str) -> bool:
     return bool(_ID.fullmatch(repo)) and ".." not in repo and "--" not in repo and not repo.endswith(".git")
 
 
+def is_address(given: str) -> bool:
+    """Return whether this is the address of a web page; those of the Hub may lack ``https://``, as browsers show them."""
+    return given.lower().startswith(("https://", "http://", *(f"{host}/" for host in HOSTS)))
+
+
 def hub_id(given: PathLike) -> HubId | None:
     """Return the id that ``given`` is, None for a path, as is what exists here without ``hf://``. Raises ``UsageError``.
 
@@ -59,8 +64,8 @@ def hub_id(given: PathLike) -> HubId | None:
     """
     if not isinstance(given, str):
         return None
-    if given.lower().startswith(("https://", "http://")) and not os.path.lexists(given):
-        given = _id_at(given)
+    if is_address(given) and not os.path.lexists(given):
+        given = _id_at(given if "://" in given else f"https://{given}")
     forced = given.startswith(PREFIX)
     repo, at, revision = given.removeprefix(PREFIX).partition("@")
     if not forced and (repo.count("/") != 1 or os.path.lexists(given)):

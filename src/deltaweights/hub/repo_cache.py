@@ -24,6 +24,7 @@ from deltaweights.checkpoint.safe_open import READ, SEARCH, LeadsOutside, open_b
 from deltaweights.checkpoint.small_files import read_small
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import InputOutputError, MalformedInput, wrap_os_errors
+from deltaweights.hub.ids import PREFIX as ID_PREFIX
 from deltaweights.hub.ids import HubId
 from deltaweights.hub.repo_listing import COMMIT, SHA256, HubFile, RepoListing, at_top, in_folders, is_usable
 from deltaweights.hub.tree_cache import cached_tree
@@ -264,8 +265,9 @@ class RepoCache:
 
 
 def not_in_cache(where: str, found: Path | None = None) -> InputOutputError:
-    """Return the error for what is not in the cache (``found``) and is not to be fetched."""
-    remedy = "leave --offline out, or fetch it first: deltaweights download"
+    """Return the error for what is not in the cache (``found``) and is not to be fetched; ``where`` is an id, or one of a file."""
+    model = "/".join(where.removeprefix(ID_PREFIX).split("/")[:2])
+    remedy = f"leave --offline out, or fetch it first: deltaweights download {model}"
     return InputOutputError("not in the cache", where=where, found=found, remedy=remedy, code=ErrorCode.NOT_IN_CACHE)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from deltaweights.checkpoint.files import LocalFile
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import MalformedInput, UsageError
-from deltaweights.hub.ids import PREFIX, HubId, hub_id
+from deltaweights.hub.ids import PREFIX, HubId, hub_id, is_address
 from deltaweights.recipes.models import models
 from deltaweights.recipes.recipe import Recipe, check_head, parse_recipe
 from deltaweights.recipes.table import MAX_SIZE, NAME, Table, TomlDocument, candidates, overlay, parse_toml
@@ -55,7 +55,7 @@ def known_name(given: str) -> str:
 def _place(given: str) -> HubId | None:
     """Return the id of the Hub that ``given`` is, also as an address; None for a name."""
     try:
-        return hub_id(given if "://" in given else f"{PREFIX}{given}") if "/" in given else None
+        return hub_id(given if "://" in given or is_address(given) else f"{PREFIX}{given}") if "/" in given else None
     except UsageError:
         return None
 

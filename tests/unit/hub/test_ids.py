@@ -43,6 +43,8 @@ IDS: dict[str, HubId] = {
     "https://huggingface.co/gpt2": HubId("gpt2"),
     "HTTPS://HuggingFace.co/acme/base": HubId("acme/base"),
     "https://hf.co/acme/base": HubId("acme/base"),
+    "huggingface.co/acme/base": HubId("acme/base"),
+    "hf.co/acme/base/tree/main": HubId("acme/base", "main"),
     "https://www.huggingface.co/acme/base": HubId("acme/base"),
 }
 
