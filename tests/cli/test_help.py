@@ -154,6 +154,15 @@ def test_what_was_meant(run: Run, tmp_path: Path, arguments: tuple[str, ...], pa
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_path_that_is_misspelt(run: Run, tmp_path: Path) -> None:
+    """It looks like an id of the Hub: that it was taken for one is said where its first part is a folder here."""
+    (tmp_path / "pair").mkdir()
+    said = "was taken for an id of the Hub, since there is no such path here"
+    assert f"pair/bse {said}" in run("inspect", "pair/bse", "--offline", cwd=tmp_path).stderr
+    done = run("inspect", "acme/model", "--offline", cwd=tmp_path)
+    assert (done.returncode, said in done.stderr) == (5, False)
+
+
 INSTEAD: dict[str, tuple[str, ...]] = {
     "if it is a delta, give --delta": ("apply", "--base", "folder", "--delta", "huggyllama/llama-7b", "--target", "o"),
     "give --delta": ("apply", "--base", "folder", "--delta", "microsoft/llava-med-7b-delta@v2", "--target", "o"),

@@ -91,6 +91,14 @@ class Hub:
         return directory
 
     def _listing(self, wanted: HubId) -> RepoListing:
+        try:
+            return self._find(wanted)
+        except InputOutputError:
+            if Path(wanted.repo).parent.is_dir():  # ORG is a folder here: the path was misspelt, perhaps
+                self._report.note(f"{wanted.repo} was taken for an id of the Hub, since there is no such path here")
+            raise
+
+    def _find(self, wanted: HubId) -> RepoListing:
         if self._access.offline:
             cached = RepoCache.of(self._access.cache, wanted.repo).listing(wanted)
             if cached is None:
