@@ -40,7 +40,7 @@ def run(command: click.Command, name: str) -> int:
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         where = context.command_path if context else name
-        failure = usage_failure(" ".join(error.format_message().split()).rstrip("."), where)
+        failure = usage_failure(error.format_message().replace("\n\t", " ").rstrip("."), where)
         return console.fail(failure, command=context.command if context else None)
     except DeltaweightsError as error:
         return console.fail(failure_of(error))
