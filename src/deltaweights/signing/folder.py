@@ -24,6 +24,9 @@ from deltaweights.util.open_folder import remove_file, replace_file
 from deltaweights.util.text import short_repr
 
 SIGNATURE = "model.sig"
+BY_KEY = ("cryptography",)
+"""What signatures by keys need of the extra; keyless ones need all of it."""
+
 DO_NOT_TRUST = "do not trust this folder: get folder and signature again from the signer"
 
 
@@ -62,7 +65,7 @@ def sign_folder(
     >>> sign_folder("merged", "private.pem").signature
     'merged/model.sig'
     """
-    require("sign", "a signature")
+    require("sign", "a signature", modules=BY_KEY)
     from deltaweights.signing.keys import load_private  # noqa: PLC0415
 
     root = Path(folder)
@@ -117,7 +120,7 @@ def read_signature(
     >>> verify("merged", signed=read_signature("merged", "public.pem")).ok
     True
     """
-    require("sign", "a signature")
+    require("sign", "a signature", modules=BY_KEY)
     from deltaweights.signing.keys import load_public, parse_public  # noqa: PLC0415
 
     key = parse_public(public_key) if isinstance(public_key, bytes) else load_public(Path(public_key))

@@ -5,6 +5,7 @@ pyproject.toml says which distributions they install; here are the modules, so t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 from deltaweights.error_codes import ErrorCode
@@ -29,12 +30,13 @@ def is_installed(extra: str) -> bool:
     return all(find_spec(module) is not None for module in EXTRAS[extra])
 
 
-def require(extra: str, what: str, otherwise: str = "") -> None:
+def require(extra: str, what: str, otherwise: str = "", *, modules: Sequence[str] | None = None) -> None:
     """Raise ``UsageError`` if ``what`` cannot run because a package of ``extra`` is missing. Loads nothing.
 
-    ``otherwise`` says how to do without, such as ``", or run with --device cpu"``.
+    ``otherwise`` says how to do without, such as ``", or run with --device cpu"``; ``modules`` are those that are needed, if these
+    are not all of the extra.
     """
-    for module in EXTRAS[extra]:
+    for module in EXTRAS[extra] if modules is None else modules:
         if find_spec(module) is None:
             remedy = f"pip install 'deltaweights[{extra}]'{otherwise}"
             problem = f"{what} needs {NAMES.get(module, module)}, which is not installed"
