@@ -20,7 +20,7 @@ from deltaweights.inference.structure import check_structure
 from deltaweights.jobs.apply import apply_delta
 from deltaweights.jobs.convert import convert_checkpoint, export_checkpoint
 from tests.support.fork_server import run_python_in_fork
-from tests.support.llava_2023 import Published, make_tower, publish
+from tests.support.llava_2023 import RECIPE, Published, make_tower, publish
 from tests.support.pairs import load, save
 from tests.support.tiny_llava import make_images, make_llama, make_llava
 
@@ -244,20 +244,6 @@ def test_more_images_than_the_original_takes(published: Published, tmp_path: Pat
     says = remedy_of(lambda: ask(tmp_path / "out", images=list(pictures)))
     assert says == "change the question, --image or --conversation"
     ask(tmp_path / "out", images=[pictures[0]])
-
-
-RECIPE = """
-format = "deltaweights-recipe"
-version = 1
-name = "tiny-llava-med"
-title = "A tiny LLaVA-Med"
-notice = "Not for clinical use."
-[arithmetic]
-compute_dtype = "float16"
-[transformers]
-vision_tower = "clip-vit-l-14"
-conversation = "llava-med"
-"""
 
 
 def edit_json(path: Path, **values: Any) -> None:

@@ -33,6 +33,21 @@ VISION: dict[str, Any] = {
 }
 
 
+RECIPE = """
+format = "deltaweights-recipe"
+version = 1
+name = "tiny-llava-med"
+title = "A tiny LLaVA-Med"
+notice = "Not for clinical use."
+[arithmetic]
+compute_dtype = "float16"
+[transformers]
+vision_tower = "clip-vit-l-14"
+conversation = "llava-med"
+"""
+"""LLaVA-Med's recipe, but for its sizes."""
+
+
 @dataclass(frozen=True)
 class Published:
     """The folders that people hold, and what merging base and delta gives."""

@@ -26,9 +26,8 @@ def make_delta() -> NoReturn:
 
 
 def _start(module: str, command: str, name: str) -> NoReturn:
-    if (
-        f"_{name.replace('-', '_').upper()}_COMPLETE" in os.environ
-    ):  # a shell completes: a broken environment is not its matter
+    # A shell completes (cli.complete, which is not loaded yet): a broken environment must not speak into its command line.
+    if f"_{name.replace('-', '_').upper()}_COMPLETE" in os.environ:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
         from deltaweights.util import interruption  # noqa: PLC0415

@@ -13,10 +13,10 @@ from click.core import ParameterSource
 
 from deltaweights.cli.command import flag
 from deltaweights.cli.log_report import report_for
-from deltaweights.cli.options import apply_options, hub_of, part_of, recipe_of
+from deltaweights.cli.options import apply_options, hub_of, part_of, recipe_of, target_option
 from deltaweights.cli.original_flags import CommandWithDropIn
 from deltaweights.cli.output import print_finished, print_outcome
-from deltaweights.cli.values import BASE_MODEL, FOLDER, MODEL, RecipeName
+from deltaweights.cli.values import BASE_MODEL, MODEL, RecipeName
 from deltaweights.cli.writing import write_checkpoint
 from deltaweights.errors import UsageError
 from deltaweights.util.interruption import GO_ON, advising
@@ -50,7 +50,7 @@ EXAMPLES = (
     type=MODEL,
     help="The delta: folder, index, weights file, or zip archive [default: the recipe's].",
 )
-@flag("Output", "--target", required=True, metavar="PATH", type=FOLDER, help="The folder to create.")
+@target_option
 @apply_options
 def command(recipe: str | None, base: str | None, delta: str | None, target: str, **options: Any) -> None:
     """Add a delta to its base and write the merged checkpoint.

@@ -10,7 +10,7 @@ import click
 SECTIONS = ("Inputs", "Output", "Hub", "Checks", "Running", "Logging")
 """The sections of a help page, in their order."""
 
-MOST_COLUMNS = 26
+WIDEST_NAMES = 26
 """What an option and its value may take before their description; where they are longer, it begins on the next line."""
 
 
@@ -41,7 +41,7 @@ class Command(click.Command):
             row = each.get_help_record(ctx) if isinstance(each, click.Option) else None
             if row is not None:
                 rows[getattr(each, "section", SECTIONS[-1])].append(row)
-        width = min(max(len(names) for section in rows.values() for names, _ in section), MOST_COLUMNS)
+        width = min(max(len(names) for section in rows.values() for names, _ in section), WIDEST_NAMES)
         for section, mine in rows.items():
             if mine:
                 with formatter.section(section):

@@ -8,8 +8,15 @@ from typing import Any
 import click
 
 from deltaweights.cli.command import Command, flag
-from deltaweights.cli.options import copied_dtype_option, hub_options, option, output_options, stream_option
-from deltaweights.cli.values import BASE_MODEL, FOLDER
+from deltaweights.cli.options import (
+    copied_dtype_option,
+    hub_options,
+    option,
+    output_options,
+    stream_option,
+    target_option,
+)
+from deltaweights.cli.values import BASE_MODEL
 from deltaweights.cli.writing import write_checkpoint
 
 EXAMPLES = ("deltaweights convert --base llama/7B --target llama-7b",)
@@ -24,7 +31,7 @@ EXAMPLES = ("deltaweights convert --base llama/7B --target llama-7b",)
     type=BASE_MODEL,
     help="What to convert: Meta's folder, or any other checkpoint.",
 )
-@flag("Output", "--target", required=True, metavar="PATH", type=FOLDER, help="The folder to create.")
+@target_option
 @copied_dtype_option
 @option("weights")
 @hub_options

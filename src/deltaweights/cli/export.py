@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from deltaweights.cli.command import Command, flag
+from deltaweights.cli.command import Command
 from deltaweights.cli.options import (
     copied_dtype_option,
     hub_options,
@@ -16,8 +16,9 @@ from deltaweights.cli.options import (
     recipe_of,
     recipe_option,
     stream_option,
+    target_option,
 )
-from deltaweights.cli.values import FOLDER, MODEL
+from deltaweights.cli.values import MODEL
 from deltaweights.cli.writing import write_checkpoint
 
 EXAMPLES = (
@@ -28,7 +29,7 @@ EXAMPLES = (
 
 @click.command("export", cls=Command, examples=EXAMPLES)
 @click.argument("merged", metavar="MERGED", type=MODEL)
-@flag("Output", "--target", required=True, metavar="PATH", type=FOLDER, help="The folder to create.")
+@target_option
 @recipe_option
 @option("vision_tower")
 @option("allow_unproved_base")

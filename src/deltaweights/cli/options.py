@@ -12,7 +12,7 @@ import click
 
 from deltaweights.cli.command import flag
 from deltaweights.cli.log_report import log_format_option
-from deltaweights.cli.values import FILE, MODEL, RecipeName
+from deltaweights.cli.values import FILE, FOLDER, MODEL, RecipeName
 from deltaweights.errors import UsageError
 from deltaweights.hub.ids import hub_id
 from deltaweights.jobs.options import FLAGS
@@ -86,6 +86,8 @@ trust_config_option = flag(
     type=FILE,
     help="The services and keys of another instance of Sigstore's than the public one (a client trust configuration).",
 )
+
+target_option = flag("Output", "--target", required=True, metavar="PATH", type=FOLDER, help="The folder to create.")
 
 recipe_option = flag(
     "Inputs",

@@ -34,25 +34,20 @@ def check_lock(
 
     Raises ``CheckFailed`` when a model is not as pinned.
     """
-    found: list[tuple[PinnedModel, CheckedModel]] = []
+    found: list[PinnedModel] = []
     try:
         ci.check(*(lock.parent / pin.path for pin in read_lock(lock) if pin.path is not None))
         for one in verify_lock(lock, report=report, weights_only=weights_only, **verification):
-            found.append((one, CheckedModel(one.pin.title, one.result, weights_only)))
+            found.append(one)
             _tell(one, report)
     except (InputOutputError, MalformedInput) as error:  # of the lock itself
         ci.write([CheckedModel(str(lock), error)])
         raise
-    failed = sum(not outcome.ok for _, outcome in found)
-    document = {
-        "ok": not failed,
-        "lock": str(lock),
-        "models": [_json(one, passed=outcome.ok) for one, outcome in found],
-    }
-    shown = (each for each in found if not (each[1].ok and quiet))
-    lines = (line for one, outcome in shown for line in _lines(one, passed=outcome.ok))
+    failed = sum(not one.ok for one in found)
+    document = {"ok": not failed, "lock": str(lock), "models": [_json(one) for one in found]}
+    lines = (line for one in found if not (one.ok and quiet) for line in _lines(one))
     print_outcome(document, lines, as_json=as_json)
-    ci.write([outcome for _, outcome in found])
+    ci.write([CheckedModel(one.pin.title, one.result, weights_only) for one in found])
     if failed:
         problem = f"{failed} of {counted(len(found), 'model')} not as pinned"
         remedy = "do not use what failed: fetch it again, or pin it anew if the change is wanted"
@@ -69,11 +64,11 @@ def _tell(one: PinnedModel, report: Report) -> None:
         report.warn(f"{one.pin.title}: {one.result.base.warning}")
 
 
-def _lines(one: PinnedModel, *, passed: bool) -> Iterator[str]:
+def _lines(one: PinnedModel) -> Iterator[str]:
     title = one.pin.title
     if isinstance(one.result, DeltaweightsError):
         yield f"FAILED          {title}: {one.result}"
-    elif passed:
+    elif one.ok:
         by = f"; signed by {one.signed}" if one.signed else ""
         yield f"verified        {title}: {one.result.weights.sentence}{by}"
         yield from (f"not counted     {title}: {problem}" for problem in one.result.problems)  # with --weights-only
@@ -82,8 +77,8 @@ def _lines(one: PinnedModel, *, passed: bool) -> Iterator[str]:
         yield from (f"                {problem}" for problem in one.result.problems)
 
 
-def _json(one: PinnedModel, *, passed: bool) -> dict[str, Json]:
-    about: dict[str, Json] = {"model": one.pin.title, "ok": passed}
+def _json(one: PinnedModel) -> dict[str, Json]:
+    about: dict[str, Json] = {"model": one.pin.title, "ok": one.ok}
     if isinstance(one.result, DeltaweightsError):
         about["error"] = failure_of(one.result).document()
     else:

@@ -12,11 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from deltaweights.checkpoint.tensors import TensorSpec
-from deltaweights.export.sizes import EMBEDDING, TextSizes
+from deltaweights.export.sizes import TextSizes
+from deltaweights.recipes.incomplete import EMBEDDING, HEAD, LAYER
 from deltaweights.util.text import Json, counted
 
-HEAD = "lm_head.weight"
-LAYER = re.compile(r"model\.layers\.([0-9]{1,6})\.")
 LLAMAS = frozenset({"llama", "llava", "llava_llama"})
 """Model types whose language model is a LLaMA."""
 

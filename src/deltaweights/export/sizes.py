@@ -5,13 +5,12 @@ Shapes: ``modeling_llama.py`` and ``modeling_clip.py`` of transformers. Buffers 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-Shape = tuple[int, ...]
+from deltaweights.recipes.incomplete import EMBEDDING, LAYER
 
-EMBEDDING = "model.embed_tokens.weight"
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class TextSizes:
         if any(len(shapes.get(name, ())) != 2 for name in names):
             return None
         (rows, hidden), (intermediate, _), (key_value_rows, _) = (shapes[name] for name in names)
-        layers = {int(found[1]) for name in shapes if (found := re.match(r"model\.layers\.([0-9]{1,6})\.", name))}
+        layers = {int(found[1]) for name in shapes if (found := LAYER.match(name))}
         return cls(hidden, intermediate, len(layers), rows, key_value_rows)
 
     def tensors(self) -> Iterator[tuple[str, Shape]]:

@@ -8,7 +8,6 @@ from deltaweights.checkpoint.llava_names import IDENTITY
 from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.export.conversation import stop_strings
 from deltaweights.export.layout import conversation_name
-from deltaweights.export.sizes import EMBEDDING
 from deltaweights.jobs.model_card import CardFacts, Origin
 from deltaweights.jobs.planned_result import PlannedResult
 from deltaweights.manifest.base_claim import BaseClaim, claim_of
@@ -17,6 +16,7 @@ from deltaweights.merge.choices import TORCH_NAMES, TRANSFORMERS
 from deltaweights.merge.operation import VISION_TOWER, Operation
 from deltaweights.merge.record import ResultDigests
 from deltaweights.recipes.catalogue import is_of_package
+from deltaweights.recipes.incomplete import EMBEDDING
 from deltaweights.recipes.models import model
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.util.text import counted

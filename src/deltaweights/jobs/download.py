@@ -17,15 +17,13 @@ from deltaweights.hub.ids import ModelSource, hub_id
 from deltaweights.hub.local_folder import LocalFolder
 from deltaweights.hub.locate import Hub, HubOptions, needed_files
 from deltaweights.jobs.recognised_recipe import show_notice
+from deltaweights.manifest.file_parts import TEMPLATES
 from deltaweights.manifest.parse import parse_manifest
 from deltaweights.manifest.records import MANIFEST
 from deltaweights.recipes.catalogue import load
 from deltaweights.recipes.hub_sources import base_source, delta_source
 from deltaweights.report import Report
 from deltaweights.util import limits
-
-TEMPLATES = "additional_chat_templates"
-"""Where transformers keeps a tokenizer's further chat templates, each in a file of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ DTYPES: dict[str, str] = {name: dtype for dtype, name in NAMES.items()}
 
 
 PROVED = 1 << 16
-"""Elements that are proved at once: the arrays of a proof then stay in a core's own cache, which takes a sixth off its time."""
+"""Elements that are proved at once: the arrays of a proof then stay in a core's own cache."""
 
 
 class CpuKernels:
@@ -27,7 +27,7 @@ class CpuKernels:
     on_host = True
 
     def __init__(self) -> None:
-        # By dtype: a run needs one.
+        # By dtype: a run needs at most one.
         self._proof_scratch: dict[str, tuple[numkong.Tensor, RoundTripCounter]] = {}
 
     def buffer(self, nbytes: int) -> memoryview:

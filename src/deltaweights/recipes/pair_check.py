@@ -15,7 +15,7 @@ from deltaweights.checkpoint.projector import NAMES as PROJECTOR
 from deltaweights.checkpoint.tensors import TensorSpec
 from deltaweights.error_codes import ErrorCode
 from deltaweights.errors import Mismatch
-from deltaweights.recipes.incomplete import EMBEDDING, HEAD, incomplete
+from deltaweights.recipes.incomplete import EMBEDDING, HEAD, LAYER, incomplete
 from deltaweights.recipes.recipe import Recipe
 from deltaweights.recipes.stored_form import (
     StoredForm,
@@ -292,7 +292,7 @@ def hidden_size(specs: Specs) -> int:
 
 def layers(names: Iterable[str]) -> int:
     """Return the number of layers that tensors of these names belong to."""
-    found = (re.match(r"model\.layers\.([0-9]{1,6})\.", name) for name in names)
+    found = (LAYER.match(name) for name in names)
     return max((int(layer.group(1)) + 1 for layer in found if layer), default=0)
 
 

@@ -34,7 +34,7 @@ from deltaweights import (
 from deltaweights.checkpoint.llava_names import transformers_name
 from deltaweights.manifest.digest import content_digest
 from deltaweights.report import Report
-from tests.support.llava_2023 import HIDDEN, PATCHES, Described, Published, make_tower, publish, write
+from tests.support.llava_2023 import HIDDEN, PATCHES, RECIPE, Described, Published, make_tower, publish, write
 from tests.support.pairs import Tensors, load, same_bits, save
 from tests.support.reports import RecordingReport
 
@@ -69,23 +69,9 @@ def merge(published: Published, target: Path, *, bos: str | None = None, **optio
     """Merge in the layout of current transformers, by LLaVA-Med's recipe but for its sizes; ``bos`` is its bos_token."""
     own = target.parent / "own.toml"
     own.parent.mkdir(parents=True, exist_ok=True)
-    own.write_text(OWN + (f'bos_token = "{bos}"\n' if bos else ""))
+    own.write_text(RECIPE + (f'bos_token = "{bos}"\n' if bos else ""))
     options = {"layout": "transformers", "vision_tower": published.tower, **options}
     return apply_delta(published.base, published.delta, target, recipe_file=own, allow_unproved_base=True, **options)
-
-
-OWN = """
-format = "deltaweights-recipe"
-version = 1
-name = "tiny-llava-med"
-title = "A tiny LLaVA-Med"
-notice = "Not for clinical use."
-[arithmetic]
-compute_dtype = "float16"
-[transformers]
-vision_tower = "clip-vit-l-14"
-conversation = "llava-med"
-"""
 
 
 def picture(seed: int) -> Image.Image:
@@ -201,7 +187,7 @@ def test_an_export_is_what_a_merge_gives(published: Published, exported: Path, t
 def test_a_published_sum_is_that_of_a_merge(published: Published, tmp_path: Path) -> None:
     """The recipe's sum is compared with merged weights; the weights of an export are copied, not summed up, and not doubted."""
     own, told = tmp_path / "own.toml", RecordingReport()
-    own.write_text(f"{OWN.format(rows=published.rows)}\n[checks]\nsum = 1.0\ntolerance = 0.1\n")
+    own.write_text(f"{RECIPE.format(rows=published.rows)}\n[checks]\nsum = 1.0\ntolerance = 0.1\n")
     merged = apply_delta(
         published.base, published.delta, tmp_path / "merged", recipe_file=own, allow_unproved_base=True
     )
