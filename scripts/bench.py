@@ -22,6 +22,7 @@ from pathlib import Path
 
 import bench_hub
 import bench_llava
+import bench_stages
 from bench_checkpoints import Model, make
 from bench_runs import Contestant, ours, rounds, table
 
@@ -243,6 +244,10 @@ def main() -> None:
         "--growth", action="store_true", help="how our cost grows with size, workers and kinds of tensors"
     )
     parser.add_argument("--hub", action="store_true", help="downloads, and merges from a Hub on the loopback interface")
+    parser.add_argument("--stages", action="store_true", help="processor time of a merge with one worker, by stage")
+    parser.add_argument(
+        "--no-avx512", action="store_true", help="with --stages: as on a processor without AVX-512, but for BLAKE3"
+    )
     parser.add_argument("--rate", default="400MB", help="of that Hub, per second, over all connections")
     parser.add_argument("--connection-rate", metavar="RATE", help="of that Hub, over each connection")
     parser.add_argument(
@@ -269,6 +274,11 @@ def main() -> None:
     else:
         prepare(model, place, options.parts if "apply from Meta's" in (options.only or ()) else 0)
     size = _size(place / "delta")
+    if options.stages:
+        pair = place / "base", place / "delta"
+        for line in bench_stages.stages(*pair, place / "out", options.rounds, hides_avx512=options.no_avx512):
+            print(line)
+        return
     if options.hub:
         with bench_hub.serving(place, options.rate, options.connection_rate):
             everyone = bench_hub.contestants(place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numkong
 import torch
@@ -32,4 +33,8 @@ for name in sys.argv[1:]:
     assert not numkong.get_capabilities()[name]
 """
 
-ENGINES: dict[str, Callable[[], Kernels]] = {"ours": CpuKernels, "torch": torch_kernels}
+ENGINES: dict[str, Callable[[], Kernels]] = {
+    "ours": CpuKernels,  # with the compiled counts where they were built
+    "numpy": partial(CpuKernels, compiled=False),
+    "torch": torch_kernels,
+}

@@ -101,7 +101,7 @@ def merged_tensors(prepared: Prepared, framework: str, report: Report) -> Iterat
         report.end()
     for checkpoint in prepared.checkpoints.values():
         checkpoint.check_unchanged()
-    records = {record.name: record for record in merge.recorder.records}
+    records = {record.name: record for record in merge.recorder.records()}
     judge_records(planned_result(prepared), records, prepared.request.options, report)
 
 

@@ -78,6 +78,5 @@ def _sampled_blocks(planned: PlannedTensor, delta: LazyTensor) -> Iterable[Block
         first, stop = start // item, (start + length) // item
         base_start, base_stop, runs = base_part(planned.match, first, stop)
         if runs and first < stop:
-            yield Block(
-                planned, first, stop, 0, last_of_shard=False, base_start=base_start, base_stop=base_stop, runs=runs
-            )
+            place = base_start, base_stop, runs
+            yield Block(planned, first, stop, 0, False, *place, last_of_tensor=False)

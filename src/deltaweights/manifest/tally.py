@@ -52,6 +52,11 @@ class Tally:
     sum: float | None = None
     not_restored: int | None = None
 
+    def with_proof(self, proof: Proof) -> Tally:
+        """Return the same counts with ``proof``; a few times as fast as ``dataclasses.replace``, once a block."""
+        counts = self.nonfinite, self.nonfinite_base, self.nonfinite_lead, self.overflow, self.inexact
+        return Tally(*counts, proof, self.sum, self.not_restored)
+
     def __add__(self, other: Tally) -> Tally:
         return Tally(  # field by field: this runs once a block, and dataclasses.astuple costs 20 times as much
             nonfinite=self.nonfinite + other.nonfinite,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from deltaweights.merge.operation import Fate
 from deltaweights.merge.plan import PlannedTensor
 from deltaweights.merge.rules import Match
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """Elements ``[start, stop)`` of a block, to be combined with the elements from ``base`` on of the base's part."""
 
     start: int
@@ -24,8 +23,7 @@ class Run:
         return self.base + self.stop - self.start
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):  # a tuple is made in a third of a dataclass's time, once a block
     """Elements ``[start, stop)`` of ``tensor``, block ``number`` of a shard; the base's part is one range: both are row-major."""
 
     tensor: PlannedTensor
@@ -36,11 +34,7 @@ class Block:
     base_start: int
     base_stop: int
     runs: tuple[Run, ...]
-
-    @property
-    def last_of_tensor(self) -> bool:
-        """Whether the tensor ends here."""
-        return self.stop == self.tensor.spec.count
+    last_of_tensor: bool
 
     @property
     def offset(self) -> int:
@@ -55,8 +49,9 @@ def blocks_of(tensors: Sequence[PlannedTensor], size: int) -> Iterator[Block]:
         count = tensor.spec.count
         for start in range(0, max(count, 1), size):
             stop = min(start + size, count)
-            last = tensor is tensors[-1] and stop == count
-            yield Block(tensor, start, stop, number, last, *base_part(tensor.match, start, stop))
+            last = stop == count
+            ends = last and tensor is tensors[-1]
+            yield Block(tensor, start, stop, number, ends, *base_part(tensor.match, start, stop), last)
             number += 1
 
 

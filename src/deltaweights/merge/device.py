@@ -38,16 +38,18 @@ def untested_kernels() -> Kernels:
 def kernels_on(name: str) -> Iterator[Callable[[], Kernels]]:
     """Yield a factory of kernels, to be called in each worker's thread.
 
-    On the processor, torch takes over if numkong fails the self-test. Raises ``UsageError`` when there is no such device,
-    ``InputOutputError`` when torch fails the self-test, too, or is needed but not installed.
+    On the processor, numpy counts if the compiled counts fail the self-test, and torch takes over if numkong does. Raises
+    ``UsageError`` when there is no such device, ``InputOutputError`` when torch fails the self-test, too, or is needed but not
+    installed.
     """
     wrong = f"device {name} does not round as IEEE 754 demands: the result would differ from everybody else's"
     if name == "cpu":
         from deltaweights.merge.kernels_cpu import CpuKernels  # noqa: PLC0415
 
-        if passes_self_test(CpuKernels()):
-            yield CpuKernels
-            return
+        for make_kernels in (CpuKernels, partial(CpuKernels, compiled=False)):
+            if passes_self_test(make_kernels()):
+                yield make_kernels
+                return
         if not is_installed("gpu"):
             raise InputOutputError(wrong, remedy="pip install 'deltaweights[gpu]': torch may round correctly here")
     make = _torch_kernels(name)

@@ -20,11 +20,23 @@ from deltaweights.merge.plan import Plan, PlannedTensor, Shard
 from deltaweights.merge.writer import ShardWriter
 from deltaweights.report import Report
 from deltaweights.util.open_folder import OpenFolder
+from deltaweights.util.processor import second_level_cache
 from deltaweights.util.workers import WorkerPool, default_workers
 
-BLOCK = 1 << 18
-"""Elements per block: 512 KiB of float16, which stay in a core's own cache until they are digested and written. Blocks twice as
-large make writing three times as slow (docs/benchmarks.md)."""
+SMALLEST_BLOCK, LARGEST_BLOCK = 1 << 18, 1 << 19
+
+
+def block_for(cache: int | None) -> int:
+    """Return the elements per block for a core with so many bytes of second-level cache.
+
+    Two of the three float16 arrays of a block then stay in it until they are digested and written. Smaller blocks cost more of the
+    interpreter than they save; with larger ones, writing takes three times as long where the cache has 1 MiB (docs/benchmarks.md).
+    """
+    return SMALLEST_BLOCK if cache is None else min(max(cache // 4, SMALLEST_BLOCK), LARGEST_BLOCK)
+
+
+BLOCK = block_for(second_level_cache())
+"""Elements per block on this machine."""
 
 WORKERS_PER_SHARD = 2
 """The SHA-256 of one file is sequential and takes about a third of all work, so more workers on one shard would wait."""
@@ -115,10 +127,7 @@ class Stream:
                 self._report.shard_started(shard.planned.file, shard.planned.size, shard.planned.nbytes)
             sources, result = combine_block(block, combiner, self._base, self._primary, self._new_rows)
             shard.writer.write(result.data, block.offset)
-            with shard.tensor_order.section(block.number):
-                shard.digest_tensors(block, *sources, result)
-            with shard.file_order.section(block.number):
-                shard.digest_file(block, result.data)
+            shard.digest(block, *sources, result)
             shard.writer.start_writeback()
             if block.last_of_shard:
                 self._flush_and_record(shard)
