@@ -26,9 +26,13 @@ Part = tuple[int, int, Array]  # elements [start, stop) of a block, and what the
 
 
 class Kernels(Protocol):
-    """What one worker needs from a device, by safetensors' dtypes F16, BF16, F32, F64. ``on_host``: arrays are in host memory."""
+    """What one worker needs from a device, by safetensors' dtypes F16, BF16, F32, F64.
+
+    ``on_host``: arrays are in host memory. ``piece``: elements that are best combined and proved at once.
+    """
 
     on_host: bool
+    piece: int
 
     def buffer(self, nbytes: int) -> memoryview:
         """Return new host memory, of the kind that is fastest to exchange with the device."""
@@ -124,6 +128,7 @@ class BlockCombiner:
         if base_dtype is not None and runs:
             base = self._numbers("base", self.base, base_dtype, runs[-1].end)
             base = self._at_compute(base, base_dtype, "base")
+        data = self._result[: count * ITEM_SIZES[task.store]]
         total = stored if self._in_place else self._scratch("total", count)
         everything = (Run(0, count, 0),)
         if runs != everything:
@@ -134,25 +139,40 @@ class BlockCombiner:
             first = count - len(tail) // ITEM_SIZES[task.compute]
             parts.append((first, count, self._at_compute(kernels.as_array(tail, task.compute), task.compute, "tail")))
             computed = (*runs, Run(first, count, 0))
-        for start, stop, operand in parts:
-            self._combine(_part(work, start, stop), operand, _part(total, start, stop))
+        proof, finite = self._combine_pieces(work, total, parts, proved=len(runs))
         if not self._in_place:
             kernels.cast(total, stored)
-        data = self._result[: count * ITEM_SIZES[task.store]]
-        computed = everything if needs_cast else computed
-        tally = self._tally(stored, data, primary_dtype, base_dtype, runs, computed, tail)
-        if self._proves_base and runs:
-            finite = tally.nonfinite == 0 and task.store == task.compute
-            proofs = (
-                kernels.prove_base(operand, _part(work, start, stop), _part(total, start, stop), finite=finite)
-                for start, stop, operand in parts[: len(runs)]
-            )
-            tally = tally.with_proof(sum(proofs, next(proofs)))
+        if finite and self._in_place and runs == everything and not task.wants_sum:
+            tally = Tally(proof=proof)
+        else:
+            computed = everything if needs_cast else computed
+            tally = self._tally(stored, data, primary_dtype, base_dtype, runs, computed, tail).with_proof(proof)
         if self._tries_delta:
             delta, has_nonfinite = total if task.store == task.compute else stored, tally.nonfinite > 0
             inexact, other = self._try_delta(work, delta, parts, primary_dtype, has_nonfinite=has_nonfinite)
             tally = replace(tally, inexact=inexact, not_restored=other)
         return BlockResult(data, tally)
+
+    def _combine_pieces(
+        self, work: Array, total: Array, parts: Sequence[Part], proved: int
+    ) -> tuple[Proof | None, bool]:
+        """Combine ``work`` with the parts, and prove the first ``proved`` of them piece by piece, while a piece is in the cache.
+
+        Return the proof, None where none is wanted, and whether all of the proved sums are known to be finite.
+        """
+        kernels, size = self._kernels, self._kernels.piece
+        proof, all_finite = Proof(), True
+        for number, (begin, end, operand) in enumerate(parts):
+            for start in range(begin, end, size):
+                stop = min(start + size, end)
+                one, other = _part(work, start, stop), _part(operand, start - begin, stop - begin)
+                out = _part(total, start, stop)
+                self._combine(one, other, out)
+                if self._proves_base and number < proved:
+                    finite = kernels.all_finite(out)
+                    all_finite &= finite
+                    proof += kernels.prove_base(other, one, out, finite=finite)
+        return (proof, all_finite) if self._proves_base and proved else (None, False)
 
     def _tally(
         self,

@@ -13,15 +13,16 @@ import numkong
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge.compiled import CompiledCounts, compiled_counts
 from deltaweights.merge.floats import ITEM_SIZES, RoundTripCounter, copy_nans, count_different
+from deltaweights.util.processor import second_level_cache
 
 Name = Literal["float16", "bfloat16", "float32", "float64"]
 NAMES: dict[str, Name] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 DTYPES: dict[str, str] = {name: dtype for dtype, name in NAMES.items()}
 
 
-PROVED = 1 << 16
-"""Elements that are proved at once: the arrays of a proof then stay in a core's own cache."""
-
+PIECE = 1 << (17 if (second_level_cache() or 0) >= 2 << 20 else 16)
+"""Elements that are combined and proved at once: all arrays of a piece stay in a core's own cache. On
+smaller pieces the interpreter costs more than the cache saves."""
 
 HUGE_PAGE = 1 << 21
 """Bytes of Linux's huge pages on x86-64 and most ARM. With pages of 4 KiB, a block of three arrays misses the processor's table of
@@ -34,7 +35,7 @@ class CpuKernels:
     What is only counted, is so by the compiled library where there is one, unless ``compiled`` is False; else by numpy.
     """
 
-    on_host = True
+    on_host, piece = True, PIECE
 
     def __init__(self, *, compiled: bool = True) -> None:
         self._compiled = compiled
@@ -89,21 +90,27 @@ class CpuKernels:
     def prove_base(self, base: numkong.Tensor, delta: numkong.Tensor, total: numkong.Tensor, *, finite: bool) -> Proof:
         dtype, proof = DTYPES[total.dtype], Proof()
         if dtype not in self._proof_scratch:
-            self._proof_scratch[dtype] = self.scratch(PROVED, dtype), RoundTripCounter(dtype, PROVED)
-        scratch, counter = self._proof_scratch[dtype]
-        compiled, item = self._compiled_counts(dtype), ITEM_SIZES[dtype]
-        _refuse_mixed(base, delta, total)
-        places = base.data_ptr, delta.data_ptr, total.data_ptr
-        for start in range(0, len(total), PROVED):
-            count, offset = min(PROVED, len(total) - start), start * item
-            b, t = (cast(numkong.Tensor, numbers[start : start + count]) for numbers in (base, total))
-            self.subtract(t, b, cast(numkong.Tensor, scratch[:count]))
-            arrays = places[0] + offset, places[1] + offset, places[2] + offset, scratch.data_ptr
-            if compiled:
-                proof += compiled.round_trip(*arrays, count)
-            else:
-                proof += counter.count(*(_bytes_at(array, count * item) for array in arrays), finite=finite)
+            self._proof_scratch[dtype] = self.scratch(PIECE, dtype), RoundTripCounter(dtype, PIECE)
+        if len(total) <= PIECE:
+            return self._prove_piece(base, delta, total, dtype, finite=finite)
+        for start in range(0, len(total), PIECE):
+            stop = min(start + PIECE, len(total))
+            b, d, t = (cast(numkong.Tensor, numbers[start:stop]) for numbers in (base, delta, total))
+            proof += self._prove_piece(b, d, t, dtype, finite=finite)
         return proof
+
+    def _prove_piece(
+        self, base: numkong.Tensor, delta: numkong.Tensor, total: numkong.Tensor, dtype: str, *, finite: bool
+    ) -> Proof:
+        _refuse_mixed(base, delta, total)
+        scratch, counter = self._proof_scratch[dtype]
+        count = len(total)
+        self.subtract(total, base, cast(numkong.Tensor, scratch[:count]))
+        arrays = base.data_ptr, delta.data_ptr, total.data_ptr, scratch.data_ptr
+        if compiled := self._compiled_counts(dtype):
+            return compiled.round_trip(*arrays, count)
+        size = count * ITEM_SIZES[dtype]
+        return counter.count(*(_bytes_at(array, size) for array in arrays), finite=finite)
 
     def _compiled_counts(self, dtype: str) -> CompiledCounts | None:
         if dtype not in self._counts:

@@ -54,6 +54,8 @@ def torch_workers() -> Iterator[None]:
 class TorchKernels:
     """``Kernels`` by torch; to be made in the thread that uses them."""
 
+    piece = 1 << 62  # a block at once: each call of torch has its price, on a GPU above all
+
     def __init__(self, device: torch.device) -> None:
         torch.set_flush_denormal(False)  # in this thread; small weights of bfloat16 and float32 would vanish
         self._device = device
