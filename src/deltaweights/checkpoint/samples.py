@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from blake3 import blake3
 
@@ -52,8 +52,13 @@ def sample_places(tensor: LazyTensor) -> tuple[list[int], int]:
 def _prefetch(tensors: Iterable[LazyTensor]) -> None:
     for tensor in tensors:
         if isinstance(tensor.source, ContiguousSource):
-            starts, length = sample_places(tensor)
-            tensor.source.file.prefetch((tensor.source.offset + start, length) for start in starts if length)
+            tensor.source.file.prefetch(_stored_samples(tensor, tensor.source.offset))
+
+
+def _stored_samples(tensor: LazyTensor, offset: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of the samples in the file; a local file never asks, and 100,000 tensors take a while."""
+    starts, length = sample_places(tensor)
+    yield from ((offset + start, length) for start in starts if length)
 
 
 def same_weights(one: Mapping[str, LazyTensor], other: Mapping[str, LazyTensor], names: Sequence[str]) -> bool:

@@ -47,13 +47,17 @@ class DocumentSize:
         self.bytes = nbytes
         self.objects = self.lists = self.commas = signs
 
-    def add(self, name: str, nbytes: int, *, commas: int, objects: int = 0, lists: int = 0, times: int = 1) -> None:
-        """Add a row ``times`` times: ``name``, and ``nbytes``, commas, objects and lists besides."""
+    def add(self, name: str, nbytes: int, *, commas: int, objects: int = 0, lists: int = 0) -> None:
+        """Add a row: ``name``, and ``nbytes``, commas, objects and lists besides."""
+        self.add_rows(name, 1, nbytes, commas=commas, objects=objects, lists=lists)
+
+    def add_rows(self, name: str, rows: int, nbytes: int, *, commas: int, objects: int = 0, lists: int = 0) -> None:
+        """Add rows that each have ``name``, and besides it ``nbytes``, commas, objects and lists all together."""
         name_bytes, braces, brackets, name_commas = _cost(name)
-        self.bytes += times * (name_bytes + nbytes)
-        self.objects += times * (braces + objects)
-        self.lists += times * (brackets + lists)
-        self.commas += times * (name_commas + commas)
+        self.bytes += rows * name_bytes + nbytes
+        self.objects += rows * braces + objects
+        self.lists += rows * brackets + lists
+        self.commas += rows * name_commas + commas
 
     def exceeds(self, limit: Limit) -> bool:
         """Return whether the document may exceed ``limit``."""
@@ -109,9 +113,9 @@ def _manifest(plan: Plan) -> DocumentSize:
 
 
 def _add_tensor(size: DocumentSize, tensor: PlannedTensor, file: str, plan: Plan) -> None:
+    """Add all rows of a tensor; those with its name at once, since there may be 100,000 tensors."""
     spec, match = tensor.spec, tensor.match
-    axes = len(spec.shape)
-    size.add(spec.name, RESULT_ROW + _length(spec) + len(file), commas=axes + 5, objects=1, lists=1)
+    axes, proved = len(spec.shape), plan.check and match.base is not None
     if match.renamed is not None:
         size.add(match.primary.name, SOURCE, commas=1)
     if match.base_name is not None:
@@ -119,18 +123,18 @@ def _add_tensor(size: DocumentSize, tensor: PlannedTensor, file: str, plan: Plan
     for read in (match.primary, match.base):
         if read is not None:
             size.add(read.name, INPUT_ROW + _length(read), commas=len(read.shape) + 2, objects=1, lists=1)
-    findings = 3 if match.base is None else 4  # not finite in the result, the primary or the base; an overflow
-    if plan.check and (match.base is not None or plan.operation is Operation.MAKE):
-        findings += 1  # violations of the base proof, or what does not come back
-    if plan.check and spec.name in plan.rounded:
-        findings += 1  # what is other than in the target
-    size.add(spec.name, COUNT_ROW + len(str(spec.count)), commas=1, times=findings)
-    if plan.check and match.base is not None:
-        size.add(spec.name, COUNT_ROW, commas=1)  # untested
-        if match.base.count >= SIZEABLE:
-            size.add(spec.name, COUNT_ROW, commas=1)  # stored whole
-    if axes > 1:
-        size.add(spec.name, UNIFORM_ROW, commas=3, lists=1)
+    counts = 3 if match.base is None else 4  # not finite in the result, the primary or the base; an overflow
+    counts += proved or (plan.check and plan.operation is Operation.MAKE)  # violations, or what does not come back
+    counts += plan.check and spec.name in plan.rounded  # what is other than in the target
+    names = 0
+    if proved:
+        names += 1  # untested
+        names += match.base is not None and match.base.count >= SIZEABLE  # stored whole
+    uniform = axes > 1
+    rows = 1 + counts + names + uniform
+    nbytes = RESULT_ROW + _length(spec) + len(file) + counts * (COUNT_ROW + len(str(spec.count))) + names * COUNT_ROW
+    commas = axes + 5 + counts + names + 3 * uniform
+    size.add_rows(spec.name, rows, nbytes + UNIFORM_ROW * uniform, commas=commas, objects=1, lists=1 + uniform)
 
 
 def _fragment(shard: Shard) -> DocumentSize:

@@ -65,6 +65,7 @@ ARCHITECTURES = (
     ("DeepSeek-V2 or V3", re.compile(r"model\.layers\.[0-9]+\.self_attn\.kv_a_proj_with_mqa\.")),
     ("Qwen2", re.compile(r"model\.layers\.[0-9]+\.self_attn\.q_proj\.bias$")),
 )
+ANY_ARCHITECTURE = re.compile("|".join(pattern.pattern for _, pattern in ARCHITECTURES))
 """By the names of tensors that no LLaMA has, of which there must be several; the first that fits is it."""
 
 TRAINED = (
@@ -109,8 +110,9 @@ def other_names(specs: Specs) -> StoredForm | None:
             return StoredForm(what, remedy)
     if any(".self_attn.qkv_proj." in name or ".mlp.gate_up_proj." in name for name in specs):
         return StoredForm("stored with fused matrices (qkv_proj, gate_up_proj)", "use it as transformers saves a LLaMA")
+    of_others = [name for name in specs if ANY_ARCHITECTURE.match(name)]  # mostly none of 100,000
     for architecture, pattern in ARCHITECTURES:
-        if sum(pattern.match(name) is not None for name in specs) >= TOO_FEW:
+        if sum(pattern.match(name) is not None for name in of_others) >= TOO_FEW:
             return StoredForm(
                 f"by its names a {architecture}, not a LLaMA", "use the model that the delta was made for"
             )
