@@ -17,9 +17,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 
+import bench_cores
 import bench_hub
 import bench_llava
 import bench_stages
@@ -244,7 +246,11 @@ def main() -> None:
         "--growth", action="store_true", help="how our cost grows with size, workers and kinds of tensors"
     )
     parser.add_argument("--hub", action="store_true", help="downloads, and merges from a Hub on the loopback interface")
-    parser.add_argument("--stages", action="store_true", help="processor time of a merge with one worker, by stage")
+    parser.add_argument(
+        "--stages",
+        action="store_true",
+        help="processor time of a merge with one worker, by stage, and what more would bring",
+    )
     parser.add_argument(
         "--no-avx512", action="store_true", help="with --stages: as on a processor without AVX-512, but for BLAKE3"
     )
@@ -276,7 +282,8 @@ def main() -> None:
     size = _size(place / "delta")
     if options.stages:
         pair = place / "base", place / "delta"
-        for line in bench_stages.stages(*pair, place / "out", options.rounds, hides_avx512=options.no_avx512):
+        found = bench_stages.stages(*pair, place / "out", options.rounds, hides_avx512=options.no_avx512)
+        for line in chain(bench_stages.stage_table(found), bench_cores.cores(found)):
             print(line)
         return
     if options.hub:

@@ -7,11 +7,12 @@ what no stage accounts for is the interpreter's and is shown as such.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial, wraps
 from multiprocessing import get_context
@@ -31,6 +32,7 @@ STAGES = (
     "start writing back",
     "flush",
 )
+NUMPY_AVX512 = "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR"
 REST = "interpreter, and the rest"
 
 
@@ -114,10 +116,12 @@ def hide_avx512() -> None:
             numkong.disable_capability(name)
 
 
-def stages(base: Path, delta: Path, target: Path, count: int, *, hides_avx512: bool) -> Iterator[str]:
-    """Yield the lines of a table: the median of ``count`` merges, after one that does not count."""
+def stages(base: Path, delta: Path, target: Path, count: int, *, hides_avx512: bool) -> dict[str, float]:
+    """Return milliseconds of processor time per GB of output by stage: medians of ``count`` merges, after one for warming up."""
     size = sum(path.stat().st_size for path in delta.iterdir())
     do = partial(measure, base, delta, target, hides_avx512=hides_avx512)
+    if hides_avx512:  # inherited by the measured process, in which numpy is yet to start
+        os.environ["NPY_DISABLE_CPU_FEATURES"] = NUMPY_AVX512
     runs = []
     for number in range(count + 1):
         shutil.rmtree(target, ignore_errors=True)
@@ -126,10 +130,14 @@ def stages(base: Path, delta: Path, target: Path, count: int, *, hides_avx512: b
         if number:
             runs.append(found)
     shutil.rmtree(target, ignore_errors=True)
-    total = statistics.median(sum(run.values()) for run in runs)
-    yield f"{size / 1e9:.2f} GB, {count} merges with one worker: milliseconds of processor time per GB of output, medians"
+    return {stage: statistics.median(run.get(stage, 0.0) for run in runs) / size * 1e12 for stage in (*STAGES, REST)}
+
+
+def stage_table(milliseconds: Mapping[str, float]) -> Iterator[str]:
+    """Yield the lines of a table."""
+    total = sum(milliseconds.values())
+    yield "one worker: milliseconds of processor time per GB of output, medians"
     yield f"{'':28} {'ms per GB':>9}  {'share':>5}"
-    for stage in (*STAGES, REST):
-        seconds = statistics.median(run.get(stage, 0.0) for run in runs)
-        yield f"{stage:28} {seconds / size * 1e12:9.0f}  {seconds / total:5.0%}"
-    yield f"{'all':28} {total / size * 1e12:9.0f}"
+    for stage, value in milliseconds.items():
+        yield f"{stage:28} {value:9.0f}  {value / total:5.0%}"
+    yield f"{'all':28} {total:9.0f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from tests.support.pairs import load, save
 from tests.support.tiny_llava import make_images, make_llama, make_llava
 
 pytestmark = pytest.mark.diagnosis
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 PLENTY = FreeMemory(10**12)
 
@@ -126,6 +129,16 @@ def test_a_tower_of_too_few_layers(published: Published, tmp_path: Path) -> None
     merge(published, tmp_path / "out", vision_tower=published.tower)
 
 
+def test_a_tower_without_a_repository(published: Published, tmp_path: Path) -> None:
+    """A recipe of one's own names a model that is nowhere to be fetched: the tower is given, and the merge warns of it."""
+    recipe = tmp_path / "own.toml"
+    recipe.write_text(RECIPE.replace("clip-vit-l-14", "llama-1-30b"))
+    assert "llama-1-30b" in recipe.read_text()
+    says = remedy_of(lambda: merge(published, tmp_path / "out", recipe_file=recipe))
+    assert says == "give --vision-tower"
+    merge(published, tmp_path / "out", recipe_file=recipe, vision_tower=published.tower)
+
+
 # Tokenizers.
 
 
@@ -202,6 +215,38 @@ def test_a_model_that_lacks_tensors(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "lacking" / "model.safetensors", llama)
     assert remedy_of(lambda: ask(llama)) == f"run deltaweights check {llama} for the rest"
     assert any(problem.tensor == "model.norm.weight" for problem in check_structure(llama).problems)
+
+
+def test_what_no_library_loads_is_made_again(published: Published, tmp_path: Path, run: Run) -> None:
+    """A merge that lost a tensor is exported again, as the remedy of ``check`` says, and then loads."""
+    apply_delta(published.base, published.delta, tmp_path / "old", allow_unproved_base=True)
+    tower: dict[str, Any] = {"vision_tower": published.tower, "allow_unproved_base": True}
+    export_checkpoint(tmp_path / "old", tmp_path / "new", **tower)
+    tensors = load(tmp_path / "new")
+    del tensors[min(tensors)]
+    for path in (tmp_path / "new").glob("*.safetensors*"):
+        path.unlink()
+    save(tensors, tmp_path / "lacking", "safetensors", 1, config=False)
+    shutil.copy(tmp_path / "lacking" / "model.safetensors", tmp_path / "new")
+    done = run("check", tmp_path / "new")
+    assert done.returncode == 6
+    again = "make a merge again with deltaweights export, or with apply --layout transformers; "
+    assert f"{again}fetch or save another model again" in done.stderr
+    export_checkpoint(tmp_path / "old", tmp_path / "again", **tower)
+    merge(published, tmp_path / "merged", vision_tower=published.tower)
+    for folder in ("again", "merged"):
+        assert run("check", tmp_path / folder).returncode == 0
+
+
+def test_a_model_that_transformers_cannot_run(tmp_path: Path, run: Run) -> None:
+    """``check`` says what is wrong with it, as the remedy says."""
+    llama = make_llama(tmp_path / "llama")
+    edit_json(llama / "config.json", hidden_act="nonesuch")
+    says = remedy_of(lambda: ask(llama))
+    assert says == f"run deltaweights check {llama}, which may tell why"
+    done = run("check", llama)
+    assert done.returncode == 6
+    assert "nonesuch" in done.stdout + done.stderr
 
 
 # Images.

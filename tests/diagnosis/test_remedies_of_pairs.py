@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from deltaweights.manifest.verify import verify
 from tests.support.pairs import Tensors, base_tensors, delta_tensors, save
 
 pytestmark = pytest.mark.diagnosis
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 BASE = base_tensors()
 DELTA = delta_tensors(BASE)
@@ -104,3 +107,33 @@ def test_a_projector_alone(tmp_path: Path) -> None:
     save({name: each for name, each in DELTA.items() if name not in projector}, tmp_path / "delta")
     shutil.copy(tmp_path / "alone" / "mm_projector.bin", tmp_path / "delta")
     assert merge(tmp_path).fates["copy"] == len(projector)
+
+
+def test_an_arithmetic_that_is_not_known(tmp_path: Path, run: Run) -> None:
+    """Sums in float16 of a delta that was made in float32 prove nothing; with --compute-dtype they do."""
+    base = torch.randn(400, 400).half() * 0.02
+    tuned = base.float() + torch.randn(400, 400) * 0.0004
+    for name, tensor in (("base", base), ("delta", tuned - base.float())):
+        save({"w": tensor}, tmp_path / name, "safetensors", 1)
+    line = ("check-base", "--base", tmp_path / "base", "--delta", tmp_path / "delta")
+    done = run(*line)
+    assert done.returncode == 6
+    assert "try --compute-dtype, if you know in which arithmetic the delta was computed" in done.stderr
+    assert run(*line, "--compute-dtype", "float32").returncode == 0
+
+
+def test_a_manifest_that_is_none(tmp_path: Path, run: Run) -> None:
+    """The weights are compared, and ``verify`` says what is wrong, as the note says."""
+    tensors = base_tensors(1)
+    save(tensors, tmp_path / "base")
+    save(delta_tensors(tensors), tmp_path / "delta")
+    for name in ("one", "other"):
+        apply_delta(tmp_path / "base", tmp_path / "delta", tmp_path / name)
+    manifest = tmp_path / "other" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 77', 1))
+    done = run("diff", tmp_path / "one", tmp_path / "other", "--trust-manifests")
+    assert done.returncode == 0
+    assert "deltaweights verify says what is wrong with the folder" in done.stderr
+    done = run("verify", tmp_path / "other")
+    assert done.returncode != 0
+    assert "version 77" in done.stdout + done.stderr

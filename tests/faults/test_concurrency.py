@@ -245,13 +245,21 @@ def after_the_last_check(monkeypatch: pytest.MonkeyPatch, do: Callable[[], objec
     monkeypatch.setattr(OpenStaging, "refuse_content", looked)
 
 
-def test_a_model_that_appears_is_not_replaced(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without --overwrite, a model that appears after the last check stays, and the run ends with 7."""
+def test_a_model_that_appears_is_not_replaced(
+    pair: Pair, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --overwrite, a model that appears after the last check stays, and the run ends with 7; moved away, it is kept."""
     target = tmp_path / "out"
     after_the_last_check(monkeypatch, lambda: model(target))
-    with refused(TargetBusy, where=target, problem="something else appeared there during the run"):
+    with refused(TargetBusy, where=target, problem="something else appeared there during the run") as caught:
         apply_delta(*pair, target, max_shard_size=SIZE)
     assert files_of(target) == model(target)
+    assert caught.value.remedy == "move it away, and run again"
+    target.rename(tmp_path / "elsewhere")
+    monkeypatch.undo()
+    apply_delta(*pair, target, max_shard_size=SIZE)
+    assert files_of(target) == expected
+    assert files_of(tmp_path / "elsewhere") == model(tmp_path / "elsewhere")
 
 
 def test_strangers_that_appear_are_not_replaced(
@@ -299,13 +307,54 @@ def test_a_signal_between_plan_and_exchange(
         assert {path.name: path.stat().st_ino for path in target.glob("*.safetensors")} == before
         return
     after_the_last_check(monkeypatch, lambda: model(target, "thesis.tex"))
-    with refused(TargetBusy, problem="cannot be put back: the disk is gone", where=locate_target(target).shards):
+    problem = "cannot be put back: the disk is gone"
+    with refused(TargetBusy, problem=problem, where=locate_target(target).shards) as caught:
         apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
     monkeypatch.setattr(OpenFolder, "exchange", whole)
     for _ in range(2):
         with refused(TargetBusy, found="thesis.tex"):
             apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
         assert (locate_target(target).shards / "thesis.tex").read_text() == "mine"
+    assert caught.value.remedy == "move it back to where it belongs: it is not the old out"
+    target.rename(tmp_path / "new")
+    locate_target(target).shards.rename(target)
+    assert files_of(target) == model(target, "thesis.tex")
+    (target / "thesis.tex").unlink()
+    apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
+    assert files_of(target) == expected
+
+
+def test_a_file_that_cannot_be_put_back_is_moved_to_where_it_belongs(
+    pair: Pair, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File by file, a file that was exchanged in the last moment goes back; where that fails, the error says where it is."""
+    target = tmp_path / "out"
+    apply_delta(*pair, target, max_shard_size=2 * SIZE)
+    monkeypatch.chdir(target)  # so that the folder cannot be renamed
+    whole, wrong = OpenFolder.rename, "config.json"
+
+    def rename(folder: OpenFolder, name: str, other: OpenFolder, other_name: str) -> None:
+        if name != wrong:
+            return whole(folder, name, other, other_name)
+        if (target / wrong).exists():
+            (target / wrong).write_text("mine")
+            return whole(folder, name, other, other_name)
+        raise InputOutputError("the disk is gone")
+
+    monkeypatch.setattr(OpenFolder, "rename", rename)
+    with refused(TargetBusy, problem="cannot be put back: the disk is gone") as caught:
+        apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
+    assert caught.value.remedy == f"move it to {target}, where it belongs"
+    monkeypatch.setattr(OpenFolder, "rename", whole)
+    shutil.move(str(caught.value.where), target)
+    assert (target / wrong).read_text() == "mine"
+    with refused(TargetBusy, problem="something else appeared there during the run", where=target / wrong) as caught:
+        apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
+    assert caught.value.remedy == "move it away, and run again"
+    shutil.move(str(caught.value.where), tmp_path)
+    apply_delta(*pair, target, max_shard_size=SIZE, overwrite=True)
+    assert files_of(target) == expected
+    assert (tmp_path / wrong).read_text() == "mine"
 
 
 def test_one_target_is_built_in_one_place(pair: Pair, tmp_path: Path, expected: dict[str, bytes]) -> None:

@@ -172,6 +172,26 @@ FOLLOWED: dict[str, tuple[str, ...]] = {
 """By row of the tables in test_remedies.py, test_remedies_of_tools.py and test_remedies_of_places.py, whose remedies have these texts."""
 
 ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "tests/faults/test_concurrency.py::test_a_model_that_appears_is_not_replaced": ("move it away, and run again",),
+    "tests/faults/test_concurrency.py::test_a_signal_between_plan_and_exchange": (
+        "move it back to where it belongs: it is not the old {}",
+    ),
+    "tests/faults/test_concurrency.py::test_a_file_that_cannot_be_put_back_is_moved_to_where_it_belongs": (
+        "move it to {}, where it belongs",
+    ),
+    "tests/diagnosis/test_remedies_of_models.py::test_a_tower_without_a_repository": ("give --vision-tower",),
+    "tests/diagnosis/test_remedies_of_models.py::test_what_no_library_loads_is_made_again": (
+        "make a merge again with deltaweights export, or with apply --layout transformers; fetch or save another model again",
+    ),
+    "tests/diagnosis/test_remedies_of_models.py::test_a_model_that_transformers_cannot_run": (
+        "run deltaweights check {}, which may tell why",
+    ),
+    "tests/diagnosis/test_remedies_of_pairs.py::test_an_arithmetic_that_is_not_known": (
+        "try --compute-dtype, if you know in which arithmetic the delta was computed",
+    ),
+    "tests/diagnosis/test_remedies_of_pairs.py::test_a_manifest_that_is_none": (
+        "deltaweights verify says what is wrong with the folder",
+    ),
     "tests/unit/cluster/test_part.py::test_a_plan_that_finish_could_not_read_back": ("merge without --part",),
     "tests/receiver/test_keyless.py::test_a_key_is_not_an_identity": (
         "give --identity and --issuer of who signed, in place of --public-key",
@@ -344,13 +364,6 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "{}, or use the right base",
         "{}; if it is private, {}",
     ),
-    "needs a pair of a known recipe, a vision tower, or a model that answers: no row follows it yet": (
-        "deltaweights verify says what is wrong with the folder",
-        "give --vision-tower",
-        "make a merge again with deltaweights export, or with apply --layout transformers; fetch or save another model again",
-        "run deltaweights check {}, which may tell why",
-        "try --compute-dtype, if you know in which arithmetic the delta was computed",
-    ),
     "needs a file, a script or a program of whoever published the weights, or one that the tests do not install (peft, DeepSpeed, flax, EasyLM)": (
         "ask the publisher of the model",
         "run git lfs pull in the clone, and verify again",
@@ -477,7 +490,6 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "rename it",
         "see what it is, and remove it",
         "see what it is, and remove the folder that it is in",
-        "see what it is, and run again",
         "shorten it",
         "shorten the names of the tensors",
         "this command does not accept a model of the Hub",
@@ -513,11 +525,6 @@ NOT_FOLLOWED: dict[str, tuple[str, ...]] = {
         "the file is damaged, or a different file has this name: fetch it again",
         "the file was tampered with: get it again",
         "the files are of different downloads: fetch them again",
-    ),
-    "plain, and no row follows it yet": (
-        "move it away, and run again",
-        "move it back to where it belongs: it is not the old {}",
-        "move it to {}, where it belongs",
     ),
 }
 """By the reason."""

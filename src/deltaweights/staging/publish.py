@@ -92,7 +92,7 @@ def _refuse_other_target(staging: OpenStaging, journal: Journal, name: str) -> N
     """Raise ``TargetBusy`` unless ``name`` in staging, which was the target until now, is the model in the journal."""
     if not _holds(staging, name, journal.is_old):
         _refuse_no_checkpoint(staging, name)
-        raise _appeared(staging.location.target, remedy="see what it is, and run again")
+        raise _appeared(staging.location.target)
 
 
 def _undo_swap(staging: OpenStaging, journal: Journal, error: BaseException) -> None:
@@ -213,7 +213,8 @@ def _move_out(target: OpenFolder, old: OpenFolder, name: str, journal: Journal) 
     old.remove(name)
 
 
-def _appeared(where: Path, remedy: str = "move it away, and run again") -> TargetBusy:
+def _appeared(where: Path) -> TargetBusy:
+    remedy = "move it away, and run again"
     problem, code = "something else appeared there during the run", ErrorCode.TARGET_NOT_EMPTY
     return TargetBusy(problem, where=where, remedy=remedy, code=code)
 
