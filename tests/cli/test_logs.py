@@ -48,11 +48,11 @@ SHARDS = ("--max-shard-size", "400B")
 SLOWLY = """\
 import time
 from deltaweights.merge.open_shard import OpenShard
-digest = OpenShard.digest_file
+digest = OpenShard.digest
 def slowly(*arguments):
     time.sleep(0.15)
     digest(*arguments)
-OpenShard.digest_file = slowly
+OpenShard.digest = slowly
 """
 
 

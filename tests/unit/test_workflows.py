@@ -89,7 +89,9 @@ def test_a_release_is_checked_built_and_tested_before_it_is_published() -> None:
     assert [step["run"] for step in steps("release", "build") if "run" in step] == wanted
     assert jobs("release")["test"]["uses"] == "$/.github/workflows/ci.yml"
     publish = jobs("release")["publish"]
-    assert set(publish["needs"]) == {"build", "test"}
+    assert set(publish["needs"]) == {"build", "wheels", "test"}
+    assert {step.get("env", {}).get("DELTAWEIGHTS_PURE") for step in steps("release", "build")} == {None, "1"}
+    assert "cibuildwheel" in " ".join(step.get("run", "") for step in steps("release", "wheels"))
     assert publish["environment"]["name"] == "pypi"
     used = [step["uses"].partition("@")[0] for step in publish["steps"]]
     assert used == ["actions/download-artifact", "actions/attest", "pypa/gh-action-pypi-publish"]
