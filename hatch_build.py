@@ -1,4 +1,4 @@
-"""Builds ``merge/counts.so`` into the wheel where there is a C compiler. Without one the wheel is pure Python, and only slower.
+"""Builds ``merge/kernels.so`` into the wheel where there is a C compiler. Without one the wheel is pure Python, and only slower.
 
 ``CC`` names the compiler. ``DELTAWEIGHTS_PURE=1`` asks for the pure wheel, which every platform can use.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("src/deltaweights/merge/counts.c")
+SOURCE = Path("src/deltaweights/merge/kernels.c")
 LIBRARY = SOURCE.with_suffix(".so")
 
 
@@ -37,7 +37,7 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]  # hatchlin
         )
         if problem:
             self.app.display_warning(
-                f"deltaweights without its compiled counts ({problem}): the same results, more slowly"
+                f"deltaweights without its compiled library ({problem}): the same results, more slowly"
             )
             return
         build_data["artifacts"].append(f"/{LIBRARY}")

@@ -252,7 +252,10 @@ def main() -> None:
         help="processor time of a merge with one worker, by stage, and what more would bring",
     )
     parser.add_argument(
-        "--no-avx512", action="store_true", help="with --stages: as on a processor without AVX-512, but for BLAKE3"
+        "--without",
+        choices=("avx512", "library"),
+        default="",
+        help="with --stages: as on a processor without AVX-512 (but for BLAKE3), or where kernels.c was not compiled",
     )
     parser.add_argument("--rate", default="400MB", help="of that Hub, per second, over all connections")
     parser.add_argument("--connection-rate", metavar="RATE", help="of that Hub, over each connection")
@@ -282,7 +285,7 @@ def main() -> None:
     size = _size(place / "delta")
     if options.stages:
         pair = place / "base", place / "delta"
-        found = bench_stages.stages(*pair, place / "out", options.rounds, hides_avx512=options.no_avx512)
+        found = bench_stages.stages(*pair, place / "out", options.rounds, hides=options.without)
         for line in chain(bench_stages.stage_table(found), bench_cores.cores(found)):
             print(line)
         return

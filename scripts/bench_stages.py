@@ -21,9 +21,8 @@ from typing import Any
 
 STAGES = (
     "read",
-    "add",
-    "count not finite",
-    "prove the base",
+    "add and prove",
+    "look for NaN and infinity",
     "BLAKE3 of the result",
     "BLAKE3 of the inputs",
     "look for one number",
@@ -80,9 +79,8 @@ def install(clock: Clock) -> None:
     from deltaweights.merge import kernels_cpu, stream, tensor_recorder, writer  # noqa: PLC0415
 
     clock.time_methods(tensors.ContiguousSource, "read", "read_into")
-    clock.time_methods(kernels_cpu.CpuKernels, "add", "add")
-    clock.time_methods(kernels_cpu.CpuKernels, "count not finite", "all_finite")
-    clock.time_methods(kernels_cpu.CpuKernels, "prove the base", "prove_base")
+    clock.time_methods(kernels_cpu.CpuKernels, "look for NaN and infinity", "all_finite")
+    clock.time_methods(kernels_cpu.CpuKernels, "add and prove", "add", "prove_base", "add_proved")
     clock.time_methods(tensor_recorder.UniformCheck, "look for one number", "add")
     clock.time_methods(writer.ShardWriter, "write", "write")
     clock.time_methods(writer.ShardWriter, "start writing back", "start_writeback")
@@ -95,12 +93,16 @@ def install(clock: Clock) -> None:
     vars(writer)["hashlib"] = type("hashlib", (), {"sha256": lambda: TimedHasher(sha256(), "SHA-256", clock)})
 
 
-def measure(base: Path, delta: Path, target: Path, *, hides_avx512: bool) -> dict[str, float]:
+def measure(base: Path, delta: Path, target: Path, *, hides: str) -> dict[str, float]:
     """Return seconds of processor time by stage of one merge, in this process."""
     from deltaweights import apply_delta  # noqa: PLC0415  (in the measured process alone)
 
-    if hides_avx512:
+    if hides == "avx512":
         hide_avx512()
+    if hides == "library":
+        from deltaweights.merge import compiled  # noqa: PLC0415  (see above)
+
+        compiled.LIBRARY = Path("nowhere")
     clock = Clock()
     install(clock)
     apply_delta(base, delta, target, workers=1)
@@ -116,11 +118,11 @@ def hide_avx512() -> None:
             numkong.disable_capability(name)
 
 
-def stages(base: Path, delta: Path, target: Path, count: int, *, hides_avx512: bool) -> dict[str, float]:
+def stages(base: Path, delta: Path, target: Path, count: int, *, hides: str) -> dict[str, float]:
     """Return milliseconds of processor time per GB of output by stage: medians of ``count`` merges, after one for warming up."""
     size = sum(path.stat().st_size for path in delta.iterdir())
-    do = partial(measure, base, delta, target, hides_avx512=hides_avx512)
-    if hides_avx512:  # inherited by the measured process, in which numpy is yet to start
+    do = partial(measure, base, delta, target, hides=hides)
+    if hides == "avx512":  # inherited by the measured process, in which numpy is yet to start
         os.environ["NPY_DISABLE_CPU_FEATURES"] = NUMPY_AVX512
     runs = []
     for number in range(count + 1):

@@ -26,13 +26,9 @@ Part = tuple[int, int, Array]  # elements [start, stop) of a block, and what the
 
 
 class Kernels(Protocol):
-    """What one worker needs from a device, by safetensors' dtypes F16, BF16, F32, F64.
-
-    ``on_host``: arrays are in host memory. ``piece``: elements that are best combined and proved at once.
-    """
+    """What one worker needs from a device, by safetensors' dtypes F16, BF16, F32, F64. ``on_host``: arrays are in host memory."""
 
     on_host: bool
-    piece: int
 
     def buffer(self, nbytes: int) -> memoryview:
         """Return new host memory, of the kind that is fastest to exchange with the device."""
@@ -60,6 +56,9 @@ class Kernels(Protocol):
 
     def prove_base(self, base: Array, delta: Array, total: Array, *, finite: bool) -> Proof:
         """Count the round trip of a sum; all arrays have one dtype. ``finite``: all of ``total`` is known to be finite."""
+
+    def add_proved(self, base: Array, delta: Array, out: Array) -> tuple[Proof, bool]:
+        """Write the sum to ``out`` and count its round trip; return the counts, and whether all sums are known to be finite."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ class BlockCombiner:
             first = count - len(tail) // ITEM_SIZES[task.compute]
             parts.append((first, count, self._at_compute(kernels.as_array(tail, task.compute), task.compute, "tail")))
             computed = (*runs, Run(first, count, 0))
-        proof, finite = self._combine_pieces(work, total, parts, proved=len(runs))
+        proof, finite = self._combine_parts(work, total, parts, proved=len(runs))
         if not self._in_place:
             kernels.cast(total, stored)
         if finite and self._in_place and runs == everything and not task.wants_sum:
@@ -153,26 +152,23 @@ class BlockCombiner:
             tally = replace(tally, inexact=inexact, not_restored=other)
         return BlockResult(data, tally)
 
-    def _combine_pieces(
+    def _combine_parts(
         self, work: Array, total: Array, parts: Sequence[Part], proved: int
     ) -> tuple[Proof | None, bool]:
-        """Combine ``work`` with the parts, and prove the first ``proved`` of them piece by piece, while a piece is in the cache.
+        """Combine ``work`` with the parts, and prove the first ``proved`` of them.
 
         Return the proof, None where none is wanted, and whether all of the proved sums are known to be finite.
         """
-        kernels, size = self._kernels, self._kernels.piece
-        proof, all_finite = Proof(), True
-        for number, (begin, end, operand) in enumerate(parts):
-            for start in range(begin, end, size):
-                stop = min(start + size, end)
-                one, other = _part(work, start, stop), _part(operand, start - begin, stop - begin)
-                out = _part(total, start, stop)
-                self._combine(one, other, out)
-                if self._proves_base and number < proved:
-                    finite = kernels.all_finite(out)
-                    all_finite &= finite
-                    proof += kernels.prove_base(other, one, out, finite=finite)
-        return (proof, all_finite) if self._proves_base and proved else (None, False)
+        proof, all_finite, proves = Proof(), True, self._proves_base and proved > 0
+        for number, (start, stop, operand) in enumerate(parts):
+            one, out = _part(work, start, stop), _part(total, start, stop)
+            if not proves or number >= proved:
+                self._combine(one, operand, out)
+                continue
+            counted, finite = self._kernels.add_proved(operand, one, out)
+            proof = counted if number == 0 else proof + counted
+            all_finite &= finite
+        return (proof, all_finite) if proves else (None, False)
 
     def _tally(
         self,

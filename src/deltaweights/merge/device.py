@@ -38,7 +38,7 @@ def untested_kernels() -> Kernels:
 def kernels_on(name: str) -> Iterator[Callable[[], Kernels]]:
     """Yield a factory of kernels, to be called in each worker's thread.
 
-    On the processor, numpy counts if the compiled counts fail the self-test, and torch takes over if numkong does. Raises
+    On the processor, the compiled library is left out if it fails the self-test, and torch takes over if numkong does. Raises
     ``UsageError`` when there is no such device, ``InputOutputError`` when torch fails the self-test, too, or is needed but not
     installed.
     """

@@ -11,7 +11,7 @@ from typing import Literal, cast
 import numkong
 
 from deltaweights.manifest.tally import Proof
-from deltaweights.merge.compiled import CompiledCounts, compiled_counts
+from deltaweights.merge.compiled import CompiledKernels, compiled_kernels
 from deltaweights.merge.floats import ITEM_SIZES, RoundTripCounter, copy_nans, count_different
 from deltaweights.util.processor import second_level_cache
 
@@ -21,7 +21,7 @@ DTYPES: dict[str, str] = {name: dtype for dtype, name in NAMES.items()}
 
 
 PIECE = 1 << (17 if (second_level_cache() or 0) >= 2 << 20 else 16)
-"""Elements that are combined and proved at once: all arrays of a piece stay in a core's own cache. On
+"""Elements that are added and proved at once: all arrays of a piece stay in a core's own cache. On
 smaller pieces the interpreter costs more than the cache saves."""
 
 HUGE_PAGE = 1 << 21
@@ -35,12 +35,12 @@ class CpuKernels:
     What is only counted, is so by the compiled library where there is one, unless ``compiled`` is False; else by numpy.
     """
 
-    on_host, piece = True, PIECE
+    on_host = True
 
     def __init__(self, *, compiled: bool = True) -> None:
         self._compiled = compiled
         # By dtype: a run needs one or two.
-        self._counts: dict[str, CompiledCounts | None] = {}
+        self._counts: dict[str, CompiledKernels | None] = {}
         self._proof_scratch: dict[str, tuple[numkong.Tensor, RoundTripCounter]] = {}
 
     def buffer(self, nbytes: int) -> memoryview:
@@ -82,7 +82,7 @@ class CpuKernels:
         return count_different(_bytes_of(one), _bytes_of(other), DTYPES[one.dtype])
 
     def all_finite(self, numbers: numkong.Tensor) -> bool:
-        if counts := self._compiled_counts(DTYPES[numbers.dtype]):
+        if counts := self._compiled_kernels(DTYPES[numbers.dtype]):
             return counts.nonfinite(numbers.data_ptr, len(numbers)) == 0
         # One pass: a sum of finite numbers is finite unless it overflows; testing each number takes several.
         return math.isfinite(numkong.sum(numbers))
@@ -99,6 +99,20 @@ class CpuKernels:
             proof += self._prove_piece(b, d, t, dtype, finite=finite)
         return proof
 
+    def add_proved(self, base: numkong.Tensor, delta: numkong.Tensor, out: numkong.Tensor) -> tuple[Proof, bool]:
+        _refuse_mixed(base, delta, out)
+        counts, proof, all_finite = self._compiled_kernels(DTYPES[out.dtype]), Proof(), True
+        if counts and counts.adds:
+            return counts.add(base.data_ptr, delta.data_ptr, out.data_ptr, len(out))
+        for start in range(0, len(out), PIECE):
+            stop = min(start + PIECE, len(out))
+            b, d, t = (cast(numkong.Tensor, numbers[start:stop]) for numbers in (base, delta, out))
+            self.add(b, d, t)
+            finite = self.all_finite(t)
+            proof += self.prove_base(b, d, t, finite=finite)
+            all_finite &= finite
+        return proof, all_finite
+
     def _prove_piece(
         self, base: numkong.Tensor, delta: numkong.Tensor, total: numkong.Tensor, dtype: str, *, finite: bool
     ) -> Proof:
@@ -107,14 +121,14 @@ class CpuKernels:
         count = len(total)
         self.subtract(total, base, cast(numkong.Tensor, scratch[:count]))
         arrays = base.data_ptr, delta.data_ptr, total.data_ptr, scratch.data_ptr
-        if compiled := self._compiled_counts(dtype):
+        if compiled := self._compiled_kernels(dtype):
             return compiled.round_trip(*arrays, count)
         size = count * ITEM_SIZES[dtype]
         return counter.count(*(_bytes_at(array, size) for array in arrays), finite=finite)
 
-    def _compiled_counts(self, dtype: str) -> CompiledCounts | None:
+    def _compiled_kernels(self, dtype: str) -> CompiledKernels | None:
         if dtype not in self._counts:
-            self._counts[dtype] = compiled_counts(dtype) if self._compiled else None
+            self._counts[dtype] = compiled_kernels(dtype) if self._compiled else None
         return self._counts[dtype]
 
 

@@ -54,8 +54,6 @@ def torch_workers() -> Iterator[None]:
 class TorchKernels:
     """``Kernels`` by torch; to be made in the thread that uses them."""
 
-    piece = 1 << 62  # a block at once: each call of torch has its price, on a GPU above all
-
     def __init__(self, device: torch.device) -> None:
         torch.set_flush_denormal(False)  # in this thread; small weights of bfloat16 and float32 would vanish
         self._device = device
@@ -102,3 +100,7 @@ class TorchKernels:
         moved = inside & (gap != 0)
         region, violations, evidence = torch.stack([part.sum() for part in (inside, wrong, moved)]).tolist()
         return Proof(len(total), region, violations, evidence)
+
+    def add_proved(self, base: torch.Tensor, delta: torch.Tensor, out: torch.Tensor) -> tuple[Proof, bool]:
+        self.add(base, delta, out)
+        return self.prove_base(base, delta, out, finite=False), False

@@ -1,4 +1,4 @@
-"""Tests of the compiled counts: where they are built, used, refused and done without."""
+"""Tests of the compiled sums and counts: where they are built, used, refused and done without."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from deltaweights.manifest.tally import Proof
 from deltaweights.merge import compiled
-from deltaweights.merge.compiled import CompiledCounts, compiled_counts
+from deltaweights.merge.compiled import CompiledKernels, compiled_kernels
 from deltaweights.merge.device import kernels_on
 from deltaweights.merge.kernels_cpu import CpuKernels
 from deltaweights.merge.self_test import passes_self_test
@@ -23,7 +23,7 @@ from tests.support.merging import merge_tensors, small_base
 from tests.support.pairs import delta_tensors, same_bits
 
 ROOT = Path(__file__).parents[3]
-built = pytest.mark.skipif(compiled_counts("F16") is None, reason="the library was not built: there was no C compiler")
+built = pytest.mark.skipif(compiled_kernels("F16") is None, reason="the library was not built: there was no C compiler")
 
 
 @built
@@ -31,8 +31,8 @@ def test_a_library_that_counts_wrongly_is_not_used(tmp_path: Path, monkeypatch: 
     """One count too many in a block, and numpy counts instead; the merge and its proof are the same."""
     base = small_base()
     right = merge_tensors(tmp_path / "right", base, delta_tensors(base))
-    true = CompiledCounts.round_trip
-    monkeypatch.setattr(CompiledCounts, "round_trip", lambda *arguments: true(*arguments) + Proof(violations=1))
+    true = CompiledKernels.round_trip
+    monkeypatch.setattr(CompiledKernels, "round_trip", lambda *arguments: true(*arguments) + Proof(violations=1))
     assert not passes_self_test(CpuKernels())
     with kernels_on("cpu") as make_kernels:
         assert passes_self_test(make_kernels())
@@ -46,21 +46,38 @@ def test_a_library_that_counts_wrongly_is_not_used(tmp_path: Path, monkeypatch: 
 @built
 def test_a_library_that_overlooks_what_is_not_finite_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN in the last few numbers of a block must be found, too."""
-    true = CompiledCounts.nonfinite
-    monkeypatch.setattr(CompiledCounts, "nonfinite", lambda self, numbers, count: true(self, numbers, count // 16 * 16))
+    true = CompiledKernels.nonfinite
+    monkeypatch.setattr(
+        CompiledKernels, "nonfinite", lambda self, numbers, count: true(self, numbers, count // 16 * 16)
+    )
     assert not passes_self_test(CpuKernels())
+
+
+@built
+def test_a_library_that_adds_wrongly_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sum that is left out at the end, and neither its sums nor its counts are used."""
+    counts = compiled_kernels("F16")
+    if counts is None or not counts.adds:
+        pytest.skip("the library does not add on this processor")
+    true = CompiledKernels.add
+    monkeypatch.setattr(
+        CompiledKernels, "add", lambda self, one, other, out, count: true(self, one, other, out, count - 1)
+    )
+    assert not passes_self_test(CpuKernels())
+    with kernels_on("cpu") as make_kernels:
+        assert passes_self_test(make_kernels())
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x7fELF of another machine"])
 def test_without_a_library_numpy_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None) -> None:
     """A missing, empty or foreign file is no error."""
-    library = tmp_path / "counts.so"
+    library = tmp_path / "kernels.so"
     if content is not None:
         library.write_bytes(content)
     monkeypatch.setattr(compiled, "LIBRARY", library)
     compiled._library.cache_clear()
     try:
-        assert compiled_counts("F16") is None
+        assert compiled_kernels("F16") is None
         assert passes_self_test(CpuKernels())
     finally:
         compiled._library.cache_clear()
@@ -70,7 +87,7 @@ def test_without_a_library_numpy_counts(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("count", [0, 1, 15, 16_383, 16_384, 16_385, 70_001])
 def test_every_number_is_counted_once(count: int) -> None:
     """Whole strides, their neighbours, and more numbers than 16 bits can count: all are infinite, or all of the region."""
-    counts = compiled_counts("F16")
+    counts = compiled_kernels("F16")
     assert counts is not None
     infinite = (ctypes.c_uint16 * max(count, 1))(*[0xFC00] * count)
     ones, more = ((ctypes.c_uint16 * max(count, 1))(*[word] * count) for word in (0x3C00, 0x3C01))
@@ -84,9 +101,9 @@ def test_every_number_is_counted_once(count: int) -> None:
     assert found == Proof(count, count, 0, 0)
 
 
-def test_numbers_of_eight_bytes_have_no_compiled_counts() -> None:
+def test_numbers_of_eight_bytes_have_no_compiled_kernels() -> None:
     """Numpy counts them: no published delta is computed in float64."""
-    assert compiled_counts("F64") is None
+    assert compiled_kernels("F64") is None
 
 
 @pytest.mark.slow
@@ -109,7 +126,7 @@ def test_a_wheel_is_built_with_any_compiler_and_with_none(tmp_path: Path, compil
     )
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as opened:
-        has_library = "deltaweights/merge/counts.so" in opened.namelist()
+        has_library = "deltaweights/merge/kernels.so" in opened.namelist()
     assert has_library == (compiler == "cc")
     assert wheel.name.endswith("-py3-none-any.whl") == (not has_library)
-    assert ("without its compiled counts" in done.stdout + done.stderr) == (not has_library)
+    assert ("without its compiled library" in done.stdout + done.stderr) == (not has_library)

@@ -54,7 +54,14 @@ others = np.frombuffer(other, np.uint16)
 arrays = [kernels.as_array(buffer, DTYPE) for buffer in (one, other, total)]
 tensors = [torch.frombuffer(buffer, dtype=TORCH_DTYPES[DTYPE]) for buffer in (one, other, total)]
 expected = torch.empty_like(tensors[0])
-compute, by_torch = {"add": (kernels.add, torch.add), "subtract": (kernels.subtract, torch.sub)}[OPERATION]
+by_numpy = CpuKernels(compiled=False)
+def add_proved(*arrays):
+    proof, finite = kernels.add_proved(*arrays)
+    assert proof == by_numpy.prove_base(*arrays, finite=False)
+    assert not finite or tensors[2].isfinite().all()
+compute, by_torch = {
+    "add": (kernels.add, torch.add), "subtract": (kernels.subtract, torch.sub), "add proved": (add_proved, torch.add)
+}[OPERATION]
 for first in range(0, 65536, STEP * rows):
     others[:] = np.repeat(np.arange(first, first + rows, dtype=np.uint16), 65536)
     compute(*arrays)
@@ -69,7 +76,7 @@ for first in range(0, 65536, STEP * rows):
 @pytest.mark.slow
 @pytest.mark.timeout(LONG)
 @pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.exhaustive)], ids=["some", "all"])
-@pytest.mark.parametrize("operation", ["add", "subtract"])
+@pytest.mark.parametrize("operation", ["add", "subtract", "add proved"])
 @pytest.mark.parametrize(
     ("dtype", "left_out"),
     [("BF16", ()), *(("F16", left_out) for left_out in older_processors())],
@@ -78,7 +85,10 @@ for first in range(0, 65536, STEP * rows):
 def test_every_sum_and_difference_of_16_bits_is_torchs(
     dtype: str, left_out: tuple[str, ...], operation: str, step: int
 ) -> None:
-    """All 2^32, or one in ``step``, equal torch's, but for NaN payloads: bfloat16, and float16 on every kind of processor."""
+    """All 2^32, or one in ``step``, equal torch's, but for NaN payloads: bfloat16, and float16 on every kind of processor.
+
+    Where sums are proved at once, the counts equal numpy's, too.
+    """
     program = f"OPERATION, DTYPE, STEP = {operation!r}, {dtype!r}, {step}{WITHOUT}{EVERY_SUM}"
     subprocess.run([sys.executable, "-c", program, *left_out], check=True, timeout=LONG - 60)
 
@@ -247,6 +257,10 @@ def test_the_round_trip_is_counted_as_it_is_defined(drawn: tuple[str, list[tuple
                 buffer[shift * SIZE[dtype] :] = packed(words, dtype)
                 blocks_there.append(kernels.as_array(buffer, dtype)[shift:])
             assert kernels.prove_base(*blocks_there, finite=flag) == wanted, engine
+            out = kernels.as_array(kernels.buffer((shift + len(pairs)) * SIZE[dtype]), dtype)[shift:]
+            proof, finite_sums = kernels.add_proved(blocks_there[0], blocks_there[1], out)
+            assert proof == wanted, engine
+            assert finite or not finite_sums, engine
 
 
 @pytest.mark.parametrize("engine", ENGINES)
