@@ -119,6 +119,7 @@ static AVX2 size_t add_avx2(const uint16_t *restrict base, const uint16_t *restr
     }
     return whole;
 }
+
 /* Returns whether this processor can add float16 numbers here. */
 int can_add_16(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
 

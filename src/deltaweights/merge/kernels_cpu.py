@@ -21,18 +21,18 @@ DTYPES: dict[str, str] = {name: dtype for dtype, name in NAMES.items()}
 
 
 PIECE = 1 << (17 if (second_level_cache() or 0) >= 2 << 20 else 16)
-"""Elements that are added and proved at once: all arrays of a piece stay in a core's own cache. On
-smaller pieces the interpreter costs more than the cache saves."""
+"""Elements that are added and proved at once: all arrays of a piece stay in a core's own cache. On smaller pieces
+the interpreter costs more than the cache saves."""
 
 HUGE_PAGE = 1 << 21
-"""Bytes of Linux's huge pages on x86-64 and most ARM. With pages of 4 KiB, a block of three arrays misses the processor's table of
-pages again and again: a merge takes a tenth longer."""
+"""Bytes of Linux's huge pages on x86-64 and most ARM. With pages of 4 KiB, the three arrays of a block take more pages than the
+processor's table of them holds."""
 
 
 class CpuKernels:
     """``Kernels`` by numkong, which starts no threads of its own; ``self_test`` checks its rounding on the machine at hand.
 
-    What is only counted, is so by the compiled library where there is one, unless ``compiled`` is False; else by numpy.
+    With ``compiled``, the compiled library adds and counts instead, as far as it can; else numpy counts.
     """
 
     on_host = True
@@ -101,6 +101,8 @@ class CpuKernels:
 
     def add_proved(self, base: numkong.Tensor, delta: numkong.Tensor, out: numkong.Tensor) -> tuple[Proof, bool]:
         _refuse_mixed(base, delta, out)
+        if not len(base) == len(delta) == len(out):  # the library does not know where an array ends
+            raise ValueError(f"{len(base)} and {len(delta)} and {len(out)} numbers")
         counts, proof, all_finite = self._compiled_kernels(DTYPES[out.dtype]), Proof(), True
         if counts and counts.adds:
             return counts.add(base.data_ptr, delta.data_ptr, out.data_ptr, len(out))
