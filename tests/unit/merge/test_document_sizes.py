@@ -56,6 +56,27 @@ def plan_of(base: Path, delta: Path, limit: int) -> Plan:
 
 
 @pytest.mark.parametrize("shards", [1, 3])
+def test_the_rough_bound_is_above_the_bound(tmp_path: Path, shards: int) -> None:
+    """In every sign that is limited, of manifest, fragments and headers; names with such signs have no rough bound."""
+    names = [f"model.layers.{number}.w{'x' * (number * 7 % 40)}" for number in range(20)]
+    plan = plan_of(*pair_of(names, tmp_path, shards), 4000)
+    rough = document_sizes._rough(plan)
+    assert rough is not None
+    pairs = [(rough.manifest, document_sizes._manifest(plan))]
+    for shard in plan.shards:
+        pairs += [(rough.fragment, document_sizes._fragment(shard))]
+        exact = document_sizes.DocumentSize(0, 0)
+        for tensor in shard.tensors:
+            exact.add(tensor.spec.name, 0, commas=max(len(tensor.spec.shape), 1) + 3, objects=1, lists=2)
+        pairs += [(rough.header(shard), exact)]
+    for above, below in pairs:
+        for sign in ("bytes", "objects", "lists", "commas"):
+            assert getattr(above, sign) >= getattr(below, sign), sign
+    strange = plan_of(*pair_of(["a,b", "c"], tmp_path / "strange", 1), 4000)
+    assert document_sizes._rough(strange) is None
+
+
+@pytest.mark.parametrize("shards", [1, 3])
 def test_no_manifest_passes_its_bound(tmp_path: Path, shards: int) -> None:
     """A manifest with every finding is below its bound, and not far below it."""
     base, delta = pair_of([f"{number}.{kind}" for kind in NAMES for number in range(120)], tmp_path, shards)
